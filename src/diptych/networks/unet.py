@@ -1,0 +1,164 @@
+"""The U-Net of latent diffusion and Stable Diffusion (Rombach et al. 2022, section 3.3 and appendix E)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.config import Config
+from diptych.networks.layers import (
+    Downsample,
+    ResidualBlock,
+    SpatialTransformer,
+    Upsample,
+    norm,
+    timestep_embedding,
+    zero_init,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(Config):
+    """The shape of a `UNet`. The defaults are Stable Diffusion 1.x: 859,520,964 parameters."""
+
+    in_channels: int = 4
+    """Channels of the noisy input."""
+    concat_channels: int = 0
+    """Channels concatenated to the input: a low-resolution picture, or a mask and the masked latent."""
+    out_channels: int = 4
+    """Channels of the prediction; twice the input's where the variance is learned."""
+    channels: int = 320
+    """Channels of the first level; level i has channels * multipliers[i]."""
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    """One for each level. Between levels the height and width are halved."""
+    blocks: int = 2
+    """Residual blocks of a level on the way down; one more on the way up."""
+    attention_levels: tuple[int, ...] = (0, 1, 2)
+    """Levels whose residual blocks are each followed by a spatial transformer. The middle always has one."""
+    depth: int = 1
+    """Transformer blocks in each spatial transformer."""
+    heads: int | None = 8
+    """Attention heads of every level (SD 1.x), or none to derive it from `head_width`."""
+    head_width: int | None = None
+    """Channels of an attention head at every level (SD 2.x: 64), or none to derive it from `heads`."""
+    context_width: int | None = 768
+    """Width of the tokens that cross-attention reads, or none for self-attention alone."""
+    pooled_width: int | None = None
+    """Width of a pooled condition that is added to the time embedding (Imagen, section 2.1), or none."""
+    linear_projection: bool = False
+    """Project into the spatial transformers with linear layers (SD 2.x) instead of 1x1 convolutions."""
+    norm_groups: int = 32
+    """Groups of every group norm."""
+    dropout: float = 0.0
+    """Dropout inside residual blocks and feed-forward layers."""
+
+    def check(self) -> None:
+        self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
+        self.require((self.heads is None) != (self.head_width is None), "heads", "be set, or head_width, but not both")
+        levels = range(len(self.multipliers))
+        self.require(all(i in levels for i in self.attention_levels), "attention_levels", f"lie in {list(levels)}")
+        for level in (*self.attention_levels, len(self.multipliers) - 1):
+            self.require(
+                self.level_channels(level) % (self.heads or self.head_width or 1) == 0,
+                "heads" if self.heads else "head_width",
+                f"divide the {self.level_channels(level)} channels of level {level}",
+            )
+
+    def level_channels(self, level: int) -> int:
+        return self.channels * self.multipliers[level]
+
+
+class Stage(nn.Module):
+    """A residual block, the spatial transformer that may follow it, and the resampling that may end the level."""
+
+    def __init__(self, block: ResidualBlock, transformer: SpatialTransformer | None, resample: nn.Module | None) -> None:
+        super().__init__()
+        self.block, self.transformer, self.resample = block, transformer, resample
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        x = self.block(x, embedding)
+        return x if self.transformer is None else self.transformer(x, context, mask)
+
+
+class UNet(nn.Module):
+    """Predicts what its denoiser asks for from a noisy picture or latent, its time and its condition.
+
+    forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
+    context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W))
+    -> (B, out_channels, H, W). H and W must be divisible by 2 ** (levels - 1).
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, width = config, 4 * config.channels
+        self.time = nn.Sequential(nn.Linear(c.channels, width), nn.SiLU(), nn.Linear(width, width))
+        if c.pooled_width is not None:
+            self.pooled = nn.Sequential(nn.LayerNorm(c.pooled_width), nn.Linear(c.pooled_width, width))
+        self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
+
+        def block(inputs: int, outputs: int) -> ResidualBlock:
+            return ResidualBlock(inputs, outputs, width, c.dropout, c.norm_groups)
+
+        def transformer(channels: int) -> SpatialTransformer:
+            heads = c.heads or channels // (c.head_width or 1)
+            return SpatialTransformer(
+                channels, c.context_width, heads, channels // heads, c.depth, c.dropout, c.norm_groups, c.linear_projection
+            )
+
+        now, skips, last = c.channels, [c.channels], len(c.multipliers) - 1
+        self.down = nn.ModuleList()
+        for level in range(len(c.multipliers)):
+            here = c.level_channels(level)
+            for index in range(c.blocks):
+                resample = Downsample(here) if index == c.blocks - 1 and level != last else None
+                attend = transformer(here) if level in c.attention_levels else None
+                self.down.append(Stage(block(now, here), attend, resample))
+                skips += [here] if resample is None else [here, here]
+                now = here
+        self.middle = nn.ModuleList([block(now, now), transformer(now), block(now, now)])
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(c.multipliers))):
+            here = c.level_channels(level)
+            for index in range(c.blocks + 1):
+                resample = Upsample(here) if index == c.blocks and level != 0 else None
+                attend = transformer(here) if level in c.attention_levels else None
+                self.up.append(Stage(block(now + skips.pop(), here), attend, resample))
+                now = here
+        self.norm_out = norm(now, c.norm_groups)
+        self.conv_out = zero_init(nn.Conv2d(now, c.out_channels, 3, padding=1))
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        concat: Tensor | None = None,
+    ) -> Tensor:
+        embedding = self.time(timestep_embedding(time, self.config.channels).to(x.dtype))  # (B, 4 * channels)
+        if pooled is not None:
+            embedding = embedding + self.pooled(pooled)
+        x = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
+
+        skips = [x]
+        for stage in self.down:  # channels grow, height and width halve
+            x = stage(x, embedding, context, context_mask)
+            skips.append(x)
+            if stage.resample is not None:
+                x = stage.resample(x)
+                skips.append(x)
+
+        before, attention, after = self.middle
+        x = after(attention(before(x, embedding), context, context_mask), embedding)
+
+        for stage in self.up:  # each stage reads what the way down left at its size
+            x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context, context_mask)
+            if stage.resample is not None:
+                x = stage.resample(x)
+        return self.conv_out(F.silu(self.norm_out(x)))  # (B, out_channels, H, W)
