@@ -1,0 +1,106 @@
+"""Captions of single drawings, put together by fixed rules from name, style and keywords."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+_MASS = set(
+    "bacon broccoli garlic ginger honey cheese bread rice sushi salt butter ice water fire snow fog rain wind lightning "
+    "money luggage clothing music hair spaghetti sake seaweed corn soup tea milk popcorn food cloth thread yarn wood "
+    "paper soap toothpaste".split()
+)
+_BARE = set(
+    "up down sign-of-the-horns aries taurus gemini cancer leo virgo libra scorpius sagittarius capricorn aquarius pisces "
+    "ophiuchus".split()
+)
+_NOT_PLURAL = set(
+    "bus glass cross cactus octopus lotus hibiscus compass dress mattress abacus cutlass princess boss christmas kiss "
+    "walrus platypus rhinoceros hippopotamus apparatus bikini tennis us pancreas canvas dais chess lens mess mass "
+    "caduceus virus gas bass swiss goddess stress business express address hostess actress process access abyss albatross "
+    "less harness loss toss moss grass brass plus minus".split()
+)
+
+
+def clean(name: str) -> str:
+    """A short name as one would say it: no parentheses, curly quotes or colons."""
+    name = name.replace("’", "'").replace("“", '"').replace("”", '"').replace("⊛", "").strip()
+    name = re.sub(r"\s*\([^)]*\)", "", name)
+    if match := re.fullmatch(r"(man|woman|person|men|women|people): (.+)", name):
+        who, what = match.groups()
+        joint = "with a" if what == "beard" else "with" if what.endswith("hair") else "who is"
+        return f"{who} {joint} {what}"
+    if match := re.fullmatch(r"(family|couple with heart|kiss): (.+)", name):
+        return f"{match[1]} of {_listed(match[2].split(', '))}"
+    if name.startswith("keycap: "):
+        return f"keycap {name[8:]}"
+    name = re.sub(r"^(.+-thirty|.+ o'clock)$", r"clock face showing \1", name)
+    return re.sub(r"\s+", " ", name.replace(":", "")).strip()
+
+
+def _listed(items: list[str]) -> str:
+    items = [article(item) for item in items]
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def article(name: str) -> str:
+    """The name with "a" or "an" where English wants one."""
+    words = name.lower().split()
+    head = re.split(r" (?:with|of|in|on|for|from|at|without|and|who|showing|facing|holding|behind) ", name.lower())[0].split()
+    last = head[-1] if head else words[-1]
+    if words[0] in {"the", "a", "an", "two", "three", "no", "men", "women", "people", "thumbs"} or last in _MASS | _BARE:
+        return name
+    if is_plural(last):
+        return name
+    return f"{'an' if _vowel_sound(name) else 'a'} {name}"
+
+
+def is_plural(word: str) -> bool:
+    if word in {"people", "men", "women", "children", "feet", "teeth", "dice", "mice", "geese"}:
+        return True
+    return word.endswith("s") and word not in _NOT_PLURAL and not word.endswith(("ss", "'s", "us")) and len(word) > 3
+
+
+def _vowel_sound(name: str) -> bool:
+    first = name.split()[0]
+    low = first.lower().strip("\"'")
+    if len(low) > 1 and first.strip("\"'").isupper():  # spelt letter by letter: an SOS, an NG, a UP
+        return low[0] in "aefhilmnorsx" if low not in {"new", "free", "soon", "top", "back", "on!", "cool"} else low[0] in "aeiou"
+    if len(low) == 1:
+        return low in "aefhilmnorsx8"
+    return low[0] in "aeiou" and not low.startswith(("uni", "use", "eu", "one", "once", "ut", "ura")) or low.startswith(("hour", "hono"))
+
+
+def keyword_list(name: str, keywords: tuple[str, ...]) -> list[str]:
+    """Keywords worth saying: words that the name does not hold already."""
+    said = set(re.findall(r"[a-z]+", name.lower()))
+    kept = []
+    for keyword in keywords:
+        words = re.findall(r"[a-z]+", keyword.lower())
+        if not re.fullmatch(r"[a-z][a-z \-]{2,18}", keyword) or set(words) <= said or keyword in {"face", "emoji"}:
+            continue
+        kept.append(keyword)
+    return kept
+
+
+def captions(name: str, spoken: str, keywords: tuple[str, ...], key: str) -> list[str]:
+    """Seven or eight wordings; the first is plain, the second names the style. `key` picks among equals."""
+    pick = zlib.crc32(key.encode())
+    full = article(name)
+    words = keyword_list(name, keywords)
+    styled = [f"{full}, in the style of {spoken}", f"{full}, {spoken} style", f"{full} in {spoken} style"]
+    drawn = [f"a drawing of {full}", f"a picture of {full}", f"a simple drawing of {full}", f"an illustration of {full}"]
+    lines = [
+        full,
+        styled[0],
+        name,
+        f"an emoji of {full}",
+        drawn[pick % 4],
+        f"{name}, {spoken} style",
+        f"{spoken} emoji of {full}",
+    ]
+    if words:
+        start = (pick >> 4) % len(words)
+        chosen = (words[start:] + words[:start])[:2]
+        lines.append(", ".join([name, *chosen]))
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,238 @@
+"""Captioned pictures by index, from WebDataset shards or from a folder of picture files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from diptych.config import Config
+from diptych.data.folders import FolderSource
+from diptych.data.hashing import stable_hash
+from diptych.data.pictures import decode
+from diptych.data.quarantine import Quarantine
+from diptych.data.shards import PICTURES, Shard
+from diptych.errors import UserError
+from diptych.progress import track
+
+Split = Literal["train", "held-out", "all"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Where the pictures are and which of them to use."""
+
+    path: str = "data/emoji"
+    """Folder of WebDataset shards (*.tar), or of pictures with captions."""
+    size: int = 64
+    """Side of the square pictures in pixels."""
+    split: Split = "train"
+    """`train`, `held-out` or `all`."""
+    kinds: tuple[str, ...] = ()
+    """Keep only these kinds of example ("single", "scene"); empty for all."""
+    styles: tuple[str, ...] = ()
+    """Keep only single drawings of these styles; empty for all."""
+    held_out: float = 0.0
+    """Share of the examples that state no split themselves, set apart as held-out by a hash of their key."""
+    max_failure_rate: float = 0.05
+    """Stop when more than this share of the examples read is broken (after at least 20)."""
+    quarantine: str | None = None
+    """File that gets a JSON line for each broken example; none for quarantine.jsonl in the folder of the data."""
+    in_memory: bool = False
+    """Keep decoded pictures in memory (3 bytes a pixel) after their first use."""
+
+    def check(self) -> None:
+        self.require(self.size >= 1, "size", "be at least 1")
+        self.require(0 <= self.held_out < 1, "held_out", "be at least 0 and below 1")
+        self.require(0 <= self.max_failure_rate <= 1, "max_failure_rate", "be between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One captioned picture."""
+
+    picture: np.ndarray
+    """uint8 (H, W, 3)."""
+    captions: tuple[str, ...]
+    """At least one."""
+    meta: dict[str, Any]
+    """What the data says about it: concept, style, objects, foils, ..."""
+    key: str
+
+
+class Source(Protocol):
+    """Examples as they lie on disk, by index."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> tuple[str, str]:
+        """(shard or folder, key)."""
+        ...
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """The metadata with "captions" in it. Raises any `Exception` when broken."""
+        ...
+
+    def picture(self, index: int) -> bytes:
+        """The encoded picture. Raises any `Exception` when broken."""
+        ...
+
+    def tells_split(self, index: int) -> bool:
+        """Whether the metadata of this example may state kind, style and split (if not, it need not be read)."""
+        ...
+
+
+class ShardSource:
+    """The examples of all shards of a folder, in the order of file names."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.shards = [Shard(path) for path in track(paths, "indexing shards")]
+        self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
+        self._tells: dict[int, bool] = {}
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def _at(self, index: int) -> tuple[Shard, int]:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.shards[number], index - int(self.starts[number])
+
+    def key(self, index: int) -> tuple[str, str]:
+        shard, inner = self._at(index)
+        return shard.path.name, shard.entries[inner].key
+
+    def meta(self, index: int) -> dict[str, Any]:
+        shard, inner = self._at(index)
+        members = shard.entries[inner].members
+        meta = json.loads(shard.read(inner, "json")) if "json" in members else {}
+        if not isinstance(meta, dict):
+            raise ValueError("its .json holds no object")
+        text = shard.read(inner, "txt").decode("utf-8").strip() if "txt" in members and "captions" not in meta else None
+        return with_captions(meta, text)
+
+    def picture(self, index: int) -> bytes:
+        shard, inner = self._at(index)
+        extension = next((e for e in PICTURES if e in shard.entries[inner].members), None)
+        if extension is None:
+            raise ValueError("no picture (.png, .jpg, .jpeg or .webp)")
+        return shard.read(inner, extension)
+
+    def tells_split(self, index: int) -> bool:
+        """Decided by the first example of its shard, so that a large foreign shard is not read through at opening."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        if number not in self._tells:
+            try:
+                self._tells[number] = bool({"split", "kind", "style"} & set(self.meta(int(self.starts[number]))))
+            except Exception:
+                self._tells[number] = True
+        return self._tells[number]
+
+
+def with_captions(meta: dict[str, Any], text: str | None) -> dict[str, Any]:
+    """Metadata with a list "captions": its own, else the text beside it, else its "caption". Raises `ValueError`."""
+    captions = meta.get("captions") or ([text] if text else None) or [meta.get("caption") or meta.get("text") or ""]
+    if isinstance(captions, str):
+        captions = [captions]
+    kept = [caption.strip() for caption in captions if isinstance(caption, str) and caption.strip()]
+    if not kept:
+        raise ValueError("no caption")
+    return {**meta, "captions": kept}
+
+
+class PictureDataset:
+    """Captioned pictures by index. A broken one is set aside and another takes its place, the same one each time.
+
+    Raises `UserError` when more than the stated share of what was read is broken.
+    """
+
+    def __init__(self, source: Source, config: DataConfig, quarantine: Quarantine) -> None:
+        self.config, self.quarantine, self._source = config, quarantine, source
+        self._indices = self._choose()
+        if not len(self._indices):
+            raise UserError(f"{config.path} has no example of split {config.split!r} with these kinds and styles")
+        self._cache: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        tried = index
+        for attempt in range(64):
+            example = self._read(int(self._indices[tried]))
+            if example is not None:
+                return example
+            tried = stable_hash("instead", str(index), str(attempt)) % len(self)
+        raise UserError(f"{self.config.path}: no readable example found in 64 tries")
+
+    def _read(self, index: int) -> Example | None:
+        where, key = self._source.key(index)
+        if (where, key) in self.quarantine.broken:
+            return None
+        if index in self._cache:
+            picture, meta = self._cache[index]
+        else:
+            try:
+                meta = self._source.meta(index)
+                picture = decode(self._source.picture(index), self.config.size)
+            except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
+                self.quarantine.add(where, key, f"{type(error).__name__}: {error}")
+                return None
+            self.quarantine.passed()
+            if self.config.in_memory:
+                self._cache[index] = picture, meta
+        return Example(picture=picture, captions=tuple(meta["captions"]), meta=meta, key=key)
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """Metadata of an example without decoding its picture. Raises whatever a broken one raises."""
+        return self._source.meta(int(self._indices[index]))
+
+    def _choose(self) -> np.ndarray:
+        config = self.config
+        kept = []
+        for index in track(range(len(self._source)), "reading captions"):
+            where, key = self._source.key(index)
+            meta: dict[str, Any] = {}
+            if self._source.tells_split(index):
+                try:
+                    meta = self._source.meta(index)
+                except Exception as error:
+                    self.quarantine.add(where, key, f"{type(error).__name__}: {error}")
+                    continue
+            split = meta.get("split") or ("held-out" if stable_hash("split", key) < config.held_out * 2**64 else "train")
+            if config.split not in ("all", split):
+                continue
+            if config.kinds and meta.get("kind") not in config.kinds:
+                continue
+            if config.styles and meta.get("kind", "single") == "single" and meta.get("style") not in config.styles:
+                continue
+            kept.append(index)
+        return np.array(kept, dtype=np.int64)
+
+
+def open_dataset(config: DataConfig) -> PictureDataset:
+    """Open a folder of shards, or of pictures with captions, as `config.path` says.
+
+    Raises `UserError` when there is nothing to read there.
+    """
+    path = Path(config.path)
+    if not path.exists():
+        raise UserError(f"no data at {path}: give a folder of .tar shards or of pictures (`diptych data emoji` makes one)")
+    quarantine = Quarantine(Path(config.quarantine) if config.quarantine else _beside(path), config.max_failure_rate)
+    tars = [path] if path.suffix == ".tar" else sorted(path.rglob("*.tar"))
+    source: Source = ShardSource(tars) if tars else FolderSource(path)
+    if isinstance(source, ShardSource):
+        for shard in source.shards:
+            if shard.problem:
+                quarantine.add(shard.path.name, f"{shard.path.name} after {len(shard)} examples", shard.problem)
+    if not len(source):
+        raise UserError(f"{path} holds no .tar shards and no pictures with captions")
+    return PictureDataset(source, config, quarantine)
+
+
+def _beside(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent) / "quarantine.jsonl"

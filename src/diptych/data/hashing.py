@@ -1,0 +1,24 @@
+"""Hashes that are the same on every machine and run: choices made by them are fixed forever."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def stable_hash(*parts: str) -> int:
+    """64 bits that depend on the words alone."""
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big")
+
+
+def mix(*numbers: int) -> int:
+    """63 well-mixed bits from whole numbers (SplitMix64 over each): a seed for a generator."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = (state ^ (number & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+_MASK = 2**64 - 1
