@@ -1,0 +1,158 @@
+"""Guidance and thresholding: each wraps a denoiser and is itself a denoiser, so they stack.
+
+guided = ClassifierFreeGuidance(denoiser, cond, uncond, scale=7.0)
+bounded = DynamicThreshold(guided, percentile=0.95)
+picture = sampler(bounded, x, times, schedule, noise=noise)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
+from diptych.errors import UserError
+
+
+class Wrapper:
+    """A denoiser around another one. Subclasses change `estimate`."""
+
+    def __init__(self, denoiser: Denoising):
+        self.denoiser = denoiser
+
+    def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
+        return self.denoiser.estimate(x, t, cond)
+
+    def __call__(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
+        return self.estimate(x, t, cond).x0
+
+    @property
+    def calls(self) -> int:
+        """Pictures that the network has seen so far."""
+        return self.denoiser.calls
+
+
+class Conditioned(Wrapper):
+    """A denoiser with its condition bound: `cond` of the call is ignored."""
+
+    def __init__(self, denoiser: Denoising, cond: Cond):
+        super().__init__(denoiser)
+        self.cond = cond
+
+    def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
+        return self.denoiser.estimate(x, t, _rows(self.cond, len(x)))
+
+
+class ClassifierFreeGuidance(Wrapper):
+    """x_0 = uncond + scale (cond - uncond), both from one batched call (Ho & Salimans 2022, Eq. 6, with scale = 1 + w).
+
+    cond, uncond: conditions of B rows, or of 1 row for all pictures. A key that only one has is filled with zeros in
+      the other; contexts of different lengths are padded and masked.
+    scale: 1 is the plain conditional, which is then computed alone; a number, or (B,) for a scale per picture.
+    interval: guide only at times within it (Kynkäänniemi et al. 2024); outside, only the conditional half is computed.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoising,
+        cond: Cond,
+        uncond: Cond,
+        scale: float | Tensor,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ):
+        super().__init__(denoiser)
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise UserError(f"the guidance interval must lie within 0 and 1, low before high, not {interval}")
+        self.cond, self.uncond, self.scale, self.interval = cond, uncond, scale, interval
+
+    def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
+        low, high = self.interval
+        times = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
+        scale = torch.as_tensor(self.scale, dtype=torch.float64, device=times.device).expand(len(x))
+        scale = torch.where((times >= low) & (times <= high), scale, 1.0)  # (B,)
+        if bool((scale == 1).all()):
+            return self.denoiser.estimate(x, t, _rows(self.cond, len(x)))
+        both = self.denoiser.estimate(torch.cat([x, x]), times.repeat(2), join(self.cond, self.uncond, len(x)))
+        with_cond, without = both.x0.chunk(2)
+        scale = scale.to(with_cond).view(-1, *[1] * (x.ndim - 1))
+        # The variance is the conditional half's, as in GLIDE and DeepFloyd IF.
+        variance = None if both.variance is None else both.variance[: len(x)]
+        return Estimate(without + scale * (with_cond - without), variance)
+
+
+class StaticThreshold(Wrapper):
+    """Clip x_0 to [-limit, limit] (Imagen, Sec. 2.3). For pixels; latents have no such bounds."""
+
+    def __init__(self, denoiser: Denoising, limit: float = 1.0):
+        super().__init__(denoiser)
+        self.limit = limit
+
+    def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
+        x0, variance = self.denoiser.estimate(x, t, cond)
+        return Estimate(x0.clamp(-self.limit, self.limit), variance)
+
+
+class DynamicThreshold(Wrapper):
+    """Clip each picture's x_0 to a percentile s of its absolute values, then divide by s where s > 1 (Imagen, Sec. 2.3).
+
+    percentile: as a fraction, 0.95 or 0.995.
+    cap: s is at most this (DeepFloyd IF: 1.5); with 1.0 it is static thresholding. None leaves s free, as in Imagen.
+    """
+
+    def __init__(self, denoiser: Denoising, percentile: float = 0.95, cap: float | None = None):
+        super().__init__(denoiser)
+        if not 0 < percentile <= 1:
+            raise UserError(f"the threshold percentile is a fraction between 0 and 1, such as 0.95, not {percentile}")
+        if cap is not None and cap < 1:
+            raise UserError(f"the threshold cap must be at least 1, not {cap}")
+        self.percentile, self.cap = percentile, cap
+
+    def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
+        x0, variance = self.denoiser.estimate(x, t, cond)
+        s = quantile(x0.abs().flatten(1), self.percentile).clamp(1, self.cap).view(-1, *[1] * (x0.ndim - 1))
+        return Estimate(x0.clamp(-s, s) / s, variance)
+
+
+def quantile(values: Tensor, fraction: float) -> Tensor:
+    """(B, N) -> (B,), linear between neighbours: torch.quantile without its limit of 16 million values."""
+    ordered = values.sort(dim=1).values
+    position = fraction * (values.shape[1] - 1)
+    low = int(position)
+    return torch.lerp(ordered[:, low], ordered[:, min(low + 1, values.shape[1] - 1)], position - low)
+
+
+def join(first: Cond, second: Cond, batch: int) -> dict[str, Tensor]:
+    """One condition of 2 x batch rows: those of `first`, then those of `second`."""
+    first, second = dict(_rows(first, batch)), dict(_rows(second, batch))
+    if _length(first) != _length(second) or ("context_mask" in first) != ("context_mask" in second):
+        for half, other in ((first, second), (second, first)):
+            if "context" in half and "context_mask" not in half:
+                half["context_mask"] = half["context"].new_ones(half["context"].shape[:2], dtype=torch.bool)
+            _fill(half, other)
+        length = max(_length(first), _length(second))
+        for half in (first, second):
+            for key in ("context", "context_mask"):
+                missing = length - half[key].shape[1]
+                half[key] = torch.cat([half[key], half[key].new_zeros(batch, missing, *half[key].shape[2:])], 1)
+    _fill(first, second)
+    _fill(second, first)
+    return {key: torch.cat([first[key], second[key]]) for key in first}
+
+
+def _fill(half: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Zeros for what `half` lacks. Zero tokens count as real: attention reads nothing from them, and is never empty."""
+    for key, value in other.items():
+        if key not in half:
+            half[key] = torch.ones_like(value) if value.dtype == torch.bool else torch.zeros_like(value)
+
+
+def _length(cond: Cond) -> int:
+    return cond["context"].shape[1] if "context" in cond else 0
+
+
+def _rows(cond: Cond, batch: int) -> Cond:
+    """A condition of one row stands for every picture."""
+    for key, value in cond.items():
+        if len(value) not in (1, batch):
+            raise UserError(f"the condition {key!r} has {len(value)} rows for {batch} pictures")
+    return {key: value.expand(batch, *value.shape[1:]) for key, value in cond.items()}

@@ -1,0 +1,89 @@
+"""What every sampler stands on: the noise of each picture, the levels that are walked, and the look at each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from diptych.diffusion.schedule import Schedule
+
+Denoise = Callable[[Tensor, float], Tensor]
+"""(x (B, ...), t) -> x_0 (B, ...)."""
+Callback = Callable[[int, int, Tensor], object]
+"""(step, steps, x_0), after each step's first look; it may raise to cancel."""
+
+
+class NoiseSource:
+    """One random generator per picture, on the CPU: a seed gives the same draws in any batch and on any device.
+
+    seeds: one per picture. shape: of one picture, without the batch axis.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.shape, self.device, self.dtype = tuple(shape), device, dtype
+
+    def draw(self) -> Tensor:
+        """(B, *shape) standard normal."""
+        draws = [torch.randn(self.shape, generator=generator) for generator in self.generators]
+        return torch.stack(draws).to(self.device, self.dtype)
+
+    def uniform(self) -> Tensor:
+        """(B,) float64 in [0, 1), on the CPU."""
+        draws = [torch.rand((), generator=generator, dtype=torch.float64) for generator in self.generators]
+        return torch.stack(draws)
+
+
+class Level(NamedTuple):
+    """A time and what x_t is made of there, as Python numbers (float64)."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def log_ratio(self) -> float:
+        """lambda = log(alpha / sigma), half the log-SNR; infinite at the ends."""
+        if self.alpha == 0 or self.sigma == 0:
+            return math.inf if self.sigma == 0 else -math.inf
+        return math.log(self.alpha / self.sigma)
+
+
+class Sampler(Protocol):
+    """x (B, ...) at times[0] -> x (B, ...) at times[-1]. `times`: N + 1 falling values (see `timesteps`)."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        times: Tensor,
+        schedule: Schedule,
+        *,
+        noise: NoiseSource,
+        callback: Callback | None = None,
+    ) -> Tensor: ...
+
+
+def levels(times: Tensor, schedule: Schedule) -> Iterator[tuple[int, Level, Level]]:
+    """(step, the level now, the next level) for each of the N steps."""
+    alpha, sigma = schedule.alpha_sigma(times.double().cpu())
+    every = [Level(*values) for values in zip(times.tolist(), alpha.tolist(), sigma.tolist(), strict=True)]
+    yield from zip(range(len(every)), every[:-1], every[1:], strict=False)
+
+
+def look(denoise: Denoise, x: Tensor, now: Level, step: int, times: Tensor, callback: Callback | None) -> Tensor:
+    """Ask for x_0 and show it to the callback."""
+    x0 = denoise(x, now.t)
+    if callback is not None:
+        callback(step, len(times) - 1, x0)
+    return x0
