@@ -7,8 +7,10 @@ field with its own `Literal`, and that decides.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
@@ -16,6 +18,17 @@ from typing import Any, Literal, TypeVar, Union
 from diptych.errors import UserError
 
 C = TypeVar("C", bound="Config")
+NoneType = type(None)
+_MISSING = dataclasses.MISSING
+_SPOKEN = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "an object",
+    NoneType: "none",
+}
 
 
 class Config:
@@ -24,7 +37,7 @@ class Config:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = _coerce(getattr(self, field.name), hints[field.name], field.name)
+            value = _coerce(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
             object.__setattr__(self, field.name, value)
         self.check()
 
@@ -49,14 +62,17 @@ class Config:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def override(self: C, assignments: typing.Iterable[str]) -> C:
-        """A copy with `a.b=c` assignments applied, each value read as the type of its field."""
-        config = self
+        """A copy with `a.b=c` assignments applied, each value read as the type of its field.
+
+        All are applied before anything is checked, so fields that must fit each other can change together.
+        """
+        values = self.to_dict()
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
             if not equals or not path:
                 raise UserError(f"cannot read {assignment!r}: write it as field=value, for example training.steps=1000")
-            config = _assign(config, path.split("."), text, path)
-        return config
+            _assign(type(self), values, path.split("."), text, path)
+        return type(self).from_dict(values)
 
 
 def _plain(value: Any) -> Any:
@@ -64,6 +80,8 @@ def _plain(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
@@ -71,48 +89,105 @@ def _build(cls: type[C], values: Any, where: str) -> C:
     if not isinstance(values, dict):
         raise UserError(f"{where} must be an object with fields, not {values!r}")
     hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - names):
-        raise UserError(f"{where} has no field {unknown[0]!r}: choose one of {', '.join(sorted(names))}")
-    built = {name: _coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()}
-    try:
-        return cls(**built)
-    except TypeError as error:  # a required field is missing
-        raise UserError(f"{where}: {error}") from None
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := [name for name in values if name not in fields]:
+        raise UserError(f"{where} has no field {unknown[0]!r}: choose one of {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in values and field.default is _MISSING and field.default_factory is _MISSING:
+            raise UserError(f"{where} lacks the field {name!r}")
+    return cls(**{name: _coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()})
 
 
-def _assign(config: Any, path: list[str], text: str, whole: str) -> Any:
-    names = [f.name for f in dataclasses.fields(config)]
-    if path[0] not in names:
-        raise UserError(f"no field {path[0]!r} in {whole!r}: choose one of {', '.join(names)}")
-    hint = typing.get_type_hints(type(config))[path[0]]
-    if len(path) > 1:
-        inner = getattr(config, path[0])
-        if not isinstance(inner, Config):
-            raise UserError(f"{path[0]!r} in {whole!r} has no fields of its own")
-        value = _assign(inner, path[1:], text, whole)
-    else:
-        value = _parse(text, hint, whole)
-    return dataclasses.replace(config, **{path[0]: value})
+def _assign(cls: type[Config], values: dict[str, Any], path: list[str], text: str, whole: str) -> None:
+    """Set one value, given as text, in the plain values of a config of class `cls`."""
+    name, *rest = path
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if name not in names:
+        raise UserError(f"no field {name!r} in {whole!r}: choose one of {', '.join(names)}")
+    hint = typing.get_type_hints(cls)[name]
+    if not rest:
+        values[name] = _plain(_parse(text, hint, whole))
+        return
+    if values.get(name) is None:  # an optional part: its other fields take their defaults
+        values[name] = {}
+    inner = _config_class(hint, values[name], whole)
+    if inner is None or not isinstance(values[name], dict):
+        raise UserError(f"{name!r} in {whole!r} has no fields of its own")
+    _assign(inner, values[name], rest, text, whole)
+
+
+def _config_class(hint: Any, value: Any, where: str) -> type[Config] | None:
+    """The config class among the hinted types, the one of `value`'s kind if there are several; None without one."""
+    configs = [o for o in _options(hint) if isinstance(o, type) and issubclass(o, Config)]
+    if len(configs) < 2:
+        return configs[0] if configs else None
+    kinds = {kind: c for c in configs for kind in typing.get_args(typing.get_type_hints(c).get("kind"))}
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in kinds:
+        raise UserError(f"{where}.kind must be one of {', '.join(map(str, kinds))}, not {kind!r}")
+    return kinds[kind]
 
 
 def _parse(text: str, hint: Any, where: str) -> Any:
-    """Read the text of an assignment as the hinted type: JSON where it is JSON, else a bare word."""
+    """Read the text of an assignment as the hinted type: a list as `1,2,4`, nothing as `none`, an object as JSON."""
+    options = _options(hint)
+    if NoneType in options and text.lower() in ("none", "null"):
+        return None
+    if text.lstrip().startswith("{") and str not in options:
+        return _coerce(_json(text), hint, where)
+    tries = sorted((o for o in options if o is not NoneType), key=lambda o: o is str)  # any text is a str: last
+    for option in tries[:-1]:
+        try:
+            return _parse_one(text, option, where)
+        except UserError:
+            continue
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = {"none": None, "None": None, "True": True, "False": False}.get(text, text)
-    if hint is str and not isinstance(value, str):
-        value = text
-    elif _is_tuple(hint) and isinstance(value, str):  # a.b=1,2,4
-        value = [_parse(part, typing.get_args(hint)[0], where) for part in text.split(",") if part]
-    elif _is_tuple(hint) and not isinstance(value, list):
-        value = [value]
+        return _parse_one(text, tries[-1], where)
+    except UserError:
+        if len(options) == 1:
+            raise
+    raise UserError(f"{where} must be {_spoken(hint)}, not {text!r}")
+
+
+def _parse_one(text: str, hint: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    value: Any = text
+    if origin is Literal:
+        value = {json.dumps(option).strip('"'): option for option in arguments}.get(text, text)
+    elif origin is tuple and not text.lstrip().startswith("["):
+        parts = [part.strip() for part in text.split(",")] if text else []
+        return tuple(_parse(part, h, where) for part, h in zip(parts, _items(hint, len(parts), where), strict=True))
+    elif hint is bool:
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    elif hint is int or hint is float:
+        with contextlib.suppress(ValueError):
+            value = hint(text)
+    elif hint is not str:
+        value = _json(text)
     return _coerce(value, hint, where)
 
 
-def _is_tuple(hint: Any) -> bool:
-    return typing.get_origin(hint) is tuple
+def _json(text: str) -> Any:
+    """The value of a JSON text, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _items(hint: Any, count: int, where: str) -> tuple[Any, ...]:
+    """The types of the `count` items of a tuple hint. Raises when it wants another number of them."""
+    arguments = typing.get_args(hint)
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return (arguments[0],) * count
+    if len(arguments) != count:
+        raise UserError(f"{where} must have {len(arguments)} values, not {count}")
+    return arguments
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
@@ -121,51 +196,47 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _coerce_union(value, arguments, where)
+        return _coerce_union(value, hint, where)
     if origin is Literal:
-        if value not in arguments:
-            raise UserError(f"{where} must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        if not any(value == option and type(value) is type(option) for option in arguments):
+            raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where} must be a list, not {value!r}")
-        inner = arguments[0]
-        if len(arguments) > 1 and arguments[1] is not Ellipsis and len(value) != len(arguments):
-            raise UserError(f"{where} must have {len(arguments)} values, not {len(value)}")
-        return tuple(_coerce(item, inner, where) for item in value)
+        return tuple(_coerce(item, h, where) for item, h in zip(value, _items(hint, len(value), where), strict=True))
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be an object, not {value!r}")
-        return value
+        return {_coerce(k, arguments[0], where): _coerce(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
     if isinstance(hint, type) and issubclass(hint, Config):
         return value if isinstance(value, hint) else _build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+    if wrong or (hint is float and math.isnan(value)):
         raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}")
     return value
 
 
-def _coerce_union(value: Any, options: tuple, where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    configs = [o for o in options if isinstance(o, type) and issubclass(o, Config)]
-    if isinstance(value, dict) and configs:
-        kinds = {typing.get_args(typing.get_type_hints(c).get("kind"))[0]: c for c in configs} if len(configs) > 1 else {}
-        chosen = kinds.get(value.get("kind")) if kinds else configs[0]
-        if chosen is None:
-            raise UserError(f"{where}.kind must be one of {', '.join(kinds)}, not {value.get('kind')!r}")
+def _coerce_union(value: Any, hint: Any, where: str) -> Any:
+    options = _options(hint)
+    if isinstance(value, dict) and (chosen := _config_class(hint, value, where)):
         return _build(chosen, value, where)
-    for option in options:
-        if option is type(None):
-            continue
+    exact = [o for o in options if type(value) is o]  # so that 1 stays whole in `float | int`
+    for option in (*exact, *options):
         try:
             return _coerce(value, option, where)
         except UserError:
             continue
-    raise UserError(f"{where} must be {' or '.join(_spoken(o) for o in options)}, not {value!r}")
+    raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}")
 
 
 def _spoken(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    options = _options(hint)
+    if len(options) > 1:
+        return " or ".join(_spoken(option) for option in options)
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    plain = hint if typing.get_origin(hint) is None else typing.get_origin(hint)
+    return _SPOKEN.get(plain) or getattr(plain, "__name__", str(plain))
