@@ -1,0 +1,125 @@
+"""The settings of a training run, and which of them may change when a run goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diptych.config import Config
+from diptych.errors import UserError
+from diptych.weights.files import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """How a model is trained. One step is one optimizer update with one batch."""
+
+    steps: int = 100_000
+    """Optimizer steps in all."""
+    minutes: float | None = None
+    """Stop after so many minutes of training (interruptions not counted), finished, if the steps are not done before."""
+    batch_size: int = 64
+    """Pictures a step, over all processes and accumulated parts."""
+    accumulation: int = 1
+    """Parts that each process splits its share of a batch into, to save memory; the result is the same."""
+    optimizer: Literal["adamw", "adam", "adafactor"] = "adamw"
+    """AdamW, Adam, or Adafactor (little memory)."""
+    learning_rate: float = 1e-4
+    """The highest learning rate."""
+    warmup: int = 100
+    """Steps over which the learning rate rises linearly from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or half a cosine to zero at the last step."""
+    cooldown: float = 0.0
+    """Fraction of the steps, at the end, over which the learning rate falls linearly to zero."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices and kernels (biases and norms have none)."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the first and second moments of Adam."""
+    clip: float = 1.0
+    """Largest gradient norm; greater ones are scaled down. 0 turns clipping off."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what is validated, sampled and saved."""
+    ema_warmup: bool = True
+    """Let the average forget the first steps sooner: decay min(ema, (1 + s) / (10 + s))."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bfloat16 autocast on CUDA devices that support it, else float32. On most CPUs bf16 is far slower."""
+    device: str = "auto"
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`."""
+    threads: int | None = None
+    """CPU threads of PyTorch; none leaves PyTorch's choice."""
+    workers: int = 1
+    """Threads that prepare batches ahead while the device computes; 0 prepares each when it is needed."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    validate_every: int = 1000
+    """Steps between two validations; 0 is never."""
+    validation_pictures: int = 256
+    """The first so many validation pictures are used each time, with the same noise."""
+    sample_every: int = 1000
+    """Steps between two sample grids; 0 is never."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; there is always one at the end."""
+    keep: int = 2
+    """Newest whole checkpoints that are kept."""
+
+    def check(self) -> None:
+        for field in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "log_every",
+            "validation_pictures",
+            "checkpoint_every",
+            "keep",
+        ):
+            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        for field in ("warmup", "weight_decay", "clip", "workers", "validate_every", "sample_every"):
+            self.require(getattr(self, field) >= 0, field, "be at least 0")
+        self.require(self.accumulation <= self.batch_size, "accumulation", f"be at most batch_size ({self.batch_size})")
+        self.require(self.learning_rate > 0, "learning_rate", "be more than 0")
+        self.require(self.minutes is None or self.minutes > 0, "minutes", "be more than 0")
+        self.require(0 <= self.cooldown <= 1, "cooldown", "lie between 0 and 1")
+        self.require(0 <= self.ema < 1, "ema", "lie between 0 and 1, 1 left out")
+        self.require(all(0 <= b < 1 for b in self.betas), "betas", "lie between 0 and 1, 1 left out")
+        self.require(self.threads is None or self.threads >= 1, "threads", "be at least 1")
+
+
+CHANGEABLE = {
+    *("steps", "minutes", "accumulation", "device", "threads", "workers", "keep", "validation_pictures"),
+    *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+}
+"""Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
+
+
+def settle_config(folder: Path, resolved: dict[str, Any]) -> None:
+    """Save the resolved config as `config.json`, or raise a `UserError` if the run there was started with another.
+
+    `resolved` has the training settings under "training"; those in `CHANGEABLE` may differ.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path} is not readable JSON; train into another folder") from None
+        if found := _difference(before, json.loads(json.dumps(resolved))):
+            field, old, new = found
+            raise UserError(
+                f"{folder} holds a run with {field}={json.dumps(old)}, not {json.dumps(new)}: "
+                f"set {field} back to go on with it, or train into another folder"
+            )
+    write_text(path, json.dumps(resolved, indent=2) + "\n")
+
+
+def _difference(old: Any, new: Any, where: tuple[str, ...] = ()) -> tuple[str, Any, Any] | None:
+    """The first field that both have and that differs. Fields that only one has came or went with a version."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        shared = [key for key in new if key in old and not (where == ("training",) and key in CHANGEABLE)]
+        found = (_difference(old[key], new[key], (*where, key)) for key in shared)
+        return next((difference for difference in found if difference), None)
+    return None if old == new else (".".join(where), old, new)

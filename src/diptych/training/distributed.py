@@ -1,0 +1,115 @@
+"""Several processes, one training run: torchrun starts them, each takes a slice of every batch, gradients are summed.
+
+The loop divides the loss by the pictures of the whole batch, so the sum over processes is exactly the gradient of one
+process with the whole batch, however unevenly the batch splits. Any `Trainable.loss` works; nothing is wrapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from diptych.errors import UserError
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among the processes of a run. With size 1 nothing here communicates."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, positions: Sequence[int]) -> list[int]:
+        """This process's contiguous slice; sizes differ by at most one."""
+        n = len(positions)
+        return list(positions[self.rank * n // self.size : (self.rank + 1) * n // self.size])
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
+        """Sum `.grad` over the processes in place, in one message, and return the sum of `extras` (N,).
+
+        A parameter that got no gradient anywhere keeps None; one that got it somewhere counts as zero elsewhere.
+        """
+        if self.size == 1:
+            return extras
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([extras.float(), used, *(g.float().flatten() for g in grads)])
+        dist.all_reduce(flat)
+        extras, used, summed = flat.split([extras.numel(), len(parameters), flat.numel() - extras.numel() - len(used)])
+        chunks = summed.split([g.numel() for g in grads])
+        for p, grad, chunk, count in zip(parameters, grads, chunks, used.tolist(), strict=True):
+            p.grad = grad.copy_(chunk.view_as(grad)) if count else None
+        return extras
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Sum numbers over the processes, key by key; a process that lacks a key counts as zero."""
+        rows = self.gather(values)
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        return {key: sum(row.get(key, 0.0) for row in rows) for key in keys}
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, in rank order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors with those of the main process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def team(device: str = "auto") -> Iterator[Team]:
+    """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU), or be a team of one."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    chosen = find_device(device)
+    if chosen.type == "cuda":
+        if chosen.index is None:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(chosen)
+    if size == 1:
+        yield Team(0, 1, chosen)
+        return
+    started = not dist.is_initialized()
+    if started:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield Team(rank, size, chosen)
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; a device that is not there raises a `UserError`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: write auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name!r} here: this PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    return device

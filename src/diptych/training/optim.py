@@ -1,0 +1,83 @@
+"""Optimizers by name, the learning rate as a function of the step, and optimizer state without pickle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adafactor, Adam, AdamW, Optimizer
+
+from diptych.errors import UserError, pick
+
+OPTIMIZERS = ("adamw", "adam", "adafactor")
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def build_optimizer(
+    module: nn.Module,
+    name: str = "adamw",
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.99),
+) -> Optimizer:
+    """An optimizer over the parameters that want a gradient.
+
+    Weight decay is for matrices and kernels only: biases and norms (fewer than two dimensions) get none.
+    Adafactor (Shazeer and Stern 2018) keeps row and column sums in place of second moments and ignores `betas`.
+    """
+    pick("optimizer", name, OPTIMIZERS)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(f"{type(module).__name__} has no parameter that wants a gradient: there is nothing to train")
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "adafactor":
+        return Adafactor(groups, lr=learning_rate, beta2_decay=-0.8)
+    fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    return {"adamw": AdamW, "adam": Adam}[name](groups, lr=learning_rate, betas=betas, fused=fused)
+
+
+def learning_rate_at(
+    step: int, steps: int, peak: float, warmup: int = 0, schedule: str = "constant", cooldown: float = 0.0
+) -> float:
+    """Learning rate of step 0 <= `step` < `steps`.
+
+    Linear over the first `warmup` steps, then constant or half a cosine to zero; over the last `cooldown` fraction of
+    the steps a linear fall to zero on top.
+    """
+    rate = peak * min(1.0, (step + 1) / max(warmup, 1))
+    if schedule == "cosine":
+        progress = (step - warmup) / max(steps - warmup, 1)
+        rate *= 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+    if cooldown > 0:
+        rate *= min(1.0, (steps - step) / (cooldown * steps))
+    return rate
+
+
+def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors named `parameter/state`, for example `conv.weight/exp_avg`."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    return {
+        f"{names[id(p)]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+
+
+def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; a parameter that the module lacks raises a `UserError`."""
+    order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    index = {name: order[id(p)] for name, p in module.named_parameters() if id(p) in order}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition("/")
+        if name not in index:
+            raise UserError(f"the optimizer state has {key!r}, but the model trains no parameter {name!r}")
+        state.setdefault(index[name], {})[kind] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,1 @@
+"""Weights on disk: safe files, and published layouts turned into ours."""

@@ -1,0 +1,245 @@
+"""Safetensors files that are written whole or not at all, and read with an answer to "what is wrong with it?"."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diptych.errors import UserError
+
+SHARD_BYTES = 15 * 2**20
+_FOREIGN = {
+    b"PK\x03\x04": "a zip or PyTorch pickle file",
+    b"\x80": "a Python pickle",
+    b"version https://git-lfs": "a Git LFS pointer (fetch the real file with `git lfs pull`)",
+    b"<": "an HTML or XML page",
+    b"\x1f\x8b": "a gzip archive",
+    b"GGUF": "a GGUF file",
+}
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write a file or a folder at; afterwards it is synced and renamed to `target`.
+
+    A crash at any moment leaves the old `target` or the new one, never a part. When the body fails, what it wrote is
+    removed. A full disk raises a `UserError`.
+    """
+    target = Path(target)
+    partial = target.with_name(f".{target.name}.partial")
+    remove(partial)
+    try:
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            for path in [*partial.rglob("*"), partial]:  # a file has no children: only itself
+                sync(path)
+            if target.is_dir():  # a folder cannot be renamed onto a folder
+                old = target.with_name(f".{target.name}.old")
+                remove(old)
+                os.rename(target, old)
+                os.rename(partial, target)
+                remove(old)
+            else:
+                os.replace(partial, target)
+            sync(target.parent)
+    finally:
+        remove(partial)
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn a full disk and a missing permission into a `UserError` that names the file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error) or "No space left" in str(error):
+            raise UserError(f"the disk is full: could not write {target}; free some space and run again") from error
+        if number in (errno.EACCES, errno.EROFS):
+            raise UserError(f"no permission to write {target}") from error
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder that may not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write one file in one step. Tensors may be on any device and may share memory (each is then written)."""
+    seen: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    with replacing(Path(path)) as partial:
+        save_file(plain, partial, {"format": "pt", **(metadata or {})})
+
+
+def load_safetensors(path: Path, check_finite: bool = True) -> dict[str, Tensor]:
+    """Read all tensors of one file to the CPU, dtypes as stored.
+
+    Raises a `UserError` for a file that is missing, cut short or no safetensors by its content (whatever its name
+    says), and for one that holds NaN or Inf (the format does not check), naming the key.
+    """
+    path = Path(path)
+    _sniff(path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is a damaged safetensors file ({error}); get or make it again") from error
+    if check_finite:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                raise UserError(f"{path}: tensor {name!r} holds NaN or Inf; the file is not usable")
+    return tensors
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The text entries of a file's header."""
+    _sniff(Path(path))
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _sniff(path: Path) -> None:
+    """Raise a `UserError` unless the first bytes are a safetensors header that fits in the file."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}" if not path.is_dir() else f"{path} is a folder, not a file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(32)
+    if size < 10:
+        raise UserError(f"{path} is cut short: {size} bytes are no safetensors file; get or make it again")
+    length = struct.unpack("<Q", head[:8])[0]
+    if head[8:9] == b"{":
+        if length + 8 > size:
+            raise UserError(f"{path} is cut short: its header alone needs {length + 8} bytes; get or make it again")
+        return
+    found = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "something else")
+    raise UserError(f"{path} is not a safetensors file but {found}; diptych reads safetensors only")
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:
+    """Copy tensors into a module, exactly: a missing, unexpected or wrongly shaped key raises a `UserError`."""
+    own = module.state_dict()
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise UserError(f"{source}: key {name!r} of {type(module).__name__} is missing ({_others(own, tensors)})")
+        if tensors[name].shape != tensor.shape:
+            raise UserError(
+                f"{source}: key {name!r} has shape {tuple(tensors[name].shape)}, "
+                f"but {type(module).__name__} needs {tuple(tensor.shape)}"
+            )
+    if extra := [name for name in tensors if name not in own]:
+        raise UserError(f"{source}: unexpected key {extra[0]!r} for {type(module).__name__} ({len(extra)} in all)")
+    module.load_state_dict(dict(tensors))
+
+
+def _others(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    missing, extra = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
+    return f"{len(missing)} missing in all, {len(extra)} unexpected" + (f", such as {extra[0]!r}" if extra else "")
+
+
+def save_weights(
+    state: Mapping[str, Tensor],
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    name: str = "model",
+) -> None:
+    """Write a state dict in the hub's layout: one `model.safetensors`, or numbered shards and an index.
+
+    `dtype` (for example bfloat16) is for floating tensors of two or more dimensions; the others (biases, norms,
+    scales) are small and stay exact. A tensor larger than `shard_bytes` gets a shard of its own.
+    """
+    folder = Path(folder)
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for key, tensor in state.items():
+        if dtype is not None and tensor.is_floating_point() and tensor.ndim >= 2:
+            tensor = tensor.to(dtype)
+        if shards[-1] and tensor.nbytes > room:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][key] = tensor
+        room -= tensor.nbytes
+    names = [f"{name}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    index = folder / f"{name}.safetensors.index.json"
+    if len(shards) == 1:
+        names = [f"{name}.safetensors"]
+    for shard, file in zip(shards, names, strict=True):
+        save_safetensors(shard, folder / file)
+    if len(shards) > 1:
+        weight_map = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
+        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(index, json.dumps(content, indent=2) + "\n")
+    else:
+        index.unlink(missing_ok=True)
+    for stale in {*folder.glob(f"{name}-*-of-*.safetensors"), folder / f"{name}.safetensors"}:
+        if stale.name not in names:
+            stale.unlink(missing_ok=True)
+
+
+def load_weights(source: Path, dtype: torch.dtype | None = torch.float32, name: str = "model") -> dict[str, Tensor]:
+    """Read a state dict from a file, or from a folder in the hub's layout; floating tensors come as `dtype`.
+
+    `dtype=None` keeps what is stored. Raises a `UserError` that names the file or key at fault.
+    """
+    source = Path(source)
+    index = source / f"{name}.safetensors.index.json"
+    if index.is_file():
+        tensors = _load_shards(index)
+    else:
+        tensors = load_safetensors(source / f"{name}.safetensors" if source.is_dir() else source)
+    if dtype is None:
+        return tensors
+    return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def _load_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(weight_map.values()))
+        bad = [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index} is not an index of safetensors shards; get or make it again") from None
+    if bad:
+        raise UserError(f"{index} names {bad[0]!r}, which is no safetensors file beside it")
+    tensors = {key: tensor for file in files for key, tensor in load_safetensors(index.parent / file).items()}
+    if missing := [key for key in weight_map if key not in tensors]:
+        raise UserError(f"{index.parent / weight_map[missing[0]]} lacks tensor {missing[0]!r} that the index promises")
+    return tensors
