@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from diptych.diffusion.objective import variance_bound
 from diptych.diffusion.schedule import Schedule
 from diptych.errors import UserError, pick
 
@@ -68,16 +69,7 @@ class Denoiser:
         times = self._times(x, t)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         output, variance = self._run(x, times, cond or {})
-        alpha, sigma = self._alpha_sigma(x, times)
-        if self.prediction == "eps":
-            x0 = (x - sigma * output) / alpha.clamp(min=SMALLEST)
-        elif self.prediction == "v":
-            x0 = (alpha * x - sigma * output) / (alpha**2 + sigma**2)
-        elif self.prediction == "flow":
-            x0 = (x - sigma * output) / (alpha + sigma)
-        else:
-            x0 = output
-        return Estimate(x0, variance)
+        return Estimate(self._x0(x, output, times), variance)
 
     def __call__(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
         return self.estimate(x, t, cond).x0
@@ -111,11 +103,17 @@ class Denoiser:
 
         weighting: `none` is the plain error of whatever the network predicts (DDPM, Eq. 14); `min-snr` bounds the
           weight of the x_0 error by gamma, so that nearly clean pictures do not dominate (Hang et al. 2023, Eq. 8).
+        A learned variance adds its bound, which leaves the picture's estimate alone (Nichol & Dhariwal 2021, Eq. 16).
         """
         times = self._times(x0, t)
-        output, _ = self._run(self.noised(x0, noise, times), times, cond or {})
+        x = self.noised(x0, noise, times)
+        output, fraction = self._run(x, times, cond or {})
         error = (output - self.target(x0, noise, times)).square().flatten(1).mean(1)  # (B,)
-        return error * self.weight(times, weighting, gamma).to(error)
+        error = error * self.weight(times, weighting, gamma).to(error)
+        if fraction is None:
+            return error
+        bound = variance_bound(x0, self._x0(x, output, times), fraction, times, self.schedule)
+        return error + bound * self.schedule.steps / 1000  # L_hybrid: 0.001 of the sum over all T steps (Eq. 16)
 
     def weight(self, t: Tensor, weighting: Weighting, gamma: float = 5.0) -> Tensor:
         """(B,) float64 weight of each picture's loss at its time t (B,)."""
@@ -142,6 +140,17 @@ class Denoiser:
         if output.shape[1] != 2 * x.shape[1]:
             raise UserError(f"a learned variance needs {2 * x.shape[1]} output channels, not {output.shape[1]}")
         return output.chunk(2, dim=1)  # type: ignore[return-value]
+
+    def _x0(self, x: Tensor, output: Tensor, times: Tensor) -> Tensor:
+        """The picture that the network's output means, from x_t = alpha x_0 + sigma eps."""
+        alpha, sigma = self._alpha_sigma(x, times)
+        if self.prediction == "eps":
+            return (x - sigma * output) / alpha.clamp(min=SMALLEST)
+        if self.prediction == "v":
+            return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
+        if self.prediction == "flow":
+            return (x - sigma * output) / (alpha + sigma)
+        return output
 
     def _times(self, x: Tensor, t: Time) -> Tensor:
         """(B,) float64, on the CPU unless t is a tensor elsewhere."""

@@ -93,7 +93,7 @@ class StaticThreshold(Wrapper):
 
 
 class DynamicThreshold(Wrapper):
-    """Clip each picture's x_0 to a percentile s of its absolute values, then divide by s where s > 1 (Imagen, Sec. 2.3).
+    """Clip each x_0 to a percentile s of its absolute values, and divide by s where s > 1 (Imagen, Sec. 2.3).
 
     percentile: as a fraction, 0.95 or 0.995.
     cap: s is at most this (DeepFloyd IF: 1.5); with 1.0 it is static thresholding. None leaves s free, as in Imagen.

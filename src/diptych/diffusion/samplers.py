@@ -2,34 +2,24 @@
 
     x_t = alpha x_0 + sigma eps
 
-Each one-step sampler here is the same move: ask the denoiser for x_0, take eps = (x - alpha x_0) / sigma as the noise
-in x, and put the two together again with the alpha and sigma of the next, less noisy time, where some of the noise may
-be drawn afresh. They differ in how much is fresh. Those that look twice, or remember, are in `solvers.py`.
+Each sampler here is the same move: ask the denoiser for x_0, take eps = (x - alpha x_0) / sigma as the noise in x, and
+put the two together again with the alpha and sigma of the next, less noisy time, where some of the noise may be drawn
+afresh. They differ in how much is fresh. Those that look twice, or remember what they saw, are in `solvers.py`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
 from diptych.diffusion.schedule import Schedule
-from diptych.diffusion.solvers import dpmpp_2m
-from diptych.diffusion.steps import Callback, Denoise, Level, NoiseSource, Sampler, levels, look
+from diptych.diffusion.solvers import dpmpp_2m, dpmpp_2m_sde, heun, unipc
+from diptych.diffusion.steps import Callback, Denoise, Level, NoiseSource, Sampler, drawn, levels, look, recombine
+from diptych.errors import UserError, pick
 
-__all__ = ["SAMPLERS", "Callback", "Denoise", "NoiseSource", "Sampler", "ddim", "dpmpp_2m", "euler"]
-
-
-def recombine(x: Tensor, x0: Tensor, now: Level, then: Level, fresh: float = 0.0) -> Tensor:
-    """alpha' x_0 + sqrt(sigma'^2 - fresh^2) eps, with eps = (x - alpha x_0) / sigma (DDIM, Eq. 12)."""
-    kept = math.sqrt(max(then.sigma**2 - fresh**2, 0.0)) / now.sigma
-    return kept * x + (then.alpha - kept * now.alpha) * x0
-
-
-def posterior_std(now: Level, then: Level) -> float:
-    """Standard deviation of q(x_then | x_now, x_0) (DDPM, Eq. 7; for any alpha and sigma: VDM, App. A.2)."""
-    signal = now.alpha / then.alpha * then.sigma / now.sigma  # sqrt of SNR(now) / SNR(then)
-    return then.sigma * math.sqrt(max(1 - signal**2, 0.0))
+Variance = Literal["fixed-small", "fixed-large", "learned-range"]
 
 
 def euler(
@@ -41,8 +31,10 @@ def euler(
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Euler steps of the probability-flow ODE d(x / alpha) / d(sigma / alpha) = eps (Karras et al. 2022, Alg. 1, first
-    order). Nothing is fresh. In these coordinates it is DDIM with eta = 0, and with rectified flow x + (t' - t) v."""
+    """Euler's method on the probability-flow ODE (Karras et al. 2022, Alg. 1 without the correction). Nothing is fresh.
+
+    d(x / alpha) / d(sigma / alpha) = eps, and with rectified flow dx / dt = eps - x_0: one such step is `recombine`.
+    """
     for step, now, then in levels(times, schedule):
         x0 = look(denoise, x, now, step, times, callback)
         x = recombine(x, x0, now, then)
@@ -55,23 +47,91 @@ def ddim(
     times: Tensor,
     schedule: Schedule,
     *,
-    noise: NoiseSource,
+    noise: NoiseSource | None = None,
     callback: Callback | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, Eq. 12 and 16). eta: 0 is deterministic; 1 draws as much afresh as DDPM does."""
+    """DDIM (Song et al. 2021, Eq. 12). eta: 0 draws nothing afresh (that is `euler`), 1 as much as DDPM (Eq. 16)."""
     for step, now, then in levels(times, schedule):
         x0 = look(denoise, x, now, step, times, callback)
         fresh = eta * posterior_std(now, then)
         x = recombine(x, x0, now, then, fresh)
         if fresh > 0:
-            x = x + fresh * noise.draw()
+            x = x + fresh * drawn(noise)
     return x
 
 
+def euler_ancestral(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+    eta: float = 1.0,
+) -> Tensor:
+    """Euler ancestral (Karras & Crowson's k-diffusion): an Euler step to sigma_down, then fresh noise of sigma_up.
+
+    sigma_up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2 in units of sigma / alpha, which is what DDIM's eta = 1 draws.
+    """
+    return ddim(denoise, x, times, schedule, noise=noise, callback=callback, eta=eta)
+
+
+def ddpm(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+    variance: Variance = "fixed-small",
+) -> Tensor:
+    """DDPM (Ho et al. 2020, Alg. 2): the mean of q(x_then | x_now, x_0) (Eq. 7), and noise of one of three variances.
+
+    variance: `fixed-small` is that of q, beta-tilde; `fixed-large` is that of the forward step, beta; `learned-range`
+      lets the network choose between their logarithms (Nichol & Dhariwal 2021, Eq. 15) and needs a `Denoiser` with
+      `learned_variance`, or a wrapper of one.
+    """
+    learned = pick("variance", variance, ("fixed-small", "fixed-large", "learned-range")) == "learned-range"
+    estimate = getattr(denoise, "estimate", None) if learned else None
+    for step, now, then in levels(times, schedule):
+        x0, fraction = estimate(x, now.t) if estimate else (denoise(x, now.t), None)
+        if callback is not None:
+            callback(step, len(times) - 1, x0)
+        small, large = posterior_std(now, then), forward_std(now, then)
+        x = recombine(x, x0, now, then, fresh=small)
+        if then.sigma == 0:  # the last step draws nothing
+            continue
+        std = large if variance == "fixed-large" else small
+        if learned:
+            if fraction is None:
+                raise UserError("the learned-range variance needs a network that predicts one: choose fixed-small")
+            between = (fraction + 1) / 2
+            std = (between * math.log(large) + (1 - between) * math.log(small)).exp()
+        x = x + std * drawn(noise)
+    return x
+
+
+def posterior_std(now: Level, then: Level) -> float:
+    """Of q(x_then | x_now, x_0): the root of beta-tilde (DDPM, Eq. 7; with any alpha, sigma: Kingma et al. 2021, App. A)."""
+    return then.sigma * forward_std(now, then) / now.sigma
+
+
+def forward_std(now: Level, then: Level) -> float:
+    """Of q(x_now | x_then), a step towards noise: the root of beta, sigma^2 - (alpha / alpha')^2 sigma'^2."""
+    return math.sqrt(max(now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2, 0.0))
+
+
 SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm,
     "ddim": ddim,
     "euler": euler,
+    "euler-ancestral": euler_ancestral,
+    "heun": heun,
     "dpmpp-2m": dpmpp_2m,
+    "dpmpp-2m-sde": dpmpp_2m_sde,
+    "unipc": unipc,
 }
-"""Every sampler by its name on the command line."""
+"""Every sampler, by its name on the command line."""

@@ -183,22 +183,24 @@ def timesteps(
       Flawed", Table 2): `trailing` starts at T-1; `leading` is the multiples of T // N; `linspace` has both ends;
       `karras` keeps the ends of linspace and spaces sigma / alpha between them by EDM's Eq. 5 with rho = 7.
     offset: added to the indices of `leading` (Stable Diffusion 1: 1).
-    drop_last: lay out N + 1 indices and drop the lowest (the published DPM-Solver++ and UniPC settings).
+    drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
     final: `clean` ends at t = 0; `first` ends at index 0, which keeps a little noise (Stable Diffusion 1 with DDIM).
     """
-    total, points = schedule.steps, steps + drop_last
+    total = schedule.steps
+    points = steps + (drop_last and spacing in ("leading", "linspace"))
     if steps < 1 or (schedule.discrete and points > total):
-        raise UserError(f"steps must lie between 1 and {total - drop_last}, not {steps}")
+        raise UserError(f"steps must lie between 1 and {total + steps - points}, not {steps}")
     if spacing == "trailing":
-        index = total - torch.arange(points, dtype=torch.float64) * total / points - 1
+        index = total - torch.arange(points, dtype=torch.float64) * (total / points)
+        index = (index.round() if schedule.discrete else index) - 1
     elif spacing == "leading":
         index = (total // points) * torch.arange(points - 1, -1, -1, dtype=torch.float64) + offset
     elif spacing in ("linspace", "karras"):
         index = torch.linspace(total - 1, 0, points, dtype=torch.float64)
     else:
         raise UserError(f"unknown spacing {spacing!r}: choose one of karras, leading, linspace, trailing")
-    if schedule.discrete and spacing != "linspace":
-        index = index.round()
+    if schedule.discrete:
+        index = index.round()  # published networks were never told anything between
     times = ((index + 1) / total).clamp(0, 1)[:steps]
     if spacing == "karras":
         times = _karras(schedule, times)

@@ -1,21 +1,50 @@
-"""Higher-order samplers: each step looks twice, or remembers what the last one saw.
+"""Higher-order samplers: each step looks twice, or remembers what the steps before it saw.
 
-With lambda = log(alpha / sigma) and h = lambda' - lambda, the probability-flow ODE has the exact solution
-    x' = (sigma' / sigma) x + sigma' integral from lambda to lambda' of e^l x_0(l) dl       (DPM-Solver++, Prop. 4.1)
-and what differs is how x_0(l) is guessed from the looks at hand: as a constant (that is DDIM), or as a line.
+With lambda = log(alpha / sigma), and h = lambda' - lambda the length of a step, the probability-flow ODE is solved by
+    x' = (sigma' / sigma) x + sigma' * integral of e^l x_0(l) dl, from lambda to lambda'     (DPM-Solver++, Prop. 4.1)
+    x' = (sigma' / sigma) x + alpha' (1 - e^-h) x_0                                          if x_0 stays as it is now
+The second line is DDIM. What the solvers add is a better guess of x_0 along the way.
 """
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from diptych.diffusion.schedule import Schedule
-from diptych.diffusion.steps import Callback, Denoise, Level, NoiseSource, levels, look
+from diptych.diffusion.steps import Callback, Denoise, Level, NoiseSource, drawn, levels, look, recombine
+
+Look = tuple[Level, Tensor]
+"""Where the denoiser was asked, and its x_0."""
 
 
-def shrink(now: Level, then: Level) -> float:
-    """e^-h, written so that alpha = 0 (pure noise) and sigma = 0 (the picture) both give 0."""
-    return now.alpha * then.sigma / (now.sigma * then.alpha)
+def heun(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Heun's second-order method (Karras et al. 2022, Alg. 1): an Euler step, then the mean of the slopes at both ends.
+
+    The slope is d(x / alpha) / d(sigma / alpha) = eps, or dx / dt = eps - x_0 where the schedule is a straight line.
+    """
+
+    def slope(x: Tensor, x0: Tensor, at: Level) -> Tensor:
+        eps = (x - at.alpha * x0) / at.sigma
+        return eps - x0 if schedule.straight else eps
+
+    for step, now, then in levels(times, schedule):
+        x0 = look(denoise, x, now, step, times, callback)
+        end = recombine(x, x0, now, then)
+        if then.sigma > 0:  # at sigma = 0 there is no slope: the last step is Euler's
+            length = then.sigma - now.sigma * (1.0 if schedule.straight else then.alpha / now.alpha)
+            end = end + length / 2 * (slope(end, denoise(end, then.t), then) - slope(x, x0, now))
+        x = end
+    return x
 
 
 def dpmpp_2m(
@@ -26,15 +55,93 @@ def dpmpp_2m(
     *,
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
+    eta: float = 0.0,
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_0 extended along the line through the last two looks."""
-    before: tuple[Level, Tensor] | None = None
+    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_0 continued along the line through the last two looks.
+
+    eta: 0 solves the ODE, 1 the SDE (SDE-DPM-Solver++(2M)), with fresh noise in each step.
+    """
+    before: Look | None = None
     for step, now, then in levels(times, schedule):
         x0 = look(denoise, x, now, step, times, callback)
-        guess = x0
-        if before is not None and then.sigma > 0:  # the last step, to sigma = 0, is of first order
-            r = (now.log_ratio - before[0].log_ratio) / (then.log_ratio - now.log_ratio)
-            guess = x0 + (x0 - before[1]) / (2 * r)
-        x = then.sigma / now.sigma * x + then.alpha * (1 - shrink(now, then)) * guess
+        kept, guess = decay(now, then), midway(x0, now, then, before)
+        x = then.sigma / now.sigma * kept**eta * x + then.alpha * (1 - kept ** (1 + eta)) * guess
+        if eta > 0:
+            x = x + then.sigma * math.sqrt(1 - kept ** (2 * eta)) * drawn(noise)
         before = now, x0
     return x
+
+
+def dpmpp_2m_sde(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+    eta: float = 1.0,
+) -> Tensor:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, App. A)."""
+    return dpmpp_2m(denoise, x, times, schedule, noise=noise, callback=callback, eta=eta)
+
+
+def unipc(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """UniPC of order 2 with B(h) = e^-h - 1 (Zhao et al. 2023, Alg. 5 and 6, data prediction).
+
+    Each look serves twice: it corrects the step that led to it (UniC), then it predicts the next (UniP, which at
+    order 2 is DPM-Solver++(2M)).
+    """
+    looks: list[Look] = []  # the last two
+    start = x  # where the last step set out from
+    for step, now, then in levels(times, schedule):
+        x0 = look(denoise, x, now, step, times, callback)
+        if looks:
+            last = looks[-1][0]
+            x = now.sigma / last.sigma * start + now.alpha * (1 - decay(last, now)) * corrected(looks, now, x0)
+        start = x
+        guess = midway(x0, now, then, looks[-1] if looks else None)
+        x = then.sigma / now.sigma * x + then.alpha * (1 - decay(now, then)) * guess
+        looks = [*looks[-1:], (now, x0)]
+    return x
+
+
+def decay(now: Level, then: Level) -> float:
+    """e^-h, written so that alpha = 0 (pure noise) and sigma' = 0 (the picture) give 0."""
+    return now.alpha * then.sigma / (now.sigma * then.alpha)
+
+
+def midway(x0: Tensor, now: Level, then: Level, before: Look | None) -> Tensor:
+    """x_0 halfway through the step, on the line in lambda through this look and the one before (DPM-Solver++, Alg. 2).
+
+    The first step has no line to follow; the last, to sigma = 0, is infinitely long in lambda and keeps x_0 as it is.
+    """
+    if before is None or then.sigma == 0:
+        return x0
+    level, seen = before
+    ratio = (now.log_ratio - level.log_ratio) / (then.log_ratio - now.log_ratio)
+    return x0 + (x0 - seen) / (2 * ratio)
+
+
+def corrected(looks: list[Look], now: Level, x0: Tensor) -> Tensor:
+    """The x_0 that the last step should have used, now that its end has been seen too (UniPC, Eq. 3 and Thm. 3.1)."""
+    last, seen = looks[-1]
+    if len(looks) == 1:
+        return (seen + x0) / 2
+    level, older = looks[0]
+    h = now.log_ratio - last.log_ratio
+    r = (level.log_ratio - last.log_ratio) / h  # where the older look lies, in steps: negative
+    growth = math.expm1(-h)  # B(h)
+    phi = growth / -h - 1
+    first, second = phi / growth, 2 * (phi / -h - 1 / 2) / growth
+    on_older = (first - second) / (1 - r)  # solves [[1, 1], [r, 1]] (on_older, on_new) = (first, second)
+    on_new = first - on_older
+    return seen + on_older / r * (older - seen) + on_new * (x0 - seen)

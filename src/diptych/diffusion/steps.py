@@ -1,4 +1,4 @@
-"""What every sampler stands on: the noise of each picture, the levels that are walked, and the look at each of them."""
+"""What every sampler stands on: one generator per picture, the levels that are walked, the look at each of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,31 @@ import torch
 from torch import Tensor
 
 from diptych.diffusion.schedule import Schedule
+from diptych.errors import UserError
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(x (B, ...), t) -> x_0 (B, ...)."""
 Callback = Callable[[int, int, Tensor], object]
-"""(step, steps, x_0), after each step's first look; it may raise to cancel."""
+"""(step, steps, x_0), once in each step; it may raise to cancel."""
+
+
+class Sampler(Protocol):
+    """x (B, ...) at times[0] -> x (B, ...) at times[-1].
+
+    x at times[0] = 1 is standard normal. times: N + 1 falling values (see `schedule.timesteps`). noise: for those that
+    draw in each step; the deterministic ones leave it alone. Options of a sampler are further keywords.
+    """
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        times: Tensor,
+        schedule: Schedule,
+        *,
+        noise: NoiseSource,
+        callback: Callback | None = None,
+    ) -> Tensor: ...
 
 
 class NoiseSource:
@@ -44,6 +64,12 @@ class NoiseSource:
         return torch.stack(draws)
 
 
+def drawn(noise: NoiseSource | None) -> Tensor:
+    if noise is None:
+        raise UserError("this sampler draws fresh noise in each step: give it noise=NoiseSource(seeds, shape)")
+    return noise.draw()
+
+
 class Level(NamedTuple):
     """A time and what x_t is made of there, as Python numbers (float64)."""
 
@@ -59,31 +85,23 @@ class Level(NamedTuple):
         return math.log(self.alpha / self.sigma)
 
 
-class Sampler(Protocol):
-    """x (B, ...) at times[0] -> x (B, ...) at times[-1]. `times`: N + 1 falling values (see `timesteps`)."""
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        times: Tensor,
-        schedule: Schedule,
-        *,
-        noise: NoiseSource,
-        callback: Callback | None = None,
-    ) -> Tensor: ...
-
-
 def levels(times: Tensor, schedule: Schedule) -> Iterator[tuple[int, Level, Level]]:
-    """(step, the level now, the next level) for each of the N steps."""
-    alpha, sigma = schedule.alpha_sigma(times.double().cpu())
+    """(step, the level now, the level after it) for each of the N steps."""
+    times = times.double().cpu()
+    alpha, sigma = schedule.alpha_sigma(times)
     every = [Level(*values) for values in zip(times.tolist(), alpha.tolist(), sigma.tolist(), strict=True)]
-    yield from zip(range(len(every)), every[:-1], every[1:], strict=False)
+    return ((step, every[step], every[step + 1]) for step in range(len(every) - 1))
 
 
 def look(denoise: Denoise, x: Tensor, now: Level, step: int, times: Tensor, callback: Callback | None) -> Tensor:
-    """Ask for x_0 and show it to the callback."""
+    """Ask for x_0, and show it to the callback."""
     x0 = denoise(x, now.t)
     if callback is not None:
         callback(step, len(times) - 1, x0)
     return x0
+
+
+def recombine(x: Tensor, x0: Tensor, now: Level, then: Level, fresh: float = 0.0) -> Tensor:
+    """alpha' x_0 + sqrt(sigma'^2 - fresh^2) eps, where eps = (x - alpha x_0) / sigma (DDIM, Eq. 12)."""
+    kept = math.sqrt(max(then.sigma**2 - fresh**2, 0.0)) / now.sigma
+    return kept * x + (then.alpha - kept * now.alpha) * x0
