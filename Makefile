@@ -1,0 +1,79 @@
+# Everything is made from here, on a machine with Python 3.11 or newer, make and a package index.
+PYTHON ?= python3
+PROMPT ?= a red apple
+BUDGET ?= 25
+OUT ?= out
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+VENV := .venv
+BIN := $(VENV)/bin
+export PROMPT PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format gpu wheel default-model clean
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=25'
+
+demo: $(VENV)/.installed ## install, then paint PROMPT with the default model into OUT
+	$(BIN)/diptych generate "$$PROMPT" --count 4 --out "$(OUT)"
+
+test: lint ## install, then check style, types and the fast tests
+	$(BIN)/python -m pytest
+
+test-all: lint ## as test, with the slow tests
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/.installed-dev ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-dev ## put the style right
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: $(VENV)/.installed ## build the wheel into dist/
+	$(BIN)/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+	@ls -l dist/*.whl
+
+gpu: ## run what wants a GPU, best value first, within BUDGET minutes; a rerun goes on (no install: uses .venv or PYTHON)
+	@run="$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo "$$PYTHON")"; \
+	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" benchmarks/gpu.py --budget $(BUDGET)
+
+default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (hours on a CPU)
+	$(BIN)/diptych data emoji --size 64 --scenes 20000 --out data/emoji-64
+	$(BIN)/diptych train judge --run runs/judge
+	$(BIN)/diptych train emoji-autoencoder --run runs/emoji-autoencoder
+	$(BIN)/diptych train emoji-latent --run runs/emoji-latent
+	$(BIN)/diptych evaluate --model runs/emoji-latent/model --data data/emoji-64 --out runs/emoji-latent/evaluation
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) dist build out
+
+# The environment: pinned versions, one stamp a set of extras. A stamp older than the pins installs again.
+
+PINS := pyproject.toml constraints.txt
+
+$(BIN)/python:
+	@"$$PYTHON" -c 'pass' 2>/dev/null || { echo "diptych: cannot run $$PYTHON: install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 2; }
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "diptych: $$PYTHON is $$("$$PYTHON" -V 2>&1), and 3.11 or newer is needed: name one, for example make PYTHON=python3.12" >&2; exit 2; }
+	@"$$PYTHON" -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "diptych: $$PYTHON cannot make an environment: install its venv module (python3-venv on Debian)" >&2; exit 2; }
+
+define install
+	@echo "Installing diptych$(1) into $(VENV) (PyTorch and friends: minutes the first time)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".$(1)" || \
+	  { echo "diptych: the install failed: see above, then run make again" >&2; exit 2; }
+	@touch $@
+endef
+
+$(VENV)/.installed: $(PINS) | $(BIN)/python
+	$(call install,)
+
+$(VENV)/.installed-data: $(PINS) | $(BIN)/python
+	$(call install,[data])
+
+$(VENV)/.installed-dev: $(PINS) | $(BIN)/python
+	$(call install,[dev])

@@ -1,0 +1,180 @@
+"""The command `diptych`: its arguments, and how it ends.
+
+Exit codes: 0 done, 1 `data check` found broken examples, 2 a mistake of the user (one line on standard error that says
+what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from diptych import commands
+from diptych.commands import SEED_LIMIT
+from diptych.errors import UserError
+
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        try:
+            arguments = parse(argv)
+            return arguments.command(arguments) or 0
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is still handled
+    except UserError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        return complain("interrupted", code=130)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            return complain(f"{error.filename or 'cannot write'}: {error.strerror}")
+        raise
+
+
+def complain(message: str, code: int = 2) -> int:
+    """One line on standard error, whatever the message holds."""
+    print(f"diptych: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line; `--help` says the rest."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        if message:  # not swallowed, so that a closed pipe is noticed like everywhere else
+            (file or sys.stderr).write(message)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of one command. Words may stand before or after options: argparse alone wants them together."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    more = getattr(arguments, "more", None)
+    if rest and (more is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if more is not None:
+        getattr(arguments, more).extend(rest)
+    return arguments
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="diptych", description="Text to image: latent diffusion and cascaded pixel diffusion.")
+    parser.add_argument("--version", action="version", version=f"diptych {commands.version()}")
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = groups.add_parser("generate", help="paint pictures from words")
+    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to paint; each is painted with each seed")
+    command.add_argument("--model", metavar="M", help="a run folder or file (default: the model in the package)")
+    command.add_argument("--sampler", metavar="S", help="how to walk from noise to picture, for example dpmpp-2m")
+    command.add_argument("--steps", metavar="N", type=whole(1), help="sampling steps")
+    command.add_argument("--guidance", metavar="G", type=number, help="how closely to follow the words; 1 is plainly")
+    command.add_argument(
+        "--seed", metavar="N", type=seeds, action="extend", default=[], help="0 unless given; several as 0,1,2"
+    )
+    command.add_argument("--count", metavar="N", type=whole(1), help="seeds to use from the first one on")
+    command.add_argument("--batch", metavar="N", type=whole(1), default=8, help="pictures at a time (default: 8)")
+    command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
+    command.set_defaults(command=commands.generate, more="prompts")
+
+    command = groups.add_parser("train", help="train a recipe, or go on with a run")
+    add_recipe(command)
+    command.add_argument("--run", metavar="FOLDER", type=Path, help="(default: runs/RECIPE)")
+    command.set_defaults(command=commands.train)
+
+    command = groups.add_parser("precompute", help="compute a recipe's latents and text embeddings once for all")
+    add_recipe(command)
+    command.add_argument("--out", metavar="FOLDER", type=Path, help="(default: cache/RECIPE)")
+    command.set_defaults(command=commands.precompute)
+
+    command = groups.add_parser("evaluate", help="measure a model with the judge on what it has and has not seen")
+    command.add_argument("--model", metavar="M", help="a run folder or file (default: the model in the package)")
+    command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the numbers and contact sheets")
+    command.add_argument("--pictures", metavar="N", type=whole(1), help="pictures a group of prompts")
+    command.add_argument("--sampler", metavar="S", help="as in generate")
+    command.add_argument("--steps", metavar="N", type=whole(1), help="as in generate")
+    command.add_argument("--guidance", metavar="G", type=number, help="as in generate")
+    command.set_defaults(command=commands.evaluate)
+
+    command = groups.add_parser("info", help="the networks of a recipe or model and their exact parameter counts")
+    command.add_argument("name", metavar="RECIPE|MODEL")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(command=commands.info)
+
+    command = groups.add_parser("recipes", help="list the recipes")
+    command.set_defaults(command=commands.list_recipes)
+
+    data = groups.add_parser("data", help="make or check training data")
+    groups = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    command = groups.add_parser("emoji", help="captioned shards from six open emoji sets")
+    command.add_argument("--out", metavar="FOLDER", type=Path, help="(default: data/emoji-SIZE)")
+    command.add_argument("--size", metavar="PIXELS", type=whole(16, 1024), default=64, help="(default: 64)")
+    command.add_argument("--scenes", metavar="N", type=whole(0), default=0, help="composed scenes beside the drawings")
+    command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), default=0, help="(default: 0)")
+    command.set_defaults(command=commands.data_emoji)
+    command = groups.add_parser("check", help="read everything; exit 1 if an example is broken")
+    command.add_argument("path", metavar="PATH", help="a folder of shards or pictures")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(command=commands.data_check)
+    return parser
+
+
+def add_recipe(command: Parser) -> None:
+    command.add_argument("recipe", metavar="RECIPE", help="a name from `diptych recipes`")
+    command.add_argument("assignments", metavar="a.b=c", nargs="*", help="settings to change: training.steps=1000")
+    command.set_defaults(more="assignments")
+
+
+def whole(low: int, high: int | None = None):
+    """A whole number from `low` to `high`, as an argument type."""
+
+    def read(text: str) -> int:
+        wanted = f"{low} or more" if high is None else f"from {low} to {high}"
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"must be a whole number {wanted}, not {text!r}")
+        return value
+
+    return read
+
+
+def number(text: str) -> float:
+    """A finite number, as an argument type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
+    return value
+
+
+def seeds(text: str) -> list[int]:
+    """`"0,1,2"`, as an argument type."""
+    return [whole(0, SEED_LIMIT - 1)(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
