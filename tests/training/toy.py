@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -58,12 +59,23 @@ def batch_at(positions: list[int]) -> dict:
     }
 
 
-def settings(**changes) -> TrainingConfig:
-    defaults = dict(
-        steps=40, batch_size=6, warmup=4, schedule="cosine", learning_rate=1e-2, log_every=5, validate_every=20,
-        validation_pictures=10, sample_every=20, checkpoint_every=4, threads=1, device="cpu", ema=0.9,
-    )  # fmt: skip
-    return TrainingConfig(**(defaults | changes))
+def settings(**changes: Any) -> TrainingConfig:
+    values = {
+        "steps": 40,
+        "batch_size": 6,
+        "warmup": 4,
+        "schedule": "cosine",
+        "learning_rate": 1e-2,
+        "ema": 0.9,
+        "log_every": 5,
+        "validate_every": 20,
+        "sample_every": 20,
+        "checkpoint_every": 4,
+        "validation_pictures": 10,
+        "threads": 1,
+        "device": "cpu",
+    }
+    return TrainingConfig.from_dict(values | changes)
 
 
 def slow_batch_at(positions: list[int]) -> dict:
@@ -77,5 +89,5 @@ if __name__ == "__main__":
     try:
         train(toy, slow_batch_at, settings(**changes), folder, batch_at)
     except UserError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None

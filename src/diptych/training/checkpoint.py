@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from diptych.errors import UserError
+from diptych.training.journal import say
 from diptych.weights.files import load_safetensors, remove, replacing, save_safetensors
 
 MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ def latest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint, or None. A broken newer one is skipped with a line on standard error."""
     for path in _steps(folder):
         if problem := fault(path):
-            print(f"skipping broken checkpoint {path}: {problem}", file=sys.stderr, flush=True)
+            say(f"skipping broken checkpoint {path}: {problem}")
             continue
         return Checkpoint(path, json.loads((path / "state.json").read_text()))
     return None

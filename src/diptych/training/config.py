@@ -19,7 +19,7 @@ class TrainingConfig(Config):
     steps: int = 100_000
     """Optimizer steps in all."""
     minutes: float | None = None
-    """Stop after so many minutes of training (interruptions not counted), finished, if the steps are not done before."""
+    """Finish after so many minutes of training (interruptions not counted), if the steps are not done before."""
     batch_size: int = 64
     """Pictures a step, over all processes and accumulated parts."""
     accumulation: int = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,6 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diptych.errors import UserError
+
+BUCKET = 2**24
+"""Numbers a message: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,30 @@ class Team:
         return list(positions[self.rank * n // self.size : (self.rank + 1) * n // self.size])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
-        """Sum `.grad` over the processes in place, in one message, and return the sum of `extras` (N,).
+        """Sum `.grad` over the processes in place, in large messages, and return the sum of `extras` (N,).
 
         A parameter that got no gradient anywhere keeps None; one that got it somewhere counts as zero elsewhere.
         """
         if self.size == 1:
             return extras
         used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([extras.float(), used, *(g.float().flatten() for g in grads)])
-        dist.all_reduce(flat)
-        extras, used, summed = flat.split([extras.numel(), len(parameters), flat.numel() - extras.numel() - len(used)])
-        chunks = summed.split([g.numel() for g in grads])
-        for p, grad, chunk, count in zip(parameters, grads, chunks, used.tolist(), strict=True):
-            p.grad = grad.copy_(chunk.view_as(grad)) if count else None
+        first = torch.cat([extras.float(), used])
+        dist.all_reduce(first)
+        extras, used = first.split([len(extras), len(used)])
+        grads = []
+        for p, count in zip(parameters, used.tolist(), strict=True):
+            if count:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                grads.append(p.grad)
+        while grads:
+            bucket, size = [], 0
+            while grads and (not bucket or size + grads[-1].numel() <= BUCKET):
+                bucket.append(grads.pop())
+                size += bucket[-1].numel()
+            flat = torch.cat([g.flatten() for g in bucket])
+            dist.all_reduce(flat)
+            for grad, chunk in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                grad.copy_(chunk.view_as(grad))
         return extras
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
@@ -113,3 +126,13 @@ def find_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"there is no device {name!r} here: this PyTorch sees {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def set_precision(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
+    """What to wrap a forward pass in: bfloat16 autocast, or nothing."""
+    cuda = device.type == "cuda"
+    bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported(False))
+    if cuda:
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high" if bf16 else "highest")
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -28,12 +28,13 @@ class EMA:
     def update(self, update: int) -> None:
         """Move the averages towards the weights; `update` counts from 0."""
         weights = [p.detach().float() for p in self.parameters]
-        torch._foreach_lerp_(self.averages, weights, 1 - self.decay_at(update))
+        torch._foreach_lerp_(self.averages, weights, 1 - self.decay_at(update))  # pyright: ignore
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's state dict with the averages in place of the trained parameters."""
         average = {id(p): a for p, a in zip(self.parameters, self.averages, strict=True)}
-        return {key: average.get(id(v), v.detach()) for key, v in self.module.state_dict(keep_vars=True).items()}
+        own: dict[str, Tensor] = dict(self.module.state_dict(keep_vars=True))  # type: ignore[arg-type]
+        return {key: average.get(id(value), value.detach()) for key, value in own.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -46,9 +47,9 @@ class EMA:
         """Inside the block the module has the averaged weights; afterwards, whatever happens, its own again."""
         own = [p.detach().clone() for p in self.parameters]
         with torch.no_grad():
-            torch._foreach_copy_([p.data for p in self.parameters], self.averages)
+            torch._foreach_copy_(self.parameters, self.averages)  # pyright: ignore
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_([p.data for p in self.parameters], own)
+                torch._foreach_copy_(self.parameters, own)  # pyright: ignore

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from rich.progress import Progress
+from torch import Tensor
 
 from diptych.progress import bar
+from diptych.training.distributed import Team
 from diptych.weights.files import disk_errors, replacing, write_text
+
+
+def say(line: str) -> None:
+    """A line on standard error (above the bar, where there is one)."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 class Journal:
@@ -22,27 +31,34 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None, step: int, steps: int) -> None:
-        self.folder, self.steps = folder, steps
+        self.folder, self.step, self.steps = folder, step, steps
         self.writer: Any = None
         self.bar: Progress = bar()
+        self.task = self.bar.add_task("training", total=steps, completed=step)
         self.pictures, self.since = 0, time.perf_counter()
-        if folder is None:
-            self.bar.disable = True
+
+    def open(self) -> None:
+        """Begin to write: drop what is later than the step that the run goes on from, show the bar."""
+        if self.folder is None:
             return
-        self.file = folder / "metrics.jsonl"
-        self.file.touch()
-        lines = self.file.read_text().splitlines()
-        kept = [line for line in lines if _step(line) <= step]
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        kept = [line for line in lines if _step(line) <= self.step]
         if kept != lines:
-            write_text(self.file, "".join(line + "\n" for line in kept))
+            write_text(file, "".join(line + "\n" for line in kept))
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
         except ImportError:
             self.say("TensorBoard is not installed: metrics go to metrics.jsonl alone")
-        self.task = self.bar.add_task("training", total=steps, completed=step)
         self.bar.start()
+        self.since = time.perf_counter()
+
+    def say(self, line: str) -> None:
+        """A line on standard error, from the main process only."""
+        if self.folder is not None:
+            say(line)
 
     def advance(self, step: int, loss: float, pictures: int) -> float:
         """Count a step; returns pictures a second since the last call of `metrics`."""
@@ -57,8 +73,9 @@ class Journal:
         self.pictures, self.since = 0, time.perf_counter()
         if self.folder is None:
             return
-        with disk_errors(self.file), self.file.open("a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        file = self.folder / "metrics.jsonl"
+        with disk_errors(file), file.open("a") as lines:
+            lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items() if self.writer else ():
             self.writer.add_scalar(f"{kind}/{name}", value, step)
         if self.bar.disable or kind != "train":
@@ -71,14 +88,30 @@ class Journal:
         with replacing(self.folder / "samples" / f"step-{step:08d}.png") as partial:
             image.save(partial, format="PNG")
 
-    def say(self, line: str) -> None:
-        if self.folder is not None:
-            print(line, file=sys.stderr, flush=True)
-
     def close(self) -> None:
         self.bar.stop()
         if self.writer:
             self.writer.close()
+
+
+class Means:
+    """Running means of scalars, weighted by pictures; tensors stay on their device until they are taken."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Any], weight: int) -> None:
+        for key, value in values.items():
+            value = value.detach().float() if isinstance(value, Tensor) else value
+            self.sums[key] = self.sums.get(key, 0.0) + value * weight
+            self.weights[key] = self.weights.get(key, 0) + weight
+
+    def take(self, team: Team) -> dict[str, float]:
+        """The means over all processes; starts again from nothing."""
+        sums, weights = team.sum({key: float(value) for key, value in self.sums.items()}), team.sum(self.weights)
+        self.sums, self.weights = {}, {}
+        return {key: value / weights[key] for key, value in sums.items()}
 
 
 def _step(line: str) -> float:

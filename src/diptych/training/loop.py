@@ -7,63 +7,35 @@ killed and started again ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import hashlib
 import itertools
 import math
 import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from diptych.errors import UserError
 from diptych.training import checkpoint
 from diptych.training.config import TrainingConfig, settle_config
-from diptych.training.distributed import Team, team
+from diptych.training.distributed import Team, set_precision, team
 from diptych.training.ema import EMA
-from diptych.training.journal import Journal
+from diptych.training.feed import Batch, BatchAt, prefetched, to_device
+from diptych.training.interrupt import Interrupt
+from diptych.training.journal import Journal, Means
 from diptych.training.optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
+from diptych.training.trainable import Trainable
 from diptych.weights.files import load_into, replacing
 
-Batch = dict[str, Any]
-BatchAt = Callable[[list[int]], Batch]
 START_PICTURES = 256
+"""Enough to estimate a scale from; few enough for one pass."""
 
-
-class Trainable(Protocol):
-    """A model as the loop sees it."""
-
-    module: nn.Module
-    """What is optimised; its state dict, buffers included, is what a checkpoint holds."""
-
-    def start(self, batch: Batch) -> None:
-        """Called once in a run, before step 0, with the first batch (at most 256 pictures), on every process."""
-        ...
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses (B,), one a picture, and scalars to log (means over the batch)."""
-        ...
-
-    def validation(self, batch: Batch) -> dict[str, float]:
-        """Metrics of a batch (means over it), with the averaged weights swapped in."""
-        ...
-
-    def samples(self) -> Image.Image | None:
-        """A grid at fixed prompts, with the averaged weights swapped in."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write the finished model into an existing, empty folder."""
-        ...
+__all__ = ["Trainable", "TrainingConfig", "train"]
 
 
 def train(
@@ -76,10 +48,11 @@ def train(
 ) -> Path:
     """Train, or go on with, the run in `folder`; returns `folder/model`, the finished model.
 
-    `batch_at` and `validation_at` give the batch of a list of stream positions (called from a background thread).
-    `resolved` is the whole config to keep in `config.json`, the training settings under "training". SIGTERM and SIGINT
-    finish the step, save a checkpoint and raise `SystemExit`. Raises a `UserError` for a changed config, a full disk, or
-    a loss or gradient that is not finite (before it reaches the weights; the checkpoints stay as they are).
+    `batch_at` and `validation_at` give the batch of a list of stream positions (called from background threads).
+    `resolved` is the whole config to keep in `config.json`, the training settings under "training". The caller seeds
+    the first weights. SIGTERM and SIGINT finish the step, save a checkpoint and raise `SystemExit`. Raises a
+    `UserError` for a changed config, a folder in use, a full disk, or a loss or gradient that is not finite (before it
+    reaches the weights; the checkpoints stay as they are).
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -102,13 +75,12 @@ class Run:
         self.trainable, self.batch_at, self.validation_at = trainable, batch_at, validation_at
         self.config, self.folder, self.team = config, folder, here
         self.module = trainable.module.to(here.device)
-        self.optimizer = build_optimizer(
-            self.module, config.optimizer, config.learning_rate, config.weight_decay, config.betas
-        )
+        self.optimizer = build_optimizer(self.module, config)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = EMA(self.module, config.ema, config.ema_warmup)
         self.autocast = set_precision(config.precision, here.device)
-        self.step, self.seconds, self.signal = 0, 0.0, 0
+        self.interrupt = Interrupt()
+        self.step, self.seconds, self.stopping = 0, 0.0, False
 
     @property
     def finished(self) -> bool:
@@ -123,26 +95,27 @@ class Run:
                 settle_config(self.folder, resolved or {"training": self.config.to_dict()})
                 checkpoint.clean(self.folder / "checkpoints")
             resumed = self.resume()
-            if self.team.gather(self.finished and model.exists())[0]:
-                self.say(f"{model} is finished ({self.step} steps); raise training.steps to train on")
-                return model
             journal = Journal(self.folder if self.team.main else None, self.step, self.config.steps)
             stack.callback(journal.close)
+            if self.team.gather(self.finished and model.exists())[0]:
+                journal.say(f"{model} is finished ({self.step} steps); raise training.steps to train on")
+                return model
+            journal.open()
             if resumed:
-                self.say(f"going on from step {self.step}")
+                journal.say(f"going on from step {self.step}")
             else:
                 self.start()
-            with self.caught_signals():
+            with self.interrupt.watching():
                 self.train(journal)
             if not self.finished:
-                self.say(f"stopped after step {self.step}, checkpoint saved; the same command goes on from there")
-                raise SystemExit(128 + self.signal)
+                journal.say(f"stopped after step {self.step}, checkpoint saved; the same command goes on from there")
+                raise SystemExit(128 + (self.interrupt.number or signal.SIGTERM))
             if self.team.main:
                 with self.averaged(), replacing(model) as partial:
                     partial.mkdir()
                     self.trainable.save(partial)
             self.team.barrier()
-            self.say(f"finished {self.step} steps in {self.seconds / 60:.1f} minutes: {model}")
+            journal.say(f"finished {self.step} steps in {self.seconds / 60:.1f} minutes: {model}")
         return model
 
     def start(self) -> None:
@@ -162,7 +135,7 @@ class Run:
         pieces = (part for step in range(self.step, config.steps) for part in self.parts(step))
         self.module.train()
         with contextlib.closing(prefetched(self.batch_at, pieces, config.workers)) as batches:
-            while not (self.finished or self.signal):
+            while not (self.finished or self.stopping):
                 loss = self.take_step(batches, logged, time.monotonic() - began)
                 speed = journal.advance(self.step, loss, config.batch_size)
                 if self.due(config.log_every):
@@ -172,17 +145,13 @@ class Run:
                 if self.team.main and self.due(config.sample_every):
                     with self.averaged():
                         journal.picture(self.step, self.trainable.samples())
-                if (
-                    self.due(config.checkpoint_every) or self.signal
-                ):  # after the lines of this step, so a resume has them
+                if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
                     self.save_checkpoint()
 
     def take_step(self, batches: Iterator[Batch], logged: Means, seconds: float) -> float:
         """One optimizer step; returns the loss of the whole batch."""
         config, total, seen = self.config, torch.zeros((), device=self.team.device), []
-        rate = learning_rate_at(
-            self.step, config.steps, config.learning_rate, config.warmup, config.schedule, config.cooldown
-        )
+        rate = learning_rate_at(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.seed(self.step)
@@ -197,25 +166,25 @@ class Run:
             total += losses.detach().sum() / config.batch_size
             seen.append((batch.get("key", part), losses.detach()))
             logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
-        extras = [total.item(), float(self.signal), seconds if self.team.main else 0.0]
-        sums = self.team.sum_gradients(self.parameters, torch.tensor(extras, device=self.team.device))
+        said = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0], device=self.team.device)
+        sums = self.team.sum_gradients(self.parameters, torch.cat([total.reshape(1), said]))
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
-        loss, signalled, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
+        loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.refuse(loss, norm, seen)
         self.optimizer.step()
         self.ema.update(self.step)
         self.team.broadcast(list(self.module.buffers()))
         logged.add({"grad_norm": norm, "learning_rate": rate}, 1)
-        self.step += 1
-        self.signal = self.signal or int(signalled > 0) * signal.SIGTERM  # another process was signalled
+        self.step, self.stopping = self.step + 1, signals > 0  # all processes agree on the step to stop after
         return loss
 
     def refuse(self, loss: float, norm: float, seen: list[tuple[list, Tensor]]) -> NoReturn:
         """Stop before the weights are touched, on all processes, and say which pictures were in the batch."""
         bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
         every = [str(key) for keys, _ in seen for key in keys]
-        keys = sum(self.team.gather(bad), []) or sum(self.team.gather(every), [])
+        chain = itertools.chain.from_iterable
+        keys = list(chain(self.team.gather(bad))) or list(chain(self.team.gather(every)))
         listed = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
         raise UserError(
             f"step {self.step + 1}: loss {loss} with gradient norm {norm} is not finite; stopped before the weights "
@@ -278,80 +247,3 @@ class Run:
             load_optimizer_tensors(self.optimizer, self.module, found.load("optimizer"))
             self.step, self.seconds = found.step, found.state["seconds"]
         return found is not None
-
-    def say(self, line: str) -> None:
-        if self.team.main:
-            print(line, file=sys.stderr, flush=True)
-
-    @contextlib.contextmanager
-    def caught_signals(self) -> Iterator[None]:
-        """Note the first SIGTERM or SIGINT for after the step; a second one acts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def note(number: int, frame: object) -> None:
-            self.signal = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-        try:
-            for number in before:
-                signal.signal(number, note)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class Means:
-    """Running means of scalars, weighted by pictures; tensors stay on their device until they are taken."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Any] = {}
-        self.weights: dict[str, float] = {}
-
-    def add(self, values: Mapping[str, Any], weight: int) -> None:
-        for key, value in values.items():
-            value = value.detach().float() if isinstance(value, Tensor) else value
-            self.sums[key] = self.sums.get(key, 0.0) + value * weight
-            self.weights[key] = self.weights.get(key, 0) + weight
-
-    def take(self, here: Team) -> dict[str, float]:
-        """The means over all processes; starts again from nothing."""
-        sums, weights = here.sum({key: float(value) for key, value in self.sums.items()}), here.sum(self.weights)
-        self.sums, self.weights = {}, {}
-        return {key: value / weights[key] for key, value in sums.items()}
-
-
-def prefetched(batch_at: BatchAt, pieces: Iterable[list[int]], workers: int) -> Iterator[Batch]:
-    """The batches of the pieces in order, `workers` of them prepared ahead in threads."""
-    if workers == 0:
-        yield from map(batch_at, pieces)
-        return
-    pieces = iter(pieces)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="batch")
-    try:
-        ahead = collections.deque(pool.submit(batch_at, piece) for piece in itertools.islice(pieces, workers))
-        while ahead:
-            batch = ahead.popleft().result()
-            ahead.extend(pool.submit(batch_at, piece) for piece in itertools.islice(pieces, 1))
-            yield batch
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a batch; texts and keys stay."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
-def set_precision(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """What to wrap a forward pass in: bfloat16 autocast, or nothing."""
-    cuda = device.type == "cuda"
-    bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported(False))
-    if cuda:
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high" if bf16 else "highest")
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -9,53 +9,46 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adafactor, Adam, AdamW, Optimizer
 
-from diptych.errors import UserError, pick
+from diptych.errors import UserError
+from diptych.training.config import TrainingConfig
 
-OPTIMIZERS = ("adamw", "adam", "adafactor")
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-def build_optimizer(
-    module: nn.Module,
-    name: str = "adamw",
-    learning_rate: float = 1e-4,
-    weight_decay: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.99),
-) -> Optimizer:
+def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     """An optimizer over the parameters that want a gradient.
 
     Weight decay is for matrices and kernels only: biases and norms (fewer than two dimensions) get none.
     Adafactor (Shazeer and Stern 2018) keeps row and column sums in place of second moments and ignores `betas`.
     """
-    pick("optimizer", name, OPTIMIZERS)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise UserError(f"{type(module).__name__} has no parameter that wants a gradient: there is nothing to train")
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if name == "adafactor":
-        return Adafactor(groups, lr=learning_rate, beta2_decay=-0.8)
+    if config.optimizer == "adafactor":
+        return Adafactor(groups, lr=config.learning_rate, beta2_decay=-0.8)
+    kind = {"adamw": AdamW, "adam": Adam}[config.optimizer]
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
-    return {"adamw": AdamW, "adam": Adam}[name](groups, lr=learning_rate, betas=betas, fused=fused)
+    return kind(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
-def learning_rate_at(
-    step: int, steps: int, peak: float, warmup: int = 0, schedule: str = "constant", cooldown: float = 0.0
-) -> float:
-    """Learning rate of step 0 <= `step` < `steps`.
+def learning_rate_at(step: int, config: TrainingConfig) -> float:
+    """Learning rate of step 0 <= `step` < `config.steps`.
 
     Linear over the first `warmup` steps, then constant or half a cosine to zero; over the last `cooldown` fraction of
     the steps a linear fall to zero on top.
     """
-    rate = peak * min(1.0, (step + 1) / max(warmup, 1))
-    if schedule == "cosine":
+    steps, warmup = config.steps, config.warmup
+    rate = config.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
+    if config.schedule == "cosine":
         progress = (step - warmup) / max(steps - warmup, 1)
         rate *= 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-    if cooldown > 0:
-        rate *= min(1.0, (steps - step) / (cooldown * steps))
+    if config.cooldown > 0:
+        rate *= min(1.0, (steps - step) / (config.cooldown * steps))
     return rate
 
 

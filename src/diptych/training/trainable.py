@@ -1,0 +1,41 @@
+"""What a model must offer to be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor, nn
+
+from diptych.training.feed import Batch
+
+
+class Trainable(Protocol):
+    """A model as the loop sees it."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is optimised; its state dict, buffers included, is what a checkpoint holds. The loop moves it to the
+        device of the run."""
+        ...
+
+    def start(self, batch: Batch) -> None:
+        """Called once in a run, before step 0, with the first batch (at most 256 pictures), on every process."""
+        ...
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses (B,), one a picture, and scalars to log (means over the batch)."""
+        ...
+
+    def validation(self, batch: Batch) -> dict[str, float]:
+        """Metrics of a batch (means over it), with the averaged weights swapped in."""
+        ...
+
+    def samples(self) -> Image.Image | None:
+        """A grid at fixed prompts, with the averaged weights swapped in."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the finished model into an existing, empty folder."""
+        ...
