@@ -45,9 +45,9 @@ def generate(arguments: argparse.Namespace) -> None:
 
             prompts, numbers = [prompt for prompt, _ in part], [seed for _, seed in part]
             result = model.generate(prompts, seeds=numbers, callback=show, **settings)
-            shared = {k: v for k, v in result.metadata.items() if k not in ("prompts", "seeds")}
-            for image, (prompt, seed) in zip(result.images, part, strict=True):
-                print(save(image, arguments.out, {"prompt": prompt, "seed": seed, **shared}), flush=True)
+            for image, told in zip(result.images, result.metadata, strict=True):
+                told = {"model": arguments.model or "default", **told}
+                print(save(image, arguments.out, told), flush=True)
 
 
 def save(image: Image, folder: Path, parameters: dict[str, Any]) -> Path:
@@ -96,8 +96,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.evaluation import study
 
-    settings = chosen_settings(arguments, "pictures", "sampler", "steps", "guidance")
-    study.evaluate(diptych.load(*given(arguments.model)), arguments.data, arguments.out, **settings)
+    settings = chosen_settings(
+        arguments, "pictures", "scenes", "seed", "sampler", "steps", "guidance", "judge", "batch"
+    )
+    study.evaluate(arguments.model or diptych.load(), arguments.data, arguments.out, **settings)
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -112,8 +114,8 @@ def info(arguments: argparse.Namespace) -> None:
 
     table = Table("network", "parameters", title=arguments.name, title_justify="left")
     table.columns[1].justify = "right"
-    for name, network in described["networks"].items():
-        table.add_row(name, f"{network['parameters']:,}")
+    for name, parameters in described["networks"].items():
+        table.add_row(name, f"{parameters:,}")
     Console().print(table)
 
 

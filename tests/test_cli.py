@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import diptych
+from diptych import cli, commands
+from diptych.errors import UserError
+
+
+@dataclass
+class Result:
+    images: list[Image.Image]
+    metadata: list[dict[str, Any]]
+
+
+@dataclass
+class FakeModel:
+    """Paints a grey that is the seed, and remembers how it was asked."""
+
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def generate(
+        self, prompts, *, seeds, steps=7, guidance=6.0, sampler="ddim", negative=None, callback=None
+    ) -> Result:
+        if sampler not in ("ddim", "euler"):
+            raise UserError(f"unknown sampler {sampler!r}: choose one of ddim, euler")
+        self.asked.append(
+            {"prompts": prompts, "seeds": seeds, "steps": steps, "guidance": guidance, "negative": negative}
+        )
+        for step in range(steps):
+            callback(step, steps, None)
+        images = [Image.new("RGB", (8, 8), (seed % 256,) * 3) for seed in seeds]
+        common = {"steps": steps, "guidance": guidance, "sampler": sampler}
+        told = [{"prompt": p, "seed": s, **common} for p, s in zip(prompts, seeds, strict=True)]
+        return Result(images, told)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
+    model = FakeModel()
+
+    def load(*source: str) -> FakeModel:
+        if source and source[0] != "run":
+            raise UserError(f"no model at {source[0]}")
+        return model
+
+    monkeypatch.setattr(diptych, "load", load, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return model
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on standard error of a command that fails with exit code 2."""
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("diptych: ") and captured.err.endswith("\n")
+    assert len(captured.err.splitlines()) == 1
+    return captured.err
+
+
+def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "diptych", *argv], capture_output=True, text=True, **options)
+
+
+# generate
+
+
+def test_generate_writes_a_picture_that_says_how_to_make_it_again(model: FakeModel, capsys) -> None:
+    assert cli.main(["generate", "A red apple, ü!", "--seed", "5", "--steps", "3", "--guidance", "2"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == Path("out/a-red-apple-ü-s5.png")
+    with Image.open(path) as picture:
+        assert picture.getpixel((0, 0)) == (5, 5, 5)
+        assert picture.text["Software"] == f"diptych {commands.version()}"  # type: ignore[attr-defined]
+        parameters = json.loads(picture.text["parameters"])  # type: ignore[attr-defined]
+    how = {"steps": 3, "guidance": 2.0, "sampler": "ddim"}
+    assert parameters == {"model": "default", "prompt": "A red apple, ü!", "seed": 5, **how}
+
+
+def test_generate_leaves_what_is_not_said_to_the_model(model: FakeModel) -> None:
+    assert cli.main(["generate", "a cat"]) == 0
+    assert model.asked == [{"prompts": ["a cat"], "seeds": [0], "steps": 7, "guidance": 6.0, "negative": None}]
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds"),
+    [
+        ([], [0]),
+        (["--seed", "3"], [3]),
+        (["--seed", "3,1", "--seed", "2"], [3, 1, 2]),
+        (["--count", "3"], [0, 1, 2]),
+        (["--seed", "7", "--count", "2"], [7, 8]),
+    ],
+)
+def test_each_prompt_is_painted_with_each_seed(model: FakeModel, capsys, options: list[str], seeds: list[int]) -> None:
+    assert cli.main(["generate", "a cat", *options, "--out", "here", "a dog"]) == 0
+    assert model.asked[0]["prompts"] == ["a cat"] * len(seeds) + ["a dog"] * len(seeds)
+    assert model.asked[0]["seeds"] == seeds * 2
+    paths = capsys.readouterr().out.split()
+    assert paths == [f"here/{word}-s{seed}.png" for word in ("a-cat", "a-dog") for seed in seeds]
+    assert sorted(paths) == sorted(str(path) for path in Path("here").iterdir())
+
+
+def test_many_pictures_go_to_the_model_in_parts(model: FakeModel, capsys) -> None:
+    assert cli.main(["generate", "a cat", "--count", "5", "--batch", "2"]) == 0
+    assert [asked["seeds"] for asked in model.asked] == [[0, 1], [2, 3], [4]]
+    assert len(capsys.readouterr().out.split()) == 5
+
+
+def test_no_picture_is_ever_overwritten(model: FakeModel, capsys) -> None:
+    Path("out").mkdir()
+    Path("out/a-cat-s0.png").write_text("mine")
+    assert cli.main(["generate", "a cat"]) == cli.main(["generate", "A CAT."]) == 0
+    assert capsys.readouterr().out.split() == ["out/a-cat-s0-2.png", "out/a-cat-s0-3.png"]
+    assert Path("out/a-cat-s0.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A red apple!", "a-red-apple"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("...", "picture"),
+        ("苹果 🍎", "苹果"),
+        ("x" * 300, "x" * 48),
+        ("a\nb\0c", "a-b-c"),
+    ],
+)
+def test_a_file_name_is_made_of_the_words(text: str, name: str) -> None:
+    assert commands.slug(text) == name
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["generate"], "PROMPT"),
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "a cat", " \n"], "the prompt is empty"),
+        (["generate", "a cat", "--steps", "0"], "argument --steps: must be a whole number 1 or more, not '0'"),
+        (["generate", "a cat", "--steps", "ten"], "argument --steps: must be a whole number"),
+        (["generate", "a cat", "--guidance", "nan"], "argument --guidance: must be a number, not 'nan'"),
+        (["generate", "a cat", "--seed", "-1"], "argument --seed"),
+        (["generate", "a cat", "--seed", "1,x"], "argument --seed"),
+        (["generate", "a cat", "--seed", str(2**63)], "argument --seed"),
+        (["generate", "a cat", "--seed", "1,2", "--count", "2"], "--count goes with one --seed"),
+        (["generate", "a cat", "--sampler", "dimm"], "unknown sampler 'dimm': choose one of ddim, euler"),
+        (["generate", "a cat", "--model", "nowhere"], "no model at nowhere"),
+        (["generate", "a cat", "--ste", "5"], "unrecognized arguments: --ste 5"),
+        (["paint", "a cat"], "invalid choice: 'paint'"),
+        ([], "COMMAND"),
+        (["data"], "COMMAND"),
+        (["data", "emoji", "--size", "9"], "from 16 to 1024"),
+        (["data", "check", "nowhere"], "no data at nowhere"),
+        (["info"], "RECIPE|MODEL"),
+        (["train", "emoji-autoencodr"], "unknown recipe 'emoji-autoencodr': choose one of"),
+        (["train", "emoji-autoencoder", "training.stepz=5"], "no field 'stepz' in 'training.stepz'"),
+        (["train", "emoji-autoencoder", "training.steps=many"], "training.steps must be a whole number, not 'many'"),
+        (["train", "emoji-autoencoder", "--run", "r", "data.path=gone"], "no data at gone"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(model: FakeModel, capsys, argv: list[str], says: str) -> None:
+    assert says in one_line(capsys, *argv)
+
+
+def test_an_error_of_several_lines_is_told_in_one(model: FakeModel, capsys, monkeypatch) -> None:
+    def load() -> None:
+        raise UserError("first\nsecond\r\n  third")
+
+    monkeypatch.setattr(diptych, "load", load)
+    assert one_line(capsys, "generate", "a cat") == "diptych: first second third\n"
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_cut_picture(model: FakeModel, capsys, monkeypatch) -> None:
+    def save(self, file, *arguments, **options) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert "No space left on device" in one_line(capsys, "generate", "a cat")
+    assert list(Path("out").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(model: FakeModel, capsys) -> None:
+    Path("file").write_text("")
+    assert "file/out: Not a directory" in one_line(capsys, "generate", "a cat", "--out", "file/out")
+
+
+def test_an_interruption_ends_with_130(model: FakeModel, capsys, monkeypatch) -> None:
+    def generate(*arguments, **options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert cli.main(["generate", "a cat"]) == 130
+    assert capsys.readouterr().err == "diptych: interrupted\n"
+
+
+def test_an_error_of_the_program_keeps_its_traceback(model: FakeModel, monkeypatch) -> None:
+    def generate(*arguments, **options) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(model, "generate", generate)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["generate", "a cat"])
+
+
+# the others
+
+
+def test_train_hands_the_changed_recipe_and_the_folder_on(monkeypatch) -> None:
+    from diptych.recipes import run as recipes_run
+
+    calls = []
+    monkeypatch.setattr(recipes_run, "train", lambda recipe, folder: calls.append((recipe, folder)))
+    assert cli.main(["train", "emoji-autoencoder"]) == 0
+    assert cli.main(["train", "emoji-autoencoder", "training.steps=3", "--run", "r", "training.seed=4"]) == 0
+    (first, default_folder), (second, folder) = calls
+    assert (default_folder, folder) == (Path("runs/emoji-autoencoder"), Path("r"))
+    assert second == first.override(["training.steps=3", "training.seed=4"]) != first
+
+
+def test_precompute_hands_the_recipe_and_the_folder_on(monkeypatch) -> None:
+    from diptych.recipes import run as recipes_run
+
+    calls = []
+    monkeypatch.setattr(recipes_run, "precompute", lambda recipe, out: calls.append((recipe, out)), raising=False)
+    assert cli.main(["precompute", "emoji-autoencoder", "--out", "there", "training.seed=4"]) == 0
+    assert calls[0][0].training.seed == 4
+    assert calls[0][1] == Path("there")
+
+
+def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, monkeypatch) -> None:
+    from diptych.evaluation import study
+
+    calls = []
+    monkeypatch.setattr(study, "evaluate", lambda *arguments, **settings: calls.append((arguments, settings)))
+    assert cli.main(["evaluate", "--data", "d", "--out", "o"]) == 0
+    options = ["--pictures", "5", "--steps", "3", "--guidance", "2", "--seed", "4", "--judge", "j", "--scenes", "0"]
+    assert cli.main(["evaluate", "--model", "run", "--data", "d", "--out", "o", *options]) == 0
+    assert calls == [
+        ((model, Path("d"), Path("o")), {}),
+        (
+            ("run", Path("d"), Path("o")),
+            {"pictures": 5, "scenes": 0, "seed": 4, "steps": 3, "guidance": 2.0, "judge": "j"},
+        ),
+    ]
+
+
+def test_info_tells_exact_counts_to_people_and_programs(capsys, monkeypatch) -> None:
+    from diptych.recipes import run as recipes_run
+
+    described = {"name": "sd1", "networks": {"unet": 859_520_964}}
+    monkeypatch.setattr(recipes_run, "describe", lambda name: described, raising=False)
+    assert cli.main(["info", "sd1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == described
+    assert cli.main(["info", "sd1"]) == 0
+    assert "859,520,964" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_with_their_descriptions(capsys) -> None:
+    from diptych.recipes import all_recipes
+
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(all_recipes())
+    for line, recipe in zip(lines, all_recipes().values(), strict=True):
+        assert line.endswith(recipe.description)
+
+
+def test_data_check_counts_what_can_be_read_and_what_is_broken(tmp_path: Path, capsys) -> None:
+    for index in range(6):
+        Image.new("RGB", (16, 16), (40 * index, 0, 0)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"picture {index}")
+    assert cli.main(["data", "check", str(tmp_path)]) == 0
+    assert "6 examples can be read, 0 are broken" in capsys.readouterr().out
+
+    (tmp_path / "3.png").write_bytes(b"not a picture")
+    assert cli.main(["data", "check", str(tmp_path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["readable"] == 5
+    assert [entry["key"] for entry in report["broken"]] == ["3.png"]
+
+
+# start-up
+
+
+def test_help_and_mistakes_answer_without_loading_pytorch() -> None:
+    for argv in (["--help"], ["generate", "--help"], ["--version"], ["generate", "a", "--steps", "x"]):
+        script = f"import sys; from diptych.cli import main\ntry: main({argv!r})\nexcept SystemExit: pass\n"
+        done = subprocess.run(
+            [sys.executable, "-c", script + "print(sorted(sys.modules))"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        loaded = done.stdout.splitlines()[-1]
+        assert "'diptych.cli'" in loaded
+        for heavy in ("torch", "numpy", "transformers", "PIL"):
+            assert f"'{heavy}'" not in loaded, (argv, heavy)
+
+
+def test_it_runs_as_a_module() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"diptych {commands.version()}\n")
+    done = run("generate", "")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "diptych", "--help"], stdout=pipe, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (141, "")
