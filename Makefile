@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROMPT ?= a red apple
 BUDGET ?= 25
 OUT ?= out
-PIP_FLAGS ?= --quiet --disable-pip-version-check
+PIP_FLAGS ?= -qq --disable-pip-version-check
 VENV := .venv
 BIN := $(VENV)/bin
 export PROMPT PYTHON
