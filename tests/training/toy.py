@@ -1,4 +1,4 @@
-"""A tiny trainable for the tests of the loop: also a script, so that a test can kill it."""
+"""A tiny trainable for the tests of the loop; also a script, so that tests can start, kill and torchrun it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from diptych.weights.files import save_weights
 class Toy:
     """Denoises points; noise comes from the batch's seeds, dropout from the global generator."""
 
-    def __init__(self, dropout: float = 0.0, bad_step: int | None = None) -> None:
+    def __init__(self, dropout: float = 0.0, bad_seed: int | None = None) -> None:
         torch.manual_seed(1)
         self.module = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Dropout(dropout), nn.Linear(32, 8))
         self.module.register_buffer("scale", torch.ones(()))
-        self.bad_step, self.seen = bad_step, 0
+        self.bad_seed = bad_seed
 
-    def start(self, batch: dict) -> None:
+    def start(self, batch: dict[str, Any]) -> None:
         self.module.get_buffer("scale").copy_(1 / batch["picture"].std())
 
-    def loss(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch["picture"] * self.module.get_buffer("scale")
         noise = torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(int(s))) for s in batch["seed"]])
         losses = (self.module(x + noise) - x).square().mean(1)  # (B,)
-        if self.bad_step is not None and int(batch["seed"].min()) >= self.bad_step:
-            losses = losses * torch.where(batch["seed"] == batch["seed"].min(), torch.nan, 1.0)
+        if self.bad_seed is not None:
+            losses = losses * torch.where(batch["seed"] == self.bad_seed, torch.nan, 1.0)
         return losses, {"largest": losses.detach().max()}
 
-    def validation(self, batch: dict) -> dict[str, float]:
+    def validation(self, batch: dict[str, Any]) -> dict[str, float]:
         return {"loss": self.loss(batch)[0].mean().item()}
 
     def samples(self) -> Image.Image:
@@ -49,7 +49,7 @@ class Toy:
         save_weights(self.module.state_dict(), folder)
 
 
-def batch_at(positions: list[int]) -> dict:
+def batch_at(positions: list[int]) -> dict[str, Any]:
     generators = [torch.Generator().manual_seed(p % 50) for p in positions]
     return {
         "picture": torch.stack([torch.randn(8, generator=g) for g in generators]),
@@ -78,16 +78,22 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig.from_dict(values | changes)
 
 
-def slow_batch_at(positions: list[int]) -> dict:
-    time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
-    return batch_at(positions)
+def run(folder: str, changes: dict[str, Any], sleep: float = 0.0, environment: dict[str, str] | None = None) -> None:
+    """Train a toy in this process; a user error exits with 2."""
+    os.environ.update(environment or {})
+    changes = dict(changes)
+    toy = Toy(dropout=changes.pop("dropout", 0.0), bad_seed=changes.pop("bad_seed", None))
 
+    def slow_batch_at(positions: list[int]) -> dict[str, Any]:
+        time.sleep(sleep)
+        return batch_at(positions)
 
-if __name__ == "__main__":
-    folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
-    toy = Toy(dropout=changes.pop("dropout", 0.0), bad_step=changes.pop("bad_step", None))
     try:
         train(toy, slow_batch_at, settings(**changes), folder, batch_at)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,32 @@
+"""Short-lived processes for tests that kill, forked from a server that has imported everything: they start at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.training.toy", "torch.utils.tensorboard", "torch._dynamo"])
+
+
+def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = _context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Return once the condition holds; fail the test when it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def finish(process: BaseProcess, seconds: float = 120) -> int | None:
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    return process.exitcode

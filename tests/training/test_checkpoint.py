@@ -1,0 +1,183 @@
+"""Checkpoints: whole or not there, whatever happens to the process, the disk or the files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from diptych.errors import UserError
+from diptych.training import checkpoint
+from diptych.weights import files
+from tests.training.processes import finish, start
+
+
+def parts(step: int, size: int = 100) -> dict[str, dict[str, torch.Tensor]]:
+    return {"weights": {"a": torch.full((size,), float(step))}, "optimizer": {"a/m": torch.full((size,), step * 2.0)}}
+
+
+def save(folder: Path, step: int, **options: int) -> Path:
+    return checkpoint.save(folder, step, parts(step), {"seconds": step * 1.5}, **options)
+
+
+def newest(folder: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.latest(folder)
+    assert found is not None
+    return found
+
+
+def check(found: checkpoint.Checkpoint, step: int) -> None:
+    assert found.step == step
+    for part, tensors in parts(step).items():
+        assert torch.equal(found.load(part)[next(iter(tensors))], next(iter(tensors.values())))
+
+
+def test_the_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None
+    for step in (5, 10, 15):
+        save(tmp_path, step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
+    check(newest(tmp_path), 15)
+    assert newest(tmp_path).state["seconds"] == 22.5
+
+
+def truncate(path: Path) -> None:
+    file = path / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def flip(path: Path) -> None:
+    content = bytearray((path / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "weights.safetensors").write_bytes(content)
+
+
+def lose(path: Path) -> None:
+    (path / "state.json").unlink()
+
+
+def lose_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def cut_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text((path / "manifest.json").read_text()[:40])
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [(truncate, "bytes instead of"), (flip, "SHA-256"), (lose, "missing"), (lose_manifest, "missing"),
+     (cut_manifest, "not readable")],
+)  # fmt: skip
+def test_a_broken_newest_falls_back_to_the_whole_one_before_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], None], said: str
+) -> None:
+    save(tmp_path, 1)
+    harm(save(tmp_path, 2))
+    check(newest(tmp_path), 1)
+    warning = capsys.readouterr().err
+    assert "step-00000002" in warning
+    assert said in warning
+    save(tmp_path, 2)  # the run comes there again and writes it anew
+    check(newest(tmp_path), 2)
+
+
+def test_a_whole_checkpoint_of_the_same_step_is_never_put_at_risk(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    before = {p.name: p.stat().st_ino for p in path.iterdir()}
+    save(tmp_path, 1)
+    assert {p.name: p.stat().st_ino for p in path.iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_of_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    real = files.save_file
+
+    def fail(tensors: dict, path: Path, metadata: dict) -> None:
+        if "optimizer" in str(path):  # in the middle: the weights are written already
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(UserError, match="disk is full"):
+        save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    check(newest(tmp_path), 1)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
+    checkpoint.save(tiny_disk, 1, parts(1, 50_000), {})  # 400 kB
+    with pytest.raises(UserError, match="disk is full") as caught:
+        checkpoint.save(tiny_disk, 2, parts(2, 100_000), {})
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tiny_disk.iterdir()] == ["step-00000001"]
+    assert newest(tiny_disk).load("weights")["a"].shape == (50_000,)
+
+
+def die_at(folder: str, operation: int) -> None:
+    """Write checkpoint 2 and vanish, as after kill -9, at the given disk operation."""
+    done = 0
+
+    def dying(function: Callable) -> Callable:
+        def wrapper(*arguments: object, **options: object) -> object:
+            nonlocal done
+            done += 1
+            if done == operation:
+                os._exit(9)
+            return function(*arguments, **options)
+
+        return wrapper
+
+    files.save_file, files.sync = dying(files.save_file), dying(files.sync)
+    for name in ("replace", "rename", "unlink"):
+        setattr(os, name, dying(getattr(os, name)))
+    save(Path(folder), 2, keep=1)
+
+
+def test_death_at_any_disk_operation_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    found_new = []
+    for operation in range(1, 100):
+        folder = tmp_path / str(operation)
+        save(folder, 1)
+        code = finish(start(die_at, str(folder), operation))
+        found = newest(folder)
+        check(found, found.step)
+        found_new.append(found.step == 2)
+        checkpoint.clean(folder)
+        assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+        if code == 0:  # it lived through all of its operations
+            break
+        assert code == 9
+    assert operation > 8
+    assert not found_new[0]
+    assert found_new[-1]
+
+
+def test_one_process_a_folder(tmp_path: Path) -> None:
+    with checkpoint.locked(tmp_path), pytest.raises(UserError, match="another process"), checkpoint.locked(tmp_path):
+        pass
+    with checkpoint.locked(tmp_path):
+        pass

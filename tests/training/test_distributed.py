@@ -1,0 +1,93 @@
+"""Two processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diptych.errors import UserError
+from diptych.training.distributed import Team, find_device
+from diptych.weights.files import load_weights
+from tests.training.processes import finish, start
+from tests.training.test_loop import metrics
+from tests.training.toy import run
+
+CHANGES = {"batch_size": 5, "log_every": 1}  # 2 + 3 pictures
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def run_two(folder: Path, changes: dict[str, Any]) -> list[int | None]:
+    """Start two processes with what torchrun puts into the environment; returns their exit codes."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    processes = [
+        start(run, str(folder), changes, 0.0, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    return [finish(process) for process in processes]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run(str(folder), CHANGES)
+    return folder
+
+
+def same(folder: Path, alone: Path) -> None:
+    for name in ("loss", "grad_norm"):
+        assert metrics(folder, name) == pytest.approx(metrics(alone, name), rel=1e-5, abs=1e-5)
+    assert metrics(folder, kind="validation") == pytest.approx(metrics(alone, kind="validation"), rel=1e-5)
+    for key, tensor in load_weights(folder / "model").items():
+        torch.testing.assert_close(tensor, load_weights(alone / "model")[key], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path: Path, alone: Path) -> None:
+    assert run_two(tmp_path, CHANGES) == [0, 0]
+    same(tmp_path, alone)
+
+
+def test_a_run_of_two_goes_on_alone(tmp_path: Path, alone: Path) -> None:
+    assert run_two(tmp_path, CHANGES | {"steps": 20, "schedule": "constant"}) == [0, 0]
+    run(str(tmp_path), CHANGES | {"steps": 22, "schedule": "constant"})
+    whole = tmp_path / "whole"
+    run(str(whole), CHANGES | {"steps": 22, "schedule": "constant"})
+    assert metrics(tmp_path) == pytest.approx(metrics(whole), rel=1e-5)
+
+
+def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(tmp_path: Path) -> None:
+    assert run_two(tmp_path, CHANGES | {"bad_seed": 14}) == [2, 2]  # the last picture of step 3, in the second process
+    assert list(metrics(tmp_path)) == [1, 2]
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path: Path, alone: Path) -> None:
+    script = Path(__file__).with_name("toy.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    subprocess.run([*command, str(script), str(tmp_path), json.dumps(CHANGES)], check=True, capture_output=True)
+    same(tmp_path, alone)
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 1), (10, 3), (2, 4)])
+def test_shares_cover_everything_once_and_evenly(count: int, size: int) -> None:
+    shares = [Team(rank, size, torch.device("cpu")).share(range(count)) for rank in range(size)]
+    assert [position for share in shares for position in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="cuda:99"):
+        find_device("cuda:99")
+    with pytest.raises(UserError, match="'warp'"):
+        find_device("warp")

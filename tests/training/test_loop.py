@@ -1,0 +1,190 @@
+"""The loop in one process."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diptych.errors import UserError
+from diptych.training import checkpoint
+from diptych.training.config import TrainingConfig, settle_config
+from diptych.training.feed import prefetched
+from diptych.training.loop import train
+from diptych.weights import files
+from diptych.weights.files import load_weights
+from tests.training.toy import Toy, batch_at, settings
+
+
+def metrics(folder: Path, name: str = "loss", kind: str = "train") -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if line["kind"] == kind}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert train(Toy(), batch_at, settings(), folder, batch_at) == folder / "model"
+    return folder
+
+
+def test_a_run_learns_and_leaves_all_its_files(finished: Path) -> None:
+    losses = metrics(finished)
+    assert list(losses) == list(range(5, 41, 5))
+    assert losses[40] < 0.7 * losses[5]
+    assert list(metrics(finished, kind="validation")) == [20, 40]
+    for step in (20, 40):
+        with Image.open(finished / "samples" / f"step-{step:08d}.png") as image:
+            assert image.size == (4, 4)
+    assert list((finished / "tensorboard").iterdir())
+    steps = sorted(p.name for p in (finished / "checkpoints").iterdir())
+    assert steps == ["step-00000036", "step-00000040"]
+    assert TrainingConfig.from_dict(json.loads((finished / "config.json").read_text())["training"]) == settings()
+
+
+def test_the_finished_model_has_the_averaged_weights_and_the_started_buffers(finished: Path) -> None:
+    found = checkpoint.latest(finished / "checkpoints")
+    assert found is not None
+    model, ema, weights = load_weights(finished / "model"), found.load("ema"), found.load("weights")
+    assert all(torch.equal(model[key], ema[key]) for key in ema)
+    assert not torch.equal(model["0.weight"], weights["0.weight"])
+    first = batch_at(list(range(6)))["picture"]
+    assert model["scale"] == pytest.approx(1 / first.std().item())
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished)
+    train(Toy(), batch_at, settings(), finished, batch_at)
+    assert "is finished" in capsys.readouterr().err
+    assert contents(finished) == before
+
+
+def test_a_run_goes_on_to_more_steps(tmp_path: Path) -> None:
+    short, long = settings(steps=10, schedule="constant"), settings(steps=15, schedule="constant")
+    train(Toy(), batch_at, short, tmp_path / "a")
+    train(Toy(), batch_at, long, tmp_path / "a")
+    train(Toy(), batch_at, long, tmp_path / "b")
+    assert contents(tmp_path / "a" / "model") == contents(tmp_path / "b" / "model")
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"batch_size": 7}, {"seed": 3}, {"optimizer": "adam"}])
+def test_another_config_is_refused_by_field(finished: Path, change: dict[str, Any]) -> None:
+    before = contents(finished)
+    with pytest.raises(UserError, match=f"training.{next(iter(change))}="):
+        train(Toy(), batch_at, settings(**change), finished, batch_at)
+    assert contents(finished) == before
+
+
+def test_fields_outside_training_count_and_logging_does_not(tmp_path: Path) -> None:
+    settle_config(tmp_path, {"training": {"steps": 5, "seed": 1}, "system": {"width": 8, "text": None}})
+    settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 8, "text": None}})
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 9
+    with pytest.raises(UserError, match=r"system\.width=8, not 16"):
+        settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 16, "text": None}})
+    with pytest.raises(UserError, match=r"system\.text=null"):
+        settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 8, "text": {"k": 1}}})
+
+
+@pytest.mark.parametrize("change", [{"accumulation": 3}, {"accumulation": 4}, {"workers": 0}, {"workers": 3}])
+def test_accumulation_and_workers_change_nothing(finished: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    train(Toy(), batch_at, settings(**change), tmp_path, batch_at)
+    assert list(metrics(tmp_path).values()) == pytest.approx(list(metrics(finished).values()), rel=1e-5)
+    norms = metrics(finished, "grad_norm").values()
+    assert list(metrics(tmp_path, "grad_norm").values()) == pytest.approx(list(norms), rel=1e-4)
+    for key, tensor in load_weights(tmp_path / "model").items():
+        torch.testing.assert_close(tensor, load_weights(finished / "model")[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_picture(tmp_path: Path) -> None:
+    config = settings(checkpoint_every=3, log_every=1)
+    good, bad = Toy(), Toy(bad_seed=7 * 6 + 2)
+    with pytest.raises(UserError, match=r"step 8: loss nan .* Batch: toy-44\.") as caught:
+        train(bad, batch_at, config, tmp_path / "bad")
+    assert "\n" not in str(caught.value)
+    train(good, batch_at, settings(steps=7, schedule="constant"), tmp_path / "other")
+    assert list(metrics(tmp_path / "bad")) == list(range(1, 8))
+    found = checkpoint.latest(tmp_path / "bad" / "checkpoints")
+    assert found is not None
+    assert found.step == 6
+    assert all(torch.isfinite(p).all() for p in bad.module.parameters())
+    assert not (tmp_path / "bad" / "model").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
+    class Steep(Toy):
+        def loss(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            losses, scalars = super().loss(batch)
+            return losses + (losses - losses).sqrt(), scalars  # the gradient of sqrt at 0 is infinite
+
+    toy = Steep()
+    before = {key: value.clone() for key, value in toy.module.named_parameters()}
+    with pytest.raises(UserError, match=r"step 1: loss [0-9.]+ with gradient norm nan"):
+        train(toy, batch_at, settings(), tmp_path)
+    assert all(torch.equal(p, before[key]) for key, p in toy.module.named_parameters())
+
+
+def test_a_full_disk_during_the_run_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = files.save_file, 0
+
+    def fail(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 5:  # three files a checkpoint: in the middle of the second
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(UserError, match="disk is full"):
+        train(Toy(), batch_at, settings(), tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+    monkeypatch.undo()
+    train(Toy(), batch_at, settings(), tmp_path)
+    assert (tmp_path / "model").exists()
+
+
+def test_a_time_limit_finishes_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(steps=100_000, minutes=0.3 / 60)
+    train(Toy(), batch_at, config, tmp_path)
+    found = checkpoint.latest(tmp_path / "checkpoints")
+    assert found is not None
+    assert 0 < found.step < 100_000
+    assert 0.3 <= found.state["seconds"] < 5
+    assert (tmp_path / "model").exists()
+    train(Toy(), batch_at, config, tmp_path)
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_the_learning_rate_and_metrics_of_the_loss_are_logged(finished: Path) -> None:
+    assert metrics(finished, "learning_rate")[40] < metrics(finished, "learning_rate")[10] <= 1e-2
+    assert all(value > metrics(finished)[step] for step, value in metrics(finished, "largest").items())
+
+
+def test_batches_are_prepared_ahead_in_order_and_errors_come_through() -> None:
+    seen: list[int] = []
+    names: set[str] = set()
+
+    def slow(positions: list[int]) -> dict[str, Any]:
+        names.add(threading.current_thread().name)
+        seen.append(positions[0])
+        if positions[0] == 7:
+            raise UserError("broken picture 7")
+        return {"position": positions[0]}
+
+    batches = prefetched(slow, ([i] for i in range(10)), workers=2)
+    assert next(batches)["position"] == 0
+    time.sleep(0.05)
+    assert len(seen) == 3  # two more are ready
+    assert [next(batches)["position"] for _ in range(6)] == list(range(1, 7))
+    with pytest.raises(UserError, match="picture 7"):
+        next(batches)
+    assert threading.current_thread().name not in names

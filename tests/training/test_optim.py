@@ -1,0 +1,77 @@
+"""Optimizers: what decays, how the learning rate moves, and state that goes through flat tensors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from diptych.errors import UserError
+from diptych.training.optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
+from tests.training.toy import settings
+
+
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(36, 2))
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    optimizer.zero_grad()
+    net(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
+    optimizer.step()
+
+
+def test_only_matrices_and_kernels_decay() -> None:
+    net = module()
+    optimizer = build_optimizer(net, settings(weight_decay=0.5))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, p in net.named_parameters():
+        assert decay[id(p)] == (0.5 if p.ndim >= 2 else 0.0), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "adafactor"])
+def test_state_through_flat_tensors_goes_on_with_the_same_bits(name: str) -> None:
+    config = settings(optimizer=name)
+    straight = module()
+    optimizer = build_optimizer(straight, config)
+    for seed in range(3):
+        step(straight, optimizer, seed)
+    resumed = copy.deepcopy(straight)
+    flat = {key: value.clone() for key, value in optimizer_tensors(optimizer, straight).items()}
+    assert all("/" in key for key in flat)
+    other = build_optimizer(resumed, config)
+    load_optimizer_tensors(other, resumed, flat)
+    for seed in range(3, 6):
+        step(straight, optimizer, seed)
+        step(resumed, other, seed)
+    for (key, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_state_of_another_model_is_refused_by_key() -> None:
+    net = module()
+    optimizer = build_optimizer(net, settings())
+    with pytest.raises(UserError, match=r"'9\.weight/exp_avg'"):
+        load_optimizer_tensors(optimizer, net, {"9.weight/exp_avg": torch.zeros(2)})
+
+
+def test_a_model_without_trainable_parameters_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing to train"):
+        build_optimizer(module().requires_grad_(False), settings())
+
+
+def test_learning_rate() -> None:
+    config = settings(steps=100, warmup=10, learning_rate=2.0, schedule="constant")
+    assert learning_rate_at(0, config) == pytest.approx(0.2)
+    assert learning_rate_at(9, config) == learning_rate_at(99, config) == 2.0
+    cosine = settings(steps=110, warmup=10, learning_rate=2.0, schedule="cosine")
+    assert learning_rate_at(10, cosine) == 2.0
+    assert learning_rate_at(60, cosine) == pytest.approx(1.0)
+    assert 0 < learning_rate_at(109, cosine) < 0.01
+    cooled = settings(steps=100, warmup=0, learning_rate=2.0, schedule="constant", cooldown=0.2)
+    assert learning_rate_at(79, cooled) == 2.0
+    assert learning_rate_at(90, cooled) == pytest.approx(1.0)
+    assert learning_rate_at(99, cooled) == pytest.approx(0.1)
