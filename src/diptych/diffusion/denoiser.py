@@ -35,7 +35,8 @@ class Estimate(NamedTuple):
 class Denoising(Protocol):
     """What samplers and guidance ask for: `Denoiser` itself, or any wrapper of `diptych.diffusion.guidance`."""
 
-    calls: int
+    @property
+    def calls(self) -> int: ...
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate: ...
 
@@ -108,7 +109,7 @@ class Denoiser:
         times = self._times(x0, t)
         x = self.noised(x0, noise, times)
         output, fraction = self._run(x, times, cond or {})
-        error = (output - self.target(x0, noise, times)).square().flatten(1).mean(1)  # (B,)
+        error = (output - self.target(x0, noise, times)).square().reshape(len(x), -1).mean(1)  # (B,)
         error = error * self.weight(times, weighting, gamma).to(error)
         if fraction is None:
             return error

@@ -109,7 +109,7 @@ class DynamicThreshold(Wrapper):
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
         x0, variance = self.denoiser.estimate(x, t, cond)
-        s = quantile(x0.abs().flatten(1), self.percentile).clamp(1, self.cap).view(-1, *[1] * (x0.ndim - 1))
+        s = quantile(x0.abs().reshape(len(x0), -1), self.percentile).clamp(1, self.cap).view(-1, *[1] * (x0.ndim - 1))
         return Estimate(x0.clamp(-s, s) / s, variance)
 
 
@@ -123,20 +123,17 @@ def quantile(values: Tensor, fraction: float) -> Tensor:
 
 def join(first: Cond, second: Cond, batch: int) -> dict[str, Tensor]:
     """One condition of 2 x batch rows: those of `first`, then those of `second`."""
-    first, second = dict(_rows(first, batch)), dict(_rows(second, batch))
-    if _length(first) != _length(second) or ("context_mask" in first) != ("context_mask" in second):
-        for half, other in ((first, second), (second, first)):
-            if "context" in half and "context_mask" not in half:
-                half["context_mask"] = half["context"].new_ones(half["context"].shape[:2], dtype=torch.bool)
-            _fill(half, other)
-        length = max(_length(first), _length(second))
-        for half in (first, second):
-            for key in ("context", "context_mask"):
-                missing = length - half[key].shape[1]
-                half[key] = torch.cat([half[key], half[key].new_zeros(batch, missing, *half[key].shape[2:])], 1)
-    _fill(first, second)
-    _fill(second, first)
-    return {key: torch.cat([first[key], second[key]]) for key in first}
+    halves = dict(_rows(first, batch)), dict(_rows(second, batch))
+    lengths = [half["context"].shape[1] if "context" in half else 0 for half in halves]
+    if lengths[0] != lengths[1]:
+        for half in halves:
+            if "context" in half:
+                half.setdefault("context_mask", half["context"].new_ones(half["context"].shape[:2], dtype=torch.bool))
+                half["context"] = _pad(half["context"], max(lengths))
+                half["context_mask"] = _pad(half["context_mask"], max(lengths))
+    _fill(halves[0], halves[1])
+    _fill(halves[1], halves[0])
+    return {key: torch.cat([halves[0][key], halves[1][key]]) for key in halves[0]}
 
 
 def _fill(half: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -146,8 +143,9 @@ def _fill(half: dict[str, Tensor], other: dict[str, Tensor]) -> None:
             half[key] = torch.ones_like(value) if value.dtype == torch.bool else torch.zeros_like(value)
 
 
-def _length(cond: Cond) -> int:
-    return cond["context"].shape[1] if "context" in cond else 0
+def _pad(tokens: Tensor, length: int) -> Tensor:
+    """(B, L, ...) -> (B, length, ...), zeros (or False) behind."""
+    return torch.cat([tokens, tokens.new_zeros(len(tokens), length - tokens.shape[1], *tokens.shape[2:])], 1)
 
 
 def _rows(cond: Cond, batch: int) -> Cond:

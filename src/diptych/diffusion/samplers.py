@@ -115,7 +115,7 @@ def ddpm(
 
 
 def posterior_std(now: Level, then: Level) -> float:
-    """Of q(x_then | x_now, x_0): the root of beta-tilde (DDPM, Eq. 7; with any alpha, sigma: Kingma et al. 2021, App. A)."""
+    """Of q(x_then | x_now, x_0): the root of beta-tilde (DDPM, Eq. 7; VDM, App. A, in alpha and sigma)."""
     return then.sigma * forward_std(now, then) / now.sigma
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,29 +18,18 @@ Callback = Callable[[int, int, Tensor], object]
 """(step, steps, x_0), once in each step; it may raise to cancel."""
 
 
-class Sampler(Protocol):
-    """x (B, ...) at times[0] -> x (B, ...) at times[-1].
+Sampler = Callable[..., Tensor]
+"""sampler(denoise, x, times, schedule, *, noise, callback=None, **its own options) -> x
 
-    x at times[0] = 1 is standard normal. times: N + 1 falling values (see `schedule.timesteps`). noise: for those that
-    draw in each step; the deterministic ones leave it alone. Options of a sampler are further keywords.
-    """
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        times: Tensor,
-        schedule: Schedule,
-        *,
-        noise: NoiseSource,
-        callback: Callback | None = None,
-    ) -> Tensor: ...
+x (B, ...) at times[0], where t = 1 is standard normal, becomes x (B, ...) at times[-1]. times: N + 1 falling values (see
+`schedule.timesteps`). noise: for those that draw in each step; the deterministic ones leave it alone.
+"""
 
 
 class NoiseSource:
     """One random generator per picture, on the CPU: a seed gives the same draws in any batch and on any device.
 
-    seeds: one per picture. shape: of one picture, without the batch axis.
+    seeds: one per picture, of which torch's CPU generator reads the low 32 bits. shape: of one picture, no batch axis.
     """
 
     def __init__(

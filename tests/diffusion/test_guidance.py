@@ -1,0 +1,182 @@
+import pytest
+import torch
+
+from diptych.diffusion.denoiser import Denoiser
+from diptych.diffusion.guidance import (
+    ClassifierFreeGuidance,
+    Conditioned,
+    DynamicThreshold,
+    StaticThreshold,
+    join,
+    quantile,
+)
+from diptych.diffusion.samplers import SAMPLERS, NoiseSource
+from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
+from diptych.errors import UserError
+from tests.diffusion.oracles import Net
+
+SCHEDULE = build_schedule(ScheduleConfig())
+
+
+def picture(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def conds(batch: int = 3) -> tuple[dict, dict]:
+    generator = torch.Generator().manual_seed(2)
+    return ({"pooled": torch.randn(batch, 5, generator=generator)}, {"pooled": torch.zeros(1, 5)})
+
+
+class Fixed:
+    """A denoiser whose answer is given."""
+
+    calls = 0
+
+    def __init__(self, x0: torch.Tensor):
+        self.x0 = x0
+
+    def estimate(self, x, t, cond=None):
+        from diptych.diffusion.denoiser import Estimate
+
+        return Estimate(self.x0, None)
+
+    def __call__(self, x, t, cond=None):
+        return self.x0
+
+
+def test_guidance_is_the_extrapolation_of_two_answers_in_one_call():
+    cond, uncond = conds()
+    net = Net()
+    denoiser = Denoiser(net, SCHEDULE)
+    x = picture()
+    one, two = Conditioned(denoiser, cond)(x, 0.4), Conditioned(denoiser, uncond)(x, 0.4)
+    calls, pictures = net.calls, denoiser.calls
+    guided = ClassifierFreeGuidance(denoiser, cond, uncond, 7.5)
+    assert torch.allclose(guided(x, 0.4), two + 7.5 * (one - two), rtol=1e-4, atol=1e-5)
+    assert net.calls == calls + 1 and guided.calls == pictures + 6
+
+
+def test_guidance_of_x0_is_guidance_of_eps():
+    cond, uncond = conds()
+    x = picture()
+    eps_cond, eps_uncond = (Net()(x, torch.full((3,), 399.0), **c) for c in (cond, {"pooled": torch.zeros(3, 5)}))
+    alpha, sigma = (value.float().item() for value in SCHEDULE.alpha_sigma(torch.tensor(0.4, dtype=torch.float64)))
+    want = (x - sigma * (eps_uncond + 5 * (eps_cond - eps_uncond))) / alpha
+    got = ClassifierFreeGuidance(Denoiser(Net(), SCHEDULE), cond, uncond, 5.0)(x, 0.4)
+    assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_scale_one_is_the_conditional_alone():
+    cond, uncond = conds()
+    denoiser = Denoiser(Net(), SCHEDULE)
+    guided = ClassifierFreeGuidance(denoiser, cond, uncond, 1.0)
+    assert torch.equal(guided(picture(), 0.4), Conditioned(denoiser, cond)(picture(), 0.4))
+    assert guided.calls == 6
+
+
+def test_outside_the_interval_only_the_conditional_half_runs():
+    cond, uncond = conds()
+    denoiser = Denoiser(Net(), SCHEDULE)
+    guided = ClassifierFreeGuidance(denoiser, cond, uncond, 4.0, interval=(0.2, 0.6))
+    for t, pictures in ((0.7, 3), (0.6, 6), (0.2, 6), (0.1, 3)):
+        before = guided.calls
+        got = guided(picture(), t)
+        assert guided.calls - before == pictures
+        if pictures == 3:
+            assert torch.equal(got, denoiser(picture(), t, cond))
+    mixed = guided(picture(), torch.tensor([0.7, 0.5, 0.1], dtype=torch.float64))
+    assert torch.allclose(mixed[1:2], guided(picture(), 0.5)[1:2], atol=1e-5)
+    assert torch.allclose(mixed[2:], guided(picture(), 0.1)[2:], atol=1e-5)
+
+
+def test_each_picture_may_have_its_own_scale():
+    cond, uncond = conds()
+    denoiser = Denoiser(Net(), SCHEDULE)
+    got = ClassifierFreeGuidance(denoiser, cond, uncond, torch.tensor([1.0, 3.0, 8.0]))(picture(), 0.5)
+    for i, scale in enumerate((1.0, 3.0, 8.0)):
+        assert torch.allclose(
+            got[i], ClassifierFreeGuidance(denoiser, cond, uncond, scale)(picture(), 0.5)[i], atol=1e-5
+        )
+
+
+def test_the_variance_is_the_conditional_one():
+    cond, uncond = conds()
+    denoiser = Denoiser(Net(2), SCHEDULE, learned_variance=True)
+    got = ClassifierFreeGuidance(denoiser, cond, uncond, 3.0).estimate(picture(), 0.5).variance
+    want = denoiser.estimate(picture(), 0.5, cond).variance
+    assert got is not None and want is not None and torch.allclose(got, want)
+
+
+def test_join_pads_contexts_and_masks_the_padding():
+    long, short = torch.randn(2, 5, 3), torch.randn(1, 2, 3)
+    both = join({"context": long}, {"context": short, "context_mask": torch.tensor([[True, False]])}, 2)
+    assert both["context"].shape == (4, 5, 3) and torch.equal(both["context"][:2], long)
+    assert torch.equal(both["context"][2, :2], short[0]) and both["context"][2:, 2:].eq(0).all()
+    assert both["context_mask"].tolist() == [[True] * 5] * 2 + [[True, False, False, False, False]] * 2
+    swapped = join({"context": short}, {"context": long}, 2)
+    assert swapped["context_mask"].tolist() == [[True, True, False, False, False]] * 2 + [[True] * 5] * 2
+
+
+def test_join_fills_what_one_half_lacks():
+    context, pooled, concat = torch.randn(2, 5, 3), torch.randn(2, 4), torch.randn(2, 1, 8, 8)
+    for first, second in (({"context": context}, {"pooled": pooled}), ({}, {"context": context, "concat": concat})):
+        for one, two in ((first, second), (second, first)):
+            both = join(one, two, 2)
+            assert set(both) - {"context_mask"} == set(first) | set(second)
+            assert all(len(value) == 4 for value in both.values())
+            assert both["context"].abs().sum(dim=(1, 2)).eq(0).sum() == 2
+            if "context_mask" in both:
+                assert both["context_mask"].any(1).all()  # attention is never left without a token
+    alike = join({"context": context}, {"context": context * 0}, 2)
+    assert set(alike) == {"context"}  # no mask is invented where none is needed
+    masked = join({"context": context, "context_mask": torch.zeros(2, 5, dtype=torch.bool)}, {"context": context}, 2)
+    assert masked["context_mask"].tolist() == [[False] * 5] * 2 + [[True] * 5] * 2
+
+
+def test_rows_that_do_not_fit_are_named():
+    with pytest.raises(UserError, match="'pooled' has 2 rows for 3 pictures"):
+        Conditioned(Denoiser(Net(), SCHEDULE), {"pooled": torch.zeros(2, 5)})(picture(), 0.5)
+    with pytest.raises(UserError, match="interval"):
+        ClassifierFreeGuidance(Denoiser(Net(), SCHEDULE), {}, {}, 2.0, interval=(0.6, 0.2))
+    with pytest.raises(UserError, match="percentile"):
+        DynamicThreshold(Denoiser(Net(), SCHEDULE), percentile=95)
+    with pytest.raises(UserError, match="cap"):
+        DynamicThreshold(Denoiser(Net(), SCHEDULE), cap=0.5)
+
+
+def test_static_threshold_clips():
+    x0 = torch.tensor([[-3.0, -0.5, 0.2, 1.7]])
+    assert torch.equal(StaticThreshold(Fixed(x0))(x0, 0.5), torch.tensor([[-1.0, -0.5, 0.2, 1.0]]))
+    assert torch.equal(StaticThreshold(Fixed(x0), limit=2.0)(x0, 0.5), torch.tensor([[-2.0, -0.5, 0.2, 1.7]]))
+
+
+def test_dynamic_threshold_semantics():
+    quiet = torch.linspace(-0.9, 0.9, 64).view(1, 1, 8, 8)
+    loud = torch.linspace(-4, 4, 64).view(1, 1, 8, 8)
+    x0 = torch.cat([quiet, loud])
+    free = DynamicThreshold(Fixed(x0), percentile=0.9)(x0, 0.5)
+    assert torch.equal(free[:1], quiet)  # s is at least 1: nothing is stretched
+    s = torch.quantile(loud.abs(), 0.9)
+    assert torch.allclose(free[1:], loud.clamp(-s, s) / s) and free.abs().max() <= 1
+    capped = DynamicThreshold(Fixed(x0), percentile=0.9, cap=1.5)(x0, 0.5)
+    assert torch.allclose(capped[1:], loud.clamp(-1.5, 1.5) / 1.5)
+    static = DynamicThreshold(Fixed(x0), percentile=0.9, cap=1.0)(x0, 0.5)
+    assert torch.equal(static, x0.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.95, 0.995, 1.0])
+def test_quantile_is_torch_quantile(fraction):
+    values = torch.randn(3, 777, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(quantile(values, fraction), values.quantile(fraction, dim=1))
+
+
+def test_wrappers_stack_and_sample():
+    cond, uncond = conds()
+    denoiser = Denoiser(Net(2), SCHEDULE, learned_variance=True)
+    stacked = DynamicThreshold(ClassifierFreeGuidance(denoiser, cond, uncond, 6.0, interval=(0.25, 0.75)))
+    noise = NoiseSource([1, 2, 3], (3, 4, 4))
+    times = timesteps(SCHEDULE, 8)
+    got = SAMPLERS["ddpm"](stacked, noise.draw(), times, SCHEDULE, noise=noise, variance="learned-range")
+    assert got.shape == (3, 3, 4, 4) and got.abs().max() <= 1
+    guided = int(((times[:-1] >= 0.25) & (times[:-1] <= 0.75)).sum())
+    assert stacked.calls == denoiser.calls == 3 * (8 + guided)
