@@ -39,7 +39,7 @@ wheel: $(VENV)/.installed ## build the wheel into dist/
 
 gpu: ## run what wants a GPU, best value first, within BUDGET minutes; a rerun goes on (no install: uses .venv or PYTHON)
 	@run="$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo "$$PYTHON")"; \
-	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" benchmarks/gpu.py --budget $(BUDGET)
+	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" benchmarks/gpu.py --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
 
 default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (hours on a CPU)
 	$(BIN)/diptych data emoji --size 64 --scenes 20000 --out data/emoji-64
