@@ -87,7 +87,7 @@ def test_the_condition_reaches_the_network():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("kind", ["scaled-linear", "flow"])
 def test_min_snr_is_the_bounded_error_of_x0(prediction, kind):
-    """Whatever the network predicts, the weighted error is min(SNR, gamma) times that of x_0 (Hang et al., Eq. 8)."""
+    """Whatever the network predicts, the weighted error is min(SNR, gamma) times that of x_0 (Hang et al. 2023)."""
     x0, noise = pair(6, 3, 4)
     schedule = build_schedule(ScheduleConfig(kind=kind))
     t = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)

@@ -103,7 +103,7 @@ class Denoiser:
         """(B,) mean squared error of the network's output, one per picture.
 
         weighting: `none` is the plain error of whatever the network predicts (DDPM, Eq. 14); `min-snr` bounds the
-          weight of the x_0 error by gamma, so that nearly clean pictures do not dominate (Hang et al. 2023, Eq. 8).
+          weight of the x_0 error by gamma, so that nearly clean pictures do not dominate (Hang et al. 2023).
         A learned variance adds its bound, which leaves the picture's estimate alone (Nichol & Dhariwal 2021, Eq. 16).
         """
         times = self._times(x0, t)

@@ -101,7 +101,7 @@ def ddpm(
         if callback is not None:
             callback(step, len(times) - 1, x0)
         small, large = posterior_std(now, then), forward_std(now, then)
-        x = recombine(x, x0, now, then, fresh=small)
+        x = recombine(x, x0, now, then, fresh=small)  # the mean of q is the DDIM step that leaves room for its noise
         if then.sigma == 0:  # the last step draws nothing
             continue
         std = large if variance == "fixed-large" else small

@@ -31,7 +31,7 @@ def heun(
     """Heun's second-order method (Karras et al. 2022, Alg. 1): an Euler step, then the mean of the slopes at both ends.
 
     The slope is d(x / alpha) / d(sigma / alpha) = eps, or dx / dt = eps - x_0 where the schedule is a straight line.
-    On a cosine schedule use the karras spacing: the trailing one jumps from sigma / alpha = 20,000 to 20 in one line.
+    On a cosine schedule use the karras spacing: the trailing one jumps from sigma / alpha = 20,000 to 20 in one step.
     """
 
     def slope(x: Tensor, x0: Tensor, at: Level) -> Tensor:
@@ -83,7 +83,7 @@ def dpmpp_2m_sde(
     callback: Callback | None = None,
     eta: float = 1.0,
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, App. A)."""
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022): `dpmpp_2m` with fresh noise in each step."""
     return dpmpp_2m(denoise, x, times, schedule, noise=noise, callback=callback, eta=eta)
 
 
@@ -96,7 +96,7 @@ def unipc(
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """UniPC of order 2 with B(h) = e^-h - 1 (Zhao et al. 2023, Alg. 5 and 6, data prediction).
+    """UniPC of order 2 with B(h) = e^-h - 1 (Zhao et al. 2023, Alg. 1 and 2, predicting x_0).
 
     Each look serves twice: it corrects the step that led to it (UniC), then it predicts the next (UniP, which at
     order 2 is DPM-Solver++(2M)).
@@ -133,7 +133,7 @@ def midway(x0: Tensor, now: Level, then: Level, before: Look | None) -> Tensor:
 
 
 def corrected(looks: list[Look], now: Level, x0: Tensor) -> Tensor:
-    """The x_0 that the last step should have used, now that its end has been seen too (UniPC, Eq. 3 and Thm. 3.1)."""
+    """The x_0 that the last step should have used, now that its end has been seen too (UniC, Zhao et al. 2023, Sec. 3)."""
     last, seen = looks[-1]
     if len(looks) == 1:
         return (seen + x0) / 2

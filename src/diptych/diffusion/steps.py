@@ -21,8 +21,8 @@ Callback = Callable[[int, int, Tensor], object]
 Sampler = Callable[..., Tensor]
 """sampler(denoise, x, times, schedule, *, noise, callback=None, **its own options) -> x
 
-x (B, ...) at times[0], where t = 1 is standard normal, becomes x (B, ...) at times[-1]. times: N + 1 falling values (see
-`schedule.timesteps`). noise: for those that draw in each step; the deterministic ones leave it alone.
+x (B, ...) at times[0] (standard normal at t = 1) becomes x (B, ...) at times[-1]. times: N + 1 falling values, see
+`schedule.timesteps`. noise: for those that draw in each step; the deterministic ones leave it alone.
 """
 
 
