@@ -29,6 +29,9 @@ class AutoencoderConfig(Config):
     """One for each level. Between levels the height and width are halved: factor 2 ** (levels - 1)."""
     blocks: int = 2
     """Residual blocks of a level of the encoder; the decoder's levels have one more."""
+    patch: int = 1
+    """Side of the patches that are folded into channels before the first convolution and unfolded after the last: 2
+    takes the costly full-resolution level away, for small machines. The published autoencoders have 1."""
     attention: bool = True
     """A self-attention layer in the middle of encoder and decoder."""
     norm_groups: int = 32
@@ -37,11 +40,12 @@ class AutoencoderConfig(Config):
     def check(self) -> None:
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         self.require(self.blocks > 0, "blocks", "be at least 1")
+        self.require(self.patch > 0, "patch", "be at least 1")
 
     @property
     def factor(self) -> int:
         """How many times smaller a latent is than its picture, along each side."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
 class Posterior(NamedTuple):
@@ -92,7 +96,8 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         c, last = config, len(config.multipliers) - 1
-        self.conv_in = nn.Conv2d(c.picture_channels, c.channels, 3, padding=1)
+        self.fold = nn.PixelUnshuffle(c.patch)
+        self.conv_in = nn.Conv2d(c.picture_channels * c.patch**2, c.channels, 3, padding=1)
         layers: list[nn.Module] = []
         now = c.channels
         for level, multiplier in enumerate(c.multipliers):
@@ -107,7 +112,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(now, 2 * c.latent_channels, 3, padding=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        h = self.middle(self.down(self.conv_in(pictures)))  # (B, channels, H / f, W / f)
+        h = self.middle(self.down(self.conv_in(self.fold(pictures))))  # (B, channels, H / f, W / f)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -129,21 +134,20 @@ class Decoder(nn.Module):
                 layers.append(Upsample(now))
         self.up = nn.Sequential(*layers)
         self.norm_out = norm(now, c.norm_groups, EPS)
-        self.conv_out = nn.Conv2d(now, c.picture_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(now, c.picture_channels * c.patch**2, 3, padding=1)
+        self.unfold = nn.PixelShuffle(c.patch)
 
     def forward(self, latents: Tensor) -> Tensor:
-        h = self.up(self.middle(self.conv_in(latents)))  # (B, channels, H, W)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self.up(self.middle(self.conv_in(latents)))  # (B, channels, H / patch, W / patch)
+        return self.unfold(self.conv_out(F.silu(self.norm_out(h))))
 
 
 class Autoencoder(nn.Module):
-    """KL autoencoder. `scale` is a buffer, so it travels with the weights: latents * scale have unit deviation.
+    """KL autoencoder. Its latents are unscaled; the latent diffusion model brings them to unit deviation.
 
-    encode(pictures (B, 3, H, W) in [-1, 1]) -> Posterior of the unscaled latent; decode(latents, unscaled) -> pictures.
+    encode(pictures (B, 3, H, W) in [-1, 1]) -> Posterior; decode(latents (B, latent_channels, h, w)) -> pictures.
     H and W must be divisible by `config.factor`.
     """
-
-    scale: Tensor
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -152,19 +156,13 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.register_buffer("scale", torch.tensor(1.0))
 
-    def encode_moments(self, pictures: Tensor) -> Tensor:
+    def moments(self, pictures: Tensor) -> Tensor:
         """Mean and log-variance in one tensor (B, 2 * latent_channels, h, w), the form in which latents are stored."""
         return self.quant_conv(self.encoder(pictures))
 
     def encode(self, pictures: Tensor) -> Posterior:
-        return Posterior.from_moments(self.encode_moments(pictures))
+        return Posterior.from_moments(self.moments(pictures))
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))
-
-    @torch.no_grad()
-    def estimate_scale(self, latents: Tensor) -> None:
-        """Set `scale` to 1 / the deviation of a first batch of latents over all its components (appendix G)."""
-        self.scale.copy_(1.0 / latents.std())

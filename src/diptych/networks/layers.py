@@ -139,7 +139,9 @@ class GEGLU(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention (where there is a context), feed-forward; each normalised before, added after."""
 
-    def __init__(self, width: int, context_width: int | None, heads: int, head_width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, context_width: int | None, heads: int, head_width: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.self_attention = Attention(width, None, heads, head_width)

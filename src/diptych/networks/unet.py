@@ -74,7 +74,9 @@ class UNetConfig(Config):
 class Stage(nn.Module):
     """A residual block, the spatial transformer that may follow it, and the resampling that may end the level."""
 
-    def __init__(self, block: ResidualBlock, transformer: SpatialTransformer | None, resample: nn.Module | None) -> None:
+    def __init__(
+        self, block: ResidualBlock, transformer: SpatialTransformer | None, resample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.block, self.transformer, self.resample = block, transformer, resample
 
@@ -106,7 +108,14 @@ class UNet(nn.Module):
         def transformer(channels: int) -> SpatialTransformer:
             heads = c.heads or channels // (c.head_width or 1)
             return SpatialTransformer(
-                channels, c.context_width, heads, channels // heads, c.depth, c.dropout, c.norm_groups, c.linear_projection
+                channels,
+                c.context_width,
+                heads,
+                channels // heads,
+                c.depth,
+                c.dropout,
+                c.norm_groups,
+                c.linear_projection,
             )
 
         now, skips, last = c.channels, [c.channels], len(c.multipliers) - 1

@@ -1,0 +1,70 @@
+"""The unmasked transformer that encodes text or layouts, trained with the U-Net (Rombach et al. 2022, appendix E.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diptych.config import Config
+from diptych.networks.layers import Attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTransformerConfig(Config):
+    """The shape of a `TextTransformer`. LDM's 1.45 B text model uses 32 layers of width 1280 and BERT's vocabulary."""
+
+    vocabulary: int = 8192
+    """Number of token ids."""
+    max_tokens: int = 77
+    """Longest sequence, special tokens included."""
+    width: int = 256
+    """Width of a token."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of each block."""
+    head_width: int = 64
+    """Width of an attention head."""
+    dropout: float = 0.0
+    """Dropout after the token embedding and inside the MLPs."""
+
+
+class Block(nn.Module):
+    """Global self-attention and an MLP, each normalised before and added after (equations 19-22)."""
+
+    def __init__(self, config: TextTransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, None, config.heads, config.head_width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask=mask)  # (B, L, D)
+        return x + self.mlp(self.norm2(x))
+
+
+class TextTransformer(nn.Module):
+    """forward(ids (B, L) int64, mask (B, L) bool, True = real token) -> (B, L, width)."""
+
+    def __init__(self, config: TextTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Parameter(torch.empty(config.max_tokens, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        nn.init.normal_(self.token.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.dropout(self.token(ids) + self.position[: ids.shape[1]])  # equation 18
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)  # equation 23

@@ -1,0 +1,52 @@
+"""Finding a model on disk and opening it as the system that its config names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diptych.errors import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED = {"latent": ASSETS / "latent"}
+
+
+def model_folder(source: str | Path | None) -> Path:
+    """The folder with the model's config.json: `source` itself, `source`/model of a run, or an embedded default."""
+    if source is None or str(source) in EMBEDDED:
+        return EMBEDDED[str(source or "latent")]
+    path = Path(source)
+    if not path.exists():
+        known = ", ".join(EMBEDDED)
+        raise UserError(f"no model at {path}: give a run folder or model folder, or an embedded model ({known})")
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"the run in {path} is not finished: go on with `diptych train` and the same arguments")
+    return path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder; its `kind` says what the folder holds."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no model: it has no config.json") from None
+    except (ValueError, NotADirectoryError):
+        raise UserError(f"{path} is not readable JSON") from None
+    if not isinstance(values, dict) or "kind" not in values:
+        raise UserError(f"{path} does not say what kind of model it is")
+    return values
+
+
+def open_model(source: str | Path | None):
+    """The system in a folder, on the CPU, ready to generate."""
+    from diptych.latent import LatentDiffusion
+
+    folder = model_folder(source)
+    kind = read_config(folder)["kind"]
+    if kind != "latent":
+        raise UserError(f"{folder} holds a model of kind {kind!r}, which does not paint from words")
+    return LatentDiffusion.load(folder)

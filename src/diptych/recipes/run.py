@@ -1,0 +1,183 @@
+"""Carrying a recipe out: from its values to data, a trainable model and a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diptych.conditioning.text import (
+    ClipTextConfig,
+    JointTransformer,
+    JointTransformerConfig,
+    MiniLMConfig,
+    TextConfig,
+    build_text_encoder,
+    minilm_folder,
+    train_tokenizer,
+)
+from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.hashing import mix
+from diptych.data.stream import SampleStream, make_batch
+from diptych.errors import UserError
+from diptych.evaluation.judge import Judge, JudgeConfig
+from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
+from diptych.latent import LatentConfig, LatentDiffusion
+from diptych.networks.autoencoder import Autoencoder
+from diptych.networks.transformer import TextTransformer
+from diptych.networks.unet import UNet
+from diptych.opening import model_folder, read_config
+from diptych.recipes import LatentTraining, Recipe, all_recipes, get
+from diptych.training.diffusion import DiffusionTask
+from diptych.training.distributed import find_device
+from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
+from diptych.training.loop import Trainable
+from diptych.training.loop import train as run_loop
+from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents
+from diptych.training.precompute import precompute as run_precompute
+
+BatchAt = Callable[[list[int]], dict[str, Any]]
+
+
+def train(recipe: Recipe, folder: Path) -> Path:
+    """Train, or go on with, the run in `folder`; returns the folder of the finished model."""
+    seeds = {"train": recipe.training.seed, "held-out": mix(recipe.training.seed, 3)}
+    system = recipe.system
+    if isinstance(system, LatentTraining) and system.precomputed is not None:
+        store, autoencoder = Path(system.precomputed), first_stage(system)
+        splits = {name: PrecomputedLatents(store, name, seed, autoencoder) for name, seed in seeds.items()}
+        return _run(recipe, folder, latent_task(system, autoencoder, store), splits["train"], splits["held-out"])
+    dataset, validation = open_dataset(recipe.data), held_out(recipe.data)
+    return _run(
+        recipe,
+        folder,
+        build(recipe, dataset),
+        batches(dataset, seeds["train"]),
+        None if validation is None else batches(validation, seeds["held-out"]),
+    )
+
+
+def _run(recipe: Recipe, folder: Path, task: Trainable, batch_at: BatchAt, validation_at: BatchAt | None) -> Path:
+    return run_loop(task, batch_at, recipe.training, folder, validation_at, resolved=recipe.to_dict())
+
+
+def build(recipe: Recipe, dataset: PictureDataset) -> Trainable:
+    """The model of a recipe as the training loop sees it, reading pictures."""
+    system = recipe.system
+    if isinstance(system, FirstStageConfig):
+        return FirstStage(system)
+    if isinstance(system, LatentTraining):
+        return latent_task(system, first_stage(system), captions=lambda: all_captions(dataset))
+    return JudgeTrainable(system, dataset)
+
+
+def batches(dataset: PictureDataset, seed: int) -> BatchAt:
+    """What the loop asks for: the batch of a list of stream positions."""
+    stream = SampleStream(len(dataset), seed)
+    return lambda positions: make_batch(dataset, stream, positions)
+
+
+def held_out(config: DataConfig) -> PictureDataset | None:
+    """The held-out split of some training data, or none where it has none."""
+    try:
+        return open_dataset(dataclasses.replace(config, split="held-out"))
+    except UserError:
+        return None
+
+
+def first_stage(system: LatentTraining) -> Autoencoder:
+    """The trained autoencoder that a latent model stands on."""
+    folder = model_folder(system.autoencoder)
+    values = read_config(folder)
+    network = values.get("autoencoder" if values["kind"] == "latent" else "network")
+    if network != json.loads(system.model.autoencoder.to_json()):
+        raise UserError(f"the autoencoder in {folder} has another shape than the recipe's model.autoencoder")
+    return load_autoencoder(system.model.autoencoder, folder)
+
+
+def latent_task(
+    system: LatentTraining,
+    autoencoder: Autoencoder,
+    store: Path | None = None,
+    captions: Callable[[], list[str]] = list,
+) -> DiffusionTask:
+    """The latent model over its first stage; its text encoder answers from `store` where captions were embedded."""
+    text = system.model.text
+    if isinstance(text, JointTransformerConfig) and text.tokenizer is None:
+        words = json.loads((store / "examples-train.json").read_text())["captions"] if store else None
+        words = sorted({caption for row in words for caption in row}) if words else captions()
+        encoder: Any = JointTransformer(text, train_tokenizer(words, text.network.vocabulary))
+    else:
+        encoder = build_text_encoder(text)
+        if store is not None and (store / "text.safetensors").is_file():
+            encoder = EmbeddedTexts.load(encoder, store)
+    return DiffusionTask(LatentDiffusion(system.model, autoencoder, encoder), system.diffusion)
+
+
+def all_captions(dataset: PictureDataset) -> list[str]:
+    """Every caption of a dataset once, sorted."""
+    return sorted({caption for index in range(len(dataset)) for caption in dataset.meta(index)["captions"]})
+
+
+def precompute(recipe: Recipe, out: Path) -> Path:
+    """Latents and, for a frozen text encoder, embeddings of the recipe's data, in a folder for `system.precomputed`."""
+    system = recipe.system
+    if not isinstance(system, LatentTraining):
+        raise UserError("only recipes of latent models have something to precompute")
+    datasets = {"train": open_dataset(recipe.data)}
+    if (validation := held_out(recipe.data)) is not None:
+        datasets["held-out"] = validation
+    frozen = not isinstance(system.model.text, JointTransformerConfig)
+    encoder: Any = build_text_encoder(system.model.text) if frozen else None
+    device = find_device(recipe.training.device)
+    return run_precompute(datasets, first_stage(system), encoder, out, device)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A recipe or model folder: its config and the exact parameter counts of its networks, built on the meta device."""
+    if name in all_recipes():
+        recipe = get(name)
+        system, config = recipe.system, recipe.to_dict()
+    else:
+        folder = model_folder(name)
+        config = {key: value for key, value in read_config(folder).items() if key != "scale"}
+        kinds = {"latent": LatentConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
+        if config["kind"] not in kinds:
+            raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
+        system = kinds[config["kind"]].from_dict(config)
+    with torch.device("meta"):
+        networks = _networks(system)
+    counts = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
+    return {"name": name, "networks": counts, "total": sum(counts.values()), "config": config}
+
+
+def _networks(system: Any) -> dict[str, nn.Module]:
+    if isinstance(system, LatentTraining):
+        return _networks(system.model)
+    if isinstance(system, LatentConfig):
+        parts = {"unet": UNet(system.unet), "autoencoder": Autoencoder(system.autoencoder)}
+        return {**parts, "text": _text_network(system.text)}
+    if isinstance(system, FirstStageConfig):
+        return {"autoencoder": Autoencoder(system.network)}
+    return {"judge": Judge(system.judge if isinstance(system, ContrastConfig) else system)}
+
+
+def _text_network(config: TextConfig) -> nn.Module:
+    from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
+
+    if isinstance(config, JointTransformerConfig):
+        return TextTransformer(config.network)
+    if isinstance(config, ClipTextConfig):
+        if config.path is not None:
+            return CLIPTextModel(CLIPTextConfig.from_pretrained(config.path))
+        # The text half of CLIP ViT-L/14, Stable Diffusion 1.x's encoder.
+        return CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
+    assert isinstance(config, MiniLMConfig)
+    return BertModel(BertConfig.from_pretrained(minilm_folder(config.path)), add_pooling_layer=False)

@@ -1,0 +1,24 @@
+"""Random numbers that belong to an example: drawn from its own seed, whatever batch, rank or device it is on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def generators(seeds: Tensor, stream: int = 0) -> list[torch.Generator]:
+    """One CPU generator for each seed of a batch; another `stream` gives numbers independent of the first."""
+    return [torch.Generator().manual_seed((int(seed) * 1_000_003 + stream) % 2**63) for seed in seeds.tolist()]
+
+
+def normal(seeds: Tensor, shape: Sequence[int], device: torch.device | str = "cpu", stream: int = 0) -> Tensor:
+    """Standard normal numbers (B, *shape), one draw for each seed."""
+    draws = [torch.randn(tuple(shape), generator=generator) for generator in generators(seeds, stream)]
+    return torch.stack(draws).to(device)
+
+
+def uniform(seeds: Tensor, device: torch.device | str = "cpu", stream: int = 0) -> Tensor:
+    """One number in [0, 1) for each seed: (B,)."""
+    return torch.cat([torch.rand(1, generator=generator) for generator in generators(seeds, stream)]).to(device)
