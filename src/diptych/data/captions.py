@@ -5,36 +5,49 @@ from __future__ import annotations
 import re
 import zlib
 
+from diptych.data.name_fixes import CONCEPTS, SPOKEN
+
 _MASS = set(
     "bacon broccoli garlic ginger honey cheese bread rice sushi salt butter ice water fire snow fog rain wind lightning "
     "money luggage clothing music hair spaghetti sake seaweed corn soup tea milk popcorn food cloth thread yarn wood "
     "paper soap toothpaste".split()
 )
-_BARE = set(
-    "up down sign-of-the-horns aries taurus gemini cancer leo virgo libra scorpius sagittarius capricorn aquarius pisces "
-    "ophiuchus".split()
-)
 _NOT_PLURAL = set(
-    "bus glass cross cactus octopus lotus hibiscus compass dress mattress abacus cutlass princess boss christmas kiss "
+    "bus fleur-de-lis glass cross cactus octopus lotus hibiscus compass dress mattress abacus cutlass princess boss christmas kiss "
     "walrus platypus rhinoceros hippopotamus apparatus bikini tennis us pancreas canvas dais chess lens mess mass "
     "caduceus virus gas bass swiss goddess stress business express address hostess actress process access abyss albatross "
     "less harness loss toss moss grass brass plus minus".split()
 )
 
 
+_DETAILS = r"haircut|massage|hand|boat|ball|bath|veil|headscarf|white cane|manual wheelchair|motorized wheelchair|tuxedo|baby|skullcap|steamy room|turban|crown"
+_PREPOSITIONS = (
+    "with of in on for from at without who showing facing holding behind over between wearing made pointing pointed "
+    "curving shaking blowing savoring screaming rolling getting under up"
+).split()
+
+
 def clean(name: str) -> str:
-    """A short name as one would say it: no parentheses, curly quotes or colons."""
+    """A CLDR short name as one would say it: no parentheses, curly quotes or colons, known oddities put right."""
     name = name.replace("’", "'").replace("“", '"').replace("”", '"').replace("⊛", "").strip()
-    name = re.sub(r"\s*\([^)]*\)", "", name)
+    name = re.sub(r"\s*\([^)]*\)", "", name).replace(": facing right", " facing right")
+    if name in CONCEPTS:
+        return CONCEPTS[name]
     if match := re.fullmatch(r"(man|woman|person|men|women|people): (.+)", name):
         who, what = match.groups()
-        joint = "with a" if what == "beard" else "with" if what.endswith("hair") else "who is"
-        return f"{who} {joint} {what}"
+        return f"bald {who}" if what == "bald" else f"{who} with {'a ' if what == 'beard' else ''}{what}"
     if match := re.fullmatch(r"(family|couple with heart|kiss): (.+)", name):
-        return f"{match[1]} of {_listed(match[2].split(', '))}"
+        joint = {"family": "family of", "kiss": "kiss between", "couple with heart": "couple with a heart,"}[match[1]]
+        return f"{joint} {_listed(match[2].split(', '))}"
     if name.startswith("keycap: "):
         return f"keycap {name[8:]}"
     name = re.sub(r"^(.+-thirty|.+ o'clock)$", r"clock face showing \1", name)
+    if name.endswith("suit levitating"):
+        name = name.replace("in suit levitating", "levitating in a suit")
+    if re.match(r"(man|woman|person|men|women|people) ", name):
+        name = re.sub(rf" ({_DETAILS})(?= facing right$|$)", lambda m: f" a {m[1]}", name)
+    if re.fullmatch(r"(aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|pisces|ophiuchus)", name.lower()):
+        name = f"{name} zodiac sign"
     return re.sub(r"\s+", " ", name.replace(":", "")).strip()
 
 
@@ -45,12 +58,19 @@ def _listed(items: list[str]) -> str:
 
 def article(name: str) -> str:
     """The name with "a" or "an" where English wants one."""
+    if name in SPOKEN:
+        return SPOKEN[name]
     words = name.lower().split()
-    head = re.split(r" (?:with|of|in|on|for|from|at|without|and|who|showing|facing|holding|behind) ", name.lower())[0].split()
-    last = head[-1] if head else words[-1]
-    if words[0] in {"the", "a", "an", "two", "three", "no", "men", "women", "people", "thumbs"} or last in _MASS | _BARE:
+    if words[0] in {"man", "woman", "person", "boy", "girl", "child"}:
+        return f"a {name}"
+    head = []
+    for word in words:  # the noun stands before the first preposition
+        if word.strip(",") in _PREPOSITIONS and head:
+            break
+        head.append(word)
+    if words[0] in {"the", "a", "an", "two", "three", "no", "men", "women", "people"} or head[-1] in _MASS:
         return name
-    if is_plural(last):
+    if is_plural(head[-1]):
         return name
     return f"{'an' if _vowel_sound(name) else 'a'} {name}"
 
@@ -71,13 +91,19 @@ def _vowel_sound(name: str) -> bool:
     return low[0] in "aeiou" and not low.startswith(("uni", "use", "eu", "one", "once", "ut", "ura")) or low.startswith(("hour", "hono"))
 
 
+_NOT_SAID = set(
+    "face emoji bestest ily ilysm fam dope dude bruh yolo lol rofl lmao omg wtf smh tfw tbh idk ngl ttyl ttfn brb cya gtg "
+    "outtie yas yass slay sus lit fomo ikr bff bffs bae ugh meh yum yuck nom boo yay yeah duh ish oops".split()
+)
+
+
 def keyword_list(name: str, keywords: tuple[str, ...]) -> list[str]:
     """Keywords worth saying: words that the name does not hold already."""
     said = set(re.findall(r"[a-z]+", name.lower()))
     kept = []
     for keyword in keywords:
         words = re.findall(r"[a-z]+", keyword.lower())
-        if not re.fullmatch(r"[a-z][a-z \-]{2,18}", keyword) or set(words) <= said or keyword in {"face", "emoji"}:
+        if not re.fullmatch(r"[a-z][a-z \-]{2,18}", keyword) or set(words) <= said or keyword in _NOT_SAID:
             continue
         kept.append(keyword)
     return kept

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import io
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from diptych.data import captions as wording
 from diptych.data.hashing import stable_hash
 from diptych.data.names import Drawing, drawings
+from diptych.data.render import fingerprint, on_white, png_bytes, render
+from diptych.data.scenes import Painter
 from diptych.data.shards import write_shard
 from diptych.data.sources import SETS, Sources, load_sources
 from diptych.errors import UserError
@@ -28,33 +30,39 @@ from diptych.progress import track
 HELD_OUT_SHARE = 0.068
 """Of the drawings whose concept has four styles or more; about 5% of all drawings."""
 SHARD_SIZE = 1000
+SPOKEN = {one.style: one.spoken for one in SETS}
 Sample = tuple[str, dict[str, bytes]]
+Counts = dict[str, collections.Counter[str]]
 
 
-def build(out: Path, size: int = 128, scenes: int = 0, seed: int = 0, cache: Path | None = None) -> dict:
+def build(out: Path, size: int = 128, scenes: int = 12000, seed: int = 0, cache: Path | None = None) -> dict[str, Any]:
     """Build the emoji shards in `out` and return the manifest.
 
     `size` is the side of the pictures in pixels, `scenes` the number of composed scenes beside the single drawings,
-    `cache` the folder of downloads. Raises `UserError` when a source cannot be had or `out` holds something else.
+    `cache` the folder of downloads (default $DIPTYCH_CACHE/npm or ~/.cache/diptych/npm).
+    Raises `UserError` when a source cannot be had or `out` holds something else.
     """
     if not 16 <= size <= 1024:
         raise UserError(f"size must be between 16 and 1024 pixels, not {size}")
+    if scenes < 0:
+        raise UserError(f"scenes must be at least 0, not {scenes}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose a folder")
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").exists():
         raise UserError(f"{out} holds files that are not emoji shards: choose a new folder")
     return build_from(load_sources(cache), out, size, scenes, seed)
 
 
-def build_from(sources: Sources, out: Path, size: int, scenes: int, seed: int) -> dict:
+def build_from(sources: Sources, out: Path, size: int, scenes: int, seed: int) -> dict[str, Any]:
     """`build` from sources already at hand."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     pictures, failures = render_all(sources, size)
-    held_out = choose_held_out(pictures)
-    singles = [_single(drawing, picture, (drawing.codes, drawing.style) in held_out, sources) for drawing, picture in pictures]
-    singles.sort(key=lambda sample: stable_hash("order", sample[0]))
-    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    shards = _write(partial, "single", singles, counts)
+    held_out = choose_held_out(sources, [drawing for drawing, _ in pictures])
+    counts: Counts = collections.defaultdict(collections.Counter)
+    shards = _write(partial, "single", _singles(pictures, held_out, sources), counts)
+    shards += _write(partial, "scene", _scenes(pictures, held_out, sources, size, scenes, seed), counts)
     manifest = {
         "format": "diptych-emoji-1",
         "size": size,
@@ -62,18 +70,18 @@ def build_from(sources: Sources, out: Path, size: int, scenes: int, seed: int) -
         "scenes": scenes,
         "counts": {name: dict(sorted(counter.items())) for name, counter in sorted(counts.items())},
         "failures": failures,
-        "held_out": sorted([codes, style] for codes, style in held_out),
-        "sets": [_credit(sources, one.style, one.spoken) for one in SETS if one.style in sources.icons],
+        "held_out": sorted(held_out),
+        "sets": [_credit(sources, style) for style in sources.icons],
         "sources": list(sources.packages),
         "shards": shards,
         "sha256": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
     }
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
     _swap(partial, out)
     return manifest
 
 
-def render_all(sources: Sources, size: int) -> tuple[list[tuple[Drawing, Image.Image]], list[dict]]:
+def render_all(sources: Sources, size: int) -> tuple[list[tuple[Drawing, Image.Image]], list[dict[str, str]]]:
     """RGBA pictures of all drawings, and what could not be drawn and why."""
     pictures, failures = [], []
     margins = {one.style: one.margin for one in SETS}
@@ -87,96 +95,74 @@ def render_all(sources: Sources, size: int) -> tuple[list[tuple[Drawing, Image.I
     return pictures, failures
 
 
-def render(icon_set: dict, icon: str, size: int, margin: float) -> Image.Image:
-    """One icon as a `size` x `size` RGBA picture. Raises `ValueError` when it cannot be drawn or is empty."""
-    import resvg_py
-
-    data, transforms, name = {}, [], icon
-    while name in icon_set.get("aliases", {}):
-        alias = icon_set["aliases"][name]
-        transforms += [key for key in ("hFlip", "vFlip") if alias.get(key)]
-        data, name = {**alias, **data}, alias["parent"]
-    data = {**icon_set["icons"][name], **{k: v for k, v in data.items() if k in ("left", "top", "width", "height")}}
-    left, top, width, height = (
-        data.get(key, icon_set.get(key, default)) for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-    )
-    side = max(width, height)
-    pad = side * margin / (1 - 2 * margin)
-    box = (left - (side - width) / 2 - pad, top - (side - height) / 2 - pad, side + 2 * pad, side + 2 * pad)
-    view = " ".join(f"{value:.6g}" for value in box)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{size}" height="{size}" viewBox="{view}">{data["body"]}</svg>'
-    )
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, width=size, height=size))
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    if "hFlip" in transforms:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if "vFlip" in transforms:
-        picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    if picture.getchannel("A").getextrema()[1] < 32:
-        raise ValueError("the drawing is empty")
-    return picture
-
-
-def choose_held_out(pictures: list[tuple[Drawing, Image.Image]]) -> set[tuple[str, str]]:
+def choose_held_out(sources: Sources, drawn: list[Drawing]) -> set[tuple[str, str]]:
     """(code points, style) pairs kept for testing, fixed forever by a hash.
 
-    Only concepts with four styles or more, so that the concept is still seen in training; one pair a concept; and only
-    drawings whose pixels no other drawing shares.
+    Only concepts with four styles or more, so that the concept is still seen in training; at most one pair a concept;
+    only drawings that look like no other and whose name and style no other has.
     """
-    styles = collections.Counter(drawing.codes for drawing, _ in pictures)
-    pixels = collections.Counter(hash_bytes(picture.tobytes()) for _, picture in pictures)
-    chosen: dict[str, tuple[float, str]] = {}
-    for drawing, picture in pictures:
-        share = stable_hash("held-out", drawing.codes, drawing.style) / 2**64
-        if styles[drawing.codes] >= 4 and share < HELD_OUT_SHARE and pixels[hash_bytes(picture.tobytes())] == 1:
-            chosen[drawing.codes] = min(chosen.get(drawing.codes, (1.0, "")), (share, drawing.style))
+    drawn = [drawing for drawing in drawn if not drawing.by_hand]
+    styles = collections.Counter(drawing.codes for drawing in drawn)
+    looks = collections.Counter(fingerprint(sources.icons[d.style], d.icon) for d in drawn)
+    named = collections.Counter((wording.clean(d.name), d.style) for d in drawn)
+    chosen: dict[str, tuple[int, str]] = {}
+    for drawing in drawn:
+        share = stable_hash("held-out", drawing.codes, drawing.style)
+        alone = looks[fingerprint(sources.icons[drawing.style], drawing.icon)] == 1
+        alone = alone and named[wording.clean(drawing.name), drawing.style] == 1
+        if alone and styles[drawing.codes] >= 4 and share < HELD_OUT_SHARE * 2**64:
+            chosen[drawing.codes] = min(chosen.get(drawing.codes, (2**64, "")), (share, drawing.style))
     return {(codes, style) for codes, (_, style) in chosen.items()}
 
 
-def hash_bytes(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _singles(pictures: list[tuple[Drawing, Image.Image]], held_out: set[tuple[str, str]], sources: Sources) -> list[Sample]:
+    samples = []
+    for drawing, picture in pictures:
+        concept = wording.clean(drawing.name)
+        meta = {
+            "kind": "single",
+            "concept": concept,
+            "style": drawing.style,
+            "codepoints": drawing.codes,
+            "captions": wording.captions(concept, SPOKEN.get(drawing.style, drawing.style), drawing.keywords, drawing.key),
+            "keywords": list(drawing.keywords),
+            "group": drawing.group,
+            "split": "held-out" if (drawing.codes, drawing.style) in held_out else "train",
+            "licence": _credit(sources, drawing.style)["licence"]["spdx"],
+        }
+        samples.append(_sample(drawing.key, on_white(picture), meta))
+    return sorted(samples, key=lambda sample: stable_hash("order", sample[0]))  # every shard holds all styles
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """RGBA composited on white, as RGB."""
-    ground = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(ground, picture).convert("RGB")
+def _scenes(
+    pictures: list[tuple[Drawing, Image.Image]],
+    held_out: set[tuple[str, str]],
+    sources: Sources,
+    size: int,
+    count: int,
+    seed: int,
+) -> Iterator[Sample]:
+    """Scenes of the drawings that may be trained on."""
+    usable: dict[str, dict[str, Image.Image]] = collections.defaultdict(dict)
+    for drawing, picture in pictures:
+        if (drawing.codes, drawing.style) not in held_out:
+            usable[drawing.style].setdefault(wording.clean(drawing.name), picture)
+    painter = Painter(usable, size)
+    for key, picture, meta in track(painter.scenes(count, seed, SPOKEN), "painting scenes", count):
+        meta["licence"] = _credit(sources, meta["style"])["licence"]["spdx"]
+        yield _sample(key, picture, meta)
 
 
-def png_bytes(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
-
-
-def sample(key: str, picture: Image.Image, meta: dict) -> Sample:
+def _sample(key: str, picture: Image.Image, meta: dict[str, Any]) -> Sample:
     """The members of one example."""
     text = json.dumps(meta, ensure_ascii=False).encode()
     return key, {"png": png_bytes(picture), "json": text, "txt": meta["captions"][0].encode()}
 
 
-def _single(drawing: Drawing, picture: Image.Image, held_out: bool, sources: Sources) -> Sample:
-    concept = wording.clean(drawing.name)
-    spoken = next((one.spoken for one in SETS if one.style == drawing.style), drawing.style)
-    meta = {
-        "kind": "single",
-        "concept": concept,
-        "style": drawing.style,
-        "codepoints": drawing.codes,
-        "captions": wording.captions(concept, spoken, drawing.keywords, drawing.key),
-        "keywords": list(drawing.keywords),
-        "group": drawing.group,
-        "split": "held-out" if held_out else "train",
-        "licence": sources.icons[drawing.style]["info"]["license"]["spdx"],
-    }
-    return sample(drawing.key, on_white(picture), meta)
-
-
-def _write(folder: Path, name: str, samples: Iterable[Sample], counts: dict[str, collections.Counter]) -> list[dict]:
+def _write(folder: Path, name: str, samples: Iterable[Sample], counts: Counts) -> list[dict[str, Any]]:
     """Shards of at most `SHARD_SIZE` samples each, counted by kind, split, style and category."""
-    shards, waiting = [], []
+    shards: list[dict[str, Any]] = []
+    waiting: list[Sample] = []
 
     def flush() -> None:
         shards.append(write_shard(folder / f"{name}-{len(shards):04d}.tar", waiting))
@@ -184,10 +170,11 @@ def _write(folder: Path, name: str, samples: Iterable[Sample], counts: dict[str,
 
     for one in samples:
         meta = json.loads(one[1]["json"])
-        for field in ("kind", "split", "style", "category"):
-            if field in meta:
-                counts[field][meta[field]] += 1
-        counts["kind and split"][f"{meta['kind']} {meta['split']}"] += 1
+        counts["kind"][meta["kind"]] += 1
+        counts["split"][f"{meta['kind']} {meta['split']}"] += 1
+        counts["style"][f"{meta['kind']} {meta['style']}"] += 1
+        if "category" in meta:
+            counts["category"][f"{meta['category']} {meta['split']}"] += 1
         waiting.append(one)
         if len(waiting) == SHARD_SIZE:
             flush()
@@ -196,9 +183,9 @@ def _write(folder: Path, name: str, samples: Iterable[Sample], counts: dict[str,
     return shards
 
 
-def _credit(sources: Sources, style: str, spoken: str) -> dict:
+def _credit(sources: Sources, style: str) -> dict[str, Any]:
     info = sources.icons[style]["info"]
-    return {"style": style, "name": info["name"], "spoken": spoken, "author": info["author"], "licence": info["license"]}
+    return {"style": style, "name": info["name"], "author": info["author"], "licence": info["license"]}
 
 
 def _swap(partial: Path, out: Path) -> None:

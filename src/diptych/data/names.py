@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
+from diptych.data.name_fixes import FXEMOJI, OPENMOJI_OUT
 from diptych.data.sources import Sources
 
 SKIN_TONES = {f"1f3f{d}" for d in "bcdef"}
@@ -33,6 +34,8 @@ class Drawing:
     keywords: tuple[str, ...]
     group: str
     """Emoji group as the set names it, "" if unknown."""
+    by_hand: bool = False
+    """Whether the name comes from a table that may still change; such a drawing is never held out."""
 
     @property
     def key(self) -> str:
@@ -44,53 +47,70 @@ def drawings(sources: Sources) -> list[Drawing]:
     letters = _letters(sources)
     found: dict[tuple[str, str], Drawing] = {}
     for style, data in sources.icons.items():
-        for icon, codes in _coded(style, data, letters):
-            if codes.startswith("name:") and _unwanted(icon, data["categories"].get(icon, "")):
+        for icon, codes, by_hand in _coded(style, data, letters):
+            group = data["categories"].get(icon, "")
+            unknown = codes not in sources.names
+            if unknown and (icon.startswith("flag-for-") or codes in {"20e3", "fe82b"}):
                 continue
             if _is_tone(codes) or _is_region_flag(codes) or _TONE_NAME.search(icon):
                 continue
-            name, keywords = sources.names.get(codes, (icon.replace("-", " "), ()))
-            group = data["categories"].get(icon, "")
-            found.setdefault((style, codes), Drawing(style, icon, codes, name, keywords, group))
+            plain = FXEMOJI.get(icon, icon) if by_hand else icon
+            name, keywords = sources.names.get(codes, (plain.replace("-", " ").removeprefix("name:"), ()))
+            found.setdefault((style, codes), Drawing(style, icon, codes, name, keywords, group, by_hand))
     return [found[key] for key in sorted(found)]
 
 
-def _coded(style: str, data: dict[str, Any], letters: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(icon, code points) of a set; sets without a table are matched by name."""
-    icons = data["icons"]
-    if data["chars"]:
-        for codes, icon in sorted(data["chars"].items()):
-            codes = "-".join(part.lstrip("0") for part in codes.lower().split("-") if part != "fe0f")
-            private = "e000" <= codes <= "f8ff" and len(codes) == 4
-            yield icon, f"name:{icon}" if private else codes
-    else:
-        for icon in sorted(icons):
-            yield icon, letters.get(_squash(icon), f"name:{icon}")
+def _coded(style: str, data: dict[str, Any], letters: dict[str, str]) -> Iterator[tuple[str, str, bool]]:
+    """(icon, code points, named by hand) of a set; sets without a table are matched by name."""
+    for codes, icon in sorted(data["chars"].items()):
+        codes = normal(codes)
+        if not _is_private(codes):
+            yield icon, codes, False
+        elif icon not in OPENMOJI_OUT:  # drawings beyond Unicode; some show what has a code point as well
+            yield icon, letters.get(squash(icon), f"name:{icon}"), True
+    if not data["chars"]:
+        for icon in sorted(data["icons"]):
+            if squash(icon) in letters:
+                yield icon, letters[squash(icon)], False
+            elif style != "fxemoji":
+                yield icon, f"name:{icon}", False
+        for icon in sorted(set(data["icons"]) & set(FXEMOJI)) if style == "fxemoji" else ():
+            if squash(icon) not in letters:
+                yield icon, letters.get(squash(FXEMOJI[icon]), f"name:{icon}"), True
+
+
+def normal(codes: str) -> str:
+    """Code points without the variation selector and leading zeros."""
+    return "-".join(part.lstrip("0") for part in codes.lower().split("-") if part != "fe0f")
+
+
+def _is_private(codes: str) -> bool:
+    return len(codes) == 4 and "e000" <= codes <= "f8ff"
 
 
 def _letters(sources: Sources) -> dict[str, str]:
     """Names by their letters alone -> code points. Earlier sources of names win."""
     table: dict[str, str] = {}
     for codes, (name, _) in sources.names.items():
-        table.setdefault(_squash(name), codes)
+        table.setdefault(squash(name), codes)
     for data in sources.icons.values():
         by_icon: dict[str, str] = {}
         for codes, icon in sorted(data["chars"].items()):
-            codes = "-".join(part.lstrip("0") for part in codes.lower().split("-") if part != "fe0f")
-            if not ("e000" <= codes <= "f8ff" and len(codes) == 4):
-                by_icon.setdefault(icon, codes)
+            if not _is_private(normal(codes)):
+                by_icon.setdefault(icon, normal(codes))
         for icon, codes in by_icon.items():
-            table.setdefault(_squash(icon), codes)
+            table.setdefault(squash(icon), codes)
         for alias, target in data.get("aliases", {}).items():
             if target["parent"] in by_icon and not set(target) & {"hFlip", "vFlip", "rotate"}:
-                table.setdefault(_squash(alias), by_icon[target["parent"]])
+                table.setdefault(squash(alias), by_icon[target["parent"]])
     for codes in list(sources.names):
         if "-" not in codes:
-            table.setdefault(_squash(unicodedata.name(chr(int(codes, 16)), "")), codes)
+            table.setdefault(squash(unicodedata.name(chr(int(codes, 16)), "")), codes)
     return table
 
 
-def _squash(name: str) -> str:
+def squash(name: str) -> str:
+    """A name by its letters and digits alone."""
     plain = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]|\b(and|the|with)\b", "", plain.replace("-", " "))
 
@@ -101,8 +121,3 @@ def _is_tone(codes: str) -> bool:
 
 def _is_region_flag(codes: str) -> bool:
     return any(re.fullmatch(r"1f1[ef][0-9a-f]|e00[0-7][0-9a-f]", part) for part in codes.split("-"))
-
-
-def _unwanted(icon: str, group: str) -> bool:
-    """Drawings known by name alone that are flags."""
-    return group == "Flags" or icon.startswith("flag") or icon.endswith("-flag")
