@@ -159,7 +159,7 @@ class UNet(nn.Module):
         for stage in self.down:  # channels grow, height and width halve
             x = stage(x, embedding, context, context_mask)
             skips.append(x)
-            if stage.resample is not None:
+            if isinstance(stage.resample, Downsample):
                 x = stage.resample(x)
                 skips.append(x)
 
@@ -168,6 +168,6 @@ class UNet(nn.Module):
 
         for stage in self.up:  # each stage reads what the way down left at its size
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context, context_mask)
-            if stage.resample is not None:
+            if isinstance(stage.resample, Upsample):
                 x = stage.resample(x)
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, out_channels, H, W)

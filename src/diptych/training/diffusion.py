@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.config import Config
-from diptych.diffusion.denoiser import Denoiser
+from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.objective import ObjectiveConfig, training_times
 from diptych.pictures import grid
 from diptych.training.randomness import normal, uniform
@@ -30,7 +30,7 @@ class Diffusable(Protocol):
         """Look at a first batch (its scale)."""
         ...
 
-    def prepare(self, batch: dict[str, Any], noise: Callable[[Tensor], Tensor], dropped: Tensor) -> tuple[Tensor, dict]:
+    def prepare(self, batch: dict[str, Any], noise: Callable[[Tensor], Tensor], dropped: Tensor) -> tuple[Tensor, Cond]:
         """x0 (B, ...) and its condition. `noise(like)` draws normal numbers; dropped (B,) bool marks empty captions."""
         ...
 
