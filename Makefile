@@ -45,8 +45,13 @@ default-model: $(VENV)/.installed-data ## make the data and train the models in 
 	$(BIN)/diptych data emoji --size 64 --scenes 20000 --out data/emoji-64
 	$(BIN)/diptych train judge --run runs/judge
 	$(BIN)/diptych train emoji-autoencoder --run runs/emoji-autoencoder
+	$(BIN)/diptych precompute emoji-latent --out cache/emoji-latent
 	$(BIN)/diptych train emoji-latent --run runs/emoji-latent
-	$(BIN)/diptych evaluate --model runs/emoji-latent/model --data data/emoji-64 --out runs/emoji-latent/evaluation
+	mkdir -p src/diptych/assets
+	rm -rf src/diptych/assets/latent src/diptych/assets/judge
+	cp -r runs/emoji-latent/model src/diptych/assets/latent
+	cp -r runs/judge/model src/diptych/assets/judge
+	$(BIN)/diptych evaluate --data data/emoji-64 --out runs/emoji-latent/evaluation
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) dist build out

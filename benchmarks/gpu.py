@@ -27,12 +27,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 ASSETS = ROOT / "src" / "diptych" / "assets"
 
-# The recipes, and where things lie, relative to the root.
-AUTOENCODER, LATENT, JUDGE = "emoji-autoencoder-128", "emoji-latent-128", "judge"
-DATA, SHIPPED, SHIPPED_JUDGE = "data/emoji-128", "latent", "judge"
-RUNS = "runs/gpu"
+# The recipes and what is larger on a GPU. A time limit ends the training, so the learning rate stays constant.
+AUTOENCODER, LATENT, JUDGE = "emoji-autoencoder", "emoji-latent", "judge"
+LARGE_AUTOENCODER = {"channels": "128", "multipliers": "1,2,4", "blocks": "2", "norm_groups": "32"}
+LARGE_UNET = {"channels": "256", "multipliers": "1,2,3", "attention_levels": "0,1,2", "head_width": "64"}
+STEADY = {"steps": "1000000", "schedule": "constant", "cooldown": "0", "ema": "0.999", "checkpoint_every": "1000"}
+
+# Where things lie, relative to the root.
+DATA, CACHE, RUNS = "data/emoji-128", "cache/gpu", "runs/gpu"
 AUTOENCODER_RUN, LATENT_RUN, JUDGE_RUN = f"{RUNS}/autoencoder", f"{RUNS}/latent", f"{RUNS}/judge"
 NEW_STUDY, OLD_STUDY = f"{RUNS}/study-new", f"{RUNS}/study-shipped"
+SHIPPED, SHIPPED_JUDGE = "latent", "judge"
 
 GRACE = 60.0
 """Seconds that a job has to save its checkpoint after the budget is spent."""
@@ -60,8 +65,22 @@ class Job:
         return list(self.run) if isinstance(self.run, tuple) else [self.run.__name__]
 
 
-def train(recipe: str, run: str, minutes: float, *settings: str) -> tuple[str, ...]:
-    return ("train", recipe, "--run", run, f"training.minutes={minutes:g}", f"data.path={DATA}", *settings)
+def settings(prefix: str, values: dict[str, str]) -> list[str]:
+    return [f"{prefix}.{name}={value}" for name, value in values.items()]
+
+
+def train(recipe: str, run: str, minutes: float, batch: int, rate: float, *more: str) -> tuple[str, ...]:
+    limits = [f"training.minutes={minutes:g}", f"training.batch_size={batch}", f"training.learning_rate={rate:g}"]
+    data = [f"data.path={DATA}", "data.in_memory=true"]
+    return ("train", recipe, "--run", run, *data, *settings("training", STEADY), *limits, *more)
+
+
+LATENT_SETTINGS = (
+    *settings("system.model.autoencoder", LARGE_AUTOENCODER),
+    *settings("system.model.unet", LARGE_UNET),
+    *("system.model.size=128", "data.size=128", f"data.path={DATA}"),
+    *(f"system.autoencoder={AUTOENCODER_RUN}", f"system.precomputed={CACHE}"),
+)
 
 
 def study(out: str, *model: str) -> tuple[str, ...]:
@@ -97,15 +116,29 @@ def replace(source: Path, target: Path) -> None:
 
 JOBS = (
     Job(name="data", minutes=4, run=("data", "emoji", "--size", "128", "--scenes", "20000", "--out", DATA)),
-    Job(name="autoencoder", minutes=5, run=train(AUTOENCODER, AUTOENCODER_RUN, 4), needs=("data",), resumes=True),
     Job(
-        name="latent",
-        minutes=10,
-        run=train(LATENT, LATENT_RUN, 9, f"system.first_stage={AUTOENCODER_RUN}/model"),
-        needs=("autoencoder",),
+        name="autoencoder",
+        minutes=5,
+        run=train(
+            AUTOENCODER, AUTOENCODER_RUN, 4.5, 64, 4e-4, "data.size=128", *settings("system.network", LARGE_AUTOENCODER)
+        ),
+        needs=("data",),
         resumes=True,
     ),
-    Job(name="judge", minutes=3, run=train(JUDGE, JUDGE_RUN, 2.5), needs=("data",), resumes=True),
+    Job(
+        name="precompute",
+        minutes=1.5,
+        run=("precompute", LATENT, "--out", CACHE, *LATENT_SETTINGS),
+        needs=("autoencoder",),
+    ),
+    Job(
+        name="latent",
+        minutes=9,
+        run=train(LATENT, LATENT_RUN, 8.5, 512, 4e-4, *LATENT_SETTINGS),
+        needs=("precompute",),
+        resumes=True,
+    ),
+    Job(name="judge", minutes=2, run=train(JUDGE, JUDGE_RUN, 1.5, 256, 1e-3), needs=("data",), resumes=True),
     Job(
         name="study-new",
         minutes=1.5,

@@ -21,19 +21,13 @@ MAY_IMPORT = {
     "data": GROUND,
     "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
     "latent": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training"},
-    "evaluation": {
-        *GROUND,
-        "weights",
-        "conditioning",
-        "data",
-        "training",
-        "diptych",
-    },  # systems only through `generate`
+    "opening": {"errors", "latent"},
+    "evaluation": {*GROUND, "weights", "conditioning", "data", "training", "diptych"},  # no system but by `load`
     "recipes": {
         *GROUND,
-        *("weights", "networks", "diffusion", "conditioning", "data", "training", "latent", "evaluation"),
+        *("weights", "networks", "diffusion", "conditioning", "data", "training", "latent", "opening", "evaluation"),
     },
-    "diptych": {*GROUND, "latent", "weights"},
+    "diptych": {"errors", "latent", "opening"},
     "commands": {*GROUND, "diptych", "recipes", "evaluation", "data"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},

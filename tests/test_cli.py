@@ -54,7 +54,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
             raise UserError(f"no model at {source[0]}")
         return model
 
-    monkeypatch.setattr(diptych, "load", load, raising=False)
+    monkeypatch.setattr(diptych, "load", load)
     monkeypatch.chdir(tmp_path)
     return model
 
@@ -233,7 +233,7 @@ def test_precompute_hands_the_recipe_and_the_folder_on(monkeypatch) -> None:
     from diptych.recipes import run as recipes_run
 
     calls = []
-    monkeypatch.setattr(recipes_run, "precompute", lambda recipe, out: calls.append((recipe, out)), raising=False)
+    monkeypatch.setattr(recipes_run, "precompute", lambda recipe, out: calls.append((recipe, out)))
     assert cli.main(["precompute", "emoji-autoencoder", "--out", "there", "training.seed=4"]) == 0
     assert calls[0][0].training.seed == 4
     assert calls[0][1] == Path("there")
@@ -259,12 +259,13 @@ def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, m
 def test_info_tells_exact_counts_to_people_and_programs(capsys, monkeypatch) -> None:
     from diptych.recipes import run as recipes_run
 
-    described = {"name": "sd1", "networks": {"unet": 859_520_964}}
-    monkeypatch.setattr(recipes_run, "describe", lambda name: described, raising=False)
+    described = {"name": "sd1", "networks": {"unet": 859_520_964, "text": 36}, "total": 859_521_000, "config": {}}
+    monkeypatch.setattr(recipes_run, "describe", lambda name: described)
     assert cli.main(["info", "sd1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == described
     assert cli.main(["info", "sd1"]) == 0
-    assert "859,520,964" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "859,520,964" in told and "859,521,000" in told
 
 
 def test_recipes_are_listed_with_their_descriptions(capsys) -> None:

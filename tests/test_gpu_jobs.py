@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.gpu import Bench, Job
+from diptych import cli, recipes
 
 
 @pytest.fixture
@@ -150,6 +151,26 @@ def test_the_list_of_jobs_is_sound() -> None:
         assert set(job.needs) <= before, f"{job.name} needs a job that comes later"
         assert job.name not in before
         before.add(job.name)
+
+
+@pytest.mark.parametrize("job", [job for job in gpu.JOBS if isinstance(job.run, tuple)], ids=lambda job: job.name)
+def test_each_command_can_be_read_and_its_recipe_takes_the_settings(job: Job) -> None:
+    assert isinstance(job.run, tuple)
+    arguments = cli.parse(job.run)
+    if "assignments" in arguments:
+        recipe = recipes.get(arguments.recipe).override(arguments.assignments)
+        assert recipe.data.path == gpu.DATA
+
+
+def test_the_large_latent_model_stands_on_the_large_autoencoder() -> None:
+    commands = {job.name: cli.parse(job.run) for job in gpu.JOBS if isinstance(job.run, tuple)}
+    first, painter = (
+        recipes.get(commands[name].recipe).override(commands[name].assignments) for name in ("autoencoder", "latent")
+    )
+    assert painter.system.model.autoencoder == first.system.network  # type: ignore[union-attr]
+    assert painter.system.precomputed == str(commands["precompute"].out)  # type: ignore[union-attr]
+    assert painter.data.size == first.data.size == painter.system.model.size == 128  # type: ignore[union-attr]
+    assert 2 * sum(job.minutes for job in gpu.JOBS) > 25 >= sum(job.minutes for job in gpu.JOBS)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, results: Path, capsys) -> None:

@@ -116,6 +116,9 @@ def info(arguments: argparse.Namespace) -> None:
     table.columns[1].justify = "right"
     for name, parameters in described["networks"].items():
         table.add_row(name, f"{parameters:,}")
+    if len(described["networks"]) > 1:
+        table.add_section()
+        table.add_row("total", f"{described['total']:,}")
     Console().print(table)
 
 
