@@ -133,7 +133,7 @@ def midway(x0: Tensor, now: Level, then: Level, before: Look | None) -> Tensor:
 
 
 def corrected(looks: list[Look], now: Level, x0: Tensor) -> Tensor:
-    """The x_0 that the last step should have used, now that its end has been seen too (UniC, Zhao et al. 2023, Sec. 3)."""
+    """The x_0 that the last step should have used, now that its end has been seen too (UniC, Sec. 3)."""
     last, seen = looks[-1]
     if len(looks) == 1:
         return (seen + x0) / 2
