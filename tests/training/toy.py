@@ -40,6 +40,8 @@ class Toy:
         return losses, {"largest": losses.detach().max()}
 
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
+        assert not self.module.training
+        assert not torch.is_grad_enabled()
         return {"loss": self.loss(batch)[0].mean().item()}
 
     def samples(self) -> Image.Image:

@@ -33,8 +33,8 @@ _FOREIGN = {
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` to write a file or a folder at; afterwards it is synced and renamed to `target`.
 
-    A crash at any moment leaves the old `target` or the new one, never a part. When the body fails, what it wrote is
-    removed. A full disk raises a `UserError`.
+    A crash at any moment leaves the old `target` or the new one, never a part (between the two renames that replace a
+    folder: none). When the body fails, what it wrote is removed. A full disk raises a `UserError`.
     """
     target = Path(target)
     partial = target.with_name(f".{target.name}.partial")
