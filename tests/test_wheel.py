@@ -1,0 +1,69 @@
+"""The wheel holds the whole package, and runs from anywhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("diptych-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run(unpacked: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """`diptych` from the unpacked wheel, in an empty folder."""
+    script = "import diptych, sys; from diptych.cli import main; print(diptych.__file__); sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *argv], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(str(unpacked)), "another diptych than the one in the wheel was run"
+    return done
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
+    source = ROOT / "src"
+    files = {str(path.relative_to(source)) for path in (source / "diptych").rglob("*") if path.is_file()}
+    wanted = {name for name in files if "__pycache__" not in name and not name.rpartition("/")[2].startswith(".")}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
+    assert packed == wanted
+    assert licences
+
+
+def test_the_wheel_runs_from_an_empty_folder(unpacked: Path, tmp_path: Path) -> None:
+    done = run(unpacked, tmp_path, "recipes")
+    assert done.returncode == 0, done.stderr
+    assert "emoji-latent" in done.stdout
+
+
+@pytest.mark.skipif(
+    not (ROOT / "src/diptych/assets/latent/config.json").exists(), reason="no default model in assets yet"
+)
+def test_the_wheel_paints(unpacked: Path, tmp_path: Path) -> None:
+    done = run(unpacked, tmp_path, "generate", "a red apple", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a-red-apple-s0.png"]
