@@ -6,25 +6,45 @@ import re
 import zlib
 
 from diptych.data.name_fixes import CONCEPTS, SPOKEN
+from diptych.data.wordlists import listed
 
-_MASS = set(
-    "bacon broccoli garlic ginger honey cheese bread rice sushi salt butter ice water fire snow fog rain wind lightning "
-    "money luggage clothing music hair spaghetti sake seaweed corn soup tea milk popcorn food cloth thread yarn wood "
-    "paper soap toothpaste".split()
+_MASS = frozenset(
+    listed("""
+    bacon, broccoli, garlic, ginger, honey, cheese, bread, rice, sushi, salt, butter, ice, water, fire, snow,
+    fog, rain, wind, lightning, money, luggage, clothing, music, hair, spaghetti, sake, seaweed, corn, soup,
+    tea, milk, popcorn, food, cloth, thread, yarn, wood, paper, soap, toothpaste
+    """)
 )
-_NOT_PLURAL = set(
-    "bus fleur-de-lis glass cross cactus octopus lotus hibiscus compass dress mattress abacus cutlass princess boss christmas kiss "
-    "walrus platypus rhinoceros hippopotamus apparatus bikini tennis us pancreas canvas dais chess lens mess mass "
-    "caduceus virus gas bass swiss goddess stress business express address hostess actress process access abyss albatross "
-    "less harness loss toss moss grass brass plus minus".split()
+_NOT_PLURAL = frozenset(
+    listed("""
+    bus, fleur-de-lis, glass, cross, cactus, octopus, lotus, hibiscus, compass, dress, mattress, abacus,
+    cutlass, princess, boss, christmas, kiss, walrus, platypus, rhinoceros, hippopotamus, apparatus, bikini,
+    tennis, us, pancreas, canvas, dais, chess, lens, mess, mass, caduceus, virus, gas, bass, swiss, goddess,
+    stress, business, express, address, hostess, actress, process, access, abyss, albatross, less, harness,
+    loss, toss, moss, grass, brass, plus, minus
+    """)
 )
 
 
-_DETAILS = r"haircut|massage|hand|boat|ball|bath|veil|headscarf|white cane|manual wheelchair|motorized wheelchair|tuxedo|baby|skullcap|steamy room|turban|crown"
-_PREPOSITIONS = (
-    "with of in on for from at without who showing facing holding behind over between wearing made pointing pointed "
-    "curving shaking blowing savoring screaming rolling getting under up"
-).split()
+_DETAILS = "|".join(
+    listed("""
+    haircut, massage, hand, boat, ball, bath, veil, headscarf, white cane, manual wheelchair, motorized wheelchair,
+    tuxedo, baby, skullcap, steamy room, turban, crown
+    """)
+)
+_ZODIAC = frozenset(
+    listed("""
+    aries, taurus, gemini, cancer, leo, virgo, libra, scorpio, sagittarius, capricorn, aquarius, pisces, ophiuchus
+    """)
+)
+_SPELT = frozenset(listed("AB, ATM, CL, CT, DJ, DNA, ECG, GPS, ID, LED, NG, OK, QR, SOS, VR, VS, WC, HAL"))
+_LIKE_YOU = ("uni", "use", "eu", "one", "once", "ewe", "ut", "ura")
+_PREPOSITIONS = frozenset(
+    listed("""
+    with, of, in, on, for, from, at, without, who, showing, facing, holding, behind, over, between, wearing,
+    made, pointing, pointed, curving, shaking, blowing, savoring, screaming, rolling, getting, under, up
+    """)
+)
 
 
 def clean(name: str) -> str:
@@ -46,7 +66,7 @@ def clean(name: str) -> str:
         name = name.replace("in suit levitating", "levitating in a suit")
     if re.match(r"(man|woman|person|men|women|people) ", name):
         name = re.sub(rf" ({_DETAILS})(?= facing right$|$)", lambda m: f" a {m[1]}", name)
-    if re.fullmatch(r"(aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|pisces|ophiuchus)", name.lower()):
+    if name.lower() in _ZODIAC:
         name = f"{name} zodiac sign"
     return re.sub(r"\s+", " ", name.replace(":", "")).strip()
 
@@ -68,7 +88,7 @@ def article(name: str) -> str:
         if word.strip(",") in _PREPOSITIONS and head:
             break
         head.append(word)
-    if words[0] in {"the", "a", "an", "two", "three", "no", "men", "women", "people"} or head[-1] in _MASS:
+    if name.split()[0] in {"the", "a", "an", "two", "three", "no", "men", "women", "people"} or head[-1] in _MASS:
         return name
     if is_plural(head[-1]):
         return name
@@ -82,18 +102,20 @@ def is_plural(word: str) -> bool:
 
 
 def _vowel_sound(name: str) -> bool:
-    first = name.split()[0]
-    low = first.lower().strip("\"'")
-    if len(low) > 1 and first.strip("\"'").isupper():  # spelt letter by letter: an SOS, an NG, a UP
-        return low[0] in "aefhilmnorsx" if low not in {"new", "free", "soon", "top", "back", "on!", "cool"} else low[0] in "aeiou"
-    if len(low) == 1:
-        return low in "aefhilmnorsx8"
-    return low[0] in "aeiou" and not low.startswith(("uni", "use", "eu", "one", "once", "ut", "ura")) or low.startswith(("hour", "hono"))
+    """Whether the name is said with a vowel first."""
+    first = name.split()[0].strip("\"'")
+    low = first.lower()
+    if first in _SPELT or len(first) == 1:  # letter by letter: an SOS button, a VS button
+        return low[0] in "aefhilmnorsx8"
+    return (low[0] in "aeiou" and not low.startswith(_LIKE_YOU)) or low.startswith(("hour", "honor", "honest"))
 
 
-_NOT_SAID = set(
-    "face emoji bestest ily ilysm fam dope dude bruh yolo lol rofl lmao omg wtf smh tfw tbh idk ngl ttyl ttfn brb cya gtg "
-    "outtie yas yass slay sus lit fomo ikr bff bffs bae ugh meh yum yuck nom boo yay yeah duh ish oops".split()
+_NOT_SAID = frozenset(
+    listed("""
+    face, emoji, bestest, ily, ilysm, fam, dope, dude, bruh, yolo, lol, rofl, lmao, omg, wtf, smh, tfw, tbh,
+    idk, ngl, ttyl, ttfn, brb, cya, gtg, outtie, yas, yass, slay, sus, lit, fomo, ikr, bff, bffs, bae, ugh, meh,
+    yum, yuck, nom, boo, yay, yeah, duh, ish, oops
+    """)
 )
 
 
@@ -114,14 +136,13 @@ def captions(name: str, spoken: str, keywords: tuple[str, ...], key: str) -> lis
     pick = zlib.crc32(key.encode())
     full = article(name)
     words = keyword_list(name, keywords)
-    styled = [f"{full}, in the style of {spoken}", f"{full}, {spoken} style", f"{full} in {spoken} style"]
-    drawn = [f"a drawing of {full}", f"a picture of {full}", f"a simple drawing of {full}", f"an illustration of {full}"]
+    drawn = ("a drawing of", "a picture of", "a simple drawing of", "an illustration of")[pick % 4]
     lines = [
         full,
-        styled[0],
+        f"{full}, in the style of {spoken}",
         name,
         f"an emoji of {full}",
-        drawn[pick % 4],
+        f"{drawn} {full}",
         f"{name}, {spoken} style",
         f"{spoken} emoji of {full}",
     ]

@@ -150,6 +150,7 @@ class PictureDataset:
 
     def __init__(self, source: Source, config: DataConfig, quarantine: Quarantine) -> None:
         self.config, self.quarantine, self._source = config, quarantine, source
+        self._seen = bytearray(len(source))
         self._indices = self._choose()
         if not len(self._indices):
             raise UserError(f"{config.path} has no example of split {config.split!r} with these kinds and styles")
@@ -180,9 +181,11 @@ class PictureDataset:
                 meta = self._source.meta(index)
                 picture = decode(self._source.picture(index), self.config.size)
             except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
-                self.quarantine.add(where, key, f"{type(error).__name__}: {error}")
+                self._count(index)
+                self.quarantine.add(where, key, _reason(error))
+                self.quarantine.check()
                 return None
-            self.quarantine.passed()
+            self._count(index)
             if self.config.in_memory:
                 self._cache[index] = picture, meta
         return Example(picture=picture, captions=tuple(meta["captions"]), meta=meta, key=key)
@@ -191,6 +194,11 @@ class PictureDataset:
         """Metadata of an example without decoding its picture. Raises whatever a broken one raises."""
         return self._source.meta(int(self._indices[index]))
 
+    def _count(self, index: int) -> None:
+        if not self._seen[index]:
+            self._seen[index] = 1
+            self.quarantine.seen += 1
+
     def _choose(self) -> np.ndarray:
         config = self.config
         kept = []
@@ -198,12 +206,15 @@ class PictureDataset:
             where, key = self._source.key(index)
             meta: dict[str, Any] = {}
             if self._source.tells_split(index):
+                self.quarantine.seen += 1
                 try:
                     meta = self._source.meta(index)
                 except Exception as error:
-                    self.quarantine.add(where, key, f"{type(error).__name__}: {error}")
+                    self.quarantine.add(where, key, _reason(error))
                     continue
-            split = meta.get("split") or ("held-out" if stable_hash("split", key) < config.held_out * 2**64 else "train")
+            split = meta.get("split") or (
+                "held-out" if stable_hash("split", key) < config.held_out * 2**64 else "train"
+            )
             if config.split not in ("all", split):
                 continue
             if config.kinds and meta.get("kind") not in config.kinds:
@@ -211,6 +222,8 @@ class PictureDataset:
             if config.styles and meta.get("kind", "single") == "single" and meta.get("style") not in config.styles:
                 continue
             kept.append(index)
+        self.quarantine.check()
+        self.quarantine.restart()
         return np.array(kept, dtype=np.int64)
 
 
@@ -221,17 +234,24 @@ def open_dataset(config: DataConfig) -> PictureDataset:
     """
     path = Path(config.path)
     if not path.exists():
-        raise UserError(f"no data at {path}: give a folder of .tar shards or of pictures (`diptych data emoji` makes one)")
+        raise UserError(
+            f"no data at {path}: give a folder of .tar shards or of pictures (`diptych data emoji` makes one)"
+        )
     quarantine = Quarantine(Path(config.quarantine) if config.quarantine else _beside(path), config.max_failure_rate)
     tars = [path] if path.suffix == ".tar" else sorted(path.rglob("*.tar"))
     source: Source = ShardSource(tars) if tars else FolderSource(path)
     if isinstance(source, ShardSource):
         for shard in source.shards:
             if shard.problem:
+                quarantine.seen += 1
                 quarantine.add(shard.path.name, f"{shard.path.name} after {len(shard)} examples", shard.problem)
     if not len(source):
         raise UserError(f"{path} holds no .tar shards and no pictures with captions")
     return PictureDataset(source, config, quarantine)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _beside(path: Path) -> Path:

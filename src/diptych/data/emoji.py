@@ -55,6 +55,7 @@ def build(out: Path, size: int = 128, scenes: int = 12000, seed: int = 0, cache:
 
 def build_from(sources: Sources, out: Path, size: int, scenes: int, seed: int) -> dict[str, Any]:
     """`build` from sources already at hand."""
+    out = out.absolute()
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -115,7 +116,9 @@ def choose_held_out(sources: Sources, drawn: list[Drawing]) -> set[tuple[str, st
     return {(codes, style) for codes, (_, style) in chosen.items()}
 
 
-def _singles(pictures: list[tuple[Drawing, Image.Image]], held_out: set[tuple[str, str]], sources: Sources) -> list[Sample]:
+def _singles(
+    pictures: list[tuple[Drawing, Image.Image]], held_out: set[tuple[str, str]], sources: Sources
+) -> list[Sample]:
     samples = []
     for drawing, picture in pictures:
         concept = wording.clean(drawing.name)
@@ -124,7 +127,9 @@ def _singles(pictures: list[tuple[Drawing, Image.Image]], held_out: set[tuple[st
             "concept": concept,
             "style": drawing.style,
             "codepoints": drawing.codes,
-            "captions": wording.captions(concept, SPOKEN.get(drawing.style, drawing.style), drawing.keywords, drawing.key),
+            "captions": wording.captions(
+                concept, SPOKEN.get(drawing.style, drawing.style), drawing.keywords, drawing.key
+            ),
             "keywords": list(drawing.keywords),
             "group": drawing.group,
             "split": "held-out" if (drawing.codes, drawing.style) in held_out else "train",

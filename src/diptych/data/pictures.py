@@ -6,20 +6,24 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
-    """A `size` x `size` RGB picture, uint8 (H, W, 3): EXIF turned, alpha on white, shorter side resized, centre cropped.
+    """A square RGB picture, uint8 (size, size, 3): EXIF turned, alpha on white, shorter side resized, centre cropped.
 
     Raises an exception of any kind that Pillow has for broken pictures; its limit on pixels is kept, and where it would
     only warn of a decompression bomb this raises.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        try:
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:  # its own words name a place in memory
+            raise ValueError("not a PNG, JPEG or WebP picture") from None
+        with opened as picture:
             picture.draft("RGB", (size, size))  # JPEG: decode at a fraction where that is still large enough
             picture.load()
             picture = ImageOps.exif_transpose(picture)

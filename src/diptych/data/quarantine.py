@@ -18,30 +18,31 @@ class Quarantine:
     def __init__(self, path: Path | None, max_rate: float) -> None:
         self.path, self.max_rate = path, max_rate
         self.seen = 0
+        """Examples looked at since the last `restart`, each once; who looks counts."""
+        self._before = 0
         self.broken: dict[tuple[str, str], str] = {}
         self._known: set[tuple[str, str]] | None = None
 
-    def passed(self) -> None:
-        """Count a good example."""
-        self.seen += 1
-
     def add(self, where: str, key: str, reason: str) -> None:
-        """Set an example aside. Raises `UserError` when too many of those seen so far are broken."""
+        """Set an example aside; `check` then says whether that is too many."""
         if (where, key) in self.broken:
             return
-        self.seen += 1
         self.broken[where, key] = reason
         log.warning("quarantined %s in %s: %s", key, where, reason)
         self._write(where, key, reason)
-        self.check()
+
+    def restart(self) -> None:
+        """Count anew from here; what is set aside stays so. (Captions are all read first, pictures one by one.)"""
+        self.seen, self._before = 0, len(self.broken)
 
     def check(self) -> None:
-        """Raise when the rate of broken examples is above the limit, once at least 20 were seen."""
-        if self.seen >= MINIMUM_SEEN and len(self.broken) > self.max_rate * self.seen:
+        """Raise a `UserError` when too many of the examples seen are broken, once at least 20 were seen."""
+        broken = len(self.broken) - self._before
+        if self.seen >= MINIMUM_SEEN and broken > self.max_rate * self.seen:
             (where, key), reason = list(self.broken.items())[-1]
             told = f"; all are listed in {self.path}" if self.path else ""
             raise UserError(
-                f"{len(self.broken)} of {self.seen} examples are broken, above the limit of {self.max_rate:.1%} "
+                f"{broken} of {self.seen} examples are broken, above the limit of {self.max_rate:.1%} "
                 f"(the last: {key} in {where}: {reason}){told}. Repair the data or raise max_failure_rate"
             )
 

@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data import scene_words as words
 from diptych.data.hashing import mix
-from diptych.data.scene_specs import CATEGORIES, Part, Scene, Vocabulary, captions, foils, sample_scene
+from diptych.data.scene_foils import foils
+from diptych.data.scene_sampling import Vocabulary, sample_scene
+from diptych.data.scene_specs import CATEGORIES, Part, Scene, captions
 from diptych.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -25,7 +27,8 @@ class Painter:
         """`drawings`: style -> concept -> RGBA picture."""
         self.size = size
         self.drawings = {
-            style: {concept: _trim(picture) for concept, picture in concepts.items()} for style, concepts in drawings.items()
+            style: {concept: _trim(picture) for concept, picture in concepts.items()}
+            for style, concepts in drawings.items()
         }
         for concepts in self.drawings.values():
             concepts.update({plain: concepts[long] for plain, long in words.DRAWN_BY.items() if long in concepts})
@@ -33,7 +36,9 @@ class Painter:
         self.vocabularies = {style: Vocabulary(set(concepts), taken) for style, concepts in self.drawings.items()}
         self._tints: dict[tuple[str, str, str], Image.Image] = {}
 
-    def scenes(self, count: int, seed: int, spoken: dict[str, str]) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
+    def scenes(
+        self, count: int, seed: int, spoken: dict[str, str]
+    ) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
         """(key, picture, metadata) of `count` scenes; number i depends on the seed and i alone."""
         styles = [style for style, v in self.vocabularies.items() if len(v.all) >= 2]
         if count and not styles:
@@ -60,14 +65,20 @@ class Painter:
         canvas = Image.new("RGB", (self.size, self.size), ground)
         things = [part for part in scene.parts for _ in range(part.count)]
         objects: list[dict[str, Any]] = []
-        for part, cell in zip(things, layout(scene, rng)):
+        for part, cell in zip(things, layout(scene, rng), strict=True):
             if scene.relation == "wearing" and objects:
                 cell = _on_head(objects[0]["box"])
-            box = self._paste(canvas, self._drawing(part, style), cell, bottom=scene.relation == "wearing" and bool(objects))
-            objects.append({"concept": part.concept, "style": style, "colour": part.colour, "size": part.size, "box": box})
+            box = self._paste(
+                canvas, self._drawing(part, style), cell, bottom=scene.relation == "wearing" and bool(objects)
+            )
+            objects.append(
+                {"concept": part.concept, "style": style, "colour": part.colour, "size": part.size, "box": box}
+            )
         text = None
         if scene.word:
-            cell = (0.04, 0.3, 0.96, 0.7) if not things else (0.04, *_STRIP[scene.place][0], 0.96, *_STRIP[scene.place][1])
+            cell = (
+                (0.04, 0.3, 0.96, 0.7) if not things else (0.04, *_STRIP[scene.place][0], 0.96, *_STRIP[scene.place][1])
+            )
             text = {"word": scene.word, "colour": scene.ink, "box": self._write(canvas, scene.word, scene.ink, cell)}
         truth = {"objects": objects, "background": scene.background, "text": text, "relation": scene.relation}
         return canvas, truth
@@ -156,11 +167,13 @@ def _pair(scene: Scene, rng: random.Random) -> list[Box]:
         widths.reverse()
     gap = (1 - sum(widths)) / 3
     starts, cells = (gap, 2 * gap + widths[0]), []
-    for start, width in zip(starts, widths):
+    for start, width in zip(starts, widths, strict=True):
         side = width * rng.uniform(0.88, 1.0)
         along = start + (width - side) / 2
         drift = (1 - side) / 2 + rng.uniform(-1, 1) * min(0.15, (1 - side) / 2 - 0.03)
-        cells.append((along, drift, along + side, drift + side) if across else (drift, along, drift + side, along + side))
+        cells.append(
+            (along, drift, along + side, drift + side) if across else (drift, along, drift + side, along + side)
+        )
     return cells[::-1] if turned else cells
 
 
@@ -192,8 +205,10 @@ def tint(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     """The drawing in one colour with its shading kept: what is darker or lighter than most of it stays so."""
     pixels = np.asarray(picture.convert("RGBA"), dtype=np.float64)  # (H, W, 4)
     light = pixels[..., :3] @ (0.299, 0.587, 0.114) / 255  # (H, W)
-    body = light[(pixels[..., 3] > 128) & (light > 0.2)]  # not the outline
-    middle = float(np.clip(np.median(body), 0.3, 1.0)) if body.size else 0.6
+    solid = light[pixels[..., 3] > 128]
+    body = solid[solid > 0.2]  # not the outline, unless the whole thing is dark
+    body = body if body.size > 0.25 * solid.size else solid
+    middle = float(np.clip(np.median(body), 0.1, 1.0)) if body.size else 0.5
     target = np.array(colour, dtype=np.float64)
     shade = np.minimum(light / middle, 1.0)[..., None]
     if min(colour) > 200:

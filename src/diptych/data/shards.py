@@ -25,18 +25,21 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     """Write (key, {extension: bytes}) samples as one tar; returns {"file", "samples", "bytes", "sha256"}."""
     temporary = path.with_name(f".{path.name}.partial")
     count = 0
-    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, members in samples:
-            count += 1
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size, info.mode = len(data), 0o644  # times and owners stay 0: same samples, same bytes
-                tar.addfile(info, io.BytesIO(data))
-    with open(temporary, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.seek(0, os.SEEK_END)
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, members in samples:
+                count += 1
+                for extension, data in members.items():
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size, info.mode = len(data), 0o644  # times and owners stay 0: same samples, same bytes
+                    tar.addfile(info, io.BytesIO(data))
+        with open(temporary, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.seek(0, os.SEEK_END)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return {"file": path.name, "samples": count, "bytes": size, "sha256": digest}
 
 

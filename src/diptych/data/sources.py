@@ -58,7 +58,10 @@ SETS = (
     IconSet("emojione", "EmojiOne", "@iconify-json/emojione", "1.2.3", 0.05),
     IconSet("fxemoji", "FxEmoji", "@iconify-json/fxemoji", "1.2.2", 0.05),
 )
-CLDR = (("cldr-annotations-full", "48.2.0", "annotations"), ("cldr-annotations-derived-full", "48.2.0", "annotationsDerived"))
+CLDR = (
+    ("cldr-annotations-full", "48.2.0", "annotations"),
+    ("cldr-annotations-derived-full", "48.2.0", "annotationsDerived"),
+)
 
 
 def cache_folder(cache: Path | None = None) -> Path:
@@ -105,7 +108,8 @@ def load_sources(cache: Path | None = None) -> Sources:
             with tarfile.open(path) as tar:
                 return [json.load(_member(tar, f"package/{name}")) for name in wanted]
         except (tarfile.TarError, KeyError, OSError, EOFError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}): delete it and run again") from None
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path} is damaged ({reason}): delete it and run again") from None
 
     for one in SETS:
         files = ["icons.json", "chars.json", "info.json", "metadata.json"]

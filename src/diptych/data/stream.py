@@ -22,14 +22,15 @@ class SampleStream:
         if n_examples < 1:
             raise ValueError("a stream needs at least one example")
         self.n_examples, self.seed = n_examples, seed
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._kept = (-1, np.empty(0, dtype=np.int64))
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.n_examples)
-        if epoch != self._epoch:
-            self._order = np.random.Generator(np.random.PCG64(mix(self.seed, epoch))).permutation(self.n_examples)
-            self._epoch = epoch
-        return int(self._order[place]), mix(self.seed, position, 1)
+        kept, order = self._kept
+        if kept != epoch:
+            order = np.random.Generator(np.random.PCG64(mix(self.seed, epoch))).permutation(self.n_examples)
+            self._kept = (epoch, order)  # one assignment: several threads may read
+        return int(order[place]), mix(self.seed, position, 1)
 
 
 def sample_stream(n_examples: int, seed: int, start: int = 0) -> Iterator[tuple[int, int]]:
@@ -49,7 +50,10 @@ def collate(examples: Sequence[Example], seeds: Sequence[int]) -> dict[str, Any]
     pixels = torch.from_numpy(np.stack([example.picture for example in examples]))  # (B, H, W, 3) uint8
     return {
         "picture": pixels.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0).contiguous(),
-        "caption": [example.captions[mix(seed, 2) % len(example.captions)] for example, seed in zip(examples, seeds)],
+        "caption": [
+            example.captions[mix(seed, 2) % len(example.captions)]
+            for example, seed in zip(examples, seeds, strict=True)
+        ],
         "seed": torch.tensor(list(seeds), dtype=torch.int64),
         "key": [example.key for example in examples],
     }

@@ -1,0 +1,64 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import torch
+
+from diptych.data import DataConfig, Example, SampleStream, collate, make_batch, open_dataset, sample_stream
+from tests.data.tiny import image_dataset
+
+
+def test_every_epoch_holds_every_example_once_in_a_new_order():
+    stream = SampleStream(50, seed=3)
+    epochs = [[stream[e * 50 + i][0] for i in range(50)] for e in range(4)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_position_fixes_the_sample_whatever_was_asked_before():
+    straight = list(itertools.islice(sample_stream(7, 5), 60))
+    assert straight == [SampleStream(7, 5)[p] for p in range(60)]
+    jumping = SampleStream(7, 5)
+    assert [jumping[p] for p in (59, 0, 30, 8, 58)] == [straight[p] for p in (59, 0, 30, 8, 58)]
+    assert list(itertools.islice(sample_stream(7, 5, start=33), 10)) == straight[33:43]
+
+
+def test_seeds_differ_between_positions_and_runs():
+    seeds = [SampleStream(7, run)[p][1] for run in range(3) for p in range(200)]
+    assert len(set(seeds)) == 600
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_ranks_share_the_stream():
+    whole = [SampleStream(11, 0)[p] for p in range(24)]
+    ranks = [[SampleStream(11, 0)[step * 8 + rank * 4 + i] for step in range(3) for i in range(4)] for rank in range(2)]
+    joined = [x for step in range(3) for rank in range(2) for x in ranks[rank][step * 4 : step * 4 + 4]]
+    assert joined == whole
+
+
+def test_a_batch(tmp_path):
+    image_dataset(tmp_path / "a.tar", 6)
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8))
+    stream = SampleStream(len(data), 1)
+    batch = make_batch(data, stream, range(4, 10))  # across the end of an epoch
+    assert batch["picture"].shape == (6, 3, 8, 8)
+    assert batch["picture"].dtype == torch.float32
+    assert batch["seed"].dtype == torch.int64
+    assert batch["seed"].tolist() == [stream[p][1] for p in range(4, 10)]
+    assert batch["key"] == [data[stream[p][0]].key for p in range(4, 10)]
+
+
+def test_pixels_run_from_minus_one_to_one_channels_first():
+    picture = np.zeros((2, 2, 3), dtype=np.uint8)
+    picture[0, 1] = (255, 0, 51)
+    got = collate([Example(picture=picture, captions=("x",), meta={}, key="k")], [0])["picture"][0]
+    assert got[:, 0, 1].tolist() == [1.0, -1.0, -0.6000000238418579]
+    assert got[:, 1, 0].tolist() == [-1.0, -1.0, -1.0]
+
+
+def test_the_seed_picks_among_the_captions_evenly():
+    example = Example(picture=np.zeros((1, 1, 3), dtype=np.uint8), captions=("a", "b", "c"), meta={}, key="k")
+    seeds = [SampleStream(9, 0)[p][1] for p in range(3000)]
+    told = collate([example] * 3000, seeds)["caption"]
+    assert all(abs(count - 1000) < 120 for count in Counter(told).values())
+    assert told == collate([example] * 3000, seeds)["caption"]
