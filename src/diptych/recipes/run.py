@@ -46,6 +46,7 @@ BatchAt = Callable[[list[int]], dict[str, Any]]
 
 def train(recipe: Recipe, folder: Path) -> Path:
     """Train, or go on with, the run in `folder`; returns the folder of the finished model."""
+    torch.manual_seed(recipe.training.seed)  # of the first weights
     seeds = {"train": recipe.training.seed, "held-out": mix(recipe.training.seed, 3)}
     system = recipe.system
     if isinstance(system, LatentTraining) and system.precomputed is not None:

@@ -1,12 +1,13 @@
 """Latents and text embeddings computed once and kept on disk, so that diffusion training reads them and nothing else.
 
 A folder holds `latents.safetensors` (the encoder's moments, so that posteriors are still sampled freshly),
-`text.safetensors` (every caption's tokens, end to end), `captions.json` and `config.json`, whose hashes say which
-autoencoder, text encoder and data they come from.
+`text.safetensors` (every caption's tokens, end to end), `captions.json` and `config.json`. Hashes say which autoencoder
+and text encoder they come from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.conditioning.text import TextEmbedding, TextEncoder
 from diptych.data.dataset import PictureDataset
@@ -23,7 +24,7 @@ from diptych.data.stream import SampleStream, collate
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
 from diptych.progress import track
-from diptych.weights.files import load_safetensors, replacing, save_safetensors, write_text
+from diptych.weights.files import load_metadata, load_safetensors, replacing, save_safetensors, write_text
 
 BATCH = 64
 
@@ -37,47 +38,89 @@ def fingerprint(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-class EmbeddedTexts:
-    """A text encoder that answers from memory for the captions it was given, and asks the real one for the rest."""
+def read_json(path: Path) -> Any:
+    """What a JSON file of the folder holds; a `UserError` that says how to make it again where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or damaged: make it again with `diptych precompute`") from None
 
-    def __init__(self, encoder: TextEncoder, captions: list[str], tokens: Tensor, lengths: Sequence[int]) -> None:
+
+class EmbeddedTexts:
+    """A text encoder that answers from memory for the captions it was given, and asks the real one for the rest.
+
+    tokens (all tokens of all captions, width) and pooled (captions, width), or none where it is the tokens' mean; both
+    float16 and on the CPU: the model moves what it embeds.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        captions: list[str],
+        tokens: Tensor,
+        lengths: Sequence[int],
+        pooled: Tensor | None = None,
+    ) -> None:
         self.encoder, self.width, self.max_tokens = encoder, encoder.width, encoder.max_tokens
         ends = torch.tensor(list(lengths)).cumsum(0).tolist()
-        self.tokens = tokens  # (all tokens, width), float16
-        self.where = {c: (end - n, end) for c, end, n in zip(captions, ends, lengths, strict=True)}
+        self.tokens, self.pooled = tokens, pooled
+        self.where = {c: (i, end - n, end) for i, (c, end, n) in enumerate(zip(captions, ends, lengths, strict=True))}
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
         if any(prompt not in self.where for prompt in prompts):
             return self.encoder.encode(prompts)
-        rows = [self.tokens[slice(*self.where[prompt])] for prompt in prompts]
-        sequence = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
+        places = [self.where[prompt] for prompt in prompts]
+        rows = [self.tokens[start:end] for _, start, end in places]
+        sequence = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
         lengths = torch.tensor([len(row) for row in rows])
-        return TextEmbedding.from_sequence(sequence, torch.arange(sequence.shape[1])[None] < lengths[:, None])
-
-    def to(self, *args: Any, **kwargs: Any) -> None:
-        """The stored tokens stay on the CPU: the model moves what it embeds."""
+        embedding = TextEmbedding.from_sequence(sequence, torch.arange(sequence.shape[1])[None] < lengths[:, None])
+        if self.pooled is None:
+            return embedding
+        return embedding._replace(pooled=self.pooled[[index for index, _, _ in places]].float())
 
     @classmethod
     def compute(cls, encoder: TextEncoder, captions: list[str]) -> EmbeddedTexts:
         """Encode each caption once, in batches of similar length, in float16."""
         order = sorted(set(captions) | {""}, key=lambda caption: (len(caption), caption))
         tokens: list[Tensor] = []
+        pooled: list[Tensor] = []
+        own = False  # whether `pooled` says more than the tokens do
         for start in track(range(0, len(order), BATCH), "embedding captions"):
             embedding = encoder.encode(order[start : start + BATCH])
             rows = zip(embedding.sequence, embedding.mask, strict=True)
             tokens += [row[mask].to("cpu", torch.float16) for row, mask in rows]
-        return cls(encoder, order, torch.cat(tokens), [len(t) for t in tokens])
+            pooled.append(embedding.pooled.to("cpu", torch.float16))
+            mean = TextEmbedding.from_sequence(embedding.sequence, embedding.mask).pooled
+            own = own or not torch.equal(mean, embedding.pooled)
+        return cls(encoder, order, torch.cat(tokens), [len(t) for t in tokens], torch.cat(pooled) if own else None)
 
     def save(self, folder: Path) -> None:
-        lengths = torch.tensor([end - start for start, end in self.where.values()])
-        save_safetensors({"tokens": self.tokens, "lengths": lengths}, folder / "text.safetensors")
+        lengths = torch.tensor([end - start for _, start, end in self.where.values()])
+        tensors = {"tokens": self.tokens, "lengths": lengths}
+        if self.pooled is not None:
+            tensors["pooled"] = self.pooled
+        save_safetensors(tensors, folder / "text.safetensors", {"encoder": encoder_fingerprint(self.encoder)})
         write_text(folder / "captions.json", json.dumps(list(self.where)))
 
     @classmethod
     def load(cls, encoder: TextEncoder, folder: Path) -> EmbeddedTexts:
-        tensors = load_safetensors(folder / "text.safetensors")
-        captions = json.loads((folder / "captions.json").read_text())
-        return cls(encoder, captions, tensors["tokens"], tensors["lengths"].tolist())
+        """Read what `save` wrote. A `UserError` where another encoder made it; a file that does not say is trusted."""
+        path = folder / "text.safetensors"
+        made_by = load_metadata(path).get("encoder")
+        if made_by is not None and made_by != encoder_fingerprint(encoder):
+            raise UserError(f"{path} was made with another text encoder: make it again with `diptych precompute`")
+        tensors, captions = load_safetensors(path), read_json(folder / "captions.json")
+        if tensors["tokens"].shape[1] != encoder.width or len(captions) != len(tensors["lengths"]):
+            raise UserError(
+                f"{path} does not fit its captions or text encoder: make it again with `diptych precompute`"
+            )
+        return cls(encoder, captions, tensors["tokens"], tensors["lengths"].tolist(), tensors.get("pooled"))
+
+
+def encoder_fingerprint(encoder: TextEncoder) -> str:
+    """A hash of the weights of a frozen text encoder."""
+    model = getattr(encoder, "model", None)
+    return fingerprint(model.state_dict()) if isinstance(model, nn.Module) else type(encoder).__name__
 
 
 @torch.no_grad()
@@ -104,7 +147,8 @@ def precompute(
     """Write everything that diffusion training reads of these datasets (by split) into the folder `out`."""
     with replacing(out) as partial:
         partial.mkdir(parents=True)
-        splits, captions = {}, []
+        splits: dict[str, int] = {}
+        captions: list[str] = []
         for split, dataset in datasets.items():
             encoded = encode_dataset(dataset, autoencoder, device)
             save_safetensors({"moments": encoded.pop("moments")}, partial / f"latents-{split}.safetensors")
@@ -112,26 +156,40 @@ def precompute(
             captions += [caption for row in encoded["captions"] for caption in row]
             splits[split] = len(encoded["keys"])
         if text is not None:
-            EmbeddedTexts.compute(text, captions).save(partial)
-        config = {"autoencoder": fingerprint(autoencoder.state_dict()), "examples": splits, "text": text is not None}
+            embed_captions(text, captions, out).save(partial)
+        config = {"autoencoder": fingerprint(autoencoder.state_dict()), "examples": splits}
         write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
     return out
+
+
+def embed_captions(text: TextEncoder, captions: list[str], folder: Path) -> EmbeddedTexts:
+    """Every caption embedded; what an earlier run left in `folder` is used where it is of these very captions."""
+    if (folder / "captions.json").is_file():
+        with contextlib.suppress(UserError):  # damaged, or of another encoder: made again
+            found = EmbeddedTexts.load(text, folder)
+            if set(found.where) == {*captions, ""}:
+                return found
+    return EmbeddedTexts.compute(text, captions)
+
+
+def precomputed_splits(folder: Path) -> list[str]:
+    """The splits that a precomputed folder holds. Raises a `UserError` where there is none."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no precomputed latents in {folder}: make them with `diptych precompute`")
+    return list(read_json(folder / "config.json")["examples"])
 
 
 class PrecomputedLatents:
     """One split of a precomputed folder, as batches of stream positions."""
 
     def __init__(self, folder: Path, split: str, seed: int, autoencoder: Autoencoder) -> None:
-        path = folder / "config.json"
-        if not path.is_file():
-            raise UserError(f"no precomputed latents in {folder}: make them with `diptych precompute`")
-        config = json.loads(path.read_text())
-        if config["autoencoder"] != fingerprint(autoencoder.state_dict()):
+        splits = precomputed_splits(folder)
+        if read_json(folder / "config.json")["autoencoder"] != fingerprint(autoencoder.state_dict()):
             raise UserError(f"{folder} was made with another autoencoder: make it again with `diptych precompute`")
-        if split not in config["examples"]:
-            raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(config['examples'])}")
+        if split not in splits:
+            raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")
         self.moments = load_safetensors(folder / f"latents-{split}.safetensors")["moments"]
-        examples = json.loads((folder / f"examples-{split}.json").read_text())
+        examples = read_json(folder / f"examples-{split}.json")
         self.captions, self.keys = examples["captions"], examples["keys"]
         self.stream = SampleStream(len(self.keys), seed)
 
