@@ -1,0 +1,65 @@
+"""Which prompts a study asks for: seen pairs of concept and style, held-out pairs, and held-out scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diptych.errors import UserError
+
+
+def is_scene(meta: dict[str, Any]) -> bool:
+    """Whether an example is a composed scene, not a single drawing."""
+    return meta.get("kind", "single") != "single"
+
+
+def concept_of(meta: dict[str, Any]) -> str:
+    """What a picture shows, in words: its concept, or its first caption where the data names none (and for scenes)."""
+    return meta["captions"][0] if is_scene(meta) or not meta.get("concept") else meta["concept"]
+
+
+@dataclass
+class Group:
+    """Prompts of one sort with what was made of them."""
+
+    name: str
+    indices: list[int]
+    metas: list[dict[str, Any]]
+    seeds: list[int]
+    generated: list[Image.Image] = field(default_factory=list)
+    real: list[Image.Image] = field(default_factory=list)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Drawings by the caption that names the style (the second), scenes by their plain one."""
+        return [m["captions"][0 if is_scene(m) or len(m["captions"]) < 2 else 1] for m in self.metas]
+
+
+def choose(metas: Sequence[dict[str, Any]], pictures: int, scenes: int, seed: int) -> tuple[list[Group], list[Group]]:
+    """Seen and held-out pairs, and held-out scenes by category. Picture number n of the study gets seed `seed` + n."""
+    pools: dict[str, list[int]] = {"seen": [], "held-out": []}
+    categories: dict[str, list[int]] = {}
+    for i, meta in enumerate(metas):
+        if is_scene(meta):
+            if meta.get("split") == "held-out" and meta.get("foils"):
+                categories.setdefault(meta.get("category", "scenes"), []).append(i)
+        else:
+            pools["held-out" if meta.get("split") == "held-out" else "seen"].append(i)
+    for name, pool in pools.items():
+        if not pool:
+            raise UserError(f"the data has no {name} drawings: an evaluation needs some of both splits")
+    draw = np.random.Generator(np.random.PCG64(seed))
+    count = 0
+
+    def group(name: str, pool: list[int], size: int) -> Group:
+        nonlocal count
+        indices = [pool[i] for i in draw.permutation(len(pool))[:size]]
+        count += len(indices)
+        return Group(name, indices, [metas[i] for i in indices], list(range(seed + count - len(indices), seed + count)))
+
+    pairs = [group(name, pool, pictures) for name, pool in pools.items()]
+    return pairs, [group(name, categories[name], scenes) for name in sorted(categories) if scenes]

@@ -1,0 +1,77 @@
+"""Picture-to-text retrieval: what the judge finds nearest to a picture among all that it could be called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.data.captions import article
+from diptych.evaluation.judge import Judge
+
+TEMPLATES = ("{name}", "{full}", "an emoji of {full}", "a picture of {full}")
+"""How a concept is said; its vector is the mean over them (CLIP, section 3.1.4)."""
+
+
+class Share(NamedTuple):
+    """A share of `count` pictures with its binomial standard error."""
+
+    value: float
+    error: float
+    count: int
+
+    @classmethod
+    def of(cls, hits: Tensor) -> Share:
+        """From (N,) true and false."""
+        return cls.at(float(hits.double().mean()), len(hits))
+
+    @classmethod
+    def at(cls, value: float, count: int) -> Share:
+        return cls(value, math.sqrt(value * (1 - value) / count), count)
+
+
+def spoken(concept: str) -> list[str]:
+    """A concept in the words of `TEMPLATES`."""
+    return [template.format(name=concept, full=article(concept)) for template in TEMPLATES]
+
+
+def concept_vectors(judge: Judge, concepts: Sequence[str]) -> Tensor:
+    """Unit vectors (C, D) of concepts: each is the mean over `TEMPLATES`, set back to length 1."""
+    vectors = judge.captions([words for concept in concepts for words in spoken(concept)])  # (C * templates, D)
+    return F.normalize(vectors.unflatten(0, (len(concepts), -1)).mean(1), dim=-1)
+
+
+def ranks(pictures: Tensor, concepts: Tensor, truth: Tensor) -> Tensor:
+    """The place (N,), from 0, of the true concept among all for each picture; ties count against it.
+
+    Args:
+        pictures: unit vectors (N, D).
+        concepts: unit vectors (C, D).
+        truth: index of each picture's concept (N,).
+    """
+    scores = pictures @ concepts.T  # (N, C)
+    right = scores.gather(1, truth[:, None])  # (N, 1)
+    return (scores >= right).sum(1) - 1
+
+
+def right_first(pictures: Tensor, captions: Tensor, foils: Sequence[Tensor]) -> Tensor:
+    """(N,) bool: the true caption lies nearer to the picture than each of its foils. A tie is not right.
+
+    Args:
+        pictures, captions: unit vectors (N, D).
+        foils: unit vectors (K_i, D) of each picture's own wrong captions.
+    """
+    own = (pictures * captions).sum(1)
+    best = [float((wrong @ picture).max()) for picture, wrong in zip(pictures, foils, strict=True)]
+    return own > torch.tensor(best, dtype=own.dtype)
+
+
+def share_of_right_captions(judge: Judge, pictures: Tensor, trials: Sequence[tuple[str, Sequence[str]]]) -> Tensor:
+    """`right_first` for unit vectors of pictures (N, D) and (caption, foils) in words."""
+    captions = judge.captions([caption for caption, _ in trials])
+    wrong = judge.captions([foil for _, foils in trials for foil in foils])
+    return right_first(pictures, captions, wrong.split([len(foils) for _, foils in trials]))

@@ -1,0 +1,184 @@
+"""The study: a model paints prompts that it has seen, pairs that it has not, and scenes; the judge says what it sees.
+
+Real renderings of the same prompts go before the same judge. Those that were kept out of everyone's training are the
+ceiling: what a perfect painter of unseen drawings would score. Generated pictures scored against each other's prompts,
+and plain chance, are the floor, so that the measure is seen to fail where it should.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+import diptych
+from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.evaluation import report
+from diptych.evaluation.judge import Judge, fingerprint, load_judge
+from diptych.evaluation.metrics import frechet_distance
+from diptych.evaluation.prompts import Group, choose, concept_of, is_scene
+from diptych.evaluation.retrieval import TEMPLATES, concept_vectors
+from diptych.evaluation.scores import of_ceiling, pooled, score_pairs, score_scenes
+from diptych.progress import bar
+from diptych.weights.files import write_text
+
+
+def evaluate(
+    model: Any,
+    data: Path | str,
+    out: Path | str,
+    *,
+    pictures: int = 400,
+    scenes: int = 25,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    seed: int = 0,
+    batch: int = 16,
+    judge: Judge | Path | str | None = None,
+    sheet: int = 48,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score a model, print a table, and write results.json, results.md, pictures.jsonl and contact sheets into `out`.
+
+    Args:
+        model: anything with `generate`, or what `diptych.load` takes.
+        data: the data set, with its held-out part.
+        pictures: how many seen and how many held-out (concept, style) pairs, drawn by `seed`.
+        scenes: how many held-out scenes of each category.
+        steps, guidance, sampler: for `generate`; the model's own defaults if none.
+        batch: pictures painted at a time; they do not depend on it.
+        seed: fixes the prompts and the seed of each picture.
+        judge: another judge than the one that ships with diptych, or its folder.
+        sheet: pictures on each contact sheet, the first ones.
+
+    Returns:
+        What results.json holds: all that is needed to repeat the study, and the scores as shares with standard errors.
+
+    Raises:
+        UserError: the data has no drawings of one of the two splits, or there is no judge.
+    """
+    out, console = Path(out), console or Console()
+    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
+    name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    model = diptych.load(str(model)) if isinstance(model, (str, Path)) else model
+    dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
+    metas = [dataset.meta(i) for i in range(len(dataset))]
+    concepts = sorted({concept_of(m) for m in metas if not is_scene(m)})
+    groups, scene_groups = choose(metas, pictures, scenes, seed)
+    everything = [*groups, *scene_groups]
+    used = paint(model, everything, batch, steps=steps, guidance=guidance, sampler=sampler)
+    add_real(everything, dataset)
+
+    vectors = concept_vectors(judge, concepts)
+    records: list[dict[str, Any]] = []
+    found = {g.name: score_pairs(judge, g, concepts, vectors, records) for g in groups}
+    ceiling = found["held-out"]["real"]
+    for scores in found.values():
+        scores["of_ceiling"] = of_ceiling(scores["generated"], ceiling)
+    drawn = [judge.features(g.real).numpy() for g in groups]
+    scene_scores = {g.name: score_scenes(judge, g, records) for g in scene_groups}
+    if scene_scores:
+        scene_scores["all"] = pooled(scene_scores)
+    results = {
+        "model": {"name": name, "fingerprint": model_fingerprint(model)},
+        "judge": {"fingerprint": judge.fingerprint(), "templates": list(TEMPLATES), "resize": "antialiased bilinear"},
+        "data": {"name": Path(data).name, "manifest": _manifest_hash(Path(data))},
+        "settings": {"pictures": pictures, "scenes": scenes, "seed": seed, **used},
+        "concepts": len(concepts),
+        "ceiling": "real held-out drawings, which neither the judge nor the model was trained on",
+        "groups": found,
+        "frechet_between_real": frechet_distance(*drawn) if min(map(len, drawn)) > 1 else None,
+        "scenes": scene_scores,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(out / "pictures.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_sheets(out, groups, scene_groups, records, sheet)
+    show(results, out, console)
+    return results
+
+
+def paint(model: Any, groups: Sequence[Group], batch: int, **options: Any) -> dict[str, Any]:
+    """Generate every picture, with a progress bar; returns the settings that the model says it used."""
+    used: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    with bar() as progress:
+        task = progress.add_task("painting", total=sum(len(g.seeds) for g in groups))
+        for group in groups:
+            for start in range(0, len(group.seeds), batch):
+                seeds = group.seeds[start : start + batch]
+                result = model.generate(group.prompts[start : start + batch], seeds=seeds, **options)
+                group.generated += result.images
+                told = result.metadata[0] if isinstance(result.metadata, list) else result.metadata
+                used |= {k: told[k] for k in (*options, "size") if k in told}
+                progress.advance(task, len(seeds))
+    return used
+
+
+def model_fingerprint(model: Any) -> str | None:
+    """Of all its weights, the frozen first stage included; none for something that is not a module."""
+    parts = [part for part in (model, getattr(model, "autoencoder", None)) if isinstance(part, nn.Module)]
+    return fingerprint(*parts) if parts else None
+
+
+def add_real(groups: Sequence[Group], dataset: PictureDataset) -> None:
+    """The real rendering of each prompt, at the size of the generated ones: both are then resized alike."""
+    size = groups[0].generated[0].width
+    if size != dataset.config.size:
+        dataset = open_dataset(DataConfig.from_dict({**dataset.config.to_dict(), "size": size}))
+    for group in groups:
+        group.real = [Image.fromarray(dataset[i].picture) for i in group.indices]
+
+
+def write_sheets(
+    out: Path, groups: Sequence[Group], scenes: Sequence[Group], records: Sequence[dict[str, Any]], size: int
+) -> None:
+    """One contact sheet a group, the generated picture left and the real one right; scenes share one."""
+    rows = iter(records)
+    for group in groups:
+        own = [next(rows) for _ in group.seeds]
+        cells = [
+            report.Cell(
+                prompt=r["prompt"],
+                pictures=(group.generated[i], group.real[i]),
+                right=(r["rank"] == 0, r["real_rank"] == 0),
+                notes=(r["guesses"][0], r["real_guesses"][0]),
+            )
+            for i, r in enumerate(own[:size])
+        ]
+        report.contact_sheet(cells).save(out / f"{group.name}.png")
+    cells = []
+    for group in scenes:
+        own = [next(rows) for _ in group.seeds]
+        cells += [
+            report.Cell(
+                prompt=r["prompt"],
+                pictures=(group.generated[i], group.real[i]),
+                right=(r["right"], r["real_right"]),
+                notes=(group.name, "real"),
+            )
+            for i, r in enumerate(own[: max(1, size // len(scenes))])
+        ]
+    if cells:
+        report.contact_sheet(cells).save(out / "scenes.png")
+
+
+def show(results: dict[str, Any], out: Path, console: Console) -> None:
+    """Print the tables, and keep them as results.md."""
+    with (out / "results.md").open("w", encoding="utf-8") as file:
+        for table in report.tables(results):
+            console.print(table)
+            Console(file=file, width=160).print(table)
+    console.print(f"contact sheets, tables and every picture's score are in {out}")
+
+
+def _manifest_hash(data: Path) -> str | None:
+    try:
+        return json.loads((data / "manifest.json").read_text()).get("sha256")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,50 @@
+"""The Fréchet distance against closed forms and against the matrix square root of scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+
+from diptych.evaluation.metrics import frechet_distance, trace_sqrt_product
+
+rng = np.random.default_rng(0)
+
+
+def by_square_root(one: np.ndarray, other: np.ndarray) -> float:
+    shift = one.mean(0) - other.mean(0)
+    first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    return float(shift @ shift + np.trace(first + second - 2 * np.real(sqrtm(first @ second))))
+
+
+def test_agrees_with_scipy() -> None:
+    one = rng.normal(size=(200, 16)) @ rng.normal(size=(16, 16))
+    other = rng.normal(size=(150, 16)) @ rng.normal(size=(16, 16)) + 1
+    assert frechet_distance(one, other) == pytest.approx(by_square_root(one, other), rel=1e-9)
+
+
+def test_commuting_covariances_have_a_closed_form() -> None:
+    first, second = rng.uniform(0.1, 4, 8), rng.uniform(0.1, 4, 8)
+    assert trace_sqrt_product(np.diag(first), np.diag(second)) == pytest.approx(np.sqrt(first * second).sum())
+
+
+def test_a_shift_alone_gives_its_squared_length() -> None:
+    one = rng.normal(size=(50, 4))
+    assert frechet_distance(one, one + np.array([3.0, 0, 4, 0])) == pytest.approx(25)
+
+
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_fewer_pictures_than_dimensions(count: int) -> None:
+    """The covariance is singular; its square root still has the trace that the singular values say."""
+    one, other = rng.normal(size=(count, 32)), rng.normal(size=(count + 3, 32))
+    a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (one, other))
+    overlap = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    shift = one.mean(0) - other.mean(0)
+    expected = shift @ shift + (a**2).sum() + (b**2).sum() - 2 * overlap
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-5)
+
+
+def test_one_picture_is_no_distribution() -> None:
+    with pytest.raises(ValueError, match="two pictures"):
+        frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))

@@ -1,0 +1,113 @@
+"""The study: a perfect painter reaches the ceiling, noise stays at chance, and what is written can be read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from diptych.errors import UserError
+from diptych.evaluation import report
+from diptych.evaluation.judge import Judge
+from diptych.evaluation.study import evaluate
+from tests.evaluation import toys
+
+
+class Perfect:
+    """Paints exactly the real rendering of each prompt."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], list[int]]] = []
+        self.known = {}
+        for _, picture, meta in toys.examples():
+            self.known[meta["captions"][0 if meta["kind"] == "scene" else 1]] = picture
+
+    def generate(self, prompts: list[str], *, seeds: list[int], steps=None, guidance=None, sampler=None):
+        self.calls.append((prompts, seeds))
+        images = [self.paint(p, s) for p, s in zip(prompts, seeds, strict=True)]
+        return SimpleNamespace(images=images, metadata=[{"steps": steps or 7, "sampler": "ddim"} for _ in prompts])
+
+    def paint(self, prompt: str, seed: int) -> Image.Image:
+        return self.known[prompt]
+
+
+class Noise(Perfect):
+    def paint(self, prompt: str, seed: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def run(model, data: Path, out: Path, judge: Judge, **options) -> dict:
+    return evaluate(model, data, out, judge=judge, console=Console(file=io.StringIO()), batch=7, **options)
+
+
+def test_a_perfect_painter_scores_like_the_ceiling(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    model = Perfect()
+    results = run(model, toy_data, tmp_path, judge)
+    for group in results["groups"].values():
+        assert group["generated"] == group["real"]
+        assert group["frechet"] == pytest.approx(0, abs=1e-4)
+        assert group["shuffled"]["top1"]["value"] < group["generated"]["top1"]["value"] / 2
+    held_out = results["groups"]["held-out"]
+    assert held_out["of_ceiling"] == {"top1": 1.0, "top5": 1.0}
+    assert held_out["generated"]["top1"]["value"] > 10 * held_out["chance"]["top1"]["value"]
+    assert set(results["scenes"]) == {"colours", "positional", "all"}
+    assert results["scenes"]["all"]["generated"] == results["scenes"]["all"]["real"]
+    # Every picture was asked for once, each with a seed of its own.
+    seeds = [seed for _, part in model.calls for seed in part]
+    assert seeds == list(range(len(seeds)))
+    assert max(len(part) for _, part in model.calls) == 7
+
+
+def test_noise_scores_at_chance(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    results = run(Noise(), toy_data, tmp_path, judge)
+    seen = results["groups"]["seen"]
+    chance = seen["chance"]["top1"]["value"]
+    assert seen["generated"]["top1"]["value"] <= chance + 3 * math.sqrt(chance * (1 - chance) / seen["pictures"])
+    assert seen["frechet"] > results["frechet_between_real"]
+    assert results["scenes"]["all"]["generated"]["value"] < 0.6
+
+
+def test_what_is_written(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    results = run(Perfect(), toy_data, tmp_path / "one", judge, pictures=3, scenes=2, steps=5)
+    again = run(Perfect(), toy_data, tmp_path / "two", judge, pictures=3, scenes=2, steps=5)
+    assert json.loads((tmp_path / "one" / "results.json").read_text()) == results == again
+    assert results["settings"] == {"pictures": 3, "scenes": 2, "seed": 0, "steps": 5, "sampler": "ddim"}
+    assert results["data"]["manifest"] == "a1b2"
+    assert results["judge"]["fingerprint"] == judge.fingerprint()
+    rows = [json.loads(line) for line in (tmp_path / "one" / "pictures.jsonl").read_text().splitlines()]
+    assert [r["group"] for r in rows] == ["seen"] * 3 + ["held-out"] * 3 + ["scenes"] * 4
+    right = sum(r["rank"] == 0 for r in rows if r["group"] == "seen")
+    assert results["groups"]["seen"]["generated"]["top1"]["value"] == right / 3
+    assert "of ceiling" in (tmp_path / "one" / "results.md").read_text()
+    for name in ("seen", "held-out", "scenes"):
+        assert Image.open(tmp_path / "one" / f"{name}.png").width > 96
+    other = run(Perfect(), toy_data, tmp_path / "three", judge, pictures=3, scenes=0, seed=1)
+    assert other["scenes"] == {}
+    assert (tmp_path / "three" / "pictures.jsonl").read_text() != (tmp_path / "one" / "pictures.jsonl").read_text()
+
+
+def test_data_without_held_out_drawings_is_refused(judge: Judge, tmp_path: Path) -> None:
+    toys.drawing("red disc", "plain").save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text("a red disc")
+    with pytest.raises(UserError, match="no held-out drawings"):
+        run(Perfect(), tmp_path, tmp_path / "out", judge)
+
+
+def test_a_contact_sheet_shows_who_is_right() -> None:
+    blue = Image.new("RGB", (16, 16), "blue")
+    cells = [
+        report.Cell(prompt="a blue box " * 9, pictures=(blue, blue), right=(True, False), notes=("box", "disc")),
+        report.Cell(prompt="a box", pictures=(blue, blue), right=(None, None), notes=("", "")),
+    ]
+    page = report.contact_sheet(cells, columns=1, side=32)
+    colours = {page.getpixel((x, y)) for x in range(page.width) for y in range(page.height)}
+    for colour in (report.GREEN, report.RED, report.GREY):
+        assert tuple(bytes.fromhex(colour[1:])) in colours
+    assert page.getpixel((8 + 3 + 16, 8 + 3 + 16)) == (0, 0, 255)
