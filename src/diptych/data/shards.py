@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from diptych.errors import UserError
+from diptych.data.tars import members as tar_members
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 ALLOWED = (*PICTURES, "json", "txt")
@@ -78,32 +78,19 @@ class Shard:
     def _scan(self) -> list[Entry]:
         entries: list[Entry] = []
         try:
-            with tarfile.open(self.path, "r:") as tar:
-                end = 0
-                for member in tar:
-                    end = member.offset_data + -(-member.size // 512) * 512
-                    if not member.isfile():
-                        continue
-                    folder, _, base = member.name.rpartition("/")
-                    stem, _, extension = base.partition(".")
-                    extension = extension.lower()
-                    key = f"{folder}/{stem}" if folder else stem
-                    if extension not in ALLOWED:
-                        continue
-                    if not entries or entries[-1].key != key:
-                        entries.append(Entry(key, {}))
-                    entries[-1].members[extension] = (member.offset_data, member.size)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            if not entries and isinstance(error, FileNotFoundError):
-                raise UserError(f"{self.path} does not exist") from None
-            self.problem = f"not a readable tar file: {error}"
-            return entries
-        with open(self.path, "rb") as file:  # tarfile stops without a word at a broken header
-            file.seek(end)
-            if file.read(512).strip(b"\0"):
-                self.problem = f"broken header at byte {end}"
-            self._file = None
-        self._file = os.open(self.path, os.O_RDONLY)  # kept open: a folder swapped later does not mix two builds
+            self._file = os.open(self.path, os.O_RDONLY)  # kept: a folder swapped later does not mix two builds
+            for name, offset, size in tar_members(self.path):
+                folder, _, base = name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                extension = extension.lower()
+                if extension not in ALLOWED:
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                if not entries or entries[-1].key != key:
+                    entries.append(Entry(key, {}))
+                entries[-1].members[extension] = (offset, size)
+        except (ValueError, OSError) as error:
+            self.problem = f"not a whole tar file: {error}"
         return entries
 
     def __getstate__(self) -> dict:
