@@ -22,8 +22,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(toy_data: Path) -> JudgeTrainable:
     torch.manual_seed(0)
     dataset = open_dataset(DataConfig(path=str(toy_data), size=16, in_memory=True))
-    held_out = open_dataset(DataConfig(path=str(toy_data), size=16, split="held-out"))
-    trainable = JudgeTrainable(toys.TRAINING, dataset, held_out, words=toys.words())
+    trainable = JudgeTrainable(toys.TRAINING, dataset, words=toys.words())
     stream = SampleStream(len(dataset), 0)
     trainable.start(make_batch(dataset, stream, range(8)))
     optimizer = torch.optim.AdamW(trainable.module.parameters(), lr=3e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.config import Config
-from diptych.data.dataset import PictureDataset
+from diptych.data.dataset import PictureDataset, open_dataset
 from diptych.data.hashing import mix
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.prompts import concept_of, is_scene
@@ -101,16 +102,15 @@ def contrast(
 class JudgeTrainable:
     """The judge for the training loop.
 
-    `datasets` are those that the batches come from, training and validation: a batch names its examples by key, and
-    their concepts and foils are read from here.
+    A batch names its examples by key; their concepts and foils are read here, from all splits of `dataset`, so that
+    held-out pictures can be validated. No held-out picture is trained on unless a batch brings it.
     """
 
-    def __init__(self, config: ContrastConfig, *datasets: PictureDataset, words: WordFeatures | None = None) -> None:
+    def __init__(self, config: ContrastConfig, dataset: PictureDataset, words: WordFeatures | None = None) -> None:
         self.config = config
         self.module = self.judge = Judge(config.judge, words)
-        self.meta: dict[str, dict[str, Any]] = {}
-        for dataset in datasets:
-            self.meta |= read_meta(dataset)
+        everything = open_dataset(dataclasses.replace(dataset.config, split="all", in_memory=False))
+        self.meta = read_meta(everything)
         self.concepts = sorted({concept_of(m) for m in self.meta.values() if not is_scene(m)})
         self._vectors: tuple[float, Tensor] | None = None
 
