@@ -42,7 +42,7 @@ gpu: ## run what wants a GPU, best value first, within BUDGET minutes; a rerun g
 	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" benchmarks/gpu.py --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
 
 default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (hours on a CPU)
-	$(BIN)/diptych data emoji --size 64 --scenes 20000 --out data/emoji-64
+	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64
 	$(BIN)/diptych train judge --run runs/judge
 	$(BIN)/diptych train emoji-autoencoder --run runs/emoji-autoencoder
 	$(BIN)/diptych precompute emoji-latent --out cache/emoji-latent

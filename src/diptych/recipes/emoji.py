@@ -6,6 +6,7 @@ from diptych.conditioning.text import MiniLMConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.objective import ObjectiveConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.evaluation.judge import JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig
 from diptych.latent import LatentConfig
 from diptych.networks.autoencoder import AutoencoderConfig
@@ -106,12 +107,16 @@ RECIPES = {
     ),
     "judge": Recipe(
         description="the judge: pictures and words in one space, trained apart from every generator",
-        system=ContrastConfig(),
+        system=ContrastConfig(
+            judge=JudgeConfig(widths=(24, 48, 96, 192), text_width=192, text_layers=1, embedding=192),
+            negatives=64,
+            foils=1,
+        ),
         data=DATA_64,
         training=TrainingConfig(
-            steps=2000,
+            steps=1700,
             batch_size=128,
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
             warmup=100,
             schedule="cosine",
             ema=0.99,
