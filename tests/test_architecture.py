@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "diptych"
-GROUND = {"errors", "config", "progress", "pictures"}
+GROUND = {"errors", "config", "progress", "pictures", "devices"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "progress": set(),
     "pictures": set(),
+    "devices": {"errors"},
     "weights": {"errors", "config", "progress"},
     "networks": {"errors", "config"},
     "diffusion": {"errors", "config"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning", "data", "training", "latent", "opening", "evaluation"),
     },
-    "diptych": {"errors", "latent", "opening"},
+    "diptych": {"errors", "devices", "latent", "opening"},
     "commands": {*GROUND, "diptych", "recipes", "evaluation", "data"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},

@@ -49,9 +49,9 @@ class FakeModel:
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
     model = FakeModel()
 
-    def load(*source: str) -> FakeModel:
-        if source and source[0] != "run":
-            raise UserError(f"no model at {source[0]}")
+    def load(source: str | None = None, device: str = "auto") -> FakeModel:
+        if source not in (None, "run"):
+            raise UserError(f"no model at {source}")
         return model
 
     monkeypatch.setattr(diptych, "load", load)
@@ -174,7 +174,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(model: FakeModel, capsys, argv: l
 
 
 def test_an_error_of_several_lines_is_told_in_one(model: FakeModel, capsys, monkeypatch) -> None:
-    def load() -> None:
+    def load(*source) -> None:
         raise UserError("first\nsecond\r\n  third")
 
     monkeypatch.setattr(diptych, "load", load)
@@ -248,10 +248,10 @@ def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, m
     options = ["--pictures", "5", "--steps", "3", "--guidance", "2", "--seed", "4", "--judge", "j", "--scenes", "0"]
     assert cli.main(["evaluate", "--model", "run", "--data", "d", "--out", "o", *options]) == 0
     assert calls == [
-        ((model, Path("d"), Path("o")), {}),
+        ((model, Path("d"), Path("o")), {"name": "default"}),
         (
-            ("run", Path("d"), Path("o")),
-            {"pictures": 5, "scenes": 0, "seed": 4, "steps": 3, "guidance": 2.0, "judge": "j"},
+            (model, Path("d"), Path("o")),
+            {"name": "run", "pictures": 5, "scenes": 0, "seed": 4, "steps": 3, "guidance": 2.0, "judge": "j"},
         ),
     ]
 

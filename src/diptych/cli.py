@@ -82,7 +82,7 @@ def build_parser() -> Parser:
 
     command = groups.add_parser("generate", help="paint pictures from words")
     command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to paint; each is painted with each seed")
-    command.add_argument("--model", metavar="M", help="a run folder or file (default: the model in the package)")
+    command.add_argument("--model", metavar="M", help="a run or model folder (default: the model in the package)")
     command.add_argument("--sampler", metavar="S", help="how to walk from noise to picture, for example dpmpp-2m")
     command.add_argument("--steps", metavar="N", type=whole(1), help="sampling steps")
     command.add_argument("--guidance", metavar="G", type=number, help="how closely to follow the words; 1 is plainly")
@@ -92,6 +92,7 @@ def build_parser() -> Parser:
     command.add_argument("--count", metavar="N", type=whole(1), help="seeds to use from the first one on")
     command.add_argument("--batch", metavar="N", type=whole(1), default=8, help="pictures at a time (default: 8)")
     command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    command.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, or auto: cuda if there is one")
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
     command.set_defaults(command=commands.generate, more="prompts")
 
@@ -106,13 +107,14 @@ def build_parser() -> Parser:
     command.set_defaults(command=commands.precompute)
 
     command = groups.add_parser("evaluate", help="measure a model with the judge on what it has and has not seen")
-    command.add_argument("--model", metavar="M", help="a run folder or file (default: the model in the package)")
+    command.add_argument("--model", metavar="M", help="a run or model folder (default: the model in the package)")
     command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the numbers and contact sheets")
     command.add_argument("--pictures", metavar="N", type=whole(1), help="seen and held-out prompts, so many of each")
     command.add_argument("--scenes", metavar="N", type=whole(0), help="held-out scenes of each category")
     command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), help="fixes prompts and pictures")
-    command.add_argument("--judge", metavar="FOLDER", help="another judge than the one in the package")
+    command.add_argument("--judge", metavar="FOLDER", help="another judge than the one in the package: a run or model")
+    command.add_argument("--device", metavar="D", default="auto", help="as in generate")
     command.add_argument("--batch", metavar="N", type=whole(1), help="pictures at a time")
     command.add_argument("--sampler", metavar="S", help="as in generate")
     command.add_argument("--steps", metavar="N", type=whole(1), help="as in generate")

@@ -32,7 +32,7 @@ def generate(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.progress import bar
 
-    model = diptych.load(*given(arguments.model))
+    model = diptych.load(arguments.model, arguments.device)
     settings = chosen_settings(arguments, "sampler", "steps", "guidance", "negative")
     with bar() as progress:
         task = progress.add_task("painting", total=None)
@@ -99,7 +99,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     settings = chosen_settings(
         arguments, "pictures", "scenes", "seed", "sampler", "steps", "guidance", "judge", "batch"
     )
-    study.evaluate(arguments.model or diptych.load(), arguments.data, arguments.out, **settings)
+    model = diptych.load(arguments.model, arguments.device)
+    study.evaluate(model, arguments.data, arguments.out, name=arguments.model or "default", **settings)
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -168,11 +169,6 @@ def data_check(arguments: argparse.Namespace) -> int:
         for entry in listed:
             print(f"  broken: {entry['key']} in {entry['shard']}: {entry['reason']}")
     return 1 if broken else 0
-
-
-def given(value: Any) -> list[Any]:
-    """The arguments to pass on: none unless there is a value, so that the callee's default holds."""
-    return [] if value is None else [value]
 
 
 def chosen_settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from diptych.devices import find_device
 from diptych.errors import UserError
-from diptych.training.distributed import Team, find_device
+from diptych.training.distributed import Team
 from diptych.weights.files import load_weights
 from tests.training.processes import finish, start
 from tests.training.test_loop import metrics

@@ -228,12 +228,14 @@ def fingerprint(*modules: nn.Module) -> str:
 
 
 def load_judge(path: Path | None = None, words: WordFeatures | None = None) -> Judge:
-    """The judge saved in `path`, or the one that ships with diptych; float32, in evaluation mode.
+    """The judge in the folder `path` (a model or a run), or the one that ships with diptych; ready to judge.
 
     Raises:
         UserError: there is no judge there, or its files are damaged.
     """
     folder = Path(path) if path is not None else SHIPPED
+    if (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
     try:
         values = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:

@@ -42,6 +42,7 @@ def evaluate(
     batch: int = 16,
     judge: Judge | Path | str | None = None,
     sheet: int = 48,
+    name: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a model, print a table, and write results.json, results.md, pictures.jsonl and contact sheets into `out`.
@@ -56,6 +57,7 @@ def evaluate(
         seed: fixes the prompts and the seed of each picture.
         judge: another judge than the one that ships with diptych, or its folder.
         sheet: pictures on each contact sheet, the first ones.
+        name: what the report calls the model; its path or class if none.
 
     Returns:
         What results.json holds: all that is needed to repeat the study, and the scores as shares with standard errors.
@@ -65,7 +67,7 @@ def evaluate(
     """
     out, console = Path(out), console or Console()
     judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
-    name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    name = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
     model = diptych.load(str(model)) if isinstance(model, (str, Path)) else model
     dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
     metas = [dataset.meta(i) for i in range(len(dataset))]

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diptych.errors import UserError
+from diptych.devices import find_device
 
 BUCKET = 2**24
 """Numbers a message: 64 MiB in float32."""
@@ -113,19 +113,6 @@ def team(device: str = "auto") -> Iterator[Team]:
     finally:
         if started:
             dist.destroy_process_group()
-
-
-def find_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; a device that is not there raises a `UserError`."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}: write auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device {name!r} here: this PyTorch sees {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def set_precision(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
