@@ -93,7 +93,7 @@ RECIPES = {
         ),
         data=DATA_64,
         training=TrainingConfig(
-            steps=6000,
+            steps=4200,
             batch_size=64,
             learning_rate=1e-3,
             warmup=200,
@@ -109,12 +109,12 @@ RECIPES = {
         description="the judge: pictures and words in one space, trained apart from every generator",
         system=ContrastConfig(
             judge=JudgeConfig(widths=(24, 48, 96, 192), text_width=192, text_layers=1, embedding=192),
-            negatives=64,
+            negatives=512,
             foils=1,
         ),
         data=DATA_64,
         training=TrainingConfig(
-            steps=1700,
+            steps=2400,
             batch_size=128,
             learning_rate=1.5e-3,
             warmup=100,
