@@ -48,7 +48,7 @@ RECIPES = {
         system=FirstStageConfig(network=SMALL_AUTOENCODER, l2=1.0, kl=2e-3, save_dtype="bfloat16"),
         data=DATA_64,
         training=TrainingConfig(
-            steps=4200,
+            steps=4500,
             batch_size=16,
             learning_rate=2e-3,
             warmup=200,
