@@ -45,7 +45,7 @@ def training_times(uniform: Tensor, config: ObjectiveConfig, schedule: Schedule)
 
 
 def variance_bound(x0: Tensor, estimate: Tensor, fraction: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """(B,) KL(q(x_then | x_now, x_0) || p(x_then | x_now)) of a step of 1/T, in bits per value (Improved DDPM, Eq. 4).
+    """(B,) KL(q(x_then | x_now, x_0) || p(x_then | x_now)) of a step of 1/T, in bits per value (Improved DDPM, Eq. 6).
 
     x0, estimate (B, ...): the picture and the denoiser's; fraction (B, ...) in [-1, 1]: the learned variance (Eq. 15).
     Only the variance is taught: the estimate is detached (Sec. 3.1). 0 in the first step, which draws nothing.
