@@ -6,6 +6,8 @@ OUT ?= out
 PIP_FLAGS ?= -qq --disable-pip-version-check
 VENV := .venv
 BIN := $(VENV)/bin
+# One thread: the tests' tensors are tiny, and a busy machine makes more threads wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 export PROMPT PYTHON
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ demo: $(VENV)/.installed ## install, then paint PROMPT with the default model in
 	$(BIN)/diptych generate "$$PROMPT" --count 4 --out "$(OUT)"
 
 test: lint ## install, then check style, types and the fast tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint ## as test, with the slow tests
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check
