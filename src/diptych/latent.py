@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,9 @@ from diptych.weights.files import load_into, load_weights, save_weights, write_t
 
 Callback = Callable[[int, int, Tensor], None]
 """Called after each step with (step, steps, estimate of x0); raise to cancel."""
+
+ENCODED_AT_ONCE = 32
+"""Pictures that the first stage sees at a time: its activations are the largest of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,16 @@ class LatentConfig(Config):
     """Default sampler."""
 
     def check(self) -> None:
-        self.require(self.size % self.autoencoder.factor == 0, "size", f"be a multiple of {self.autoencoder.factor}")
+        self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")
+        self.require(self.steps >= 1, "steps", "be at least 1")
+        self.require(math.isfinite(self.guidance), "guidance", "be finite")
+        self.require(0 <= self.interval[0] <= self.interval[1] <= 1, "interval", "lie within 0 and 1, low before high")
         self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
         latent, text = self.autoencoder.latent_channels, self.text.width
         for name, value, wanted in (
             ("in_channels", self.unet.in_channels, (latent,)),
+            ("concat_channels", self.unet.concat_channels, (0,)),
+            ("out_channels", self.unet.out_channels, (latent,)),
             ("context_width", self.unet.context_width, (text, None)),
             ("pooled_width", self.unet.pooled_width, (text, None)),
         ):
@@ -72,6 +82,11 @@ class LatentConfig(Config):
     @property
     def latent_size(self) -> int:
         return self.size // self.autoencoder.factor
+
+    @property
+    def multiple(self) -> int:
+        """What a picture's sides are multiples of, so that every level of both networks halves evenly."""
+        return self.autoencoder.factor * 2 ** (len(self.unet.multipliers) - 1)
 
 
 @dataclass
@@ -89,10 +104,10 @@ class LatentDiffusion(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, config: LatentConfig, autoencoder: Autoencoder, text) -> None:
+    def __init__(self, config: LatentConfig, autoencoder: Autoencoder, text, unet: UNet | None = None) -> None:
         super().__init__()
         self.config = config
-        self.unet = UNet(config.unet)
+        self.unet = unet or UNet(config.unet)
         self.joint_text = text if isinstance(text, JointTransformer) else None
         self.register_buffer("scale", torch.tensor(1.0))
         # Held in a tuple, so that they are no submodules: frozen, neither trained nor saved with the U-Net.
@@ -112,19 +127,31 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device:
         return self.scale.device
 
+    def _apply(self, fn, recurse: bool = True):
+        """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""
+        self.autoencoder._apply(fn, recurse)
+        if isinstance(network := getattr(self.text, "model", None), nn.Module):
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     # What the training loop asks for.
 
     @torch.no_grad()
     def start(self, batch: dict[str, Any]) -> None:
-        """Set `scale` from the first batch of latents: 1 / their deviation over all components (appendix G)."""
-        self.scale.copy_(1.0 / self.posterior(batch).mean.std())
+        """Set `scale` from the first batch: 1 / the deviation of its latents over all components (appendix G).
+
+        The latents are samples, so the posteriors' own variance counts beside that of their means.
+        """
+        posterior = self.posterior(batch)
+        self.scale.copy_((posterior.mean.var() + posterior.log_variance.exp().mean()).rsqrt())
 
     def posterior(self, batch: dict[str, Any]) -> Posterior:
         """Of the batch's pictures, or as `diptych precompute` stored it."""
         if "latent" in batch:
             return Posterior.from_moments(batch["latent"].float())
         with torch.no_grad():
-            return self.autoencoder.encode(batch["picture"])
+            parts = [self.autoencoder.moments(part) for part in batch["picture"].split(ENCODED_AT_ONCE)]
+        return Posterior.from_moments(torch.cat(parts).float())
 
     def prepare(self, batch: dict[str, Any], noise: Callable[[Tensor], Tensor], dropped: Tensor) -> tuple[Tensor, Cond]:
         """The scaled latent sample x0 (B, C, h, w) and the condition of a training batch.
@@ -169,42 +196,41 @@ class LatentDiffusion(nn.Module):
             negative: what to steer away from, one text for all or one for each prompt; nothing by default.
             noise: initial noise (B, latent channels, height / factor, width / factor) with unit deviation, in the place
                 of the seeds' own.
-            size: (width, height) in pixels, multiples of the autoencoder's factor; the training size if none.
+            size: (width, height) in pixels, multiples of `config.multiple`; the training size if none.
             callback: called with (step, steps, x0 estimate as latents (B, C, h, w)); raise to cancel.
 
         Raises:
             UserError: an empty or too long prompt, an unknown sampler, or numbers that make no sense.
         """
-        config = self.config
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = list(range(len(prompts))) if seeds is None else [int(seed) for seed in seeds]
-        steps = config.steps if steps is None else steps
+        config, factor = self.config, self.config.autoencoder.factor
+        prompts = texts("prompts", prompts)
+        negatives = [""] * len(prompts) if negative is None else texts("negative", negative)
+        if isinstance(negative, str):
+            negatives = [negative] * len(prompts)
+        seeds = wholes("seeds", range(len(prompts)) if seeds is None else seeds)
+        (steps,) = wholes("steps", [config.steps if steps is None else steps])
         guidance = config.guidance if guidance is None else guidance
-        sampler = pick("sampler", config.sampler if sampler is None else sampler, SAMPLERS)
-        width, height = size or (config.size, config.size)
-        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
-        shape = (
-            config.autoencoder.latent_channels,
-            height // config.autoencoder.factor,
-            width // config.autoencoder.factor,
-        )
-        self._check(prompts, seeds, negatives, steps, guidance, (width, height))
-        if noise is not None and tuple(noise.shape) != (len(prompts), *shape):
-            raise UserError(f"noise must have shape {(len(prompts), *shape)}, not {tuple(noise.shape)}")
+        sampler = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
+        sides = wholes("size", (config.size, config.size) if size is None else size)
+        self._check(prompts, seeds, negatives, steps, guidance, sides)
+        shape = (config.autoencoder.latent_channels, sides[1] // factor, sides[0] // factor)
+        source = NoiseSource(seeds, shape, device=self.device)
+        start = source.draw() if noise is None else initial(noise, (len(prompts), *shape)).to(self.device)
 
         cond, uncond = self.embed(prompts), self.embed(negatives if any(negatives) else [""])
-        denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, guidance, config.interval)
-        source = NoiseSource(seeds, shape, device=self.device)
+        denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, float(guidance), config.interval)
         times = timesteps(self.schedule, steps)
-        start = source.draw() if noise is None else noise.to(self.device)
         latents = SAMPLERS[sampler](denoiser, start, times, self.schedule, noise=source, callback=callback)
         images = to_images(self.autoencoder.decode(latents / self.scale))
-        common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": [width, height]}
+        common = {"steps": steps, "guidance": float(guidance), "sampler": sampler, "size": sides}
+        if noise is not None:
+            common["noise"] = "given"  # the seed alone does not make this picture again
         rows = zip(prompts, negatives, seeds, strict=True)
         return Result(images, [{"prompt": p, "negative": n or None, "seed": s, **common} for p, n, s in rows])
 
-    def _check(self, prompts, seeds, negatives, steps, guidance, size) -> None:
-        if not prompts or any(not isinstance(prompt, str) or not prompt.strip() for prompt in prompts):
+    def _check(self, prompts, seeds, negatives, steps, guidance, sides) -> None:
+        multiple = self.config.multiple
+        if not prompts or any(not prompt.strip() for prompt in prompts):
             raise UserError("a prompt is empty: say what the picture should show")
         if len(seeds) != len(prompts):
             raise UserError(f"give one seed for each prompt: {len(prompts)} prompts, {len(seeds)} seeds")
@@ -212,12 +238,12 @@ class LatentDiffusion(nn.Module):
             raise UserError("a seed is a whole number from 0 to 2^63 - 1")
         if len(negatives) != len(prompts):
             raise UserError(f"give one negative prompt for all or one for each of the {len(prompts)} prompts")
-        if not isinstance(steps, int) or steps < 1:
-            raise UserError(f"steps must be a whole number of at least 1, not {steps!r}")
-        if not math.isfinite(guidance):
-            raise UserError(f"guidance must be a finite number, not {guidance!r}")
-        if any(side < 1 or side % self.config.autoencoder.factor for side in size):
-            raise UserError(f"the picture's sides must be multiples of {self.config.autoencoder.factor}, not {size}")
+        if steps < 1:
+            raise UserError(f"steps must be at least 1, not {steps}")
+        if not isinstance(guidance, Real) or not math.isfinite(guidance):
+            raise UserError(f"guidance must be a finite number, not {said(guidance)}")
+        if len(sides) != 2 or any(side < 1 or side % multiple for side in sides):
+            raise UserError(f"size is width and height, both multiples of {multiple}, not {said(sides)}")
 
     # Files: config.json, unet/, autoencoder/ and, where the text encoder was trained along, text/.
 
@@ -234,25 +260,55 @@ class LatentDiffusion(nn.Module):
         write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> LatentDiffusion:
-        """Open a folder that `save` wrote. Raises a `UserError` that names the file or key at fault."""
-        values = json.loads((folder / "config.json").read_text())
+    def load(cls, values: dict[str, Any], folder: Path) -> LatentDiffusion:
+        """Open a folder that `save` wrote, `values` being its config.json. Raises a `UserError` that names the file or
+        key at fault.
+        """
+        source = folder / "config.json"
+        values = dict(values)
         scale = values.pop("scale", None)
-        if not isinstance(scale, float) or not math.isfinite(scale) or scale <= 0:
-            raise UserError(f"{folder / 'config.json'}: scale must be a positive number, not {scale!r}")
-        config = LatentConfig.from_dict(values)
-        autoencoder = Autoencoder(config.autoencoder)
-        load_into(autoencoder, load_weights(folder / "autoencoder"), str(folder / "autoencoder"))
-        text = build_text_encoder(config.text, folder / "text")
-        model = cls(config, autoencoder, text)
-        load_into(model.unet, load_weights(folder / "unet"), str(folder / "unet"))
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e30:
+            raise UserError(f"{source}: scale must be a positive number, not {said(scale)}")
+        try:
+            config = LatentConfig.from_dict(values)
+            with torch.device("meta"):  # shapes alone, until the files are known to have them
+                autoencoder, unet = Autoencoder(config.autoencoder), UNet(config.unet)
+        except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
+            raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+        load_into(autoencoder, load_weights(folder / "autoencoder"), str(folder / "autoencoder"), assign=True)
+        load_into(unet, load_weights(folder / "unet"), str(folder / "unet"), assign=True)
+        model = cls(config, autoencoder, build_text_encoder(config.text, folder / "text"), unet)
         model.scale.fill_(scale)
         return model.eval()
 
-    def to(self, device: str | torch.device) -> LatentDiffusion:  # type: ignore[override]
-        """Move every part, the frozen ones too."""
-        super().to(device)
-        self.autoencoder.to(device)
-        if self.joint_text is None:
-            self.text.to(device)
-        return self
+
+def texts(name: str, value: Any) -> list[str]:
+    """One text or several, as a list; a `UserError` for anything else."""
+    values = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [value]
+    if wrong := [item for item in values if not isinstance(item, str)]:
+        raise UserError(f"{name} must be a text or a list of texts, not {said(wrong[0])}")
+    return values
+
+
+def wholes(name: str, values: Any) -> list[int]:
+    """Whole numbers of any integer type, as Python's; a `UserError` for anything else."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
+
+
+def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:
+    """Given noise in float32, if it is finite and has this shape."""
+    if not isinstance(noise, Tensor) or tuple(noise.shape) != shape:
+        found = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        raise UserError(f"noise must be a tensor of shape {shape}, not {found}")
+    noise = noise.float()
+    if not torch.isfinite(noise).all():
+        raise UserError("noise must be finite")
+    return noise
+
+
+def said(value: Any) -> str:
+    """A value as the user gave it, in at most one line."""
+    return " ".join(repr(value).split())[:80]

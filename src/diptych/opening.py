@@ -20,6 +20,8 @@ def model_folder(source: str | Path | None) -> Path:
     if not path.exists():
         known = ", ".join(EMBEDDED)
         raise UserError(f"no model at {path}: give a run folder or model folder, or an embedded model ({known})")
+    if path.is_file():
+        raise UserError(f"{path} is a file: give the run folder or model folder that it lies in")
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if (path / "checkpoints").is_dir():
@@ -31,11 +33,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model folder; its `kind` says what the folder holds."""
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} is no model: it has no config.json") from None
-    except (ValueError, NotADirectoryError):
+    except (ValueError, RecursionError, IsADirectoryError):
         raise UserError(f"{path} is not readable JSON") from None
+    if isinstance(values, dict) and {"system", "training"} <= values.keys():
+        raise UserError(f"the run in {folder} is not finished: go on with `diptych train` and the same arguments")
     if not isinstance(values, dict) or "kind" not in values:
         raise UserError(f"{path} does not say what kind of model it is")
     return values
@@ -46,7 +50,7 @@ def open_model(source: str | Path | None):
     from diptych.latent import LatentDiffusion
 
     folder = model_folder(source)
-    kind = read_config(folder)["kind"]
-    if kind != "latent":
-        raise UserError(f"{folder} holds a model of kind {kind!r}, which does not paint from words")
-    return LatentDiffusion.load(folder)
+    values = read_config(folder)
+    if values["kind"] != "latent":
+        raise UserError(f"{folder} holds a model of kind {values['kind']!r}, which does not paint from words")
+    return LatentDiffusion.load(values, folder)

@@ -38,9 +38,10 @@ class AutoencoderConfig(Config):
     """Groups of every group norm."""
 
     def check(self) -> None:
+        for field in ("picture_channels", "latent_channels", "channels", "blocks", "patch", "norm_groups"):
+            self.require(getattr(self, field) >= 1, field, "be at least 1")
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
-        self.require(self.blocks > 0, "blocks", "be at least 1")
-        self.require(self.patch > 0, "patch", "be at least 1")
+        self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
 
     @property
     def factor(self) -> int:

@@ -30,6 +30,13 @@ class TextTransformerConfig(Config):
     dropout: float = 0.0
     """Dropout after the token embedding and inside the MLPs."""
 
+    def check(self) -> None:
+        for field in ("width", "layers", "heads", "head_width"):
+            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        self.require(self.vocabulary >= 8, "vocabulary", "be at least 8")
+        self.require(self.max_tokens >= 3, "max_tokens", "be at least 3")
+        self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
+
 
 class Block(nn.Module):
     """Global self-attention and an MLP, each normalised before and added after (equations 19-22)."""

@@ -56,7 +56,15 @@ class UNetConfig(Config):
     """Dropout inside residual blocks and feed-forward layers."""
 
     def check(self) -> None:
+        for field in ("in_channels", "out_channels", "channels", "blocks", "depth", "norm_groups"):
+            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        for field in ("heads", "head_width", "context_width", "pooled_width"):
+            value = getattr(self, field)
+            self.require(value is None or value >= 1, field, "be at least 1, or none")
+        self.require(self.concat_channels >= 0, "concat_channels", "be at least 0")
+        self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
+        self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
         self.require((self.heads is None) != (self.head_width is None), "heads", "be set, or head_width, but not both")
         levels = range(len(self.multipliers))
         self.require(all(i in levels for i in self.attention_levels), "attention_levels", f"lie in {list(levels)}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from diptych.config import Config
 from diptych.data.dataset import DataConfig
-from diptych.errors import pick
+from diptych.errors import UserError, pick
 from diptych.evaluation.judge_training import ContrastConfig
 from diptych.latent import LatentConfig
 from diptych.training.config import TrainingConfig
@@ -43,6 +43,11 @@ class Recipe(Config):
     """The training data; validation uses its held-out split."""
     training: TrainingConfig = TrainingConfig()
     """How it is trained."""
+
+    def check(self) -> None:
+        if isinstance(self.system, LatentTraining) and self.data.size != self.system.model.size:
+            sizes = f"data.size ({self.data.size}) and system.model.size ({self.system.model.size})"
+            raise UserError(f"Recipe: {sizes} must be the same: set both")
 
 
 def all_recipes() -> dict[str, Recipe]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,27 @@ from diptych.conditioning.text import (
     TextConfig,
     build_text_encoder,
     minilm_folder,
+    pretrained_config,
     train_tokenizer,
 )
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.data.hashing import mix
 from diptych.data.stream import SampleStream, make_batch
+from diptych.devices import find_device
 from diptych.errors import UserError
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
 from diptych.latent import LatentConfig, LatentDiffusion
-from diptych.networks.autoencoder import Autoencoder
+from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformer
 from diptych.networks.unet import UNet
 from diptych.opening import model_folder, read_config
 from diptych.recipes import LatentTraining, Recipe, all_recipes, get
 from diptych.training.diffusion import DiffusionTask
-from diptych.training.distributed import find_device
 from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
 from diptych.training.loop import Trainable
 from diptych.training.loop import train as run_loop
-from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents
+from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precomputed_splits, read_json
 from diptych.training.precompute import precompute as run_precompute
 
 BatchAt = Callable[[list[int]], dict[str, Any]]
@@ -51,8 +51,14 @@ def train(recipe: Recipe, folder: Path) -> Path:
     system = recipe.system
     if isinstance(system, LatentTraining) and system.precomputed is not None:
         store, autoencoder = Path(system.precomputed), first_stage(system)
-        splits = {name: PrecomputedLatents(store, name, seed, autoencoder) for name, seed in seeds.items()}
-        return _run(recipe, folder, latent_task(system, autoencoder, store), splits["train"], splits["held-out"])
+        names = ["train", *(name for name in precomputed_splits(store) if name == "held-out")]
+        splits = {name: PrecomputedLatents(store, name, seeds[name], autoencoder) for name in names}
+        wanted = (2 * system.model.autoencoder.latent_channels, *[system.model.latent_size] * 2)
+        if (found := tuple(splits["train"].moments.shape[1:])) != wanted:
+            raise UserError(
+                f"{store} holds latents of shape {found}, not {wanted}: make it again with `diptych precompute`"
+            )
+        return _run(recipe, folder, latent_task(system, autoencoder, store), splits["train"], splits.get("held-out"))
     dataset, validation = open_dataset(recipe.data), held_out(recipe.data)
     return _run(
         recipe,
@@ -95,8 +101,10 @@ def first_stage(system: LatentTraining) -> Autoencoder:
     """The trained autoencoder that a latent model stands on."""
     folder = model_folder(system.autoencoder)
     values = read_config(folder)
-    network = values.get("autoencoder" if values["kind"] == "latent" else "network")
-    if network != json.loads(system.model.autoencoder.to_json()):
+    field = {"latent": "autoencoder", "autoencoder": "network"}.get(values["kind"])
+    if field is None or field not in values:
+        raise UserError(f"{folder} holds no autoencoder: set system.autoencoder to the run that trained one")
+    if AutoencoderConfig.from_dict(values[field]) != system.model.autoencoder:
         raise UserError(f"the autoencoder in {folder} has another shape than the recipe's model.autoencoder")
     return load_autoencoder(system.model.autoencoder, folder)
 
@@ -110,7 +118,7 @@ def latent_task(
     """The latent model over its first stage; its text encoder answers from `store` where captions were embedded."""
     text = system.model.text
     if isinstance(text, JointTransformerConfig) and text.tokenizer is None:
-        words = json.loads((store / "examples-train.json").read_text())["captions"] if store else None
+        words = read_json(store / "examples-train.json")["captions"] if store else None
         words = sorted({caption for row in words for caption in row}) if words else captions()
         encoder: Any = JointTransformer(text, train_tokenizer(words, text.network.vocabulary))
     else:
@@ -175,10 +183,10 @@ def _text_network(config: TextConfig) -> nn.Module:
         return TextTransformer(config.network)
     if isinstance(config, ClipTextConfig):
         if config.path is not None:
-            return CLIPTextModel(CLIPTextConfig.from_pretrained(config.path))
+            return CLIPTextModel(pretrained_config(CLIPTextConfig, Path(config.path)))
         # The text half of CLIP ViT-L/14, Stable Diffusion 1.x's encoder.
         return CLIPTextModel(
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
     assert isinstance(config, MiniLMConfig)
-    return BertModel(BertConfig.from_pretrained(minilm_folder(config.path)), add_pooling_layer=False)
+    return BertModel(pretrained_config(BertConfig, minilm_folder(config.path)), add_pooling_layer=False)

@@ -111,9 +111,7 @@ class EmbeddedTexts:
             raise UserError(f"{path} was made with another text encoder: make it again with `diptych precompute`")
         tensors, captions = load_safetensors(path), read_json(folder / "captions.json")
         if tensors["tokens"].shape[1] != encoder.width or len(captions) != len(tensors["lengths"]):
-            raise UserError(
-                f"{path} does not fit its captions or text encoder: make it again with `diptych precompute`"
-            )
+            raise UserError(f"{path} does not fit captions or text encoder: make it again with `diptych precompute`")
         return cls(encoder, captions, tensors["tokens"], tensors["lengths"].tolist(), tensors.get("pooled"))
 
 

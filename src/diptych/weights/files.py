@@ -152,8 +152,13 @@ def _sniff(path: Path) -> None:
     raise UserError(f"{path} is not a safetensors file but {found}; diptych reads safetensors only")
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:
-    """Copy tensors into a module, exactly: a missing, unexpected or wrongly shaped key raises a `UserError`."""
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights", assign: bool = False
+) -> None:
+    """Copy tensors into a module, exactly: a missing, unexpected or wrongly shaped key raises a `UserError`.
+
+    With `assign` they take the place of the module's own (which may be on the meta device) and are not copied.
+    """
     own = module.state_dict()
     for name, tensor in own.items():
         if name not in tensors:
@@ -165,7 +170,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "t
             )
     if extra := [name for name in tensors if name not in own]:
         raise UserError(f"{source}: unexpected key {extra[0]!r} for {type(module).__name__} ({len(extra)} in all)")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=assign)
 
 
 def _others(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,240 @@
+"""Recipes: each can be built, written down and changed; a tiny one goes all the way from pictures to a painting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diptych import cli
+from diptych.errors import UserError
+from diptych.recipes import LatentTraining, Recipe, all_recipes, get, run
+from diptych.training.first_stage import FirstStageConfig
+from tests.latents import AUTOENCODER, JOINT, SIZE, autoencoder, system, write_pictures
+
+PUBLISHED = {
+    "sd1": {"unet": 859_520_964, "autoencoder": 83_653_863, "text": 123_060_480},
+    "ldm-text": {"unet": 872_300_484, "autoencoder": 83_653_863},
+    "kl-f8": {"autoencoder": 83_653_863},
+}
+
+
+@pytest.mark.parametrize("name", all_recipes())
+def test_every_recipe_is_described_on_the_meta_device(name: str) -> None:
+    described = run.describe(name)
+    assert described["total"] == sum(described["networks"].values()) > 0
+    for part, count in PUBLISHED.get(name, {}).items():
+        assert described["networks"][part] == count
+    assert Recipe.from_dict(json.loads(json.dumps(described["config"]))) == get(name)
+
+
+@pytest.mark.parametrize("name", all_recipes())
+def test_every_recipe_can_be_written_down_and_changed(name: str) -> None:
+    recipe = get(name)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    changed = recipe.override(["training.steps=7", "data.path=elsewhere", "description=mine"])
+    assert (changed.training.steps, changed.data.path, changed.description) == (7, "elsewhere", "mine")
+    assert type(changed.system) is type(recipe.system)
+
+
+def test_the_description_counts_what_is_built() -> None:
+    described = run.describe("emoji-latent")
+    recipe = get("emoji-latent")
+    assert isinstance(recipe.system, LatentTraining)
+    with torch.device("meta"):
+        from diptych.networks.unet import UNet
+
+        unet = UNet(recipe.system.model.unet)
+    assert described["networks"]["unet"] == sum(p.numel() for p in unet.parameters())
+
+
+def test_a_model_folder_is_described_too(tmp_path: Path) -> None:
+    model = system()
+    model.save(tmp_path / "run" / "model")
+    described = run.describe(str(tmp_path / "run"))
+    assert described["networks"]["unet"] == sum(p.numel() for p in model.unet.parameters())
+    assert described["networks"]["text"] == sum(p.numel() for p in model.text.parameters())
+
+
+@pytest.mark.parametrize(
+    ("assignments", "says"),
+    [
+        (["training.stepz=3"], "no field 'stepz'"),
+        (["trainin.steps=3"], "no field 'trainin'"),
+        (["training.steps=many"], "training.steps must be a whole number"),
+        (["training.steps"], "write it as field=value"),
+        (["system.model.unet.channels=97"], "divide|head_width"),
+        (["system.model.prediction=noise"], "system.model.prediction must be one of"),
+        (["data.size=128"], "data.size \\(128\\) and system.model.size \\(64\\) must be the same"),
+        (["system.model.unet.in_channels=4"], "in_channels must be 8"),
+    ],
+)
+def test_a_mistaken_change_is_refused_in_one_line(assignments: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        get("emoji-latent").override(assignments)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_is_answered_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"unknown recipe 'emojii'.*emoji-latent"):
+        get("emojii")
+    assert cli.main(["train", "emojii", "--run", str(tmp_path / "run")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+# From pictures to a painting. All of it tiny: 16 pixels, thousands of parameters, four steps.
+
+QUICK = [
+    *("data.path=pictures", f"data.size={SIZE}", "training.steps=4", "training.batch_size=4", "training.device=cpu"),
+    *("training.threads=1", "training.warmup=1", "training.validate_every=2", "training.sample_every=4"),
+    *("training.checkpoint_every=2", "training.validation_pictures=3", "training.log_every=2"),
+]
+STAGE = {key: json.dumps(value) for key, value in AUTOENCODER.to_dict().items()}
+UNET = [
+    *("channels=16", "multipliers=1,2", "blocks=1", "attention_levels=1", "head_width=8", "norm_groups=8"),
+    *("in_channels=4", "out_channels=4"),
+]
+LATENT = [
+    *QUICK,
+    *(f"system.model.autoencoder.{key}={value}" for key, value in STAGE.items()),
+    *(f"system.model.unet.{change}" for change in UNET),
+    *(f"system.model.size={SIZE}", "system.model.steps=2", 'system.diffusion.prompts=["a red picture","a cat"]'),
+    *("system.autoencoder=runs/first", "system.precomputed=cache/tiny"),
+]
+JOINT_TEXT = [
+    *LATENT,
+    f"system.model.text={json.dumps(JOINT.to_dict())}",
+    *("system.model.unet.context_width=16", "system.model.unet.pooled_width=16"),
+]
+FIRST = [*QUICK, *(f"system.network.{key}={value}" for key, value in STAGE.items())]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures and a first stage trained on them by the command line."""
+    folder = tmp_path_factory.mktemp("workshop")
+    write_pictures(folder / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["train", "emoji-autoencoder", "--run", "runs/first", *FIRST]) == 0
+        assert cli.main(["precompute", "emoji-latent", "--out", "cache/tiny", *LATENT]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workshop)
+    return workshop
+
+
+def lines(path: str, kind: str) -> list[dict[str, Any]]:
+    told = [json.loads(line) for line in Path(path, "metrics.jsonl").read_text().splitlines()]
+    return [line for line in told if line["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "assignments"),
+    [
+        ("frozen", LATENT),
+        ("on-the-fly", [*LATENT, "system.precomputed=none"]),
+        ("joint", JOINT_TEXT),
+        ("joint-on-the-fly", [*JOINT_TEXT, "system.precomputed=none"]),
+    ],
+)
+def test_from_pictures_to_a_painting(here: Path, capsys, name: str, assignments: list[str]) -> None:
+    assert cli.main(["train", "emoji-latent", "--run", f"runs/{name}", *assignments]) == 0
+    assert [line["step"] for line in lines(f"runs/{name}", "validation")] == [2, 4]
+    assert Path("runs", name, "samples", "step-00000004.png").is_file()
+    capsys.readouterr()
+    words = ["a red picture", "a blue picture"]
+    assert cli.main(["generate", *words, "--model", f"runs/{name}", "--out", f"out-{name}", "--seed", "1,2"]) == 0
+    paths = capsys.readouterr().out.split()
+    assert len(paths) == 4
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.size == (SIZE, SIZE)
+            told = json.loads(picture.text["parameters"])  # type: ignore[attr-defined]
+        assert told["prompt"] in words and told["steps"] == 2 and told["sampler"] == "dpmpp-2m"
+    assert cli.main(["train", "emoji-latent", "--run", f"runs/{name}", *assignments]) == 0
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_on_the_fly_and_precomputed_training_agree(here: Path) -> None:
+    """The same pictures, captions, noise and first weights; latents and words in half precision in one of the two."""
+    for name, more in (("kept", []), ("fly", ["system.precomputed=none"])):
+        run.train(get("emoji-latent").override([*LATENT, *more, "system.diffusion.prompts=[]"]), Path("runs", name))
+    kept, fly = (lines(f"runs/{name}", "train") for name in ("kept", "fly"))
+    for mine, wanted in zip(kept, fly, strict=True):
+        assert mine["loss"] == pytest.approx(wanted["loss"], rel=5e-3)
+
+
+def test_two_runs_of_a_recipe_start_from_the_same_weights(here: Path) -> None:
+    torch.manual_seed(1)
+    run.train(get("emoji-autoencoder").override([*FIRST, "training.steps=1"]), Path("runs/a"))
+    torch.manual_seed(2)
+    run.train(get("emoji-autoencoder").override([*FIRST, "training.steps=1"]), Path("runs/b"))
+    a, b = (Path("runs", name, "model", "autoencoder", "model.safetensors").read_bytes() for name in "ab")
+    assert a == b
+
+
+def refused(recipe: Recipe, says: str, do: Any = run.train) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        do(recipe, Path("runs/refused"))
+    assert "\n" not in str(caught.value)
+    assert not Path("runs/refused").exists()
+
+
+def test_a_first_stage_that_does_not_fit_is_refused(here: Path) -> None:
+    recipe = get("emoji-latent").override(LATENT)
+    refused(recipe.override(["system.autoencoder=runs/none"]), "no model at runs/none")
+    refused(recipe.override(["system.model.autoencoder.norm_groups=8"]), "another shape than the recipe")
+    Path("judge").mkdir(exist_ok=True)
+    Path("judge/config.json").write_text('{"kind": "judge"}')
+    refused(recipe.override(["system.autoencoder=judge"]), "holds no autoencoder")
+    Path("odd").mkdir(exist_ok=True)
+    Path("odd/config.json").write_text('{"kind": "autoencoder", "network": 3}')
+    refused(recipe.override(["system.autoencoder=odd"]), "must be an object")
+
+
+def test_a_saved_config_that_lacks_a_newer_field_still_fits(here: Path) -> None:
+    folder = Path("older")
+    system_config = FirstStageConfig(network=AUTOENCODER)
+    run.FirstStage(system_config).save(folder)
+    values = json.loads((folder / "config.json").read_text())
+    del values["network"]["patch"], values["network"]["attention"]
+    (folder / "config.json").write_text(json.dumps(values))
+    run.first_stage(LatentTraining(model=get_model(), autoencoder="older"))
+
+
+def get_model():
+    recipe = get("emoji-latent").override(LATENT)
+    assert isinstance(recipe.system, LatentTraining)
+    return recipe.system.model
+
+
+def test_a_latent_model_may_lend_its_first_stage(here: Path) -> None:
+    system().save(Path("lender"))
+    lent = run.first_stage(LatentTraining(model=get_model(), autoencoder="lender"))
+    assert all(torch.equal(a, b) for a, b in zip(lent.parameters(), autoencoder().parameters(), strict=True))
+
+
+def test_precomputed_latents_of_another_size_are_refused(here: Path) -> None:
+    recipe = get("emoji-latent").override([*LATENT, "data.size=32", "system.model.size=32"])
+    refused(recipe, r"holds latents of shape \(8, 8, 8\), not \(8, 16, 16\)")
+
+
+def test_data_without_a_held_out_split_is_trained_without_validation(here: Path) -> None:
+    write_pictures(Path("all"), held_out=0)
+    assignments = [*LATENT, "data.path=all", "system.precomputed=cache/all", "system.diffusion.prompts=[]"]
+    assert cli.main(["precompute", "emoji-latent", "--out", "cache/all", *assignments]) == 0
+    run.train(get("emoji-latent").override(assignments), Path("runs/all"))
+    assert not lines("runs/all", "validation") and lines("runs/all", "train")
+
+
+def test_only_latent_models_are_precomputed(here: Path) -> None:
+    refused(get("kl-f8"), "only recipes of latent models", run.precompute)

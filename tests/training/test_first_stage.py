@@ -1,0 +1,75 @@
+"""Training the autoencoder: the loss is the stated one, pictures are independent, and it learns and opens again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diptych.opening import read_config
+from diptych.training.config import TrainingConfig
+from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
+from diptych.training.loop import train
+from diptych.training.randomness import normal
+from tests.latents import AUTOENCODER, toy_batch
+from tests.networks.reference import randomised
+
+
+def stage(**changes: object) -> FirstStage:
+    torch.manual_seed(0)
+    return FirstStage(FirstStageConfig.from_dict({"network": AUTOENCODER.to_dict(), **changes}))
+
+
+@torch.no_grad()
+def test_the_loss_is_the_stated_one_for_each_picture_by_itself() -> None:
+    it, batch = stage(l1=0.7, l2=0.3, kl=0.01), toy_batch([3, 1, 4])
+    randomised(it.module)
+    losses, scalars = it.loss(batch)
+    for i in range(3):
+        picture = batch["picture"][i : i + 1]
+        mean, log_variance = it.module.moments(picture).chunk(2, 1)
+        latent = mean + (log_variance / 2).exp() * normal(batch["seed"][i : i + 1], mean.shape[1:])
+        error = it.module.decode(latent) - picture
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
+        expected = 0.7 * error.abs().mean() + 0.3 * error.square().mean() + 0.01 * kl / (3 * 16 * 16)
+        assert losses[i].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert it.loss(toy_batch([int(batch["seed"][i])]))[0].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert set(scalars) == {"l1", "l2", "kl", "deviation"}
+
+
+@torch.no_grad()
+def test_validation_measures_in_eight_bit_terms() -> None:
+    it, batch = stage(), toy_batch([0, 1])
+    randomised(it.module)
+    told = it.validation(batch)
+    rebuilt = it.module.decode(it.module.encode(batch["picture"]).mean).clamp(-1, 1)
+    mse = ((rebuilt - batch["picture"]) * 127.5).square().flatten(1).mean(1)
+    assert told["psnr"] == pytest.approx((10 * torch.log10(255**2 / mse)).mean().item(), rel=1e-4)
+    assert told == it.validation(batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_learns_and_opens_again(tmp_path: Path, dtype: str) -> None:
+    it, validation = stage(l2=1.0, save_dtype=dtype), toy_batch(list(range(1000, 1008)))
+    assert it.samples() is None, "nothing to show before a validation"
+    before = it.validation(validation)
+    config = TrainingConfig(
+        steps=40, batch_size=8, learning_rate=5e-3, warmup=5, ema=0.9, threads=1, device="cpu", validate_every=40,
+        sample_every=40, validation_pictures=8,
+    )  # fmt: skip
+    folder = train(it, toy_batch, config, tmp_path, lambda positions: toy_batch([1000 + p for p in positions]))
+    it.module.eval()
+    after = it.validation(validation)
+    assert after["psnr"] > before["psnr"] + 3
+    sheet = it.samples()
+    assert sheet is not None and sheet.size == (8 * 18 - 2, 2 * 18 - 2)
+    assert (tmp_path / "samples").is_dir()
+
+    values = read_config(folder)
+    assert values == {**it.config.to_dict(), "network": values["network"]} and values["kind"] == "autoencoder"
+    opened = load_autoencoder(it.config.network, folder)
+    assert not opened.training
+    again = stage()
+    again.module = opened
+    assert again.validation(validation)["psnr"] > before["psnr"] + 3

@@ -1,0 +1,190 @@
+"""Latents and texts computed once: what training reads is what it would have computed, and stale files are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diptych.conditioning.text import TextEmbedding
+from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.stream import SampleStream, make_batch
+from diptych.errors import UserError
+from diptych.latent import LatentDiffusion
+from diptych.training import precompute as module
+from diptych.training.config import TrainingConfig
+from diptych.training.diffusion import DiffusionTask, DiffusionTraining
+from diptych.training.loop import train
+from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precompute
+from diptych.weights.files import load_safetensors
+from tests.latents import CAPTIONS, SIZE, autoencoder, config, joint, minilm, write_pictures
+
+CPU = torch.device("cpu")
+
+
+class Words:
+    """A frozen encoder of its own kind: a token a letter, and a pooled vector that is not their mean."""
+
+    width, max_tokens = 16, 40
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.model = torch.nn.Embedding.from_pretrained(torch.randn(128, 16, generator=generator))
+        self.read: list[str] = []
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        self.read += prompts
+        rows = [self.model(torch.tensor([1, *(ord(letter) % 128 for letter in prompt)])) for prompt in prompts]
+        sequence = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = torch.arange(sequence.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+        return TextEmbedding(sequence, mask, torch.stack([row[-1] for row in rows]))
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PictureDataset]:
+    path = str(write_pictures(tmp_path_factory.mktemp("data") / "pictures"))
+    return {
+        "train": open_dataset(DataConfig(path=path, size=SIZE)),
+        "held-out": open_dataset(DataConfig(path=path, size=SIZE, split="held-out")),
+    }
+
+
+@pytest.fixture(scope="module")
+def store(datasets: dict[str, PictureDataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return precompute(datasets, autoencoder(), Words(), tmp_path_factory.mktemp("cache") / "store", CPU)
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_batches_are_those_encoded_on_the_fly(store: Path, datasets: dict[str, PictureDataset], split: str) -> None:
+    stream, positions = SampleStream(len(datasets[split]), 7), [0, 5, 1, 100, 12_345]
+    fly = make_batch(datasets[split], stream, positions)
+    kept = PrecomputedLatents(store, split, 7, autoencoder())(positions)
+    assert (kept["key"], kept["caption"]) == (fly["key"], fly["caption"])
+    assert torch.equal(kept["seed"], fly["seed"])
+    system = LatentDiffusion(config(), autoencoder(), joint())
+    ours, exact = system.posterior(kept), system.posterior(fly)
+    for mine, wanted in zip(ours, exact, strict=True):
+        assert (mine - wanted).abs().max() <= 2**-10 * wanted.abs().max(), "half precision has 11 bits"
+    task = DiffusionTask(system, DiffusionTraining())
+    assert torch.allclose(task.loss(kept)[0], task.loss(fly)[0], rtol=0.01)
+
+
+def test_an_autoencoder_that_has_changed_is_refused(store: Path) -> None:
+    other = autoencoder()
+    with torch.no_grad():
+        other.quant_conv.bias[0] += 1e-6
+    with pytest.raises(UserError, match="made with another autoencoder: make it again with `diptych precompute`"):
+        PrecomputedLatents(store, "train", 0, other)
+
+
+def test_texts_come_from_memory_to_half_precision(store: Path) -> None:
+    words = Words()
+    kept = EmbeddedTexts.load(words, store)
+    prompts = [CAPTIONS[0], "", CAPTIONS[1]]
+    ours, exact = kept.encode(prompts), Words().encode(prompts)
+    assert not words.read, "the real one was not asked"
+    assert torch.equal(ours.mask, exact.mask)
+    for mine, wanted in zip(ours, exact, strict=True):
+        assert mine.dtype == wanted.dtype and mine.shape == wanted.shape
+        assert (mine.float() - wanted.float()).abs().max() <= 2**-11 * 4
+    other = kept.encode([CAPTIONS[0], "something else"])
+    assert words.read == [CAPTIONS[0], "something else"]
+    assert torch.equal(other.sequence, Words().encode([CAPTIONS[0], "something else"]).sequence)
+
+
+def test_a_pooled_vector_that_is_the_mean_is_not_stored(tmp_path: Path) -> None:
+    kept = EmbeddedTexts.compute(minilm(), list(CAPTIONS))
+    tmp_path.mkdir(exist_ok=True)
+    kept.save(tmp_path)
+    assert set(load_safetensors(tmp_path / "text.safetensors")) == {"tokens", "lengths"}
+    ours, exact = EmbeddedTexts.load(minilm(), tmp_path).encode([*CAPTIONS, ""]), minilm().encode([*CAPTIONS, ""])
+    assert torch.equal(ours.mask, exact.mask)
+    assert (ours.pooled - exact.pooled).abs().max() < 2e-3
+
+
+def test_texts_of_another_encoder_are_refused_and_made_again(
+    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="made with another text encoder"):
+        EmbeddedTexts.load(Words(seed=1), store)
+    shutil.copytree(store, tmp_path / "store")
+    same, other = Words(), Words(seed=1)
+    precompute(datasets, autoencoder(2), same, tmp_path / "store", CPU)
+    assert not same.read, "the captions are the same: nothing to embed"
+    PrecomputedLatents(tmp_path / "store", "train", 0, autoencoder(2))
+    precompute(datasets, autoencoder(2), other, tmp_path / "store", CPU)
+    assert sorted(other.read) == sorted({"", *CAPTIONS, *(caption.removeprefix("a ") for caption in CAPTIONS)})
+    EmbeddedTexts.load(other, tmp_path / "store")
+
+
+def spoil(folder: Path, name: str, content: bytes | None) -> None:
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", None),
+        ("config.json", b"{"),
+        ("examples-train.json", None),
+        ("examples-train.json", b"\xff"),
+        ("latents-train.safetensors", None),
+        ("latents-train.safetensors", b"\x80\x04" + bytes(50)),
+        ("captions.json", None),
+        ("captions.json", b"[]"),
+        ("text.safetensors", None),
+        ("text.safetensors", b"PK\x03\x04" + bytes(50)),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_name(store: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    spoil(tmp_path / "store", name, content)
+    with pytest.raises(UserError) as caught:
+        PrecomputedLatents(tmp_path / "store", "train", 0, autoencoder())
+        EmbeddedTexts.load(Words(), tmp_path / "store")
+    assert str(tmp_path / "store") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_latents_or_the_split_says_so(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make them with `diptych precompute`"):
+        PrecomputedLatents(tmp_path, "train", 0, autoencoder())
+    with pytest.raises(UserError, match="no split 'test': choose one of train, held-out"):
+        PrecomputedLatents(store, "test", 0, autoencoder())
+
+
+def test_a_precompute_that_is_cut_short_leaves_the_old_folder(
+    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+
+    def broken(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "embed_captions", broken)
+    for out in ("store", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            precompute(datasets, autoencoder(2), Words(), tmp_path / out, CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    PrecomputedLatents(tmp_path / "store", "train", 0, autoencoder())
+    assert json.loads((tmp_path / "store" / "config.json").read_text())["examples"] == {"train": 9, "held-out": 3}
+
+
+def test_a_run_on_precomputed_data_goes_on_with_the_same_bits(store: Path, tmp_path: Path) -> None:
+    def run(folder: Path, steps: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        system = LatentDiffusion(config(), autoencoder(), joint())
+        quiet = {"log_every": 4, "validate_every": 0, "sample_every": 0, "checkpoint_every": 4}
+        settings = TrainingConfig(steps=steps, batch_size=4, warmup=2, threads=1, device="cpu", **quiet)  # type: ignore[arg-type]
+        task = DiffusionTask(system, DiffusionTraining())
+        train(task, PrecomputedLatents(store, "train", 0, autoencoder()), settings, folder)
+        return system.state_dict()
+
+    whole = run(tmp_path / "whole", 8)
+    run(tmp_path / "parts", 4)
+    parts = run(tmp_path / "parts", 8)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert any(key.startswith("joint_text") for key in whole) and whole["scale"] != 1.0
