@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "diptych"
-GROUND = {"errors", "config", "progress", "pictures", "devices"}
+GROUND = {"errors", "config", "progress", "pictures", "devices", "checks"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "progress": set(),
     "pictures": set(),
     "devices": {"errors"},
+    "checks": {"errors"},
     "weights": {"errors", "config", "progress"},
     "networks": {"errors", "config"},
     "diffusion": {"errors", "config"},

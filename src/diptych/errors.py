@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class NothingThere(UserError):
+    """Data that has no example of what was asked for; some callers can do without."""
+
+
 def pick(kind: str, name: str, known) -> str:
     """Return `name` when it is among `known`, else raise a `UserError` that lists what there is."""
     if name in known:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from diptych.checks import initial, said, texts, wholes
 from diptych.conditioning.text import ClipTextConfig, JointTransformer, TextConfig, build_text_encoder
 from diptych.config import Config
 from diptych.diffusion.denoiser import Cond, Denoiser
@@ -280,35 +280,3 @@ class LatentDiffusion(nn.Module):
         model = cls(config, autoencoder, build_text_encoder(config.text, folder / "text"), unet)
         model.scale.fill_(scale)
         return model.eval()
-
-
-def texts(name: str, value: Any) -> list[str]:
-    """One text or several, as a list; a `UserError` for anything else."""
-    values = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [value]
-    if wrong := [item for item in values if not isinstance(item, str)]:
-        raise UserError(f"{name} must be a text or a list of texts, not {said(wrong[0])}")
-    return values
-
-
-def wholes(name: str, values: Any) -> list[int]:
-    """Whole numbers of any integer type, as Python's; a `UserError` for anything else."""
-    try:
-        return [operator.index(value) for value in values]
-    except TypeError:
-        raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
-
-
-def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:
-    """Given noise in float32, if it is finite and has this shape."""
-    if not isinstance(noise, Tensor) or tuple(noise.shape) != shape:
-        found = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-        raise UserError(f"noise must be a tensor of shape {shape}, not {found}")
-    noise = noise.float()
-    if not torch.isfinite(noise).all():
-        raise UserError("noise must be finite")
-    return noise
-
-
-def said(value: Any) -> str:
-    """A value as the user gave it, in at most one line."""
-    return " ".join(repr(value).split())[:80]

@@ -15,7 +15,12 @@ EMBEDDED = {"latent": ASSETS / "latent"}
 def model_folder(source: str | Path | None) -> Path:
     """The folder with the model's config.json: `source` itself, `source`/model of a run, or an embedded default."""
     if source is None or str(source) in EMBEDDED:
-        return EMBEDDED[str(source or "latent")]
+        folder = EMBEDDED[str(source or "latent")]
+        if not folder.is_dir():
+            raise UserError(
+                "diptych has no default model here: make one with `make default-model`, or name another"
+            )
+        return folder
     path = Path(source)
     if not path.exists():
         known = ", ".join(EMBEDDED)

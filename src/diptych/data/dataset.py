@@ -15,7 +15,7 @@ from diptych.data.hashing import stable_hash
 from diptych.data.pictures import decode
 from diptych.data.quarantine import Quarantine
 from diptych.data.shards import PICTURES, Shard
-from diptych.errors import UserError
+from diptych.errors import NothingThere, UserError
 from diptych.progress import track
 
 Split = Literal["train", "held-out", "all"]
@@ -153,7 +153,7 @@ class PictureDataset:
         self._seen = bytearray(len(source))
         self._indices = self._choose()
         if not len(self._indices):
-            raise UserError(f"{config.path} has no example of split {config.split!r} with these kinds and styles")
+            raise NothingThere(f"{config.path} has no example of split {config.split!r} with these kinds and styles")
         self._cache: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
 
     def __len__(self) -> int:

@@ -7,7 +7,6 @@ judge finds nearest among all concepts (`retrieval.py`). No generator is trained
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from diptych.errors import UserError
 from diptych.evaluation.words import WordFeatures
 from diptych.pictures import to_tensor
 from diptych.weights.files import load_into, load_weights, save_weights, write_text
+from diptych.weights.fingerprint import fingerprint
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "judge"
 
@@ -215,16 +215,6 @@ class Judge(nn.Module):
     def fingerprint(self) -> str:
         """Names these weights: scores are comparable only under the same ones."""
         return fingerprint(self)
-
-
-def fingerprint(*modules: nn.Module) -> str:
-    """Sixteen hex digits of a hash over all parameters and buffers, names included."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def load_judge(path: Path | None = None, words: WordFeatures | None = None) -> Judge:

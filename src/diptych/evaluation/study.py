@@ -19,13 +19,14 @@ from torch import nn
 import diptych
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.evaluation import report
-from diptych.evaluation.judge import Judge, fingerprint, load_judge
+from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import frechet_distance
 from diptych.evaluation.prompts import Group, choose, concept_of, is_scene
 from diptych.evaluation.retrieval import TEMPLATES, concept_vectors
 from diptych.evaluation.scores import of_ceiling, pooled, score_pairs, score_scenes
 from diptych.progress import bar
 from diptych.weights.files import write_text
+from diptych.weights.fingerprint import fingerprint
 
 
 def evaluate(

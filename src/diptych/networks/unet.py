@@ -47,7 +47,7 @@ class UNetConfig(Config):
     context_width: int | None = 768
     """Width of the tokens that cross-attention reads, or none for self-attention alone."""
     pooled_width: int | None = None
-    """Width of a pooled condition that is added to the time embedding (Imagen, section 2.1), or none."""
+    """Width of a pooled condition that is added to the time embedding (Imagen, section 2.5), or none."""
     linear_projection: bool = False
     """Project into the spatial transformers with linear layers (SD 2.x) instead of 1x1 convolutions."""
     norm_groups: int = 32

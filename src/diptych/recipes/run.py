@@ -25,7 +25,7 @@ from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.data.hashing import mix
 from diptych.data.stream import SampleStream, make_batch
 from diptych.devices import find_device
-from diptych.errors import UserError
+from diptych.errors import NothingThere, UserError
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
 from diptych.latent import LatentConfig, LatentDiffusion
@@ -93,7 +93,7 @@ def held_out(config: DataConfig) -> PictureDataset | None:
     """The held-out split of some training data, or none where it has none."""
     try:
         return open_dataset(dataclasses.replace(config, split="held-out"))
-    except UserError:
+    except NothingThere:
         return None
 
 

@@ -8,7 +8,6 @@ and text encoder they come from.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +24,9 @@ from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
 from diptych.progress import track
 from diptych.weights.files import load_metadata, load_safetensors, replacing, save_safetensors, write_text
+from diptych.weights.fingerprint import fingerprint
 
 BATCH = 64
-
-
-def fingerprint(state: dict[str, Tensor]) -> str:
-    """A hash of weights: the same numbers give the same text."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")
-    return digest.hexdigest()[:16]
 
 
 def read_json(path: Path) -> Any:
@@ -118,7 +109,7 @@ class EmbeddedTexts:
 def encoder_fingerprint(encoder: TextEncoder) -> str:
     """A hash of the weights of a frozen text encoder."""
     model = getattr(encoder, "model", None)
-    return fingerprint(model.state_dict()) if isinstance(model, nn.Module) else type(encoder).__name__
+    return fingerprint(model) if isinstance(model, nn.Module) else type(encoder).__name__
 
 
 @torch.no_grad()
@@ -155,7 +146,7 @@ def precompute(
             splits[split] = len(encoded["keys"])
         if text is not None:
             embed_captions(text, captions, out).save(partial)
-        config = {"autoencoder": fingerprint(autoencoder.state_dict()), "examples": splits}
+        config = {"autoencoder": fingerprint(autoencoder), "examples": splits}
         write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
     return out
 
@@ -182,7 +173,7 @@ class PrecomputedLatents:
 
     def __init__(self, folder: Path, split: str, seed: int, autoencoder: Autoencoder) -> None:
         splits = precomputed_splits(folder)
-        if read_json(folder / "config.json")["autoencoder"] != fingerprint(autoencoder.state_dict()):
+        if read_json(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
             raise UserError(f"{folder} was made with another autoencoder: make it again with `diptych precompute`")
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")
