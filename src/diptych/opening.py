@@ -17,9 +17,7 @@ def model_folder(source: str | Path | None) -> Path:
     if source is None or str(source) in EMBEDDED:
         folder = EMBEDDED[str(source or "latent")]
         if not folder.is_dir():
-            raise UserError(
-                "diptych has no default model here: make one with `make default-model`, or name another"
-            )
+            raise UserError("diptych has no default model here: make one with `make default-model`, or name another")
         return folder
     path = Path(source)
     if not path.exists():
