@@ -82,7 +82,7 @@ RECIPES = {
                 prediction="flow",
                 size=64,
                 steps=24,
-                guidance=4.0,
+                guidance=7.0,
                 sampler="dpmpp-2m",
             ),
             diffusion=DiffusionTraining(
