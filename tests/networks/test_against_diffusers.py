@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
@@ -48,6 +49,13 @@ def their_unet(config: UNetConfig, size: int = 16):
     ).eval()
 
 
+def norms(module: nn.Module) -> dict[str, tuple[float, int]]:
+    """(eps, groups) of every norm, by the name of its weight: an eps shows only where activations are tiny."""
+    kinds = (nn.GroupNorm, nn.LayerNorm)
+    found = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
+    return {f"{name}.weight": (part.eps, getattr(part, "num_groups", 1)) for name, part in found.items()}
+
+
 def pair(config: UNetConfig):
     """Our network with random weights, and theirs with the same; each key of theirs is filled from one of ours."""
     ours, theirs = randomised(UNet(config)), their_unet(config)
@@ -58,6 +66,8 @@ def pair(config: UNetConfig):
         for name, parameter in theirs.named_parameters():
             if name in left.missing_keys and "to_out" in name:
                 parameter.zero_()
+    theirs_norms = norms(theirs)
+    assert all(theirs_norms[unet_keys([name], config)[name]] == value for name, value in norms(ours).items())
     return ours, theirs
 
 
@@ -138,6 +148,7 @@ def test_the_autoencoder_gives_their_numbers(config: AutoencoderConfig) -> None:
     ours = randomised(Autoencoder(config))
     state = ours.state_dict()
     theirs.load_state_dict(renamed(state, autoencoder_keys(state, config)), strict=True)
+    assert renamed(norms(ours), autoencoder_keys(state, config)) == norms(theirs)
 
     pictures = noise(2, 3, 32, 48).clamp(-1, 1)
     expected = theirs.encode(pictures).latent_dist

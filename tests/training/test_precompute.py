@@ -188,3 +188,12 @@ def test_a_run_on_precomputed_data_goes_on_with_the_same_bits(store: Path, tmp_p
     parts = run(tmp_path / "parts", 8)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert any(key.startswith("joint_text") for key in whole) and whole["scale"] != 1.0
+
+
+def test_texts_from_memory_follow_the_model_to_its_device(store: Path) -> None:
+    """The stored tokens and the real encoder stay on the CPU; what the U-Net reads is where the U-Net is."""
+    words = EmbeddedTexts.load(Words(), store)
+    system = LatentDiffusion(config(joint().config), autoencoder(), words).to("meta")
+    for prompts in (list(CAPTIONS), ["something else"]):
+        assert {value.device.type for value in system.embed(prompts).values()} == {"meta"}
+    assert words.tokens.device == words.encoder.model.weight.device == CPU  # type: ignore[attr-defined]
