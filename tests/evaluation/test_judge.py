@@ -101,6 +101,25 @@ def test_gradients_reach_every_parameter(toy_data: Path) -> None:
     assert dead == []
 
 
+def test_every_concept_is_remembered_and_a_checkpoint_holds_it(toy_data: Path) -> None:
+    torch.manual_seed(0)
+    dataset = open_dataset(DataConfig(path=str(toy_data), size=16))
+    trainable = JudgeTrainable(toys.TRAINING, dataset, words=toys.words())
+    batch = collate([dataset[0], dataset[3]], [5, 6])  # two concepts
+    trainable.start(batch)
+    before = trainable.module.state_dict()["bank"].clone()
+    assert torch.allclose(before.norm(dim=1), torch.ones(len(toys.CONCEPTS)))
+    trainable.module.eval()
+    trainable.loss(batch)
+    assert torch.equal(trainable.module.bank, before)  # looking on changes nothing
+    trainable.module.train()
+    trainable.loss(batch)
+    changed = (trainable.module.bank != before).any(1)
+    assert [c for c, moved in zip(trainable.concepts, changed, strict=True) if moved] == sorted(
+        {str(trainable.meta[key]["concept"]) for key in batch["key"]}
+    )
+
+
 def test_a_saved_judge_judges_alike(judge: Judge, tmp_path: Path) -> None:
     judge.save(tmp_path)
     loaded = load_judge(tmp_path, toys.words())

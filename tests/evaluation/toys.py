@@ -31,7 +31,7 @@ SMALL = JudgeConfig(
     embedding=32,
     dropout=0.0,
 )
-TRAINING = ContrastConfig(judge=SMALL, negatives=8, foils=2)
+TRAINING = ContrastConfig(judge=SMALL, negatives=12, foils=2)
 
 
 class HashEncoder:

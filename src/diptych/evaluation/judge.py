@@ -40,7 +40,7 @@ class JudgeConfig(Config):
     """Width of the frozen word features (MiniLM: 384)."""
     text_width: int = 256
     """Width of the trained transformer over the words."""
-    text_layers: int = 2
+    text_layers: int = 1
     """Its layers."""
     tokens: int = 64
     """The most word pieces that it reads; a longer caption is cut."""

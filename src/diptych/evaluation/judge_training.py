@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.data.dataset import PictureDataset, open_dataset
@@ -38,8 +38,8 @@ class ContrastConfig(Config):
     """Which system this is."""
     judge: JudgeConfig = JudgeConfig()
     """The network."""
-    negatives: int = 128
-    """Concepts drawn at random for each batch, as wrong captions beside those of the batch itself."""
+    negatives: int = 4096
+    """The most concepts that stand as wrong captions beside those of the batch itself; of more, so many are drawn."""
     foils: int = 2
     """Wrong captions of each scene (its own foils, wrong in one attribute) drawn for a step."""
     scale: float = 0.2
@@ -84,19 +84,38 @@ def contrast(
         pictures, captions: unit vectors (B, D) of the pairs.
         same: (B, B) bool, True where picture i also answers to caption j (the same concept in another style): such
             pairs are neither right nor wrong, they are left out.
-        others: unit vectors (N, D) of further captions, `same_other` (B, N) bool likewise.
-        foils: unit vectors (B, K, D) of captions that are wrong for this picture alone; rows of zeros do not count.
+        others: unit vectors (N, D) of further captions, `same_other` (B, N) bool likewise. Rows of zeros do not count.
+        foils: unit vectors (B, K, D) of captions that are wrong for this picture alone. Rows of zeros do not count.
         scale: the inverse temperature.
     """
     ignored = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     logits = (scale * pictures @ captions.T).masked_fill(ignored, -math.inf)  # (B, B)
-    extra = (scale * pictures @ others.T).masked_fill(same_other, -math.inf)  # (B, N)
+    extra = (scale * pictures @ others.T).masked_fill(same_other | (others == 0).all(-1), -math.inf)  # (B, N)
     wrong = scale * torch.einsum("bd,bkd->bk", pictures, foils)  # (B, K)
-    wrong = wrong.masked_fill(foils.abs().sum(-1) == 0, -math.inf)
+    wrong = wrong.masked_fill((foils == 0).all(-1), -math.inf)
     target = torch.arange(len(logits), device=logits.device)
     to_caption = F.cross_entropy(torch.cat([logits, extra, wrong], dim=1), target, reduction="none")
     to_picture = F.cross_entropy(logits.T, target, reduction="none")
     return (to_caption + to_picture) / 2
+
+
+class Contrast(nn.Module):
+    """The judge, and its memory of what each concept's words were last (a memory bank: Wu et al. 2018, section 3.2).
+
+    So every picture is told from all concepts, however small the batch. The memory is a buffer: a checkpoint holds it.
+    """
+
+    bank: Tensor
+
+    def __init__(self, judge: Judge, concepts: int) -> None:
+        super().__init__()
+        self.judge = judge
+        self.register_buffer("bank", torch.zeros(concepts, judge.config.embedding))
+
+    @torch.no_grad()
+    def remember(self, places: Tensor, vectors: Tensor) -> None:
+        """Average the vectors (N, D) of concepts said just now into their rows; the wordings of a concept mix."""
+        self.bank[places] = F.normalize(self.bank[places] + vectors.to(self.bank.dtype), dim=-1)
 
 
 class JudgeTrainable:
@@ -108,41 +127,45 @@ class JudgeTrainable:
 
     def __init__(self, config: ContrastConfig, dataset: PictureDataset, words: WordFeatures | None = None) -> None:
         self.config = config
-        self.module = self.judge = Judge(config.judge, words)
         everything = open_dataset(dataclasses.replace(dataset.config, split="all", in_memory=False))
         self.meta = read_meta(everything)
         self.concepts = sorted({concept_of(m) for m in self.meta.values() if not is_scene(m)})
+        self.place = {concept: row for row, concept in enumerate(self.concepts)}
+        self.judge = Judge(config.judge, words)
+        self.module = Contrast(self.judge, len(self.concepts))
         self._vectors: tuple[float, Tensor] | None = None
 
     def start(self, batch: dict[str, Any]) -> None:
         """Read the words of every concept now; scenes' captions are read when they first come."""
         self.judge.words.prepare([words for c in self.concepts for words in spoken(c)])
+        if self.concepts:
+            self.module.bank.copy_(concept_vectors(self.judge, self.concepts))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         metas, seeds = self._metas(batch), batch["seed"].tolist()
         concepts = [concept_of(m) for m in metas]
         captions = [self._caption(m, seed) for m, seed in zip(metas, seeds, strict=True)]
+        foils = [self._foils(m, seed) for m, seed in zip(metas, seeds, strict=True)]
         scenes = [is_scene(m) for m in metas]
         flips = [self.config.flip and not s and not _ONE_SIDED.search(c) for s, c in zip(scenes, concepts, strict=True)]
         x = augment(batch["picture"], seeds, scenes, flips, self.config)  # (B, 3, H, W)
         pictures = self.judge.embed_pictures(x)  # (B, D)
-        draw = np.random.Generator(np.random.PCG64(mix(seeds[0], 12)))
-        chosen = draw.permutation(len(self.concepts))[: self.config.negatives]
-        others = [self.concepts[i] for i in chosen]
-        foils = [self._foils(m, seed) for m, seed in zip(metas, seeds, strict=True)]
         flat = [foil for row in foils for foil in row]
-        vectors = self.judge.embed_captions([*captions, *others, *flat])
-        words, other, foil = vectors.split([len(pictures), len(others), len(flat)])
-        own = torch.zeros(len(pictures), self.config.foils, vectors.shape[1], device=vectors.device)
-        place = [(i, j) for i, row in enumerate(foils) for j in range(len(row))]
-        if place:
-            rows, columns = torch.tensor(place, device=own.device).T
+        words, foil = self.judge.embed_captions([*captions, *flat]).split([len(pictures), len(flat)])
+        device, scale = words.device, self.judge.scale
+        draw = np.random.Generator(np.random.PCG64(mix(seeds[0], 12)))
+        others = draw.permutation(len(self.concepts))[: self.config.negatives].tolist()
+        own = torch.zeros(len(pictures), self.config.foils, words.shape[1], device=device)
+        if flat:
+            place = [(i, j) for i, row in enumerate(foils) for j in range(len(row))]
+            rows, columns = torch.tensor(place, device=device).T
             own = own.index_put((rows, columns), foil.to(own.dtype))
-        names = [*concepts, *others]
-        same = _equal(concepts, names) | _equal(captions, [*captions, *others])  # (B, B + N)
-        same, same_other = same.to(own.device).split([len(pictures), len(others)], dim=1)
-        scale = self.judge.scale
-        losses = contrast(pictures, words, same, other, same_other, own, scale)
+        same = (_equal(concepts, concepts) | _equal(captions, captions)).to(device)  # (B, B)
+        same_other = _equal(concepts, [self.concepts[i] for i in others]).to(device)  # (B, N)
+        losses = contrast(pictures, words, same, self.module.bank[others], same_other, own, scale)
+        known = {self.place[c]: i for i, c in enumerate(concepts) if c in self.place}  # each once
+        if self.module.training and known:
+            self.module.remember(torch.tensor(list(known), device=device), words[list(known.values())])
         return losses, {"scale": scale.detach()}
 
     @torch.no_grad()
@@ -153,9 +176,9 @@ class JudgeTrainable:
         metas = self._metas(batch)
         pictures = self.judge.embed_pictures(batch["picture"]).float().cpu()
         found: dict[str, float] = {}
-        single = [i for i, m in enumerate(metas) if not is_scene(m) and concept_of(m) in self.concepts]
+        single = [i for i, m in enumerate(metas) if not is_scene(m) and concept_of(m) in self.place]
         if single:
-            truth = torch.tensor([self.concepts.index(concept_of(metas[i])) for i in single])
+            truth = torch.tensor([self.place[concept_of(metas[i])] for i in single])
             rank = ranks(pictures[single], self._concept_vectors(), truth)
             found = {"top1": (rank < 1).double().mean().item(), "top5": (rank < 5).double().mean().item()}
         scene = [i for i, m in enumerate(metas) if is_scene(m) and m.get("foils")]

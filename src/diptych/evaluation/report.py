@@ -69,38 +69,36 @@ def tables(results: dict[str, Any]) -> list[Table]:
 
 
 def _retrieval_table(results: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"Named among {results['concepts']} concepts by the judge", box=box.MARKDOWN, title_justify="left"
-    )
-    for name in ("prompts", "pictures", "n", "top-1", "top-5", "top-5 of ceiling", "Fréchet"):
-        table.add_column(name, justify="left" if name in ("prompts", "pictures") else "right", no_wrap=True)
+    table = Table(title=f"Named among {results['concepts']} concepts by the judge, %", box=box.MARKDOWN)
+    left = ("prompts", "pictures")
+    for name in (*left, "top-1", "top-5", "top-5 of ceiling", "top-5 of own real", "Fréchet"):
+        table.add_column(name, justify="left" if name in left else "right")
     for group, found in results["groups"].items():
-        for row in ROWS:
-            scores = found[row]
-            of_ceiling = found["of_ceiling"]["top5"] if row == "generated" else None
+        titles = (group, f"n = {found['pictures']}", "", "")
+        for title, row in zip(titles, ROWS, strict=True):
+            shares = [found[name]["top5"] if row == "generated" else None for name in ("of_ceiling", "of_real")]
             distance = {"generated": found["frechet"], "real": results["frechet_between_real"]}.get(row)
             table.add_row(
-                group if row == ROWS[0] else "",
+                title,
                 row,
-                str(found["pictures"]),
-                percent(scores["top1"]),
-                percent(scores["top5"]),
-                "" if of_ceiling is None else f"{of_ceiling:.0%}",
+                percent(found[row]["top1"]),
+                percent(found[row]["top5"]),
+                *("" if share is None else f"{100 * share:.0f}" for share in shares),
                 "" if distance is None else f"{distance:.2f}",
             )
     return table
 
 
 def _scene_table(scenes: dict[str, Any]) -> Table:
-    table = Table(title="Held-out scenes: the true caption before its foils", box=box.MARKDOWN, title_justify="left")
+    table = Table(title="Held-out scenes: the true caption before all its foils, %", box=box.MARKDOWN)
     for name in ("category", "n", *ROWS):
-        table.add_column(name, justify="left" if name == "category" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "category" else "right")
     for category, found in scenes.items():
         table.add_row(category, str(found["pictures"]), *(percent(found[row]) for row in ROWS))
     return table
 
 
 def percent(share: dict[str, float]) -> str:
-    """A share with its standard error, where it has one."""
+    """A share in percent with its standard error, where it has one; no spaces, so that no table breaks it."""
     error = share.get("error")
-    return f"{share['value']:.1%}" + (f" ± {100 * error:.1f}" if error is not None else "")
+    return f"{100 * share['value']:.1f}" + (f"±{100 * error:.1f}" if error is not None else "")

@@ -86,6 +86,6 @@ def _frechet(judge: Judge, group: Group) -> float | None:
     return frechet_distance(judge.features(group.generated).numpy(), judge.features(group.real).numpy())
 
 
-def of_ceiling(generated: dict[str, Any], ceiling: dict[str, Any]) -> dict[str, float | None]:
-    """Scores as shares of the ceiling's; none where the ceiling is zero."""
-    return {k: generated[k]["value"] / ceiling[k]["value"] if ceiling[k]["value"] else None for k in ("top1", "top5")}
+def share_of(generated: dict[str, Any], real: dict[str, Any]) -> dict[str, float | None]:
+    """Scores as shares of what real pictures score; none where that is zero."""
+    return {k: generated[k]["value"] / real[k]["value"] if real[k]["value"] else None for k in ("top1", "top5")}

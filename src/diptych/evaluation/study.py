@@ -23,7 +23,7 @@ from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import frechet_distance
 from diptych.evaluation.prompts import Group, choose, concept_of, is_scene
 from diptych.evaluation.retrieval import TEMPLATES, concept_vectors
-from diptych.evaluation.scores import of_ceiling, pooled, score_pairs, score_scenes
+from diptych.evaluation.scores import pooled, score_pairs, score_scenes, share_of
 from diptych.progress import bar
 from diptych.weights.files import write_text
 from diptych.weights.fingerprint import fingerprint
@@ -83,7 +83,8 @@ def evaluate(
     found = {g.name: score_pairs(judge, g, concepts, vectors, records) for g in groups}
     ceiling = found["held-out"]["real"]
     for scores in found.values():
-        scores["of_ceiling"] = of_ceiling(scores["generated"], ceiling)
+        scores["of_ceiling"] = share_of(scores["generated"], ceiling)
+        scores["of_real"] = share_of(scores["generated"], scores["real"])
     drawn = [judge.features(g.real).numpy() for g in groups]
     scene_scores = {g.name: score_scenes(judge, g, records) for g in scene_groups}
     if scene_scores:
@@ -174,9 +175,10 @@ def write_sheets(
 def show(results: dict[str, Any], out: Path, console: Console) -> None:
     """Print the tables, and keep them as results.md."""
     with (out / "results.md").open("w", encoding="utf-8") as file:
+        wide = Console(file=file, width=160)
         for table in report.tables(results):
             console.print(table)
-            Console(file=file, width=160).print(table)
+            wide.print(table)
     console.print(f"contact sheets, tables and every picture's score are in {out}")
 
 
