@@ -49,10 +49,10 @@ default-model: $(VENV)/.installed-data ## make the data and train the models in 
 	$(BIN)/diptych train emoji-autoencoder --run runs/emoji-autoencoder
 	$(BIN)/diptych precompute emoji-latent --out cache/emoji-latent
 	$(BIN)/diptych train emoji-latent --run runs/emoji-latent
-	mkdir -p src/diptych/assets
-	rm -rf src/diptych/assets/latent src/diptych/assets/judge
-	cp -r runs/emoji-latent/model src/diptych/assets/latent
-	cp -r runs/judge/model src/diptych/assets/judge
+	rm -rf src/diptych/assets/latent/unet src/diptych/assets/latent/autoencoder
+	cp -r runs/emoji-latent/model/. src/diptych/assets/latent
+	cp -r runs/judge/model/. src/diptych/assets/judge
+	@echo "Bring MODEL_CARD.md in src/diptych/assets/latent and judge up to date."
 	$(BIN)/diptych evaluate --data data/emoji-64 --out runs/emoji-latent/evaluation
 
 clean: ## remove the environment and what was built

@@ -39,7 +39,7 @@ STEADY = {"steps": "1000000", "schedule": "constant", "cooldown": "0", "ema": "0
 DATA, CACHE, RUNS = "data/emoji-128", "cache/gpu", "runs/gpu"
 AUTOENCODER_RUN, LATENT_RUN, JUDGE_RUN = f"{RUNS}/autoencoder", f"{RUNS}/latent", f"{RUNS}/judge"
 NEW_STUDY, OLD_STUDY = f"{RUNS}/study-new", f"{RUNS}/study-shipped"
-SHIPPED, SHIPPED_JUDGE = "latent", "judge"
+SHIPPED, SHIPPED_JUDGE, CARD = "latent", "judge", "MODEL_CARD.md"
 
 GRACE = 60.0
 """Seconds that a job has to save its checkpoint after the budget is spent."""
@@ -118,6 +118,8 @@ def replace(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
+    if (target / CARD).is_file():
+        shutil.copy(target / CARD, partial)  # people bring it up to date
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 

@@ -109,12 +109,11 @@ RECIPES = {
         description="the judge: pictures and words in one space, trained apart from every generator",
         system=ContrastConfig(
             judge=JudgeConfig(widths=(24, 48, 96, 192), text_width=192, text_layers=1, embedding=192),
-            negatives=512,
             foils=1,
         ),
         data=DATA_64,
         training=TrainingConfig(
-            steps=2400,
+            steps=6000,
             batch_size=128,
             learning_rate=1.5e-3,
             warmup=100,
