@@ -275,8 +275,16 @@ def test_missing_and_empty_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("size", 0), ("held_out", 1.0), ("max_failure_rate", 2.0), ("split", "test")]
+    ("field", "value"),
+    [("size", 0), ("crop", 0), ("crop", 65), ("held_out", 1.0), ("max_failure_rate", 2.0), ("split", "test")],
 )
 def test_wrong_settings_name_the_field(field, value):
     with pytest.raises(UserError, match=field):
         DataConfig(**{field: value})
+
+
+def test_a_crop_may_be_as_large_as_the_picture():
+    assert DataConfig(size=32, crop=32).crop == 32
+    assert DataConfig(size=32, crop=1).crop == 1
+    with pytest.raises(UserError, match="crop must lie between 1 and size 32, not 33"):
+        DataConfig(size=32, crop=33)

@@ -62,3 +62,67 @@ def test_the_seed_picks_among_the_captions_evenly():
     told = collate([example] * 3000, seeds)["caption"]
     assert all(abs(count - 1000) < 120 for count in Counter(told).values())
     assert told == collate([example] * 3000, seeds)["caption"]
+
+
+# Crops
+
+
+def numbered(height=6, width=6, key="k"):
+    """Each pixel tells its row in red and its column in green."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    picture = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    return Example(picture=picture, captions=("x",), meta={}, key=key)
+
+
+def places(batch):
+    """(top, left) of each crop, after a look at every pixel of it."""
+    pixels = ((batch["picture"] + 1) * 127.5).round().long()  # (B, 3, H, W)
+    tops, lefts = pixels[:, 0, :1, :1], pixels[:, 1, :1, :1]
+    side = pixels.shape[-1]
+    assert torch.equal(pixels[:, 0], (tops + torch.arange(side)[:, None]).expand(-1, -1, side))
+    assert torch.equal(pixels[:, 1], (lefts + torch.arange(side)).expand(-1, side, -1))
+    return list(zip(tops.flatten().tolist(), lefts.flatten().tolist(), strict=True))
+
+
+def test_every_place_of_a_crop_is_as_likely():
+    seeds = [SampleStream(9, 0)[p][1] for p in range(3200)]
+    batch = collate([numbered()] * 3200, seeds, crop=3)
+    assert batch["picture"].shape == (3200, 3, 3, 3)
+    found = Counter(places(batch))
+    assert set(found) == set(itertools.product(range(4), range(4)))  # both borders included
+    assert all(abs(count - 200) < 70 for count in found.values())
+    oblong = places(collate([numbered(5, 7)] * 200, seeds[:200], crop=4))
+    assert set(oblong) == set(itertools.product(range(2), range(4)))
+
+
+def test_the_seed_alone_fixes_the_place_of_a_crop():
+    seeds = [SampleStream(9, 0)[p][1] for p in range(40)]
+    together = places(collate([numbered(key=str(i)) for i in range(40)], seeds, crop=2))
+    assert [places(collate([numbered()], [seed], crop=2))[0] for seed in seeds] == together
+    assert places(collate([numbered()] * 40, seeds[::-1], crop=2)) == together[::-1]
+
+
+def test_a_crop_of_the_whole_size_is_the_whole_picture():
+    whole, cropped = (collate([numbered()] * 3, [1, 2, 3], crop) for crop in (None, 6))
+    assert torch.equal(whole["picture"], cropped["picture"])
+
+
+def test_a_crop_says_the_caption_that_the_whole_picture_says():
+    example = Example(picture=numbered().picture, captions=("a", "b", "c"), meta={}, key="k")
+    assert collate([example] * 50, range(50), crop=2)["caption"] == collate([example] * 50, range(50))["caption"]
+
+
+def test_the_stream_cuts_what_the_data_says(tmp_path):
+    image_dataset(tmp_path / "a.tar", 6)
+    for crop in (None, 5):
+        data = open_dataset(DataConfig(path=str(tmp_path), size=8, crop=crop))
+        stream, positions = SampleStream(len(data), 1), list(range(4, 12))
+        pairs = [stream[p] for p in positions]
+        batch = make_batch(data, stream, positions)
+        expected = collate([data[i] for i, _ in pairs], [seed for _, seed in pairs], crop)
+        assert batch["picture"].shape[-2:] == (crop or 8, crop or 8)
+        assert torch.equal(batch["picture"], expected["picture"])
+        again = make_batch(data, SampleStream(len(data), 1), positions)  # validation, a resume
+        assert torch.equal(batch["picture"], again["picture"])
+        parts = [make_batch(data, stream, positions[i::2])["picture"] for i in range(2)]  # two ranks
+        assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), batch["picture"])

@@ -29,6 +29,8 @@ class DataConfig(Config):
     """Folder of WebDataset shards (*.tar), or of pictures with captions."""
     size: int = 64
     """Side of the square pictures in pixels."""
+    crop: int | None = None
+    """Side of a random square cut from each picture, at a place fixed by the example's seed; none for the whole."""
     split: Split = "train"
     """`train`, `held-out` or `all`."""
     kinds: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class DataConfig(Config):
 
     def check(self) -> None:
         self.require(self.size >= 1, "size", "be at least 1")
+        self.require(self.crop is None or 1 <= self.crop <= self.size, "crop", f"lie between 1 and size {self.size}")
         self.require(0 <= self.held_out < 1, "held_out", "be at least 0 and below 1")
         self.require(0 <= self.max_failure_rate <= 1, "max_failure_rate", "be between 0 and 1")
 
