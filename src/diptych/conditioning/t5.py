@@ -1,0 +1,109 @@
+"""The encoder half of T5 (Raffel et al. 2020), v1.1 or of its shape: Imagen's reader of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from diptych.conditioning.embedding import TextEmbedding
+from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
+from diptych.conditioning.tokens import load_tokenizer
+from diptych.config import Config
+from diptych.errors import UserError, pick
+
+T5_SHAPES = {
+    "small": (512, 8, 6, 1024),
+    "base": (768, 12, 12, 2048),
+    "large": (1024, 24, 16, 2816),
+    "xl": (2048, 24, 32, 5120),
+    "xxl": (4096, 24, 64, 10240),
+}
+"""T5 v1.1 as published: width, layers, heads (of 64 each), width of the gated feed-forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config(Config):
+    """A frozen T5 encoder; XXL in Imagen and DeepFloyd IF: 24 layers, 4,762,310,656 parameters."""
+
+    kind: Literal["t5"] = "t5"
+    """Which text encoder this is."""
+    path: str | None = None
+    """A folder with the model and its tokenizer, as transformers saves them; a whole T5 will do."""
+    width: int = 4096
+    """Width of its tokens: v1.1 small 512, base 768, large 1024, XL 2048, XXL 4096."""
+    max_tokens: int = 128
+    """Longest prompt, in tokens, its closing token included."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In what it computes; auto: float32 on the CPU, bfloat16 on a GPU. float16 overflows in T5."""
+
+    def check(self) -> None:
+        self.require(self.width >= 1, "width", "be at least 1")
+        self.require(self.max_tokens >= 2, "max_tokens", "be at least 2")
+
+
+class T5Text(FrozenText):
+    """The last layer's tokens of a T5 encoder; `pooled` is their mean."""
+
+    def __init__(self, config: T5Config, device: str | torch.device = "cpu") -> None:
+        from transformers import T5Config as Shape
+        from transformers import T5EncoderModel
+
+        folder = named_folder(config.path, "T5")
+        tokenizer = t5_tokenizer(folder)
+        shape = pretrained_config(Shape, folder, config.width)
+        with torch.device("meta"):  # an XXL twice would not fit
+            model = T5EncoderModel(shape)
+        dtype = compute_dtype(config, torch.device(device))
+        frozen(model, folder, dtype, tied=("shared.weight", "encoder.embed_tokens.weight"))
+        model.set_input_embeddings(model.shared)  # one tensor again, wherever it moves
+        super().__init__(config, folder, model.to(device), tokenizer)
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        if compute_dtype(self.config, self.device) == torch.bfloat16:  # moved to a GPU since it was built
+            self.model.to(torch.bfloat16)
+        return super().encode(prompts)
+
+
+def compute_dtype(config: T5Config, device: torch.device) -> torch.dtype:
+    """In what the encoder computes on a device."""
+    name = {"cuda": "bfloat16"}.get(device.type, "float32") if config.dtype == "auto" else config.dtype
+    return getattr(torch, name)
+
+
+def t5_shape(size: str):
+    """The transformers config of a published T5 v1.1, by its name in `T5_SHAPES`."""
+    from transformers import T5Config as Shape
+
+    width, layers, heads, feed_forward = T5_SHAPES[pick("size of T5", size, T5_SHAPES)]
+    return Shape(
+        vocab_size=32128,
+        d_model=width,
+        d_kv=64,
+        d_ff=feed_forward,
+        num_layers=layers,
+        num_heads=heads,
+        feed_forward_proj="gated-gelu",
+    )
+
+
+def t5_tokenizer(folder: Path):
+    """The tokenizer in a folder, of the tokenizers library: from tokenizer.json, or else from spiece.model."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    path = folder / "spiece.model"
+    if not path.is_file():
+        raise UserError(f"no tokenizer in {folder}: it needs tokenizer.json or spiece.model")
+    from transformers import T5Tokenizer
+    from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
+
+    model = sentencepiece.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        model.ParseFromString(path.read_bytes())
+        pieces = [(piece.piece, piece.score) for piece in model.pieces]
+        normalizer = model.normalizer_spec.precompiled_charsmap or None
+        return T5Tokenizer(pieces, _spm_precompiled_charsmap=normalizer).backend_tokenizer
+    except Exception as error:  # of many kinds: whatever a broken vocabulary leads to
+        raise UserError(f"{path} is not a SentencePiece model ({type(error).__name__})") from None
