@@ -69,7 +69,7 @@ def minilm_folder(path: str | None = None) -> Path:
     return folder
 
 
-class BertText(FrozenText):
+class Bert(FrozenText):
     """The last layer's tokens of a BERT; `pooled` is their mean."""
 
     def __init__(self, config: BertTextConfig | MiniLMConfig, device: str | torch.device = "cpu") -> None:
@@ -88,7 +88,7 @@ class BertText(FrozenText):
         super().__init__(config, folder, model, tokenizer)
 
 
-class MiniLM(BertText):
+class MiniLM(Bert):
     """The frozen sentence encoder that diptych depends on."""
 
     def __init__(self, config: MiniLMConfig | None = None, device: str | torch.device = "cpu") -> None:

@@ -26,7 +26,7 @@ READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.t
 class FrozenText:
     """A frozen transformer behind its tokenizer; nothing of it is trained or saved with a model.
 
-    It answers in float32 from wherever `model` lies, and is not touched by autocast.
+    It answers in float32 from wherever `model` lies, with zeros as padding, and is not touched by autocast.
     """
 
     def __init__(self, config: Any, folder: Path, model: nn.Module, tokenizer) -> None:
@@ -47,7 +47,7 @@ class FrozenText:
         ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
         with torch.autocast(self.device.type, enabled=False):
             hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B, L, width)
-        return TextEmbedding.from_sequence(hidden.float(), mask)
+        return TextEmbedding.from_sequence(hidden.float().masked_fill(~mask.unsqueeze(-1), 0.0), mask)
 
 
 def named_folder(path: str | None, what: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -44,7 +44,7 @@ class T5Config(Config):
         self.require(self.max_tokens >= 2, "max_tokens", "be at least 2")
 
 
-class T5Text(FrozenText):
+class T5(FrozenText):
     """The last layer's tokens of a T5 encoder; `pooled` is their mean."""
 
     def __init__(self, config: T5Config, device: str | torch.device = "cpu") -> None:
@@ -55,7 +55,7 @@ class T5Text(FrozenText):
         tokenizer = t5_tokenizer(folder)
         shape = pretrained_config(Shape, folder, config.width)
         with torch.device("meta"):  # an XXL twice would not fit
-            model = T5EncoderModel(shape)
+            model: Any = T5EncoderModel(shape)
         dtype = compute_dtype(config, torch.device(device))
         frozen(model, folder, dtype, tied=("shared.weight", "encoder.embed_tokens.weight"))
         model.set_input_embeddings(model.shared)  # one tensor again, wherever it moves

@@ -1,6 +1,6 @@
 """Text encoders behind one small interface: prompts in, token embeddings out. This is the door to all of them.
 
-`MiniLM`, `BertText`, `ClipText` and `T5Text` are frozen and pretrained; `JointTransformer` learns with the U-Net. All
+`MiniLM`, `Bert`, `ClipText` and `T5` are frozen and pretrained; `JointTransformer` learns with the U-Net. All
 refuse what they cannot read whole: a prompt that is too long is an error, never cut in silence.
 """
 
@@ -12,29 +12,30 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from diptych.conditioning.bert import BertText, BertTextConfig, MiniLM, MiniLMConfig, bert_folder, minilm_folder
+from diptych.conditioning.bert import Bert, BertTextConfig, MiniLM, MiniLMConfig, bert_folder, minilm_folder
 from diptych.conditioning.clip import ClipText, ClipTextConfig
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.frozen import folder_fingerprint, frozen, named_folder, pretrained_config
+from diptych.conditioning.frozen import FrozenText, folder_fingerprint, frozen, named_folder, pretrained_config
 from diptych.conditioning.joint import JointTransformer, JointTransformerConfig, train_tokenizer
-from diptych.conditioning.t5 import T5_SHAPES, T5Config, T5Text, t5_shape
+from diptych.conditioning.t5 import T5, T5_SHAPES, T5Config, t5_shape
 from diptych.conditioning.tokens import load_tokenizer, token_ids, tokenize
 from diptych.errors import UserError
 from diptych.networks.transformer import TextTransformer
 from diptych.weights.files import load_into, load_weights
 
 __all__ = [
-    "BertText",
+    "Bert",
     "BertTextConfig",
     "ClipText",
     "ClipTextConfig",
     "FrozenConfig",
+    "FrozenText",
     "JointTransformer",
     "JointTransformerConfig",
     "MiniLM",
     "MiniLMConfig",
     "T5Config",
-    "T5Text",
+    "T5",
     "TextConfig",
     "TextEmbedding",
     "TextEncoder",
@@ -65,7 +66,9 @@ class TextEncoder(Protocol):
     def encode(self, prompts: list[str]) -> TextEmbedding: ...
 
 
-def build_text_encoder(config: TextConfig, folder: Path | None = None, device: str | torch.device = "cpu"):
+def build_text_encoder(
+    config: TextConfig, folder: Path | None = None, device: str | torch.device = "cpu"
+) -> FrozenText | JointTransformer:
     """The encoder that a config describes; `folder` holds the tokenizer and weights of one that was trained along."""
     if isinstance(config, JointTransformerConfig):
         if folder is None:
@@ -76,8 +79,8 @@ def build_text_encoder(config: TextConfig, folder: Path | None = None, device: s
     if isinstance(config, MiniLMConfig):
         return MiniLM(config, device)
     if isinstance(config, BertTextConfig):
-        return BertText(config, device)
-    return ClipText(config, device) if isinstance(config, ClipTextConfig) else T5Text(config, device)
+        return Bert(config, device)
+    return ClipText(config, device) if isinstance(config, ClipTextConfig) else T5(config, device)
 
 
 def encoder_folder(config: FrozenConfig) -> Path:
