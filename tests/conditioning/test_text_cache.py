@@ -219,6 +219,7 @@ def test_the_encoder_is_built_when_it_is_needed_and_freed(t5: Path, tmp_path: Pa
     assert network() is None and not cached.loaded and not list(cached.model.parameters())
     same(cached.encode(PROMPTS), fresh)
     second = CachedTexts(small(t5), tmp_path)
+    second.read(PROMPTS)
     same(second.encode(PROMPTS), fresh)
     assert not cached.loaded and not second.loaded, "all was known"
     second.encode(["a dog"])
@@ -274,6 +275,7 @@ def test_texts_of_a_folder_stand_before_the_cache_and_the_encoder(t5: Path, tmp_
     EmbeddedTexts.compute(build_text_encoder(small(t5)), PROMPTS).save(tmp_path / "store")
     cached = CachedTexts(small(t5), tmp_path / "cache")
     texts = EmbeddedTexts.load(cached, tmp_path / "store")
+    texts.read(PROMPTS)
     texts.encode(PROMPTS)
     assert not cached.loaded, "neither the check nor the answers need it"
     mixed = [PROMPTS[0], "a dog"]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.conditioning.t5 import T5_SHAPES
+from diptych.conditioning import t5 as module
+from diptych.conditioning.t5 import T5_SHAPES, compute_dtype
 from diptych.conditioning.text import (
     Bert,
     BertTextConfig,
@@ -140,6 +141,15 @@ def test_t5_computes_in_what_it_is_told(t5: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         inside = build_text_encoder(small_t5(t5, dtype="float32")).encode(PROMPTS).sequence
     assert torch.equal(inside, exact)
+
+
+def test_t5_on_a_gpu_computes_in_bfloat16_unless_it_is_told(t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    chosen = [compute_dtype(small_t5(t5, dtype=d), device) for d in ("auto", "float32") for device in (cpu, gpu)]
+    assert chosen == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    encoder, told = build_text_encoder(small_t5(t5)), build_text_encoder(small_t5(t5, dtype="bfloat16"))
+    monkeypatch.setattr(module, "compute_dtype", lambda config, device: compute_dtype(config, gpu))  # it is moved there
+    assert torch.equal(encoder.encode(PROMPTS).sequence, told.encode(PROMPTS).sequence)
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,13 @@ class EmbeddedTexts:
         return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
 
     def read(self, prompts: list[str]) -> None:
-        """Learn prompts that are not known."""
-        for part in embedded(self.encoder, prompts):
+        """Learn those of the prompts that are not known: the way to prepare many, as `encode` gives all at once."""
+        for part in embedded(self.encoder, self.unknown(prompts)):
             self.learn(part)
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        if unknown := self.unknown(prompts):
-            self.read(unknown)
+        if self.unknown(prompts):
+            self.read(prompts)
         places = [self.known[prompt] for prompt in prompts]
         rows = [part.row(index) for part, index in places]
         sequence = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
@@ -154,8 +154,10 @@ class CachedTexts(EmbeddedTexts):
         return self._encoder
 
     def read(self, prompts: list[str]) -> None:
+        """As `EmbeddedTexts.read`, kept in the folder every few batches; the encoder is built if any is not there."""
         self.look()
-        batches = embedded(self.encoder, prompts) if (prompts := self.unknown(prompts)) else iter(())
+        unknown = self.unknown(prompts)
+        batches = embedded(self.encoder, unknown) if unknown else iter(())
         while some := list(itertools.islice(batches, KEPT_AT_ONCE)):
             part = Part.join(some)
             if self.folder is not None:
