@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,21 +26,6 @@ def normal(seeds: Tensor, shape: Sequence[int], device: torch.device | str = "cp
 def uniform(seeds: Tensor, device: torch.device | str = "cpu", stream: int = 0) -> Tensor:
     """One number in [0, 1) for each seed: (B,)."""
     return torch.cat([torch.rand(1, generator=generator) for generator in generators(seeds, stream)]).to(device)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random numbers of a batch, by the seeds (B,) of its examples."""
-
-    seeds: Tensor
-
-    def normal(self, like: Tensor, stream: int) -> Tensor:
-        """Standard normal numbers of the shape (B, ...) and on the device of `like`."""
-        return normal(self.seeds, like.shape[1:], like.device, stream)
-
-    def uniform(self, stream: int) -> Tensor:
-        """Numbers (B,) in [0, 1), on the CPU."""
-        return uniform(self.seeds, stream=stream)
 
 
 @dataclass(frozen=True)
