@@ -1,13 +1,22 @@
-"""Between tensors in [-1, 1] and pictures that people look at."""
+"""Between tensors in [-1, 1] and pictures that people look at, and what people hand in as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from diptych.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+LEAST, MOST = 8, 4096  # pixels a side of a picture that somebody hands in
 
 
 def to_images(pictures: Tensor) -> list[Image.Image]:
@@ -30,3 +39,106 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     for index, image in enumerate(images):
         sheet.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
     return sheet
+
+
+def read_picture(source: Path | str | Image.Image) -> Image.Image:
+    """A picture that somebody hands in, as RGB: EXIF turned, transparent parts on white, the first frame of several.
+
+    source: a PNG, JPEG or WebP file, known by its content, or a picture of Pillow's (left as it is).
+
+    Raises `UserError` for what is no such picture, is damaged, or has fewer than 8 or more than 4096 pixels a side.
+    """
+    if isinstance(source, Image.Image):
+        try:
+            return _converted(source, "the picture")
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # read late from a broken file, closed, or of a mode that has no way to RGB
+            raise UserError(f"the picture cannot be made RGB: {' '.join(str(error).split())}") from None
+    if not isinstance(source, (str, Path)):
+        raise UserError(f"a picture must be a path or one of Pillow's pictures, not of type {type(source).__name__}")
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no file'}: give a PNG, JPEG or WebP picture")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        with opened(data) as picture:
+            return _converted(picture, str(path))
+    except (UserError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = str(error).split(",")[0]  # Pillow says how many pixels, and how many it allows
+        raise UserError(f"{path} is too large: {reason}; give at most {MOST} pixels a side") from None
+    except Exception:  # whatever a decoder raises
+        raise UserError(f"{path} is {_defect(data)}") from None
+
+
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """The centre of an RGB picture as a square of `size`: averaged over boxes by whole factors, else Lanczos."""
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    picture = picture.crop((left, top, left + side, top + side))
+    if side == size:
+        return picture
+    if side % size == 0:
+        return picture.reduce(side // size)
+    return picture.resize((size, size), Image.Resampling.LANCZOS)
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """An encoded picture, its header read. Where Pillow would only warn of a decompression bomb, this raises.
+
+    Raises an exception of any kind that Pillow has for broken pictures, and passes on those of its body.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:  # its own words name a place in memory
+            raise ValueError("not a PNG, JPEG or WebP picture") from None
+        with picture:
+            yield picture
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, any mode to RGB, transparent parts on white. Reads the pixels where they are not yet."""
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        picture = _eight_bits(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16 bits of grey, which Pillow's own conversion clips to white, with the one value that may be transparent."""
+    values, clear = np.asarray(picture), picture.info.get("transparency")
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _converted(picture: Image.Image, name: str) -> Image.Image:
+    """`upright`, after a look at the size and the mode."""
+    width, height = picture.size
+    if max(width, height) > MOST:
+        raise UserError(f"{name} is too large: {width} x {height} pixels; give at most {MOST} a side")
+    if min(width, height) < LEAST:
+        raise UserError(f"{name} is too small: {width} x {height} pixels; give at least {LEAST} a side")
+    if picture.mode in ("I", "F"):
+        raise UserError(f"{name} has numbers of no known range (mode {picture.mode}): convert it to mode L or RGB")
+    return upright(picture)
+
+
+def _defect(data: bytes) -> str:
+    """What is wrong with a file that could not be decoded."""
+    known = data.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
+    return "damaged or cut short" if known else "not a PNG, JPEG or WebP picture"

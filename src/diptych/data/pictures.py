@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+from diptych.pictures import opened, upright
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
@@ -17,27 +14,9 @@ def decode(data: bytes, size: int) -> np.ndarray:
     Raises an exception of any kind that Pillow has for broken pictures; its limit on pixels is kept, and where it would
     only warn of a decompression bomb this raises.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:  # its own words name a place in memory
-            raise ValueError("not a PNG, JPEG or WebP picture") from None
-        with opened as picture:
-            picture.draft("RGB", (size, size))  # JPEG: decode at a fraction where that is still large enough
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-            return np.asarray(fit(flatten(picture), size))
-
-
-def flatten(picture: Image.Image) -> Image.Image:
-    """Any mode to RGB, transparent parts on white."""
-    if picture.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to white
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+    with opened(data) as picture:
+        picture.draft("RGB", (size, size))  # JPEG: decode at a fraction where that is still large enough
+        return np.asarray(fit(upright(picture), size))
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:
