@@ -8,28 +8,33 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "diptych"
-GROUND = {"errors", "config", "progress", "pictures", "devices", "checks"}
+GROUND = {"errors", "config", "progress", "pictures", "devices", "checks", "generation"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "progress": set(),
-    "pictures": set(),
+    "pictures": {"errors"},
     "devices": {"errors"},
     "checks": {"errors"},
+    "generation": {"errors", "checks"},
     "weights": {"errors", "config", "progress"},
     "networks": {"errors", "config"},
     "diffusion": {"errors", "config"},
-    "conditioning": {*GROUND, "weights", "networks"},
+    "conditioning": {*GROUND, "weights", "networks", "diffusion"},
     "data": GROUND,
     "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
     "latent": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training"},
-    "opening": {"errors", "latent"},
+    "stage_config": {*GROUND, "networks", "diffusion", "conditioning"},
+    "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},
+    "cascade": {*GROUND, "weights", "conditioning", "stage", "stage_config"},
+    "opening": {"errors", "latent", "stage", "cascade"},
     "evaluation": {*GROUND, "weights", "conditioning", "data", "training", "diptych"},  # no system but by `load`
     "recipes": {
         *GROUND,
-        *("weights", "networks", "diffusion", "conditioning", "data", "training", "latent", "opening", "evaluation"),
+        *("weights", "networks", "diffusion", "conditioning", "data", "training", "evaluation"),
+        *("latent", "stage", "stage_config", "cascade", "opening"),
     },
-    "diptych": {"errors", "devices", "latent", "opening"},
+    "diptych": {"errors", "devices", "latent", "stage", "cascade", "opening"},
     "commands": {*GROUND, "diptych", "recipes", "evaluation", "data"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},

@@ -255,11 +255,21 @@ def test_every_part_moves_with_the_system(text: str) -> None:
     assert model.device.type == "meta"
 
 
+class Fixed:
+    """Random numbers that are none."""
+
+    def __init__(self, numbers) -> None:
+        self.numbers = numbers
+
+    def normal(self, like: torch.Tensor, stream: int) -> torch.Tensor:
+        return self.numbers(like)
+
+
 @pytest.mark.parametrize("text", ["joint", "minilm"])
 def test_under_autocast_latents_and_losses_stay_in_float32(text: str) -> None:
     model, batch = system(text), toy_batch([0, 1, 2])
     with torch.autocast("cpu", torch.bfloat16):
-        x0, cond = model.prepare(batch, torch.zeros_like, torch.tensor([False, True, False]))
+        x0, cond = model.prepare(batch, Fixed(torch.zeros_like), torch.tensor([False, True, False]))
         loss = model.denoiser.loss(x0, torch.randn_like(x0), torch.full((3,), 0.5), cond)
         image = model.generate(CAPTIONS[0]).images[0]
     assert x0.dtype == loss.dtype == torch.float32
@@ -272,14 +282,14 @@ def test_the_scale_brings_the_first_latents_to_unit_deviation() -> None:
     model, batch = system(), toy_batch(list(range(70)))  # more than are encoded at once
     model.start(batch)
     noise = torch.randn(70, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    x0, _ = model.prepare(batch, lambda like: noise, torch.zeros(70, dtype=torch.bool))
+    x0, _ = model.prepare(batch, Fixed(lambda like: noise), torch.zeros(70, dtype=torch.bool))
     assert x0.std().item() == pytest.approx(1.0, abs=0.02)
     assert model.posterior(batch).log_variance.exp().mean() > 0.1, "samples deviate, not only their means"
 
 
 def test_prepare_scales_samples_and_drops_captions() -> None:
     model, batch = system(), toy_batch([0, 1])
-    x0, cond = model.prepare(batch, torch.ones_like, torch.tensor([False, True]))
+    x0, cond = model.prepare(batch, Fixed(torch.ones_like), torch.tensor([False, True]))
     posterior = model.autoencoder.encode(batch["picture"])
     assert torch.allclose(x0, 0.5 * (posterior.mean + (0.5 * posterior.log_variance).exp()), atol=1e-5)
     expected = model.embed([CAPTIONS[0], ""])

@@ -14,16 +14,18 @@ from diptych.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from diptych.cascade import Cascade
     from diptych.latent import LatentDiffusion
+    from diptych.stage import Stage
 
 __all__ = ["UserError", "load"]
 
 
-def load(source: str | Path | None = None, device: str = "auto") -> LatentDiffusion:
+def load(source: str | Path | None = None, device: str = "auto") -> LatentDiffusion | Stage | Cascade:
     """Open a model: the one door to every system.
 
     Args:
-        source: a run folder or model folder, or none (or "latent") for the default model inside the package.
+        source: a run folder or model folder, or "latent" (also if none) or "cascade" for the defaults in the package.
         device: where its tensors go: "cpu", "cuda", or "auto" for CUDA where there is one.
 
     Raises:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from numbers import Real
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from diptych.checks import initial, said, texts, wholes
+from diptych.checks import initial, said
 from diptych.conditioning.text import ClipTextConfig, JointTransformer, TextConfig, build_text_encoder
 from diptych.config import Config
 from diptych.diffusion.denoiser import Cond, Denoiser
@@ -23,13 +21,12 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError, pick
+from diptych.generation import Callback, Order, Result, read_number, read_size, read_steps
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.pictures import to_images
+from diptych.training.randomness import POSTERIOR, Draws
 from diptych.weights.files import load_into, load_weights, save_weights, write_text
-
-Callback = Callable[[int, int, Tensor], None]
-"""Called after each step with (step, steps, estimate of x0); raise to cancel."""
 
 ENCODED_AT_ONCE = 32
 """Pictures that the first stage sees at a time: its activations are the largest of all."""
@@ -89,14 +86,6 @@ class LatentConfig(Config):
         return self.autoencoder.factor * 2 ** (len(self.unet.multipliers) - 1)
 
 
-@dataclass
-class Result:
-    """What `generate` gives: pictures, and for each of them all that is needed to make it again."""
-
-    images: list[Image.Image]
-    metadata: list[dict[str, Any]] = field(default_factory=list)
-
-
 class LatentDiffusion(nn.Module):
     """Autoencoder, U-Net and text encoder. Its state is what diffusion training changes: the U-Net, a jointly trained
     text encoder, and `scale`, which brings latents to unit deviation. The frozen parts stand beside it.
@@ -153,14 +142,14 @@ class LatentDiffusion(nn.Module):
             parts = [self.autoencoder.moments(part) for part in batch["picture"].split(ENCODED_AT_ONCE)]
         return Posterior.from_moments(torch.cat(parts).float())
 
-    def prepare(self, batch: dict[str, Any], noise: Callable[[Tensor], Tensor], dropped: Tensor) -> tuple[Tensor, Cond]:
+    def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
         """The scaled latent sample x0 (B, C, h, w) and the condition of a training batch.
 
-        `noise(like)` draws the posterior's noise; dropped (B,) bool marks captions replaced by the empty one.
+        The posterior's noise is drawn; dropped (B,) bool marks captions replaced by the empty one.
         """
         posterior = self.posterior(batch)
         captions = ["" if drop else text for text, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
-        return posterior.sample(noise(posterior.mean)) * self.scale, self.embed(captions)
+        return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, self.embed(captions)
 
     # What everyone else asks for.
 
@@ -203,47 +192,25 @@ class LatentDiffusion(nn.Module):
             UserError: an empty or too long prompt, an unknown sampler, or numbers that make no sense.
         """
         config, factor = self.config, self.config.autoencoder.factor
-        prompts = texts("prompts", prompts)
-        negatives = [""] * len(prompts) if negative is None else texts("negative", negative)
-        if isinstance(negative, str):
-            negatives = [negative] * len(prompts)
-        seeds = wholes("seeds", range(len(prompts)) if seeds is None else seeds)
-        (steps,) = wholes("steps", [config.steps if steps is None else steps])
-        guidance = config.guidance if guidance is None else guidance
+        order = Order.read(prompts, seeds, negative)
+        steps = read_steps(config.steps if steps is None else steps)
+        guidance = read_number("guidance", config.guidance if guidance is None else guidance)
         sampler = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
-        sides = wholes("size", (config.size, config.size) if size is None else size)
-        self._check(prompts, seeds, negatives, steps, guidance, sides)
+        sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         shape = (config.autoencoder.latent_channels, sides[1] // factor, sides[0] // factor)
-        source = NoiseSource(seeds, shape, device=self.device)
-        start = source.draw() if noise is None else initial(noise, (len(prompts), *shape)).to(self.device)
+        source = NoiseSource(order.seeds, shape, device=self.device)
+        start = source.draw() if noise is None else initial(noise, (len(order), *shape)).to(self.device)
 
-        cond, uncond = self.embed(prompts), self.embed(negatives if any(negatives) else [""])
-        denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, float(guidance), config.interval)
+        negatives = order.negatives if any(order.negatives) else [""]
+        cond, uncond = self.embed(order.prompts), self.embed(negatives)
+        denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, guidance, config.interval)
         times = timesteps(self.schedule, steps)
         latents = SAMPLERS[sampler](denoiser, start, times, self.schedule, noise=source, callback=callback)
         images = to_images(self.autoencoder.decode(latents / self.scale))
-        common = {"steps": steps, "guidance": float(guidance), "sampler": sampler, "size": sides}
+        common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
         if noise is not None:
             common["noise"] = "given"  # the seed alone does not make this picture again
-        rows = zip(prompts, negatives, seeds, strict=True)
-        return Result(images, [{"prompt": p, "negative": n or None, "seed": s, **common} for p, n, s in rows])
-
-    def _check(self, prompts, seeds, negatives, steps, guidance, sides) -> None:
-        multiple = self.config.multiple
-        if not prompts or any(not prompt.strip() for prompt in prompts):
-            raise UserError("a prompt is empty: say what the picture should show")
-        if len(seeds) != len(prompts):
-            raise UserError(f"give one seed for each prompt: {len(prompts)} prompts, {len(seeds)} seeds")
-        if any(not 0 <= seed < 2**63 for seed in seeds):
-            raise UserError("a seed is a whole number from 0 to 2^63 - 1")
-        if len(negatives) != len(prompts):
-            raise UserError(f"give one negative prompt for all or one for each of the {len(prompts)} prompts")
-        if steps < 1:
-            raise UserError(f"steps must be at least 1, not {steps}")
-        if not isinstance(guidance, Real) or not math.isfinite(guidance):
-            raise UserError(f"guidance must be a finite number, not {said(guidance)}")
-        if len(sides) != 2 or any(side < 1 or side % multiple for side in sides):
-            raise UserError(f"size is width and height, both multiples of {multiple}, not {said(sides)}")
+        return Result(images, order.metadata(common))
 
     # Files: config.json, unet/, autoencoder/ and, where the text encoder was trained along, text/.
 

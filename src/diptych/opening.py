@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diptych.errors import UserError
 
+if TYPE_CHECKING:
+    from diptych.cascade import Cascade
+    from diptych.latent import LatentDiffusion
+    from diptych.stage import Stage
+
 ASSETS = Path(__file__).parent / "assets"
-EMBEDDED = {"latent": ASSETS / "latent"}
+EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
 
 
 def model_folder(source: str | Path | None) -> Path:
@@ -48,12 +53,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def open_model(source: str | Path | None):
+def open_model(source: str | Path | None) -> LatentDiffusion | Stage | Cascade:
     """The system in a folder, on the CPU, ready to generate."""
-    from diptych.latent import LatentDiffusion
-
     folder = model_folder(source)
     values = read_config(folder)
-    if values["kind"] != "latent":
-        raise UserError(f"{folder} holds a model of kind {values['kind']!r}, which does not paint from words")
-    return LatentDiffusion.load(values, folder)
+    kind = values["kind"]
+    if kind == "latent":
+        from diptych.latent import LatentDiffusion
+
+        return LatentDiffusion.load(values, folder)
+    if kind == "cascade":
+        from diptych.cascade import Cascade
+
+        return Cascade.load(values, folder)
+    if kind == "stage":
+        from diptych.stage import Stage
+
+        return Stage.load(values, folder)
+    raise UserError(f"{folder} holds a model of kind {kind!r}, which does not paint from words")

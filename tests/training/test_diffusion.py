@@ -17,9 +17,9 @@ from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.opening import open_model
 from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DROP, NOISE, POSTERIOR, TIME, DiffusionTask, DiffusionTraining
+from diptych.training.diffusion import DiffusionTask, DiffusionTraining
 from diptych.training.loop import train
-from diptych.training.randomness import normal, uniform
+from diptych.training.randomness import DROP, NOISE, POSTERIOR, TIME, normal, uniform
 from tests.latents import CAPTIONS, config, joint, system, toy_batch
 
 FLOW = {"schedule": ScheduleConfig(kind="flow"), "prediction": "flow"}

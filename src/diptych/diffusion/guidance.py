@@ -7,11 +7,15 @@ picture = sampler(bounded, x, times, schedule, noise=noise)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
+from diptych.config import Config
 from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
-from diptych.errors import UserError
+from diptych.errors import UserError, pick
 
 
 class Wrapper:
@@ -111,6 +115,48 @@ class DynamicThreshold(Wrapper):
         x0, variance = self.denoiser.estimate(x, t, cond)
         s = quantile(x0.abs().reshape(len(x0), -1), self.percentile).clamp(1, self.cap).view(-1, *[1] * (x0.ndim - 1))
         return Estimate(x0.clamp(-s, s) / s, variance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdConfig(Config):
+    """What bounds the estimate of the picture at every step, for high guidance weights (Imagen, section 2.3)."""
+
+    kind: Literal["none", "static", "dynamic"] = "dynamic"
+    """none; static: clipped to [-1, 1]; dynamic: clipped to a percentile of its own values and scaled back."""
+    percentile: float = 0.95
+    """dynamic only: the fraction of values that are left alone."""
+    cap: float | None = None
+    """dynamic only: the most that is scaled back (DeepFloyd IF: 1.5), or none."""
+
+    def check(self) -> None:
+        self.require(0 < self.percentile <= 1, "percentile", "be a fraction between 0 and 1")
+        self.require(self.cap is None or self.cap >= 1, "cap", "be at least 1, or none")
+
+    @classmethod
+    def parse(cls, value: Any) -> ThresholdConfig:
+        """From a config, or from "none", "static", "dynamic", "dynamic:0.95" or "dynamic:0.95:1.5"."""
+        if isinstance(value, ThresholdConfig):
+            return value
+        kind, *numbers = str(value).split(":")
+        pick("threshold", kind, ("none", "static", "dynamic"))
+        names = ("percentile", "cap") if kind == "dynamic" else ()
+        try:
+            return cls.from_dict({"kind": kind, **dict(zip(names, map(float, numbers), strict=False))})
+        except ValueError:
+            raise UserError(f"cannot read the threshold {value!r}: write it as dynamic:0.95:1.5") from None
+
+    def around(self, denoiser: Denoising) -> Denoising:
+        """The denoiser, bounded."""
+        if self.kind == "none":
+            return denoiser
+        if self.kind == "static":
+            return StaticThreshold(denoiser)
+        return DynamicThreshold(denoiser, self.percentile, self.cap)
+
+    def __str__(self) -> str:
+        if self.kind != "dynamic":
+            return self.kind
+        return f"dynamic:{self.percentile:g}" + ("" if self.cap is None else f":{self.cap:g}")
 
 
 def quantile(values: Tensor, fraction: float) -> Tensor:

@@ -137,26 +137,41 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention (where there is a context), feed-forward; each normalised before, added after."""
+    """Self-attention, cross-attention (where there is a context), feed-forward; each normalised before, added after.
+
+    The first can be left out, and the last by a width of 0 (else it is so many times as wide as the tokens).
+    """
 
     def __init__(
-        self, width: int, context_width: int | None, heads: int, head_width: int, dropout: float = 0.0
+        self,
+        width: int,
+        context_width: int | None,
+        heads: int,
+        head_width: int,
+        dropout: float = 0.0,
+        self_attention: bool = True,
+        feed_forward: int = 4,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.self_attention = Attention(width, None, heads, head_width)
+        if self_attention:
+            self.norm1 = nn.LayerNorm(width)
+            self.self_attention = Attention(width, None, heads, head_width)
+        self.has_self_attention = self_attention
         if context_width is not None:
             self.norm2 = nn.LayerNorm(width)
             self.cross_attention = Attention(width, context_width, heads, head_width)
         self.has_context = context_width is not None
-        self.norm3 = nn.LayerNorm(width)
-        self.feed_forward = GEGLU(width, dropout=dropout)
+        if feed_forward:
+            self.norm3 = nn.LayerNorm(width)
+            self.feed_forward = GEGLU(width, feed_forward, dropout)
+        self.has_feed_forward = feed_forward > 0
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        x = x + self.self_attention(self.norm1(x))  # (B, N, D)
+        if self.has_self_attention:
+            x = x + self.self_attention(self.norm1(x))  # (B, N, D)
         if self.has_context:
             x = x + self.cross_attention(self.norm2(x), context, mask)
-        return x + self.feed_forward(self.norm3(x))
+        return x + self.feed_forward(self.norm3(x)) if self.has_feed_forward else x
 
 
 class SpatialTransformer(nn.Module):
@@ -175,6 +190,8 @@ class SpatialTransformer(nn.Module):
         dropout: float = 0.0,
         groups: int = 32,
         linear_projection: bool = False,
+        self_attention: bool = True,
+        feed_forward: int = 4,
     ) -> None:
         super().__init__()
         inner = heads * head_width
@@ -182,7 +199,8 @@ class SpatialTransformer(nn.Module):
         self.norm = norm(channels, groups, eps=1e-6)
         self.project_in = nn.Linear(channels, inner) if linear_projection else nn.Conv2d(channels, inner, 1)
         self.blocks = nn.ModuleList(
-            TransformerBlock(inner, context_width, heads, head_width, dropout) for _ in range(depth)
+            TransformerBlock(inner, context_width, heads, head_width, dropout, self_attention, feed_forward)
+            for _ in range(depth)
         )
         out = nn.Linear(inner, channels) if linear_projection else nn.Conv2d(inner, channels, 1)
         self.project_out = zero_init(out)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config
-from diptych.networks.layers import (
-    Downsample,
-    ResidualBlock,
-    SpatialTransformer,
-    Upsample,
-    norm,
-    timestep_embedding,
-    zero_init,
-)
+from diptych.networks.embedding import Embedded
+from diptych.networks.layers import Downsample, ResidualBlock, SpatialTransformer, Upsample, norm, zero_init
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(Config):
     """The shape of a `UNet`. The defaults are Stable Diffusion 1.x: 859,520,964 parameters."""
 
+    kind: Literal["unet"] = "unet"
+    """Which network this is."""
     in_channels: int = 4
     """Channels of the noisy input."""
     concat_channels: int = 0
@@ -40,6 +36,8 @@ class UNetConfig(Config):
     """Levels whose residual blocks are each followed by a spatial transformer. The middle always has one."""
     depth: int = 1
     """Transformer blocks in each spatial transformer."""
+    feed_forward: int = 4
+    """Width of their feed-forward layers, in widths of the tokens; 0 leaves them out (Imagen, ADM)."""
     heads: int | None = 8
     """Attention heads of every level (SD 1.x), or none to derive it from `head_width`."""
     head_width: int | None = None
@@ -48,6 +46,10 @@ class UNetConfig(Config):
     """Width of the tokens that cross-attention reads, or none for self-attention alone."""
     pooled_width: int | None = None
     """Width of a pooled condition that is added to the time embedding (Imagen, section 2.5), or none."""
+    context_norm: bool = False
+    """Normalise the tokens before any cross-attention reads them (Imagen, section 2.5)."""
+    augmented: bool = False
+    """Told how strongly the low-resolution picture among `concat_channels` was augmented (Imagen, section 2.4)."""
     linear_projection: bool = False
     """Project into the spatial transformers with linear layers (SD 2.x) instead of 1x1 convolutions."""
     norm_groups: int = 32
@@ -61,7 +63,8 @@ class UNetConfig(Config):
         for field in ("heads", "head_width", "context_width", "pooled_width"):
             value = getattr(self, field)
             self.require(value is None or value >= 1, field, "be at least 1, or none")
-        self.require(self.concat_channels >= 0, "concat_channels", "be at least 0")
+        for field in ("concat_channels", "feed_forward"):
+            self.require(getattr(self, field) >= 0, field, "be at least 0")
         self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
@@ -93,25 +96,21 @@ class Stage(nn.Module):
         return x if self.transformer is None else self.transformer(x, context, mask)
 
 
-class UNet(nn.Module):
+class UNet(Embedded):
     """Predicts what its denoiser asks for from a noisy picture or latent, its time and its condition.
 
     forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
-    context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W))
-    -> (B, out_channels, H, W). H and W must be divisible by 2 ** (levels - 1).
+    context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W),
+    level (B,) in [0, 1]) -> (B, out_channels, H, W). H and W must be divisible by 2 ** (levels - 1).
     """
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        c, width = config, 4 * config.channels
-        self.time = nn.Sequential(nn.Linear(c.channels, width), nn.SiLU(), nn.Linear(width, width))
-        if c.pooled_width is not None:
-            self.pooled = nn.Sequential(nn.LayerNorm(c.pooled_width), nn.Linear(c.pooled_width, width))
+        super().__init__(config)
+        self.config = c = config
         self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
-            return ResidualBlock(inputs, outputs, width, c.dropout, c.norm_groups)
+            return ResidualBlock(inputs, outputs, self.width, c.dropout, c.norm_groups)
 
         def transformer(channels: int) -> SpatialTransformer:
             heads = c.heads or channels // (c.head_width or 1)
@@ -124,6 +123,7 @@ class UNet(nn.Module):
                 c.dropout,
                 c.norm_groups,
                 c.linear_projection,
+                feed_forward=c.feed_forward,
             )
 
         now, skips, last = c.channels, [c.channels], len(c.multipliers) - 1
@@ -157,10 +157,10 @@ class UNet(nn.Module):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         concat: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
-        embedding = self.time(timestep_embedding(time, self.config.channels).to(x.dtype))  # (B, 4 * channels)
-        if pooled is not None:
-            embedding = embedding + self.pooled(pooled)
+        embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
+        context = self.read(context)
         x = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
 
         skips = [x]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from diptych.data.dataset import DataConfig
 from diptych.errors import UserError, pick
 from diptych.evaluation.judge_training import ContrastConfig
 from diptych.latent import LatentConfig
+from diptych.stage_config import StageConfig
 from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
 from diptych.training.first_stage import FirstStageConfig
@@ -32,12 +34,24 @@ class LatentTraining(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageTraining(Config):
+    """One stage of a cascade to train, alone: its low-resolution pictures are made from the true ones."""
+
+    kind: Literal["stage"] = "stage"
+    """Which system this is."""
+    model: StageConfig = StageConfig()
+    """The stage."""
+    diffusion: DiffusionTraining = DiffusionTraining()
+    """Its objective, caption dropout and sample prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     """What is trained, on what, and how."""
 
     description: str
     """One line for `diptych recipes`."""
-    system: FirstStageConfig | LatentTraining | ContrastConfig
+    system: FirstStageConfig | LatentTraining | StageTraining | ContrastConfig
     """What is trained."""
     data: DataConfig = DataConfig()
     """The training data; validation uses its held-out split."""
@@ -45,16 +59,23 @@ class Recipe(Config):
     """How it is trained."""
 
     def check(self) -> None:
-        if isinstance(self.system, LatentTraining) and self.data.size != self.system.model.size:
-            sizes = f"data.size ({self.data.size}) and system.model.size ({self.system.model.size})"
+        system, data = self.system, self.data
+        if isinstance(system, (LatentTraining, StageTraining)) and data.size != system.model.size:
+            sizes = f"data.size ({data.size}) and system.model.size ({system.model.size})"
             raise UserError(f"Recipe: {sizes} must be the same: set both")
+        if data.crop is not None and not isinstance(system, StageTraining):
+            raise UserError(f"Recipe: data.crop ({data.crop}) is for stages of a cascade alone: leave it out")
+        if isinstance(system, StageTraining):
+            multiple = math.lcm(system.model.multiple, system.model.factor)
+            if (data.crop or data.size) % multiple:
+                raise UserError(f"Recipe: data.crop must be a multiple of {multiple}, not {data.crop}")
 
 
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name."""
-    from diptych.recipes import emoji, published
+    from diptych.recipes import emoji, emoji_cascade, imagen, published
 
-    return {**emoji.RECIPES, **published.RECIPES}
+    return {**emoji.RECIPES, **emoji_cascade.RECIPES, **published.RECIPES, **imagen.RECIPES}
 
 
 def get(name: str) -> Recipe:

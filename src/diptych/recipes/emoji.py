@@ -93,7 +93,7 @@ RECIPES = {
         ),
         data=DATA_64,
         training=TrainingConfig(
-            steps=4200,
+            steps=8400,
             batch_size=64,
             learning_rate=1e-3,
             warmup=200,

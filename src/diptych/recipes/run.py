@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from diptych.conditioning.cache import CachedTexts, text_cache
 from diptych.conditioning.text import (
-    ClipTextConfig,
     JointTransformer,
     JointTransformerConfig,
-    MiniLMConfig,
-    TextConfig,
     build_text_encoder,
-    minilm_folder,
-    pretrained_config,
+    text_network,
     train_tokenizer,
 )
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
@@ -30,10 +27,11 @@ from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
 from diptych.latent import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.networks.transformer import TextTransformer
 from diptych.networks.unet import UNet
 from diptych.opening import model_folder, read_config
-from diptych.recipes import LatentTraining, Recipe, all_recipes, get
+from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get
+from diptych.stage import Stage
+from diptych.stage_config import StageConfig, build_network
 from diptych.training.diffusion import DiffusionTask
 from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
 from diptych.training.loop import Trainable
@@ -80,7 +78,19 @@ def build(recipe: Recipe, dataset: PictureDataset) -> Trainable:
         return FirstStage(system)
     if isinstance(system, LatentTraining):
         return latent_task(system, first_stage(system), captions=lambda: all_captions(dataset))
+    if isinstance(system, StageTraining):
+        return stage_task(system, all_captions(dataset) if system.model.text is not None else [])
     return JudgeTrainable(system, dataset)
+
+
+def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
+    """A stage whose captions are embedded before the first step, or were by an earlier run; then the encoder goes."""
+    texts = None
+    if system.model.text is not None:
+        texts = CachedTexts(system.model.text, text_cache())
+        texts.read(captions)
+        texts.unload()
+    return DiffusionTask(Stage(system.model, texts), system.diffusion)
 
 
 def batches(dataset: PictureDataset, seed: int) -> BatchAt:
@@ -155,7 +165,7 @@ def describe(name: str) -> dict[str, Any]:
     else:
         folder = model_folder(name)
         config = {key: value for key, value in read_config(folder).items() if key != "scale"}
-        kinds = {"latent": LatentConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
+        kinds = {"latent": LatentConfig, "stage": StageConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
         if config["kind"] not in kinds:
             raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
         system = kinds[config["kind"]].from_dict(config)
@@ -166,27 +176,14 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _networks(system: Any) -> dict[str, nn.Module]:
-    if isinstance(system, LatentTraining):
+    if isinstance(system, (LatentTraining, StageTraining)):
         return _networks(system.model)
+    if isinstance(system, StageConfig):
+        parts: dict[str, nn.Module] = {"network": build_network(system.network)}
+        return parts if system.text is None else {**parts, "text": text_network(system.text)}
     if isinstance(system, LatentConfig):
         parts = {"unet": UNet(system.unet), "autoencoder": Autoencoder(system.autoencoder)}
-        return {**parts, "text": _text_network(system.text)}
+        return {**parts, "text": text_network(system.text)}
     if isinstance(system, FirstStageConfig):
         return {"autoencoder": Autoencoder(system.network)}
     return {"judge": Judge(system.judge if isinstance(system, ContrastConfig) else system)}
-
-
-def _text_network(config: TextConfig) -> nn.Module:
-    from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
-
-    if isinstance(config, JointTransformerConfig):
-        return TextTransformer(config.network)
-    if isinstance(config, ClipTextConfig):
-        if config.path is not None:
-            return CLIPTextModel(pretrained_config(CLIPTextConfig, Path(config.path)))
-        # The text half of CLIP ViT-L/14, Stable Diffusion 1.x's encoder.
-        return CLIPTextModel(
-            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        )
-    assert isinstance(config, MiniLMConfig)
-    return BertModel(pretrained_config(BertConfig, minilm_folder(config.path)), add_pooling_layer=False)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from diptych.config import Config
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.objective import ObjectiveConfig, training_times
-from diptych.pictures import grid
-from diptych.training.randomness import normal, uniform
+from diptych.pictures import grid, to_images
+from diptych.training.randomness import DROP, NOISE, TIME, Draws
 
 VALIDATION_TIMES = 8
-DROP, TIME, NOISE, POSTERIOR = 1, 2, 3, 4  # independent streams of an example's random numbers
+SHOWN = 8
+"""Validation pictures that a super-resolution stage is shown enlarging."""
 
 
 class Diffusable(Protocol):
@@ -30,13 +30,25 @@ class Diffusable(Protocol):
         """Look at a first batch (its scale)."""
         ...
 
-    def prepare(self, batch: dict[str, Any], noise: Callable[[Tensor], Tensor], dropped: Tensor) -> tuple[Tensor, Cond]:
-        """x0 (B, ...) and its condition. `noise(like)` draws normal numbers; dropped (B,) bool marks empty captions."""
+    def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
+        """x0 (B, ...) and its condition; dropped (B,) bool marks captions that are left out."""
         ...
 
     def generate(self, prompts: list[str], *, seeds: list[int]) -> Any: ...
 
     def save(self, folder: Path, dtype: str) -> None: ...
+
+
+@runtime_checkable
+class Enlarging(Protocol):
+    """What a super-resolution stage can besides."""
+
+    low_size: int | None
+    """Side of the pictures that it enlarges; none for a base stage."""
+
+    def enlarge(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """The pictures (B, 3, H, W) made small, and what the stage makes of these."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,28 +74,28 @@ class DiffusionTask:
     def __init__(self, system: Diffusable, config: DiffusionTraining) -> None:
         assert isinstance(system, nn.Module)
         self.system, self.config, self.module = system, config, system
+        self._shown: dict[str, Any] | None = None
 
     def start(self, batch: dict[str, Any]) -> None:
         self.system.start(batch)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        dropped = uniform(batch["seed"], stream=DROP) < self.config.caption_dropout
-        times = training_times(
-            uniform(batch["seed"], stream=TIME), self.config.objective, self.system.denoiser.schedule
-        )
-        return self._losses(batch, times, dropped, self.config.objective.weighting), {}
+        draws, objective = Draws(batch["seed"]), self.config.objective
+        dropped = draws.uniform(DROP) < self.config.caption_dropout
+        times = training_times(draws.uniform(TIME), objective, self.system.denoiser.schedule)
+        return self._losses(batch, times, dropped, objective.weighting), {}
 
     def _losses(self, batch: dict[str, Any], times: Tensor, dropped: Tensor, weighting) -> Tensor:
-        def draw(like: Tensor, stream: int = POSTERIOR) -> Tensor:
-            return normal(batch["seed"], like.shape[1:], like.device, stream)
-
-        x0, cond = self.system.prepare(batch, draw, dropped)
-        noise = draw(x0, NOISE)
+        draws = Draws(batch["seed"])
+        x0, cond = self.system.prepare(batch, draws, dropped)
+        noise = draws.normal(x0, NOISE)
         return self.system.denoiser.loss(x0, noise, times, cond, weighting, self.config.objective.gamma)
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
         """The unweighted loss at 8 equidistant times with fixed noise, and their mean: comparable between runs."""
+        if self._shown is None and "picture" in batch:
+            self._shown = {key: batch[key][:SHOWN] for key in ("picture", "caption", "seed")}
         none = torch.zeros(len(batch["seed"]), dtype=torch.bool)
         losses = {}
         for i in range(VALIDATION_TIMES):
@@ -93,14 +105,24 @@ class DiffusionTask:
         return {"loss": sum(losses.values()) / len(losses), **losses}
 
     def samples(self) -> Image.Image | None:
-        if not self.config.prompts:
-            return None
-        prompts = list(self.config.prompts)
+        """Pictures of the fixed prompts; of a super-resolution stage, what it enlarges, its pictures, and the truth."""
         was_training = self.module.training
         self.module.eval()
-        images = self.system.generate(prompts, seeds=list(range(len(prompts)))).images
-        self.module.train(was_training)
-        return grid(images, columns=min(len(images), 8))
+        try:
+            if isinstance(self.system, Enlarging) and self.system.low_size is not None:
+                return None if self._shown is None else self._enlarged(self.system, **self._shown)
+            if not self.config.prompts:
+                return None
+            prompts = list(self.config.prompts)
+            images = self.system.generate(prompts, seeds=list(range(len(prompts)))).images
+            return grid(images, columns=min(len(images), 8))
+        finally:
+            self.module.train(was_training)
+
+    def _enlarged(self, system: Enlarging, picture: Tensor, caption: list[str], seed: Tensor) -> Image.Image:
+        low, made = system.enlarge(picture, caption, seed.tolist())
+        low = nn.functional.interpolate(low, picture.shape[-2:], mode="nearest")
+        return grid([image for row in (low, made, picture) for image in to_images(row)], columns=len(picture))
 
     def save(self, folder: Path) -> None:
         self.system.save(folder, self.config.save_dtype)

@@ -184,11 +184,13 @@ def save_weights(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     name: str = "model",
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a state dict in the hub's layout: one `model.safetensors`, or numbered shards and an index.
 
     `dtype` (for example bfloat16) is for floating tensors of two or more dimensions; the others (biases, norms,
-    scales) are small and stay exact. A tensor larger than `shard_bytes` gets a shard of its own.
+    scales) are small and stay exact. A tensor larger than `shard_bytes` gets a shard of its own. `metadata` goes
+    into the header of each file.
     """
     folder = Path(folder)
     shards: list[dict[str, Tensor]] = [{}]
@@ -206,7 +208,7 @@ def save_weights(
     if len(shards) == 1:
         names = [f"{name}.safetensors"]
     for shard, file in zip(shards, names, strict=True):
-        save_safetensors(shard, folder / file)
+        save_safetensors(shard, folder / file, metadata)
     if len(shards) > 1:
         weight_map = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
         total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
@@ -233,6 +235,12 @@ def load_weights(source: Path, dtype: torch.dtype | None = torch.float32, name: 
     if dtype is None:
         return tensors
     return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def load_stated(source: Path, name: str = "model") -> dict[str, str]:
+    """The text entries in the header of a folder's weights (of its first shard); empty where there are no weights."""
+    found = sorted(Path(source).glob(f"{name}*.safetensors"))
+    return load_metadata(found[0]) if found else {}
 
 
 def _load_shards(index: Path) -> dict[str, Tensor]:

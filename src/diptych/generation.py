@@ -1,0 +1,86 @@
+"""What every system's `generate` takes and gives, read and checked in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from diptych.checks import said, texts, wholes
+from diptych.errors import UserError
+
+Callback = Callable[[int, int, Tensor], None]
+"""Called after each step with (step, steps, estimate of x0); raise to cancel."""
+
+
+@dataclass
+class Result:
+    """What `generate` gives: pictures, and for each of them all that is needed to make it again."""
+
+    images: list[Image.Image]
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[list[Image.Image]] = field(default_factory=list)
+    """A cascade's pictures of each of its stages, smallest first, where they were asked for."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which pictures are wanted: one prompt, one negative prompt ("" for none) and one seed for each."""
+
+    prompts: list[str]
+    negatives: list[str]
+    seeds: list[int]
+
+    @classmethod
+    def read(cls, prompts: Any, seeds: Any, negative: Any) -> Order:
+        """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given."""
+        prompts = texts("prompts", prompts)
+        negatives = [""] * len(prompts) if negative is None else texts("negative", negative)
+        if isinstance(negative, str):
+            negatives = [negative] * len(prompts)
+        seeds = wholes("seeds", range(len(prompts)) if seeds is None else seeds)
+        if not prompts or any(not prompt.strip() for prompt in prompts):
+            raise UserError("a prompt is empty: say what the picture should show")
+        if len(seeds) != len(prompts):
+            raise UserError(f"give one seed for each prompt: {len(prompts)} prompts, {len(seeds)} seeds")
+        if any(not 0 <= seed < 2**63 for seed in seeds):
+            raise UserError("a seed is a whole number from 0 to 2^63 - 1")
+        if len(negatives) != len(prompts):
+            raise UserError(f"give one negative prompt for all or one for each of the {len(prompts)} prompts")
+        return cls(prompts, negatives, seeds)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def metadata(self, common: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each picture is made from, `common` being the settings of all."""
+        rows = zip(self.prompts, self.negatives, self.seeds, strict=True)
+        return [{"prompt": p, "negative": n or None, "seed": s, **common} for p, n, s in rows]
+
+
+def read_steps(steps: Any) -> int:
+    """A number of sampling steps."""
+    (steps,) = wholes("steps", [steps])
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, not {steps}")
+    return steps
+
+
+def read_number(name: str, value: Any) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {said(value)}")
+    return float(value)
+
+
+def read_size(size: Sequence[int], multiple: int) -> list[int]:
+    """Width and height in pixels, multiples of what the networks can halve."""
+    sides = wholes("size", size)
+    if len(sides) != 2 or any(side < 1 or side % multiple for side in sides):
+        raise UserError(f"size is width and height, both multiples of {multiple}, not {said(sides)}")
+    return sides

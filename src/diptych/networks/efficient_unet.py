@@ -1,0 +1,192 @@
+"""The Efficient U-Net of Imagen's super-resolution stages (Saharia et al. 2022, appendix B.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.config import Config
+from diptych.networks.embedding import Embedded
+from diptych.networks.layers import ResidualBlock, SpatialTransformer, norm, zero_init
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientUNetConfig(Config):
+    """The shape of an `EfficientUNet`. The defaults are the 64 -> 256 stage as Imagen's authors describe it."""
+
+    kind: Literal["efficient-unet"] = "efficient-unet"
+    """Which network this is."""
+    in_channels: int = 3
+    """Channels of the noisy picture."""
+    concat_channels: int = 3
+    """Channels of the low-resolution picture that is concatenated to it; 0 for a base stage."""
+    out_channels: int = 3
+    """Channels of the prediction; twice the input's where the variance is learned."""
+    channels: int = 128
+    """Channels at full size; level i, at 1 / 2 ** (i + 1) of the size, has channels * multipliers[i]."""
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    """One for each level."""
+    blocks: tuple[int, ...] = (2, 4, 8, 8)
+    """Residual blocks of each level, on the way down and again on the way up: few where pictures are large."""
+    self_attention_levels: tuple[int, ...] = (3,)
+    """Levels that attend to themselves after their residual blocks; none in the 1024-px stage."""
+    cross_attention_levels: tuple[int, ...] = (3,)
+    """Levels that attend to the context."""
+    head_width: int = 64
+    """Channels of an attention head."""
+    feed_forward: int = 4
+    """Width of the feed-forward layers after attention, in widths of the tokens; 0 leaves them out."""
+    context_width: int | None = None
+    """Width of the tokens that cross-attention reads, or none."""
+    pooled_width: int | None = None
+    """Width of a pooled condition that is added to the time embedding, or none."""
+    context_norm: bool = True
+    """Normalise the tokens before any cross-attention reads them (section 2.5)."""
+    augmented: bool = True
+    """Told how strongly the low-resolution picture was augmented (section 2.4)."""
+    skip_scale: float = 2**-0.5
+    """Factor on the skip connections: with many blocks, 1 / sqrt 2 converges faster than 1."""
+    norm_groups: int = 32
+    """Groups of every group norm."""
+    dropout: float = 0.0
+    """Dropout inside residual blocks and feed-forward layers."""
+
+    def check(self) -> None:
+        for field in ("in_channels", "out_channels", "channels", "head_width", "norm_groups"):
+            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        for field in ("context_width", "pooled_width"):
+            value = getattr(self, field)
+            self.require(value is None or value >= 1, field, "be at least 1, or none")
+        for field in ("concat_channels", "feed_forward"):
+            self.require(getattr(self, field) >= 0, field, "be at least 0")
+        self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
+        self.require(self.skip_scale > 0, "skip_scale", "be more than 0")
+        self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
+        self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
+        self.require(len(self.blocks) == len(self.multipliers), "blocks", "have a value for each of the multipliers")
+        self.require(min(self.blocks) >= 1, "blocks", "be at least 1")
+        for field in ("self_attention_levels", "cross_attention_levels"):
+            levels = getattr(self, field)
+            self.require(all(0 <= i < len(self.multipliers) for i in levels), field, "be levels that there are")
+            for level in levels:
+                wide = self.level_channels(level)
+                self.require(wide % self.head_width == 0, "head_width", f"divide the {wide} channels of level {level}")
+
+    def level_channels(self, level: int) -> int:
+        return self.channels * self.multipliers[level]
+
+
+class PixelShuffle(nn.Module):
+    """Twice the height and width: a 1x1 convolution at the small size, its channels dealt out to 2 x 2 positions.
+
+    All four start alike (ICNR: Aitken et al. 2017), so that no checkerboard has to be unlearnt.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(self.conv.weight[::4].repeat_interleave(4, dim=0))
+            self.conv.bias.copy_(self.conv.bias[::4].repeat_interleave(4, dim=0))  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)  # (B, out, 2H, 2W)
+
+
+class Level(nn.Module):
+    """The residual blocks of one level and the transformer that may follow them."""
+
+    def __init__(self, blocks: list[ResidualBlock], transformer: SpatialTransformer | None) -> None:
+        super().__init__()
+        self.blocks, self.transformer = nn.ModuleList(blocks), transformer
+
+
+class EfficientUNet(Embedded):
+    """Predicts what its denoiser asks for from a noisy picture, a low-resolution one, its time and its condition.
+
+    Against the plain U-Net: most blocks and parameters stand at low resolutions; a level's resampling comes before its
+    convolutions on the way down and after them on the way up, so at full size there are but the first and the last
+    convolution; and skips are scaled.
+
+    forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
+    context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W),
+    level (B,) in [0, 1]) -> (B, out_channels, H, W). H and W must be divisible by 2 ** levels.
+    """
+
+    def __init__(self, config: EfficientUNetConfig) -> None:
+        super().__init__(config)
+        self.config = c = config
+
+        def block(inputs: int, outputs: int) -> ResidualBlock:
+            return ResidualBlock(inputs, outputs, self.width, c.dropout, c.norm_groups)
+
+        def transformer(level: int) -> SpatialTransformer | None:
+            own = level in c.self_attention_levels
+            context = c.context_width if level in c.cross_attention_levels else None
+            if not own and context is None:
+                return None
+            wide = c.level_channels(level)
+            heads = wide // c.head_width
+            return SpatialTransformer(
+                wide,
+                context,
+                heads,
+                c.head_width,
+                dropout=c.dropout,
+                groups=c.norm_groups,
+                self_attention=own,
+                feed_forward=c.feed_forward,
+            )
+
+        levels = range(len(c.multipliers))
+        above = [c.channels, *(c.level_channels(level) for level in levels[:-1])]
+        self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
+        self.shrink, self.down = nn.ModuleList(), nn.ModuleList()
+        self.grow, self.up = nn.ModuleList(), nn.ModuleList()
+        for level in levels:
+            here, count = c.level_channels(level), c.blocks[level]
+            self.shrink.append(nn.Conv2d(above[level], here, 3, stride=2, padding=1))
+            self.down.append(Level([block(here, here) for _ in range(count)], transformer(level)))
+            self.up.append(Level([block(2 * here, here) for _ in range(count)], transformer(level)))
+            self.grow.append(PixelShuffle(here, above[level]))
+        self.norm_out = norm(2 * c.channels, c.norm_groups)
+        self.conv_out = zero_init(nn.Conv2d(2 * c.channels, c.out_channels, 3, padding=1))
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        concat: Tensor | None = None,
+        level: Tensor | None = None,
+    ) -> Tensor:
+        embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
+        context = self.read(context)
+        x = first = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
+
+        skips: list[Tensor] = []
+        down, up = cast(list[Level], list(self.down)), cast(list[Level], list(self.up))
+        for shrink, stage in zip(self.shrink, down, strict=True):
+            x = shrink(x)  # halved before the blocks
+            for block in stage.blocks:
+                x = block(x, embedding)
+                skips.append(x)
+            if stage.transformer is not None:
+                x = stage.transformer(x, context, context_mask)
+
+        for grow, stage in zip(reversed(self.grow), reversed(up), strict=True):
+            for block in stage.blocks:
+                x = block(torch.cat([x, skips.pop() * self.config.skip_scale], dim=1), embedding)
+            if stage.transformer is not None:
+                x = stage.transformer(x, context, context_mask)
+            x = grow(x)  # doubled after them
+
+        x = torch.cat([x, first * self.config.skip_scale], dim=1)  # (B, 2 * channels, H, W)
+        return self.conv_out(F.silu(self.norm_out(x)))  # (B, out_channels, H, W)

@@ -1,0 +1,61 @@
+"""What both U-Nets make of the time and of what is said about the picture as a whole: one vector for every block."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from diptych.networks.layers import timestep_embedding
+
+LEVELS = 1000.0
+"""An augmentation level in [0, 1] is told in these units, as the time is: the sinusoids are made for them."""
+
+
+class EmbeddingShape(Protocol):
+    """The fields of a U-Net's config that decide what is embedded."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def context_width(self) -> int | None: ...
+    @property
+    def pooled_width(self) -> int | None: ...
+    @property
+    def context_norm(self) -> bool: ...
+    @property
+    def augmented(self) -> bool: ...
+
+
+class Embedded(nn.Module):
+    """Base of the U-Nets: time, pooled text and augmentation level summed into one embedding (Imagen, section 2.5).
+
+    The embedding is 4 * channels wide. A condition that the network was not built for is an error, not ignored.
+    """
+
+    def __init__(self, shape: EmbeddingShape) -> None:
+        super().__init__()
+        self.shape, self.width = shape, 4 * shape.channels
+        self.time = self._tower()
+        if shape.pooled_width is not None:
+            self.pooled = nn.Sequential(nn.LayerNorm(shape.pooled_width), nn.Linear(shape.pooled_width, self.width))
+        if shape.augmented:
+            self.level = self._tower()
+        if shape.context_norm and shape.context_width is not None:
+            self.context_norm = nn.LayerNorm(shape.context_width)
+
+    def _tower(self) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(self.shape.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
+
+    def embed(self, x: Tensor, time: Tensor, pooled: Tensor | None, level: Tensor | None) -> Tensor:
+        """time (B,) in network units, pooled (B, pooled_width), level (B,) in [0, 1] -> (B, 4 * channels), as x is."""
+        embedding = self.time(timestep_embedding(time, self.shape.channels).to(x.dtype))
+        if pooled is not None:
+            embedding = embedding + self.pooled(pooled)
+        if level is not None:
+            embedding = embedding + self.level(timestep_embedding(level * LEVELS, self.shape.channels).to(x.dtype))
+        return embedding
+
+    def read(self, context: Tensor | None) -> Tensor | None:
+        """The tokens (B, L, context_width) as the transformers read them: normalised where the config says so."""
+        return self.context_norm(context) if context is not None and self.shape.context_norm else context

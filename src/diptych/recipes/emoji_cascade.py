@@ -1,0 +1,104 @@
+"""Our own cascade 32 -> 128 -> 512, trained on `diptych data emoji`: the default that is shipped, at CPU scale."""
+
+from __future__ import annotations
+
+from diptych.conditioning.low_resolution import AugmentationConfig
+from diptych.conditioning.text import MiniLMConfig
+from diptych.data.dataset import DataConfig
+from diptych.diffusion.guidance import ThresholdConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.networks.efficient_unet import EfficientUNetConfig
+from diptych.recipes import Recipe, StageTraining
+from diptych.recipes.emoji import PROMPTS
+from diptych.stage_config import StageConfig
+from diptych.training.config import TrainingConfig
+from diptych.training.diffusion import DiffusionTraining
+
+
+def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfig:
+    return TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup=200,
+        cooldown=0.3,
+        ema=0.998,
+        weight_decay=0.01,
+        validate_every=500,
+        sample_every=500,
+        checkpoint_every=250,
+    )
+
+
+def enlarging(low_size: int, size: int) -> StageTraining:
+    """A super-resolution stage that reads pooled text and has no attention, so that it runs on any size of picture."""
+    network = EfficientUNetConfig(
+        channels=32,
+        multipliers=(1, 2, 2),
+        blocks=(1, 1, 1),
+        self_attention_levels=(),
+        cross_attention_levels=(),
+        pooled_width=384,
+    )
+    model = StageConfig(
+        network=network,
+        text=MiniLMConfig(),
+        schedule=ScheduleConfig(kind="cosine"),
+        prediction="v",
+        size=size,
+        low_size=low_size,
+        augmentation=AugmentationConfig(highest=0.6, level=0.1),
+        steps=8,
+        guidance=1.0,
+        sampler="dpmpp-2m",
+        threshold=ThresholdConfig(kind="static"),
+    )
+    return StageTraining(model=model, diffusion=DiffusionTraining(save_dtype="bfloat16"))
+
+
+RECIPES = {
+    "emoji-base": Recipe(
+        description="cascade stage 32: pixel diffusion from frozen MiniLM text, the CPU-trained cascade's base",
+        system=StageTraining(
+            model=StageConfig(
+                network=EfficientUNetConfig(
+                    concat_channels=0,
+                    channels=32,
+                    multipliers=(2, 3, 3),
+                    blocks=(2, 2, 2),
+                    self_attention_levels=(1, 2),
+                    cross_attention_levels=(1, 2),
+                    head_width=32,
+                    feed_forward=1,
+                    context_width=384,
+                    pooled_width=384,
+                    augmented=False,
+                ),
+                text=MiniLMConfig(),
+                schedule=ScheduleConfig(kind="cosine"),
+                prediction="v",
+                size=32,
+                low_size=None,
+                steps=24,
+                guidance=4.0,
+                sampler="dpmpp-2m",
+                threshold=ThresholdConfig(kind="dynamic", percentile=0.95),
+            ),
+            diffusion=DiffusionTraining(prompts=PROMPTS, save_dtype="bfloat16"),
+        ),
+        data=DataConfig(path="data/emoji-64", size=32, in_memory=True),
+        training=training(steps=5000, batch_size=64, learning_rate=1e-3),
+    ),
+    "emoji-sr-128": Recipe(
+        description="cascade stage 32 -> 128: Efficient U-Net on 64-px crops, the CPU-trained cascade's second stage",
+        system=enlarging(32, 128),
+        data=DataConfig(path="data/emoji-512", size=128, crop=64, in_memory=True),
+        training=training(steps=2500, batch_size=16, learning_rate=1e-3),
+    ),
+    "emoji-sr-512": Recipe(
+        description="cascade stage 128 -> 512: Efficient U-Net on 64-px crops, the CPU-trained cascade's last stage",
+        system=enlarging(128, 512),
+        data=DataConfig(path="data/emoji-512", size=512, crop=64),
+        training=training(steps=1500, batch_size=16, learning_rate=1e-3),
+    ),
+}
