@@ -87,18 +87,18 @@ RECIPES = {
             diffusion=DiffusionTraining(prompts=PROMPTS, save_dtype="bfloat16"),
         ),
         data=DataConfig(path="data/emoji-64", size=32, in_memory=True),
-        training=training(steps=5000, batch_size=64, learning_rate=1e-3),
+        training=training(steps=4000, batch_size=64, learning_rate=1e-3),
     ),
     "emoji-sr-128": Recipe(
         description="cascade stage 32 -> 128: Efficient U-Net on 64-px crops, the CPU-trained cascade's second stage",
         system=enlarging(32, 128),
         data=DataConfig(path="data/emoji-512", size=128, crop=64, in_memory=True),
-        training=training(steps=2500, batch_size=16, learning_rate=1e-3),
+        training=training(steps=2000, batch_size=16, learning_rate=1e-3),
     ),
     "emoji-sr-512": Recipe(
         description="cascade stage 128 -> 512: Efficient U-Net on 64-px crops, the CPU-trained cascade's last stage",
         system=enlarging(128, 512),
         data=DataConfig(path="data/emoji-512", size=512, crop=64),
-        training=training(steps=1500, batch_size=16, learning_rate=1e-3),
+        training=training(steps=1200, batch_size=16, learning_rate=1e-3),
     ),
 }
