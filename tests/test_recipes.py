@@ -52,6 +52,22 @@ def test_the_description_counts_what_is_built() -> None:
     assert described["networks"]["unet"] == sum(p.numel() for p in unet.parameters())
 
 
+def test_the_joint_recipe_differs_in_what_reads_the_words_alone() -> None:
+    frozen, joint = get("emoji-latent"), get("emoji-latent-joint")
+    assert isinstance(frozen.system, LatentTraining)
+    back = joint.override(
+        [
+            f"system.model.text={json.dumps(frozen.system.model.text.to_dict())}",
+            f"system.model.unet.context_width={frozen.system.model.text.width}",
+            f"system.model.unet.pooled_width={frozen.system.model.text.width}",
+            f"training.steps={frozen.training.steps}",
+            f"description={frozen.description}",
+        ]
+    )
+    assert joint.system.model.text.kind == "transformer"  # type: ignore[union-attr]
+    assert back == frozen
+
+
 def test_a_model_folder_is_described_too(tmp_path: Path) -> None:
     model = system()
     model.save(tmp_path / "run" / "model")

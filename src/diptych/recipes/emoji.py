@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from diptych.conditioning.text import MiniLMConfig
+import dataclasses
+
+from diptych.conditioning.text import JointTransformerConfig, MiniLMConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.objective import ObjectiveConfig
 from diptych.diffusion.schedule import ScheduleConfig
@@ -10,6 +12,7 @@ from diptych.evaluation.judge import JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig
 from diptych.latent import LatentConfig
 from diptych.networks.autoencoder import AutoencoderConfig
+from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import LatentTraining, Recipe
 from diptych.training.config import TrainingConfig
@@ -126,3 +129,25 @@ RECIPES = {
         ),
     ),
 }
+
+
+def learning_words(recipe: Recipe, text: JointTransformerConfig, description: str, steps: int) -> Recipe:
+    """The same latent model, but its text encoder is trained with it: what words mean it learns from captions alone."""
+    system = recipe.system
+    assert isinstance(system, LatentTraining)
+    unet = dataclasses.replace(system.model.unet, context_width=text.width, pooled_width=text.width)
+    model = dataclasses.replace(system.model, text=text, unet=unet)
+    return dataclasses.replace(
+        recipe,
+        description=description,
+        system=dataclasses.replace(system, model=model),
+        training=dataclasses.replace(recipe.training, steps=steps),
+    )
+
+
+RECIPES["emoji-latent-joint"] = learning_words(
+    RECIPES["emoji-latent"],
+    JointTransformerConfig(network=TextTransformerConfig(vocabulary=4096, width=192, layers=4, heads=6, head_width=32)),
+    "emoji-latent with a small transformer, trained along, in MiniLM's place: what frozen text is compared with",
+    steps=4200,
+)
