@@ -39,6 +39,7 @@ def evaluate(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
+    stop: int | None = None,
     seed: int = 0,
     batch: int = 16,
     judge: Judge | Path | str | None = None,
@@ -54,6 +55,7 @@ def evaluate(
         pictures: how many seen and how many held-out (concept, style) pairs, drawn by `seed`.
         scenes: how many held-out scenes of each category.
         steps, guidance, sampler: for `generate`; the model's own defaults if none.
+        stop: for a cascade, how many of its stages to run; all if none.
         batch: pictures painted at a time; they do not depend on it.
         seed: fixes the prompts and the seed of each picture.
         judge: another judge than the one that ships with diptych, or its folder.
@@ -75,7 +77,7 @@ def evaluate(
     concepts = sorted({concept_of(m) for m in metas if not is_scene(m)})
     groups, scene_groups = choose(metas, pictures, scenes, seed)
     everything = [*groups, *scene_groups]
-    used = paint(model, everything, batch, steps=steps, guidance=guidance, sampler=sampler)
+    used = paint(model, everything, batch, steps=steps, guidance=guidance, sampler=sampler, stop=stop)
     add_real(everything, dataset)
 
     vectors = concept_vectors(judge, concepts)
@@ -109,24 +111,29 @@ def evaluate(
 
 
 def paint(model: Any, groups: Sequence[Group], batch: int, **options: Any) -> dict[str, Any]:
-    """Generate every picture, with a progress bar; returns the settings that the model says it used."""
-    used: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    """Generate every picture, with a progress bar; returns the settings that the model says it used.
+
+    options: for `generate`; those that are None are left to the model.
+    """
+    given = {k: v for k, v in options.items() if v is not None}
+    used: dict[str, Any] = dict(given)
     with bar() as progress:
         task = progress.add_task("painting", total=sum(len(g.seeds) for g in groups))
         for group in groups:
             for start in range(0, len(group.seeds), batch):
                 seeds = group.seeds[start : start + batch]
-                result = model.generate(group.prompts[start : start + batch], seeds=seeds, **options)
+                result = model.generate(group.prompts[start : start + batch], seeds=seeds, **given)
                 group.generated += result.images
                 told = result.metadata[0] if isinstance(result.metadata, list) else result.metadata
-                used |= {k: told[k] for k in (*options, "size") if k in told}
+                used |= {k: told[k] for k in (*options, "stages", "size") if k in told}
                 progress.advance(task, len(seeds))
     return used
 
 
 def model_fingerprint(model: Any) -> str | None:
-    """Of all its weights, the frozen first stage included; none for something that is not a module."""
-    parts = [part for part in (model, getattr(model, "autoencoder", None)) if isinstance(part, nn.Module)]
+    """Of all its weights, a frozen first stage and every stage of a cascade included; none where there are none."""
+    found = (model, getattr(model, "autoencoder", None), *getattr(model, "networks", ()))
+    parts = [part for part in found if isinstance(part, nn.Module)]
     return fingerprint(*parts) if parts else None
 
 
