@@ -1,12 +1,15 @@
-"""The Fréchet distance against closed forms and against the matrix square root of scipy."""
+"""The Fréchet distance against closed forms and the matrix square root of scipy; what pixels alone tell."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.linalg import sqrtm
 
-from diptych.evaluation.metrics import frechet_distance, trace_sqrt_product
+from diptych.evaluation.metrics import frechet_distance, psnr, saturated, trace_sqrt_product
 
 rng = np.random.default_rng(0)
 
@@ -48,3 +51,19 @@ def test_fewer_pictures_than_dimensions(count: int) -> None:
 def test_one_picture_is_no_distribution() -> None:
     with pytest.raises(ValueError, match="two pictures"):
         frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
+
+
+def test_psnr_of_a_known_error() -> None:
+    grey, lighter = (Image.new("RGB", (4, 4), (value,) * 3) for value in (100, 110))
+    assert psnr(grey, lighter) == pytest.approx(20 * math.log10(255 / 10))
+    # Equal pictures are no better known than to half a step: the variance of an error spread evenly over one.
+    spread = np.random.default_rng(0).uniform(-0.5, 0.5, 200_000)
+    assert psnr(grey, grey) == pytest.approx(10 * math.log10(255**2 / spread.var()), abs=0.05)
+
+
+def test_saturated_counts_values_at_either_end() -> None:
+    half = Image.new("RGB", (2, 1))
+    half.putpixel((0, 0), (0, 255, 254))
+    half.putpixel((1, 0), (1, 128, 127))
+    assert saturated([half]) == pytest.approx(2 / 6)
+    assert saturated([half, Image.new("RGB", (8, 8), "white")]) == pytest.approx((2 / 6 + 1) / 2)

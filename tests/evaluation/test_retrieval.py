@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diptych.evaluation.retrieval import Share, ranks, right_first, spoken
+from diptych.evaluation.retrieval import Mean, Share, ranks, right_first, spoken
 
 
 def test_ranks_on_known_vectors() -> None:
@@ -39,3 +39,12 @@ def test_shares_carry_their_standard_error() -> None:
 
 def test_concepts_are_said_with_their_article() -> None:
     assert spoken("orange")[:2] == ["orange", "an orange"]
+
+
+def test_a_mean_has_the_standard_error_of_a_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    trials = torch.randn(2000, 50, generator=draw)
+    errors = [Mean.of(row).error for row in trials]
+    assert sum(errors) / len(errors) == pytest.approx(float(trials.mean(1).std()), rel=0.05)
+    assert Mean.of(trials[0]).value == pytest.approx(float(trials[0].mean()))
+    assert Mean.of(trials[0]).count == 50

@@ -198,6 +198,11 @@ class Judge(nn.Module):
         """What the picture tower sees before the shared space, (N, widths[-1]): for the Frechet distance."""
         return self._evaluate(lambda part: self.picture_tower(to_tensor(part).to(self.device)), pictures, batch)
 
+    @torch.inference_mode()
+    def place(self, features: Tensor) -> Tensor:
+        """Unit vectors (N, embedding) of `features` (N, widths[-1]): what `pictures` gives, without a second look."""
+        return F.normalize(self.picture_head(features.to(self.device)), dim=-1).float().cpu()
+
     def _evaluate(self, run: Callable[[Sequence], Tensor], items: Sequence, batch: int) -> Tensor:
         training = self.training
         self.eval()

@@ -1,8 +1,13 @@
-"""Distances between sets of feature vectors."""
+"""Distances between sets of feature vectors, and what pixels alone can tell."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from PIL import Image
+
+ROUNDING = 1 / 12  # the variance of the error of rounding to whole numbers
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -34,3 +39,15 @@ def trace_sqrt_product(first: np.ndarray, second: np.ndarray) -> float:
         values, vectors = np.linalg.eigh(first)
         factor = vectors * np.sqrt(values.clip(min=0))
     return float(np.sqrt(np.linalg.eigvalsh(factor.T @ second @ factor).clip(min=0)).sum())
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two pictures of one size, in dB; at most 58.9, what rounding to 8 bits leaves."""
+    first, second = (np.asarray(picture.convert("RGB"), np.float64) for picture in (one, other))
+    return float(10 * np.log10(255**2 / max(np.square(first - second).mean(), ROUNDING)))
+
+
+def saturated(pictures: Sequence[Image.Image]) -> float:
+    """The share of pixel values at either end of their range, 0 or 255, where clipping leaves them."""
+    values = (np.asarray(picture.convert("RGB")) for picture in pictures)
+    return float(np.mean([((value == 0) | (value == 255)).mean() for value in values]))

@@ -11,6 +11,8 @@ from PIL import Image
 
 from diptych.errors import UserError
 
+SPLITS = ("seen", "held-out")
+
 
 def is_scene(meta: dict[str, Any]) -> bool:
     """Whether an example is a composed scene, not a single drawing."""
@@ -39,9 +41,14 @@ class Group:
         return [m["captions"][0 if is_scene(m) or len(m["captions"]) < 2 else 1] for m in self.metas]
 
 
-def choose(metas: Sequence[dict[str, Any]], pictures: int, scenes: int, seed: int) -> tuple[list[Group], list[Group]]:
-    """Seen and held-out pairs, and held-out scenes by category. Picture number n of the study gets seed `seed` + n."""
-    pools: dict[str, list[int]] = {"seen": [], "held-out": []}
+def choose(
+    metas: Sequence[dict[str, Any]], pictures: int, scenes: int, seed: int, splits: Sequence[str] = SPLITS
+) -> tuple[list[Group], list[Group]]:
+    """Seen and held-out pairs, and held-out scenes by category. Picture number n of the study gets seed `seed` + n.
+
+    splits: which of the pairs; the data must have some of each. The seen ones are the same with and without the others.
+    """
+    pools: dict[str, list[int]] = {split: [] for split in SPLITS}
     categories: dict[str, list[int]] = {}
     for i, meta in enumerate(metas):
         if is_scene(meta):
@@ -49,9 +56,9 @@ def choose(metas: Sequence[dict[str, Any]], pictures: int, scenes: int, seed: in
                 categories.setdefault(meta.get("category", "scenes"), []).append(i)
         else:
             pools["held-out" if meta.get("split") == "held-out" else "seen"].append(i)
-    for name, pool in pools.items():
-        if not pool:
-            raise UserError(f"the data has no {name} drawings: an evaluation needs some of both splits")
+    for name in splits:
+        if not pools[name]:
+            raise UserError(f"the data has no {name} drawings: this needs some that are {' and some '.join(splits)}")
     draw = np.random.Generator(np.random.PCG64(seed))
     count = 0
 
@@ -61,5 +68,5 @@ def choose(metas: Sequence[dict[str, Any]], pictures: int, scenes: int, seed: in
         count += len(indices)
         return Group(name, indices, [metas[i] for i in indices], list(range(seed + count - len(indices), seed + count)))
 
-    pairs = [group(name, pool, pictures) for name, pool in pools.items()]
+    pairs = [group(name, pools[name], pictures) for name in splits]
     return pairs, [group(name, categories[name], scenes) for name in sorted(categories) if scenes]

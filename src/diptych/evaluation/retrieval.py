@@ -34,6 +34,20 @@ class Share(NamedTuple):
         return cls(value, math.sqrt(value * (1 - value) / count), count)
 
 
+class Mean(NamedTuple):
+    """A mean over `count` pictures with its standard error."""
+
+    value: float
+    error: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> Mean:
+        """From (N,) numbers, two or more."""
+        values = values.double()
+        return cls(float(values.mean()), float(values.std()) / math.sqrt(len(values)), len(values))
+
+
 def spoken(concept: str) -> list[str]:
     """A concept in the words of `TEMPLATES`."""
     return [template.format(name=concept, full=article(concept)) for template in TEMPLATES]

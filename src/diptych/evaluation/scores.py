@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.metrics import frechet_distance
+from diptych.evaluation.metrics import frechet_distance, saturated
 from diptych.evaluation.prompts import Group, concept_of
-from diptych.evaluation.retrieval import Share, ranks, share_of_right_captions
+from diptych.evaluation.retrieval import Mean, Share, ranks, share_of_right_captions
 
 ROWS = ("generated", "real", "shuffled", "chance")
 
@@ -58,6 +59,26 @@ def score_scenes(judge: Judge, group: Group, records: list[dict[str, Any]]) -> d
         "real": Share.of(real_right)._asdict(),
         "shuffled": Share.of(share_of_right_captions(judge, made, [*trials[1:], trials[0]]))._asdict(),
         "chance": {"value": float(np.mean([1 / (1 + len(foils)) for _, foils in trials]))},
+    }
+
+
+def measure(
+    judge: Judge, pictures: list[Image.Image], truth: Tensor, vectors: Tensor, real: Tensor | None = None
+) -> dict[str, Any]:
+    """What one set of pictures shows, each seen by the judge once.
+
+    truth: index (N,) of each picture's concept among vectors (C, D).
+    real: features (M, F) of the real pictures, for the Fréchet distance; none without them.
+    """
+    features = judge.features(pictures)  # (N, F)
+    found = judge.place(features)  # (N, D)
+    distance = None if real is None else frechet_distance(features.numpy(), real.numpy())
+    return {
+        "pictures": len(pictures),
+        "alignment": Mean.of((found * vectors[truth]).sum(1))._asdict(),
+        **_top(ranks(found, vectors, truth)),
+        "frechet": distance,
+        "saturated": saturated(pictures),
     }
 
 

@@ -8,7 +8,7 @@ and plain chance, are the floor, so that the measure is seen to fail where it sh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,7 @@ def evaluate(
         UserError: the data has no drawings of one of the two splits, or there is no judge.
     """
     out, console = Path(out), console or Console()
-    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
-    name = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
-    model = diptych.load(str(model)) if isinstance(model, (str, Path)) else model
+    model, judge, name = opened(model, judge, name)
     dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
     metas = [dataset.meta(i) for i in range(len(dataset))]
     concepts = sorted({concept_of(m) for m in metas if not is_scene(m)})
@@ -93,8 +91,8 @@ def evaluate(
         scene_scores["all"] = pooled(scene_scores)
     results = {
         "model": {"name": name, "fingerprint": model_fingerprint(model)},
-        "judge": {"fingerprint": judge.fingerprint(), "templates": list(TEMPLATES), "resize": "antialiased bilinear"},
-        "data": {"name": Path(data).name, "manifest": _manifest_hash(Path(data))},
+        "judge": described(judge),
+        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
         "settings": {"pictures": pictures, "scenes": scenes, "seed": seed, **used},
         "concepts": len(concepts),
         "ceiling": "real held-out drawings, which neither the judge nor the model was trained on",
@@ -110,6 +108,18 @@ def evaluate(
     return results
 
 
+def opened(model: Any, judge: Judge | Path | str | None, name: str | None) -> tuple[Any, Judge, str]:
+    """The model, the judge, and what a report calls the model."""
+    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
+    name = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
+    return (diptych.load(str(model)) if isinstance(model, (str, Path)) else model), judge, name
+
+
+def described(judge: Judge) -> dict[str, Any]:
+    """The judge in a report."""
+    return {"fingerprint": judge.fingerprint(), "templates": list(TEMPLATES), "resize": "antialiased bilinear"}
+
+
 def paint(model: Any, groups: Sequence[Group], batch: int, **options: Any) -> dict[str, Any]:
     """Generate every picture, with a progress bar; returns the settings that the model says it used.
 
@@ -120,14 +130,25 @@ def paint(model: Any, groups: Sequence[Group], batch: int, **options: Any) -> di
     with bar() as progress:
         task = progress.add_task("painting", total=sum(len(g.seeds) for g in groups))
         for group in groups:
-            for start in range(0, len(group.seeds), batch):
-                seeds = group.seeds[start : start + batch]
-                result = model.generate(group.prompts[start : start + batch], seeds=seeds, **given)
-                group.generated += result.images
-                told = result.metadata[0] if isinstance(result.metadata, list) else result.metadata
+            for images, told in batches(model, group, batch, **given):
+                group.generated += images
                 used |= {k: told[k] for k in (*options, "stages", "size") if k in told}
-                progress.advance(task, len(seeds))
+                progress.advance(task, len(images))
     return used
+
+
+def batches(
+    model: Any, group: Group, batch: int, each: Mapping[str, Sequence] | None = None, **options: Any
+) -> Iterator[tuple[list[Image.Image], dict[str, Any]]]:
+    """The pictures of a group, a batch at a time, with what the model says about the first of them.
+
+    each: arguments of `generate` with one value for each picture; `options` are those for all.
+    """
+    for start in range(0, len(group.seeds), batch):
+        part = slice(start, start + batch)
+        own = {name: list(values[part]) for name, values in (each or {}).items()}
+        result = model.generate(group.prompts[part], seeds=group.seeds[part], **own, **options)
+        yield result.images, result.metadata[0] if isinstance(result.metadata, list) else result.metadata
 
 
 def model_fingerprint(model: Any) -> str | None:
@@ -137,9 +158,9 @@ def model_fingerprint(model: Any) -> str | None:
     return fingerprint(*parts) if parts else None
 
 
-def add_real(groups: Sequence[Group], dataset: PictureDataset) -> None:
-    """The real rendering of each prompt, at the size of the generated ones: both are then resized alike."""
-    size = groups[0].generated[0].width
+def add_real(groups: Sequence[Group], dataset: PictureDataset, size: int | None = None) -> None:
+    """The real rendering of each prompt, at `size`, or at that of the generated ones: both are then resized alike."""
+    size = size or groups[0].generated[0].width
     if size != dataset.config.size:
         dataset = open_dataset(DataConfig.from_dict({**dataset.config.to_dict(), "size": size}))
     for group in groups:
@@ -189,7 +210,8 @@ def show(results: dict[str, Any], out: Path, console: Console) -> None:
     console.print(f"contact sheets, tables and every picture's score are in {out}")
 
 
-def _manifest_hash(data: Path) -> str | None:
+def manifest_hash(data: Path) -> str | None:
+    """What the data says it holds, as a hash; none where it says nothing."""
     try:
         return json.loads((data / "manifest.json").read_text()).get("sha256")
     except (OSError, ValueError):
