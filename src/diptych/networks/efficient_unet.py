@@ -32,6 +32,11 @@ class EfficientUNetConfig(Config):
     """One for each level."""
     blocks: tuple[int, ...] = (2, 4, 8, 8)
     """Residual blocks of each level, on the way down and again on the way up: few where pictures are large."""
+    skips: Literal["block", "level"] = "block"
+    """What the way up reads: each block its twin on the way down, or the first of a level what that level left there.
+
+    `level` takes fewer parameters and less memory; the deepest level then has no skip.
+    """
     self_attention_levels: tuple[int, ...] = (3,)
     """Levels that attend to themselves after their residual blocks; none in the 1024-px stage."""
     cross_attention_levels: tuple[int, ...] = (3,)
@@ -69,6 +74,8 @@ class EfficientUNetConfig(Config):
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
         self.require(len(self.blocks) == len(self.multipliers), "blocks", "have a value for each of the multipliers")
         self.require(min(self.blocks) >= 1, "blocks", "be at least 1")
+        unread = self.context_width is not None and not self.cross_attention_levels
+        self.require(not unread, "cross_attention_levels", "name a level that reads the context, or context_width none")
         for field in ("self_attention_levels", "cross_attention_levels"):
             levels = getattr(self, field)
             self.require(all(0 <= i < len(self.multipliers) for i in levels), field, "be levels that there are")
@@ -78,6 +85,10 @@ class EfficientUNetConfig(Config):
 
     def level_channels(self, level: int) -> int:
         return self.channels * self.multipliers[level]
+
+    def reads_skip(self, level: int, block: int) -> bool:
+        """Whether that block of the way up reads a skip connection."""
+        return self.skips == "block" or (block == 0 and level < len(self.multipliers) - 1)
 
 
 class PixelShuffle(nn.Module):
@@ -151,7 +162,8 @@ class EfficientUNet(Embedded):
             here, count = c.level_channels(level), c.blocks[level]
             self.shrink.append(nn.Conv2d(above[level], here, 3, stride=2, padding=1))
             self.down.append(Level([block(here, here) for _ in range(count)], transformer(level)))
-            self.up.append(Level([block(2 * here, here) for _ in range(count)], transformer(level)))
+            inputs = [here * (2 if c.reads_skip(level, index) else 1) for index in range(count)]
+            self.up.append(Level([block(wide, here) for wide in inputs], transformer(level)))
             self.grow.append(PixelShuffle(here, above[level]))
         self.norm_out = norm(2 * c.channels, c.norm_groups)
         self.conv_out = zero_init(nn.Conv2d(2 * c.channels, c.out_channels, 3, padding=1))
@@ -167,6 +179,8 @@ class EfficientUNet(Embedded):
         concat: Tensor | None = None,
         level: Tensor | None = None,
     ) -> Tensor:
+        c = self.config
+        self.check_size(x, halvings=len(c.multipliers))
         embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
         context = self.read(context)
         x = first = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
@@ -177,16 +191,21 @@ class EfficientUNet(Embedded):
             x = shrink(x)  # halved before the blocks
             for block in stage.blocks:
                 x = block(x, embedding)
+                if c.skips == "block":
+                    skips.append(x)
+            if stage.transformer is not None:
+                x = stage.transformer(x, context, context_mask)
+            if c.skips == "level" and stage is not down[-1]:
                 skips.append(x)
+
+        for depth, stage in reversed(list(enumerate(up))):
+            for index, block in enumerate(stage.blocks):
+                if c.reads_skip(depth, index):
+                    x = torch.cat([x, skips.pop() * c.skip_scale], dim=1)
+                x = block(x, embedding)
             if stage.transformer is not None:
                 x = stage.transformer(x, context, context_mask)
+            x = self.grow[depth](x)  # doubled after them
 
-        for grow, stage in zip(reversed(self.grow), reversed(up), strict=True):
-            for block in stage.blocks:
-                x = block(torch.cat([x, skips.pop() * self.config.skip_scale], dim=1), embedding)
-            if stage.transformer is not None:
-                x = stage.transformer(x, context, context_mask)
-            x = grow(x)  # doubled after them
-
-        x = torch.cat([x, first * self.config.skip_scale], dim=1)  # (B, 2 * channels, H, W)
+        x = torch.cat([x, first * c.skip_scale], dim=1)  # (B, 2 * channels, H, W)
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, out_channels, H, W)

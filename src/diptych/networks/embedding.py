@@ -47,8 +47,18 @@ class Embedded(nn.Module):
     def _tower(self) -> nn.Sequential:
         return nn.Sequential(nn.Linear(self.shape.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
 
+    def check_size(self, x: Tensor, halvings: int) -> None:
+        """Raise a `ValueError` unless the sides of x (B, C, H, W) can be halved so often without a remainder."""
+        height, width = x.shape[-2:]
+        if height % 2**halvings or width % 2**halvings:
+            raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")
+
     def embed(self, x: Tensor, time: Tensor, pooled: Tensor | None, level: Tensor | None) -> Tensor:
         """time (B,) in network units, pooled (B, pooled_width), level (B,) in [0, 1] -> (B, 4 * channels), as x is."""
+        if pooled is not None and self.shape.pooled_width is None:
+            raise ValueError("pooled was given to a network that was built without: its pooled_width is none")
+        if level is not None and not self.shape.augmented:
+            raise ValueError("level was given to a network that was built without: its augmented is false")
         embedding = self.time(timestep_embedding(time, self.shape.channels).to(x.dtype))
         if pooled is not None:
             embedding = embedding + self.pooled(pooled)
@@ -58,4 +68,6 @@ class Embedded(nn.Module):
 
     def read(self, context: Tensor | None) -> Tensor | None:
         """The tokens (B, L, context_width) as the transformers read them: normalised where the config says so."""
+        if context is not None and self.shape.context_width is None:
+            raise ValueError("context was given to a network that was built without: its context_width is none")
         return self.context_norm(context) if context is not None and self.shape.context_norm else context

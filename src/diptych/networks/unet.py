@@ -159,6 +159,7 @@ class UNet(Embedded):
         concat: Tensor | None = None,
         level: Tensor | None = None,
     ) -> Tensor:
+        self.check_size(x, halvings=len(self.config.multipliers) - 1)
         embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
         context = self.read(context)
         x = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
