@@ -11,14 +11,17 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 from diptych import commands
 from diptych.commands import SEED_LIMIT
 from diptych.errors import UserError
 
+T = TypeVar("T")
+FLAG: dict[str, Any] = {"action": "store_const", "const": True}
+"""An option without a value, none where it is not given."""
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -66,13 +69,23 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of one command. Words may stand before or after options: argparse alone wants them together."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(joined(sys.argv[1:] if argv is None else argv))
     more = getattr(arguments, "more", None)
     if rest and (more is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if more is not None:
         getattr(arguments, more).extend(rest)
     return arguments
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """`--steps -,8` as `--steps=-,8`, which argparse does not take for another option."""
+    found: list[str] = []
+    for word in words:
+        if word.startswith("-,") and found and found[-1].startswith("--"):
+            word = f"{found.pop()}={word}"
+        found.append(word)
+    return found
 
 
 def build_parser() -> Parser:
@@ -82,19 +95,34 @@ def build_parser() -> Parser:
 
     command = groups.add_parser("generate", help="paint pictures from words")
     command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to paint; each is painted with each seed")
-    command.add_argument("--model", metavar="M", help="a run or model folder (default: the model in the package)")
-    command.add_argument("--sampler", metavar="S", help="how to walk from noise to picture, for example dpmpp-2m")
-    command.add_argument("--steps", metavar="N", type=whole(1), help="sampling steps")
-    command.add_argument("--guidance", metavar="G", type=number, help="how closely to follow the words; 1 is plainly")
-    command.add_argument(
-        "--seed", metavar="N", type=seeds, action="extend", default=[], help="0 unless given; several as 0,1,2"
-    )
-    command.add_argument("--count", metavar="N", type=whole(1), help="seeds to use from the first one on")
-    command.add_argument("--batch", metavar="N", type=whole(1), default=8, help="pictures at a time (default: 8)")
+    add_model(command)
+    add_sampling(command)
+    add_pictures(command, batch=8)
     command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
-    command.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, or auto: cuda if there is one")
-    command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
+    stages = command.add_argument_group(
+        "for cascades",
+        "--sampler, --steps, --guidance, --threshold and --augmentation also take one value for each stage: "
+        "--steps 24,8,8. An empty one, or -, is the stage's own: --steps 24,,",
+    )
+    stages.add_argument(
+        "--threshold", metavar="T", type=each(str), help="none, static, or dynamic[:PERCENTILE[:CAP]] as dynamic:0.95"
+    )
+    stages.add_argument(
+        "--augmentation", metavar="LEVEL", type=each(number), help="noise on what a stage enlarges, from 0 to 1"
+    )
+    stages.add_argument("--low", metavar="PICTURE", type=Path, help="enlarge this, in the place of the first stages")
+    stages.add_argument("--start", metavar="N", type=whole(1), help="the stage that enlarges it, counted from 1")
+    stages.add_argument("--stop", metavar="N", type=whole(1), help="run the first N stages only")
+    stages.add_argument(
+        "--keep-stages", dest="keep", **FLAG, help="save the smaller pictures too, as NAME-stage-SIZE.png"
+    )
+    stages.add_argument("--one-at-a-time", **FLAG, help="hold one stage in memory at a time")
     command.set_defaults(command=commands.generate, more="prompts")
+
+    command = groups.add_parser("demo", help="paint the same prompts with both panels in the package, side by side")
+    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to paint; each is painted with each seed")
+    add_pictures(command, batch=4)
+    command.set_defaults(command=commands.demo, more="prompts")
 
     command = groups.add_parser("train", help="train a recipe, or go on with a run")
     add_recipe(command)
@@ -106,19 +134,17 @@ def build_parser() -> Parser:
     command.add_argument("--out", metavar="FOLDER", type=Path, help="(default: cache/RECIPE)")
     command.set_defaults(command=commands.precompute)
 
+    command = groups.add_parser("assemble", help="put trained stages together into one cascade")
+    command.add_argument("stages", metavar="STAGE", nargs="+", help="run or model folders, the base first")
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="new, or an older cascade's")
+    command.set_defaults(command=commands.assemble, more="stages")
+
     command = groups.add_parser("evaluate", help="measure a model with the judge on what it has and has not seen")
-    command.add_argument("--model", metavar="M", help="a run or model folder (default: the model in the package)")
-    command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
-    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the numbers and contact sheets")
-    command.add_argument("--pictures", metavar="N", type=whole(1), help="seen and held-out prompts, so many of each")
+    add_model(command)
+    add_study(command)
     command.add_argument("--scenes", metavar="N", type=whole(0), help="held-out scenes of each category")
-    command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), help="fixes prompts and pictures")
-    command.add_argument("--judge", metavar="FOLDER", help="another judge than the one in the package: a run or model")
-    command.add_argument("--device", metavar="D", default="auto", help="as in generate")
-    command.add_argument("--batch", metavar="N", type=whole(1), help="pictures at a time")
-    command.add_argument("--sampler", metavar="S", help="as in generate")
-    command.add_argument("--steps", metavar="N", type=whole(1), help="as in generate")
-    command.add_argument("--guidance", metavar="G", type=number, help="as in generate")
+    add_sampling(command)
+    command.add_argument("--stop", metavar="N", type=whole(1), help="the first N stages of a cascade only")
     command.set_defaults(command=commands.evaluate)
 
     command = groups.add_parser("info", help="the networks of a recipe or model and their exact parameter counts")
@@ -142,6 +168,44 @@ def build_parser() -> Parser:
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(command=commands.data_check)
     return parser
+
+
+def add_model(command: Parser) -> None:
+    command.add_argument(
+        "--model", metavar="M", help="a run or model folder, or cascade (default: latent, as both in the package)"
+    )
+
+
+def add_sampling(command: Parser) -> None:
+    command.add_argument(
+        "--sampler", metavar="S", type=each(str), help="how to walk from noise to picture, for example dpmpp-2m"
+    )
+    command.add_argument("--steps", metavar="N", type=each(whole(1)), help="sampling steps")
+    command.add_argument(
+        "--guidance", metavar="G", type=each(number), help="how closely to follow the words; 1 is plainly"
+    )
+
+
+def add_pictures(command: Parser, batch: int) -> None:
+    command.add_argument(
+        "--seed", metavar="N", type=seeds, action="extend", default=[], help="0 unless given; several as 0,1,2"
+    )
+    command.add_argument("--count", metavar="N", type=whole(1), help="seeds to use from the first one on")
+    command.add_argument(
+        "--batch", metavar="N", type=whole(1), default=batch, help=f"pictures at a time (default: {batch})"
+    )
+    command.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, or auto: cuda if there is one")
+    command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
+
+
+def add_study(command: Parser) -> None:
+    command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the numbers and contact sheets")
+    command.add_argument("--pictures", metavar="N", type=whole(1), help="seen and held-out prompts, so many of each")
+    command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), help="fixes prompts and pictures")
+    command.add_argument("--judge", metavar="FOLDER", help="another judge than the one in the package: a run or model")
+    command.add_argument("--device", metavar="D", default="auto", help="as in generate")
+    command.add_argument("--batch", metavar="N", type=whole(1), help="pictures at a time")
 
 
 def add_recipe(command: Parser) -> None:
@@ -175,6 +239,17 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
     return value
+
+
+def each(read: Callable[[str], T]) -> Callable[[str], T | list[T | None]]:
+    """One value, or with commas one for each stage of a cascade: an empty one, or "-", is none. As an argument type."""
+
+    def values(text: str) -> T | list[T | None]:
+        if "," not in text:
+            return read(text)
+        return [None if part.strip() in ("", "-") else read(part.strip()) for part in text.split(",")]
+
+    return values
 
 
 def seeds(text: str) -> list[int]:

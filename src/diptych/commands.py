@@ -6,19 +6,72 @@ import argparse
 import importlib.metadata
 import json
 import re
+import sys
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.errors import UserError
+from diptych.errors import NothingThere, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SEED_LIMIT = 2**63
+PANELS = ("latent", "cascade")
+"""The embedded models, by the names that `diptych.load` knows."""
+SAMPLING = ("sampler", "steps", "guidance", "threshold")
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    jobs = read_jobs(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    import diptych
+    from diptych import painting
+
+    name = arguments.model or "default"
+    model = diptych.load(arguments.model, arguments.device)
+    start = None if arguments.start is None else arguments.start - 1  # people count stages from 1
+    given = chosen_settings(arguments, *SAMPLING, "augmentation", "negative", "low", "stop", "keep", "one_at_a_time")
+    settings = painting.fitting(model, name, {**given, "start": start})
+    for image, told, earlier in painting.paint(model, jobs, arguments.batch, **settings):
+        told = {"model": name, **told}
+        path = save(image, arguments.out, stem(told), told)
+        for number, picture in enumerate(earlier, 1):
+            stages = told["stages"][:number]  # of "32-128", the picture has 128 pixels
+            size = stages[-1]["stage"].rpartition("-")[2]
+            own = {**told, "stages": stages, "size": list(picture.size)}
+            save(picture, arguments.out, f"{path.stem}-stage-{size}", own)
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    jobs = read_jobs(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    import diptych
+    from diptych import painting
+
+    panels: dict[str, list[Image]] = {}
+    for panel in PANELS:
+        try:
+            model = diptych.load(panel, arguments.device)
+        except NothingThere as error:
+            print(f"diptych: {error}", file=sys.stderr)
+            continue
+        panels[panel] = []
+        for image, told, _ in painting.paint(model, jobs, arguments.batch, f"painting: {panel}"):
+            told = {"model": panel, **told}
+            save(image, arguments.out, f"{stem(told)}-{panel}", told)
+            panels[panel].append(image)
+    if not panels:
+        raise UserError("neither panel is in this package: there is nothing to show")
+    if len(panels) == len(PANELS):
+        sheet = painting.side_by_side(jobs, panels)
+        save(sheet, arguments.out, "both-panels", {"models": list(panels), "pictures": jobs})
+
+
+def read_jobs(arguments: argparse.Namespace) -> list[tuple[str, int]]:
+    """Each prompt with each seed."""
     if any(not prompt.strip() for prompt in arguments.prompts):
         raise UserError('the prompt is empty: say what to paint, for example "a red apple"')
     chosen = arguments.seed or [0]
@@ -26,50 +79,22 @@ def generate(arguments: argparse.Namespace) -> None:
         if len(chosen) > 1:
             raise UserError("--count goes with one --seed: leave it out to use the seeds given")
         chosen = [(chosen[0] + i) % SEED_LIMIT for i in range(arguments.count)]
-    jobs = [(prompt, seed) for prompt in arguments.prompts for seed in chosen]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-
-    import diptych
-    from diptych.progress import bar
-
-    model = diptych.load(arguments.model, arguments.device)
-    settings = chosen_settings(arguments, "sampler", "steps", "guidance", "negative")
-    with bar() as progress:
-        task = progress.add_task("painting", total=None)
-        for start in range(0, len(jobs), arguments.batch):
-            part = jobs[start : start + arguments.batch]
-            done, batches = start // arguments.batch, -(-len(jobs) // arguments.batch)
-
-            def show(step: int, steps: int, x0: Any, done: int = done, batches: int = batches) -> None:
-                progress.update(task, completed=done * steps + step + 1, total=batches * steps)
-
-            prompts, numbers = [prompt for prompt, _ in part], [seed for _, seed in part]
-            result = model.generate(prompts, seeds=numbers, callback=show, **settings)
-            for image, told in zip(result.images, result.metadata, strict=True):
-                told = {"model": arguments.model or "default", **told}
-                print(save(image, arguments.out, told), flush=True)
+    return [(prompt, seed) for prompt in arguments.prompts for seed in chosen]
 
 
-def save(image: Image, folder: Path, parameters: dict[str, Any]) -> Path:
-    """Write a PNG with its parameters inside, under a name that says what it shows and that is not taken yet."""
-    from PIL.PngImagePlugin import PngInfo
+def save(image: Image, folder: Path, stem: str, parameters: dict[str, Any]) -> Path:
+    """Write a PNG with its parameters inside under a name that is not taken yet, and print the name."""
+    from diptych.painting import write_png
 
-    told = PngInfo()
-    told.add_text("Software", f"diptych {version()}")
-    told.add_text("parameters", json.dumps(parameters))  # ASCII, as this chunk demands
-    stem, number = f"{slug(parameters['prompt'])}-s{parameters['seed']}", 1
-    while True:
-        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        try:
-            with path.open("xb") as file:
-                try:
-                    image.save(file, "PNG", pnginfo=told)
-                    return path
-                except BaseException:
-                    path.unlink()
-                    raise
-        except FileExistsError:
-            number += 1
+    # JSON in ASCII, as this chunk demands
+    path = write_png(image, folder, stem, {"Software": f"diptych {version()}", "parameters": json.dumps(parameters)})
+    print(path, flush=True)
+    return path
+
+
+def stem(parameters: dict[str, Any]) -> str:
+    """A picture's file name: what it shows, and its seed."""
+    return f"{slug(parameters['prompt'])}-s{parameters['seed']}"
 
 
 def slug(text: str) -> str:
@@ -92,15 +117,23 @@ def precompute(arguments: argparse.Namespace) -> None:
     run.precompute(recipe, arguments.out or Path("cache") / arguments.recipe)
 
 
+def assemble(arguments: argparse.Namespace) -> None:
+    from diptych.recipes import run
+
+    run.assemble(arguments.stages, arguments.out)
+    show_networks(run.describe(arguments.out))
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     import diptych
+    from diptych import painting
     from diptych.evaluation import study
 
-    settings = chosen_settings(
-        arguments, "pictures", "scenes", "seed", "sampler", "steps", "guidance", "judge", "batch"
-    )
+    name = arguments.model or "default"
     model = diptych.load(arguments.model, arguments.device)
-    study.evaluate(model, arguments.data, arguments.out, name=arguments.model or "default", **settings)
+    sampling = painting.fitting(model, name, chosen_settings(arguments, "sampler", "steps", "guidance", "stop"))
+    settings = chosen_settings(arguments, "pictures", "scenes", "seed", "judge", "batch")
+    study.evaluate(model, arguments.data, arguments.out, name=name, **settings, **sampling)
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -109,11 +142,16 @@ def info(arguments: argparse.Namespace) -> None:
     described = run.describe(arguments.name)
     if arguments.json:
         print(json.dumps(described, indent=2))
-        return
+    else:
+        show_networks(described)
+
+
+def show_networks(described: dict[str, Any]) -> None:
+    """The parameters of each network as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("network", "parameters", title=arguments.name, title_justify="left")
+    table = Table("network", "parameters", title=described["name"], title_justify="left")
     table.columns[1].justify = "right"
     for name, parameters in described["networks"].items():
         table.add_row(name, f"{parameters:,}")

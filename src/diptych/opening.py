@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.errors import UserError
+from diptych.errors import NothingThere, UserError
 
 if TYPE_CHECKING:
     from diptych.cascade import Cascade
@@ -15,14 +15,20 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
+MADE_BY = {"latent": "default-model", "cascade": "default-cascade"}
 
 
 def model_folder(source: str | Path | None) -> Path:
-    """The folder with the model's config.json: `source` itself, `source`/model of a run, or an embedded default."""
+    """The folder with the model's config.json: `source` itself, `source`/model of a run, or an embedded default.
+
+    Raises `NothingThere` for a default that is not in this package, and `UserError` for anything else that is no model.
+    """
     if source is None or str(source) in EMBEDDED:
-        folder = EMBEDDED[str(source or "latent")]
-        if not folder.is_dir():
-            raise UserError("diptych has no default model here: make one with `make default-model`, or name another")
+        panel = str(source or "latent")
+        folder = EMBEDDED[panel]
+        if not (folder / "config.json").is_file():
+            how = f"make it with `make {MADE_BY[panel]}`, or name a run folder or model folder"
+            raise NothingThere(f"the {panel} panel has no model in this package: {how}")
         return folder
     path = Path(source)
     if not path.exists():

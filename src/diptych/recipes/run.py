@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from diptych.cascade import CascadeConfig, read_stage
+from diptych.cascade import assemble as run_assemble
 from diptych.conditioning.cache import CachedTexts, text_cache
 from diptych.conditioning.text import (
     JointTransformer,
@@ -157,22 +159,50 @@ def precompute(recipe: Recipe, out: Path) -> Path:
     return run_precompute(datasets, first_stage(system), encoder, out, device)
 
 
-def describe(name: str) -> dict[str, Any]:
-    """A recipe or model folder: its config and the exact parameter counts of its networks, built on the meta device."""
-    if name in all_recipes():
+def assemble(sources: Sequence[str], out: Path) -> Path:
+    """Trained stages, base first, as one cascade in `out`, where nothing may be but an older cascade."""
+    folders = [model_folder(source) for source in sources]
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{out} lies in the stage {folder}: choose a folder of its own for the cascade")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and _kind(out) != "cascade":
+        raise UserError(f"{out} holds something else than a cascade: choose a new folder")
+    return run_assemble(folders, out)
+
+
+def _kind(folder: Path) -> Any:
+    """What a folder holds, or none if it is no model."""
+    try:
+        return read_config(folder)["kind"]
+    except (UserError, OSError):
+        return None
+
+
+def describe(name: str | Path) -> dict[str, Any]:
+    """A recipe or model (by name, or its folder): its config and the exact parameter counts of its networks, built on
+    the meta device.
+    """
+    if isinstance(name, str) and name in all_recipes():
         recipe = get(name)
         system, config = recipe.system, recipe.to_dict()
     else:
-        folder = model_folder(name)
-        config = {key: value for key, value in read_config(folder).items() if key != "scale"}
-        kinds = {"latent": LatentConfig, "stage": StageConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
-        if config["kind"] not in kinds:
-            raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
-        system = kinds[config["kind"]].from_dict(config)
+        system, config = saved(model_folder(name) if isinstance(name, str) else name)
     with torch.device("meta"):
         networks = _networks(system)
     counts = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
-    return {"name": name, "networks": counts, "total": sum(counts.values()), "config": config}
+    return {"name": str(name), "networks": counts, "total": sum(counts.values()), "config": config}
+
+
+def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The config of a model folder, read and as values; for a cascade, those of its stages."""
+    config = {key: value for key, value in read_config(folder).items() if key != "scale"}
+    if config["kind"] == "cascade":
+        stages = [read_stage(folder / name) for name in CascadeConfig.from_dict(config).stages]
+        return stages, {**config, "stages": [stage.to_dict() for stage in stages]}
+    kinds = {"latent": LatentConfig, "stage": StageConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
+    if str(config["kind"]) not in kinds:
+        raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
+    return kinds[config["kind"]].from_dict(config), config
 
 
 def _networks(system: Any) -> dict[str, nn.Module]:
@@ -181,6 +211,11 @@ def _networks(system: Any) -> dict[str, nn.Module]:
     if isinstance(system, StageConfig):
         parts: dict[str, nn.Module] = {"network": build_network(system.network)}
         return parts if system.text is None else {**parts, "text": text_network(system.text)}
+    if isinstance(system, list):  # the stages of a cascade
+        parts = {f"stage {stage.name}": build_network(stage.network) for stage in system}
+        texts = list(dict.fromkeys(stage.text for stage in system if stage.text is not None))
+        names = ["text", *(f"text {number}" for number in range(2, len(texts) + 1))]
+        return {**parts, **{name: text_network(text) for name, text in zip(names, texts, strict=False)}}
     if isinstance(system, LatentConfig):
         parts = {"unet": UNet(system.unet), "autoencoder": Autoencoder(system.autoencoder)}
         return {**parts, "text": text_network(system.text)}

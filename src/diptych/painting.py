@@ -1,0 +1,99 @@
+"""Painting from the command line: what a model takes, prompts × seeds in batches, and PNG files that say how."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+from PIL.PngImagePlugin import PngInfo
+
+from diptych.errors import UserError
+from diptych.progress import bar
+
+SIDE = 256
+"""Of each picture on the sheet of all panels, in pixels."""
+USES = {
+    "threshold": "models over pixels",
+    "augmentation": "models that enlarge pictures",
+    "low": "models that enlarge pictures",
+    "start": "cascades",
+    "stop": "cascades",
+    "keep": "cascades",
+    "one_at_a_time": "cascades",
+}
+"""Settings that not every model takes, and what they are for."""
+
+Job = tuple[str, int]
+"""A prompt and a seed."""
+
+
+def fitting(model: Any, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that are given, not None; a `UserError` names one that this model's `generate` does not take."""
+    settings = {key: value for key, value in given.items() if value is not None}
+    known = inspect.signature(model.generate).parameters
+    for key, value in settings.items():
+        option = {"keep": "--keep-stages"}.get(key, f"--{key.replace('_', '-')}")
+        if key not in known:
+            raise UserError(f"{option} is for {USES[key]}, and the model {name} is none of them: leave it out")
+        if isinstance(value, list) and "stop" not in known:
+            raise UserError(f"{option} has a value for each stage, but the model {name} is no cascade: give one value")
+    return settings
+
+
+def paint(
+    model: Any, jobs: Sequence[Job], batch: int, description: str = "painting", **settings: Any
+) -> Iterator[tuple[Image, dict[str, Any], list[Image]]]:
+    """The picture of each job, its metadata, and the pictures of the stages before it where they are to be kept."""
+    with bar() as progress:
+        task = progress.add_task(description, total=None)
+        for start in range(0, len(jobs), batch):
+            part = jobs[start : start + batch]
+            done, batches = start // batch, -(-len(jobs) // batch)
+
+            def show(step: int, steps: int, x0: Any, done: int = done, batches: int = batches) -> None:
+                progress.update(task, completed=done * steps + step + 1, total=batches * steps)
+
+            prompts, seeds = [prompt for prompt, _ in part], [seed for _, seed in part]
+            result = model.generate(prompts, seeds=seeds, callback=show, **settings)
+            earlier = result.stages[:-1] if settings.get("keep") else []
+            for i, (image, told) in enumerate(zip(result.images, result.metadata, strict=True)):
+                yield image, told, [pictures[i] for pictures in earlier]
+
+
+def write_png(image: Image, folder: Path, stem: str, texts: Mapping[str, str]) -> Path:
+    """Write a PNG with texts inside, under the first name with this stem that is not taken yet."""
+    told = PngInfo()
+    for key, text in texts.items():
+        told.add_text(key, text)
+    number = 1
+    while True:
+        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        try:
+            with path.open("xb") as file:
+                try:
+                    image.save(file, "PNG", pnginfo=told)
+                    return path
+                except BaseException:
+                    path.unlink()
+                    raise
+        except FileExistsError:
+            number += 1
+
+
+def side_by_side(jobs: Sequence[Job], panels: Mapping[str, Sequence[Image]]) -> Image:
+    """One sheet: the pictures of each job, one a panel, shown at one size; beneath each its panel and true size."""
+    from diptych.evaluation.report import Cell, contact_sheet
+
+    cells = [
+        Cell(
+            prompt=f"{prompt} (seed {seed})",
+            pictures=pictures,
+            right=[None] * len(pictures),
+            notes=[f"{panel}, {image.width} px" for panel, image in zip(panels, pictures, strict=True)],
+        )
+        for (prompt, seed), *pictures in zip(jobs, *panels.values(), strict=True)
+    ]
+    return contact_sheet(cells, columns=2, side=SIDE)
