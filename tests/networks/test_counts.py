@@ -8,6 +8,8 @@ from torch import nn
 
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
+from diptych.recipes import StageTraining, get
+from diptych.stage_config import build_network
 
 
 def parameters(module: nn.Module) -> int:
@@ -31,3 +33,30 @@ def test_the_unet_has_the_published_size(config: UNetConfig, count: int) -> None
 def test_the_autoencoder_has_the_published_size() -> None:
     with torch.device("meta"):
         assert parameters(Autoencoder(AutoencoderConfig())) == 83_653_863
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("imagen-base", 2_401_984_003),
+        ("imagen-sr-256", 591_529_731),
+        ("imagen-sr-1024", 443_105_923),
+        ("sr3", 540_694_019),
+        ("ddpm", 36_534_275),
+    ],
+)
+def test_pixel_diffusion_keeps_its_size(name: str, count: int) -> None:
+    """None is published to the last digit (test_recipes_imagen.py tells how near they are); saved weights must fit."""
+    system = get(name).system
+    assert isinstance(system, StageTraining)
+    with torch.device("meta"):
+        assert parameters(build_network(system.model.network)) == count
+
+
+def test_the_unet_without_the_cascades_additions_is_the_one_that_is_published() -> None:
+    fields = {"feed_forward": 4, "context_norm": False, "augmented": False, "pooled_width": None}
+    with torch.device("meta"):
+        keys, plain = UNet(UNetConfig()).state_dict(), UNet(UNetConfig.from_dict(fields)).state_dict()
+        more = UNet(UNetConfig(pooled_width=768, context_norm=True, augmented=True)).state_dict()
+    assert keys.keys() == plain.keys()
+    assert {key.split(".")[0] for key in more.keys() - keys.keys()} == {"pooled", "context_norm", "level"}
