@@ -40,7 +40,7 @@ def test_any_shape_and_both_ends_are_finite(kind, prediction, shape):
     denoiser = Denoiser(lambda x, time: torch.tanh(x), build_schedule(ScheduleConfig(kind=kind)), prediction)
     t = torch.tensor([0.0, 1e-9, 0.5, 1.0])
     assert denoiser(denoiser.noised(x0, noise, t), t).isfinite().all()
-    for weighting in ("none", "min-snr"):
+    for weighting in ("none", "min-snr", "truncated-snr"):
         loss = denoiser.loss(x0, noise, t, weighting=weighting)
         assert loss.shape == (4,) and loss.isfinite().all()
 
@@ -86,16 +86,17 @@ def test_the_condition_reaches_the_network():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("kind", ["scaled-linear", "flow"])
-def test_min_snr_is_the_bounded_error_of_x0(prediction, kind):
+@pytest.mark.parametrize(("weighting", "least"), [("min-snr", 0.0), ("truncated-snr", 1.0)])
+def test_snr_weighting_is_the_bounded_error_of_x0(prediction, kind, weighting, least):
     """Whatever the network predicts, the weighted error is min(SNR, gamma) times that of x_0 (Hang et al. 2023)."""
     x0, noise = pair(6, 3, 4)
     schedule = build_schedule(ScheduleConfig(kind=kind))
     t = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
     denoiser = Denoiser(Net(), schedule, prediction)
-    loss = denoiser.loss(x0.double(), noise.double(), t, weighting="min-snr", gamma=3.0)
+    loss = denoiser.loss(x0.double(), noise.double(), t, weighting=weighting, gamma=3.0)
     error = (denoiser(denoiser.noised(x0.double(), noise.double(), t), t) - x0).square().flatten(1).mean(1)
     alpha, sigma = schedule.alpha_sigma(t)
-    assert torch.allclose(loss, (alpha / sigma).square().clamp(max=3.0) * error, rtol=1e-9)
+    assert torch.allclose(loss, (alpha / sigma).square().clamp(least, 3.0) * error, rtol=1e-9)
 
 
 def test_plain_loss_is_the_mean_squared_error_per_picture():

@@ -18,7 +18,7 @@ from diptych.errors import UserError, pick
 Cond = Mapping[str, Tensor]
 """A condition: keyword arguments of the network, the first axis of each is the picture."""
 Prediction = Literal["eps", "v", "x0", "flow"]
-Weighting = Literal["none", "min-snr"]
+Weighting = Literal["none", "min-snr", "truncated-snr"]
 Time = float | Tensor
 """A time in [0, 1]: one for all pictures, or (B,)."""
 
@@ -103,7 +103,8 @@ class Denoiser:
         """(B,) mean squared error of the network's output, one per picture.
 
         weighting: `none` is the plain error of whatever the network predicts (DDPM, Eq. 14); `min-snr` bounds the
-          weight of the x_0 error by gamma, so that nearly clean pictures do not dominate (Hang et al. 2023).
+          weight of the x_0 error by gamma, so that nearly clean pictures do not dominate (Hang et al. 2023);
+          `truncated-snr` keeps it at 1 or more besides, so that the noisiest count too (Salimans & Ho 2022, Eq. 9).
         A learned variance adds its bound, which leaves the picture's estimate alone (Nichol & Dhariwal 2021, Eq. 16).
         """
         times = self._times(x0, t)
@@ -119,10 +120,11 @@ class Denoiser:
     def weight(self, t: Tensor, weighting: Weighting, gamma: float = 5.0) -> Tensor:
         """(B,) float64 weight of each picture's loss at its time t (B,)."""
         alpha, sigma = self.schedule.alpha_sigma(t.double())
-        if pick("weighting", weighting, ("none", "min-snr")) == "none":
+        if pick("weighting", weighting, ("none", "min-snr", "truncated-snr")) == "none":
             return torch.ones_like(alpha)
         # min(SNR, gamma) weighs the error of x_0; dividing by |d output / d x_0|^2 weighs that of the output.
-        bounded = torch.minimum(alpha**2, gamma * sigma**2)  # sigma^2 min(SNR, gamma)
+        least = sigma**2 if weighting == "truncated-snr" else torch.zeros_like(sigma)
+        bounded = torch.minimum(torch.maximum(alpha**2, least), gamma * sigma**2)  # sigma^2 min(max(SNR, .), gamma)
         scale = {
             "eps": alpha**2,
             "x0": sigma**2,

@@ -21,14 +21,16 @@ class ObjectiveConfig(Config):
     """logit-normal only: of logit(t); above 0 favours noise."""
     std: float = 1.0
     """logit-normal only: of logit(t)."""
-    weighting: Literal["none", "min-snr"] = "none"
-    """Of the loss at each time: the plain error of what the network predicts, or min-SNR (Hang et al. 2023)."""
+    weighting: Literal["none", "min-snr", "truncated-snr"] = "none"
+    """Of the loss at each time: the plain error of what the network predicts, min(SNR, gamma) for the error of x_0
+    (min-SNR, Hang et al. 2023), or that but no less than 1 (truncated SNR, Salimans & Ho 2022)."""
     gamma: float = 5.0
-    """min-snr only: the largest weight of the x_0 error."""
+    """min-snr and truncated-snr only: the largest weight of the x_0 error."""
 
     def check(self) -> None:
         self.require(self.std > 0, "std", "be positive")
         self.require(self.gamma > 0, "gamma", "be positive")
+        self.require(self.weighting != "truncated-snr" or self.gamma >= 1, "gamma", "be at least 1 for truncated-snr")
 
 
 def training_times(uniform: Tensor, config: ObjectiveConfig, schedule: Schedule) -> Tensor:

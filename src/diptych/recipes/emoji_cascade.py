@@ -6,6 +6,7 @@ from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import MiniLMConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.guidance import ThresholdConfig
+from diptych.diffusion.objective import ObjectiveConfig
 from diptych.diffusion.schedule import ScheduleConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.recipes import Recipe, StageTraining
@@ -13,6 +14,9 @@ from diptych.recipes.emoji import PROMPTS
 from diptych.stage_config import StageConfig
 from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
+
+OBJECTIVE = ObjectiveConfig(weighting="truncated-snr")
+"""Small networks predict the picture: the noise that eps and v ask for as well has no structure to learn."""
 
 
 def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfig:
@@ -44,7 +48,7 @@ def enlarging(low_size: int, size: int) -> StageTraining:
         network=network,
         text=MiniLMConfig(),
         schedule=ScheduleConfig(kind="cosine"),
-        prediction="v",
+        prediction="x0",
         size=size,
         low_size=low_size,
         augmentation=AugmentationConfig(highest=0.6, level=0.1),
@@ -53,7 +57,7 @@ def enlarging(low_size: int, size: int) -> StageTraining:
         sampler="dpmpp-2m",
         threshold=ThresholdConfig(kind="static"),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(save_dtype="bfloat16"))
+    return StageTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
 
 
 RECIPES = {
@@ -76,7 +80,7 @@ RECIPES = {
                 ),
                 text=MiniLMConfig(),
                 schedule=ScheduleConfig(kind="cosine"),
-                prediction="v",
+                prediction="x0",
                 size=32,
                 low_size=None,
                 steps=24,
@@ -84,7 +88,7 @@ RECIPES = {
                 sampler="dpmpp-2m",
                 threshold=ThresholdConfig(kind="dynamic", percentile=0.95),
             ),
-            diffusion=DiffusionTraining(prompts=PROMPTS, save_dtype="bfloat16"),
+            diffusion=DiffusionTraining(objective=OBJECTIVE, prompts=PROMPTS, save_dtype="bfloat16"),
         ),
         data=DataConfig(path="data/emoji-64", size=32, in_memory=True),
         training=training(steps=4000, batch_size=64, learning_rate=1e-3),
