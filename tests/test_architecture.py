@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},
     "cascade": {*GROUND, "weights", "conditioning", "stage", "stage_config"},
     "opening": {"errors", "latent", "stage", "cascade"},
-    "evaluation": {*GROUND, "weights", "conditioning", "data", "training", "diptych"},  # no system but by `load`
+    "evaluation": {*GROUND, "weights", "diffusion", "conditioning", "data", "training", "diptych"},  # systems by `load`
     "recipes": {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning", "data", "training", "evaluation"),

@@ -16,6 +16,7 @@ from diptych.data.pictures import decode
 from diptych.data.quarantine import Quarantine
 from diptych.data.shards import PICTURES, Shard
 from diptych.errors import NothingThere, UserError
+from diptych.pictures import opened
 from diptych.progress import track
 
 Split = Literal["train", "held-out", "all"]
@@ -196,6 +197,11 @@ class PictureDataset:
     def meta(self, index: int) -> dict[str, Any]:
         """Metadata of an example without decoding its picture. Raises whatever a broken one raises."""
         return self._source.meta(int(self._indices[index]))
+
+    def sides(self, index: int) -> tuple[int, int]:
+        """Width and height of a picture as it is stored. Raises whatever a broken one raises."""
+        with opened(self._source.picture(int(self._indices[index]))) as picture:
+            return picture.size
 
     def _count(self, index: int) -> None:
         if not self._seen[index]:

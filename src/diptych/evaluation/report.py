@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +51,18 @@ def contact_sheet(cells: Sequence[Cell], columns: int = 6, side: int = 96) -> Im
             draw.rectangle(
                 (x, top, x + side + 2 * border - 1, top + side + 2 * border - 1), outline=colour, width=border
             )
-            method = Image.Resampling.NEAREST if side % picture.width == 0 else Image.Resampling.BICUBIC
-            page.paste(picture.convert("RGB").resize((side, side), method), (x + border, top + border))
+            page.paste(resized(picture, side), (x + border, top + border))
             note = textwrap.shorten(cell.notes[j], (side + 2 * border) // 5, placeholder="…")
             draw.text((x, top + side + 2 * border), note, fill=colour if colour != GREY else "#666666", font=font)
         for k, words in enumerate(prompt):
             draw.text((left, top + side + 2 * border + line * (k + 1)), words, fill="black", font=font)
     return page
+
+
+def resized(picture: Image.Image, side: int) -> Image.Image:
+    """At `side` pixels; whole multiples keep their pixels."""
+    method = Image.Resampling.NEAREST if side % picture.width == 0 else Image.Resampling.BICUBIC
+    return picture.convert("RGB").resize((side, side), method)
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
@@ -102,3 +107,92 @@ def percent(share: dict[str, float]) -> str:
     """A share in percent with its standard error, where it has one; no spaces, so that no table breaks it."""
     error = share.get("error")
     return f"{100 * share['value']:.1f}" + (f"±{100 * error:.1f}" if error is not None else "")
+
+
+def sweep_table(results: dict[str, Any]) -> Table:
+    """The cells of a sweep, and what to compare them with."""
+    cells, references = results["cells"], results["references"]
+    keys = ("threshold", "guidance") if results["sweep"] == "guidance" else ("level",)
+    told = f"{results['model']['name']}, {results['settings']['pictures']} pictures a row"
+    table = Table(title=f"{told}; concepts among {results['concepts']}", box=box.MARKDOWN)
+    for name in (*keys, "alignment", "top-1 %", "top-5 %", "Fréchet", "saturated %"):
+        table.add_column(name, justify="left" if name == "threshold" else "right")
+    if with_psnr := any("psnr" in cell for cell in cells):
+        table.add_column("PSNR, dB", justify="right")
+
+    def row(*titles: str, cell: dict[str, Any]) -> None:
+        measures = [
+            number(cell.get("alignment"), 3),
+            percent(cell["top1"]),
+            percent(cell["top5"]),
+            "" if cell.get("frechet") is None else f"{cell['frechet']:.2f}",
+            f"{100 * cell['saturated']:.1f}" if "saturated" in cell else "",
+        ]
+        table.add_row(*titles, *measures, *([number(cell.get("psnr"), 2)] if with_psnr else []))
+
+    for cell in cells:
+        row(*(f"{cell[key]:g}" if isinstance(cell[key], float) else cell[key] for key in keys), cell=cell)
+    for name, cell in references.items():
+        row(name, *[""] * (len(keys) - 1), cell=cell)
+    return table
+
+
+def number(mean: dict[str, float] | None, places: int) -> str:
+    """A mean with its standard error; nothing where there is none."""
+    return "" if mean is None else f"{mean['value']:.{places}f}±{mean['error']:.{places}f}"
+
+
+def sweep_sheet(
+    results: dict[str, Any], strip: Callable[[str], list[Image.Image]], prompts: Sequence[str]
+) -> Image.Image:
+    """The same prompts in every cell of a sweep: a row for each weight or level, thresholds side by side.
+
+    strip: the first pictures of a cell or of a reference, by its `name`.
+    """
+    cells = results["cells"]
+    bounds = list(dict.fromkeys(cell.get("threshold", "") for cell in cells))
+    value = "guidance" if results["sweep"] == "guidance" else "level"
+    rows: list[tuple[str, list[list[Image.Image]]]] = [
+        (f"{value} {number:g}", [_strip_of(cells, strip, {"threshold": bound, value: number}) for bound in bounds])
+        for number in sorted({cell[value] for cell in cells})
+    ]
+    rows += [(name, [strip(name) for _ in bounds]) for name in ("bicubic", "real") if strip(name)]
+    side = 96 if value == "guidance" else 256  # what augmentation changes are details
+    return picture_table(bounds, rows, [f"{i}  {prompt}" for i, prompt in enumerate(prompts, 1)], side)
+
+
+def _strip_of(cells: list[dict[str, Any]], strip: Callable, key: dict[str, Any]) -> list[Image.Image]:
+    found = [cell for cell in cells if all(cell.get(name, "") == value for name, value in key.items())]
+    return strip(found[0]["strip"]) if found else []
+
+
+def picture_table(
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]],
+    notes: Sequence[str],
+    side: int,
+) -> Image.Image:
+    """Rows of pictures on a white page: a title, then a run of pictures for each column; notes beneath."""
+    margin, gap, wide, line = 90, 4, 16, 16
+    font = ImageFont.load_default(size=12)
+    across = max((len(run) for _, runs in rows for run in runs), default=1)
+    column = across * (side + gap) + wide
+    page = Image.new(
+        "RGB", (margin + len(columns) * column, 2 * line + len(rows) * (side + gap) + line * len(notes) + line), "white"
+    )
+    draw = ImageDraw.Draw(page)
+    for j, title in enumerate(columns):
+        left = margin + j * column
+        draw.text((left, 2), title, fill="black", font=font)
+        for k in range(across):
+            draw.text((left + k * (side + gap) + side // 2, line), str(k + 1), fill="#666666", font=font)
+    for i, (title, runs) in enumerate(rows):
+        top = 2 * line + i * (side + gap)
+        draw.text((6, top + side // 2 - 8), title, fill="black", font=font)
+        for j, run in enumerate(runs):
+            for k, picture in enumerate(run):
+                page.paste(resized(picture, side), (margin + j * column + k * (side + gap), top))
+    for n, note in enumerate(notes):
+        top = 2 * line + len(rows) * (side + gap) + 4 + n * line
+        draw.text((6, top), textwrap.shorten(note, (page.width - 12) // 6, placeholder="…"), fill="black", font=font)
+    return page

@@ -1,0 +1,138 @@
+"""The plots of a sweep. matplotlib is imported when one is drawn: nothing else needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.errors import UserError
+from diptych.weights.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, told apart by the colour-blind too; markers and dashes tell lines apart in grey.
+LOOKS = (("#D55E00", "o", "-"), ("#0072B2", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+OFFSETS = ((-6, 6), (6, -12), (6, 6), (-12, -12))  # of a line's labels in points: each line writes to its own side
+GREY = "#555555"
+
+
+def require() -> None:
+    """Raise a `UserError` when there is no matplotlib: better before hours of painting than after."""
+    _figure(1.0)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """The plot of a sweep, as a PNG."""
+    figure = plot_guidance(results) if results["sweep"] == "guidance" else plot_augmentation(results)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
+
+
+def plot_guidance(results: dict[str, Any]) -> Figure:
+    """Alignment against Fréchet distance, a line for each threshold and a point for each weight (Imagen, figure 4b);
+    beside it the share of saturated values by weight.
+    """
+    from matplotlib.patheffects import withStroke
+
+    figure, (trade, ends) = _figure(1.5, 1)
+    cells, real = results["cells"], results["references"]["real"]
+    for i, bound in enumerate(dict.fromkeys(cell["threshold"] for cell in cells)):
+        colour, marker, dashes = LOOKS[i % len(LOOKS)]
+        own = [cell for cell in cells if cell["threshold"] == bound]
+        look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "label": bound}
+        x, y = [cell["alignment"]["value"] for cell in own], [cell["frechet"] for cell in own]
+        trade.plot(x, y, **look)
+        for cell, *place in zip(own, x, y, strict=True):
+            trade.annotate(
+                f"{cell['guidance']:g}",
+                place,  # type: ignore[arg-type]
+                xytext=OFFSETS[i % len(OFFSETS)],
+                textcoords="offset points",
+                color=colour,
+                fontsize=9,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable where lines cross
+            )
+        ends.plot([cell["guidance"] for cell in own], [100 * cell["saturated"] for cell in own], **look)
+    aligned = f"alignment: cosine of picture and concept (real: {real['alignment']['value']:.3f})"
+    _label(trade, aligned, "Fréchet distance on the judge's features", "points: guidance weight")
+    _spread(trade, [cell["frechet"] for cell in cells])
+    _line(ends, 100 * real["saturated"], "real pictures")
+    _weights(ends, sorted({cell["guidance"] for cell in cells}))
+    _label(ends, "guidance weight", "values at 0 or 255, %", "saturation")
+    figure.suptitle(_title(results))
+    return figure
+
+
+def plot_augmentation(results: dict[str, Any]) -> Figure:
+    """Alignment, Fréchet distance and, where the truth is known, PSNR by augmentation level."""
+    cells, references = results["cells"], results["references"]
+    measures = [("alignment", "alignment: cosine of picture and concept"), ("frechet", "Fréchet distance")]
+    if "psnr" in cells[0]:
+        measures.append(("psnr", "PSNR against the truth, dB"))
+    figure, axes = _figure(*[1.0] * len(measures))
+    colour, marker, _ = LOOKS[1]
+    for i, (axis, (measure, label)) in enumerate(zip(axes, measures, strict=True)):
+        means = [cell[measure] if isinstance(cell[measure], dict) else {"value": cell[measure]} for cell in cells]
+        axis.errorbar(
+            [cell["level"] for cell in cells],
+            [mean["value"] for mean in means],
+            yerr=[mean.get("error", 0) for mean in means],
+            color=colour,
+            marker=marker,
+            capsize=3,
+            label="painted",
+        )
+        for name, words, (line, _, dashes) in (
+            ("bicubic", "its input, bicubic", LOOKS[0]),
+            ("real", "real pictures", (GREY, "", ":")),
+        ):
+            found = references.get(name, {}).get(measure)
+            if found is not None:
+                _line(axis, found["value"] if isinstance(found, dict) else found, words, line, dashes)
+        _label(axis, "augmentation level", label, "bars: one standard error" if "error" in means[0] else "")
+        axis.legend().set_visible(i == 0)
+    figure.suptitle(_title(results))
+    return figure
+
+
+def _figure(*widths: float) -> tuple[Figure, list[Axes]]:
+    """A page of empty panels side by side; made without pyplot, whose state belongs to whoever calls us."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install 'diptych[evaluate]'") from None
+    figure = Figure(figsize=(5.2 * sum(widths), 4.6), layout="constrained")
+    places = figure.add_gridspec(1, len(widths), width_ratios=widths)
+    return figure, [figure.add_subplot(place) for place in places]
+
+
+def _title(results: dict[str, Any]) -> str:
+    return f"{results['model']['name']}: {results['settings']['pictures']} pictures a point"
+
+
+def _label(axis: Axes, x: str, y: str, title: str) -> None:
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.set_title(title, fontsize=9, color=GREY)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+
+
+def _line(axis: Axes, value: float, label: str, colour: str = GREY, dashes: str = ":") -> None:
+    axis.axhline(value, color=colour, linestyle=dashes, label=label)
+
+
+def _spread(axis: Axes, values: list[float]) -> None:
+    """A logarithmic axis where one line would flatten the others."""
+    if min(values) > 0 and max(values) > 10 * min(values):
+        axis.set_yscale("log")
+
+
+def _weights(axis: Axes, weights: list[float]) -> None:
+    """Weights from 1 to 30 in equal proportions, each one named."""
+    if weights[0] > 0:
+        axis.set_xscale("log")
+    axis.minorticks_off()
+    axis.set_xticks(weights, [f"{weight:g}" for weight in weights])

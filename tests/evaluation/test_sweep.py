@@ -1,0 +1,346 @@
+"""Sweeps: the table shows what really differs, the plot and the sheet can be read, and a rerun goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from diptych.cascade import Cascade
+from diptych.conditioning.low_resolution import AugmentationConfig
+from diptych.errors import UserError
+from diptych.evaluation.judge import Judge
+from diptych.evaluation.metrics import psnr
+from diptych.evaluation.sweep import sweep_augmentation, sweep_guidance
+from diptych.networks.efficient_unet import EfficientUNetConfig
+from diptych.pictures import square
+from diptych.stage import Stage
+from diptych.stage_config import StageConfig
+from tests.evaluation import toys
+
+KNOWN = {meta["captions"][1]: picture for _, picture, meta in toys.examples() if meta["kind"] == "single"}
+
+
+class Fading:
+    """Perfect at weight 1. Above, noise grows with the weight: clipped noise, or under a dynamic threshold a tenth."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.left = fail_after
+
+    def generate(self, prompts, *, seeds, guidance, threshold="none", steps=None) -> SimpleNamespace:
+        if self.left is not None:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+        self.calls.append({"prompts": prompts, "seeds": seeds, "guidance": guidance, "threshold": threshold})
+        strength = 8 * (guidance - 1) * (0.1 if threshold.startswith("dynamic") else 1)
+        images = [noisy(KNOWN[prompt], seed, strength) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return SimpleNamespace(images=images, metadata=[{"prompt": p, "guidance": guidance} for p in prompts])
+
+
+class Latent(Fading):
+    """No threshold to choose."""
+
+    def generate(self, prompts, *, seeds, guidance, steps=None) -> SimpleNamespace:  # type: ignore[override]
+        return super().generate(prompts, seeds=seeds, guidance=guidance)
+
+
+def noisy(picture: Image.Image, seed: int, strength: float) -> Image.Image:
+    values = np.asarray(picture, float) + strength * np.random.default_rng(seed).standard_normal((16, 16, 3))
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def guide(model, data: Path, out: Path, judge: Judge, **options) -> dict[str, Any]:
+    console = Console(file=io.StringIO(), width=160)
+    return sweep_guidance(model, data, out, **{"judge": judge, "pictures": 20, "console": console, **options})
+
+
+def by_key(results: dict[str, Any], *keys: str) -> dict[tuple, dict[str, Any]]:
+    return {tuple(cell[key] for key in keys): cell for cell in results["cells"]}
+
+
+def test_the_table_shows_which_threshold_holds(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    model = Fading()
+    results = guide(model, toy_data, tmp_path, judge, guidances=(30, 1, 7), thresholds=("none", "dynamic"), batch=8)
+    cells = by_key(results, "threshold", "guidance")
+    assert list(cells) == [(bound, weight) for bound in ("none", "dynamic:0.95") for weight in (1, 7, 30)]
+    for bound in ("none", "dynamic:0.95"):
+        line = [cells[bound, weight] for weight in (1, 7, 30)]
+        assert [cell["frechet"] for cell in line] == sorted(cell["frechet"] for cell in line)
+        assert line[0]["frechet"] == pytest.approx(0, abs=1e-3)
+    assert cells["none", 30]["alignment"]["value"] < cells["dynamic:0.95", 30]["alignment"]["value"] - 0.1
+    assert cells["none", 30]["top1"]["value"] < cells["dynamic:0.95", 30]["top1"]["value"]
+    assert cells["none", 30]["frechet"] > 2 * cells["dynamic:0.95", 30]["frechet"]
+    # The perfect painter is measured as the real pictures are.
+    real = results["references"]["real"]
+    for measure in ("alignment", "top1", "top5", "saturated"):
+        assert cells["none", 1][measure] == real[measure]
+    # The same prompts from the same seeds in every cell, in batches.
+    painted: dict[tuple, list] = {}
+    for call in model.calls:
+        assert len(call["prompts"]) <= 8
+        pairs = list(zip(call["prompts"], call["seeds"], strict=True))
+        painted.setdefault((call["threshold"], call["guidance"]), []).extend(pairs)
+    assert len(painted) == 6
+    assert all(pairs == painted["none", 1] for pairs in painted.values())
+    assert sorted(seed for _, seed in painted["none", 1]) == list(range(20))
+
+
+def test_what_is_written_can_be_read(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=160)
+    options = {"guidances": (1, 4), "thresholds": ("none", "static"), "sheet": 3, "name": "toy", "console": console}
+    results = guide(Fading(), toy_data, tmp_path, judge, **options)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert results["judge"]["fingerprint"] == judge.fingerprint()
+    assert results["settings"] == {"pictures": 20, "seed": 0, "steps": None, "stop": None}
+    assert results["cells"][0]["told"] == {"guidance": 1.0}
+    table = (tmp_path / "results.md").read_text()
+    assert table in console.file.getvalue()  # type: ignore[attr-defined]
+    for cell in results["cells"]:
+        (line,) = [
+            one for one in table.splitlines() if one.split()[1:4:2] == [cell["threshold"], f"{cell['guidance']:g}"]
+        ]
+        assert f"{cell['alignment']['value']:.3f}±" in line and f" {cell['frechet']:.2f} " in line
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.width > 800
+    for bound in ("none", "static"):
+        with Image.open(tmp_path / "cells" / f"{bound}-guidance-4.0.png") as strip:
+            assert strip.size == (48, 16)
+    # The sheet: two rows of weights and one of real pictures, twice three prompts; at weight 1 they are the real ones.
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "cells" / "real.png") as real:
+        first = real.crop((0, 0, 16, 16)).resize((96, 96), Image.Resampling.NEAREST)
+        for left, top in ((90, 32), (90 + 3 * 100 + 16, 32), (90, 32 + 2 * 100)):
+            assert sheet.crop((left, top, left + 96, top + 96)).tobytes() == first.tobytes()
+        assert sheet.crop((90, 132, 186, 228)).tobytes() != first.tobytes()
+
+
+def test_a_rerun_goes_on(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"guidances": (1, 4), "thresholds": ("none", "static"), "batch": 10}
+    with pytest.raises(KeyboardInterrupt):
+        guide(Fading(fail_after=5), toy_data, tmp_path / "a", judge, **options)  # in the middle of the third cell
+    assert len(json.loads((tmp_path / "a" / "results.json").read_text())["cells"]) == 2
+    model = Fading()
+    results = guide(model, toy_data, tmp_path / "a", judge, **options)
+    assert len(model.calls) == 4  # two cells of two batches
+    whole = guide(Fading(), toy_data, tmp_path / "b", judge, **options)
+    assert results == whole
+    assert (tmp_path / "a" / "sheet.png").read_bytes() == (tmp_path / "b" / "sheet.png").read_bytes()
+    # More cells into the same folder: only those are painted, and the table holds all.
+    model = Fading()
+    more = guide(model, toy_data, tmp_path / "a", judge, guidances=(2,), thresholds=("none",), batch=10)
+    assert {call["guidance"] for call in model.calls} == {2}
+    assert [(cell["threshold"], cell["guidance"]) for cell in more["cells"]] == [
+        ("none", 1), ("none", 2), ("none", 4), ("static", 1), ("static", 4),
+    ]  # fmt: skip
+    # A cell whose pictures were lost is painted again.
+    (tmp_path / "a" / "cells" / "none-guidance-2.0.png").unlink()
+    model = Fading()
+    assert guide(model, toy_data, tmp_path / "a", judge, guidances=(1, 2), thresholds=("none",)) == more
+    assert {call["guidance"] for call in model.calls} == {2}
+
+
+def test_another_sweep_is_not_mixed_in(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"guidances": (1,), "thresholds": ("none",)}
+    guide(Fading(), toy_data, tmp_path, judge, **options)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(UserError, match="pictures 20, not 10"):
+        guide(Fading(), toy_data, tmp_path, judge, pictures=10, **options)
+    with pytest.raises(UserError, match="seed 0, not 3"):
+        guide(Fading(), toy_data, tmp_path, judge, seed=3, **options)
+    with pytest.raises(UserError, match="steps None, not 5"):
+        guide(Fading(), toy_data, tmp_path, judge, steps=5, **options)
+    other = Fading()
+    other.networks = [torch.nn.Linear(1, 1)]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="another model"):
+        guide(other, toy_data, tmp_path, judge, **options)
+    assert (tmp_path / "results.json").read_bytes() == before
+    (tmp_path / "results.json").write_text('{"groups": {}}')
+    with pytest.raises(UserError, match="something else"):
+        guide(Fading(), toy_data, tmp_path, judge, **options)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(UserError, match="not readable"):
+        guide(Fading(), toy_data, tmp_path, judge, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"guidances": ()}, "guidances is empty"),
+        ({"guidances": (1, float("nan"))}, "guidances must be a finite number"),
+        ({"guidances": ("7",)}, "guidances must be a finite number"),
+        ({"thresholds": ()}, "thresholds is empty"),
+        ({"thresholds": ("none", "loud")}, "loud"),
+        ({"pictures": 1}, "pictures must be at least 2"),
+        ({"stop": 1}, "stop is for cascades"),
+    ],
+)
+def test_wrong_values_are_named(judge: Judge, toy_data: Path, tmp_path: Path, options, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        guide(Fading(), toy_data, tmp_path, judge, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_latents_have_no_threshold(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="latents"):
+        guide(Latent(), toy_data, tmp_path, judge)
+    results = guide(Latent(), toy_data, tmp_path, judge, guidances=(1, 30), thresholds=("none",))
+    assert results["cells"][0]["frechet"] < results["cells"][1]["frechet"]
+    with pytest.raises(UserError, match="enlarges"):
+        sweep_augmentation(Latent(), toy_data, tmp_path / "b", judge=judge)
+
+
+def test_without_matplotlib_nothing_is_painted(judge: Judge, toy_data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    model = Fading()
+    with pytest.raises(UserError, match="diptych\\[evaluate\\]"):
+        guide(model, toy_data, tmp_path, judge)
+    assert not model.calls
+
+
+# A real cascade, 8 -> 16, of tiny stages that were not trained to anything.
+
+
+def stage(size: int, low_size: int | None) -> Stage:
+    config = StageConfig(
+        network=EfficientUNetConfig(
+            concat_channels=3 if low_size else 0,
+            channels=8,
+            multipliers=(1,),
+            blocks=(1,),
+            self_attention_levels=(),
+            cross_attention_levels=(),
+            augmented=bool(low_size),
+            norm_groups=4,
+        ),
+        size=size,
+        low_size=low_size,
+        augmentation=AugmentationConfig(level=0.2),
+        steps=2,
+        sampler="ddim",
+    )
+    torch.manual_seed(size)
+    made = Stage(config).eval()
+    torch.nn.init.normal_(made.network.conv_out.weight, std=0.05)
+    return made
+
+
+class Watched:
+    """A cascade that remembers what it was asked."""
+
+    def __init__(self, *stages: Stage) -> None:
+        self.inner, self.asked = Cascade.of(stages), []
+        self.configs, self.networks = self.inner.configs, self.inner.networks
+
+    def generate(self, prompts, **options):
+        self.asked.append(options)
+        return self.inner.generate(prompts, **options)
+
+
+@pytest.fixture
+def cascade() -> Watched:
+    return Watched(stage(8, None), stage(16, 8))
+
+
+def augment(model, data: Path, out: Path, judge: Judge, **options) -> dict[str, Any]:
+    console = Console(file=io.StringIO(), width=160)
+    return sweep_augmentation(model, data, out, **{"judge": judge, "pictures": 4, "console": console, **options})
+
+
+def test_the_same_base_pictures_at_every_level(cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    results = augment(cascade, toy_data, tmp_path, judge, levels=(0, 0.2, 0.9), batch=4)
+    first, *rest = cascade.asked
+    assert first["stop"] == 1 and "augmentation" not in first
+    assert [one["augmentation"] for one in rest] == [[0.0], [0.2], [0.9]]
+    shown = [[picture.tobytes() for picture in one["low"]] for one in rest]
+    assert shown[0] == shown[1] == shown[2]
+    assert len({tuple(one["seeds"]) for one in cascade.asked}) == 1
+    # At the stages' own level the sweep paints what the cascade paints in one go.
+    whole = cascade.inner.generate("a", seeds=[first["seeds"][0]])
+    with Image.open(tmp_path / "cells" / "level-0.2.png") as strip:
+        assert strip.crop((0, 0, 16, 16)).tobytes() == whole.images[0].tobytes()
+    scores = [json.dumps(cell["alignment"]) for cell in results["cells"]]
+    assert len(set(scores)) == 3  # the level matters
+    assert "psnr" not in results["cells"][0] and results["references"]["bicubic"]["pictures"] == 4
+    # All done: nothing is painted again, not even the base.
+    asked = len(cascade.asked)
+    assert augment(cascade, toy_data, tmp_path, judge, levels=(0, 0.9)) == results
+    assert len(cascade.asked) == asked
+
+
+def test_real_pictures_made_small(cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    results = augment(cascade, toy_data, tmp_path, judge, levels=(0, 0.5), truth=True, sheet=4)
+    assert [one["augmentation"] for one in cascade.asked] == [[0.0], [0.5]]
+    with Image.open(tmp_path / "cells" / "real.png") as strip:
+        real = [strip.crop((x, 0, x + 16, 16)) for x in (0, 16, 32, 48)]
+    assert [p.tobytes() for p in cascade.asked[0]["low"]] == [square(p, 8).tobytes() for p in real]
+    with Image.open(tmp_path / "cells" / "level-0.5.png") as strip:
+        painted = [strip.crop((x, 0, x + 16, 16)) for x in (0, 16, 32, 48)]
+    ratios = [psnr(one, other) for one, other in zip(painted, real, strict=True)]
+    assert results["cells"][1]["psnr"]["value"] == pytest.approx(np.mean(ratios))
+    assert results["references"]["bicubic"]["psnr"]["value"] > results["cells"][1]["psnr"]["value"]  # untrained
+    assert "PSNR" in (tmp_path / "results.md").read_text()
+
+
+def test_a_stage_alone_needs_the_truth(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    one = stage(16, 8)
+    with pytest.raises(UserError, match="truth"):
+        augment(one, toy_data, tmp_path / "a", judge)
+    assert "psnr" in augment(one, toy_data, tmp_path / "a", judge, levels=(0.1,), truth=True)["cells"][0]
+    with pytest.raises(UserError, match="enlarges"):
+        augment(stage(8, None), toy_data, tmp_path / "b", judge)
+    # Guidance too: of a stage that enlarges, on real pictures made small.
+    guided = guide(one, toy_data, tmp_path / "c", judge, pictures=4, guidances=(1,), thresholds=("static",))
+    assert "psnr" in guided["cells"][0]
+
+
+def test_one_stage_of_several(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    model = Watched(stage(8, None), stage(16, 8), stage(32, 16))
+    augment(model, toy_data, tmp_path / "all", judge, levels=(0.3,), batch=4)
+    assert [(one.get("start"), one.get("stop"), one.get("augmentation")) for one in model.asked] == [
+        (None, 1, None), (1, None, [0.3, 0.3]),
+    ]  # fmt: skip
+    for number, asked in ((1, [0.3, None]), (2, [0.3])):
+        model.asked.clear()
+        augment(model, toy_data, tmp_path / str(number), judge, levels=(0.3,), batch=4, stage=number)
+        assert model.asked[0]["stop"] == number
+        assert (model.asked[1]["start"], model.asked[1]["augmentation"]) == (number, asked)
+    model.asked.clear()
+    guide(model, toy_data, tmp_path / "base", judge, pictures=4, guidances=(3,), thresholds=("static",), stop=1)
+    guide(model, toy_data, tmp_path / "g", judge, pictures=4, guidances=(3,), thresholds=("static",))
+    assert [(one["guidance"], one["threshold"]) for one in model.asked] == [
+        ([3.0], ["static"]), ([3.0, None, None], ["static", None, None]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"levels": (0, 1.5)}, "between 0 and 1, not 1.5"),
+        ({"levels": ()}, "levels is empty"),
+        ({"stage": 0}, "stage 0 enlarges nothing"),
+        ({"stop": 1}, "no stage that runs enlarges"),
+        ({"stop": 3}, "stop must lie between 1 and 2"),
+    ],
+)
+def test_wrong_levels_are_named(
+    cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path, options, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        augment(cascade, toy_data, tmp_path, judge, **options)
+    assert not cascade.asked
+
+
+def test_small_data_tell_no_truth(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    model = Watched(stage(8, None), stage(32, 8))
+    with pytest.raises(UserError, match="have 16 pixels, too few to tell how 32"):
+        augment(model, toy_data, tmp_path, judge, truth=True)
