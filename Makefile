@@ -11,14 +11,14 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 export PROMPT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format gpu wheel default-model clean
+.PHONY: help demo test test-all lint format gpu wheel default-model default-cascade clean
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=25'
 
-demo: $(VENV)/.installed ## install, then paint PROMPT with the default model into OUT
-	$(BIN)/diptych generate "$$PROMPT" --count 4 --out "$(OUT)"
+demo: $(VENV)/.installed ## install, then paint PROMPT with both default models into OUT
+	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$(OUT)"
 
 test: lint ## install, then check style, types and the fast tests
 	$(PYTEST)
@@ -41,7 +41,7 @@ wheel: $(VENV)/.installed ## build the wheel into dist/
 
 gpu: ## run what wants a GPU, best value first, within BUDGET minutes; a rerun goes on (no install: uses .venv or PYTHON)
 	@run="$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo "$$PYTHON")"; \
-	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" benchmarks/gpu.py --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
+	PYTHONPATH="src:.$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" -m benchmarks.gpu --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
 
 default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (hours on a CPU)
 	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64
@@ -54,6 +54,16 @@ default-model: $(VENV)/.installed-data ## make the data and train the models in 
 	cp -r runs/judge/model/. src/diptych/assets/judge
 	@echo "Bring MODEL_CARD.md in src/diptych/assets/latent and judge up to date."
 	$(BIN)/diptych evaluate --data data/emoji-64 --out runs/emoji-latent/evaluation
+
+default-cascade: $(VENV)/.installed-data ## as default-model, for the cascade in src/diptych/assets (hours on a CPU)
+	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64
+	$(BIN)/diptych data emoji --size 512 --scenes 1000 --out data/emoji-512
+	$(BIN)/diptych train emoji-base --run runs/emoji-base
+	$(BIN)/diptych train emoji-sr-128 --run runs/emoji-sr-128
+	$(BIN)/diptych train emoji-sr-512 --run runs/emoji-sr-512
+	$(BIN)/diptych assemble runs/emoji-base runs/emoji-sr-128 runs/emoji-sr-512 --out src/diptych/assets/cascade
+	@echo "Bring MODEL_CARD.md in src/diptych/assets/cascade up to date."
+	$(BIN)/diptych evaluate --model cascade --stop 2 --data data/emoji-512 --out runs/emoji-cascade/evaluation
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) dist build out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import subprocess
@@ -157,6 +158,24 @@ def test_a_file_name_is_made_of_the_words(text: str, name: str) -> None:
         (["generate", "a cat", "--sampler", "dimm"], "unknown sampler 'dimm': choose one of ddim, euler"),
         (["generate", "a cat", "--model", "nowhere"], "no model at nowhere"),
         (["generate", "a cat", "--ste", "5"], "unrecognized arguments: --ste 5"),
+        (["generate", "a cat", "--steps", "5,x,-"], "argument --steps: must be a whole number 1 or more, not 'x'"),
+        (["generate", "a cat", "--steps", ""], "argument --steps: must be a whole number"),
+        (["generate", "a cat", "--steps", "5,6"], "--steps has a value for each stage, but the model default is no"),
+        (["generate", "a cat", "--augmentation", "much"], "argument --augmentation: must be a number, not 'much'"),
+        (
+            ["generate", "a cat", "--low", "mine.png"],
+            "--low is for models that enlarge pictures, and the model default",
+        ),
+        (["generate", "a cat", "--stop", "0"], "argument --stop: must be a whole number 1 or more"),
+        (["evaluate", "--data", "d", "--out", "o", "--stop", "2"], "--stop is for cascades"),
+        (["demo"], "PROMPT"),
+        (["demo", "a cat", ""], "the prompt is empty"),
+        (["assemble", "a", "b"], "--out"),
+        (["assemble", "--out", "o"], "STAGE"),
+        (["sweep"], "SETTING"),
+        (["sweep", "guidance", "--data", "d"], "--out"),
+        (["sweep", "guidance", "--data", "d", "--out", "o", "--guidances", "1,,2"], "argument --guidances"),
+        (["unseen", "--data", "d", "--out", "o"], "--model"),
         (["paint", "a cat"], "invalid choice: 'paint'"),
         ([], "COMMAND"),
         (["data"], "COMMAND"),
@@ -256,6 +275,59 @@ def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, m
     ]
 
 
+@pytest.mark.parametrize(
+    ("sweep", "options", "settings"),
+    [
+        ("guidance", [], {}),
+        ("guidance", ["--guidances", "1,2.5", "--thresholds", "none,static"], {"guidances": [1, 2.5]}),
+        ("augmentation", ["--levels", "0, .5", "--truth", "--stage", "1"], {"levels": [0, 0.5], "truth": True}),
+        ("augmentation", ["--steps", "3", "--judge", "j", "--batch", "2"], {"steps": 3, "judge": "j", "batch": 2}),
+    ],
+)
+def test_sweep_hands_on_what_was_said(model: FakeModel, monkeypatch, sweep: str, options, settings) -> None:
+    from diptych.evaluation import sweep as sweeps
+
+    calls = []
+    for kind in ("guidance", "augmentation"):
+
+        def run(*arguments, kind: str = kind, **given) -> None:
+            calls.append((kind, arguments, given))
+
+        monkeypatch.setattr(sweeps, f"sweep_{kind}", run)
+    places = ["--data", "d", "--out", "o", "--pictures", "5", "--seed", "4"]
+    assert cli.main(["sweep", sweep, "--model", "run", *places, *options]) == 0
+    more = {"thresholds": ["none", "static"]} if "--thresholds" in options else {}
+    more |= {"stage": 1} if "--stage" in options else {}
+    given = {"name": "run", "pictures": 5, "seed": 4, **settings, **more}
+    assert calls == [(sweep, (model, Path("d"), Path("o")), given)]
+
+
+def test_unseen_hands_on_every_model(model: FakeModel, monkeypatch) -> None:
+    from diptych.evaluation import unseen
+
+    calls = []
+    monkeypatch.setattr(unseen, "compare", lambda *arguments, **settings: calls.append((arguments, settings)))
+    monkeypatch.setattr(diptych, "load", lambda source, device: f"{source} on {device}")
+    models = ["--model", "a", "--model", "b", "--device", "cpu"]
+    assert cli.main(["unseen", *models, "--data", "d", "--out", "o", "--pictures", "3", "--judge", "j"]) == 0
+    expected = [("a", "a on cpu"), ("b", "b on cpu")]
+    assert calls == [((expected, Path("d"), Path("o")), {"pictures": 3, "judge": "j"})]
+
+
+def test_the_names_of_settings_are_those_of_the_functions() -> None:
+    """The tests above put others in their place, which would take any name."""
+    from diptych.evaluation import study, sweep, unseen
+
+    common = {"pictures", "seed", "judge", "batch"}
+    for function, names in (
+        (study.evaluate, {*common, "scenes", "sampler", "steps", "guidance", "stop", "name"}),
+        (sweep.sweep_guidance, {*common, "guidances", "thresholds", "steps", "stop", "name"}),
+        (sweep.sweep_augmentation, {*common, "levels", "truth", "stage", "steps", "stop", "name"}),
+        (unseen.compare, common),
+    ):
+        assert names <= inspect.signature(function).parameters.keys(), function
+
+
 def test_info_tells_exact_counts_to_people_and_programs(capsys, monkeypatch) -> None:
     from diptych.recipes import run as recipes_run
 
@@ -296,7 +368,13 @@ def test_data_check_counts_what_can_be_read_and_what_is_broken(tmp_path: Path, c
 
 
 def test_help_and_mistakes_answer_without_loading_pytorch() -> None:
-    for argv in (["--help"], ["generate", "--help"], ["--version"], ["generate", "a", "--steps", "x"]):
+    for argv in (
+        ["--help"],
+        ["generate", "--help"],
+        ["sweep", "guidance", "--help"],
+        ["--version"],
+        ["generate", "a", "--steps", "x"],
+    ):
         script = f"import sys; from diptych.cli import main\ntry: main({argv!r})\nexcept SystemExit: pass\n"
         done = subprocess.run(
             [sys.executable, "-c", script + "print(sorted(sys.modules))"], capture_output=True, text=True

@@ -111,8 +111,8 @@ def build_parser() -> Parser:
         "--augmentation", metavar="LEVEL", type=each(number), help="noise on what a stage enlarges, from 0 to 1"
     )
     stages.add_argument("--low", metavar="PICTURE", type=Path, help="enlarge this, in the place of the first stages")
-    stages.add_argument("--start", metavar="N", type=whole(1), help="the stage that enlarges it, counted from 1")
-    stages.add_argument("--stop", metavar="N", type=whole(1), help="run the first N stages only")
+    stages.add_argument("--start", metavar="N", type=whole(0), help="stages that it stands for (default: the base)")
+    stages.add_argument("--stop", metavar="N", type=whole(1), help="the first N stages only")
     stages.add_argument(
         "--keep-stages", dest="keep", **FLAG, help="save the smaller pictures too, as NAME-stage-SIZE.png"
     )
@@ -141,11 +141,39 @@ def build_parser() -> Parser:
 
     command = groups.add_parser("evaluate", help="measure a model with the judge on what it has and has not seen")
     add_model(command)
-    add_study(command)
+    add_study(command, "seen and held-out prompts, so many of each")
     command.add_argument("--scenes", metavar="N", type=whole(0), help="held-out scenes of each category")
     add_sampling(command)
     command.add_argument("--stop", metavar="N", type=whole(1), help="the first N stages of a cascade only")
     command.set_defaults(command=commands.evaluate)
+
+    sweeps = groups.add_parser("sweep", help="measure a model over guidance weights, or over augmentation levels")
+    kinds = sweeps.add_subparsers(title="what to sweep", metavar="SETTING", required=True)
+    command = kinds.add_parser("guidance", help="guidance weights under each threshold, of the first stage that runs")
+    add_model(command)
+    add_study(command, "prompts of each cell")
+    command.add_argument("--guidances", metavar="G,G", type=several(number), help="(default: from 1 to 30)")
+    command.add_argument("--thresholds", metavar="T,T", type=several(str), help="(default: none,static,dynamic)")
+    add_sweep(command, "guidance", "guidances", "thresholds")
+    command = kinds.add_parser("augmentation", help="augmentation levels of the stages that enlarge")
+    add_model(command)
+    add_study(command, "pictures to enlarge at each level")
+    command.add_argument("--levels", metavar="L,L", type=several(number), help="(default: from 0 to 0.5)")
+    command.add_argument("--truth", **FLAG, help="enlarge real pictures made small, and compare with the real ones")
+    command.add_argument("--stage", metavar="N", type=whole(0), help="of this one alone; the first is 0 (default: all)")
+    add_sweep(command, "augmentation", "levels", "truth", "stage")
+
+    command = groups.add_parser("unseen", help="compare models on words that were in no caption of their training")
+    command.add_argument(
+        "--model",
+        metavar="M",
+        action="append",
+        dest="models",
+        required=True,
+        help="as in generate; once for each model",
+    )
+    add_study(command, "of each wording")
+    command.set_defaults(command=commands.unseen)
 
     command = groups.add_parser("info", help="the networks of a recipe or model and their exact parameter counts")
     command.add_argument("name", metavar="RECIPE|MODEL")
@@ -171,9 +199,7 @@ def build_parser() -> Parser:
 
 
 def add_model(command: Parser) -> None:
-    command.add_argument(
-        "--model", metavar="M", help="a run or model folder, or cascade (default: latent, as both in the package)"
-    )
+    command.add_argument("--model", metavar="M", help="latent, cascade, or a run or model folder (default: latent)")
 
 
 def add_sampling(command: Parser) -> None:
@@ -198,14 +224,20 @@ def add_pictures(command: Parser, batch: int) -> None:
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
 
 
-def add_study(command: Parser) -> None:
+def add_study(command: Parser, pictures: str) -> None:
+    command.add_argument("--pictures", metavar="N", type=whole(1), help=pictures)
     command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the numbers and contact sheets")
-    command.add_argument("--pictures", metavar="N", type=whole(1), help="seen and held-out prompts, so many of each")
     command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), help="fixes prompts and pictures")
     command.add_argument("--judge", metavar="FOLDER", help="another judge than the one in the package: a run or model")
     command.add_argument("--device", metavar="D", default="auto", help="as in generate")
     command.add_argument("--batch", metavar="N", type=whole(1), help="pictures at a time")
+
+
+def add_sweep(command: Parser, kind: str, *swept: str) -> None:
+    command.add_argument("--steps", metavar="N", type=each(whole(1)), help="as in generate")
+    command.add_argument("--stop", metavar="N", type=whole(1), help="the first N stages of a cascade only")
+    command.set_defaults(command=commands.sweep, sweep=kind, swept=swept)
 
 
 def add_recipe(command: Parser) -> None:
@@ -252,9 +284,14 @@ def each(read: Callable[[str], T]) -> Callable[[str], T | list[T | None]]:
     return values
 
 
+def several(read: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Values with commas between them, as an argument type."""
+    return lambda text: [read(part.strip()) for part in text.split(",")]
+
+
 def seeds(text: str) -> list[int]:
     """`"0,1,2"`, as an argument type."""
-    return [whole(0, SEED_LIMIT - 1)(part) for part in text.split(",")]
+    return several(whole(0, SEED_LIMIT - 1))(text)
 
 
 if __name__ == "__main__":

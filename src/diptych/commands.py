@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 SEED_LIMIT = 2**63
 PANELS = ("latent", "cascade")
 """The embedded models, by the names that `diptych.load` knows."""
-SAMPLING = ("sampler", "steps", "guidance", "threshold")
+SAMPLING = "sampler steps guidance threshold augmentation negative low start stop keep one_at_a_time".split()
+"""Options of `generate` that go to the model, as its arguments."""
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -31,9 +32,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
     name = arguments.model or "default"
     model = diptych.load(arguments.model, arguments.device)
-    start = None if arguments.start is None else arguments.start - 1  # people count stages from 1
-    given = chosen_settings(arguments, *SAMPLING, "augmentation", "negative", "low", "stop", "keep", "one_at_a_time")
-    settings = painting.fitting(model, name, {**given, "start": start})
+    settings = painting.fitting(model, name, chosen_settings(arguments, *SAMPLING))
     for image, told, earlier in painting.paint(model, jobs, arguments.batch, **settings):
         told = {"model": name, **told}
         path = save(image, arguments.out, stem(told), told)
@@ -134,6 +133,28 @@ def evaluate(arguments: argparse.Namespace) -> None:
     sampling = painting.fitting(model, name, chosen_settings(arguments, "sampler", "steps", "guidance", "stop"))
     settings = chosen_settings(arguments, "pictures", "scenes", "seed", "judge", "batch")
     study.evaluate(model, arguments.data, arguments.out, name=name, **settings, **sampling)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych import painting
+    from diptych.evaluation import sweep as sweeps
+
+    name = arguments.model or "default"
+    model = diptych.load(arguments.model, arguments.device)
+    sampling = painting.fitting(model, name, chosen_settings(arguments, "steps", "stop"))
+    settings = chosen_settings(arguments, *arguments.swept, "pictures", "seed", "judge", "batch")
+    run = {"guidance": sweeps.sweep_guidance, "augmentation": sweeps.sweep_augmentation}[arguments.sweep]
+    run(model, arguments.data, arguments.out, name=name, **settings, **sampling)
+
+
+def unseen(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.evaluation import unseen as study
+
+    models = [(name, diptych.load(name, arguments.device)) for name in arguments.models]
+    settings = chosen_settings(arguments, "pictures", "seed", "judge", "batch")
+    study.compare(models, arguments.data, arguments.out, **settings)
 
 
 def info(arguments: argparse.Namespace) -> None:
