@@ -1,9 +1,9 @@
 """`make gpu BUDGET=25`: everything that wants a GPU, best value first, within so many minutes.
 
 Each job is done once: its result is a JSON file in `benchmarks/results/gpu`, its output a log beside it. A rerun goes
-on where the last one stopped, with a job that was cut too, if that job saves checkpoints. To add a job, add it to
-`JOBS`. Nothing is downloaded when $DIPTYCH_CACHE holds the emoji packages. `--pack FOLDER` leaves there a tar archive
-of the results and models in pieces: `cat FOLDER/gpu.tar.* | tar x` unpacks it elsewhere.
+on where the last one stopped, with a job that was cut too, if that job saves checkpoints. The jobs, and the place to
+add one, are in `jobs.py`. Nothing is downloaded when $DIPTYCH_CACHE holds the emoji packages. `--pack FOLDER` leaves
+there a tar archive of the results and models in pieces: `cat FOLDER/gpu.tar.* | tar x` unpacks it elsewhere.
 """
 
 from __future__ import annotations
@@ -12,151 +12,20 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.jobs import JOBS, MODELS, ROOT, STUDIES, SWEEPS, WORDS, Job
+
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
-ASSETS = ROOT / "src" / "diptych" / "assets"
-
-# The recipes and what is other on a GPU: 128 px, one level more in the U-Net. The networks stay small, because all the
-# shipped weights together stay below 40 MiB. A time limit ends the training, so the learning rate stays constant.
-AUTOENCODER, LATENT, JUDGE = "emoji-autoencoder", "emoji-latent", "judge"
-UNET_128 = {"channels": "80", "multipliers": "1,2,2", "attention_levels": "1,2", "head_width": "40"}
-LIMIT = 40 * 2**20
-"""Bytes that all the shipped weights may have together."""
-STEADY = {"steps": "1000000", "schedule": "constant", "cooldown": "0", "ema": "0.999", "checkpoint_every": "1000"}
-
-# Where things lie, relative to the root.
-DATA, CACHE, RUNS = "data/emoji-128", "cache/gpu", "runs/gpu"
-AUTOENCODER_RUN, LATENT_RUN, JUDGE_RUN = f"{RUNS}/autoencoder", f"{RUNS}/latent", f"{RUNS}/judge"
-NEW_STUDY, OLD_STUDY = f"{RUNS}/study-new", f"{RUNS}/study-shipped"
-SHIPPED, SHIPPED_JUDGE, CARD = "latent", "judge", "MODEL_CARD.md"
-
 GRACE = 60.0
 """Seconds that a job has to save its checkpoint after the budget is spent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One thing to do. Jobs are tried in the order in which they are listed."""
-
-    name: str
-    minutes: float
-    """About how long it takes."""
-    run: tuple[str, ...] | Callable[[], dict[str, Any]]
-    """Arguments of `diptych`, or a function that gives a result."""
-    needs: tuple[str, ...] = ()
-    """Jobs that must be done before."""
-    resumes: bool = False
-    """Saves its state when stopped, so it is worth starting with less time than it takes."""
-    result: str | None = None
-    """A JSON file that it leaves, kept in its result."""
-
-    @property
-    def identity(self) -> list[str]:
-        """What was done, so that a changed job is done again."""
-        return list(self.run) if isinstance(self.run, tuple) else [self.run.__name__]
-
-
-def settings(prefix: str, values: dict[str, str]) -> list[str]:
-    return [f"{prefix}.{name}={value}" for name, value in values.items()]
-
-
-def train(recipe: str, run: str, minutes: float, batch: int, rate: float, *more: str) -> tuple[str, ...]:
-    limits = [f"training.minutes={minutes:g}", f"training.batch_size={batch}", f"training.learning_rate={rate:g}"]
-    data = [f"data.path={DATA}", "data.in_memory=true"]
-    return ("train", recipe, "--run", run, *data, *settings("training", STEADY), *limits, *more)
-
-
-LATENT_SETTINGS = (
-    *settings("system.model.unet", UNET_128),
-    *("system.model.size=128", "data.size=128", f"data.path={DATA}"),
-    *(f"system.autoencoder={AUTOENCODER_RUN}", f"system.precomputed={CACHE}"),
-)
-
-
-def study(out: str, *model: str) -> tuple[str, ...]:
-    return ("evaluate", *model, "--data", DATA, "--judge", f"{JUDGE_RUN}/model", "--out", out, "--batch", "200")
-
-
-def keep_the_better() -> dict[str, Any]:
-    """Ship the new model, if it scores higher than the shipped one before the same judge, and that judge."""
-    scores = {"new": score(ROOT / NEW_STUDY / "results.json")}
-    if (ASSETS / SHIPPED).exists():
-        scores["shipped"] = score(ROOT / OLD_STUDY / "results.json")
-    better = scores["new"] > scores.get("shipped", float("-inf"))
-    new = sum(
-        f.stat().st_size for run in (LATENT_RUN, JUDGE_RUN) for f in (ROOT / run / "model").rglob("*.safetensors")
-    )
-    if better and new > LIMIT:
-        raise ValueError(
-            f"the new weights have {new / 2**20:.1f} MiB, more than the {LIMIT / 2**20:.0f} that are shipped"
-        )
-    if better:
-        replace(ROOT / LATENT_RUN / "model", ASSETS / SHIPPED)
-        replace(ROOT / JUDGE_RUN / "model", ASSETS / SHIPPED_JUDGE)
-    return {"scores": scores, "kept": "new" if better else "shipped"}
-
-
-def score(results: Path) -> float:
-    """Top-5 retrieval as a share, seen and held-out prompts alike."""
-    groups = json.loads(results.read_text())["groups"].values()
-    return sum(group["generated"]["top5"]["value"] for group in groups) / len(groups)
-
-
-def replace(source: Path, target: Path) -> None:
-    """Put a copy of one folder in the place of another, which is there until the copy is whole."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    if (target / CARD).is_file():
-        shutil.copy(target / CARD, partial)  # people bring it up to date
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-
-
-JOBS = (
-    Job(name="data", minutes=4, run=("data", "emoji", "--size", "128", "--scenes", "20000", "--out", DATA)),
-    Job(
-        name="autoencoder",
-        minutes=5,
-        run=train(AUTOENCODER, AUTOENCODER_RUN, 4.5, 64, 1e-3, "data.size=128"),
-        needs=("data",),
-        resumes=True,
-    ),
-    Job(
-        name="precompute",
-        minutes=1.5,
-        run=("precompute", LATENT, "--out", CACHE, *LATENT_SETTINGS),
-        needs=("autoencoder",),
-    ),
-    Job(
-        name="latent",
-        minutes=9,
-        run=train(LATENT, LATENT_RUN, 8.5, 512, 1e-3, *LATENT_SETTINGS),
-        needs=("precompute",),
-        resumes=True,
-    ),
-    Job(name="judge", minutes=2, run=train(JUDGE, JUDGE_RUN, 1.5, 256, 1e-3), needs=("data",), resumes=True),
-    Job(
-        name="study-new",
-        minutes=1.5,
-        run=study(NEW_STUDY, "--model", f"{LATENT_RUN}/model"),
-        needs=("latent", "judge"),
-        result=f"{NEW_STUDY}/results.json",
-    ),
-    Job(name="study-shipped", minutes=1.5, run=study(OLD_STUDY), needs=("judge",)),
-    Job(name="keep-the-better", minutes=0.1, run=keep_the_better, needs=("study-new",)),
-)
 
 
 class Bench:
@@ -302,8 +171,8 @@ def main(argv: Sequence[str] | None = None, jobs: Sequence[Job] = JOBS, results:
         return 130
     finally:
         if options.pack:
-            models = [ROOT / run / "model" for run in (AUTOENCODER_RUN, LATENT_RUN, JUDGE_RUN)]
-            count = pack(options.pack, [results, *models, ROOT / NEW_STUDY, ROOT / OLD_STUDY], ROOT)
+            paths = [ROOT / path for path in (*MODELS, *STUDIES, SWEEPS, f"{WORDS}/unseen")]
+            count = pack(options.pack, [results, *paths], ROOT)
             print(f"packed into {count} pieces: cat {options.pack}/gpu.tar.* | tar x")
     print("all jobs are done" if finished else "not all jobs are done: the same command goes on with them")
     return 1 if any(bench.state(job) == "failed" for job in jobs) else 0

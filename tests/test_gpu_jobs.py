@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, jobs
 from benchmarks.gpu import Bench, Job
 from diptych import cli, recipes
 
@@ -127,50 +127,51 @@ def test_results_and_models_travel_in_small_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("new", "kept"), [(0.6, "new"), (0.4, "shipped"), (0.5, "shipped")])
-def test_the_better_model_is_shipped(tmp_path: Path, monkeypatch, new: float, kept: str) -> None:
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu, "ASSETS", tmp_path / "assets")
-    for folder, text in ((tmp_path / gpu.LATENT_RUN / "model", "new"), (tmp_path / "assets" / gpu.SHIPPED, "shipped")):
+@pytest.mark.parametrize("panel", [jobs.LATENT_PANEL, jobs.CASCADE_PANEL], ids=lambda panel: panel.name)
+def test_the_better_model_is_shipped(tmp_path: Path, monkeypatch, new: float, kept: str, panel: jobs.Panel) -> None:
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    monkeypatch.setattr(jobs, "ASSETS", tmp_path / "assets")
+    for folder, text in ((tmp_path / panel.model, "new"), (tmp_path / "assets" / panel.name, "shipped")):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(text)
-    (tmp_path / gpu.JUDGE_RUN / "model").mkdir(parents=True)
-    for study, value in ((gpu.NEW_STUDY, new), (gpu.OLD_STUDY, 0.5)):
+    (tmp_path / jobs.JUDGE_RUN / "model").mkdir(parents=True)
+    for study, value in ((panel.new_study, new), (panel.old_study, 0.5)):
         (tmp_path / study).mkdir(parents=True)
         groups = {"seen": {"generated": {"top5": {"value": value + 0.1}}}}
         groups["held-out"] = {"generated": {"top5": {"value": value - 0.1}}}
         (tmp_path / study / "results.json").write_text(json.dumps({"groups": groups}))
-    result = gpu.keep_the_better()
+    result = jobs.keep_the_better(panel)
     assert result["kept"] == kept
     assert result["scores"] == pytest.approx({"new": new, "shipped": 0.5})
-    assert (tmp_path / "assets" / gpu.SHIPPED / "config.json").read_text() == kept
+    assert (tmp_path / "assets" / panel.name / "config.json").read_text() == kept
 
 
 def test_the_list_of_jobs_is_sound() -> None:
     before: set[str] = set()
-    for job in gpu.JOBS:
+    for job in jobs.JOBS:
         assert set(job.needs) <= before, f"{job.name} needs a job that comes later"
         assert job.name not in before
         before.add(job.name)
 
 
-@pytest.mark.parametrize("job", [job for job in gpu.JOBS if isinstance(job.run, tuple)], ids=lambda job: job.name)
+@pytest.mark.parametrize("job", [job for job in jobs.JOBS if isinstance(job.run, tuple)], ids=lambda job: job.name)
 def test_each_command_can_be_read_and_its_recipe_takes_the_settings(job: Job) -> None:
     assert isinstance(job.run, tuple)
     arguments = cli.parse(job.run)
     if "assignments" in arguments:
         recipe = recipes.get(arguments.recipe).override(arguments.assignments)
-        assert recipe.data.path == gpu.DATA
+        assert recipe.data.path in (jobs.DATA, jobs.LARGE_DATA, "data/emoji-64")
 
 
 def test_the_large_latent_model_stands_on_the_large_autoencoder() -> None:
-    commands = {job.name: cli.parse(job.run) for job in gpu.JOBS if isinstance(job.run, tuple)}
+    commands = {job.name: cli.parse(job.run) for job in jobs.JOBS if isinstance(job.run, tuple)}
     first, painter = (
         recipes.get(commands[name].recipe).override(commands[name].assignments) for name in ("autoencoder", "latent")
     )
     assert painter.system.model.autoencoder == first.system.network  # type: ignore[union-attr]
     assert painter.system.precomputed == str(commands["precompute"].out)  # type: ignore[union-attr]
     assert painter.data.size == first.data.size == painter.system.model.size == 128  # type: ignore[union-attr]
-    assert 2 * sum(job.minutes for job in gpu.JOBS) > 25 >= sum(job.minutes for job in gpu.JOBS)
+    assert 2 * sum(job.minutes for job in jobs.FIRST) > 25 >= sum(job.minutes for job in jobs.FIRST)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, results: Path, capsys) -> None:
@@ -181,7 +182,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, results: Path, capsys) -> None:
     assert "no GPU that PyTorch can use" in capsys.readouterr().err
     assert not results.exists()
     assert gpu.main(["--list"], results=results) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [job.name for job in gpu.JOBS]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [job.name for job in jobs.JOBS]
 
 
 def test_with_a_device_it_does_its_jobs(monkeypatch, results: Path, tmp_path: Path, capsys) -> None:
