@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from diptych.checks import initial, said, wholes
-from diptych.conditioning.cache import CachedTexts
+from diptych.conditioning.text import FrozenConfig, TextEncoder, build_text_encoder
 from diptych.config import Config
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Result
+from diptych.generation import Callback, Order, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
-from diptych.stage import Stage, embed_order
-from diptych.stage_config import Settings, StageConfig, read_settings
+from diptych.stage import Stage, check_stated, embed_order
+from diptych.stage_config import (
+    Settings,
+    StageConfig,
+    read_low,
+    read_settings,
+    read_stage,
+    read_values,
+    require_trained,
+)
 from diptych.weights.files import replacing, write_text
 
 
@@ -35,47 +44,52 @@ class CascadeConfig(Config):
 
     def check(self) -> None:
         self.require(len(self.stages) > 0, "stages", "name at least one folder")
-        plain = all(name and Path(name).name == name for name in self.stages)
+        plain = all(name not in ("", "..") and Path(name).name == name for name in self.stages)
         self.require(plain, "stages", "name folders that lie beside the config")
+
+    @classmethod
+    def of(cls, stages: Sequence[StageConfig]) -> CascadeConfig:
+        return cls(stages=tuple(f"stage-{stage.name}" for stage in stages))
 
 
 class Cascade:
     """A base stage and the super-resolution stages behind it. Each was trained alone; they meet only here.
 
-    Stages that came from a folder are opened when they are first needed.
+    Stages that lie in folders are opened when they are first needed, and so are the text encoders.
     """
 
-    def __init__(self, configs: Sequence[StageConfig], sources: Sequence[Stage | Path]) -> None:
+    def __init__(self, configs: Sequence[StageConfig], folders: Sequence[Path] = ()) -> None:
         check_chain(configs)
-        self.configs = list(configs)
-        self._sources = list(sources)
+        self.configs, self._folders = list(configs), list(folders)
         self._open: dict[int, Stage] = {}
-        self._texts: dict[str, CachedTexts] = {}
+        self._encoders: dict[FrozenConfig, TextEncoder] = {}
         self.device = torch.device("cpu")
 
     @classmethod
     def of(cls, stages: Sequence[Stage]) -> Cascade:
-        """A cascade of stages that are in memory."""
-        return cls([stage.config for stage in stages], stages)
+        """A cascade of stages that are in memory, on the device of the first; their text encoders are its own."""
+        cascade = cls([stage.config for stage in stages])
+        cascade._open = {number: stage.eval() for number, stage in enumerate(stages)}
+        cascade._encoders = {stage.config.text: stage.text for stage in stages if stage.config.text and stage.reads}
+        return cascade.to(stages[0].device)
 
     def to(self, device: str | torch.device) -> Cascade:
         self.device = torch.device(device)
         for stage in self._open.values():
             stage.to(self.device)
-        for texts in self._texts.values():
-            texts.model.to(self.device)
+        for encoder in self._encoders.values():
+            if isinstance(network := getattr(encoder, "model", None), nn.Module):
+                network.to(self.device)
         return self
 
     def stage(self, number: int) -> Stage:
         """Stage `number`, from 0, opened if it is not in memory."""
         if number not in self._open:
-            source = self._sources[number]
-            stage = source if isinstance(source, Stage) else open_stage(source)
-            self._open[number] = stage.to(self.device).eval()
+            self._open[number] = open_stage(self._folders[number]).to(self.device)
         return self._open[number]
 
     @property
-    def networks(self) -> list[torch.nn.Module]:
+    def networks(self) -> list[nn.Module]:
         """The networks of all stages."""
         return [self.stage(number).network for number in range(len(self.configs))]
 
@@ -108,13 +122,15 @@ class Cascade:
 
         Args:
             prompts, seeds, negative: as for the latent panel. Each stage draws noise of its own from a picture's seed.
-            steps, guidance, sampler, threshold, augmentation: one value for all stages, or a list with one for each, in
-                which None is the stage's own default. Augmentation is for those that enlarge.
+            steps, guidance, sampler, threshold, augmentation: one value for all stages, or a list with one for each (of
+                those that run, or of all), in which None is the stage's own default. Augmentation is for those that
+                enlarge, guidance for those with words.
             low: a picture of your own (PIL or a path), one or one for each prompt, in the place of the first stages.
             start: number of the stage (from 0) that enlarges `low`; the first that enlarges if none.
             stop: number of the stage after which to stop, counted from 1; all if none.
             noise: initial noise (B, 3, H, W) of the first stage that runs, in the place of the seeds' own.
-            keep: give the pictures of every stage too, as `Result.stages`.
+            keep: give the pictures of every stage too, as `Result.stages`. One of them, as `low` of the next stage and
+                with the same seeds, makes the same pictures.
             one_at_a_time: hold one stage in memory at a time, and the text encoder only while it reads.
             callback: called with (step, steps, x0 estimate), steps counted over all stages; raise to cancel.
 
@@ -122,105 +138,100 @@ class Cascade:
             UserError: as for the latent panel; a stage is missing, damaged or was never trained; `low` is no picture.
         """
         order = Order.read(prompts, seeds, negative)
-        first, last = self._range(low, start, stop)
-        if one_at_a_time and not all(isinstance(source, Path) for source in self._sources):
-            raise UserError(
-                "stages that were never saved cannot be opened one at a time: load the cascade from a folder"
-            )
-        numbers = range(first, last)
+        numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, threshold, augmentation)
-        words = self._words(order, numbers, one_at_a_time)
-        total, done, pictures = sum(one.steps for one in settings.values()), 0, None
-        kept: list[list] = []
-        for number in numbers:
-            stage, own = self.stage(number), settings[number]
-            if number == first and first > 0:
-                pictures = stage.read_low(low, len(order))
-            side = self.configs[number].size if pictures is None else None
-            size = (side, side) if side else tuple(n * stage.config.factor for n in pictures.shape[-2:])  # type: ignore
-            given = initial(noise, (len(order), 3, *size)) if noise is not None and number == first else None
-
-            def show(step: int, steps: int, x0: Tensor, done: int = done) -> None:
-                if callback is not None:
-                    callback(done + step, total, x0)
-
-            text = self.configs[number].text
-            pictures = stage.sample(
-                None if text is None else words[text.to_json()],
-                order.seeds,
-                size,  # type: ignore[arg-type]
-                own,
-                pictures,
-                noise=given,
-                callback=show,
-            )
-            images = to_images(pictures)
-            pictures = to_tensor(images).to(self.device)  # what the next stage sees is what a file would hold
-            kept.append(images)
-            done += own.steps
+        first = self.configs[numbers[0]]
+        images = read_low(first, low, len(order), self._unit(numbers))
+        width, height = (side * first.factor for side in images[0].size) if images else (first.size, first.size)
+        given = None if noise is None else initial(noise, (len(order), 3, height, width))
+        if one_at_a_time and not self._folders:
+            raise UserError("stages that lie in no folder cannot be opened one at a time: save and load the cascade")
+        if one_at_a_time:
+            self._open.clear()
+        else:
+            for number in numbers:  # before any work
+                require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")
+        try:
+            words = self._words(order, numbers)
             if one_at_a_time:
-                del stage
-                self._open.pop(number)
-        common: dict[str, Any] = {"stages": [{"stage": self.configs[n].name, **settings[n].told()} for n in numbers]}
-        common["size"] = list(kept[-1][0].size)
-        if noise is not None:
-            common["noise"] = "given"
-        if low is not None:
-            common["low"] = "given"
+                self._encoders.clear()
+            total, done = sum(settings[number].steps for number in numbers), 0
+            kept: list[list[Image.Image]] = []
+            for number in numbers:
+                text = self.configs[number].text
+                pictures = self.stage(number).sample(
+                    None if text is None else words[text],
+                    order.seeds,
+                    settings[number],
+                    size=(height, width),
+                    low=to_tensor(images) if images else None,  # what a stage sees is what a file would hold
+                    noise=given,
+                    callback=counted(callback, done, total),
+                )
+                images = to_images(pictures)
+                kept.append(images)
+                given, done = None, done + settings[number].steps
+                if one_at_a_time:
+                    self._open.clear()
+        finally:
+            if one_at_a_time:
+                self._open.clear()
+                self._encoders.clear()
+        told = [{"stage": self.configs[number].name, **settings[number].told()} for number in numbers]
+        common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size)}
+        common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         return Result(kept[-1], order.metadata(common), kept if keep else [])
 
-    def _range(self, low: Any, start: int | None, stop: int | None) -> tuple[int, int]:
+    def _numbers(self, low: Any, start: int | None, stop: int | None) -> range:
         """The stages that run."""
-        count = len(self.configs)
-        (stop,) = wholes("stop", [count if stop is None else stop])
-        if low is None and start is not None:
-            raise UserError("start goes with a low-resolution picture: give one, or leave start out")
-        if low is not None and count == 1 and self.configs[0].low_size is None:
-            raise UserError("this cascade has no stage that enlarges: leave the low-resolution picture out")
-        base = self.configs[0].low_size is None
-        (start,) = wholes("start", [(1 if base else 0) if start is None else start]) if low is not None else (0,)
+        count, base = len(self.configs), self.configs[0].low_size is None
         if low is None and not base:
             raise UserError("this cascade has no base stage: give it a low-resolution picture")
-        if not (start < stop <= count) or start < (1 if base and low is not None else 0):
-            raise UserError(f"the cascade has {count} stages: cannot run from stage {start} to before stage {stop}")
-        return start, stop
+        if low is None and start is not None:
+            raise UserError("start goes with a low-resolution picture: give one, or leave start out")
+        least = 0 if low is None or not base else 1  # a base stage enlarges nothing
+        if least == count:
+            raise UserError("this cascade has no stage that enlarges: leave the low-resolution picture out")
+        (first,) = wholes("start", [least if start is None else start])
+        (last,) = wholes("stop", [count if stop is None else stop])
+        if not least <= first < count:
+            raise UserError(f"start must be the number of a stage that enlarges, {least} to {count - 1}, not {first}")
+        if not first < last <= count:
+            raise UserError(f"stop must be a number of stages, {first + 1} to {count}, not {last}")
+        return range(first, last)
 
     def _settings(self, numbers: range, *given: Any) -> dict[int, Settings]:
         """Each stage's settings, from what was given for all or for each."""
         names = ("steps", "guidance", "sampler", "threshold", "augmentation")
-        rows: dict[int, dict[str, Any]] = {number: {} for number in numbers}
-        for name, value in zip(names, given, strict=True):
-            values = list(value) if isinstance(value, (list, tuple)) else [value] * len(self.configs)
-            if len(values) not in (len(numbers), len(self.configs)):
-                raise UserError(
-                    f"give one {name} for all {len(self.configs)} stages or one for each, not {said(value)}"
-                )
-            values = values if len(values) == len(numbers) else [values[number] for number in numbers]
-            for number, one in zip(numbers, values, strict=True):
-                rows[number][name] = one
-        return {number: read_settings(self.configs[number], **row) for number, row in rows.items()}
+        count = len(self.configs)
+        each = {name: one_each(name, value, numbers, count) for name, value in zip(names, given, strict=True)}
+        return {n: read_settings(self.configs[n], **{name: each[name][n] for name in names}) for n in numbers}
 
-    def _words(self, order: Order, numbers: range, one_at_a_time: bool) -> dict[str, Any]:
+    def _unit(self, numbers: range) -> int:
+        """What the sides of a low-resolution picture are multiples of, so that every stage can halve what it sees."""
+        unit = grown = 1
+        for config in (self.configs[number] for number in numbers):
+            unit = math.lcm(unit, config.unit // math.gcd(config.unit, grown))
+            grown *= config.factor
+        return unit
+
+    def _words(self, order: Order, numbers: range) -> dict[FrozenConfig, Any]:
         """The embeddings of the prompts by each text encoder that a stage reads; each reads them once."""
         words = {}
-        for config in {text.to_json(): text for n in numbers if (text := self.configs[n].text) is not None}.values():
-            key = config.to_json()
-            if key not in self._texts:
-                self._texts[key] = CachedTexts(config)
-                self._texts[key].model.to(self.device)
-            words[key] = embed_order(self._texts[key], order)
-            if one_at_a_time:
-                self._texts[key].unload()
+        for config in dict.fromkeys(text for number in numbers if (text := self.configs[number].text) is not None):
+            if config not in self._encoders:
+                self._encoders[config] = build_text_encoder(config, device=self.device)
+            words[config] = embed_order(self._encoders[config], order)
         return words
 
     # Files: config.json and a folder for each stage.
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the cascade as a folder that `diptych.load` opens."""
-        for number, config in enumerate(self.configs):
-            self.stage(number).save(folder / f"stage-{config.name}", dtype)
-        names = tuple(f"stage-{config.name}" for config in self.configs)
-        write_text(folder / "config.json", CascadeConfig(stages=names).to_json())
+        config = CascadeConfig.of(self.configs)
+        for number, name in enumerate(config.stages):
+            self.stage(number).save(folder / name, dtype)
+        write_text(folder / "config.json", config.to_json())
 
     @classmethod
     def load(cls, values: dict[str, Any], folder: Path) -> Cascade:
@@ -228,44 +239,38 @@ class Cascade:
         without them, it tells now.
         """
         try:
-            names = CascadeConfig.from_dict(values).stages
+            folders = [folder / name for name in CascadeConfig.from_dict(values).stages]
+            configs = [read_stage(one) for one in folders]
+            check_chain(configs)
         except UserError as error:
             raise UserError(f"{folder / 'config.json'}: {error}") from None
-        folders = [folder / name for name in names]
-        return cls([read_stage(one) for one in folders], folders)
+        for config, one in zip(configs, folders, strict=True):
+            check_stated(config, one)
+        return cls(configs, folders)
 
 
 def assemble(sources: Sequence[Path], out: Path) -> Path:
-    """Copy trained stages, base first, into one cascade folder. A `UserError` says which of them do not fit."""
+    """Copy trained stages, base first, into one cascade folder. A `UserError` says which of them do not fit.
+
+    A cascade that lies at `out` is replaced, what stands beside its stages (a model card) is kept.
+    """
+    sources = [source / "model" if (source / "model" / "config.json").is_file() else source for source in sources]
     configs = [read_stage(source) for source in sources]
     check_chain(configs)
     for source in sources:
         open_stage(source)  # whole, of this stage, and trained
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and not ((out / "config.json").is_file() and read_values(out).get("kind") == "cascade"):
+        raise UserError(f"{out} is there already and is no cascade: name another folder")
+    config = CascadeConfig.of(configs)
     with replacing(out) as partial:
-        partial.mkdir(parents=True)
-        names = tuple(f"stage-{config.name}" for config in configs)
-        for source, name in zip(sources, names, strict=True):
-            shutil.copytree(source, partial / name)
-        write_text(partial / "config.json", CascadeConfig(stages=names).to_json())
+        if taken:
+            shutil.copytree(out, partial, ignore=shutil.ignore_patterns("config.json", "stage-*"))
+        for source, name in zip(sources, config.stages, strict=True):
+            shutil.copytree(source / "network", partial / name / "network")
+            shutil.copy(source / "config.json", partial / name)
+        write_text(partial / "config.json", config.to_json())
     return out
-
-
-def read_stage(folder: Path) -> StageConfig:
-    """The config of a stage's folder."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"the cascade lacks a stage: there is no {path}") from None
-    except (ValueError, RecursionError, OSError):
-        raise UserError(f"{path} is not readable JSON") from None
-    kind = values.get("kind") if isinstance(values, dict) else None
-    if kind != "stage":
-        raise UserError(f"{folder} holds a model of kind {kind!r}, not a stage of a cascade")
-    try:
-        return StageConfig.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def open_stage(folder: Path) -> Stage:

@@ -14,6 +14,8 @@ from torch import Tensor
 from diptych.checks import said, texts, wholes
 from diptych.errors import UserError
 
+MOST_STEPS, LONGEST_SIDE = 10_000, 8192
+"""Beyond these a number is a slip of the keyboard."""
 Callback = Callable[[int, int, Tensor], None]
 """Called after each step with (step, steps, estimate of x0); raise to cancel."""
 
@@ -38,7 +40,10 @@ class Order:
 
     @classmethod
     def read(cls, prompts: Any, seeds: Any, negative: Any) -> Order:
-        """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given."""
+        """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given.
+
+        A negative prompt of spaces says nothing, as an empty one does.
+        """
         prompts = texts("prompts", prompts)
         negatives = [""] * len(prompts) if negative is None else texts("negative", negative)
         if isinstance(negative, str):
@@ -52,7 +57,7 @@ class Order:
             raise UserError("a seed is a whole number from 0 to 2^63 - 1")
         if len(negatives) != len(prompts):
             raise UserError(f"give one negative prompt for all or one for each of the {len(prompts)} prompts")
-        return cls(prompts, negatives, seeds)
+        return cls(prompts, [negative if negative.strip() else "" for negative in negatives], seeds)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -68,6 +73,8 @@ def read_steps(steps: Any) -> int:
     (steps,) = wholes("steps", [steps])
     if steps < 1:
         raise UserError(f"steps must be at least 1, not {steps}")
+    if steps > MOST_STEPS:
+        raise UserError(f"steps must be at most {MOST_STEPS}, not {said(steps)}")
     return steps
 
 
@@ -81,6 +88,25 @@ def read_number(name: str, value: Any) -> float:
 def read_size(size: Sequence[int], multiple: int) -> list[int]:
     """Width and height in pixels, multiples of what the networks can halve."""
     sides = wholes("size", size)
-    if len(sides) != 2 or any(side < 1 or side % multiple for side in sides):
-        raise UserError(f"size is width and height, both multiples of {multiple}, not {said(sides)}")
+    if len(sides) != 2 or any(not 1 <= side <= LONGEST_SIDE or side % multiple for side in sides):
+        raise UserError(
+            f"size is width and height, both multiples of {multiple} up to {LONGEST_SIDE}, not {said(sides)}"
+        )
     return sides
+
+
+def one_each(name: str, value: Any, numbers: range, count: int) -> dict[int, Any]:
+    """One value for all of a cascade's `count` stages, or a list with one for each (of those that run, or of all), by
+    the number of the stage that runs.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) == count:
+        values = [values[number] for number in numbers]
+    if len(values) != len(numbers):
+        raise UserError(f"{name}: give one value for all stages, or a list of {len(numbers)}, not {said(value)}")
+    return dict(zip(numbers, values, strict=True))
+
+
+def counted(callback: Callback | None, done: int, total: int) -> Callback | None:
+    """A callback for one stage of several, of whose `total` steps so many are done."""
+    return None if callback is None else lambda step, steps, x0: callback(done + step, total, x0)

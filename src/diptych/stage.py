@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from diptych.checks import initial
@@ -23,13 +22,10 @@ from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, read_size
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
-from diptych.pictures import read_picture, to_images, to_tensor
-from diptych.stage_config import Settings, StageConfig, build_network, read_settings, trained
+from diptych.pictures import to_images, to_tensor
+from diptych.stage_config import Settings, StageConfig, build_network, read_low, read_settings, require_trained
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
 from diptych.weights.files import load_into, load_stated, load_weights, save_weights, write_text
-
-LONGEST_SIDE = 4
-"""A low-resolution picture may be so many times as long as it is wide."""
 
 
 class Stage(nn.Module):
@@ -47,7 +43,7 @@ class Stage(nn.Module):
     def text(self) -> Any:
         """The text encoder, or none; built when it is first asked for."""
         if self._text[0] is None and self.config.text is not None:
-            self.text = build_text_encoder(self.config.text)
+            self.text = build_text_encoder(self.config.text, device=self.device)
         return self._text[0]
 
     @text.setter
@@ -55,6 +51,11 @@ class Stage(nn.Module):
         self._text = (encoder,)
         if isinstance(network := getattr(encoder, "model", None), nn.Module):
             network.to(self.device)
+
+    @property
+    def reads(self) -> bool:
+        """Whether the text encoder is in memory."""
+        return self._text[0] is not None
 
     @property
     def device(self) -> torch.device:
@@ -92,8 +93,7 @@ class Stage(nn.Module):
     def enlarge(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) made small, and enlarged again by this stage at its own settings."""
         low, order = self.reduced(pictures), Order(captions, [""] * len(captions), seeds)
-        size = (pictures.shape[-2], pictures.shape[-1])
-        return low, self.sample(self.words(order), seeds, size, self.settings(), low)
+        return low, self.sample(self.words(order), seeds, self.settings(), low=low)
 
     def reduced(self, pictures: Tensor) -> Tensor:
         """The low-resolution truth (B, 3, H / factor, W / factor) of pictures (B, 3, H, W)."""
@@ -105,7 +105,8 @@ class Stage(nn.Module):
     def enlarged(self, low: Tensor, level: Tensor, noise: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """low (B, 3, h, w) and levels (B,) as the network's keyword arguments."""
         size = (low.shape[-2] * self.config.factor, low.shape[-1] * self.config.factor)
-        cond = {"concat": augmented(low, size, level, noise, self.config.augmentation)}
+        with torch.autocast(low.device.type, enabled=False):  # a blur is a convolution
+            cond = {"concat": augmented(low, size, level, noise, self.config.augmentation)}
         return {**cond, "level": level.to(low)} if self.config.network.augmented else cond
 
     def cond(self, embedding: TextEmbedding) -> dict[str, Tensor]:
@@ -143,12 +144,16 @@ class Stage(nn.Module):
         """Paint one picture for each prompt; a super-resolution stage enlarges one picture for each.
 
         Args:
-            prompts, seeds, negative: as for the latent panel. Nothing is said by zeros, the null embedding.
-            steps, guidance, sampler, threshold, augmentation: the stage's own defaults if none.
+            prompts, seeds, negative: as for the latent panel. Nothing is said by zeros, the null embedding. A stage
+                without text (SR3, DDPM) reads neither: prompts then only name the pictures, and nothing is guided.
+            steps, guidance, sampler, threshold, augmentation: the stage's own defaults if none. A threshold is "none",
+                "static", "dynamic", or "dynamic:0.95:1.5" with its percentile and cap; augmentation is the level, from
+                0 to 1, at which the low-resolution picture is spoiled.
             low: for a super-resolution stage, the picture to enlarge (PIL, or a path), one or one for each prompt; its
                 shorter side is brought to `config.low_size`.
             noise: initial noise (B, 3, H, W) with unit deviation, in the place of the seeds' own.
             size: (width, height) of a base stage's pictures, multiples of `config.multiple`.
+            callback: called with (step, steps, x0 estimate (B, 3, H, W)); raise to cancel.
 
         Raises:
             UserError: as for the latent panel; or the stage was never trained; or `low` is missing, or no picture.
@@ -157,63 +162,46 @@ class Stage(nn.Module):
         settings = self.settings(
             steps=steps, guidance=guidance, sampler=sampler, threshold=threshold, augmentation=augmentation
         )
-        lows = self.read_low(low, len(order))
-        if lows is not None:
-            if size is not None:
-                raise UserError("size follows from the low-resolution picture: leave it out")
-            height, width = (side * self.config.factor for side in lows.shape[-2:])
-        else:
+        lows = read_low(self.config, low, len(order))
+        if lows is None:
             width, height = read_size((self.config.size,) * 2 if size is None else size, self.config.multiple)
+        elif size is None:
+            width, height = (side * self.config.factor for side in lows[0].size)
+        else:
+            raise UserError("size follows from the low-resolution picture: leave it out")
         start = None if noise is None else initial(noise, (len(order), 3, height, width))
+        require_trained(self.network, f"the stage {self.config.name}")
         pictures = self.sample(
-            self.words(order), order.seeds, (height, width), settings, lows, noise=start, callback=callback
+            self.words(order),
+            order.seeds,
+            settings,
+            size=(height, width),
+            low=None if lows is None else to_tensor(lows),
+            noise=start,
+            callback=callback,
         )
         common = {**settings.told(), "size": [width, height]}
-        if noise is not None:
-            common["noise"] = "given"  # the seed alone does not make this picture again
+        # What the seed alone does not make again:
+        common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         return Result(to_images(pictures), order.metadata(common))
 
     def words(self, order: Order) -> tuple[TextEmbedding, TextEmbedding] | None:
         """The prompts and what to steer away from: the negatives, or zeros."""
         return None if self.config.text is None else embed_order(self.text, order)
 
-    def read_low(self, low: Any, count: int) -> Tensor | None:
-        """A user's pictures at this stage's input size, (B, 3, h, w); none for a base stage."""
-        if self.config.low_size is None:
-            if low is not None:
-                raise UserError("this is a base stage, which starts from words: it has no low-resolution picture")
-            return None
-        if low is None:
-            raise UserError(
-                f"this stage makes {self.config.low_size}-px pictures into {self.config.size}-px ones: "
-                "give it the picture to enlarge as `low`"
-            )
-        given = list(low) if isinstance(low, (list, tuple)) else [low]
-        if len(given) not in (1, count):
-            raise UserError(f"give one low-resolution picture for all or one for each of the {count} prompts")
-        unit = max(1, self.config.multiple // self.config.factor)
-        pictures = [fitted(read_picture(one), self.config.low_size, unit) for one in given]
-        if any(picture.size != pictures[0].size for picture in pictures):
-            raise UserError("low-resolution pictures of different shapes: enlarge them one at a time")
-        return to_tensor(pictures * (count if len(pictures) == 1 else 1)).to(self.device)
-
     def sample(
         self,
         words: tuple[TextEmbedding, TextEmbedding] | None,
         seeds: Sequence[int],
-        size: tuple[int, int],
         settings: Settings,
-        low: Tensor | None = None,
         *,
+        size: tuple[int, int] | None = None,
+        low: Tensor | None = None,
         noise: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Pictures (B, 3, *size) in [-1, 1]; low (B, 3, h, w) for a super-resolution stage."""
-        if not trained(self.network):
-            raise UserError(f"the stage {self.config.name} was never trained: its last layer is still all zeros")
-        own = [stage_seed(seed, self.config) for seed in seeds]
-        source = NoiseSource(own, (3, *size), device=self.device)
-        x = source.draw() if noise is None else noise.to(self.device)
+        """Pictures (B, 3, H, W) in [-1, 1]: of size (H, W), or from low (B, 3, h, w) for a super-resolution stage."""
+        require_trained(self.network, f"the stage {self.config.name}")
         cond, uncond = ({}, {}) if words is None else (self.cond(words[0]), self.cond(words[1]))
         if low is not None:
             level = torch.full((len(low),), settings.augmentation or 0.0, dtype=torch.float64, device=self.device)
@@ -224,13 +212,16 @@ class Stage(nn.Module):
 
             extra = self.enlarged(low.to(self.device), level, draw)
             cond, uncond = {**cond, **extra}, {**uncond, **extra}
-        guidance = settings.guidance if words is not None else 1.0
-        guided = ClassifierFreeGuidance(self.denoiser, cond, uncond, guidance)
-        denoiser = settings.threshold.around(guided)
-        times = timesteps(self.schedule, settings.steps)
-        return SAMPLERS[settings.sampler](denoiser, x, times, self.schedule, noise=source, callback=callback).clamp(
-            -1, 1
-        )
+            size = (extra["concat"].shape[-2], extra["concat"].shape[-1])
+        assert size is not None, "a base stage has to be told the size"
+        source = NoiseSource([stage_seed(seed, self.config) for seed in seeds], (3, *size), device=self.device)
+        own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
+        x = own if noise is None else noise.to(self.device)
+        denoiser = settings.threshold.around(ClassifierFreeGuidance(self.denoiser, cond, uncond, settings.guidance))
+        sampler, times = SAMPLERS[settings.sampler], timesteps(self.schedule, settings.steps)
+        options = {"variance": "learned-range"} if self.config.learned_variance and settings.sampler == "ddpm" else {}
+        pictures = sampler(denoiser, x, times, self.schedule, noise=source, callback=callback, **options)
+        return pictures.clamp(-1, 1)
 
     # Files: config.json and network/.
 
@@ -253,21 +244,25 @@ class Stage(nn.Module):
                 network = build_network(config.network)
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
-        stated = load_stated(folder / "network").get("stage", config.name)
+        check_stated(config, folder)
+        load_into(network, load_weights(folder / "network"), str(folder / "network"), assign=True)
+        require_trained(network, f"the stage in {folder}")
+        return cls(config, network=network).eval()
+
+
+def check_stated(config: StageConfig, folder: Path) -> None:
+    """Raise a `UserError` if the weights in a stage's folder say that they are those of another stage."""
+    for stated in load_stated(folder / "network", "stage"):
         if stated != config.name:
             raise UserError(f"{folder / 'network'} holds the weights of stage {stated}, not of stage {config.name}")
-        load_into(network, load_weights(folder / "network"), str(folder / "network"), assign=True)
-        if not trained(network):
-            raise UserError(f"the stage in {folder} was never trained: its last layer is still all zeros")
-        return cls(config, network=network).eval()
 
 
 def embed_order(text, order: Order) -> tuple[TextEmbedding, TextEmbedding]:
     """The embeddings of prompts and of negatives; an empty negative is the null embedding, zeros."""
-    negatives = text.encode([negative or " " for negative in order.negatives]) if any(order.negatives) else None
-    prompts = text.encode(order.prompts)
-    empty = torch.tensor([not negative for negative in order.negatives])
-    return prompts, (prompts if negatives is None else negatives).zeroed(empty)
+    prompts = negatives = text.encode(order.prompts)
+    if any(order.negatives):
+        negatives = text.encode(order.negatives)
+    return prompts, negatives.zeroed(torch.tensor([not negative for negative in order.negatives]))
 
 
 def stage_seed(seed: int, config: StageConfig, what: str = "") -> int:
@@ -276,17 +271,3 @@ def stage_seed(seed: int, config: StageConfig, what: str = "") -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}/{config.name}/{what}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
-
-
-def fitted(picture: Image.Image, side: int, unit: int) -> Image.Image:
-    """An RGB picture with its shorter side at `side`, the other in proportion and a multiple of `unit`."""
-    width, height = picture.size
-    short, long = sorted(picture.size)
-    if long > LONGEST_SIDE * short:
-        raise UserError(f"the low-resolution picture has {width} x {height} pixels: too long to enlarge, crop it")
-    scale = side / short
-    across, down = (max(unit, round(length * scale / unit) * unit) for length in picture.size)
-    if (across, down) == picture.size:
-        return picture
-    whole = width % across == 0 and height % down == 0
-    return picture.resize((across, down), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS)

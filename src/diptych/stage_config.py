@@ -1,23 +1,31 @@
-"""The config of one stage of the cascade panel, and how a user's settings for it are read."""
+"""The config of one stage of the cascade panel, and how what a user gives it is read."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
 from torch import nn
 
+from diptych.checks import said
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import FrozenConfig
 from diptych.config import Config
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
 from diptych.errors import UserError, pick
 from diptych.generation import read_number, read_steps
 from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig
 from diptych.networks.unet import UNet, UNetConfig
+from diptych.pictures import read_picture
+
+LONGEST = 4
+"""A low-resolution picture may be so many times as long as it is wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +92,47 @@ class StageConfig(Config):
         return self.size // self.low_size if self.low_size else 1
 
     @property
+    def unit(self) -> int:
+        """What the sides of a picture that it enlarges are multiples of."""
+        return self.multiple // math.gcd(self.multiple, self.factor)
+
+    @property
     def name(self) -> str:
         """What it does: "64" or "64-256"."""
         return f"{self.low_size}-{self.size}" if self.low_size else str(self.size)
 
 
-def trained(network: nn.Module) -> bool:
-    """Whether a network was ever trained: before, its last layer is all zeros and it would paint noise."""
-    return bool(network.state_dict()["conv_out.weight"].any())
-
-
 def build_network(config: UNetConfig | EfficientUNetConfig) -> UNet | EfficientUNet:
     return EfficientUNet(config) if isinstance(config, EfficientUNetConfig) else UNet(config)
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no stage: {path} is missing") from None
+    except (ValueError, RecursionError, OSError):
+        raise UserError(f"{path} is not readable JSON") from None
+    return values if isinstance(values, dict) else {}
+
+
+def read_stage(folder: Path) -> StageConfig:
+    """The config of a stage's folder."""
+    values = read_values(folder)
+    if values.get("kind") != "stage":
+        raise UserError(f"{folder} holds a model of kind {said(values.get('kind'))}, not a stage of a cascade")
+    try:
+        return StageConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+
+
+def require_trained(network: nn.Module, what: str) -> None:
+    """Raise a `UserError` if a network was never trained: it would paint noise, as its last layer is all zeros."""
+    if not network.state_dict()["conv_out.weight"].any():
+        raise UserError(f"{what} was never trained: its last layer is still all zeros")
 
 
 @dataclass(frozen=True)
@@ -104,9 +141,11 @@ class Settings:
 
     steps: int
     guidance: float
+    """1 for a stage without words, which has nothing to be guided by."""
     sampler: str
     threshold: ThresholdConfig
     augmentation: float | None
+    """Level at which the low-resolution picture is spoiled; none for a base stage."""
 
     def told(self) -> dict[str, Any]:
         """As metadata."""
@@ -128,16 +167,61 @@ def read_settings(
     threshold: Any = None,
     augmentation: Any = None,
 ) -> Settings:
-    """A user's settings for a stage, its own where none are given; a `UserError` names what is wrong."""
-    level = None
-    if config.low_size is not None:
-        level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
-        if not 0 <= level <= 1:
-            raise UserError(f"augmentation must lie between 0 and 1, not {level:g}")
+    """A user's settings for a stage, its own where none are given; a `UserError` names what is wrong.
+
+    What the stage has no use for is read all the same, and left out.
+    """
+    count = read_steps(config.steps if steps is None else steps)
+    timesteps(build_schedule(config.schedule), count)  # or an error: a table has no more steps than entries
+    weight = read_number("guidance", config.guidance if guidance is None else guidance)
+    level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
+    if not 0 <= level <= 1:
+        raise UserError(f"augmentation must lie between 0 and 1, not {level:g}")
+    if config.augmentation.kind == "none":
+        level = 0.0  # as it was trained
     return Settings(
-        read_steps(config.steps if steps is None else steps),
-        read_number("guidance", config.guidance if guidance is None else guidance),
+        count,
+        1.0 if config.text is None else weight,
         pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS),
         config.threshold if threshold is None else ThresholdConfig.parse(threshold),
-        level,
+        None if config.low_size is None else level,
     )
+
+
+def read_low(config: StageConfig, low: Any, count: int, unit: int | None = None) -> list[Image.Image] | None:
+    """A user's low-resolution pictures for `count` prompts, at a stage's input size; none for a base stage.
+
+    unit: what their sides are multiples of, `config.unit` at least.
+    """
+    if config.low_size is None:
+        if low is not None:
+            raise UserError("this is a base stage, which starts from noise: leave the low-resolution picture out")
+        return None
+    if low is None:
+        raise UserError(
+            f"this stage makes {config.low_size}-px pictures into {config.size}-px ones: "
+            "give it the picture to enlarge as `low`"
+        )
+    given = list(low) if isinstance(low, (list, tuple)) else [low]
+    if len(given) not in (1, count):
+        raise UserError(f"give one low-resolution picture for all {count} prompts or one for each, not {len(given)}")
+    pictures = [fitted(read_picture(one), config.low_size, unit or config.unit) for one in given]
+    if any(picture.size != pictures[0].size for picture in pictures):
+        raise UserError("the low-resolution pictures have different shapes: enlarge them one at a time")
+    return pictures * count if len(pictures) == 1 else pictures
+
+
+def fitted(picture: Image.Image, side: int, unit: int) -> Image.Image:
+    """An RGB picture with its shorter side at `side`, the other in proportion and a multiple of `unit`."""
+    width, height = picture.size
+    short, long = sorted(picture.size)
+    if long > LONGEST * short:
+        raise UserError(
+            f"the low-resolution picture has {width} x {height} pixels: crop it, "
+            f"its longer side may be at most {LONGEST} times the shorter"
+        )
+    across, down = (round(length * side / short / unit) * unit for length in picture.size)  # length >= short: never 0
+    if (across, down) == picture.size:
+        return picture
+    whole = width % across == 0 and height % down == 0
+    return picture.resize((across, down), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS)

@@ -141,9 +141,10 @@ class ThresholdConfig(Config):
         pick("threshold", kind, ("none", "static", "dynamic"))
         names = ("percentile", "cap") if kind == "dynamic" else ()
         try:
-            return cls.from_dict({"kind": kind, **dict(zip(names, map(float, numbers), strict=False))})
-        except ValueError:
+            values = dict(zip(names[: len(numbers)], map(float, numbers), strict=True))
+        except ValueError:  # no numbers, or too many
             raise UserError(f"cannot read the threshold {value!r}: write it as dynamic:0.95:1.5") from None
+        return cls.from_dict({"kind": kind, **values})
 
     def around(self, denoiser: Denoising) -> Denoising:
         """The denoiser, bounded."""

@@ -128,10 +128,13 @@ def load_safetensors(path: Path, check_finite: bool = True) -> dict[str, Tensor]
 
 
 def load_metadata(path: Path) -> dict[str, str]:
-    """The text entries of a file's header."""
+    """The text entries of a file's header. Raises a `UserError` as `load_safetensors` does, the content aside."""
     _sniff(Path(path))
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is a damaged safetensors file ({error}); get or make it again") from error
 
 
 def _sniff(path: Path) -> None:
@@ -237,10 +240,10 @@ def load_weights(source: Path, dtype: torch.dtype | None = torch.float32, name: 
     return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
-def load_stated(source: Path, name: str = "model") -> dict[str, str]:
-    """The text entries in the header of a folder's weights (of its first shard); empty where there are no weights."""
-    found = sorted(Path(source).glob(f"{name}*.safetensors"))
-    return load_metadata(found[0]) if found else {}
+def load_stated(source: Path, key: str, name: str = "model") -> set[str]:
+    """What the headers of a folder's weights say under `key`, in all shards; nothing where they do not say."""
+    entries = [load_metadata(path) for path in sorted(Path(source).glob(f"{name}*.safetensors"))]
+    return {entry[key] for entry in entries if key in entry}
 
 
 def _load_shards(index: Path) -> dict[str, Tensor]:
