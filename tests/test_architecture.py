@@ -35,7 +35,8 @@ MAY_IMPORT = {
         *("latent", "stage", "stage_config", "cascade", "opening"),
     },
     "diptych": {"errors", "devices", "latent", "stage", "cascade", "opening"},
-    "commands": {*GROUND, "diptych", "recipes", "evaluation", "data"},
+    "painting": {*GROUND, "diptych", "opening", "evaluation"},  # its contact sheets
+    "commands": {*GROUND, "diptych", "recipes", "evaluation", "data", "painting"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},
 }
