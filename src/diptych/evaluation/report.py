@@ -113,17 +113,17 @@ def sweep_table(results: dict[str, Any]) -> Table:
     """The cells of a sweep, and what to compare them with."""
     cells, references = results["cells"], results["references"]
     keys = ("threshold", "guidance") if results["sweep"] == "guidance" else ("level",)
-    told = f"{results['model']['name']}, {results['settings']['pictures']} pictures a row"
-    table = Table(title=f"{told}; concepts among {results['concepts']}", box=box.MARKDOWN)
-    for name in (*keys, "alignment", "top-1 %", "top-5 %", "Fréchet", "saturated %"):
-        table.add_column(name, justify="left" if name == "threshold" else "right")
+    told = f"{results['model']['name']}: {results['settings']['pictures']} pictures a row"
+    table = Table(title=f"{told}, named among {results['concepts']} concepts", box=box.MARKDOWN)
+    # Top-1 is in results.json alone: the table fits a terminal of 80 columns.
+    for name in (*keys, "alignment", "top-5 %", "Fréchet", "saturated %"):
+        table.add_column(name, justify="left" if name == keys[0] else "right")
     if with_psnr := any("psnr" in cell for cell in cells):
         table.add_column("PSNR, dB", justify="right")
 
     def row(*titles: str, cell: dict[str, Any]) -> None:
         measures = [
             number(cell.get("alignment"), 3),
-            percent(cell["top1"]),
             percent(cell["top5"]),
             "" if cell.get("frechet") is None else f"{cell['frechet']:.2f}",
             f"{100 * cell['saturated']:.1f}" if "saturated" in cell else "",
@@ -132,8 +132,9 @@ def sweep_table(results: dict[str, Any]) -> Table:
 
     for cell in cells:
         row(*(f"{cell[key]:g}" if isinstance(cell[key], float) else cell[key] for key in keys), cell=cell)
-    for name, cell in references.items():
-        row(name, *[""] * (len(keys) - 1), cell=cell)
+    for name in ("bicubic", "real", "chance"):
+        if name in references:
+            row(name, *[""] * (len(keys) - 1), cell=references[name])
     return table
 
 
