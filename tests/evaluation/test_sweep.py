@@ -18,6 +18,7 @@ from rich.console import Console
 from diptych.cascade import Cascade
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.errors import UserError
+from diptych.evaluation import plots
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import psnr
 from diptych.evaluation.sweep import sweep_augmentation, sweep_guidance
@@ -27,7 +28,20 @@ from diptych.stage import Stage
 from diptych.stage_config import StageConfig
 from tests.evaluation import toys
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 KNOWN = {meta["captions"][1]: picture for _, picture, meta in toys.examples() if meta["kind"] == "single"}
+
+
+@pytest.fixture
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all the rest of a sweep: only tests that ask for `draws` do it."""
+    if "draws" not in request.fixturenames:
+        monkeypatch.setattr(plots, "plot", lambda results, path: None)
+
+
+@pytest.fixture
+def draws() -> None:
+    pass
 
 
 class Fading:
@@ -96,7 +110,7 @@ def test_the_table_shows_which_threshold_holds(judge: Judge, toy_data: Path, tmp
     assert sorted(seed for _, seed in painted["none", 1]) == list(range(20))
 
 
-def test_what_is_written_can_be_read(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_what_is_written_can_be_read(draws, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160)
     options = {"guidances": (1, 4), "thresholds": ("none", "static"), "sheet": 3, "name": "toy", "console": console}
     results = guide(Fading(), toy_data, tmp_path, judge, **options)
@@ -112,7 +126,7 @@ def test_what_is_written_can_be_read(judge: Judge, toy_data: Path, tmp_path: Pat
         ]
         assert f"{cell['alignment']['value']:.3f}±" in line and f" {cell['frechet']:.2f} " in line
     with Image.open(tmp_path / "plot.png") as plot:
-        assert plot.width > 800
+        assert plot.width > 800 and len(plot.convert("RGB").getcolors(1 << 24) or ()) > 50
     for bound in ("none", "static"):
         with Image.open(tmp_path / "cells" / f"{bound}-guidance-4.0.png") as strip:
             assert strip.size == (48, 16)
@@ -122,6 +136,21 @@ def test_what_is_written_can_be_read(judge: Judge, toy_data: Path, tmp_path: Pat
         for left, top in ((90, 32), (90 + 3 * 100 + 16, 32), (90, 32 + 2 * 100)):
             assert sheet.crop((left, top, left + 96, top + 96)).tobytes() == first.tobytes()
         assert sheet.crop((90, 132, 186, 228)).tobytes() != first.tobytes()
+
+
+def test_the_plot_says_which_point_is_which(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    results = guide(Fading(), toy_data, tmp_path, judge, guidances=(1, 4, 30), thresholds=("none", "dynamic"))
+    trade, ends = plots.plot_guidance(results).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in trade.lines}  # type: ignore[union-attr]
+    assert list(drawn) == ["none", "dynamic:0.95"]
+    for bound, points in drawn.items():
+        cells = [cell for cell in results["cells"] if cell["threshold"] == bound]
+        assert points == [[cell["alignment"]["value"], cell["frechet"]] for cell in cells]
+    assert [text.get_text() for text in trade.texts] == ["1", "4", "30"] * 2
+    assert len({line.get_marker() for line in trade.lines}) == len({line.get_color() for line in trade.lines}) == 2
+    assert [tick.get_text() for tick in ends.get_xticklabels()] == ["1", "4", "30"]
+    real = next(line for line in ends.lines if line.get_label() == "real pictures")
+    assert real.get_ydata()[0] == 100 * results["references"]["real"]["saturated"]  # type: ignore[index]
 
 
 def test_a_rerun_goes_on(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
@@ -277,7 +306,7 @@ def test_the_same_base_pictures_at_every_level(cascade: Watched, judge: Judge, t
     assert len(cascade.asked) == asked
 
 
-def test_real_pictures_made_small(cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_real_pictures_made_small(draws, cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     results = augment(cascade, toy_data, tmp_path, judge, levels=(0, 0.5), truth=True, sheet=4)
     assert [one["augmentation"] for one in cascade.asked] == [[0.0], [0.5]]
     with Image.open(tmp_path / "cells" / "real.png") as strip:
@@ -289,6 +318,7 @@ def test_real_pictures_made_small(cascade: Watched, judge: Judge, toy_data: Path
     assert results["cells"][1]["psnr"]["value"] == pytest.approx(np.mean(ratios))
     assert results["references"]["bicubic"]["psnr"]["value"] > results["cells"][1]["psnr"]["value"]  # untrained
     assert "PSNR" in (tmp_path / "results.md").read_text()
+    assert Image.open(tmp_path / "plot.png").width > 1200  # three panels
 
 
 def test_a_stage_alone_needs_the_truth(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
