@@ -141,7 +141,7 @@ def compare(
         "chance": {f"top{k}": {"value": chance(answers, len(concepts), k)} for k in (1, 5)},
         "by_wording": [
             {"prompt": trial.prompt, "control": trial.control, "concepts": list(trial.concepts)}
-            | {name: {w: float((r[w][i] < 5).double().mean()) for w in WORDINGS} for name, r in ranked.items()}
+            | {"top5": {n: {w: float((r[w][i] < 5).double().mean()) for w in WORDINGS} for n, r in ranked.items()}}
             for i, trial in enumerate(trials)
         ],
     }

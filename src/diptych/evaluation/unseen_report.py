@@ -42,26 +42,25 @@ def write_report(
 
 
 def summary_table(results: dict[str, Any]) -> Table:
-    """A row a model, its shuffled control, chance, and the paired differences."""
+    """Each model, its shuffled control, chance, and the paired differences, for the first guess and the first five."""
     title = f"{results['wordings']} wordings, named among {results['concepts']} concepts by the judge, %"
     table = Table(title=title, box=box.MARKDOWN)
-    groups = [(group, f"top{k}") for group in (*WORDINGS, "kept") for k in (1, 5)]
-    table.add_column("model")
-    for group, top in groups:
-        name = "share kept" if group == "kept" else f"{group} wording"
-        table.add_column(f"{name}, {top[:3]}-{top[3:]}", justify="right")
+    table.add_column("model", overflow="fold")
+    for name in ("guesses", *WORDINGS, "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
 
-    def row(name: str, found: dict[str, Any]) -> None:
-        shares = [(found.get(group) or {}).get(top) for group, top in groups]
-        table.add_row(name, *("" if share is None else percent(share) for share in shares))
+    def rows(name: str, found: dict[str, Any]) -> None:
+        for k in (1, 5):
+            shares = [(found.get(group) or {}).get(f"top{k}") for group in (*WORDINGS, "kept")]
+            table.add_row(name if k == 1 else "", f"top-{k}", *("" if s is None else percent(s) for s in shares))
 
     for name, found in results["found"].items():
-        row(name, found)
+        rows(name, found)
     for name, found in results["found"].items():
-        row(f"{name}, shuffled", {group: found[group + SHUFFLED] for group in WORDINGS})
-    row("chance", dict.fromkeys(WORDINGS, results["chance"]))
+        rows(f"{name}, shuffled", {group: found[group + SHUFFLED] for group in WORDINGS})
+    rows("chance", dict.fromkeys(WORDINGS, results["chance"]))
     for name, found in results["differences"].items():
-        row(name, found)
+        rows(name, found)
     return table
 
 
@@ -71,10 +70,10 @@ def explained(results: dict[str, Any]) -> list[str]:
     return [
         f"{len(said)} wordings were dropped because a training caption says their word, {len(unknown)} because the "
         "data shows nothing of what they mean.",
-        f"Each wording was painted {results['settings']['pictures']} times by each model, and so was the seen caption "
-        "of the concept that it should give, from the same noise. Shares are averaged by wording; errors are standard "
-        "errors over wordings, of the share kept by bootstrap. Differences are paired by wording. Shuffled pictures "
-        "are scored as another wording.",
+        f"Each model painted each unseen wording ({results['settings']['pictures']} pictures) and, from the same "
+        "noise, the seen caption of the concept that it should give. Kept is the share of the seen score that the "
+        "unseen wording reaches. Scores are averaged by wording first; errors are standard errors over wordings, those "
+        "of kept by bootstrap. Differences are paired by wording. Shuffled: scored as if another had been asked.",
         "The judge reads MiniLM's features as one of the models may. It is asked for the names of concepts only, which "
         "every model has seen, and never for the unseen words.",
         *(f"Dropped ({reason}): {', '.join(names)}." for reason, names in results["dropped"].items() if names),
@@ -90,7 +89,7 @@ def wording_table(results: dict[str, Any]) -> Table:
     for name in names:
         table.add_column(name, justify="right")
     for one in results["by_wording"]:
-        shares = [f"{100 * one[name]['unseen']:.0f} ({100 * one[name]['seen']:.0f})" for name in names]
+        shares = [f"{100 * one['top5'][name]['unseen']:.0f} ({100 * one['top5'][name]['seen']:.0f})" for name in names]
         table.add_row(one["prompt"], one["control"], *shares)
     return table
 
@@ -113,7 +112,7 @@ def sheet(
                 notes=[told[name][place]["guess"] for name, place in places],
             )
         )
-    page = contact_sheet(cells, columns=4, side=64)
+    page = contact_sheet(cells, columns=max(3, 16 // (shown * len(pictures))), side=64)
     head = (
         f"left to right, {shown} each: {', '.join(pictures)}. Beneath: the judge's first guess; the wording (concept)"
     )
