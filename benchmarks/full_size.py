@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import resource
 import subprocess
@@ -55,6 +56,7 @@ def narrowed(network: UNetConfig | EfficientUNetConfig, divide: int) -> UNetConf
     return dataclasses.replace(network, **widths)
 
 
+@functools.lru_cache
 def count(network: UNetConfig | EfficientUNetConfig) -> int:
     """Exact number of parameters."""
     with torch.device("meta"):

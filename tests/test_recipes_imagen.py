@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_a_skip_a_level_is_what_makes_the_last_stage_small() -> None:
 
 def test_ddpm_has_the_published_size_but_for_its_attention() -> None:
     """Ho et al. give 35.7 M; in each of six attentions ours has two projections and a norm more, three biases less."""
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     with torch.device("meta"):
         theirs = UNet2DModel(
@@ -151,7 +152,7 @@ def test_pictures_without_words(pictures: Path, tmp_path: Path, name: str, size:
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses
     model = diptych.load(str(tmp_path / "run"))
-    low = {"low": sorted(pictures.rglob("*.png"))[0]} if name == "sr3" else {}
+    low: dict[str, Any] = {"low": sorted(pictures.rglob("*.png"))[0]} if name == "sr3" else {}
     first, again = (model.generate("a picture", seeds=[3], steps=3, **low).images[0] for _ in range(2))
     assert first.size == (16, 16)
     assert first.tobytes() == again.tobytes()
