@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import diptych
-from diptych.errors import UserError
+from diptych.errors import NothingThere, UserError
 from diptych.opening import EMBEDDED, model_folder
 from diptych.weights.files import load_safetensors, load_weights, save_safetensors, save_weights
 from tests.latents import CAPTIONS, arrays, system
@@ -67,6 +68,17 @@ def test_an_opened_model_can_be_trained_and_leaves_its_files_alone(saved: Path, 
 
 def test_the_default_and_its_name_are_the_model_in_the_package() -> None:
     assert model_folder(None) == model_folder("latent") == EMBEDDED["latent"]
+
+
+@pytest.mark.parametrize(("panel", "target"), [("latent", "default-model"), ("cascade", "default-cascade")])
+def test_a_default_that_is_not_in_the_package_says_how_to_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, panel: str, target: str
+) -> None:
+    (tmp_path / "MODEL_CARD.md").write_text("a card without its model")
+    monkeypatch.setitem(EMBEDDED, panel, tmp_path)
+    with pytest.raises(NothingThere, match=f"the {panel} panel has no model in this package: .*`make {target}`"):
+        diptych.load(panel)
+    assert re.search(f"^{target}:", (Path(__file__).parent.parent / "Makefile").read_text(), re.MULTILINE)
 
 
 def change_config(**changes: Any) -> Callable[[Path], None]:

@@ -168,17 +168,18 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def show_networks(described: dict[str, Any]) -> None:
-    """The parameters of each network as a table."""
+    """The parameters of each network, as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("network", "parameters", title=described["name"], title_justify="left")
+    table = Table("network", "parameters")
     table.columns[1].justify = "right"
     for name, parameters in described["networks"].items():
         table.add_row(name, f"{parameters:,}")
     if len(described["networks"]) > 1:
         table.add_section()
         table.add_row("total", f"{described['total']:,}")
+    print(described["name"])
     Console().print(table)
 
 

@@ -15,10 +15,11 @@ from diptych.progress import bar
 
 SIDE = 256
 """Of each picture on the sheet of all panels, in pixels."""
+ENLARGING = "models that enlarge pictures"
 USES = {
     "threshold": "models over pixels",
-    "augmentation": "models that enlarge pictures",
-    "low": "models that enlarge pictures",
+    "augmentation": ENLARGING,
+    "low": ENLARGING,
     "start": "cascades",
     "stop": "cascades",
     "keep": "cascades",
@@ -36,7 +37,8 @@ def fitting(model: Any, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     known = inspect.signature(model.generate).parameters
     for key, value in settings.items():
         option = {"keep": "--keep-stages"}.get(key, f"--{key.replace('_', '-')}")
-        if key not in known:
+        idle = USES.get(key) == ENLARGING and getattr(model, "low_size", ...) is None  # a base stage
+        if key not in known or idle:
             raise UserError(f"{option} is for {USES[key]}, and the model {name} is none of them: leave it out")
         if isinstance(value, list) and "stop" not in known:
             raise UserError(f"{option} has a value for each stage, but the model {name} is no cascade: give one value")

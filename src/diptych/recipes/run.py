@@ -160,22 +160,12 @@ def precompute(recipe: Recipe, out: Path) -> Path:
 
 
 def assemble(sources: Sequence[str], out: Path) -> Path:
-    """Trained stages, base first, as one cascade in `out`, where nothing may be but an older cascade."""
+    """Trained stages, base first, as one cascade in `out`: run folders, model folders."""
     folders = [model_folder(source) for source in sources]
     for folder in folders:
         if out.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{out} lies in the stage {folder}: choose a folder of its own for the cascade")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and _kind(out) != "cascade":
-        raise UserError(f"{out} holds something else than a cascade: choose a new folder")
     return run_assemble(folders, out)
-
-
-def _kind(folder: Path) -> Any:
-    """What a folder holds, or none if it is no model."""
-    try:
-        return read_config(folder)["kind"]
-    except (UserError, OSError):
-        return None
 
 
 def describe(name: str | Path) -> dict[str, Any]:
