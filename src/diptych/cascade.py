@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.checks import initial, said, wholes
+from diptych.checks import initial, wholes
 from diptych.conditioning.text import FrozenConfig, TextEncoder, build_text_encoder
 from diptych.config import Config
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
 from diptych.stage import Stage, check_stated, embed_order
-from diptych.stage_config import (
-    Settings,
-    StageConfig,
-    read_low,
-    read_settings,
-    read_stage,
-    read_values,
-    require_trained,
-)
+from diptych.stage_config import Settings, StageConfig, read_json, read_low, read_settings, read_stage, require_trained
 from diptych.weights.files import replacing, write_text
 
 
@@ -140,21 +131,18 @@ class Cascade:
         order = Order.read(prompts, seeds, negative)
         numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, threshold, augmentation)
-        first = self.configs[numbers[0]]
-        images = read_low(first, low, len(order), self._unit(numbers))
+        first, *later = self.configs[numbers.start : numbers.stop]
+        images = read_low(first, low, len(order), later)
         width, height = (side * first.factor for side in images[0].size) if images else (first.size, first.size)
         given = None if noise is None else initial(noise, (len(order), 3, height, width))
         if one_at_a_time and not self._folders:
             raise UserError("stages that lie in no folder cannot be opened one at a time: save and load the cascade")
         if one_at_a_time:
             self._open.clear()
-        else:
-            for number in numbers:  # before any work
-                require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")
+        for number in () if one_at_a_time else numbers:  # before any work
+            require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")
         try:
-            words = self._words(order, numbers)
-            if one_at_a_time:
-                self._encoders.clear()
+            words = self._words(order, numbers, one_at_a_time)
             total, done = sum(settings[number].steps for number in numbers), 0
             kept: list[list[Image.Image]] = []
             for number in numbers:
@@ -207,21 +195,17 @@ class Cascade:
         each = {name: one_each(name, value, numbers, count) for name, value in zip(names, given, strict=True)}
         return {n: read_settings(self.configs[n], **{name: each[name][n] for name in names}) for n in numbers}
 
-    def _unit(self, numbers: range) -> int:
-        """What the sides of a low-resolution picture are multiples of, so that every stage can halve what it sees."""
-        unit = grown = 1
-        for config in (self.configs[number] for number in numbers):
-            unit = math.lcm(unit, config.unit // math.gcd(config.unit, grown))
-            grown *= config.factor
-        return unit
-
-    def _words(self, order: Order, numbers: range) -> dict[FrozenConfig, Any]:
+    def _words(self, order: Order, numbers: range, one_at_a_time: bool) -> dict[FrozenConfig, Any]:
         """The embeddings of the prompts by each text encoder that a stage reads; each reads them once."""
         words = {}
         for config in dict.fromkeys(text for number in numbers if (text := self.configs[number].text) is not None):
+            if one_at_a_time:
+                self._encoders.clear()  # of an earlier call, or of other stages
             if config not in self._encoders:
                 self._encoders[config] = build_text_encoder(config, device=self.device)
             words[config] = embed_order(self._encoders[config], order)
+        if one_at_a_time:
+            self._encoders.clear()
         return words
 
     # Files: config.json and a folder for each stage.
@@ -235,9 +219,7 @@ class Cascade:
 
     @classmethod
     def load(cls, values: dict[str, Any], folder: Path) -> Cascade:
-        """Open a folder that `save` wrote. Weights are read when a stage is first needed; what a `UserError` can tell
-        without them, it tells now.
-        """
+        """Open a folder that `save` wrote. Weights are read when a stage is first needed, their headers now."""
         try:
             folders = [folder / name for name in CascadeConfig.from_dict(values).stages]
             configs = [read_stage(one) for one in folders]
@@ -260,7 +242,7 @@ def assemble(sources: Sequence[Path], out: Path) -> Path:
     for source in sources:
         open_stage(source)  # whole, of this stage, and trained
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not ((out / "config.json").is_file() and read_values(out).get("kind") == "cascade"):
+    if taken and not ((out / "config.json").is_file() and read_json(out).get("kind") == "cascade"):
         raise UserError(f"{out} is there already and is no cascade: name another folder")
     config = CascadeConfig.of(configs)
     with replacing(out) as partial:

@@ -206,11 +206,9 @@ class Stage(nn.Module):
         if low is not None:
             level = torch.full((len(low),), settings.augmentation or 0.0, dtype=torch.float64, device=self.device)
             spoiling = [stage_seed(seed, self.config, "low") for seed in seeds]
-
-            def draw(like: Tensor) -> Tensor:
-                return NoiseSource(spoiling, like.shape[1:], device=self.device).draw()
-
-            extra = self.enlarged(low.to(self.device), level, draw)
+            extra = self.enlarged(
+                low.to(self.device), level, lambda like: NoiseSource(spoiling, like.shape[1:], like.device).draw()
+            )
             cond, uncond = {**cond, **extra}, {**uncond, **extra}
             size = (extra["concat"].shape[-2], extra["concat"].shape[-1])
         assert size is not None, "a base stage has to be told the size"
@@ -227,7 +225,6 @@ class Stage(nn.Module):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the stage as a folder that `diptych.load` opens."""
-        folder.mkdir(parents=True, exist_ok=True)
         stated = {"stage": self.config.name}
         save_weights(self.network.state_dict(), folder / "network", dtype=getattr(torch, dtype), metadata=stated)
         write_text(folder / "config.json", self.config.to_json())

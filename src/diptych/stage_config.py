@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +107,7 @@ def build_network(config: UNetConfig | EfficientUNetConfig) -> UNet | EfficientU
     return EfficientUNet(config) if isinstance(config, EfficientUNetConfig) else UNet(config)
 
 
-def read_values(folder: Path) -> dict[str, Any]:
+def read_json(folder: Path) -> dict[str, Any]:
     """The config.json of a folder."""
     path = folder / "config.json"
     try:
@@ -120,7 +121,7 @@ def read_values(folder: Path) -> dict[str, Any]:
 
 def read_stage(folder: Path) -> StageConfig:
     """The config of a stage's folder."""
-    values = read_values(folder)
+    values = read_json(folder)
     if values.get("kind") != "stage":
         raise UserError(f"{folder} holds a model of kind {said(values.get('kind'))}, not a stage of a cascade")
     try:
@@ -188,10 +189,10 @@ def read_settings(
     )
 
 
-def read_low(config: StageConfig, low: Any, count: int, unit: int | None = None) -> list[Image.Image] | None:
+def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageConfig] = ()) -> list[Image.Image] | None:
     """A user's low-resolution pictures for `count` prompts, at a stage's input size; none for a base stage.
 
-    unit: what their sides are multiples of, `config.unit` at least.
+    later: the stages that follow; each must be able to halve what comes to it.
     """
     if config.low_size is None:
         if low is not None:
@@ -205,7 +206,10 @@ def read_low(config: StageConfig, low: Any, count: int, unit: int | None = None)
     given = list(low) if isinstance(low, (list, tuple)) else [low]
     if len(given) not in (1, count):
         raise UserError(f"give one low-resolution picture for all {count} prompts or one for each, not {len(given)}")
-    pictures = [fitted(read_picture(one), config.low_size, unit or config.unit) for one in given]
+    unit = grown = 1
+    for one in (config, *later):
+        unit, grown = math.lcm(unit, one.unit // math.gcd(one.unit, grown)), grown * one.factor
+    pictures = [fitted(read_picture(one), config.low_size, unit) for one in given]
     if any(picture.size != pictures[0].size for picture in pictures):
         raise UserError("the low-resolution pictures have different shapes: enlarge them one at a time")
     return pictures * count if len(pictures) == 1 else pictures

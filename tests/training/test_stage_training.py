@@ -238,6 +238,7 @@ def test_accumulated_parts_make_the_same_stage(tmp_path: Path, alone: Path) -> N
     same(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_stage(tmp_path: Path, alone: Path) -> None:
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
