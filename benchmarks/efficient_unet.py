@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from diptych.devices import find_device
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.schedule import build_schedule
 from diptych.networks.efficient_unet import EfficientUNetConfig
@@ -134,17 +135,28 @@ def learnt(folder: Path, batch: int) -> dict[str, Any]:
 
 
 def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median and least seconds of each call, all of them in every round after one that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    """Seconds of each call, all of them in every round after one that does not count.
+
+    Median and least by the clock; and the median of what the processor spent, which other programs do not lengthen.
+    """
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
             wait()
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             call()
             wait()
             if turn:
-                taken[name].append(time.perf_counter() - began)
-    return {name: {"median": statistics.median(times), "least": min(times)} for name, times in taken.items()}
+                taken[name].append((time.perf_counter() - began, time.process_time() - spent))
+    clock = {name: [seconds for seconds, _ in times] for name, times in taken.items()}
+    return {
+        name: {
+            "median": statistics.median(clock[name]),
+            "least": min(clock[name]),
+            "processor": statistics.median(spent for _, spent in times),
+        }
+        for name, times in taken.items()
+    }
 
 
 def wait() -> None:
@@ -157,7 +169,7 @@ def timings(stages: dict[str, Stage], batch: int, repeats: int) -> dict[str, Any
     """Forward at full size, forward and backward of a training batch, and whole pictures, of stages in turn."""
     some = next(iter(stages.values()))
     gen = torch.Generator().manual_seed(0)
-    low = Image.effect_noise((SIZE // FACTOR,) * 2, 64).convert("RGB")
+    low = Image.effect_noise((SIZE // FACTOR, SIZE // FACTOR), 64).convert("RGB")
     cond = {
         size: {key: value.to(some.device) for key, value in condition(some.config.network, n, size).items()}
         for size, n in ((SIZE, 1), (CROP, batch))
@@ -195,13 +207,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         folder = options.run / f"{name}-{options.channels}"
         opened = open_model(run.train(recipe(network, options), folder))
         assert isinstance(opened, Stage)
-        stages[name] = opened
+        stages[name] = opened.to(find_device(options.device)).eval()
         results[name] = {"parameters": count(network), "network": network.to_dict(), **learnt(folder, options.batch)}
     told = {name: getattr(options, name) for name in ("steps", "batch", "seed")}
     return {
         "data": str(options.data),
         **told,
         "threads": torch.get_num_threads(),
+        **({"device": torch.cuda.get_device_name()} if next(iter(stages.values())).device.type == "cuda" else {}),
         "networks": results,
         "seconds": timings(stages, options.batch, options.repeats),
     }
@@ -243,7 +256,7 @@ def table(results: dict[str, Any]) -> str:
         )
         rows.append(("seconds a training step", ours["training_step_seconds"], theirs["training_step_seconds"], ".3f"))
     for job, taken in results.get("seconds", {}).items():
-        for kind in ("median", "least"):
+        for kind in ("median", "least", *(["processor"] if "device" not in results else [])):
             named = f"seconds {job.replace('_', ' ')}, {kind}"
             rows.append((named, taken["efficient"][kind], taken["plain"][kind], ".4f"))
     lines = ["| | Efficient U-Net | plain U-Net | plain / efficient |", "|-|-:|-:|-:|"]

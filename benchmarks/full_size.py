@@ -89,7 +89,8 @@ def run_once(
     """The stage's loss of one random batch, with that network, and its gradient: seconds, bytes, what was missed."""
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
-    model = build_network(network).to(device, kind)
+    with torch.device(device):
+        model = build_network(network).to(kind)
     with torch.no_grad():
         for p in model.parameters():  # what starts at zero would stop the gradient
             if not p.any():

@@ -114,12 +114,15 @@ def test_calls_are_timed_in_turn_and_the_first_round_does_not_count() -> None:
     assert order == ["slow", "fast"] * 4
     assert 0.02 <= taken["slow"]["least"] <= taken["slow"]["median"] < 0.4
     assert taken["fast"]["median"] < taken["slow"]["median"]
+    assert taken["slow"]["processor"] < 0.02, "sleeping costs no processor time"
 
 
 def test_the_table_says_how_many_times_the_plain_one_takes() -> None:
-    seconds = {"sample_128px": {"efficient": {"median": 2.0, "least": 1.0}, "plain": {"median": 5.0, "least": 4.0}}}
+    ours, theirs = {"median": 2.0, "least": 1.0, "processor": 1.5}, {"median": 5.0, "least": 4.0, "processor": 6.0}
+    seconds = {"sample_128px": {"efficient": ours, "plain": theirs}}
     text = table({"networks": {"efficient": {"parameters": 1000}, "plain": {"parameters": 1010}}, "seconds": seconds})
     assert "| seconds sample 128px, median | 2.0000 | 5.0000 | 2.50 |" in text
+    assert "| seconds sample 128px, processor | 1.5000 | 6.0000 | 4.00 |" in text
     assert "| parameters | 1,000 | 1,010 | 1.01 |" in text
 
 
