@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diptych.cascade import CascadeConfig, read_stage
+from diptych.cascade import CascadeConfig
 from diptych.cascade import assemble as run_assemble
 from diptych.conditioning.cache import CachedTexts, text_cache
 from diptych.conditioning.text import (
@@ -33,7 +33,7 @@ from diptych.networks.unet import UNet
 from diptych.opening import model_folder, read_config
 from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get
 from diptych.stage import Stage
-from diptych.stage_config import StageConfig, build_network
+from diptych.stage_config import StageConfig, build_network, read_stage
 from diptych.training.diffusion import DiffusionTask
 from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
 from diptych.training.loop import Trainable
