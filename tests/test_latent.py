@@ -73,6 +73,14 @@ def test_given_noise_takes_the_place_of_the_seeds(model: LatentDiffusion) -> Non
     assert all(told["noise"] == "given" for told in given.metadata), "the seed alone does not make it again"
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "euler-ancestral", "dpmpp-2m-sde"])
+def test_what_a_sampler_draws_does_not_shift_when_noise_is_given(model: LatentDiffusion, sampler: str) -> None:
+    noise = NoiseSource([7, 8], (4, 8, 8)).draw()
+    usual = model.generate(list(CAPTIONS), seeds=[7, 8], sampler=sampler)
+    given = model.generate(list(CAPTIONS), seeds=[7, 8], sampler=sampler, noise=noise)
+    assert np.array_equal(arrays(usual), arrays(given))
+
+
 def test_negative_prompts_steer(model: LatentDiffusion) -> None:
     usual = model.generate(list(CAPTIONS))
     assert np.array_equal(arrays(usual), arrays(model.generate(list(CAPTIONS), negative="")))

@@ -199,7 +199,8 @@ class LatentDiffusion(nn.Module):
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         shape = (config.autoencoder.latent_channels, sides[1] // factor, sides[0] // factor)
         source = NoiseSource(order.seeds, shape, device=self.device)
-        start = source.draw() if noise is None else initial(noise, (len(order), *shape)).to(self.device)
+        own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
+        start = own if noise is None else initial(noise, (len(order), *shape)).to(self.device)
 
         negatives = order.negatives if any(order.negatives) else [""]
         cond, uncond = self.embed(order.prompts), self.embed(negatives)
