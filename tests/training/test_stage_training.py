@@ -275,8 +275,8 @@ def test_a_stage_learns_to_enlarge_better_than_interpolation_does(tmp_path: Path
     it = DiffusionTask(model, DiffusionTraining())
     validation = toy_batch(list(range(10_000, 10_016)))
     before = it.validation(validation)["loss"]
-    values = {"steps": 400, "batch_size": 16, "ema": 0.95, "log_every": 100, "validate_every": 0, "sample_every": 0}
-    values |= {"schedule": "cosine", "checkpoint_every": 400}
+    values = {"steps": 250, "batch_size": 16, "ema": 0.95, "log_every": 250, "validate_every": 0, "sample_every": 0}
+    values |= {"schedule": "cosine", "checkpoint_every": 250}
     folder = train(it, toy_batch, settings(**values), tmp_path)
     opened: Any = open_model(folder)
     opened.text = Words()
