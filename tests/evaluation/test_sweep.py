@@ -344,6 +344,11 @@ def test_one_stage_of_several(judge: Judge, toy_data: Path, tmp_path: Path) -> N
         augment(model, toy_data, tmp_path / str(number), judge, levels=(0.3,), batch=4, stage=number)
         assert model.asked[0]["stop"] == number
         assert (model.asked[1]["start"], model.asked[1]["augmentation"]) == (number, asked)
+    for steps, stop, asked in ([3, 1, 2], None, [[3], [1, 2]]), ([3, 1], 2, [[3], [1]]), (2, None, [2, 2]):
+        model.asked.clear()
+        out = tmp_path / f"{steps} {stop}"
+        augment(model, toy_data, out, judge, levels=(0.3,), batch=4, steps=steps, stop=stop)
+        assert [one["steps"] for one in model.asked] == asked
     model.asked.clear()
     guide(model, toy_data, tmp_path / "base", judge, pictures=4, guidances=(3,), thresholds=("static",), stop=1)
     guide(model, toy_data, tmp_path / "g", judge, pictures=4, guidances=(3,), thresholds=("static",))
@@ -360,6 +365,7 @@ def test_one_stage_of_several(judge: Judge, toy_data: Path, tmp_path: Path) -> N
         ({"stage": 0}, "stage 0 enlarges nothing"),
         ({"stop": 1}, "no stage that runs enlarges"),
         ({"stop": 3}, "stop must lie between 1 and 2"),
+        ({"steps": [2, 1, 3]}, "steps: give one value for all stages, or a list of 2"),
     ],
 )
 def test_wrong_levels_are_named(

@@ -22,7 +22,7 @@ from diptych.evaluation import plots, report
 from diptych.evaluation.cells import Cells, Key
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.study import batches, opened
-from diptych.generation import read_number
+from diptych.generation import one_each, read_number
 from diptych.progress import track
 
 
@@ -148,6 +148,10 @@ def sweep_augmentation(
     first = chain.enlarging(stage)
     if first == 0 and not truth:
         raise UserError("nothing before this stage paints what it enlarges: sweep with truth, real pictures made small")
+    before = behind = steps
+    if chain.cascade and isinstance(steps, (list, tuple)):  # of stages that are painted apart here
+        each = list(one_each("steps", steps, range(len(chain.configs)), len(model.configs)).values())
+        before, behind = each[:first], each[first:]
     cells = Cells(
         "augmentation",
         model,
@@ -161,7 +165,7 @@ def sweep_augmentation(
         size=chain.size,
         settings={"steps": steps, "stop": stop, "stage": stage, "truth": truth},
     )
-    common = known(steps=steps, stop=stop, start=first if chain.cascade else None)
+    common = known(steps=behind, stop=stop, start=first if chain.cascade else None)
 
     def options(key: Key) -> dict[str, Any]:
         return {"augmentation": chain.settings(key["level"], first=first, others=stage is None), **common}
@@ -172,7 +176,7 @@ def sweep_augmentation(
         if truth:
             low = cells.reduced(chain.configs[first].low_size)
         else:
-            parts = batches(model, cells.group, batch, stop=first, **known(steps=steps))
+            parts = batches(model, cells.group, batch, stop=first, **known(steps=before))
             count = -(-len(cells.group.seeds) // batch)
             low = [picture for part, _ in track(parts, "painting what is enlarged", count) for picture in part]
         plain = [picture.resize((cells.size, cells.size), Image.Resampling.BICUBIC) for picture in low]
