@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +53,7 @@ LATENT_PANEL, CASCADE_PANEL = Panel("latent", f"{LATENT_RUN}/model"), Panel("cas
 MODELS = (f"{AUTOENCODER_RUN}/model", f"{LATENT_RUN}/model", f"{JUDGE_RUN}/model", f"{RUNS}/cascade")
 """Models that are brought back."""
 STUDIES = tuple(study for panel in (LATENT_PANEL, CASCADE_PANEL) for study in (panel.new_study, panel.old_study))
+EFFICIENT, FULL_SIZE = "benchmarks/results/efficient-unet", "benchmarks/results/full-size.json"
 SWEEPS, WORDS = f"{RUNS}/sweeps", f"{RUNS}/words"
 
 
@@ -146,6 +149,12 @@ def sweep(what: str, *more: str) -> Job:
     return Job(name=f"sweep-{what}", minutes=3, run=(*run, *more), needs=need, result=f"{out}/results.json")
 
 
+def script(name: str, *arguments: str, result: str) -> dict[str, Any]:
+    """What a script beside this one leaves as JSON."""
+    subprocess.run((sys.executable, f"benchmarks/{name}", *arguments), cwd=ROOT, check=True)
+    return json.loads((ROOT / result).read_text())
+
+
 def stage(name: str, data: str, minutes: float, batch: int, *needs: str) -> Job:
     """A stage of the cascade, trained for so many minutes."""
     run = train(name, f"{RUNS}/{name}", minutes, batch, 1e-3, f"data.path={data}")
@@ -221,6 +230,16 @@ THEN = (
     ),
     sweep("guidance", "--stop", "1"),
     sweep("augmentation", "--stop", "2"),
+    Job(
+        name="efficient-unet-full",
+        minutes=1.5,
+        run=partial(script, "efficient_unet.py", "--size", "full", "--out", EFFICIENT, result=f"{EFFICIENT}/full.json"),
+    ),
+    Job(
+        name="full-size",
+        minutes=3,
+        run=partial(script, "full_size.py", "--device", "cuda", "--out", FULL_SIZE, result=FULL_SIZE),
+    ),
     Job(
         name="words-data",
         minutes=1,

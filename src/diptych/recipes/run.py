@@ -63,7 +63,7 @@ def train(recipe: Recipe, folder: Path) -> Path:
     return _run(
         recipe,
         folder,
-        build(recipe, dataset),
+        build(recipe, dataset, *([] if validation is None else [validation])),
         batches(dataset, seeds["train"]),
         None if validation is None else batches(validation, seeds["held-out"]),
     )
@@ -73,24 +73,27 @@ def _run(recipe: Recipe, folder: Path, task: Trainable, batch_at: BatchAt, valid
     return run_loop(task, batch_at, recipe.training, folder, validation_at, resolved=recipe.to_dict())
 
 
-def build(recipe: Recipe, dataset: PictureDataset) -> Trainable:
-    """The model of a recipe as the training loop sees it, reading pictures."""
+def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> Trainable:
+    """The model of a recipe as the training loop sees it, reading pictures of `dataset`, and in validation of others."""
     system = recipe.system
     if isinstance(system, FirstStageConfig):
         return FirstStage(system)
     if isinstance(system, LatentTraining):
         return latent_task(system, first_stage(system), captions=lambda: all_captions(dataset))
     if isinstance(system, StageTraining):
-        return stage_task(system, all_captions(dataset) if system.model.text is not None else [])
+        words = system.model.text is not None
+        return stage_task(system, [text for one in (dataset, *others) for text in all_captions(one)] if words else [])
     return JudgeTrainable(system, dataset)
 
 
 def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
-    """A stage whose captions are embedded before the first step, or were by an earlier run; then the encoder goes."""
+    """A stage whose captions and sample prompts are embedded before the first step, or were by an earlier run; then the
+    encoder goes.
+    """
     texts = None
     if system.model.text is not None:
         texts = CachedTexts(system.model.text, text_cache())
-        texts.read(captions)
+        texts.read([*captions, *system.diffusion.prompts])
         texts.unload()
     return DiffusionTask(Stage(system.model, texts), system.diffusion)
 
