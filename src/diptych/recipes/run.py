@@ -74,7 +74,7 @@ def _run(recipe: Recipe, folder: Path, task: Trainable, batch_at: BatchAt, valid
 
 
 def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> Trainable:
-    """The model of a recipe as the training loop sees it, reading pictures of `dataset`, and in validation of others."""
+    """The model of a recipe as the training loop sees it, reading `dataset`, and in validation the others."""
     system = recipe.system
     if isinstance(system, FirstStageConfig):
         return FirstStage(system)
