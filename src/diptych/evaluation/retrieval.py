@@ -55,7 +55,9 @@ def spoken(concept: str) -> list[str]:
 
 def concept_vectors(judge: Judge, concepts: Sequence[str]) -> Tensor:
     """Unit vectors (C, D) of concepts: each is the mean over `TEMPLATES`, set back to length 1."""
-    vectors = judge.captions([words for concept in concepts for words in spoken(concept)])  # (C * templates, D)
+    texts = [words for concept in concepts for words in spoken(concept)]
+    judge.words.prepare(texts)
+    vectors = judge.captions(texts)  # (C * templates, D)
     return F.normalize(vectors.unflatten(0, (len(concepts), -1)).mean(1), dim=-1)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diptych.conditioning.cache import CachedTexts, text_cache
+from diptych.conditioning.text import MiniLMConfig
 from diptych.progress import track
 
 
@@ -20,8 +22,8 @@ class Encoder(Protocol):
 class WordFeatures:
     """Captions to token features, remembered in float16 (about 10 kB a caption).
 
-    `encoder` defaults to MiniLM and is built at the first caption; `limit` bounds the memory in bytes: captions met
-    after it is full are read anew each time.
+    `encoder` defaults to MiniLM with its memory on disk (`text_cache()`), built at the first caption that is not there;
+    `limit` bounds the memory in bytes: captions met after it is full are read anew each time.
     """
 
     def __init__(self, encoder: Encoder | None = None, limit: int = 1 << 30) -> None:
@@ -29,6 +31,12 @@ class WordFeatures:
         self._limit = limit
         self._used = 0
         self._known: dict[str, Tensor] = {}
+
+    @property
+    def encoder(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = CachedTexts(MiniLMConfig(), text_cache())
+        return self._encoder
 
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Features (B, L, D) float32 and mask (B, L) bool, padded to the longest caption given."""
@@ -42,6 +50,8 @@ class WordFeatures:
     def prepare(self, captions: Sequence[str], batch: int = 256) -> None:
         """Read all captions now, similar lengths together, with a progress bar."""
         new = sorted({c for c in captions if c not in self._known}, key=len)
+        if new and isinstance(encoder := self.encoder, CachedTexts):
+            encoder.read(new)  # at once, so that they lie on disk together
         for start in track(range(0, len(new), batch), "reading captions"):
             if self._used >= self._limit:
                 break
@@ -52,11 +62,7 @@ class WordFeatures:
         """Encode captions, keep what fits, and return all of them."""
         if not captions:
             return {}
-        if self._encoder is None:
-            from diptych.conditioning.text import MiniLM  # loading it takes seconds, and needs its package
-
-            self._encoder = MiniLM()
-        text = self._encoder.encode(captions)
+        text = self.encoder.encode(captions)
         sequence, mask = text.sequence.half().cpu(), text.mask.cpu()
         found = {c: sequence[i, mask[i]].clone() for i, c in enumerate(captions)}
         for caption, row in found.items():
