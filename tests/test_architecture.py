@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "stage_config": {*GROUND, "networks", "diffusion", "conditioning"},
     "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},
     "cascade": {*GROUND, "weights", "conditioning", "stage", "stage_config"},
-    "opening": {"errors", "latent", "stage", "cascade"},
+    "opening": {"errors", "config", "latent", "stage", "cascade"},
     "evaluation": {*GROUND, "weights", "diffusion", "conditioning", "data", "training", "diptych"},  # systems by `load`
     "recipes": {
         *GROUND,

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from diptych.checks import initial, wholes
 from diptych.conditioning.text import FrozenConfig, TextEncoder, build_text_encoder
-from diptych.config import Config
+from diptych.config import Config, read_json
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
 from diptych.stage import Stage, check_stated, embed_order
-from diptych.stage_config import Settings, StageConfig, read_json, read_low, read_settings, read_stage, require_trained
+from diptych.stage_config import Settings, StageConfig, read_low, read_settings, read_stage, require_trained
 from diptych.weights.files import replacing, write_text
 
 
@@ -242,7 +242,7 @@ def assemble(sources: Sequence[Path], out: Path) -> Path:
     for source in sources:
         open_stage(source)  # whole, of this stage, and trained
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not ((out / "config.json").is_file() and read_json(out).get("kind") == "cascade"):
+    if taken and not is_cascade(out):
         raise UserError(f"{out} is there already and is no cascade: name another folder")
     config = CascadeConfig.of(configs)
     with replacing(out) as partial:
@@ -257,6 +257,13 @@ def assemble(sources: Sequence[Path], out: Path) -> Path:
 
 def open_stage(folder: Path) -> Stage:
     return Stage.load(read_stage(folder).to_dict(), folder)
+
+
+def is_cascade(folder: Path) -> bool:
+    """Whether a folder's config says that it holds a cascade."""
+    path = folder / "config.json"
+    values = read_json(path) if path.is_file() else None
+    return isinstance(values, dict) and values.get("kind") == "cascade"
 
 
 def check_chain(configs: Sequence[StageConfig]) -> None:

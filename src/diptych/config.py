@@ -13,6 +13,7 @@ import json
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from diptych.errors import UserError
@@ -73,6 +74,16 @@ class Config:
                 raise UserError(f"cannot read {assignment!r}: write it as field=value, for example training.steps=1000")
             _assign(type(self), values, path.split("."), text, path)
         return type(self).from_dict(values)
+
+
+def read_json(path: Path, missing: str | None = None, damaged: str | None = None) -> Any:
+    """What a JSON file holds. A `UserError` where there is none or it cannot be read, in these words where given."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(missing or f"there is no file {path}") from None
+    except (ValueError, RecursionError, OSError):
+        raise UserError(damaged or f"{path} is not readable JSON") from None
 
 
 def _plain(value: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.config import read_json
 from diptych.errors import NothingThere, UserError
 
 if TYPE_CHECKING:
@@ -46,12 +46,7 @@ def model_folder(source: str | Path | None) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model folder; its `kind` says what the folder holds."""
     path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no model: it has no config.json") from None
-    except (ValueError, RecursionError, IsADirectoryError):
-        raise UserError(f"{path} is not readable JSON") from None
+    values = read_json(path, missing=f"{folder} is no model: it has no config.json")
     if isinstance(values, dict) and {"system", "training"} <= values.keys():
         raise UserError(f"the run in {folder} is not finished: go on with `diptych train` and the same arguments")
     if not isinstance(values, dict) or "kind" not in values:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import nn
 from diptych.checks import said
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import FrozenConfig
-from diptych.config import Config
+from diptych.config import Config, read_json
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
@@ -107,27 +106,17 @@ def build_network(config: UNetConfig | EfficientUNetConfig) -> UNet | EfficientU
     return EfficientUNet(config) if isinstance(config, EfficientUNetConfig) else UNet(config)
 
 
-def read_json(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no stage: {path} is missing") from None
-    except (ValueError, RecursionError, OSError):
-        raise UserError(f"{path} is not readable JSON") from None
-    return values if isinstance(values, dict) else {}
-
-
 def read_stage(folder: Path) -> StageConfig:
     """The config of a stage's folder."""
-    values = read_json(folder)
-    if values.get("kind") != "stage":
-        raise UserError(f"{folder} holds a model of kind {said(values.get('kind'))}, not a stage of a cascade")
+    path = folder / "config.json"
+    values = read_json(path, missing=f"there is no stage: {path} is missing")
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind != "stage":
+        raise UserError(f"{folder} holds a model of kind {said(kind)}, not a stage of a cascade")
     try:
         return StageConfig.from_dict(values)
     except UserError as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def require_trained(network: nn.Module, what: str) -> None:

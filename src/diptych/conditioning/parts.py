@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from diptych.conditioning.embedding import TextEmbedding
+from diptych.config import read_json
 from diptych.errors import UserError
 from diptych.weights.files import load_safetensors, save_safetensors, write_text
 
 
-def read_json(path: Path) -> Any:
+def read_precomputed(path: Path) -> Any:
     """What a JSON file of the folder holds; a `UserError` that says how to make it again where it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing or damaged: make it again with `diptych precompute`") from None
+    again = f"{path} is missing or damaged: make it again with `diptych precompute`"
+    return read_json(path, again, again)
 
 
 class Part(NamedTuple):
@@ -69,7 +68,7 @@ class Part(NamedTuple):
     def load(cls, folder: Path, width: int) -> Part:
         """Read what `save` wrote; the tokens stay on disk until they are asked for, and are checked then."""
         path = folder / "text.safetensors"
-        tensors, prompts = load_safetensors(path, check_finite=False), read_json(folder / "captions.json")
+        tensors, prompts = load_safetensors(path, check_finite=False), read_precomputed(folder / "captions.json")
         tokens, lengths, pooled = (tensors.get(key) for key in ("tokens", "lengths", "pooled"))
         fits = tokens is not None and lengths is not None and tokens.ndim == 2 and tokens.shape[1] == width
         fits = fits and len(prompts) == len(lengths) and int(lengths.sum()) == len(tokens)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.config import Config
+from diptych.config import Config, read_json
 from diptych.errors import UserError
 from diptych.evaluation.words import WordFeatures
 from diptych.pictures import to_tensor
@@ -231,12 +231,12 @@ def load_judge(path: Path | None = None, words: WordFeatures | None = None) -> J
     folder = Path(path) if path is not None else SHIPPED
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"no judge in {folder}: train one with `diptych train judge` and name its folder") from None
-    except ValueError:
-        raise UserError(f"{folder / 'config.json'} is not readable JSON; get or train the judge again") from None
+    path = folder / "config.json"
+    values = read_json(
+        path,
+        missing=f"no judge in {folder}: train one with `diptych train judge` and name its folder",
+        damaged=f"{path} is not readable JSON; get or train the judge again",
+    )
     if not isinstance(values, dict) or values.pop("kind", None) != "judge":
         raise UserError(f"{folder} holds another kind of model, not a judge")
     judge = Judge(JudgeConfig.from_dict(values), words)

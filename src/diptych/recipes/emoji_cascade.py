@@ -91,7 +91,7 @@ RECIPES = {
             diffusion=DiffusionTraining(objective=OBJECTIVE, prompts=PROMPTS, save_dtype="bfloat16"),
         ),
         data=DataConfig(path="data/emoji-64", size=32, in_memory=True),
-        training=training(steps=4000, batch_size=64, learning_rate=1e-3),
+        training=training(steps=6400, batch_size=64, learning_rate=1e-3),
     ),
     "emoji-sr-128": Recipe(
         description="cascade stage 32 -> 128: Efficient U-Net on 64-px crops, the CPU-trained cascade's second stage",

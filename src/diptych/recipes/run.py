@@ -38,7 +38,7 @@ from diptych.training.diffusion import DiffusionTask
 from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
 from diptych.training.loop import Trainable
 from diptych.training.loop import train as run_loop
-from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precomputed_splits, read_json
+from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precomputed_splits, read_precomputed
 from diptych.training.precompute import precompute as run_precompute
 
 BatchAt = Callable[[list[int]], dict[str, Any]]
@@ -133,7 +133,7 @@ def latent_task(
     """The latent model over its first stage; its text encoder answers from `store` where captions were embedded."""
     text = system.model.text
     if isinstance(text, JointTransformerConfig) and text.tokenizer is None:
-        words = read_json(store / "examples-train.json")["captions"] if store else None
+        words = read_precomputed(store / "examples-train.json")["captions"] if store else None
         words = sorted({caption for row in words for caption in row}) if words else captions()
         encoder: Any = JointTransformer(text, train_tokenizer(words, text.network.vocabulary))
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diptych.config import Config
+from diptych.config import Config, read_json
 from diptych.errors import UserError
 from diptych.weights.files import write_text
 
@@ -103,10 +103,7 @@ def settle_config(folder: Path, resolved: dict[str, Any]) -> None:
     """
     path = folder / "config.json"
     if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path} is not readable JSON; train into another folder") from None
+        before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
         if found := _difference(before, json.loads(json.dumps(resolved))):
             field, old, new = found
             raise UserError(

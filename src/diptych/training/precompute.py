@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from diptych.conditioning.cache import EmbeddedTexts
-from diptych.conditioning.parts import read_json
+from diptych.conditioning.parts import read_precomputed
 from diptych.conditioning.text import TextEncoder
 from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
@@ -26,7 +26,7 @@ from diptych.progress import track
 from diptych.weights.files import load_safetensors, replacing, save_safetensors, write_text
 from diptych.weights.fingerprint import fingerprint
 
-__all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_splits", "read_json"]
+__all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_splits", "read_precomputed"]
 
 BATCH = 64
 
@@ -83,7 +83,7 @@ def precomputed_splits(folder: Path) -> list[str]:
     """The splits that a precomputed folder holds. Raises a `UserError` where there is none."""
     if not (folder / "config.json").is_file():
         raise UserError(f"no precomputed latents in {folder}: make them with `diptych precompute`")
-    return list(read_json(folder / "config.json")["examples"])
+    return list(read_precomputed(folder / "config.json")["examples"])
 
 
 class PrecomputedLatents:
@@ -91,12 +91,12 @@ class PrecomputedLatents:
 
     def __init__(self, folder: Path, split: str, seed: int, autoencoder: Autoencoder) -> None:
         splits = precomputed_splits(folder)
-        if read_json(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
+        if read_precomputed(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
             raise UserError(f"{folder} was made with another autoencoder: make it again with `diptych precompute`")
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")
         self.moments = load_safetensors(folder / f"latents-{split}.safetensors")["moments"]
-        examples = read_json(folder / f"examples-{split}.json")
+        examples = read_precomputed(folder / f"examples-{split}.json")
         self.captions, self.keys = examples["captions"], examples["keys"]
         self.stream = SampleStream(len(self.keys), seed)
 
