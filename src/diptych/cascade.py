@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.checks import initial, wholes
+from diptych.conditioning.embedding import network_of
 from diptych.conditioning.text import FrozenConfig, TextEncoder, build_text_encoder
 from diptych.config import Config, read_json
 from diptych.errors import UserError
@@ -69,7 +70,7 @@ class Cascade:
         for stage in self._open.values():
             stage.to(self.device)
         for encoder in self._encoders.values():
-            if isinstance(network := getattr(encoder, "model", None), nn.Module):
+            if (network := network_of(encoder)) is not None:
                 network.to(self.device)
         return self
 

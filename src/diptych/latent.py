@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.checks import initial, said
+from diptych.conditioning.embedding import network_of
 from diptych.conditioning.text import ClipTextConfig, JointTransformer, TextConfig, build_text_encoder
 from diptych.config import Config
 from diptych.diffusion.denoiser import Cond, Denoiser
@@ -119,7 +120,7 @@ class LatentDiffusion(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""
         self.autoencoder._apply(fn, recurse)
-        if isinstance(network := getattr(self.text, "model", None), nn.Module):
+        if (network := network_of(self.text)) is not None:
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
@@ -155,12 +156,7 @@ class LatentDiffusion(nn.Module):
 
     def embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
-        unet, cond = self.config.unet, self.text.encode(prompts).cond()
-        if unet.pooled_width is None:
-            del cond["pooled"]
-        if unet.context_width is None:
-            del cond["context"], cond["context_mask"]
-        return {key: value.to(self.device) for key, value in cond.items()}
+        return self.text.encode(prompts).cond(self.config.unet, self.device)
 
     @torch.no_grad()
     def generate(

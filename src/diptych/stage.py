@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.checks import initial
+from diptych.conditioning.embedding import network_of
 from diptych.conditioning.low_resolution import augmented, reduce, training_levels
 from diptych.conditioning.text import TextEmbedding, build_text_encoder
 from diptych.diffusion.denoiser import Cond, Denoiser
@@ -49,7 +50,7 @@ class Stage(nn.Module):
     @text.setter
     def text(self, encoder) -> None:
         self._text = (encoder,)
-        if isinstance(network := getattr(encoder, "model", None), nn.Module):
+        if (network := network_of(encoder)) is not None:
             network.to(self.device)
 
     @property
@@ -63,7 +64,7 @@ class Stage(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         """Whatever moves the stage moves its text encoder along."""
-        if isinstance(network := getattr(self._text[0], "model", None), nn.Module):
+        if (network := network_of(self._text[0])) is not None:
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
@@ -111,12 +112,7 @@ class Stage(nn.Module):
 
     def cond(self, embedding: TextEmbedding) -> dict[str, Tensor]:
         """Prompts as the network's keyword arguments; those that it was not built to read are left out."""
-        net, cond = self.config.network, embedding.cond()
-        if net.pooled_width is None:
-            del cond["pooled"]
-        if net.context_width is None:
-            del cond["context"], cond["context_mask"]
-        return {key: value.to(self.device) for key, value in cond.items()}
+        return embedding.cond(self.config.network, self.device)
 
     # What everyone else asks for.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diptych.conditioning.embedding import TextEmbedding
+from diptych.conditioning.embedding import TextEmbedding, network_of
 from diptych.conditioning.parts import Part
 from diptych.conditioning.text import (
     FrozenConfig,
@@ -134,7 +134,7 @@ class CachedTexts(EmbeddedTexts):
         self.seen: set[str] = set()
         self.model = Seat()
         if not isinstance(source, Config):
-            self.model.network = getattr(source, "model", None)
+            self.model.network = network_of(source)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -150,7 +150,7 @@ class CachedTexts(EmbeddedTexts):
     def encoder(self) -> TextEncoder:
         if isinstance(self._encoder, Config):
             self._encoder = build_text_encoder(self._encoder, device=self.model.here.device)
-            self.model.network = getattr(self._encoder, "model", None)
+            self.model.network = network_of(self._encoder)
         return self._encoder
 
     def read(self, prompts: list[str]) -> None:
@@ -213,5 +213,5 @@ def weights_fingerprint(encoder: TextEncoder) -> str:
     """A hash of the weights of a frozen text encoder."""
     while isinstance(encoder, EmbeddedTexts):
         encoder = encoder.encoder
-    model = getattr(encoder, "model", None)
-    return fingerprint(model) if isinstance(model, nn.Module) else type(encoder).__name__
+    network = network_of(encoder)
+    return type(encoder).__name__ if network is None else fingerprint(network)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Reading(Protocol):
+    """What a U-Net's config says of the text that it reads."""
+
+    @property
+    def context_width(self) -> int | None: ...
+    @property
+    def pooled_width(self) -> int | None: ...
 
 
 class TextEmbedding(NamedTuple):
@@ -36,6 +45,17 @@ class TextEmbedding(NamedTuple):
         """As many null texts, of the same length."""
         return self.zeroed(torch.ones(len(self.mask), dtype=torch.bool))
 
-    def cond(self) -> dict[str, Tensor]:
-        """The keyword arguments that a U-Net takes."""
-        return {"context": self.sequence, "context_mask": self.mask, "pooled": self.pooled}
+    def cond(self, shape: Reading, device: torch.device) -> dict[str, Tensor]:
+        """The keyword arguments of a U-Net; those that it was not built to read are left out."""
+        cond = {}
+        if shape.context_width is not None:
+            cond |= {"context": self.sequence, "context_mask": self.mask}
+        if shape.pooled_width is not None:
+            cond["pooled"] = self.pooled
+        return {key: value.to(device) for key, value in cond.items()}
+
+
+def network_of(encoder: Any) -> nn.Module | None:
+    """The network of a frozen text encoder, which moves with the system beside it; none where it has none."""
+    network = getattr(encoder, "model", None)
+    return network if isinstance(network, nn.Module) else None
