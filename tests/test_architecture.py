@@ -23,20 +23,26 @@ MAY_IMPORT = {
     "conditioning": {*GROUND, "weights", "networks", "diffusion"},
     "data": GROUND,
     "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
-    "latent": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training"},
+    "latent_config": {*GROUND, "networks", "diffusion", "conditioning"},
+    "latent": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "latent_config"},
     "stage_config": {*GROUND, "networks", "diffusion", "conditioning"},
     "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},
     "cascade": {*GROUND, "weights", "conditioning", "stage", "stage_config"},
-    "opening": {"errors", "config", "latent", "stage", "cascade"},
+    "published": {
+        *GROUND,
+        *("weights", "networks", "diffusion", "conditioning"),
+        *("latent", "latent_config", "stage", "stage_config", "cascade"),
+    },
+    "opening": {"errors", "config", "weights", "latent", "stage", "cascade", "published"},
     "evaluation": {*GROUND, "weights", "diffusion", "conditioning", "data", "training", "diptych"},  # systems by `load`
     "recipes": {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning", "data", "training", "evaluation"),
-        *("latent", "stage", "stage_config", "cascade", "opening"),
+        *("latent", "latent_config", "stage", "stage_config", "cascade", "opening", "published"),
     },
-    "diptych": {"errors", "devices", "latent", "stage", "cascade", "opening"},
+    "diptych": {"errors", "devices", "latent", "stage", "cascade", "opening", "published"},
     "painting": {*GROUND, "diptych", "opening", "evaluation"},  # its contact sheets
-    "commands": {*GROUND, "diptych", "recipes", "evaluation", "data", "painting"},
+    "commands": {*GROUND, "diptych", "recipes", "evaluation", "data", "painting", "opening", "published"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},
 }

@@ -127,14 +127,19 @@ def load_safetensors(path: Path, check_finite: bool = True) -> dict[str, Tensor]
     return tensors
 
 
-def load_metadata(path: Path) -> dict[str, str]:
-    """The text entries of a file's header. Raises a `UserError` as `load_safetensors` does, the content aside."""
+def open_safetensors(path: Path):
+    """An open file whose tensors are read one by one. Raises a `UserError` as `load_safetensors` does."""
     _sniff(Path(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+        return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is a damaged safetensors file ({error}); get or make it again") from error
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The text entries of a file's header. Raises a `UserError` as `load_safetensors` does, the content aside."""
+    with open_safetensors(path) as file:
+        return dict(file.metadata() or {})
 
 
 def _sniff(path: Path) -> None:
@@ -246,7 +251,21 @@ def load_stated(source: Path, key: str, name: str = "model") -> set[str]:
     return {entry[key] for entry in entries if key in entry}
 
 
-def _load_shards(index: Path) -> dict[str, Tensor]:
+def shard_files(source: Path, name: str = "model") -> list[tuple[Path, list[str] | None]]:
+    """The files of a state dict, and the keys that an index says are in each; none where there is no index."""
+    source = Path(source)
+    index = source / f"{name}.safetensors.index.json"
+    if not index.is_file():
+        return [(source / f"{name}.safetensors" if source.is_dir() else source, None)]
+    weight_map = _weight_map(index)
+    files: dict[str, list[str]] = {}
+    for key, file in weight_map.items():
+        files.setdefault(file, []).append(key)
+    return [(source / file, keys) for file, keys in files.items()]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Key -> file, as the index of a folder of shards says; every file lies beside it."""
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
         files = sorted(set(weight_map.values()))
@@ -255,6 +274,12 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
         raise UserError(f"{index} is not an index of safetensors shards; get or make it again") from None
     if bad:
         raise UserError(f"{index} names {bad[0]!r}, which is no safetensors file beside it")
+    return weight_map
+
+
+def _load_shards(index: Path) -> dict[str, Tensor]:
+    weight_map = _weight_map(index)
+    files = sorted(set(weight_map.values()))
     tensors = {key: tensor for file in files for key, tensor in load_safetensors(index.parent / file).items()}
     if missing := [key for key in weight_map if key not in tensors]:
         raise UserError(f"{index.parent / weight_map[missing[0]]} lacks tensor {missing[0]!r} that the index promises")
