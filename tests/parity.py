@@ -6,14 +6,6 @@ import json
 import os
 from pathlib import Path
 
-from torch import Tensor
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, over the largest value of theirs."""
-    assert ours.shape == theirs.shape, f"{tuple(ours.shape)} is not {tuple(theirs.shape)}"
-    return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
-
 
 def within(family: str, files: str, what: str, error: float, limit: float) -> None:
     """Fail unless error <= limit; add a line of JSON to the file that $DIPTYCH_PARITY names, where it names one."""
