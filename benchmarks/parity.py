@@ -1,0 +1,71 @@
+"""diptych beside the reference implementations, at random weights: the largest error of each comparison.
+
+    python benchmarks/parity.py --out benchmarks/results/parity
+
+Runs the tests that compare (the slow ones too, full-size networks among them) and gathers what they found. Writes
+results.json and results.md, whose table docs/published.md shows. Without --slow the full-size networks are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WHERE = ["tests/published", "tests/networks"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/parity"), metavar="FOLDER")
+    parser.add_argument("--slow", action="store_true", help="the full-size networks too: minutes, and 8 GB of memory")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "rows.jsonl"
+        command = [sys.executable, "-m", "pytest", "-q", *WHERE, *(["-m", ""] if arguments.slow else [])]
+        code = subprocess.run(command, cwd=ROOT, env={**os.environ, "DIPTYCH_PARITY": str(found)}).returncode
+        rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()] if found.exists() else []
+    if code:
+        print("a comparison failed: nothing is written", file=sys.stderr)
+        return code
+    rows = largest(rows)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (arguments.out / "results.md").write_text(table(rows), encoding="utf-8")
+    print(table(rows))
+    return 0
+
+
+def largest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a comparison, in order of family and files: the largest error where a test ran it several times."""
+    kept: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = row["family"], row["files"], row["what"]
+        if key not in kept or row["error"] > kept[key]["error"]:
+            kept[key] = row
+    return [kept[key] for key in sorted(kept)]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = ["| family | files | compared | largest error | at most |", "|-|-|-|-:|-:|"]
+    lines += [
+        f"| {row['family']} | {row['files']} | {row['what']} | {row['error']:.1e} | {limit(row['limit'])} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def limit(value: float) -> str:
+    """A bound as it was meant: 1/255 is a level of an 8-bit picture."""
+    return "1/255" if abs(value - 1 / 255) < 1e-9 else f"{value:g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
