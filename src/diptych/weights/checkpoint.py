@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from diptych.errors import UserError
-from diptych.weights.files import open_safetensors, shard_files
+from diptych.weights.files import shard_files
+from diptych.weights.pickles import is_pickle, read_pickle
+from diptych.weights.tensors import entries, finite
+from diptych.weights.tensors import read as read_tensor
+
+VARIANTS = ("", "fp16", "bf16", "fp32", "ema", "non_ema")
+"""Which of the files that diffusers and transformers write beside one another is read: the first that is there."""
+
+
+_NOTHING_READ = contextvars.ContextVar("_NOTHING_READ", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within, every tensor asked for is one on the meta device, of the shape that its file states: none is read."""
+    token = _NOTHING_READ.set(True)
+    try:
+        yield
+    finally:
+        _NOTHING_READ.reset(token)
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -24,17 +46,28 @@ class Checkpoint(Mapping[str, Tensor]):
         self._read, self.shapes, self.source = dict(tensors), dict(shapes), source
 
     @classmethod
-    def open(cls, path: Path, name: str = "model") -> Checkpoint:
-        """A safetensors file, or a folder with `name`.safetensors, whole or in numbered shards with their index."""
+    def open(cls, path: Path, name: str = "model", allow_pickle: bool = False) -> Checkpoint:
+        """A file, or a folder with `name`.safetensors, whole or in numbered shards with their index.
+
+        A folder may have a variant instead (`name`.fp16.safetensors), or, where `allow_pickle` is given, a .bin file
+        (`name`.bin, pytorch_model.bin). Raises a `UserError` for what is missing, damaged or not allowed.
+        """
+        path = Path(path)
         read: dict[str, Callable[[], Tensor]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for file, keys in shard_files(path, name):
-            handle = open_safetensors(file)
-            for key in keys if keys is not None else handle.keys():
-                if key not in handle.keys():  # noqa: SIM118 (a handle is no dictionary)
+        for file, promised in weight_files(path, name):
+            if file.is_file() and is_pickle(file):
+                tensors = read_pickle(file, allow_pickle)
+                found = {key: lambda tensor=tensor: tensor for key, tensor in tensors.items()}
+                sizes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+            else:
+                inside = entries(file)
+                found = {key: functools.partial(read_tensor, file, key, at) for key, at in inside.items()}
+                sizes = {key: at.shape for key, at in inside.items()}
+            for key in promised if promised is not None else found:
+                if key not in found:
                     raise UserError(f"{file} lacks tensor {key!r} that the index promises")
-                read[key] = lambda handle=handle, key=key: handle.get_tensor(key)
-                shapes[key] = tuple(handle.get_slice(key).get_shape())
+                read[key], shapes[key] = found[key], sizes[key]
         return cls(read, shapes, str(path))
 
     @classmethod
@@ -47,8 +80,10 @@ class Checkpoint(Mapping[str, Tensor]):
         )
 
     def __getitem__(self, key: str) -> Tensor:
+        if _NOTHING_READ.get():
+            return torch.empty(self.shapes[key], device="meta")
         tensor = self._read[key]()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not finite(tensor):
             raise UserError(f"{self.source}: tensor {key!r} holds NaN or Inf; the file is not usable")
         return tensor
 
@@ -69,6 +104,26 @@ class Checkpoint(Mapping[str, Tensor]):
             {key.removeprefix(prefix): self.shapes[key] for key in keys},
             self.source,
         )
+
+    def only(self, keys: Iterable[str]) -> Checkpoint:
+        """Those of these names."""
+        kept = list(keys)
+        return Checkpoint({key: self._read[key] for key in kept}, {key: self.shapes[key] for key in kept}, self.source)
+
+
+def weight_files(path: Path, name: str = "model") -> list[tuple[Path, list[str] | None]]:
+    """The files that hold a state dict, with the keys that an index says are in each (none without an index).
+
+    Of a folder, safetensors before pickles, and the plain file before its variants; where none is there, the file that
+    ought to be.
+    """
+    pickled = [(stem, ".bin") for stem in dict.fromkeys((name, "pytorch_model"))]
+    for stem, ending in [(name, ".safetensors"), *pickled]:
+        for variant in VARIANTS if path.is_dir() else ():
+            files = shard_files(path, stem, ending, variant)
+            if files[0][1] is not None or files[0][0].is_file():
+                return files
+    return shard_files(path, name)
 
 
 def fill(
@@ -91,8 +146,8 @@ def fill(
         raise UserError(f"{source}: unexpected key {extra[0]!r} for {kind} ({len(extra)} in all)")
     for name in own:
         tensor = tensors[name]
-        module.load_state_dict(
-            {name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor},
-            strict=False,
-            assign=True,
-        )
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a part of a larger tensor, which it would keep alive
+            tensor = tensor.clone()
+        module.load_state_dict({name: tensor}, strict=False, assign=True)

@@ -251,29 +251,35 @@ def load_stated(source: Path, key: str, name: str = "model") -> set[str]:
     return {entry[key] for entry in entries if key in entry}
 
 
-def shard_files(source: Path, name: str = "model") -> list[tuple[Path, list[str] | None]]:
-    """The files of a state dict, and the keys that an index says are in each; none where there is no index."""
+def shard_files(
+    source: Path, name: str = "model", ending: str = ".safetensors", variant: str = ""
+) -> list[tuple[Path, list[str] | None]]:
+    """The files of a state dict, and the keys that an index says are in each; none where there is no index.
+
+    A `variant` such as "fp16" stands before the ending of the file and of the index, as diffusers writes it.
+    """
     source = Path(source)
-    index = source / f"{name}.safetensors.index.json"
+    between = f".{variant}" if variant else ""
+    index = source / f"{name}{ending}.index{between}.json"
     if not index.is_file():
-        return [(source / f"{name}.safetensors" if source.is_dir() else source, None)]
-    weight_map = _weight_map(index)
+        return [(source / f"{name}{between}{ending}" if source.is_dir() else source, None)]
+    weight_map = _weight_map(index, ending)
     files: dict[str, list[str]] = {}
     for key, file in weight_map.items():
         files.setdefault(file, []).append(key)
     return [(source / file, keys) for file, keys in files.items()]
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
     """Key -> file, as the index of a folder of shards says; every file lies beside it."""
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
         files = sorted(set(weight_map.values()))
-        bad = [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]
+        bad = [file for file in files if Path(file).name != file or not file.endswith(ending)]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index} is not an index of safetensors shards; get or make it again") from None
+        raise UserError(f"{index} is not an index of {ending[1:]} shards; get or make it again") from None
     if bad:
-        raise UserError(f"{index} names {bad[0]!r}, which is no safetensors file beside it")
+        raise UserError(f"{index} names {bad[0]!r}, which is no {ending[1:]} file beside it")
     return weight_map
 
 

@@ -1,0 +1,99 @@
+"""One safetensors file, read tensor by tensor into memory of its own.
+
+A mapped file would do for reading, but then its pages count beside every tensor made from it, and a model would go on
+living in a file that others may change. Here each tensor is read straight into its place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diptych.errors import UserError
+from diptych.weights.files import open_safetensors
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CHUNK = 2**18
+"""Values that are looked at together for NaN and Inf."""
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """The first byte, from the beginning of the file."""
+
+
+def entries(path: Path) -> dict[str, Entry]:
+    """What the header of a safetensors file promises, once it is known to be true of the file.
+
+    Raises a `UserError` for a file that is missing, cut short or no safetensors, and for one whose header names a key
+    twice, places a tensor outside of the file, or has a type that we do not read.
+    """
+    with open_safetensors(path):  # offsets against shapes, against each other, and against the file's length
+        pass
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _once(pairs, path))
+    header.pop("__metadata__", None)
+    found = {}
+    for key, said in header.items():
+        if said["dtype"] not in DTYPES:
+            raise UserError(f"{path}: tensor {key!r} is of type {said['dtype']}, which diptych does not read")
+        found[key] = Entry(DTYPES[said["dtype"]], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise UserError(f"{path}: its header names {key!r} twice; get or make it again")
+        found[key] = value
+    return found
+
+
+def read(path: Path, key: str, entry: Entry) -> Tensor:
+    """One tensor, in memory of its own. Raises a `UserError` where the file has become shorter or is gone."""
+    raw = torch.empty(math.prod(entry.shape) * entry.dtype.itemsize, dtype=torch.uint8)
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            left = memoryview(raw.numpy())  # pyright: ignore[reportArgumentType]
+            while left and (count := file.readinto(left)):
+                left = left[count:]
+    except OSError as error:
+        raise UserError(f"{path}: tensor {key!r} cannot be read ({error.strerror})") from error
+    if left:
+        raise UserError(f"{path} is cut short within tensor {key!r}; get or make it again")
+    return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def finite(tensor: Tensor) -> bool:
+    """No NaN and no Inf, told without a large temporary tensor."""
+    if not tensor.is_floating_point():
+        return True
+    narrow = tensor.dtype.itemsize == 1  # torch has no isfinite for 8-bit floats
+    flat = tensor.reshape(-1)
+    return all(torch.isfinite(part.float() if narrow else part).all() for part in flat.split(CHUNK))

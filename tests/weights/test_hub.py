@@ -1,0 +1,244 @@
+"""Models of the hub, from folders in the hub's own cache layout and without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save
+
+from diptych.errors import UserError
+from diptych.weights import hub
+from diptych.weights.hub import choose, fetched, hub_id
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = save({"a": torch.ones(1000)})
+PIPELINE = {
+    "model_index.json": b'{"_class_name": "StableDiffusionPipeline"}',
+    "unet/config.json": b'{"_class_name": "UNet2DConditionModel"}',
+    "unet/diffusion_pytorch_model.safetensors": WEIGHTS,
+    "tokenizer/vocab.json": b"{}",
+    "tokenizer/merges.txt": b"#version",
+}
+
+
+def cache(home: Path, files: dict[str, bytes], repository: str = "some/model", revision: str = "main") -> Path:
+    """A repository as huggingface_hub keeps it: blobs by their hashes, and links to them; the snapshot."""
+    place = home / f"models--{repository.replace('/', '--')}"
+    snapshot = place / "snapshots" / COMMIT
+    for folder in (place / "blobs", place / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (place / "refs" / revision).write_text(COMMIT)
+    for name, content in files.items():
+        large = name.endswith(".safetensors")  # kept in LFS
+        digest = hashlib.sha256(content) if large else hashlib.sha1(f"blob {len(content)}\0".encode() + content)
+        blob = place / "blobs" / digest.hexdigest()
+        blob.write_bytes(content)
+        link = snapshot / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "diptych"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name/file.safetensors", ("owner/name", "file.safetensors")),
+        ("owner/name/sub/file.ckpt", ("owner/name", "sub/file.ckpt")),
+        ("owner/name.v1-4", ("owner/name.v1-4", None)),
+        *((text, None) for text in ("name", "/owner/name", "./owner/name", "../name", "owner/name/", "a/b/c", "")),
+        *((text, None) for text in ("owner/na me", "owner/..", "https://hub/owner/name", "~/name")),
+    ],
+)
+def test_an_id_of_the_hub_is_told_from_a_path(text: str, means: tuple[str, str | None] | None) -> None:
+    assert hub_id(text) == means
+
+
+def test_a_path_below_a_folder_that_is_here_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert hub_id("runs/mine") is None
+    assert hub_id("walks/mine") == ("walks/mine", None)
+
+
+def test_what_is_cached_is_found_offline_by_branch_and_commit(home: Path) -> None:
+    snapshot = cache(home, PIPELINE)
+    assert fetched("some/model", offline=True) == snapshot
+    assert fetched("some/model", revision=COMMIT, offline=True) == snapshot
+    with pytest.raises(UserError, match=r"some/model at revision 'v2' is not in the cache .* offline"):
+        fetched("some/model", revision="v2", offline=True)
+    with pytest.raises(UserError, match=r"other/model is not in the cache .* offline"):
+        fetched("other/model", offline=True)
+
+
+def test_the_environment_can_say_offline_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    snapshot = cache(home, PIPELINE, revision="v2")
+    assert fetched("some/model", revision="v2") == snapshot
+
+
+def test_of_several_files_one_must_be_named(home: Path) -> None:
+    snapshot = cache(home, {"a.safetensors": WEIGHTS, "b.safetensors": save({"b": torch.ones(1)})})
+    with pytest.raises(
+        UserError, match=r"2 files of weights \(a\.safetensors, b\.safetensors\): name one, as in some/"
+    ):
+        fetched("some/model", offline=True)
+    assert fetched("some/model", "b.safetensors", offline=True) == snapshot / "b.safetensors"
+    with pytest.raises(UserError, match=r"no file 'c\.safetensors'; its weights: a\.safetensors, b\.safetensors"):
+        fetched("some/model", "c.safetensors", offline=True)
+
+
+def test_the_only_file_of_weights_needs_no_name(home: Path) -> None:
+    snapshot = cache(home, {"only.safetensors": WEIGHTS, "README.md": b"words"})
+    assert fetched("some/model", offline=True) == snapshot / "only.safetensors"
+
+
+def cut(snapshot: Path, name: str) -> None:
+    blob = (snapshot / name).resolve()
+    blob.write_bytes(blob.read_bytes()[:-8])
+
+
+def flip(snapshot: Path, name: str) -> None:
+    blob = (snapshot / name).resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+
+
+def incomplete(snapshot: Path, name: str) -> None:
+    blob = (snapshot / name).resolve()
+    blob.rename(blob.with_name(f"{blob.name}.incomplete"))
+
+
+SPOILS: list[tuple[Callable[[Path, str], object], str]] = [
+    (cut, "is damaged"),
+    (flip, "is damaged"),
+    (incomplete, "was not fetched to its end"),
+    (lambda snapshot, name: (snapshot / name).resolve().unlink(), "is a link to nothing"),
+]
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
+@pytest.mark.parametrize(("spoil", "says"), SPOILS, ids=["cut", "flip", "incomplete", "gone"])
+def test_a_cache_that_is_not_whole_is_refused_by_name(
+    home: Path, name: str, spoil: Callable[[Path, str], object], says: str
+) -> None:
+    snapshot = cache(home, PIPELINE)
+    fetched("some/model", offline=True)  # whole, and remembered to be
+    spoil(snapshot, name)
+    with pytest.raises(UserError, match=f"{name} in the hub's cache {says}"):
+        fetched("some/model", offline=True)
+
+
+def test_an_index_without_its_shard_is_refused(home: Path) -> None:
+    index = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}).encode()
+    cache(home, {"config.json": b"{}", "model.safetensors.index.json": index})
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors in the hub's cache is not there"):
+        fetched("some/model", offline=True)
+
+
+def test_a_large_file_is_hashed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache(home, PIPELINE)
+    fetched("some/model", offline=True)
+    monkeypatch.setattr(hub.hashlib, "sha1", None)  # would fail
+    marks = list((home.parent / "diptych" / "hub").iterdir())
+    assert len(marks) == len(PIPELINE)
+    fetched("some/model", offline=True)
+    for mark in marks:
+        mark.unlink()
+    with pytest.raises(TypeError):
+        fetched("some/model", offline=True)
+
+
+def test_only_what_is_read_is_chosen() -> None:
+    wanted = {
+        *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json"),
+        *("text_encoder/config.json", "text_encoder/model.safetensors", "unet/config.json", "vae/config.json"),
+        *("tokenizer/spiece.model", "unet/diffusion_pytorch_model.safetensors"),
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    }
+    others = {
+        *(
+            "README.md",
+            "v1-5-pruned.ckpt",
+            "v1-5-pruned.safetensors",
+            "images/x.png",
+            "unet/diffusion_flax_model.msgpack",
+        ),
+        *(
+            "safety_checker/config.json",
+            "safety_checker/model.safetensors",
+            "feature_extractor/preprocessor_config.json",
+        ),
+        *("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx"),
+        *("unet/diffusion_pytorch_model.non_ema.safetensors", "text_encoder/pytorch_model.bin"),
+    }
+    assert set(choose(wanted | others, "a/b")) == wanted
+
+
+def test_shards_are_chosen_with_their_index_and_pickles_only_with_leave() -> None:
+    shards = {f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    small = {"model_index.json", "unet/diffusion_pytorch_model.safetensors.index.fp16.json", "vae/config.json"}
+    pickled = {"vae/diffusion_pytorch_model.bin"}
+    assert set(choose(shards | small | pickled, "a/b")) == shards | small
+    assert set(choose(shards | small | pickled, "a/b", pickles=True)) == shards | small | pickled
+    with pytest.raises(UserError, match=r"0 files of weights \(x\.ckpt\)|has 0 files"):
+        choose({"x.ckpt"}, "a/b")
+    assert choose({"x.ckpt"}, "a/b", pickles=True) == ["x.ckpt"]
+
+
+def without_network(home: Path, *flags: str) -> str:
+    """What `diptych info` says where the hub cannot be reached."""
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(home)}
+    command = [sys.executable, "-m", "diptych", "info", "some/model", *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home.parent)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_no_network_is_one_clear_line(home: Path) -> None:
+    assert "cannot reach the hub for some/model at http://127.0.0.1:9" in (said := without_network(home))
+    assert "no copy in the cache" in said
+    snapshot = cache(home, PIPELINE)
+    assert f"it is in the cache {snapshot}: --offline" in without_network(home)
+    cut(snapshot, "unet/config.json")
+    assert "unet/config.json in the hub's cache is damaged" in without_network(home, "--offline")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("GatedRepoError", "gated: agree to its terms at .*/some/model, then `hf auth login`"),
+        ("RevisionNotFoundError", "no revision 'v2'"),
+        ("RepositoryNotFoundError", "no model at some/model, neither here nor on the hub"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(home: Path, monkeypatch: pytest.MonkeyPatch, error: str, says: str) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    kind = getattr(errors, error)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise kind.__new__(kind)  # as from the hub, but for the response that comes with it
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(UserError, match=says):
+        fetched("some/model", revision="v2")
