@@ -1,4 +1,5 @@
-"""The perceptual compression stage: an autoencoder with a KL-regularised latent (Rombach et al. 2022, section 3.1)."""
+"""The perceptual compression stage: an autoencoder with a KL-regularised or a vector-quantised latent (Rombach et al.
+2022, section 3.1)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from diptych.config import Config
 from diptych.networks.layers import Attention, Downsample, ResidualBlock, Upsample, norm
+from diptych.networks.quantiser import Quantiser
 
 EPS = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
 
@@ -34,6 +36,12 @@ class AutoencoderConfig(Config):
     takes the costly full-resolution level away, for small machines. The published autoencoders have 1."""
     attention: bool = True
     """A self-attention layer in the middle of encoder and decoder."""
+    attention_levels: tuple[int, ...] = ()
+    """Levels whose residual blocks each end in such a layer too; the published VQ-f8, VQ-f16, KL-f16, KL-f32 have it at
+    the last ones."""
+    codebook: int | None = None
+    """Entries of the codebook to whose nearest one decoding rounds every position of a latent (VQ), or none for a
+    KL-regularised latent."""
     norm_groups: int = 32
     """Groups of every group norm."""
 
@@ -42,6 +50,14 @@ class AutoencoderConfig(Config):
             self.require(getattr(self, field) >= 1, field, "be at least 1")
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
+        levels = range(len(self.multipliers))
+        self.require(all(i in levels for i in self.attention_levels), "attention_levels", f"lie in {list(levels)}")
+        self.require(self.codebook is None or self.codebook >= 1, "codebook", "be at least 1, or none")
+
+    @property
+    def moment_channels(self) -> int:
+        """Channels of what the encoder says of a latent: mean and log-variance, or of a VQ the latent alone."""
+        return self.latent_channels * (2 if self.codebook is None else 1)
 
     @property
     def factor(self) -> int:
@@ -61,6 +77,11 @@ class Posterior(NamedTuple):
         mean, log_variance = moments.chunk(2, dim=1)
         return cls(mean, log_variance.clamp(-30.0, 20.0))
 
+    @classmethod
+    def point(cls, latents: Tensor) -> Posterior:
+        """No variance: every sample is `latents` themselves."""
+        return cls(latents, torch.full_like(latents, -torch.inf))
+
     def sample(self, noise: Tensor) -> Tensor:
         """mean + deviation * noise, with standard normal noise of the latent's shape."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
@@ -69,6 +90,32 @@ class Posterior(NamedTuple):
         """KL divergence from the standard normal for each picture, in nats: (B,) (Kingma & Welling 2014, eq. 10)."""
         terms = self.mean**2 + self.log_variance.exp() - 1.0 - self.log_variance
         return 0.5 * terms.flatten(1).sum(1)
+
+
+def attend(x: Tensor, norm: nn.GroupNorm, attention: Attention) -> Tensor:
+    """Self-attention over all positions of x (B, C, h, w), normalised before, added after."""
+    tokens = norm(x).flatten(2).transpose(1, 2)  # (B, h * w, C)
+    return x + attention(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+class AttendingBlock(ResidualBlock):
+    """A residual block and a single-head self-attention over all positions."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__(in_channels, out_channels, groups=groups, eps=EPS)
+        self.attention_norm = norm(out_channels, groups, EPS)
+        self.attention = Attention(out_channels, heads=1, head_width=out_channels, bias=True)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        return attend(super().forward(x, embedding), self.attention_norm, self.attention)
+
+
+def level_block(config: AutoencoderConfig, level: int, in_channels: int) -> ResidualBlock:
+    """A residual block of a level, with attention where the config says so."""
+    out_channels = config.channels * config.multipliers[level]
+    if level in config.attention_levels:
+        return AttendingBlock(in_channels, out_channels, config.norm_groups)
+    return ResidualBlock(in_channels, out_channels, groups=config.norm_groups, eps=EPS)
 
 
 class Middle(nn.Module):
@@ -86,13 +133,12 @@ class Middle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.block1(x)
         if self.attends:
-            tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, h * w, C)
-            x = x + self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
+            x = attend(x, self.norm, self.attention)
         return self.block2(x)
 
 
 class Encoder(nn.Module):
-    """Pictures to the moments of their latents: (B, 3, H, W) -> (B, 2 * latent_channels, H / f, W / f)."""
+    """Pictures to the moments of their latents: (B, 3, H, W) -> (B, moment_channels, H / f, W / f)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -103,14 +149,14 @@ class Encoder(nn.Module):
         now = c.channels
         for level, multiplier in enumerate(c.multipliers):
             for _ in range(c.blocks):
-                layers.append(ResidualBlock(now, c.channels * multiplier, groups=c.norm_groups, eps=EPS))
+                layers.append(level_block(c, level, now))
                 now = c.channels * multiplier
             if level != last:
                 layers.append(Downsample(now, one_sided=True))
         self.down = nn.Sequential(*layers)
         self.middle = Middle(now, c.attention, c.norm_groups)
         self.norm_out = norm(now, c.norm_groups, EPS)
-        self.conv_out = nn.Conv2d(now, 2 * c.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(now, c.moment_channels, 3, padding=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
         h = self.middle(self.down(self.conv_in(self.fold(pictures))))  # (B, channels, H / f, W / f)
@@ -129,7 +175,7 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = []
         for level in reversed(range(len(c.multipliers))):
             for _ in range(c.blocks + 1):
-                layers.append(ResidualBlock(now, c.channels * c.multipliers[level], groups=c.norm_groups, eps=EPS))
+                layers.append(level_block(c, level, now))
                 now = c.channels * c.multipliers[level]
             if level != 0:
                 layers.append(Upsample(now))
@@ -144,10 +190,11 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """KL autoencoder. Its latents are unscaled; the latent diffusion model brings them to unit deviation.
+    """KL or VQ autoencoder. Its latents are unscaled; the latent diffusion model brings them to unit deviation.
 
     encode(pictures (B, 3, H, W) in [-1, 1]) -> Posterior; decode(latents (B, latent_channels, h, w)) -> pictures.
-    H and W must be divisible by `config.factor`.
+    H and W must be divisible by `config.factor`. Latents of a VQ are those before the quantisation, which is the
+    decoder's first layer (section 3.1); their posterior has no variance.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -155,15 +202,21 @@ class Autoencoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(config.moment_channels, config.moment_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quantise = None if config.codebook is None else Quantiser(config.codebook, config.latent_channels)
 
     def moments(self, pictures: Tensor) -> Tensor:
-        """Mean and log-variance in one tensor (B, 2 * latent_channels, h, w), the form in which latents are stored."""
+        """Mean and log-variance in one tensor, of a VQ the latents alone: (B, moment_channels, h, w). In this form
+        latents are stored."""
         return self.quant_conv(self.encoder(pictures))
 
+    def posterior(self, moments: Tensor) -> Posterior:
+        """What `moments` say of the latents."""
+        return Posterior.from_moments(moments) if self.quantise is None else Posterior.point(moments)
+
     def encode(self, pictures: Tensor) -> Posterior:
-        return Posterior.from_moments(self.moments(pictures))
+        return self.posterior(self.moments(pictures))
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder(self.post_quant_conv(latents if self.quantise is None else self.quantise(latents)))

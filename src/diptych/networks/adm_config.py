@@ -1,0 +1,114 @@
+"""The shape of the U-Net of guided-diffusion (ADM) and of DeepFloyd IF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diptych.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmUNetConfig(Config):
+    """The shape of an `AdmUNet`. The defaults are ADM's, unconditional, for 256-px pictures."""
+
+    kind: Literal["adm"] = "adm"
+    """Which network this is."""
+    in_channels: int = 3
+    """Channels of the noisy input."""
+    concat_channels: int = 0
+    """Channels concatenated to the input: a low-resolution picture."""
+    out_channels: int = 6
+    """Channels of the prediction; twice the input's where the variance is learned."""
+    channels: int = 256
+    """Channels of the first level; level i has channels * multipliers[i]."""
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    """One for each level. Between levels the height and width are halved."""
+    blocks: int | tuple[int, ...] = 2
+    """Residual blocks of a level on the way down, for all or for each; one more on the way up."""
+    attention_levels: tuple[int, ...] = (3, 4, 5)
+    """Levels whose residual blocks are each followed by attention. The middle always has one."""
+    heads: int | None = None
+    """Attention heads of every level, or none to derive it from `head_width`."""
+    head_width: int | None = 64
+    """Channels of an attention head at every level, or none to derive it from `heads`."""
+    self_attention: bool = True
+    """Whether attention reads the picture too; else the text alone (DeepFloyd IF's larger stages)."""
+    classes: int | None = None
+    """Number of classes, one of which is told, or none."""
+    context_width: int | None = None
+    """Width of text tokens, which every attention reads beside the picture (GLIDE, DeepFloyd IF), or none."""
+    context_projection: int | None = None
+    """Width to which the tokens are projected first, or none."""
+    text_pooling_heads: int | None = None
+    """Heads of the attention by which the tokens are pooled and added to the time (DeepFloyd IF: 64), or none."""
+    augmented: bool = False
+    """Told how strongly the low-resolution picture among `concat_channels` was augmented."""
+    scale_shift: bool = True
+    """The embedding scales and shifts what is normalised; else it is added before."""
+    residual_resampling: bool = True
+    """Halve and double within residual blocks; else by a convolution."""
+    activation: Literal["silu", "gelu"] = "silu"
+    """Between layers."""
+    preactivated: bool = False
+    """The embedding is activated once and not in every block (DeepFloyd IF's larger stages)."""
+    residual_scale: float = 1.0
+    """What a residual block's sum is multiplied by (DeepFloyd IF's larger stages: 0.7071)."""
+    time_width: int | None = None
+    """Width of the embedding; 4 * channels if none."""
+    norm_groups: int = 32
+    """Groups of every group norm."""
+    dropout: float = 0.0
+    """Dropout inside residual blocks."""
+
+    def check(self) -> None:
+        for field in ("in_channels", "out_channels", "channels", "norm_groups"):
+            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        optional = ("heads", "head_width", "classes", "context_width", "context_projection", "text_pooling_heads")
+        for field in (*optional, "time_width"):
+            value = getattr(self, field)
+            self.require(value is None or value >= 1, field, "be at least 1, or none")
+        self.require(self.concat_channels >= 0, "concat_channels", "be at least 0")
+        self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
+        self.require(self.residual_scale > 0, "residual_scale", "be positive")
+        self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
+        self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
+        levels = range(len(self.multipliers))
+        each = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * len(levels)
+        self.require(len(each) == len(levels) and min(each) >= 1, "blocks", "be at least 1, for all levels or for each")
+        self.require(all(i in levels for i in self.attention_levels), "attention_levels", f"lie in {list(levels)}")
+        self.require((self.heads is None) != (self.head_width is None), "heads", "be set, or head_width, but not both")
+        for field in ("context_projection", "text_pooling_heads"):
+            given = getattr(self, field) is not None
+            self.require(not given or self.context_width is not None, field, "be none where context_width is")
+        self.require(
+            self.self_attention or self.context_width is not None, "self_attention", "be true without a context"
+        )
+        pooling = self.text_pooling_heads
+        self.require(
+            not pooling or (self.context_width or 0) % pooling == 0, "text_pooling_heads", "divide context_width"
+        )
+        for level in (*self.attention_levels, levels[-1]):
+            width = self.level_channels(level)
+            field = "heads" if self.heads else "head_width"
+            self.require(
+                width % (self.heads or self.head_width or 1) == 0,
+                field,
+                f"divide the {width} channels of level {level}",
+            )
+
+    @property
+    def pooled_width(self) -> None:
+        """Nothing pooled is read: what is pooled is pooled here."""
+        return None
+
+    def level_channels(self, level: int) -> int:
+        return self.channels * self.multipliers[level]
+
+    def level_blocks(self, level: int) -> int:
+        return self.blocks[level] if isinstance(self.blocks, tuple) else self.blocks
+
+    @property
+    def width(self) -> int:
+        """Of the embedding."""
+        return self.time_width or 4 * self.channels
