@@ -15,8 +15,14 @@ import pytest
 import torch
 
 import diptych
+from diptych import opening, published
 from diptych.errors import NothingThere, UserError
+from diptych.latent import LatentDiffusion
+from diptych.networks.unet import UNet
 from diptych.opening import EMBEDDED, model_folder
+from diptych.published.source import Family, Options, Source
+from diptych.recipes import run
+from diptych.weights.checkpoint import fill
 from diptych.weights.files import load_safetensors, load_weights, save_safetensors, save_weights
 from tests.latents import CAPTIONS, arrays, system
 
@@ -198,3 +204,132 @@ def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path: Path) -> None:
 def test_a_file_is_not_a_model_folder(saved: Path) -> None:
     with pytest.raises(UserError, match="is a file: give the run folder"):
         diptych.load(saved / "config.json")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Source]:
+    """The sources that reach the published families."""
+    found: list[Source] = []
+
+    def read(source: Source) -> Any:
+        found.append(source)
+        return system()
+
+    monkeypatch.setattr(published, "families", lambda: iter([Family("any", lambda source: True, read)]))
+    return found
+
+
+def layout(*names: str) -> Callable[[Path], Path]:
+    """A folder with these files, each a config of diffusers."""
+
+    def make(folder: Path) -> Path:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text('{"_class_name": "X"}')
+        return folder
+
+    return make
+
+
+def single(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        folder.mkdir()
+        save_safetensors({"a": torch.ones(1)}, folder / name)
+        return folder / name
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        layout("model_index.json"),
+        layout("model_index.json", "unet/config.json"),
+        layout("unet/config.json"),
+        layout("config.json"),
+        layout("I/model_index.json", "II/model_index.json"),
+        single("x.safetensors"),
+        single("x.ckpt"),
+        single("x.pt"),
+    ],
+)
+def test_published_layouts_go_to_their_families(
+    tmp_path: Path, seen: list[Source], make: Callable[[Path], Path]
+) -> None:
+    path = make(tmp_path / "published")
+    diptych.load(path, ema=True, dtype="bfloat16", tokenizer=tmp_path, allow_pickle=True)
+    (source,) = seen
+    assert source.path == path and source.folder == path.is_dir()
+    assert source.options == Options(ema=True, dtype=torch.bfloat16, tokenizer=tmp_path, allow_pickle=True)
+
+
+def test_a_model_of_ours_stays_ours_whatever_lies_in_it(saved: Path, tmp_path: Path, seen: list[Source]) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    layout("model_index.json", "unet/config.json")(tmp_path / "other")
+    (tmp_path / "model" / "x.safetensors").write_bytes(b"")
+    layout("unet/config.json")(tmp_path / "model")
+    diptych.load(tmp_path)
+    diptych.load(tmp_path / "model")
+    assert not seen
+
+
+def test_what_no_family_knows_says_what_was_found(tmp_path: Path) -> None:
+    path = single("x.safetensors")(tmp_path / "a")
+    with pytest.raises(UserError, match="of no kind that diptych knows: it holds 1 tensor"):
+        diptych.load(path)
+    folder = layout("model_index.json")(tmp_path / "b")
+    with pytest.raises(UserError, match=r"model_index\.json says 'X'"):
+        diptych.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "float8"}, "unknown dtype 'float8': choose one of float32, float16, bfloat16"),
+        ({"tokenizer": "nowhere"}, "no folder nowhere with a tokenizer"),
+        ({"tokenizer": "."}, "tokenizer is for published weights"),
+        ({"dtype": "bfloat16"}, "dtype is for published weights"),
+        ({"ema": True}, "ema is for published weights"),
+        ({"revision": "v2"}, r"a revision \('v2'\) is for models of the hub"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_named(saved: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        diptych.load(saved, **options)
+
+
+def test_an_id_of_the_hub_goes_to_the_hub_with_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[Source]
+) -> None:
+    asked: list[Any] = []
+
+    def fetched(repository: str, file: str | None, **options: Any) -> Path:
+        asked.append((repository, file, options))
+        return layout("model_index.json")(tmp_path / "cache")
+
+    monkeypatch.setattr(opening, "fetched", fetched)
+    diptych.load("owner/name/x.safetensors", revision="v2", offline=True)
+    assert asked == [("owner/name", "x.safetensors", {"revision": "v2", "offline": True, "pickles": False})]
+    assert seen[0].path == tmp_path / "cache"
+
+
+def test_info_of_a_published_model_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    model = system()
+    save_safetensors({key: torch.full_like(tensor, torch.nan) for key, tensor in model.unet.state_dict().items()}, path)
+
+    def read(source: Source) -> Any:
+        with torch.device("meta"):
+            unet = UNet(model.config.unet)
+        fill(unet, source.checkpoint, str(source.path))
+        assert all(parameter.is_meta for parameter in unet.parameters())
+        return LatentDiffusion(model.config, model.autoencoder, model.text, unet)
+
+    monkeypatch.setattr(published, "families", lambda: iter([Family("any", lambda source: True, read)]))
+    described = run.describe(str(path))
+    expected = {"unet": model.unet, "autoencoder": model.autoencoder, "text": model.joint_text}
+    assert described["networks"] == {
+        name: sum(p.numel() for p in part.parameters()) for name, part in expected.items() if part is not None
+    }
+    with pytest.raises(UserError, match="NaN"):
+        diptych.load(path)

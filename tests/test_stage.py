@@ -1,53 +1,38 @@
-"""One stage of the cascade: what `generate` promises with words and with pictures, its files, and what it refuses."""
+"""One stage of the cascade: what `generate` promises with words and with pictures."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-import diptych
-from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import CosineSchedule, ScheduleConfig, timesteps
 from diptych.diffusion.steps import NoiseSource
-from diptych.errors import UserError
+from diptych.generation import Order
 from diptych.pictures import to_images, to_tensor
 from diptych.stage import Stage, stage_seed
-from diptych.stage_config import StageConfig
-from diptych.weights.files import load_safetensors, save_safetensors, save_weights
 from tests.latents import arrays, same_picture
-from tests.stages import CAPTIONS, WIDTH, Words, attentive, base, enlarging, plain, stage, unet, wordless
+from tests.stages import (
+    CAPTIONS,
+    KINDS,
+    WIDTH,
+    attentive,
+    base,
+    drawing,
+    enlarging,
+    lows,
+    plain,
+    stage,
+    wordless,
+)
 
 PROMPTS = ["red left", "a cat", "two blue cats left of a house", "red", "red left", "blue"]
 SEEDS = [5, 0, 7, 7, 123_456_789, 2**63 - 1]
-UNET = {"network": plain(pooled_width=WIDTH), "schedule": ScheduleConfig(kind="scaled-linear"), "prediction": "eps"}
-KINDS: dict[str, StageConfig] = {
-    "base": base(),
-    "base, plain U-Net": base(**UNET),
-    "noise": enlarging(network=attentive(), guidance=2.0),
-    "noise before": enlarging(augmentation=AugmentationConfig(where="low", level=0.3)),
-    "blur": enlarging(augmentation=AugmentationConfig(kind="blur", level=0.3)),
-    "SR3": wordless(),
-}
-
-
-def drawing(width: int = 8, height: int = 8, seed: int = 0) -> Image.Image:
-    """A small RGB picture of large values."""
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def lows(config: StageConfig, count: int) -> dict[str, Any]:
-    return {} if config.low_size is None else {"low": [drawing(seed=i) for i in range(count)]}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +170,20 @@ def test_guidance_leads_away_from_zeros(painter: Stage) -> None:
         torch.testing.assert_close(seen[0.0], painter.denoiser(noise, now, nothing), rtol=1e-3, atol=1e-3)
 
 
+def test_no_words_are_the_empty_prompt_where_the_stage_says_so() -> None:
+    """To steer away from, and in training."""
+    zeros, empty = stage(base()), stage(base(null="empty"))
+    away = empty.words(Order.read(["red", "red"], [1, 2], ["", "a cat"]))
+    assert away is not None
+    assert all(torch.equal(a, b) for a, b in zip(away[1], empty.text.encode(["", "a cat"]), strict=True))
+    pictures = [model.generate("red", seeds=[1], steps=2).images[0] for model in (empty, zeros)]
+    assert not same_picture(*pictures)
+    captions, dropped = ["red left", "a cat"], torch.tensor([True, False])
+    read, wanted = empty.read(captions, dropped), empty.text.encode(["", "a cat"])
+    assert all(torch.equal(a, b) for a, b in zip(read, wanted, strict=True))
+    assert not torch.equal(read.sequence, zeros.read(captions, dropped).sequence)
+
+
 def test_a_stage_without_words_reads_none_and_costs_half() -> None:
     model, low = stage(wordless(guidance=4.0)), drawing()
     first, second = (model.generate(text, seeds=[3], low=low, negative="z") for text in CAPTIONS)
@@ -302,321 +301,3 @@ def test_a_learned_variance_is_drawn_as_diffusers_draws_it(guidance: float) -> N
         noise=NoiseSource([stage_seed(seed, model.config)], (3, 16, 16)),
     )
     assert not same_picture(ours.images[0], to_images(fixed)[0]), "another variance makes another picture"
-
-
-# The low-resolution picture
-
-
-@pytest.mark.parametrize(("size", "made"), [((8, 8), (16, 16)), ((12, 8), (24, 16)), ((8, 24), (16, 48))])
-def test_pictures_of_other_shapes_are_enlarged_whole(enlarger: Stage, size: Any, made: Any) -> None:
-    low = drawing(*size)
-    result = enlarger.generate(["a", "b"], low=low)
-    assert [image.size for image in result.images] == [made] * 2 and result.metadata[0]["size"] == list(made)
-    assert same_picture(enlarger.generate("b", seeds=[1], low=low).images[0], result.images[1])
-
-
-def shown_low(model: Stage, low: Any) -> np.ndarray:
-    """The picture that the stage takes a given one for, (H, W, 3)."""
-    seen: list[torch.Tensor] = []
-    enlarged, model.enlarged = model.enlarged, lambda low, *rest: (seen.append(low), enlarged(low, *rest))[1]  # type: ignore
-    try:
-        model.generate("a", low=low, steps=1)
-    finally:
-        model.enlarged = enlarged
-    return np.asarray(to_images(seen[0])[0])
-
-
-def test_whatever_picture_comes_is_made_what_the_stage_reads(enlarger: Stage, tmp_path: Path) -> None:
-    picture = drawing(8, 8)
-    exact = np.asarray(picture)
-    picture.save(tmp_path / "low.png")
-    for one in (picture, tmp_path / "low.png", str(tmp_path / "low.png"), [picture], (tmp_path / "low.png",)):
-        assert np.array_equal(shown_low(enlarger, one), exact)
-    blocks = picture.resize((64, 64), Image.Resampling.NEAREST)
-    assert np.array_equal(shown_low(enlarger, blocks), exact), "means of whole boxes"
-    grey = picture.convert("L")
-    assert np.array_equal(shown_low(enlarger, grey), np.asarray(grey.convert("RGB")))
-    clear = picture.copy()
-    clear.putalpha(Image.fromarray(np.array([[0] * 4 + [255] * 4] * 8, dtype=np.uint8)))
-    shown = shown_low(enlarger, clear)
-    assert (shown[:, :4] == 255).all() and np.array_equal(shown[:, 4:], exact[:, 4:]), "on white"
-    assert shown_low(enlarger, drawing(800, 600)).shape == (8, 10, 3), "the shorter side at 8, the other even"
-    assert shown_low(enlarger, drawing(9, 33)).shape == (30, 8, 3)
-
-
-@pytest.mark.parametrize(("factor", "unit"), [(2, 4), (3, 8), (4, 2), (6, 4)])
-def test_low_resolution_pictures_fit_any_factor(factor: int, unit: int) -> None:
-    model = stage(enlarging(8, size=8 * factor, network=unet(multipliers=(1, 1, 1), blocks=(1, 1, 1))))
-    assert model.config.unit == unit
-    result = model.generate("a", low=drawing(8, 13), steps=1)
-    assert result.images[0].size[0] == 8 * factor and result.images[0].size[1] % model.config.multiple == 0
-
-
-# What is refused
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"prompts": ""}, "empty"),
-    ({"prompts": ["a", " \n"]}, "empty"),
-    ({"prompts": 5}, "prompts must be a text"),
-    ({"negative": ["a", "b", "c"]}, "negative prompt for all or one for each of the 2"),
-    ({"seeds": [1]}, "2 prompts, 1 seeds"),
-    ({"seeds": [0, 2**63]}, "from 0 to"),
-    ({"steps": 0}, "at least 1"),
-    ({"steps": 10**12}, "at most 10000"),
-    ({"steps": [2, 3]}, "steps must be whole"),
-    ({"guidance": float("nan")}, "finite number"),
-    ({"sampler": "dimm"}, "unknown sampler"),
-    ({"threshold": "dynamics"}, "unknown threshold 'dynamics'.*static"),
-    ({"threshold": "dynamic:"}, "cannot read the threshold 'dynamic:'"),
-    ({"threshold": "dynamic:x"}, "cannot read the threshold"),
-    ({"threshold": "dynamic:0.9:1.5:2"}, "cannot read the threshold"),
-    ({"threshold": "static:0.9"}, "cannot read the threshold"),
-    ({"threshold": "dynamic:95"}, "percentile must be a fraction"),
-    ({"threshold": "dynamic:nan"}, "percentile must be a number"),
-    ({"threshold": "dynamic:0.95:0.5"}, "cap must be at least 1"),
-    ({"threshold": 0.95}, "unknown threshold '0.95'"),
-    ({"augmentation": 1.5}, "augmentation must lie between 0 and 1, not 1.5"),
-    ({"augmentation": -0.1}, "augmentation must lie between 0 and 1"),
-    ({"augmentation": "much"}, "augmentation must be a finite number"),
-    ({"noise": torch.zeros(2, 3, 4, 4)}, r"shape \(2, 3, (8, 8|16, 16)\), not \(2, 3, 4, 4\)"),
-    ({"noise": torch.full((2, 3, 8, 8), torch.nan)}, "finite|shape"),
-]
-BAD_SIZES: list[tuple[dict[str, Any], str]] = [
-    ({"size": (10, 8)}, "multiples of 4"),
-    ({"size": (8, 2**40)}, "up to 8192"),
-    ({"size": 8}, "size must be whole"),
-    ({"low": drawing()}, "starts from noise: leave the low-resolution picture out"),
-]
-BAD_LOWS: list[tuple[dict[str, Any], str]] = [
-    ({"low": None}, "8-px pictures into 16-px ones: give it the picture to enlarge as `low`"),
-    ({"low": []}, "one low-resolution picture for all 2 prompts or one for each, not 0"),
-    ({"low": [drawing()] * 3}, "one for each, not 3"),
-    ({"low": [drawing(), drawing(8, 12)]}, "different shapes"),
-    ({"low": drawing(8, 40)}, "8 x 40 pixels: crop it, its longer side may be at most 4 times the shorter"),
-    ({"low": drawing(4, 4)}, "too small"),
-    ({"low": Image.new("RGB", (5000, 100))}, "too large"),
-    ({"low": "/nowhere/low.png"}, "/nowhere/low.png is no file"),
-    ({"low": Path("/")}, "is a folder"),
-    ({"low": __file__}, "not a PNG, JPEG or WebP picture"),
-    ({"low": np.zeros((8, 8, 3))}, "must be a path or one of Pillow's"),
-    ({"low": [drawing(), None]}, "must be a path or one of Pillow's"),
-    ({"low": Image.new("F", (8, 8))}, "mode F"),
-    ({"size": (16, 16)}, "size follows from the low-resolution picture"),
-]
-CASES = [  # of which stage, what, and what is said
-    *(("base", bad, says) for bad, says in [*BAD, *BAD_SIZES]),
-    *(("noise before", bad, says) for bad, says in [*BAD, *BAD_LOWS]),
-]
-
-
-@pytest.mark.parametrize(
-    ("kind", "bad", "says"), CASES, ids=[f"{k}-{next(iter(b))}-{i}" for i, (k, b, _) in enumerate(CASES)]
-)
-def test_what_makes_no_sense_is_refused_in_one_line(
-    painter: Stage, enlarger: Stage, kind: str, bad: dict[str, Any], says: str
-) -> None:
-    model = painter if kind == "base" else enlarger
-    before, read = model.denoiser.calls, len(model.text.seen)
-    given = {"prompts": list(CAPTIONS), **({} if kind == "base" else {"low": drawing()}), **bad}
-    with pytest.raises(UserError, match=says) as caught:
-        model.generate(**given)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
-    assert model.denoiser.calls == before and len(model.text.seen) == read, "refused before any work"
-
-
-def test_a_damaged_picture_is_named(enlarger: Stage, tmp_path: Path) -> None:
-    drawing(64, 64).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
-    with pytest.raises(UserError, match=r"cut\.png is damaged or cut short"):
-        enlarger.generate("a", low=tmp_path / "cut.png")
-
-
-def test_a_table_has_no_more_steps_than_entries() -> None:
-    with pytest.raises(UserError, match="steps must lie between 1 and 1000, not 1001"):
-        stage(base(**UNET)).generate("a", steps=1001)
-
-
-def test_a_stage_that_was_never_trained_says_so(tmp_path: Path) -> None:
-    fresh = Stage(base(), Words())
-    with pytest.raises(UserError, match="stage 8 was never trained"):
-        fresh.generate("a")
-    assert not fresh.text.seen, "refused before any work"
-    sr = Stage(enlarging(), Words())
-    with pytest.raises(UserError, match="stage 8-16 was never trained"):
-        sr.enlarge(torch.zeros(1, 3, 16, 16), ["a"], [0])
-    sr.save(tmp_path)
-    with pytest.raises(UserError, match=r"the stage in .* was never trained"):
-        diptych.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"size": 18}, "size"),
-        ({"size": 0}, "size"),
-        ({"low_size": 12}, "low_size"),
-        ({"low_size": 16}, "low_size"),
-        ({"low_size": 0}, "low_size"),
-        ({"steps": 0}, "steps"),
-        ({"guidance": float("inf")}, "guidance"),
-        ({"sampler": "magic"}, "sampler"),
-        ({"low_size": None}, r"network\.concat_channels"),
-        ({"low_size": None, "network": unet(concat_channels=0)}, r"network\.augmented"),
-        ({"network": unet(in_channels=4)}, r"network\.in_channels"),
-        ({"learned_variance": True}, r"network\.out_channels"),
-        ({"network": unet(pooled_width=20)}, r"network\.pooled_width"),
-        ({"network": attentive(context_width=20)}, r"network\.context_width"),
-        ({"text": None}, r"network\.pooled_width"),
-    ],
-)
-def test_a_stage_whose_parts_do_not_fit_is_refused_by_field(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(UserError, match=rf"StageConfig\.{field} must"):
-        enlarging(**{"size": 16, **changes})
-
-
-# Where the parts are
-
-
-def test_every_part_moves_with_the_stage() -> None:
-    model = stage(base())
-    expected = arrays(model.generate(list(CAPTIONS)))
-    parts = [next(model.network.parameters()), model.text.model.weight]
-    assert {p.dtype for p in (model.double(), *parts)[1:]} == {torch.float64}
-    assert {p.dtype for p in (model.to(torch.float32), *parts)[1:]} == {torch.float32}
-    assert np.array_equal(arrays(model.generate(list(CAPTIONS))), expected)
-    model.to("meta")
-    assert {next(part.parameters()).device.type for part in (model.network, model.text.model)} == {"meta"}
-    assert model.device.type == "meta"
-    model.text = Words()
-    assert model.text.model.weight.device.type == "meta", "an encoder that comes later follows too"
-
-
-def test_the_text_encoder_is_built_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[Any] = []
-    monkeypatch.setattr("diptych.stage.build_text_encoder", lambda config, device: (built.append(device), Words())[1])
-    model = Stage(base())
-    assert not model.reads and not built
-    assert model.text is model.text and built == [torch.device("cpu")] and model.reads
-    assert not model.train().text.model.weight.requires_grad
-
-
-@pytest.mark.parametrize("kind", ["base", "blur"])
-def test_under_autocast_pictures_stay_in_float32(kind: str) -> None:
-    model = stage(KINDS[kind])
-    low = lows(model.config, 1)
-    exact = arrays(model.generate("red", **low))
-    seen: list[torch.dtype] = []
-    with torch.autocast("cpu", torch.bfloat16):
-        close = arrays(model.generate("red", callback=lambda i, n, x0: seen.append(x0.dtype), **low))
-    assert set(seen) == {torch.float32} and np.abs(close - exact).mean() < 25
-
-
-# Files
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stage")
-    stage(enlarging(), seed=5).save(folder)
-    return folder
-
-
-def test_a_saved_stage_paints_the_same(saved: Path) -> None:
-    model, again = stage(enlarging(), seed=5), diptych.load(saved, "cpu")
-    assert isinstance(again, Stage) and again.config == model.config and not again.training
-    again.text = Words()
-    options: dict[str, Any] = {"low": drawing(), "sampler": "ddpm", "seeds": [3, 4]}
-    assert np.array_equal(arrays(again.generate(["a", "b"], **options)), arrays(model.generate(["a", "b"], **options)))
-
-
-def test_bfloat16_takes_half_the_room_and_paints_nearly_the_same(saved: Path, tmp_path: Path) -> None:
-    model = stage(enlarging(), seed=5)
-    model.save(tmp_path, dtype="bfloat16")
-    sizes = [sum(p.stat().st_size for p in folder.rglob("*.safetensors")) for folder in (tmp_path, saved)]
-    assert sizes[0] < 0.65 * sizes[1]
-    close: Any = diptych.load(tmp_path, "cpu")
-    close.text = Words()
-    exact = arrays(model.generate("a", low=drawing()))
-    assert np.abs(arrays(close.generate("a", low=drawing())) - exact).mean() < 0.1 * exact.std()
-    again = close.generate("a", low=drawing())
-    close.save(tmp_path / "twice", dtype="bfloat16")
-    twice: Any = diptych.load(tmp_path / "twice", "cpu")
-    twice.text = Words()
-    assert np.array_equal(arrays(twice.generate("a", low=drawing())), arrays(again)), "rounded once"
-
-
-def change_config(**changes: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        values = json.loads((folder / "config.json").read_text())
-        for key, value in changes.items():
-            *path, last = key.split("__")
-            place = values
-            for part in path:
-                place = place[part]
-            place.pop(last) if value is ... else place.update({last: value})
-        (folder / "config.json").write_text(json.dumps(values))
-
-    return change
-
-
-def change_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        path = folder / "network" / "model.safetensors"
-        tensors = load_safetensors(path)
-        change(tensors)
-        save_safetensors(tensors, path, {"stage": "8-16"})
-
-    return spoil
-
-
-def cut(folder: Path, left: int = -1000) -> None:
-    path = folder / "network" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:left])
-
-
-def other_stage(folder: Path) -> None:
-    shutil.rmtree(folder / "network")
-    stage(enlarging(16)).save(folder / "other")
-    (folder / "other" / "network").rename(folder / "network")
-
-
-def other_shard(folder: Path) -> None:
-    """One shard of two comes from a stage with the same shapes."""
-    tensors = load_safetensors(folder / "network" / "model.safetensors")
-    for name, where in (("8-16", folder), ("16-32", folder / "other")):
-        save_weights(tensors, where / "network", shard_bytes=20_000, metadata={"stage": name})
-    last = sorted((folder / "network").glob("*-of-*"))[-1].name
-    shutil.copy(folder / "other" / "network" / last, folder / "network" / last)
-
-
-BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("unknown field", change_config(colour=3), r"config\.json: StageConfig has no field 'colour'"),
-    ("unknown inner field", change_config(network__colour=3), r"config\.json: .*network has no field 'colour'"),
-    ("unknown network", change_config(network__kind="vit"), r"config\.json: .*kind must be one of"),
-    ("wrong type", change_config(low_size="small"), r"config\.json: .*low_size must be a whole number"),
-    ("parts that do not fit", change_config(low_size=None), r"config\.json: .*concat_channels"),
-    ("too many channels", change_config(network__channels=2**40), r"config\.json: "),
-    ("very many channels", change_config(network__channels=10**30), r"config\.json: "),
-    ("other channels", change_config(network__channels=16), r"network: key .* has shape"),
-    ("cut weights", cut, r"network/model\.safetensors is a damaged"),
-    ("cut header", lambda folder: cut(folder, 30), r"network/model\.safetensors is cut short"),
-    ("no weights", lambda f: shutil.rmtree(f / "network"), r"no file .*network"),
-    ("a key less", change_weights(lambda t: t.pop("conv_in.bias")), r"key 'conv_in\.bias'.*missing"),
-    ("NaN", change_weights(lambda t: t["conv_in.weight"].view(-1)[:1].fill_(torch.nan)), r"conv_in\.weight.*NaN"),
-    ("untrained", change_weights(lambda t: t["conv_out.weight"].zero_()), "was never trained"),
-    ("other stage", other_stage, "holds the weights of stage 16-32, not of stage 8-16"),
-    ("other shard", other_shard, "holds the weights of stage 16-32, not of stage 8-16"),
-    ("renamed", change_config(size=32, low_size=16), "holds the weights of stage 8-16, not of stage 16-32"),
-]
-
-
-@pytest.mark.parametrize(("spoil", "says"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_what_is_broken_is_refused_by_name(
-    saved: Path, tmp_path: Path, spoil: Callable[[Path], Any], says: str
-) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(saved, folder)
-    spoil(folder)
-    with pytest.raises(UserError, match=says) as caught:
-        diptych.load(folder, "cpu")
-    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diptych.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from diptych.cascade import Cascade
@@ -21,17 +22,57 @@ if TYPE_CHECKING:
 __all__ = ["UserError", "load"]
 
 
-def load(source: str | Path | None = None, device: str = "auto") -> LatentDiffusion | Stage | Cascade:
+def load(
+    source: str | Path | None = None,
+    device: str = "auto",
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
+    dtype: str = "float32",
+    ema: bool = False,
+    prediction: Literal["eps", "v"] | None = None,
+    lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] | None = None,
+) -> LatentDiffusion | Stage | Cascade:
     """Open a model: the one door to every system.
 
     Args:
-        source: a run folder or model folder, or "latent" (also if none) or "cascade" for the defaults in the package.
+        source: a run folder or model folder, "latent" (also if none) or "cascade" for the defaults in the package, a
+            published model as a folder of diffusers or a single file, or its id on the hub: "owner/name", or
+            "owner/name/file.safetensors" for one file of several.
         device: where its tensors go: "cpu", "cuda", or "auto" for CUDA where there is one.
+        revision: of a model on the hub: a branch, tag or commit.
+        offline: never ask the hub, but take what is in its cache.
+        allow_pickle: read .ckpt, .pt and .bin files too: their tensors and plain values, never code.
+        tokenizer: the folder of the tokenizer for a single file, which holds none.
+        dtype: of a published model's networks: "float32", "float16" or "bfloat16".
+        ema: the averaged weights of a CompVis file that holds both.
+        prediction: what the U-Net of a single file predicts, where the file does not say: "eps" or "v".
+        lora: LoRA files for a latent model, each alone (at scale 1) or as (file, scale); applied live, as
+            `diptych.published.lora.LoRA.attach` does.
 
     Raises:
-        UserError: there is no such model, or a file in it is missing, truncated, of the wrong kind or not finite.
+        UserError: there is no such model, or a file in it is missing, truncated, of the wrong kind, not finite or not
+            allowed, or the hub cannot be reached.
     """
     from diptych.devices import find_device
     from diptych.opening import open_model
 
-    return open_model(source).to(find_device(device))
+    where = find_device(device)
+    model = open_model(
+        source,
+        revision=revision,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        ema=ema,
+        prediction=prediction,
+    )
+    model = model.to(where)
+    if lora is not None:
+        from diptych.published.lora import attach_files
+
+        attach_files(model, lora, allow_pickle)
+    return model

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 
 from diptych.checks import initial, wholes
 from diptych.conditioning.embedding import network_of
-from diptych.conditioning.text import FrozenConfig, TextEncoder, build_text_encoder
+from diptych.conditioning.text import FrozenConfig, T5Config, TextEncoder, config_fingerprint
 from diptych.config import Config, read_json
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
-from diptych.stage import Stage, check_stated, embed_order
+from diptych.stage import Stage, build_reader, check_stated, embed_order
 from diptych.stage_config import Settings, StageConfig, read_low, read_settings, read_stage, require_trained
 from diptych.weights.files import replacing, write_text
 
@@ -147,9 +148,8 @@ class Cascade:
             total, done = sum(settings[number].steps for number in numbers), 0
             kept: list[list[Image.Image]] = []
             for number in numbers:
-                text = self.configs[number].text
                 pictures = self.stage(number).sample(
-                    None if text is None else words[text],
+                    words.get(number),
                     order.seeds,
                     settings[number],
                     size=(height, width),
@@ -196,15 +196,21 @@ class Cascade:
         each = {name: one_each(name, value, numbers, count) for name, value in zip(names, given, strict=True)}
         return {n: read_settings(self.configs[n], **{name: each[name][n] for name in names}) for n in numbers}
 
-    def _words(self, order: Order, numbers: range, one_at_a_time: bool) -> dict[FrozenConfig, Any]:
-        """The embeddings of the prompts by each text encoder that a stage reads; each reads them once."""
+    def _words(self, order: Order, numbers: range, one_at_a_time: bool) -> dict[int, Any]:
+        """What each stage reads: the embeddings by its text encoder. An encoder reads once for all stages alike."""
         words = {}
-        for config in dict.fromkeys(text for number in numbers if (text := self.configs[number].text) is not None):
+        for config in dict.fromkeys(self.configs[number].text for number in numbers):
+            if config is None:
+                continue
             if one_at_a_time:
                 self._encoders.clear()  # of an earlier call, or of other stages
             if config not in self._encoders:
-                self._encoders[config] = build_text_encoder(config, device=self.device)
-            words[config] = embed_order(self._encoders[config], order)
+                self._encoders[config] = build_reader(config, self.device)
+            alike: dict[tuple[str, bool], Any] = {}
+            for number in numbers:
+                if (stage := self.configs[number]).text == config:
+                    key = (stage.null, stage.guidable)
+                    alike[key] = words[number] = alike.get(key) or embed_order(self._encoders[config], order, stage)
         if one_at_a_time:
             self._encoders.clear()
         return words
@@ -232,28 +238,69 @@ class Cascade:
         return cls(configs, folders)
 
 
-def assemble(sources: Sequence[Path], out: Path) -> Path:
-    """Copy trained stages, base first, into one cascade folder. A `UserError` says which of them do not fit.
+def assemble(sources: Sequence[Path], out: Path, published: Mapping[Path, Callable[[], Any]] | None = None) -> Path:
+    """Put trained stages, base first, into one cascade folder. A `UserError` says which of them do not fit.
 
-    A cascade that lies at `out` is replaced, what stands beside its stages (a model card) is kept.
+    Folders of stages are copied. Those of the sources that are `published` models are opened by a call and written as
+    they come from there, one in memory at a time. Text encoders stay where they lie; see `shared_texts`. A cascade that
+    lies at `out` is replaced, what stands beside its stages (a model card) is kept.
     """
+    published = published or {}
     sources = [source / "model" if (source / "model" / "config.json").is_file() else source for source in sources]
-    configs = [read_stage(source) for source in sources]
-    check_chain(configs)
-    for source in sources:
-        open_stage(source)  # whole, of this stage, and trained
+    known = [read_stage(source) for source in sources if source not in published]
+    if not published:
+        check_chain(known)
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not is_cascade(out):
         raise UserError(f"{out} is there already and is no cascade: name another folder")
-    config = CascadeConfig.of(configs)
     with replacing(out) as partial:
         if taken:
             shutil.copytree(out, partial, ignore=shutil.ignore_patterns("config.json", "stage-*"))
-        for source, name in zip(sources, config.stages, strict=True):
-            shutil.copytree(source / "network", partial / name / "network")
-            shutil.copy(source / "config.json", partial / name)
+        configs: list[StageConfig] = []
+        for source in sources:
+            stage = published[source]() if source in published else open_stage(source)  # whole and trained
+            if not isinstance(stage, Stage):
+                raise UserError(f"{source} holds no stage of a cascade, but a {type(stage).__name__}")
+            configs.append(stage.config)
+            check_chain(configs)
+            network = partial / f"stage-{stage.config.name}" / "network"
+            if source in published:
+                stage.save_network(network)
+            else:
+                shutil.copytree(source / "network", network)
+        config = CascadeConfig.of(configs)
+        for stage, name in zip(shared_texts(configs), config.stages, strict=True):
+            write_text(partial / name / "config.json", stage.to_json())
         write_text(partial / "config.json", config.to_json())
     return out
+
+
+def shared_texts(configs: Sequence[StageConfig]) -> list[StageConfig]:
+    """The stages, those that read with one T5 naming the same folder, so that it is in memory once: the first in which
+    it lies stands for its copies, and for stages that name none."""
+    first: dict[T5Config, T5Config] = {}
+    for config in configs:
+        if isinstance(config.text, T5Config) and config.text.path is not None:
+            first.setdefault(nowhere(config.text), config.text)
+    made = []
+    for config in configs:
+        text = config.text
+        same = first.get(nowhere(text)) if isinstance(text, T5Config) else None
+        if isinstance(text, T5Config) and same and (text.path is None or equal(text, same)):
+            config = dataclasses.replace(config, text=same)
+        made.append(config)
+    return made
+
+
+def nowhere(text: T5Config) -> T5Config:
+    """The encoder, without the folders in which it lies."""
+    return dataclasses.replace(text, path=None, tokenizer=None)
+
+
+def equal(text: T5Config, other: T5Config) -> bool:
+    """Whether two folders hold the same encoder."""
+    there = all(one.path is not None and Path(one.path).is_dir() for one in (text, other))
+    return text == other or (there and config_fingerprint(text) == config_fingerprint(other))
 
 
 def open_stage(folder: Path) -> Stage:

@@ -177,8 +177,22 @@ def build_parser() -> Parser:
 
     command = groups.add_parser("info", help="the networks of a recipe or model and their exact parameter counts")
     command.add_argument("name", metavar="RECIPE|MODEL")
+    add_opening(command)
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(command=commands.info)
+
+    command = groups.add_parser("convert", help="write a Stable Diffusion in another layout")
+    command.add_argument("source", metavar="SRC", help="a model as in generate, of ours or published")
+    command.add_argument("target", metavar="DST", type=Path, help="a folder, or a file that ends in .safetensors")
+    command.add_argument(
+        "--to",
+        metavar="LAYOUT",
+        help="diptych, diffusers or single-file (default: the last if DST ends in .safetensors, else diptych for a "
+        "published SRC and diffusers for one of ours)",
+    )
+    command.add_argument("--overwrite", **FLAG, help="replace DST if it exists")
+    add_opening(command, dtype="of what is written: stored (default), float32, float16 or bfloat16")
+    command.set_defaults(command=commands.convert)
 
     command = groups.add_parser("recipes", help="list the recipes")
     command.set_defaults(command=commands.list_recipes)
@@ -199,7 +213,32 @@ def build_parser() -> Parser:
 
 
 def add_model(command: Parser) -> None:
-    command.add_argument("--model", metavar="M", help="latent, cascade, or a run or model folder (default: latent)")
+    command.add_argument(
+        "--model",
+        metavar="M",
+        help="latent, cascade, a run or model folder, a published folder or file, or owner/name on the hub "
+        "(default: latent)",
+    )
+    add_opening(command)
+    command.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        type=lora,
+        action="append",
+        help="change a latent model by this LoRA, at scale 1 unless given; once for each file",
+    )
+
+
+def add_opening(command: Parser, dtype: str = "of the networks: float32 (default), float16 or bfloat16") -> None:
+    """How a published model is found and read."""
+    published = command.add_argument_group("for published models")
+    published.add_argument("--revision", metavar="R", help="a branch, tag or commit on the hub")
+    published.add_argument("--offline", **FLAG, help="take models of the hub from its cache alone")
+    published.add_argument("--allow-pickle", **FLAG, help="read .ckpt, .pt and .bin too: their tensors, never code")
+    published.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="for a single file, which holds none")
+    published.add_argument("--dtype", metavar="T", help=dtype)
+    published.add_argument("--ema", **FLAG, help="the averaged weights of a file that holds both")
+    published.add_argument("--prediction", metavar="P", help="eps or v, where a single file does not say")
 
 
 def add_sampling(command: Parser) -> None:
@@ -287,6 +326,16 @@ def each(read: Callable[[str], T]) -> Callable[[str], T | list[T | None]]:
 def several(read: Callable[[str], T]) -> Callable[[str], list[T]]:
     """Values with commas between them, as an argument type."""
     return lambda text: [read(part.strip()) for part in text.split(",")]
+
+
+def lora(text: str) -> tuple[Path, float]:
+    """`"style.safetensors:0.8"`, as an argument type; a colon without a number behind it belongs to the name."""
+    file, colon, scale = text.rpartition(":")
+    try:
+        float(scale)
+    except ValueError:
+        return Path(text), 1.0
+    return (Path(file), number(scale)) if colon else (Path(text), 1.0)
 
 
 def seeds(text: str) -> list[int]:

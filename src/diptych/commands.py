@@ -21,6 +21,8 @@ PANELS = ("latent", "cascade")
 """The embedded models, by the names that `diptych.load` knows."""
 SAMPLING = "sampler steps guidance threshold augmentation negative low start stop keep one_at_a_time".split()
 """Options of `generate` that go to the model, as its arguments."""
+OPENING = "revision offline allow_pickle tokenizer dtype ema prediction".split()
+"""Options that go to `diptych.load`, as its arguments."""
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -31,7 +33,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from diptych import painting
 
     name = arguments.model or "default"
-    model = diptych.load(arguments.model, arguments.device)
+    model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     settings = painting.fitting(model, name, chosen_settings(arguments, *SAMPLING))
     for image, told, earlier in painting.paint(model, jobs, arguments.batch, **settings):
         told = {"model": name, **told}
@@ -129,7 +131,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from diptych.evaluation import study
 
     name = arguments.model or "default"
-    model = diptych.load(arguments.model, arguments.device)
+    model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     sampling = painting.fitting(model, name, chosen_settings(arguments, "sampler", "steps", "guidance", "stop"))
     settings = chosen_settings(arguments, "pictures", "scenes", "seed", "judge", "batch")
     study.evaluate(model, arguments.data, arguments.out, name=name, **settings, **sampling)
@@ -141,7 +143,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     from diptych.evaluation import sweep as sweeps
 
     name = arguments.model or "default"
-    model = diptych.load(arguments.model, arguments.device)
+    model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     sampling = painting.fitting(model, name, chosen_settings(arguments, "steps", "stop"))
     settings = chosen_settings(arguments, *arguments.swept, "pictures", "seed", "judge", "batch")
     run = {"guidance": sweeps.sweep_guidance, "augmentation": sweeps.sweep_augmentation}[arguments.sweep]
@@ -160,11 +162,23 @@ def unseen(arguments: argparse.Namespace) -> None:
 def info(arguments: argparse.Namespace) -> None:
     from diptych.recipes import run
 
-    described = run.describe(arguments.name)
+    described = run.describe(arguments.name, **chosen_settings(arguments, *OPENING))
     if arguments.json:
         print(json.dumps(described, indent=2))
     else:
         show_networks(described)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from diptych import opening
+    from diptych.published.convert import convert
+
+    path = opening.find(arguments.source, **chosen_settings(arguments, "revision", "offline", "allow_pickle"))
+    options = opening.read_options(**chosen_settings(arguments, "allow_pickle", "tokenizer", "ema", "prediction"))
+    overwrite, dtype = bool(arguments.overwrite), arguments.dtype or "stored"
+    for line in convert(path, arguments.target, arguments.to, dtype, options, overwrite):
+        print(f"left out: {line}")
+    print(arguments.target)
 
 
 def show_networks(described: dict[str, Any]) -> None:

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from diptych.checks import initial, said
 from diptych.conditioning.embedding import network_of
-from diptych.conditioning.text import ClipTextConfig, JointTransformer, TextConfig, build_text_encoder
+from diptych.conditioning.text import ClipText, ClipTextConfig, JointTransformer, TextConfig, build_text_encoder
 from diptych.config import Config
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
+from diptych.diffusion.schedule import ScheduleConfig, TimesConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError, pick
 from diptych.generation import Callback, Order, Result, read_number, read_size, read_steps
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from diptych.networks.lora import adapted
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.pictures import to_images
 from diptych.training.randomness import POSTERIOR, Draws
@@ -47,6 +48,8 @@ class LatentConfig(Config):
     """What reads the prompts."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The noise schedule."""
+    times: TimesConfig = TimesConfig()
+    """How the times of sampling are laid out."""
     prediction: Literal["eps", "v", "x0", "flow"] = "eps"
     """What the U-Net predicts."""
     size: int = 512
@@ -201,12 +204,15 @@ class LatentDiffusion(nn.Module):
         negatives = order.negatives if any(order.negatives) else [""]
         cond, uncond = self.embed(order.prompts), self.embed(negatives)
         denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, guidance, config.interval)
-        times = timesteps(self.schedule, steps)
+        times = config.times.times(self.schedule, steps, sampler)
+        start = start * config.times.first_noise(self.schedule, times, sampler)
         latents = SAMPLERS[sampler](denoiser, start, times, self.schedule, noise=source, callback=callback)
         images = to_images(self.autoencoder.decode(latents / self.scale))
         common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
         if noise is not None:
             common["noise"] = "given"  # the seed alone does not make this picture again
+        if changed := adapted(self.unet, network_of(self.text)):
+            common["lora"] = [{"file": Path(name).name, "scale": scale} for name, scale in changed.items()]
         return Result(images, order.metadata(common))
 
     # Files: config.json, unet/, autoencoder/ and, where the text encoder was trained along, text/.
@@ -220,6 +226,8 @@ class LatentDiffusion(nn.Module):
         if self.joint_text is not None:
             save_weights(self.joint_text.state_dict(), folder / "text", dtype=kind)
             self.joint_text.save(folder / "text")
+        elif isinstance(self.text, ClipText) and self.text.config.path is None:  # of a published model: it came along
+            self.text.save(folder / "text")
         values = {**self.config.to_dict(), "scale": float(self.scale)}
         write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")
 

@@ -1,21 +1,28 @@
-"""Finding a model on disk and opening it as the system that its config names."""
+"""Finding a model, on disk or on the hub, and opening it as the system that its config or its layout names."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from diptych.config import read_json
 from diptych.errors import NothingThere, UserError
+from diptych.weights.hub import fetched, hub_id
+from diptych.weights.pickles import ENDINGS
 
 if TYPE_CHECKING:
     from diptych.cascade import Cascade
     from diptych.latent import LatentDiffusion
+    from diptych.published.source import Options
     from diptych.stage import Stage
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
 MADE_BY = {"latent": "default-model", "cascade": "default-cascade"}
+DTYPES = ("float32", "float16", "bfloat16")
+"""What networks may be of."""
 
 
 def model_folder(source: str | Path | None) -> Path:
@@ -33,7 +40,10 @@ def model_folder(source: str | Path | None) -> Path:
     path = Path(source)
     if not path.exists():
         known = ", ".join(EMBEDDED)
-        raise UserError(f"no model at {path}: give a run folder or model folder, or an embedded model ({known})")
+        raise UserError(
+            f"no model at {path}: give a run folder or model folder, an embedded model ({known}), a file of published "
+            "weights, or the hub's owner/name"
+        )
     if path.is_file():
         raise UserError(f"{path} is a file: give the run folder or model folder that it lies in")
     if (path / "model" / "config.json").is_file():
@@ -41,6 +51,48 @@ def model_folder(source: str | Path | None) -> Path:
     if (path / "checkpoints").is_dir():
         raise UserError(f"the run in {path} is not finished: go on with `diptych train` and the same arguments")
     return path
+
+
+def find(
+    source: str | Path | None, *, revision: str | None = None, offline: bool = False, allow_pickle: bool = False
+) -> Path:
+    """A model of ours as `model_folder` finds it, or a published one: its folder or file, fetched where `source` is an
+    id of the hub (of a `revision`, or from the cache alone: `offline`).
+
+    Raises a `UserError` where there is none, as `model_folder` and `weights.hub.fetched` do.
+    """
+    name = str(source)
+    local = source is None or name in EMBEDDED or Path(name).exists()
+    if not local and (known := hub_id(name)):
+        path = fetched(*known, revision=revision, offline=offline, pickles=allow_pickle)
+    elif revision is not None:
+        raise UserError(f"a revision ({revision!r}) is for models of the hub, owner/name, which {source} is not")
+    elif source is None or name in EMBEDDED:
+        return model_folder(source)
+    else:
+        path = Path(name)
+    return path if is_published(path) else model_folder(path)
+
+
+def is_published(path: Path) -> bool:
+    """A file of weights, or a folder in a published layout; one with a config of ours is ours, whatever lies in it."""
+    if path.is_file():
+        return path.suffix in (".safetensors", *ENDINGS)
+    if (path / "model_index.json").is_file() or _published_config(path / "config.json"):
+        return True
+    if (path / "config.json").exists() or (path / "model" / "config.json").is_file():
+        return False
+    parts = path.glob("*/config.json")
+    return any(path.glob("*/model_index.json")) or any(_published_config(config) for config in parts)
+
+
+def _published_config(path: Path) -> bool:
+    """Whether a config.json is one of diffusers, which says the network's class."""
+    try:
+        values = read_json(path)
+    except UserError:
+        return False
+    return isinstance(values, dict) and "_class_name" in values
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -54,9 +106,54 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def open_model(source: str | Path | None) -> LatentDiffusion | Stage | Cascade:
-    """The system in a folder, on the CPU, ready to generate."""
-    folder = model_folder(source)
+def open_model(
+    source: str | Path | None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
+    dtype: str = "float32",
+    ema: bool = False,
+    prediction: Literal["eps", "v"] | None = None,
+) -> LatentDiffusion | Stage | Cascade:
+    """The system in a folder or file, or on the hub, on the CPU, ready to generate; `diptych.load` says the rest."""
+    options = read_options(allow_pickle, tokenizer, dtype, ema, prediction)
+    path = find(source, revision=revision, offline=offline, allow_pickle=allow_pickle)
+    if is_published(path):
+        from diptych.published import open_published
+
+        return open_published(path, options)
+    for name, given in (("tokenizer", tokenizer), ("ema", ema), ("dtype", dtype != "float32")):
+        if given:
+            raise UserError(f"{name} is for published weights, which {path} is not")
+    return open_own(path)
+
+
+def read_options(
+    allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
+    dtype: str = "float32",
+    ema: bool = False,
+    prediction: Literal["eps", "v"] | None = None,
+) -> Options:
+    """What the user said, checked."""
+    from diptych.published.source import Options
+
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if prediction not in (None, "eps", "v"):
+        raise UserError(f"unknown prediction {prediction!r}: choose one of eps, v")
+    folder = Path(tokenizer) if tokenizer is not None else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"there is no folder {folder} with a tokenizer")
+    return Options(
+        allow_pickle=allow_pickle, tokenizer=folder, dtype=getattr(torch, dtype), ema=ema, prediction=prediction
+    )
+
+
+def open_own(folder: Path) -> LatentDiffusion | Stage | Cascade:
+    """The system in a model folder of ours."""
     values = read_config(folder)
     kind = values["kind"]
     if kind == "latent":

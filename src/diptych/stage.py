@@ -12,27 +12,29 @@ from torch import Tensor, nn
 
 from diptych.checks import initial
 from diptych.conditioning.embedding import network_of
-from diptych.conditioning.low_resolution import augmented, reduce, training_levels
-from diptych.conditioning.text import TextEmbedding, build_text_encoder
+from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
+from diptych.conditioning.text import FrozenConfig, TextEmbedding, build_text_encoder
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import build_schedule, timesteps
+from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, read_size
+from diptych.networks.adm import AdmUNet
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.pictures import to_images, to_tensor
 from diptych.stage_config import Settings, StageConfig, build_network, read_low, read_settings, require_trained
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
-from diptych.weights.files import load_into, load_stated, load_weights, save_weights, write_text
+from diptych.weights.checkpoint import Checkpoint, fill
+from diptych.weights.files import load_stated, save_weights, write_text
 
 
 class Stage(nn.Module):
     """A network over pixels and the text encoder beside it, which is frozen and no part of its state."""
 
-    def __init__(self, config: StageConfig, text=None, network: UNet | EfficientUNet | None = None) -> None:
+    def __init__(self, config: StageConfig, text=None, network: UNet | EfficientUNet | AdmUNet | None = None) -> None:
         super().__init__()
         self.config = config
         self.network = network or build_network(config.network)
@@ -44,7 +46,7 @@ class Stage(nn.Module):
     def text(self) -> Any:
         """The text encoder, or none; built when it is first asked for."""
         if self._text[0] is None and self.config.text is not None:
-            self.text = build_text_encoder(self.config.text, device=self.device)
+            self.text = build_reader(self.config.text, self.device)
         return self._text[0]
 
     @text.setter
@@ -84,15 +86,22 @@ class Stage(nn.Module):
         and spoiled at a level drawn for each picture.
         """
         x0 = batch["picture"]
-        cond = {} if self.config.text is None else self.cond(self.text.encode(batch["caption"]).zeroed(dropped))
+        cond = {} if self.config.text is None else self.cond(self.read(batch["caption"], dropped))
         if self.config.low_size is not None:
             level = training_levels(draws.uniform(LEVEL), self.config.augmentation).to(x0.device)
             cond |= self.enlarged(self.reduced(x0), level, lambda like: draws.normal(like, AUGMENTATION))
         return x0, cond
 
+    def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
+        """Captions, those that dropped (B,) bool marks as what stands for no words."""
+        if self.config.null == "zeros":
+            return self.text.encode(captions).zeroed(dropped)
+        return self.text.encode(["" if gone else one for one, gone in zip(captions, dropped.tolist(), strict=True)])
+
     @torch.no_grad()
     def enlarge(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) made small, and enlarged again by this stage at its own settings."""
+        require_trained(self.network, f"the stage {self.config.name}")
         low, order = self.reduced(pictures), Order(captions, [""] * len(captions), seeds)
         return low, self.sample(self.words(order), seeds, self.settings(), low=low)
 
@@ -108,7 +117,8 @@ class Stage(nn.Module):
         size = (low.shape[-2] * self.config.factor, low.shape[-1] * self.config.factor)
         with torch.autocast(low.device.type, enabled=False):  # a blur is a convolution
             cond = {"concat": augmented(low, size, level, noise, self.config.augmentation)}
-        return {**cond, "level": level.to(low)} if self.config.network.augmented else cond
+        told = told_level(level, self.config.augmentation, low)
+        return {**cond, "level": told} if self.config.network.augmented else cond
 
     def cond(self, embedding: TextEmbedding) -> dict[str, Tensor]:
         """Prompts as the network's keyword arguments; those that it was not built to read are left out."""
@@ -140,8 +150,9 @@ class Stage(nn.Module):
         """Paint one picture for each prompt; a super-resolution stage enlarges one picture for each.
 
         Args:
-            prompts, seeds, negative: as for the latent panel. Nothing is said by zeros, the null embedding. A stage
-                without text (SR3, DDPM) reads neither: prompts then only name the pictures, and nothing is guided.
+            prompts, seeds, negative: as for the latent panel. Nothing is said by zeros, the null embedding, or by the
+                empty prompt (`config.null`). A stage of classes reads their numbers or names. A stage without text
+                (SR3, DDPM) reads neither: prompts then only name the pictures, and nothing is guided.
             steps, guidance, sampler, threshold, augmentation: the stage's own defaults if none. A threshold is "none",
                 "static", "dynamic", or "dynamic:0.95:1.5" with its percentile and cap; augmentation is the level, from
                 0 to 1, at which the low-resolution picture is spoiled.
@@ -182,8 +193,8 @@ class Stage(nn.Module):
         return Result(to_images(pictures), order.metadata(common))
 
     def words(self, order: Order) -> tuple[TextEmbedding, TextEmbedding] | None:
-        """The prompts and what to steer away from: the negatives, or zeros."""
-        return None if self.config.text is None else embed_order(self.text, order)
+        """The prompts and what to steer away from: the negatives, or no words."""
+        return None if self.config.text is None else embed_order(self.text, order, self.config)
 
     def sample(
         self,
@@ -197,7 +208,6 @@ class Stage(nn.Module):
         callback: Callback | None = None,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1]: of size (H, W), or from low (B, 3, h, w) for a super-resolution stage."""
-        require_trained(self.network, f"the stage {self.config.name}")
         cond, uncond = ({}, {}) if words is None else (self.cond(words[0]), self.cond(words[1]))
         if low is not None:
             level = torch.full((len(low),), settings.augmentation or 0.0, dtype=torch.float64, device=self.device)
@@ -212,7 +222,11 @@ class Stage(nn.Module):
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         x = own if noise is None else noise.to(self.device)
         denoiser = settings.threshold.around(ClassifierFreeGuidance(self.denoiser, cond, uncond, settings.guidance))
-        sampler, times = SAMPLERS[settings.sampler], timesteps(self.schedule, settings.steps)
+        sampler, times = (
+            SAMPLERS[settings.sampler],
+            self.config.times.times(self.schedule, settings.steps, settings.sampler),
+        )
+        x = self.config.times.first_noise(self.schedule, times, settings.sampler) * x
         options = {"variance": "learned-range"} if self.config.learned_variance and settings.sampler == "ddpm" else {}
         pictures = sampler(denoiser, x, times, self.schedule, noise=source, callback=callback, **options)
         return pictures.clamp(-1, 1)
@@ -221,9 +235,12 @@ class Stage(nn.Module):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the stage as a folder that `diptych.load` opens."""
-        stated = {"stage": self.config.name}
-        save_weights(self.network.state_dict(), folder / "network", dtype=getattr(torch, dtype), metadata=stated)
+        self.save_network(folder / "network", getattr(torch, dtype))
         write_text(folder / "config.json", self.config.to_json())
+
+    def save_network(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write the weights alone, in the type in which they are if none is given."""
+        save_weights(self.network.state_dict(), folder, dtype=dtype, metadata={"stage": self.config.name})
 
     @classmethod
     def load(cls, values: dict[str, Any], folder: Path) -> Stage:
@@ -238,7 +255,7 @@ class Stage(nn.Module):
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
         check_stated(config, folder)
-        load_into(network, load_weights(folder / "network"), str(folder / "network"), assign=True)
+        fill(network, Checkpoint.open(folder / "network"), str(folder / "network"))
         require_trained(network, f"the stage in {folder}")
         return cls(config, network=network).eval()
 
@@ -250,11 +267,21 @@ def check_stated(config: StageConfig, folder: Path) -> None:
             raise UserError(f"{folder / 'network'} holds the weights of stage {stated}, not of stage {config.name}")
 
 
-def embed_order(text, order: Order) -> tuple[TextEmbedding, TextEmbedding]:
-    """The embeddings of prompts and of negatives; an empty negative is the null embedding, zeros."""
+def build_reader(config: FrozenConfig, device: torch.device) -> Any:
+    """What reads a stage's prompts."""
+    return build_text_encoder(config, device=device)
+
+
+def embed_order(text, order: Order, config: StageConfig) -> tuple[TextEmbedding, TextEmbedding]:
+    """The embeddings of prompts and of negatives, the latter for a stage that can be guided; an empty negative is what
+    stands for no words."""
     prompts = negatives = text.encode(order.prompts)
-    if any(order.negatives):
+    if not config.guidable:
+        return prompts, prompts
+    if any(order.negatives) or config.null == "empty":
         negatives = text.encode(order.negatives)
+    if config.null == "empty":
+        return prompts, negatives
     return prompts, negatives.zeroed(torch.tensor([not negative for negative in order.negatives]))
 
 

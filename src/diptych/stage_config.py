@@ -17,9 +17,10 @@ from diptych.conditioning.text import FrozenConfig
 from diptych.config import Config, read_json
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
+from diptych.diffusion.schedule import ScheduleConfig, TimesConfig, build_schedule
 from diptych.errors import UserError, pick
 from diptych.generation import read_number, read_steps
+from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.pictures import read_picture
@@ -34,12 +35,17 @@ class StageConfig(Config):
 
     kind: Literal["stage"] = "stage"
     """Which system this is."""
-    network: UNetConfig | EfficientUNetConfig = EfficientUNetConfig()
+    network: UNetConfig | EfficientUNetConfig | AdmUNetConfig = EfficientUNetConfig()
     """The denoising network over pixels."""
     text: FrozenConfig | None = None
     """What reads the prompts, frozen; none for a stage without words (SR3, DDPM)."""
+    null: Literal["zeros", "empty"] = "zeros"
+    """What stands for no words, in training and to steer away from: zeros (Imagen), or the empty prompt as it is read
+    (DeepFloyd IF)."""
     schedule: ScheduleConfig = ScheduleConfig(kind="cosine")
     """The noise schedule."""
+    times: TimesConfig = TimesConfig()
+    """At which of its times a sampler looks."""
     prediction: Literal["eps", "v", "x0", "flow"] = "eps"
     """What the network predicts."""
     learned_variance: bool = False
@@ -81,6 +87,11 @@ class StageConfig(Config):
             raise UserError("StageConfig.network.augmented must be false: a base stage enlarges nothing")
 
     @property
+    def guidable(self) -> bool:
+        """Whether there are words, and something that stands for none of them."""
+        return self.text is not None
+
+    @property
     def multiple(self) -> int:
         """What a picture's sides are multiples of, so that every level of the network halves evenly."""
         levels = len(self.network.multipliers)
@@ -102,7 +113,9 @@ class StageConfig(Config):
         return f"{self.low_size}-{self.size}" if self.low_size else str(self.size)
 
 
-def build_network(config: UNetConfig | EfficientUNetConfig) -> UNet | EfficientUNet:
+def build_network(config: UNetConfig | EfficientUNetConfig | AdmUNetConfig) -> UNet | EfficientUNet | AdmUNet:
+    if isinstance(config, AdmUNetConfig):
+        return AdmUNet(config)
     return EfficientUNet(config) if isinstance(config, EfficientUNetConfig) else UNet(config)
 
 
@@ -121,7 +134,8 @@ def read_stage(folder: Path) -> StageConfig:
 
 def require_trained(network: nn.Module, what: str) -> None:
     """Raise a `UserError` if a network was never trained: it would paint noise, as its last layer is all zeros."""
-    if not network.state_dict()["conv_out.weight"].any():
+    last = network.state_dict()["conv_out.weight"]
+    if not last.is_meta and not last.any():
         raise UserError(f"{what} was never trained: its last layer is still all zeros")
 
 
@@ -131,7 +145,7 @@ class Settings:
 
     steps: int
     guidance: float
-    """1 for a stage without words, which has nothing to be guided by."""
+    """1 for a stage that has nothing to be guided by, or away from."""
     sampler: str
     threshold: ThresholdConfig
     augmentation: float | None
@@ -162,7 +176,10 @@ def read_settings(
     What the stage has no use for is read all the same, and left out.
     """
     count = read_steps(config.steps if steps is None else steps)
-    timesteps(build_schedule(config.schedule), count)  # or an error: a table has no more steps than entries
+    name = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
+    config.times.times(
+        build_schedule(config.schedule), count, name
+    )  # or an error: no more steps than a table's entries
     weight = read_number("guidance", config.guidance if guidance is None else guidance)
     level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
     if not 0 <= level <= 1:
@@ -171,8 +188,8 @@ def read_settings(
         level = 0.0  # as it was trained
     return Settings(
         count,
-        1.0 if config.text is None else weight,
-        pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS),
+        weight if config.guidable else 1.0,
+        name,
         config.threshold if threshold is None else ThresholdConfig.parse(threshold),
         None if config.low_size is None else level,
     )

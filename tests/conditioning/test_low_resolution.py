@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.conditioning.low_resolution import AugmentationConfig, augmented, enlarge, reduce, training_levels
+from diptych.conditioning.low_resolution import (
+    AugmentationConfig,
+    augmented,
+    enlarge,
+    reduce,
+    told_level,
+    training_levels,
+)
 from diptych.errors import UserError
+from tests.networks.reference import relative_error
 
 
 def pictures(batch: int = 2, height: int = 8, width: int = 8, seed: int = 0) -> Tensor:
@@ -202,3 +210,29 @@ def test_settings_must_fit_each_other() -> None:
         AugmentationConfig(lowest=0.6, highest=0.5)
     with pytest.raises(UserError, match="align_corners must be false for nearest"):
         AugmentationConfig(upsample="nearest", align_corners=True)
+
+
+# Levels of a table (DeepFloyd IF)
+
+
+@pytest.mark.parametrize("entry", [0, 1, 250, 290, 999])
+def test_levels_of_a_table_are_diffusers_entries(entry: int) -> None:
+    """And entry 0 too leaves a little noise; at no level is a picture untouched."""
+    scheduler = pytest.importorskip("diffusers").DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    config, low = AugmentationConfig(table=1000, align_corners=True), pictures()
+    large = F.interpolate(low, (16, 16), mode="bilinear", align_corners=True)
+    theirs = scheduler.add_noise(large, noise(large), torch.tensor([entry, entry]))
+    level = torch.full((2,), entry / 1000, dtype=torch.float64)
+    assert relative_error(augmented(low, (16, 16), level, noise, config), theirs) <= 1e-5
+    assert (theirs - large).abs().max() > 0.01
+    told = told_level(level, config, low)
+    assert torch.equal((told * 1000).float(), torch.full((2,), float(entry))), "a whole number for the network"
+
+
+def test_a_table_is_trained_on_its_entries_alike() -> None:
+    config = AugmentationConfig(table=4)
+    levels = training_levels(torch.tensor([0.0, 0.2, 0.3, 0.6, 0.99]), config)
+    assert levels.tolist() == [0, 0, 0.25, 0.5, 0.75]
+    assert told_level(torch.ones(1, dtype=torch.float64), config, pictures()).item() == 0.75, "1 is the last entry"
+    with pytest.raises(UserError, match=r"table must be none unless kind is noise"):
+        AugmentationConfig(kind="blur", table=1000)

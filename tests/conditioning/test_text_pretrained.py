@@ -75,6 +75,31 @@ def test_t5_gives_the_reference_tokens(t5: Path) -> None:
         assert relative_error(ours.sequence[i, ours.mask[i]], alone.sequence[0]) <= 1e-5
 
 
+def test_a_padded_t5_gives_the_padding_too_and_reads_as_it_is_told(t5: Path, tmp_path: Path) -> None:
+    """As DeepFloyd IF: the padding is masked in T5, and what comes out at its places is given along."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    tokenizer, model = tmp_path / "tokenizer", tmp_path / "text_encoder"
+    AutoTokenizer.from_pretrained(t5).save_pretrained(tokenizer)
+    shutil.copytree(t5, model, ignore=shutil.ignore_patterns("*token*"))
+    lowered = [prompt.lower().strip() for prompt in PROMPTS]
+    inputs = AutoTokenizer.from_pretrained(tokenizer)(
+        lowered, padding="max_length", max_length=64, return_tensors="pt", truncation=True
+    )
+    with torch.no_grad():
+        theirs = T5EncoderModel.from_pretrained(model).eval()(inputs["input_ids"], inputs["attention_mask"])[0]
+    shape = small_t5(model, tokenizer=str(tokenizer), padded=True, cleaning="lower")
+    encoder = build_text_encoder(shape)
+    ours = encoder.encode([f" {prompt.replace('a', 'A')} " for prompt in lowered])
+    assert relative_error(ours.sequence, theirs) <= 1e-5 and ours.sequence.shape == (4, 64, 24)
+    assert ours.mask.all() and theirs[1, 1:].abs().min() > 0, "the places of the padding speak"
+    assert relative_error(ours.pooled, theirs.mean(1)) <= 1e-5
+    with pytest.raises(UserError, match="the prompt has 65 tokens"):
+        encoder.encode(["z" * 63])
+    with pytest.raises(UserError, match=r"no tokenizer in .*text_encoder"):
+        build_text_encoder(small_t5(model))
+
+
 def test_bert_gives_the_reference_tokens(bert: Path) -> None:
     from transformers import AutoTokenizer, BertModel
 

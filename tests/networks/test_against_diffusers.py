@@ -10,7 +10,8 @@ from torch import nn
 
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
-from tests.networks.diffusers_keys import autoencoder_keys, renamed, unet_keys
+from diptych.published.pieces import published
+from diptych.published.sd_keys import diffusers_autoencoder, diffusers_unet
 from tests.networks.reference import noise, randomised, relative_error
 
 diffusers = pytest.importorskip("diffusers")
@@ -60,14 +61,15 @@ def pair(config: UNetConfig):
     """Our network with random weights, and theirs with the same; each key of theirs is filled from one of ours."""
     ours, theirs = randomised(UNet(config)), their_unet(config)
     state = ours.state_dict()
-    left = theirs.load_state_dict(renamed(state, unet_keys(state, config)), strict=config.context_width is not None)
+    left = theirs.load_state_dict(published(diffusers_unet(config), state), strict=config.context_width is not None)
     assert all(".attn2." in key or ".norm2." in key for key in left.missing_keys) and not left.unexpected_keys
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if name in left.missing_keys and "to_out" in name:
                 parameter.zero_()
     theirs_norms = norms(theirs)
-    assert all(theirs_norms[unet_keys([name], config)[name]] == value for name, value in norms(ours).items())
+    layout = diffusers_unet(config)
+    assert all(theirs_norms[layout[name].key] == value for name, value in norms(ours).items())
     return ours, theirs
 
 
@@ -147,8 +149,9 @@ def test_the_autoencoder_gives_their_numbers(config: AutoencoderConfig) -> None:
     ).eval()
     ours = randomised(Autoencoder(config))
     state = ours.state_dict()
-    theirs.load_state_dict(renamed(state, autoencoder_keys(state, config)), strict=True)
-    assert renamed(norms(ours), autoencoder_keys(state, config)) == norms(theirs)
+    layout = diffusers_autoencoder(config)
+    theirs.load_state_dict(published(layout, state), strict=True)
+    assert {layout[name].key: value for name, value in norms(ours).items()} == norms(theirs)
 
     pictures = noise(2, 3, 32, 48).clamp(-1, 1)
     expected = theirs.encode(pictures).latent_dist

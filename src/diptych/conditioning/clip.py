@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
+from diptych.conditioning.frozen import (
+    FrozenText,
+    folder_fingerprint,
+    frozen,
+    named_folder,
+    plain_key,
+    pretrained_config,
+)
 from diptych.conditioning.tokens import saved_tokenizer, token_ids
 from diptych.config import Config
 from diptych.errors import UserError
+from diptych.weights.checkpoint import fill
+from diptych.weights.files import save_weights, write_text
+from diptych.weights.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+"""What a CLIP tokenizer may consist of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +45,8 @@ class ClipTextConfig(Config):
     kind: Literal["clip"] = "clip"
     """Which text encoder this is."""
     path: str | None = None
-    """A folder with the model and its tokenizer, as transformers saves them."""
+    """A folder with the model and its tokenizer, as transformers saves them; none: text/ in the folder of the whole
+    model, as `diptych convert` writes it."""
     width: int = 768
     """Width of its tokens."""
     max_tokens: int = 77
@@ -33,17 +58,62 @@ class ClipTextConfig(Config):
 
 
 class ClipText(FrozenText):
-    """`last_hidden_state` of a CLIP text model over prompts padded to the maximum; nothing is masked."""
+    """`last_hidden_state` of a CLIP text model over prompts padded to the maximum; nothing is masked.
 
-    def __init__(self, config: ClipTextConfig, device: str | torch.device = "cpu") -> None:
+    Stable Diffusion 2.x reads the last layer but one: its model is one layer shorter than the CLIP that it is made of.
+    What prompts are padded with is the tokenizer's to say: the closing token in 1.x, "!" in 2.x.
+    """
+
+    alone = True
+    """Model and tokenizer lie in one folder, with nothing else."""
+
+    def __init__(self, config: ClipTextConfig, device: str | torch.device = "cpu", folder: Path | None = None) -> None:
+        """From a folder as transformers saves it: the config's, or `folder` where that names none and holds a model."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        folder = named_folder(config.path, "CLIP text model")
-        tokenizer, self.pad = saved_tokenizer(folder, "tokenizer.json", "vocab.json")
+        inside = config.path is None and folder is not None and (folder / "config.json").is_file()
+        folder = folder if inside and folder is not None else named_folder(config.path, "CLIP text model")
         shape = pretrained_config(CLIPTextConfig, folder, config.width)
+        self._read(config, shape, folder)
+        super().__init__(config, folder, frozen(CLIPTextModel(shape), folder).to(device), self.tokenizer)
+
+    @classmethod
+    def of(
+        cls,
+        config: ClipTextConfig,
+        shape: CLIPTextConfig,
+        tensors: Mapping[str, Tensor],
+        tokenizer: Path,
+        source: str,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> ClipText:
+        """From its tensors, by their names in transformers without the prefix "text_model.", and the folder of its
+        tokenizer. `source` is named in errors; floating tensors become `dtype` (none: as stored).
+        """
+        encoder = cls.__new__(cls)
+        encoder._read(config, shape, tokenizer)
+        network = clip_network(shape, tensors, source, dtype)
+        FrozenText.__init__(encoder, config, tokenizer, network, encoder.tokenizer)
+        encoder.alone = False
+        return encoder
+
+    def _read(self, config: ClipTextConfig, shape: CLIPTextConfig, tokenizer: Path) -> None:
+        """Look at all that can be wrong before any weight is read."""
+        self.shape, self.tokenizer_folder = shape, tokenizer
+        self.tokenizer, self.pad = saved_tokenizer(tokenizer, "tokenizer.json", "vocab.json")
         if shape.max_position_embeddings < config.max_tokens:
-            raise UserError(f"{folder} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
-        super().__init__(config, folder, frozen(CLIPTextModel(shape), folder).to(device), tokenizer)
+            raise UserError(f"{tokenizer} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
+        if (known := self.tokenizer.get_vocab_size()) > shape.vocab_size:
+            raise UserError(
+                f"the tokenizer in {tokenizer} knows {known:,} tokens, and its text model {shape.vocab_size:,}: "
+                "it is another model's"
+            )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        if self.alone:
+            return folder_fingerprint(self.config, self.folder)
+        return f"{fingerprint(self.model)}-{self.max_tokens}-{self.pad}"
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -54,3 +124,35 @@ class ClipText(FrozenText):
         sequence = output.last_hidden_state.float()  # (B, 77, 768)
         mask = torch.ones(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
         return TextEmbedding(sequence, mask, output.pooler_output.float())
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer as transformers does, in the types in which they are in memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.model.state_dict()
+        save_weights({"text_model." + plain_key(name): tensor for name, tensor in state.items()}, folder)
+        write_text(folder / "config.json", self.shape.to_json_string(use_diff=False))
+        copy_tokenizer(self.tokenizer_folder, folder)
+
+
+def clip_network(
+    shape: CLIPTextConfig, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = torch.float32
+) -> nn.Module:
+    """A frozen CLIP text model of this shape with these tensors, named as `ClipText.of` says."""
+    from transformers import CLIPTextModel
+
+    with torch.device("meta"):
+        model: Any = CLIPTextModel(shape)
+    inner = getattr(model, "text_model", model)  # transformers before 5.6 has one module around the other
+    fill(inner, tensors, source, dtype)
+    inner.embeddings.position_ids = torch.arange(shape.max_position_embeddings)[None]  # a buffer that no file needs
+    return model.eval().requires_grad_(False)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer's files. A `UserError` where there is none."""
+    there = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not any(path.name in ("tokenizer.json", "vocab.json") for path in there):
+        raise UserError(f"no tokenizer in {source}: it needs tokenizer.json or vocab.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in there:
+        shutil.copyfile(path, folder / path.name)

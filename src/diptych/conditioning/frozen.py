@@ -21,6 +21,8 @@ from diptych.weights.files import load_into, load_weights
 
 READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 """The small files of a folder that decide what a prompt becomes."""
+PATHS = ("path", "tokenizer")
+"""Fields of a config that say where its files lie."""
 
 
 class FrozenText:
@@ -108,13 +110,15 @@ def plain_key(key: str) -> str:
 def folder_fingerprint(config: Config, folder: Path) -> str:
     """Sixteen hex digits by which embeddings of one encoder are told from another's, without building it.
 
-    A hash over the config (but its path), the tokenizer, and of every tensor its name, shape, dtype and first row: the
-    whole of an XXL would take minutes, and training moves every tensor.
+    A hash over the config (but its paths, and what is not set: a field that came later leaves older embeddings valid),
+    the tokenizer, and of every tensor its name, shape, dtype and first row: the whole of an XXL would take minutes, and
+    training moves every tensor.
     """
     digest = hashlib.sha256()
-    values = {key: value for key, value in config.to_dict().items() if key != "path"}
+    values = {key: value for key, value in config.to_dict().items() if key not in PATHS and value not in (None, False)}
     digest.update(json.dumps(values, sort_keys=True).encode())
-    for path in (folder / name for name in READ):
+    apart = getattr(config, "tokenizer", None)
+    for path in (place / name for place in (folder, *([Path(apart)] if apart else [])) for name in READ):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
     for path in sorted(folder.glob("model*.safetensors")):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.config import Config
-from diptych.diffusion.schedule import CosineSchedule
+from diptych.diffusion.schedule import CosineSchedule, TableSchedule, cosine_betas
 from diptych.errors import UserError
 
 REACH = 4.0  # a blur's kernel ends at so many standard deviations
@@ -41,6 +41,9 @@ class AugmentationConfig(Config):
     """Highest level in training."""
     level: float = 0.1
     """Level at sampling where none is chosen."""
+    table: int | None = None
+    """noise only: entries of the table of the cosine schedule whose levels these are (DeepFloyd IF: 1000, level 0.25 is
+    entry 250; at level 0 too there is the little noise of the first), or none."""
     blur: float = 4.0
     """blur only: standard deviation at level 1, in pixels of the low-resolution picture; in proportion below."""
 
@@ -48,6 +51,8 @@ class AugmentationConfig(Config):
         self.require(0 <= self.lowest <= 1, "lowest", "lie between 0 and 1")
         self.require(self.lowest <= self.highest <= 1, "highest", "lie between lowest and 1")
         self.require(0 <= self.level <= 1, "level", "lie between 0 and 1")
+        self.require(self.table is None or self.table >= 2, "table", "be at least 2, or none")
+        self.require(self.table is None or self.kind == "noise", "table", "be none unless kind is noise")
         self.require(0 < self.blur < math.inf, "blur", "be positive")
         self.require(not self.align_corners or self.upsample != "nearest", "align_corners", "be false for nearest")
 
@@ -82,7 +87,7 @@ def augmented(
 ) -> Tensor:
     """What the stage is shown: low (B, C, h, w) in [-1, 1], enlarged and spoiled, (B, C, *size).
 
-    level: (B,), or one for all. At 0 a picture is enlarged and nothing else.
+    level: (B,), or one for all. At 0 a picture is enlarged and nothing else, unless levels are those of a table.
     noise: `noise(like)` draws normal numbers of the shape of `like`; asked once, and for `kind` noise only.
 
     Raises `UserError` for a level outside [0, 1].
@@ -94,14 +99,14 @@ def augmented(
     x = enlarge(low, size, config) if config.where == "high" else low
     if config.kind == "noise":
         assert noise is not None, "noise augmentation needs a source of noise"
-        spoiled = _noised(x, levels, noise(x))
+        spoiled = _noised(x, levels, noise(x), config.table)
     elif config.kind == "blur":
         pixels = (x.shape[-2] / low.shape[-2], x.shape[-1] / low.shape[-1])  # of x in one of the low-resolution picture
         spoiled = _blurred(x, levels, (config.blur * pixels[0], config.blur * pixels[1]))
     else:
         spoiled = x
     untouched = (levels == 0).view(-1, 1, 1, 1).to(x.device)
-    x = torch.where(untouched, x, spoiled)  # exactly, whatever the rounding above
+    x = spoiled if config.table else torch.where(untouched, x, spoiled)  # exactly, whatever the rounding above
     return x if config.where == "high" else enlarge(x, size, config)
 
 
@@ -109,12 +114,29 @@ def training_levels(uniform: Tensor, config: AugmentationConfig) -> Tensor:
     """Numbers (B,) in [0, 1) to levels (B,) float64, uniform from `lowest` to `highest`; all 0 for `kind` none."""
     if config.kind == "none":
         return torch.zeros_like(uniform, dtype=torch.float64)
-    return config.lowest + (config.highest - config.lowest) * uniform.double()
+    levels = config.lowest + (config.highest - config.lowest) * uniform.double()
+    return levels if config.table is None else (levels * config.table).floor() / config.table
 
 
-def _noised(x: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
+def told_level(level: Tensor, config: AugmentationConfig, like: Tensor) -> Tensor:
+    """What the network is told of levels (B,): themselves in the type of `like`, or those of the table in float64.
+
+    Networks multiply them by 1000, and what comes of that is to be the whole number of an entry.
+    """
+    return level.to(like) if config.table is None else entries(level, config.table).to(like.device) / config.table
+
+
+def entries(level: Tensor, table: int) -> Tensor:
+    """The whole numbers 0 .. table - 1, as float64, that levels in [0, 1] mean."""
+    return (level.double() * table).round().clamp(max=table - 1)
+
+
+def _noised(x: Tensor, levels: Tensor, noise: Tensor, table: int | None = None) -> Tensor:
     """alpha(level) x + sigma(level) noise: the level is a time of the cosine schedule (Imagen, appendix)."""
-    alpha, sigma = (part.view(-1, 1, 1, 1).to(x) for part in CosineSchedule().alpha_sigma(levels))
+    schedule = CosineSchedule()
+    if table is not None:
+        schedule, levels = TableSchedule(cosine_betas(table)), (entries(levels, table) + 1) / table
+    alpha, sigma = (part.view(-1, 1, 1, 1).to(x) for part in schedule.alpha_sigma(levels))
     return alpha * x + sigma * noise  # (B, C, H, W)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional as F
 
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
-from diptych.conditioning.tokens import load_tokenizer
+from diptych.conditioning.tokens import load_tokenizer, tokenize
 from diptych.config import Config
 from diptych.errors import UserError, pick
 
@@ -32,10 +33,17 @@ class T5Config(Config):
     """Which text encoder this is."""
     path: str | None = None
     """A folder with the model and its tokenizer, as transformers saves them; a whole T5 will do."""
+    tokenizer: str | None = None
+    """A folder with the tokenizer where it lies apart from the model (diffusers), or none."""
     width: int = 4096
     """Width of its tokens: v1.1 small 512, base 768, large 1024, XL 2048, XXL 4096."""
     max_tokens: int = 128
     """Longest prompt, in tokens, its closing token included."""
+    padded: bool = False
+    """Pad every prompt to `max_tokens` and let the network read the padding too (DeepFloyd IF); T5 itself masks it."""
+    cleaning: Literal["lower"] | None = None
+    """What is done to a prompt first. lower: lower case, ends stripped (DeepFloyd IF, but for what it strikes out of
+    captions from the web: addresses, markup, file names, CJK characters, most brackets and signs); or nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """In what it computes; auto: float32 on the CPU, bfloat16 on a GPU. float16 overflows in T5."""
 
@@ -52,7 +60,7 @@ class T5(FrozenText):
         from transformers import T5EncoderModel
 
         folder = named_folder(config.path, "T5")
-        tokenizer = t5_tokenizer(folder)
+        tokenizer = t5_tokenizer(folder if config.tokenizer is None else Path(config.tokenizer))
         shape = pretrained_config(Shape, folder, config.width)
         with torch.device("meta"):  # an XXL twice would not fit
             model: Any = T5EncoderModel(shape)
@@ -64,7 +72,19 @@ class T5(FrozenText):
     def encode(self, prompts: list[str]) -> TextEmbedding:
         if compute_dtype(self.config, self.device) == torch.bfloat16:  # moved to a GPU since it was built
             self.model.to(torch.bfloat16)
-        return super().encode(prompts)
+        if self.config.cleaning == "lower":
+            prompts = [prompt.lower().strip() for prompt in prompts]
+        return self.encode_padded(prompts) if self.config.padded else super().encode(prompts)
+
+    @torch.no_grad()
+    def encode_padded(self, prompts: list[str]) -> TextEmbedding:
+        """As many tokens for every prompt, (B, max_tokens, width), none of them masked; padding is not zero."""
+        ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
+        behind = (0, self.max_tokens - ids.shape[1])
+        ids, mask = F.pad(ids, behind), F.pad(mask, behind)  # 0 is the padding of every T5
+        with torch.autocast(self.device.type, enabled=False):
+            hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return TextEmbedding.from_sequence(hidden.float(), torch.ones_like(mask))
 
 
 def compute_dtype(config: T5Config, device: torch.device) -> torch.dtype:

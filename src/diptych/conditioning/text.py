@@ -69,7 +69,8 @@ class TextEncoder(Protocol):
 def build_text_encoder(
     config: TextConfig, folder: Path | None = None, device: str | torch.device = "cpu"
 ) -> FrozenText | JointTransformer:
-    """The encoder that a config describes; `folder` holds the tokenizer and weights of one that was trained along."""
+    """The encoder that a config describes; `folder` holds tokenizer and weights of one that was trained along, or of
+    a CLIP whose config names no other place."""
     if isinstance(config, JointTransformerConfig):
         if folder is None:
             return JointTransformer(config).to(device)
@@ -80,7 +81,7 @@ def build_text_encoder(
         return MiniLM(config, device)
     if isinstance(config, BertTextConfig):
         return Bert(config, device)
-    return ClipText(config, device) if isinstance(config, ClipTextConfig) else T5(config, device)
+    return ClipText(config, device, folder) if isinstance(config, ClipTextConfig) else T5(config, device)
 
 
 def encoder_folder(config: FrozenConfig) -> Path:

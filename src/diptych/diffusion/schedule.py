@@ -176,6 +176,7 @@ def timesteps(
     offset: int = 0,
     drop_last: bool = False,
     final: Literal["clean", "first"] = "clean",
+    between: bool = False,
 ) -> Tensor:
     """The N + 1 times that a sampler visits, falling, float64: N where the network runs, and where the result stands.
 
@@ -185,6 +186,7 @@ def timesteps(
     offset: added to the indices of `leading` (Stable Diffusion 1: 1).
     drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
     final: `clean` ends at t = 0; `first` ends at index 0, which keeps a little noise (Stable Diffusion 1 with DDIM).
+    between: linspace only: leave the indices where they fall, between those that a discrete schedule has.
     """
     total = schedule.steps
     points = steps + (drop_last and spacing in ("leading", "linspace"))
@@ -199,13 +201,59 @@ def timesteps(
         index = torch.linspace(total - 1, 0, points, dtype=torch.float64)
     else:
         raise UserError(f"unknown spacing {spacing!r}: choose one of karras, leading, linspace, trailing")
-    if schedule.discrete:
+    if schedule.discrete and not (between and spacing == "linspace"):
         index = index.round()  # published networks were never told anything between
     times = ((index + 1) / total).clamp(0, 1)[:steps]
     if spacing == "karras":
         times = _karras(schedule, times)
     end = 0.0 if final == "clean" else 1 / total
     return torch.cat([times, times.new_tensor([end])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimesConfig(Config):
+    """How the times that a sampler visits are laid out: see `timesteps`."""
+
+    spacing: Literal["trailing", "leading", "linspace", "karras", "published"] = "trailing"
+    """As in `timesteps`; published: as each sampler was published for Stable Diffusion, leading for DDIM and DDPM and
+    linspace for the others."""
+    offset: int = 0
+    """Added to the indices of leading (Stable Diffusion: 1)."""
+    final: Literal["clean", "first"] = "clean"
+    """Where DDIM and DDPM end; the others always end at the picture."""
+
+    def check(self) -> None:
+        self.require(0 <= self.offset <= 1, "offset", "be 0 or 1")
+
+    def times(self, schedule: Schedule, steps: int, sampler: str) -> Tensor:
+        """The times (N + 1,) of a sampler by its name, as `timesteps` gives them.
+
+        The multistep solvers were published with one index more than steps, of which the lowest is dropped, and Euler's
+        kin with indices that are not rounded.
+        """
+        plain = sampler in ("ddim", "ddpm")
+        spacing = self.spacing
+        if spacing == "published":
+            spacing = "leading" if plain else "linspace"
+        return timesteps(
+            schedule,
+            steps,
+            spacing,
+            offset=self.offset,
+            drop_last=sampler in ("dpmpp-2m", "dpmpp-2m-sde", "unipc") and spacing != "trailing",
+            final=self.final if plain else "clean",
+            between=sampler in ("euler", "euler-ancestral", "heun"),
+        )
+
+    def first_noise(self, schedule: Schedule, times: Tensor, sampler: str) -> float:
+        """Deviation of the noise that sampling starts from.
+
+        1, but for Euler's kin where the times have both ends: as published they start from sigma / alpha times unit
+        noise, with nothing of a picture in it, which is sigma of unit noise here.
+        """
+        if sampler not in ("euler", "euler-ancestral", "heun") or self.spacing in ("trailing", "leading"):
+            return 1.0
+        return float(schedule.alpha_sigma(times[:1])[1])
 
 
 def _karras(schedule: Schedule, times: Tensor, rho: float = 7.0) -> Tensor:

@@ -1,0 +1,50 @@
+"""Published models -> ours, one file a family."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diptych.errors import UserError
+from diptych.published.source import Family, Options, Source
+
+FAMILIES = ("sd_folder", "deepfloyd", "sd_file", "latent_diffusion", "guided_diffusion")
+"""The modules beside this one that each hold a `FAMILY`, in the order in which they are asked."""
+
+
+def families() -> Iterator[Family]:
+    """Each family, its module imported when its turn comes."""
+    for name in FAMILIES:
+        module = f"{__name__}.{name}"
+        try:
+            yield importlib.import_module(module).FAMILY
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+
+
+def open_published(path: Path, options: Options | None = None) -> Any:
+    """The system in a published folder or file, on the CPU, ready to generate.
+
+    Raises a `UserError` for a file that is damaged or not allowed, and for a model of no family that we know.
+    """
+    source = Source(path, options)
+    if not source.folder:
+        len(source.checkpoint)  # what is no file of weights says so before any family is asked
+    for family in families():
+        if family.fits(source):
+            return family.read(source)
+    raise UserError(f"{path} is a published model of no kind that diptych knows: {found(source)}")
+
+
+def found(source: Source) -> str:
+    """What is there, in a few words: classes, files or keys."""
+    if source.index is not None:
+        return f"its model_index.json says {source.index.get('_class_name')!r}"
+    if source.folder:
+        names = sorted(path.name for path in source.path.iterdir())
+        return "it holds " + (", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing")
+    keys = sorted(source.checkpoint)
+    return f"it holds {len(keys)} tensors" + (f", such as {keys[0]!r} and {keys[-1]!r}" if keys else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from diptych.cascade import CascadeConfig
+from diptych.cascade import Cascade, CascadeConfig
 from diptych.cascade import assemble as run_assemble
 from diptych.conditioning.cache import CachedTexts, text_cache
+from diptych.conditioning.embedding import network_of
 from diptych.conditioning.text import (
     JointTransformer,
     JointTransformerConfig,
+    T5Config,
     build_text_encoder,
     text_network,
     train_tokenizer,
@@ -30,7 +33,9 @@ from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
 from diptych.latent import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet
-from diptych.opening import model_folder, read_config
+from diptych.opening import find, is_published, model_folder, read_config, read_options
+from diptych.published import open_published
+from diptych.published.source import Options
 from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig, build_network, read_stage
@@ -40,6 +45,7 @@ from diptych.training.loop import Trainable
 from diptych.training.loop import train as run_loop
 from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precomputed_splits, read_precomputed
 from diptych.training.precompute import precompute as run_precompute
+from diptych.weights.checkpoint import shapes_only
 
 BatchAt = Callable[[list[int]], dict[str, Any]]
 
@@ -163,27 +169,60 @@ def precompute(recipe: Recipe, out: Path) -> Path:
 
 
 def assemble(sources: Sequence[str], out: Path) -> Path:
-    """Trained stages, base first, as one cascade in `out`: run folders, model folders."""
-    folders = [model_folder(source) for source in sources]
+    """Trained stages, base first, as one cascade in `out`: run folders, model folders, published models."""
+    folders = [find(source) for source in sources]
     for folder in folders:
         if out.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{out} lies in the stage {folder}: choose a folder of its own for the cascade")
-    return run_assemble(folders, out)
+    stored = Options(dtype=None)
+    published = {path: functools.partial(open_published, path, stored) for path in folders if is_published(path)}
+    return run_assemble(folders, out, published)
 
 
-def describe(name: str | Path) -> dict[str, Any]:
-    """A recipe or model (by name, or its folder): its config and the exact parameter counts of its networks, built on
-    the meta device.
+def describe(name: str | Path, **opening: Any) -> dict[str, Any]:
+    """A recipe or model (by name, or where it lies): its config and the exact parameter counts of its networks, built
+    on the meta device. `opening` goes to `opening.find` and to `opening.read_options`, as in `diptych.load`.
     """
     if isinstance(name, str) and name in all_recipes():
         recipe = get(name)
         system, config = recipe.system, recipe.to_dict()
     else:
-        system, config = saved(model_folder(name) if isinstance(name, str) else name)
+        where = {key: value for key, value in opening.items() if key in ("revision", "offline", "allow_pickle")}
+        path = find(name, **where)
+        how = {key: value for key, value in opening.items() if key not in ("revision", "offline")}
+        if is_published(path):
+            return {"name": str(name), **published_counts(path, read_options(**how))}
+        system, config = saved(path)
     with torch.device("meta"):
         networks = _networks(system)
-    counts = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
-    return {"name": str(name), "networks": counts, "total": sum(counts.values()), "config": config}
+    return {"name": str(name), **counts(networks), "config": config}
+
+
+def published_counts(path: Path, options: Options) -> dict[str, Any]:
+    """What `describe` tells of a published model; of its weights, only the shapes are read."""
+    with shapes_only():
+        system = open_published(path, options)
+    stages = [system.stage(n) for n in range(len(system.configs))] if isinstance(system, Cascade) else [system]
+    networks: dict[str, nn.Module] = {}
+    for stage in stages:
+        if isinstance(stage, Stage):
+            networks[f"stage {stage.config.name}" if len(stages) > 1 else "network"] = stage.network
+            if isinstance(stage.config.text, T5Config) and stage.config.text.path is not None:  # left where it lies
+                with torch.device("meta"):
+                    networks["text"] = text_network(stage.config.text)
+            continue
+        networks |= {"unet": stage.unet, "autoencoder": stage.autoencoder}
+        text = stage.text if isinstance(stage.text, nn.Module) else network_of(stage.text)
+        if text is not None:
+            networks["text"] = text
+    configs = [stage.config.to_dict() for stage in stages]
+    return {**counts(networks), "config": configs[0] if len(configs) == 1 else {"stages": configs}}
+
+
+def counts(networks: dict[str, nn.Module]) -> dict[str, Any]:
+    """The parameters of each network, and of all together."""
+    each = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
+    return {"networks": each, "total": sum(each.values())}
 
 
 def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -195,7 +234,10 @@ def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
     kinds = {"latent": LatentConfig, "stage": StageConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
     if str(config["kind"]) not in kinds:
         raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
-    return kinds[config["kind"]].from_dict(config), config
+    values, text = config, config.get("text")
+    if isinstance(text, dict) and text.get("path", "") is None and (folder / "text" / "config.json").is_file():
+        values = {**config, "text": {**text, "path": str(folder / "text")}}  # it lies with its model
+    return kinds[config["kind"]].from_dict(values), config
 
 
 def _networks(system: Any) -> dict[str, nn.Module]:

@@ -1,0 +1,206 @@
+"""Stable Diffusion 1.x and 2.x, inpainting among them, as single files in CompVis's layout.
+
+Such a file has tensors and no config. Sizes are told from shapes, and what shapes do not tell is as in the releases;
+for 2.x that leaves open what the U-Net predicts, see `prediction_of`. Files that `diptych convert` wrote say it all in
+their header.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from diptych.errors import UserError
+from diptych.latent import LatentConfig, LatentDiffusion
+from diptych.networks.unet import UNetConfig
+from diptych.published.pieces import Layout, pieces
+from diptych.published.sd_json import SCALE
+from diptych.published.sd_keys import FIRST_STAGE, UNET, averaged, compvis_autoencoder, compvis_unet
+from diptych.published.sd_parts import Parts, system
+from diptych.published.sd_scheduler import sampling_config
+from diptych.published.sd_shapes import autoencoder_of_shapes, unet_of_shapes
+from diptych.published.sd_text import (
+    CLIP,
+    OPEN_CLIP,
+    is_open_clip,
+    shape_of_file,
+    text_config,
+    text_of_file,
+    tokenizer_of_file,
+)
+from diptych.published.source import Family, Source
+from diptych.weights.checkpoint import Checkpoint
+from diptych.weights.files import load_metadata
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
+
+TEXT = "cond_stage_model."
+OTHER_TEXT = "conditioner.embedders."
+AVERAGED = "model_ema."
+HEADER = "diptych"
+"""The entry of the header under which `diptych convert` writes what the layout has no place for, as JSON."""
+UNREAD = re.compile(
+    r"model_ema\..*|first_stage_model\.(loss|model_ema)\..*|cond_stage_model\.logit_scale"
+    r"|(sqrt_|log_)?(one_minus_)?(recip(m1)?_)?alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar"
+    r"|sqrt_recipm1_alphas_cumprod|log_one_minus_alphas_cumprod|denoiser\.\w+|global_step|scale_factor|v_pred"
+    r"|safety_checker\..*|embedding_manager\..*"
+)
+"""Keys with no part in painting: buffers that follow from the schedule, the averages, what only training needs."""
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "set_alpha_to_one": False,
+}
+"""Stable Diffusion's; no single file says it."""
+SCALE_KEY = "scale_factor"
+PREDICTIONS = {"v": "v", "v_prediction": "v", "epsilon": "eps", "eps": "eps"}
+"""The words of headers -> ours."""
+LAST_NORM = r"up\.\d+\.transformer\.blocks\.0\.norm1\.bias"
+SPREAD = 0.09
+"""Standard deviation of one bias above which a U-Net of 2.x predicts v."""
+
+
+def fits(source: Source) -> bool:
+    """A U-Net under CompVis's name, beside a text encoder that is a CLIP; others are latent-diffusion's own."""
+    if source.folder or UNET + "input_blocks.0.0.weight" not in source.checkpoint:
+        return False
+    kinds = (CLIP + "text_model.", CLIP + "embeddings.position_embedding", OPEN_CLIP, OTHER_TEXT)
+    return any(key.startswith(kinds) for key in source.checkpoint)
+
+
+def read(source: Source) -> LatentDiffusion:
+    """The model in a file. A `UserError` names the key at fault, or says that a tokenizer is needed."""
+    found = parts(source)
+    return system(found, source.options.dtype)
+
+
+def parts(source: Source, tokenizer: bool = True) -> Parts:
+    """What the file holds, none of its tensors read yet. `tokenizer` is false for who needs none."""
+    found, name = source.checkpoint, str(source.path)
+    if any(key.startswith(OTHER_TEXT) for key in found):
+        raise UserError(f"{name}: {OTHER_TEXT} holds the text encoders of Stable Diffusion XL, which diptych has not")
+    if unknown := [key for key in found if not key.startswith((UNET, FIRST_STAGE, TEXT)) and not UNREAD.fullmatch(key)]:
+        raise UserError(f"{name}: unexpected key {min(unknown)!r} ({len(unknown)} in all)")
+    told = header(source)
+    stored = found.only(key for key in found if key.startswith(TEXT))
+    newer = is_open_clip(stored)
+    if told is None:
+        autoencoder = autoencoder_of_shapes(found.shapes, name)
+        unet = unet_of_shapes(found.shapes, name, autoencoder.latent_channels)
+        shape = shape_of_file(stored)
+        prediction = {"eps": "epsilon", "v": "v_prediction"}[prediction_of(source, unet)]
+        size = 96 if (newer and prediction == "v_prediction") else 64
+        config = LatentConfig(
+            autoencoder=autoencoder,
+            unet=unet,
+            text=text_config(shape),
+            size=size * autoencoder.factor,
+            **sampling_config({**SCHEDULER, "prediction_type": prediction}, name),
+        )
+        scale, scheduler = scale_of(found), None
+    else:
+        config, scale, shape, scheduler = told
+        unet = config.unet
+        assert isinstance(unet, UNetConfig)
+    return Parts(
+        config=config,
+        scale=scale,
+        unet=unet_of(source, compvis_unet(unet)),
+        autoencoder=pieces(
+            compvis_autoencoder(config.autoencoder),
+            found.only(key for key in found if key.startswith(FIRST_STAGE) and not UNREAD.fullmatch(key)),
+        ),
+        text=text_of_file(stored, shape),
+        shape=shape,
+        tokenizer=tokenizer_of_file(source.options, 2 if newer else 1) if tokenizer else None,
+        scheduler=scheduler,
+        lost=tuple(lost(source, shape)),
+    )
+
+
+def unet_of(source: Source, layout: Layout) -> Checkpoint:
+    """The U-Net's tensors by our names: those that were trained, or their averages if the user asks for them."""
+    found, ema = source.checkpoint, source.options.ema
+    if ema and not any(key.startswith(AVERAGED) for key in found):
+        raise UserError(f"{source.path} has no EMA weights: none of its keys begins with {AVERAGED!r}")
+    layout = averaged(layout) if ema else layout
+    there = {piece.key for piece in layout.values()}
+    return pieces(layout, found.only(key for key in found if key in there or (key.startswith(UNET) and not ema)))
+
+
+def prediction_of(source: Source, unet: UNetConfig) -> str:
+    """What the U-Net predicts, "eps" or "v", where the user does not say.
+
+    All of 1.x and the inpainting models predict the noise. Of 2.x the 512-px base does too, and the 768-px model
+    predicts v in the same shapes: some files say so in their header (modelspec.prediction_type) or by a key v_pred.
+    Without, it is guessed as ComfyUI guesses: the biases of one norm near the output are spread wider where it is v.
+    """
+    found = source.checkpoint
+    if source.options.prediction is not None:
+        return source.options.prediction
+    said = metadata(source).get("modelspec.prediction_type", "")
+    if said in PREDICTIONS:
+        return PREDICTIONS[said]
+    if "v_pred" in found:
+        return "v"
+    if not unet.linear_projection or unet.concat_channels:
+        return "eps"
+    biases = [p.key for name, p in compvis_unet(unet).items() if re.fullmatch(LAST_NORM, name)]
+    bias = found[max(biases, key=lambda key: int(key.split(".")[3]))]
+    return "v" if not bias.is_meta and bias.float().std(correction=0) > SPREAD else "eps"
+
+
+def header(source: Source) -> tuple[LatentConfig, float, CLIPTextConfig, dict[str, Any] | None] | None:
+    """What `diptych convert` said of the file: config, scale, text model and scheduler. None where it said nothing."""
+    from transformers import CLIPTextConfig
+
+    told = metadata(source).get(HEADER)
+    if told is None:
+        return None
+    try:
+        values = json.loads(told)
+        config, shape = LatentConfig.from_dict(values["config"]), CLIPTextConfig.from_dict(values["text"])
+        scale, scheduler = float(values["scale"]), values["scheduler"]
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        raise UserError(f"{source.path}: the entry {HEADER!r} of its header is damaged ({error})") from None
+    if source.options.prediction not in (None, config.prediction):
+        config = dataclasses.replace(config, prediction=source.options.prediction)
+        scheduler = None
+    return config, scale, shape, scheduler
+
+
+def metadata(source: Source) -> dict[str, str]:
+    """The text in a safetensors file's header; a pickle has none."""
+    return load_metadata(source.path) if source.path.suffix == ".safetensors" else {}
+
+
+def scale_of(found: Checkpoint) -> float:
+    """Of the latents: what a buffer says, which files have whose scale was measured, or what it always is."""
+    if SCALE_KEY not in found:
+        return SCALE
+    scale = found[SCALE_KEY]
+    if scale.numel() != 1 or not (scale.is_meta or 0 < float(scale) < 1e30):
+        raise UserError(f"{found.source}: {SCALE_KEY} must be one positive number")
+    return SCALE if scale.is_meta else float(scale)
+
+
+def lost(source: Source, shape: CLIPTextConfig) -> Iterator[str]:
+    """What is left out, for who makes another file of it."""
+    found = source.checkpoint
+    averages = any(key.startswith(AVERAGED) for key in found)
+    if averages and source.options.ema:
+        yield f"of {UNET} the weights that were trained: the averages took their place"
+    elif averages:
+        yield f"{AVERAGED}, the averages: --ema takes them in the place of what was trained"
+    beyond = f"{OPEN_CLIP}transformer.resblocks.{shape.num_hidden_layers}."
+    if any(key.startswith(beyond) for key in found):
+        yield f"{beyond[:-1]}, text_projection and logit_scale, which Stable Diffusion 2.x does not read"
+
+
+FAMILY = Family("Stable Diffusion, single file", fits, read)

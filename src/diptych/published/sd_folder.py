@@ -1,0 +1,89 @@
+"""Stable Diffusion 1.x and 2.x, inpainting among them, as folders of diffusers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diptych.errors import UserError
+from diptych.latent import LatentConfig, LatentDiffusion
+from diptych.published.pieces import pieces
+from diptych.published.sd_json import autoencoder_config, scaling_factor, unet_config
+from diptych.published.sd_keys import diffusers_autoencoder, diffusers_unet
+from diptych.published.sd_parts import Parts, system
+from diptych.published.sd_scheduler import sampling_config
+from diptych.published.sd_text import shape_of_json, text_config, text_of_folder
+from diptych.published.source import Family, Source
+
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+}
+"""What each part of the pipeline must be."""
+OLDER = "encoder.mid_block.attentions.0.query.weight"
+
+
+def fits(source: Source) -> bool:
+    return source.index is not None and str(source.index.get("_class_name")).startswith("StableDiffusion")
+
+
+def read(source: Source) -> LatentDiffusion:
+    """The model in a folder. A `UserError` names the file, field or key at fault."""
+    return system(parts(source), source.options.dtype)
+
+
+def parts(source: Source) -> Parts:
+    """What the folder holds, none of its tensors read yet."""
+    index = source.index or {}
+    where = {name: f"{source.path / name / 'config.json'}" for name in CLASSES}
+    for name, kind in CLASSES.items():
+        found = index.get(name)
+        if not isinstance(found, list) or found[-1:] != [kind]:
+            raise UserError(f"{source.path / 'model_index.json'}: {name} must be a {kind}, not {found!r}")
+    unet = unet_config(source.config("unet"), where["unet"])
+    if extra := [name for name in index if name not in KNOWN and not name.startswith("_") and index[name] != ABSENT]:
+        raise UserError(f"{source.path / 'model_index.json'}: {extra[0]} is no part of a Stable Diffusion 1.x or 2.x")
+    vae = source.config("vae")
+    autoencoder = autoencoder_config(vae, where["vae"])
+    shape = shape_of_json(source.path / "text_encoder" / "config.json")
+    file = "scheduler_config.json"
+    scheduler = source.config("scheduler", file)
+    config = LatentConfig(
+        autoencoder=autoencoder,
+        unet=unet,
+        text=text_config(shape),
+        size=latent_size(source.config("unet"), where["unet"]) * autoencoder.factor,
+        **sampling_config(scheduler, str(source.path / "scheduler" / file)),
+    )
+    stored = source.part("vae")
+    return Parts(
+        config=config,
+        scale=scaling_factor(vae, where["vae"]),
+        unet=pieces(diffusers_unet(unet), source.part("unet")),
+        autoencoder=pieces(diffusers_autoencoder(autoencoder, OLDER in stored), stored),
+        text=text_of_folder(source.part("text_encoder", "model"), shape),
+        shape=shape,
+        tokenizer=source.options.tokenizer or source.path / "tokenizer",
+        scheduler=scheduler,
+    )
+
+
+ABSENT = [None, None]
+KNOWN = (
+    *CLASSES,
+    *("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker"),
+)
+"""What pipelines of 1.x and 2.x list; the last four have no part in painting from words."""
+
+
+def latent_size(values: dict[str, Any], where: str) -> int:
+    """The side of the latents that a U-Net was trained on."""
+    size = values.get("sample_size") or 64
+    if isinstance(size, list) and len(set(size)) == 1:
+        size = size[0]
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise UserError(f"{where}: sample_size must be a whole number, not {size!r}")
+    return size
+
+
+FAMILY = Family("Stable Diffusion, folder of diffusers", fits, read)

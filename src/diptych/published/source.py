@@ -1,0 +1,85 @@
+"""What a published model is read from: a folder or one file, and how the user wants it read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from diptych.config import read_json
+from diptych.errors import UserError
+from diptych.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the user wants a published model read."""
+
+    allow_pickle: bool = False
+    """Read .ckpt, .pt and .bin files too: their tensors and plain values, never code."""
+    tokenizer: Path | None = None
+    """A folder with the tokenizer of a single file, which has none."""
+    dtype: torch.dtype | None = torch.float32
+    """The floating type of the networks in memory; none: as stored."""
+    ema: bool = False
+    """Of a CompVis file that holds both, the averaged weights; those that were trained otherwise, as diffusers."""
+    prediction: Literal["eps", "v"] | None = None
+    """What the U-Net of a single file predicts, which the file need not say; none: as `sd_file.prediction_of` finds."""
+
+
+class Source:
+    """A folder in the layout of diffusers or transformers, or one file of weights. Nothing is read before it is asked
+    for, except a folder's model_index.json."""
+
+    path: Path
+    options: Options
+    folder: bool
+    """A folder, not a file."""
+    index: dict[str, Any] | None
+    """model_index.json of a diffusers folder: which class each of its parts is of."""
+
+    def __init__(self, path: Path, options: Options | None = None) -> None:
+        self.path, self.options = Path(path), options or Options()
+        self.folder = self.path.is_dir()
+        index = self.path / "model_index.json"
+        self.index = read_object(index) if self.folder and index.is_file() else None
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The tensors of a single file, those of a nested "state_dict" where there is one.
+
+        Raises a `UserError` for a folder, a damaged file, or a pickle that the user has not allowed.
+        """
+        if self.folder:
+            raise UserError(f"{self.path} is a folder, not a single file of weights")
+        return Checkpoint.open(self.path, allow_pickle=self.options.allow_pickle)
+
+    def part(self, name: str, file: str = "diffusion_pytorch_model") -> Checkpoint:
+        """The weights in the sub-folder `name` ("" is the folder itself): whole or in shards, plain or a variant."""
+        return Checkpoint.open(self.path / name, file, self.options.allow_pickle)
+
+    def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
+        """A JSON file of the sub-folder `name` ("" is the folder itself)."""
+        return read_object(self.path / name / file)
+
+
+class Family(NamedTuple):
+    """One kind of published model."""
+
+    name: str
+    fits: Callable[[Source], bool]
+    """Whether a source is one, told cheaply: by class names, keys and shapes."""
+    read: Callable[[Source], Any]
+    """The system in it: a `LatentDiffusion`, `Stage` or `Cascade`."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises a `UserError` where there is none."""
+    values = read_json(path, missing=f"there is no file {path}")
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a JSON object; get or make it again")
+    return values
