@@ -150,4 +150,8 @@ def fill(
             tensor = tensor.to(dtype)
         if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a part of a larger tensor, which it would keep alive
             tensor = tensor.clone()
-        module.load_state_dict({name: tensor}, strict=False, assign=True)
+        place, _, last = name.rpartition(".")
+        holder = module.get_submodule(place)  # load_state_dict would visit every module for every tensor
+        if (former := holder._parameters.get(last)) is not None:
+            tensor = nn.Parameter(tensor, requires_grad=former.requires_grad)
+        setattr(holder, last, tensor)
