@@ -81,7 +81,8 @@ $(BIN)/python:
 
 define install
 	@echo "Installing diptych$(1) into $(VENV) (PyTorch and friends: minutes the first time)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".$(1)" || \
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".$(1)" \
+	  $(if $(2),&& $(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(2)) || \
 	  { echo "diptych: the install failed: see above, then run make again" >&2; exit 2; }
 	@touch $@
 endef
@@ -92,5 +93,8 @@ $(VENV)/.installed: $(PINS) | $(BIN)/python
 $(VENV)/.installed-data: $(PINS) | $(BIN)/python
 	$(call install,[data])
 
+# The reference for our LPIPS goes in without what it asks for: torchvision has no CPU build beside CPU torch.
+LPIPS := lpips==0.1.4
+
 $(VENV)/.installed-dev: $(PINS) | $(BIN)/python
-	$(call install,[dev])
+	$(call install,[dev],$(LPIPS))

@@ -28,13 +28,13 @@ from PIL import Image
 from diptych.devices import find_device
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.schedule import build_schedule
+from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.opening import open_model
 from diptych.progress import track
 from diptych.recipes import Recipe, StageTraining, get, run
 from diptych.stage import Stage
-from diptych.stage_config import build_network
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
 from benchmarks.full_size import condition, count, stage

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.schedule import build_schedule
+from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import StageTraining, get
 from diptych.recipes.imagen import RECIPES
-from diptych.stage_config import StageConfig, build_network
+from diptych.stage_config import StageConfig
 
 DIVIDE = 8
 """Width of what does not fit, as a divisor."""

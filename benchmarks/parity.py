@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py --out benchmarks/results/parity
 
-Runs the tests that compare (the slow ones too, full-size networks among them) and gathers what they found. Writes
-results.json and results.md, whose table docs/published.md shows. Without --slow the full-size networks are left out.
+Runs the files of tests that compare and gathers what they found. Writes results.json and results.md, whose table
+docs/published.md shows. With --slow the full-size networks are among them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "rows.jsonl"
-        command = [sys.executable, "-m", "pytest", "-q", *WHERE, *(["-m", ""] if arguments.slow else [])]
+        command = [sys.executable, "-m", "pytest", "-q", *comparing(), *(["-m", ""] if arguments.slow else [])]
         code = subprocess.run(command, cwd=ROOT, env={**os.environ, "DIPTYCH_PARITY": str(found)}).returncode
         rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()] if found.exists() else []
     if code:
@@ -40,6 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     (arguments.out / "results.md").write_text(table(rows), encoding="utf-8")
     print(table(rows))
     return 0
+
+
+def comparing() -> list[str]:
+    """The files whose tests say how far apart the two are, by `tests.parity.within` or `tests.published.sd_models`."""
+    files = [path for where in WHERE for path in sorted((ROOT / where).glob("test_*.py"))]
+    return [
+        str(path) for path in files if re.search("tests.parity|sd_models.compare", path.read_text(encoding="utf-8"))
+    ]
 
 
 def largest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def plain(**changes: Any) -> UNetConfig:
 
 def stage(config: StageConfig, seed: int = 2, text: Any = None) -> Stage:
     """A stage with random weights in every layer; it reads `Words` unless told otherwise."""
-    it = Stage(config, (text or Words()) if config.text is not None else None)
+    it = Stage(config, (text or Words()) if config.encoder is not None else None)
     randomised(it.network, seed)
     return it.eval()
 

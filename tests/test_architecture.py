@@ -25,6 +25,12 @@ MAY_IMPORT = {
     "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
     "latent_config": {*GROUND, "networks", "diffusion", "conditioning"},
     "latent": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "latent_config"},
+    "choosing": {"errors", "checks", "generation"},
+    "autoregressive_config": {*GROUND, "networks", "conditioning"},
+    "autoregressive": {
+        *GROUND,
+        *("weights", "networks", "diffusion", "conditioning", "choosing", "autoregressive_config"),
+    },
     "stage_config": {*GROUND, "networks", "diffusion", "conditioning"},
     "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},
     "cascade": {*GROUND, "weights", "conditioning", "stage", "stage_config"},
@@ -33,14 +39,22 @@ MAY_IMPORT = {
         *("weights", "networks", "diffusion", "conditioning"),
         *("latent", "latent_config", "stage", "stage_config", "cascade"),
     },
-    "opening": {"errors", "config", "weights", "latent", "stage", "cascade", "published"},
-    "evaluation": {*GROUND, "weights", "diffusion", "conditioning", "data", "training", "diptych"},  # systems by `load`
+    "opening": {
+        *("errors", "config", "weights", "networks", "training"),
+        *("latent", "stage", "cascade", "autoregressive", "published"),
+    },
+    "evaluation": {
+        *GROUND,
+        *("weights", "networks", "diffusion", "conditioning", "data", "training"),
+        *("published", "diptych"),  # LPIPS's weights; systems by `load`
+    },
     "recipes": {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning", "data", "training", "evaluation"),
         *("latent", "latent_config", "stage", "stage_config", "cascade", "opening", "published"),
+        *("autoregressive", "autoregressive_config"),
     },
-    "diptych": {"errors", "devices", "latent", "stage", "cascade", "opening", "published"},
+    "diptych": {"errors", "devices", "latent", "stage", "cascade", "autoregressive", "opening", "published"},
     "painting": {*GROUND, "diptych", "opening", "evaluation"},  # its contact sheets
     "commands": {*GROUND, "diptych", "recipes", "evaluation", "data", "painting", "opening", "published"},
     "cli": {"errors", "commands"},

@@ -203,7 +203,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(model: LatentDiffusion, bad:
         ({"sampler": "magic"}, "sampler"),
         ({"unet": config().unet.override(["in_channels=3"])}, "in_channels"),
         ({"unet": config().unet.override(["out_channels=8"])}, "out_channels"),
-        ({"unet": config().unet.override(["concat_channels=5"])}, "concat_channels"),
+        ({"unet": config().unet.override(["concat_channels=4"])}, "concat_channels"),
         ({"unet": config().unet.override(["context_width=20"])}, "context_width"),
         ({"unet": config().unet.override(["pooled_width=20"])}, "pooled_width"),
     ],

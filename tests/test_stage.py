@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import diptych
+from diptych.cascade import Cascade
+from diptych.conditioning.classes import ClassConfig, ClassLabels
 from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import CosineSchedule, ScheduleConfig, timesteps
 from diptych.diffusion.steps import NoiseSource
+from diptych.errors import UserError
 from diptych.generation import Order
+from diptych.networks.adm import AdmUNetConfig
 from diptych.pictures import to_images, to_tensor
 from diptych.stage import Stage, stage_seed
+from diptych.stage_config import StageConfig
 from tests.latents import arrays, same_picture
 from tests.stages import (
     CAPTIONS,
@@ -301,3 +308,42 @@ def test_a_learned_variance_is_drawn_as_diffusers_draws_it(guidance: float) -> N
         noise=NoiseSource([stage_seed(seed, model.config)], (3, 16, 16)),
     )
     assert not same_picture(ours.images[0], to_images(fixed)[0]), "another variance makes another picture"
+
+
+# Classes
+
+
+def classes(null: int | None, **changes: Any) -> Stage:
+    text = ClassConfig(classes=4, null=null, names=("cat", "dog", "red apple", "blue"))
+    network = AdmUNetConfig(
+        channels=8, multipliers=(1, 2), blocks=1, attention_levels=(), head_width=8, norm_groups=4, classes=text.entries
+    )
+    config = base(network=network, text=text, null="empty", learned_variance=True, **changes)
+    return stage(config, text=ClassLabels(text))
+
+
+def test_a_stage_of_classes_reads_their_numbers_and_names(tmp_path: Path) -> None:
+    model = classes(null=4)
+    by_name = model.generate(["Red  apple", "dog"], seeds=[1, 1], guidance=3.0)
+    by_number = model.generate(["2", "1"], seeds=[1, 1], guidance=3.0)
+    assert np.array_equal(arrays(by_name), arrays(by_number)) and by_name.metadata[0]["guidance"] == 3.0
+    assert np.abs(arrays(by_name)[0] - arrays(by_name)[1]).max() > 1
+    steered = model.generate("2", seeds=[1], guidance=3.0, negative="1")
+    assert not same_picture(steered.images[0], by_number.images[0])
+    with pytest.raises(UserError, match=r"'hat' is no class of this model: give a number from 0 to 3 or a name"):
+        model.generate("hat")
+    model.save(tmp_path)
+    again: Any = diptych.load(tmp_path, "cpu")
+    assert np.array_equal(arrays(again.generate(["2", "1"], seeds=[1, 1], guidance=3.0)), arrays(by_number))
+    joined = Cascade.of([model, stage(enlarging())])
+    both = joined.generate("red apple", seeds=[1], guidance=[3.0, None], keep=True)
+    assert same_picture(both.stages[0][0], by_number.images[0])
+
+
+def test_without_a_class_for_none_nothing_is_guided() -> None:
+    model = classes(null=None)
+    result = model.generate("2", guidance=7.0)
+    assert result.metadata[0]["guidance"] == 1.0
+    assert same_picture(result.images[0], model.generate("red apple", guidance=1.0).images[0])
+    with pytest.raises(UserError, match=r"network\.classes must be 5 to fit its neighbours, not 4"):
+        StageConfig.from_dict({**model.config.to_dict(), "text": {"kind": "class", "classes": 4, "null": 4}})

@@ -45,7 +45,7 @@ def test_every_part_moves_with_the_stage() -> None:
 
 def test_the_text_encoder_is_built_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
-    monkeypatch.setattr("diptych.stage.build_text_encoder", lambda config, device: (built.append(device), Words())[1])
+    monkeypatch.setattr("diptych.stage.build_reader", lambda config, device: (built.append(device), Words())[1])
     model = Stage(base())
     assert not model.reads and not built
     assert model.text is model.text and built == [torch.device("cpu")] and model.reads

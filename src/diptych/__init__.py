@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from diptych.autoregressive import Autoregressive
     from diptych.cascade import Cascade
     from diptych.latent import LatentDiffusion
     from diptych.stage import Stage
@@ -34,7 +35,7 @@ def load(
     ema: bool = False,
     prediction: Literal["eps", "v"] | None = None,
     lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] | None = None,
-) -> LatentDiffusion | Stage | Cascade:
+) -> LatentDiffusion | Stage | Cascade | Autoregressive:
     """Open a model: the one door to every system.
 
     Args:

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.checks import initial, wholes
+from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.embedding import network_of
-from diptych.conditioning.text import FrozenConfig, T5Config, TextEncoder, config_fingerprint
+from diptych.conditioning.text import FrozenConfig, T5Config, build_reader, config_fingerprint
 from diptych.config import Config, read_json
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
-from diptych.stage import Stage, build_reader, check_stated, embed_order
+from diptych.stage import Stage, check_stated, embed_order
 from diptych.stage_config import Settings, StageConfig, read_low, read_settings, read_stage, require_trained
 from diptych.weights.files import replacing, write_text
 
@@ -55,7 +56,7 @@ class Cascade:
         check_chain(configs)
         self.configs, self._folders = list(configs), list(folders)
         self._open: dict[int, Stage] = {}
-        self._encoders: dict[FrozenConfig, TextEncoder] = {}
+        self._encoders: dict[FrozenConfig | ClassConfig, Any] = {}
         self.device = torch.device("cpu")
 
     @classmethod
@@ -205,7 +206,7 @@ class Cascade:
             if one_at_a_time:
                 self._encoders.clear()  # of an earlier call, or of other stages
             if config not in self._encoders:
-                self._encoders[config] = build_reader(config, self.device)
+                self._encoders[config] = build_reader(config, device=self.device)
             alike: dict[tuple[str, bool], Any] = {}
             for number in numbers:
                 if (stage := self.configs[number]).text == config:

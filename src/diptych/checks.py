@@ -27,6 +27,14 @@ def wholes(name: str, values: Any) -> list[int]:
         raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
 
 
+def one_or_each(what: str, value: Any, count: int) -> list[Any]:
+    """What a user gave for all `count` prompts, or in a list with one for each; a `UserError` for another number."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(given) not in (1, count):
+        raise UserError(f"give one {what} for all {count} prompts or one for each, not {len(given)}")
+    return given
+
+
 def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:
     """Given noise in float32, if it is finite and has this shape."""
     if not isinstance(noise, Tensor) or tuple(noise.shape) != shape:

@@ -22,6 +22,8 @@ from diptych.errors import UserError
 T = TypeVar("T")
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
+TWO_WORDS = ("evaluate reconstruction",)
+"""Commands beside which the first word is a command of its own."""
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -69,13 +71,19 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of one command. Words may stand before or after options: argparse alone wants them together."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(joined(sys.argv[1:] if argv is None else argv))
+    arguments, rest = parser.parse_known_args(joined(named(sys.argv[1:] if argv is None else argv)))
     more = getattr(arguments, "more", None)
     if rest and (more is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if more is not None:
         getattr(arguments, more).extend(rest)
     return arguments
+
+
+def named(words: Sequence[str]) -> list[str]:
+    """The words with a command of two made one: argparse alone would ask for the arguments of the first, too."""
+    first = " ".join(words[:2])
+    return [first, *words[2:]] if first in TWO_WORDS else list(words)
 
 
 def joined(words: Sequence[str]) -> list[str]:
@@ -99,6 +107,25 @@ def build_parser() -> Parser:
     add_sampling(command)
     add_pictures(command, batch=8)
     command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    again = command.add_argument_group("from a picture, with latent models")
+    again.add_argument("--image", metavar="PICTURE", type=Path, help="paint this over")
+    again.add_argument(
+        "--strength", metavar="S", type=number, help="how much of it may change, up to 1 (default: 0.8; 1 with a mask)"
+    )
+    again.add_argument("--mask", metavar="PICTURE", type=Path, help="paint anew only where this is white")
+    again.add_argument("--paste", **FLAG, help="put the pixels that the mask leaves alone back in the end")
+    command.add_argument("--size", metavar="WxH", type=sides, help="in pixels (default: what it was trained on)")
+    coding = command.add_argument_group("for latent models")
+    coding.add_argument(
+        "--tile", metavar="PIXELS", type=whole(1), help="encode and decode in tiles of so many, where memory is short"
+    )
+    coding.add_argument(
+        "--preview-decoder", dest="decoder", metavar="D", help="decode by a tiny decoder: tiny, a run or a model folder"
+    )
+    codes = command.add_argument_group("for models that write a picture code by code")
+    codes.add_argument("--temperature", metavar="T", type=number, help="below 1 likelier codes, above 1 rarer ones")
+    codes.add_argument("--top-k", metavar="K", type=whole(1), help="draw among the K likeliest codes")
+    codes.add_argument("--top-p", metavar="P", type=number, help="draw among the likeliest codes that have P together")
     stages = command.add_argument_group(
         "for cascades",
         "--sampler, --steps, --guidance, --threshold and --augmentation also take one value for each stage: "
@@ -137,6 +164,7 @@ def build_parser() -> Parser:
     command = groups.add_parser("assemble", help="put trained stages together into one cascade")
     command.add_argument("stages", metavar="STAGE", nargs="+", help="run or model folders, the base first")
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="new, or an older cascade's")
+    command.add_argument("--allow-pickle", **FLAG, help="of published stages, read .pt too: its tensors, never code")
     command.set_defaults(command=commands.assemble, more="stages")
 
     command = groups.add_parser("evaluate", help="measure a model with the judge on what it has and has not seen")
@@ -146,6 +174,25 @@ def build_parser() -> Parser:
     add_sampling(command)
     command.add_argument("--stop", metavar="N", type=whole(1), help="the first N stages of a cascade only")
     command.set_defaults(command=commands.evaluate)
+
+    command = groups.add_parser("evaluate reconstruction", help="measure what first stages keep of pictures")
+    command.add_argument(
+        "--model",
+        metavar="M",
+        action="append",
+        dest="models",
+        help="a first stage: its run or model folder, or what has one, as in generate; once for each (default: latent)",
+    )
+    add_opening(command)
+    add_study(command, "so many of the data's pictures (default: 400)")
+    command.add_argument(
+        "--split", metavar="S", choices=("held-out", "train", "all"), help="held-out (default), train or all"
+    )
+    command.add_argument("--size", metavar="PIXELS", type=whole(1), help="a side (default: what they have, up to 256)")
+    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
+    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
+    command.add_argument("--decoder", metavar="D", help="a tiny decoder too: its run or model folder")
+    command.set_defaults(command=commands.evaluate_reconstruction)
 
     sweeps = groups.add_parser("sweep", help="measure a model over guidance weights, or over augmentation levels")
     kinds = sweeps.add_subparsers(title="what to sweep", metavar="SETTING", required=True)
@@ -336,6 +383,12 @@ def lora(text: str) -> tuple[Path, float]:
     except ValueError:
         return Path(text), 1.0
     return (Path(file), number(scale)) if colon else (Path(text), 1.0)
+
+
+def sides(text: str) -> tuple[int, int]:
+    """`"768x512"`, width and height, or one number for both, as an argument type."""
+    width, times, height = text.partition("x")
+    return whole(1)(width), whole(1)(height if times else width)
 
 
 def seeds(text: str) -> list[int]:

@@ -20,6 +20,7 @@ SEED_LIMIT = 2**63
 PANELS = ("latent", "cascade")
 """The embedded models, by the names that `diptych.load` knows."""
 SAMPLING = "sampler steps guidance threshold augmentation negative low start stop keep one_at_a_time".split()
+SAMPLING += "temperature top_k top_p image strength mask paste size tile decoder".split()
 """Options of `generate` that go to the model, as its arguments."""
 OPENING = "revision offline allow_pickle tokenizer dtype ema prediction".split()
 """Options that go to `diptych.load`, as its arguments."""
@@ -121,7 +122,7 @@ def precompute(arguments: argparse.Namespace) -> None:
 def assemble(arguments: argparse.Namespace) -> None:
     from diptych.recipes import run
 
-    run.assemble(arguments.stages, arguments.out)
+    run.assemble(arguments.stages, arguments.out, **chosen_settings(arguments, "allow_pickle"))
     show_networks(run.describe(arguments.out))
 
 
@@ -135,6 +136,27 @@ def evaluate(arguments: argparse.Namespace) -> None:
     sampling = painting.fitting(model, name, chosen_settings(arguments, "sampler", "steps", "guidance", "stop"))
     settings = chosen_settings(arguments, "pictures", "scenes", "seed", "judge", "batch")
     study.evaluate(model, arguments.data, arguments.out, name=name, **settings, **sampling)
+
+
+def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
+    from diptych.devices import find_device
+    from diptych.evaluation.perceptual import perceptual_distance
+    from diptych.evaluation.reconstruction import evaluate_reconstruction
+    from diptych.opening import open_autoencoder, open_tiny_decoder
+
+    device, how = find_device(arguments.device), chosen_settings(arguments, *OPENING)
+    kind, path = arguments.perceptual or "judge", arguments.perceptual_path
+    if kind == "none":
+        distance = None
+    else:
+        distance = perceptual_distance(kind, path, allow_pickle=bool(arguments.allow_pickle))
+    names = arguments.models or ["latent"]
+    models = [(name, open_autoencoder(name, **how).to(device)) for name in names]
+    decoder = None
+    if arguments.decoder is not None:
+        decoder = open_tiny_decoder(arguments.decoder, models[0][1]).to(device)
+    settings = chosen_settings(arguments, "split", "pictures", "size", "judge", "seed", "batch")
+    evaluate_reconstruction(models, arguments.data, arguments.out, perceptual=distance, decoder=decoder, **settings)
 
 
 def sweep(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, ClassVar, Literal, TypeVar, Union
 
 from diptych.errors import UserError
 
@@ -34,6 +34,10 @@ _SPOKEN = {
 
 class Config:
     """Base of every config. Subclasses are `@dataclass(frozen=True, kw_only=True)` and may define `check`."""
+
+    unnamed: ClassVar[bool] = False
+    """Whether values without a `kind` are of this class where several could be meant: in files that are older than the
+    others."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -132,6 +136,8 @@ def _config_class(hint: Any, value: Any, where: str) -> type[Config] | None:
     configs = [o for o in _options(hint) if isinstance(o, type) and issubclass(o, Config)]
     if len(configs) < 2:
         return configs[0] if configs else None
+    if isinstance(value, dict) and "kind" not in value and (older := [c for c in configs if c.unnamed]):
+        return older[0]
     kinds = {kind: c for c in configs for kind in typing.get_args(typing.get_type_hints(c).get("kind"))}
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind not in kinds:

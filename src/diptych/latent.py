@@ -3,91 +3,45 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diptych.checks import initial, said
 from diptych.conditioning.embedding import network_of
-from diptych.conditioning.text import ClipText, ClipTextConfig, JointTransformer, TextConfig, build_text_encoder
-from diptych.config import Config
+from diptych.conditioning.original import Original, read_original
+from diptych.conditioning.text import ClipText, JointTransformer, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance
+from diptych.diffusion.repaint import Repaint
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig, TimesConfig, build_schedule
+from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError, pick
 from diptych.generation import Callback, Order, Result, read_number, read_size, read_steps
-from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from diptych.latent_config import LatentConfig
+from diptych.networks import tiling
+from diptych.networks.adm import AdmUNet
+from diptych.networks.autoencoder import Autoencoder, Posterior
+from diptych.networks.build import build_network
 from diptych.networks.lora import adapted
-from diptych.networks.unet import UNet, UNetConfig
+from diptych.networks.tiling import Tiling
+from diptych.networks.tiny_decoder import TinyDecoder
+from diptych.networks.unet import UNet
 from diptych.pictures import to_images
-from diptych.training.randomness import POSTERIOR, Draws
+from diptych.training.distillation import load_tiny_decoder, require_fits, save_tiny_decoder
+from diptych.training.randomness import KEPT, POSTERIOR, Draws
 from diptych.weights.files import load_into, load_weights, save_weights, write_text
+from diptych.weights.fingerprint import fingerprint
 
 ENCODED_AT_ONCE = 32
 """Pictures that the first stage sees at a time: its activations are the largest of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentConfig(Config):
-    """A latent diffusion model: its parts, its noise schedule, and how it likes to be sampled."""
-
-    kind: Literal["latent"] = "latent"
-    """Which system this is."""
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
-    """The first stage."""
-    unet: UNetConfig = UNetConfig()
-    """The denoising network over latents."""
-    text: TextConfig = ClipTextConfig()
-    """What reads the prompts."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """The noise schedule."""
-    times: TimesConfig = TimesConfig()
-    """How the times of sampling are laid out."""
-    prediction: Literal["eps", "v", "x0", "flow"] = "eps"
-    """What the U-Net predicts."""
-    size: int = 512
-    """Side of the pictures it was trained on, in pixels."""
-    steps: int = 50
-    """Default number of sampling steps."""
-    guidance: float = 7.5
-    """Default weight of classifier-free guidance; 1 is none."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Times between which guidance is applied (Kynkäänniemi et al. 2024)."""
-    sampler: str = "ddim"
-    """Default sampler."""
-
-    def check(self) -> None:
-        self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")
-        self.require(self.steps >= 1, "steps", "be at least 1")
-        self.require(math.isfinite(self.guidance), "guidance", "be finite")
-        self.require(0 <= self.interval[0] <= self.interval[1] <= 1, "interval", "lie within 0 and 1, low before high")
-        self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
-        latent, text = self.autoencoder.latent_channels, self.text.width
-        for name, value, wanted in (
-            ("in_channels", self.unet.in_channels, (latent,)),
-            ("concat_channels", self.unet.concat_channels, (0,)),
-            ("out_channels", self.unet.out_channels, (latent,)),
-            ("context_width", self.unet.context_width, (text, None)),
-            ("pooled_width", self.unet.pooled_width, (text, None)),
-        ):
-            if value not in wanted:
-                raise UserError(f"LatentConfig.unet.{name} must be {wanted[0]} to fit its neighbours, not {value}")
-
-    @property
-    def latent_size(self) -> int:
-        return self.size // self.autoencoder.factor
-
-    @property
-    def multiple(self) -> int:
-        """What a picture's sides are multiples of, so that every level of both networks halves evenly."""
-        return self.autoencoder.factor * 2 ** (len(self.unet.multipliers) - 1)
+TINY = "tiny"
+"""As `decoder`: the tiny decoder in the model's own folder."""
 
 
 class LatentDiffusion(nn.Module):
@@ -97,14 +51,21 @@ class LatentDiffusion(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, config: LatentConfig, autoencoder: Autoencoder, text, unet: UNet | None = None) -> None:
+    def __init__(
+        self,
+        config: LatentConfig,
+        autoencoder: Autoencoder,
+        text,
+        unet: UNet | AdmUNet | None = None,
+        tiny: TinyDecoder | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.unet = unet or UNet(config.unet)
+        self.unet = unet or build_network(config.unet)
         self.joint_text = text if isinstance(text, JointTransformer) else None
         self.register_buffer("scale", torch.tensor(1.0))
         # Held in a tuple, so that they are no submodules: frozen, neither trained nor saved with the U-Net.
-        self._frozen = (autoencoder.eval().requires_grad_(False), text)
+        self._frozen = (autoencoder.eval().requires_grad_(False), text, tiny)
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
 
@@ -117,12 +78,19 @@ class LatentDiffusion(nn.Module):
         return self._frozen[1]
 
     @property
+    def tiny(self) -> TinyDecoder | None:
+        """The tiny decoder that came with the model, if one did."""
+        return self._frozen[2]
+
+    @property
     def device(self) -> torch.device:
         return self.scale.device
 
     def _apply(self, fn, recurse: bool = True):
         """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""
         self.autoencoder._apply(fn, recurse)
+        if self.tiny is not None:
+            self.tiny._apply(fn, recurse)
         if (network := network_of(self.text)) is not None:
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -138,13 +106,14 @@ class LatentDiffusion(nn.Module):
         posterior = self.posterior(batch)
         self.scale.copy_((posterior.mean.var() + posterior.log_variance.exp().mean()).rsqrt())
 
-    def posterior(self, batch: dict[str, Any]) -> Posterior:
-        """Of the batch's pictures, or as `diptych precompute` stored it."""
+    def posterior(self, batch: dict[str, Any], tiles: Tiling | None = None) -> Posterior:
+        """Of the batch's pictures, in tiles or whole, or as `diptych precompute` stored it."""
         if "latent" in batch:
-            return Posterior.from_moments(batch["latent"].float())
+            return self.autoencoder.posterior(batch["latent"].float())
         with torch.no_grad():
-            parts = [self.autoencoder.moments(part) for part in batch["picture"].split(ENCODED_AT_ONCE)]
-        return Posterior.from_moments(torch.cat(parts).float())
+            pictures = batch["picture"].to(next(self.autoencoder.parameters()).dtype)
+            parts = [tiling.moments(self.autoencoder, part, tiles) for part in pictures.split(ENCODED_AT_ONCE)]
+        return self.autoencoder.posterior(torch.cat(parts).float())
 
     def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
         """The scaled latent sample x0 (B, C, h, w) and the condition of a training batch.
@@ -159,7 +128,38 @@ class LatentDiffusion(nn.Module):
 
     def embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
-        return self.text.encode(prompts).cond(self.config.unet, self.device)
+        return {} if self.text is None else self.text.encode(prompts).cond(self.config.unet, self.device)
+
+    def latents(self, pictures: Tensor, draws: Draws, stream: int, tiles: Tiling | None = None) -> Tensor:
+        """Scaled samples (B, C, h, w) of the latents of pictures (1 or B, 3, H, W); the posterior's noise is drawn."""
+        posterior = self.posterior({"picture": pictures.to(self.device)}, tiles)
+        like = posterior.mean.expand(len(draws.seeds), *posterior.mean.shape[1:])
+        return posterior.sample(draws.normal(like, stream)) * self.scale
+
+    def decoded(
+        self, latents: Tensor, tiles: Tiling | None = None, decoder: Autoencoder | TinyDecoder | None = None
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) of scaled latents, in tiles or whole, by the autoencoder or what stands in for it."""
+        decoder = decoder or self.autoencoder
+        return tiling.decode(decoder, (latents / self.scale).to(next(decoder.parameters()).dtype), tiles).float()
+
+    def decoder(self, chosen: TinyDecoder | Path | str | None) -> Autoencoder | TinyDecoder:
+        """What decodes: the autoencoder where none is chosen, the tiny decoder in the model ("tiny") or in a folder.
+
+        Raises a `UserError` where there is none, or one of another first stage.
+        """
+        if chosen is None:
+            return self.autoencoder
+        if isinstance(chosen, TinyDecoder):
+            decoder = chosen
+        elif str(chosen) == TINY:
+            if self.tiny is None:
+                raise UserError("no tiny decoder came with this model: name the folder of one")
+            decoder = self.tiny
+        else:
+            decoder = load_tiny_decoder(chosen)
+        require_fits(decoder, self.autoencoder)
+        return decoder.to(self.device)
 
     @torch.no_grad()
     def generate(
@@ -173,49 +173,116 @@ class LatentDiffusion(nn.Module):
         negative: str | Sequence[str] | None = None,
         noise: Tensor | None = None,
         size: tuple[int, int] | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
+        paste: bool = False,
+        tile: int | None = None,
+        decoder: TinyDecoder | Path | str | None = None,
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt.
 
         Args:
-            prompts: one text, or several.
+            prompts: one text, or several; for a model of classes, their numbers or names; of a model without either
+                they only name the pictures, and nothing is guided.
             seeds: one for each prompt; picture i depends on seeds[i] and not on its neighbours. 0, 1, ... if none.
             steps, guidance, sampler: the model's own defaults if none. A guidance weight of 1 is no guidance.
             negative: what to steer away from, one text for all or one for each prompt; nothing by default.
             noise: initial noise (B, latent channels, height / factor, width / factor) with unit deviation, in the place
                 of the seeds' own.
             size: (width, height) in pixels, multiples of `config.multiple`; the training size if none.
+            image: a picture to paint over (PIL, a path, or a tensor (B, 3, H, W) in [-1, 1]), one or one for each
+                prompt; PIL pictures are brought to the training size, in their shape, or to `size`.
+            strength: which fraction of the steps, the last ones, is taken, from the picture with the noise of their
+                first (SDEdit); above 0 and at most 1; 0.8 if none, 1 with a mask.
+            mask: what of the picture to paint anew: white there, black elsewhere (or a tensor (B, 1, H, W) in [0, 1]).
+                Models that were trained to repaint need it; others are shown the rest of the picture at each step.
+            paste: put the pixels that the mask leaves alone back in the end; the autoencoder changes them a little.
+            tile: side in pixels of the overlapping tiles in which larger pictures are encoded and decoded, one by one,
+                where memory is short; a multiple of the autoencoder's factor. Whole if none.
+            decoder: a tiny decoder in the place of the autoencoder's own, coarser and far quicker: "tiny" for the one
+                that came with the model, a folder that `diptych train emoji-tiny-decoder` made, or the module.
             callback: called with (step, steps, x0 estimate as latents (B, C, h, w)); raise to cancel.
 
         Raises:
-            UserError: an empty or too long prompt, an unknown sampler, or numbers that make no sense.
+            UserError: an empty or too long prompt, an unknown sampler, numbers that make no sense, or no picture.
         """
         config, factor = self.config, self.config.autoencoder.factor
         order = Order.read(prompts, seeds, negative)
         steps = read_steps(config.steps if steps is None else steps)
         guidance = read_number("guidance", config.guidance if guidance is None else guidance)
+        guidance = guidance if config.guidable else 1.0  # nothing to be guided by
         sampler = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
+        original = read_original(config, len(order), steps, size, image, strength, mask, paste)
+        sides = sides if original is None else original.sides
+        tiles = None if tile is None else Tiling.of_pixels(tile, factor)
+        decoding = self.decoder(decoder)
         shape = (config.autoencoder.latent_channels, sides[1] // factor, sides[0] // factor)
         source = NoiseSource(order.seeds, shape, device=self.device)
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         start = own if noise is None else initial(noise, (len(order), *shape)).to(self.device)
 
-        negatives = order.negatives if any(order.negatives) else [""]
-        cond, uncond = self.embed(order.prompts), self.embed(negatives)
-        denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, guidance, config.interval)
         times = config.times.times(self.schedule, steps, sampler)
-        start = start * config.times.first_noise(self.schedule, times, sampler)
-        latents = SAMPLERS[sampler](denoiser, start, times, self.schedule, noise=source, callback=callback)
-        images = to_images(self.autoencoder.decode(latents / self.scale))
+        first = config.times.first_noise(self.schedule, times, sampler) * start
+        walk = partial(SAMPLERS[sampler], schedule=self.schedule, noise=source, callback=callback)
+        guided = partial(self.guided, order, guidance)
+        if original is None:
+            latents = walk(guided(), first, times)
+        else:
+            draws = Draws(torch.tensor(order.seeds))
+            latents = self.redone(original, draws, guided, walk, start, first, times, tiles)
+        pictures = self.decoded(latents, tiles, decoding)
         common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
+        if tiles is not None:
+            common["tile"] = tile
+        if decoder is not None:
+            common["decoder"] = fingerprint(decoding)
+        if original is not None:
+            pictures, common = original.pasted(pictures), {**common, **original.told()}
         if noise is not None:
             common["noise"] = "given"  # the seed alone does not make this picture again
         if changed := adapted(self.unet, network_of(self.text)):
             common["lora"] = [{"file": Path(name).name, "scale": scale} for name, scale in changed.items()]
-        return Result(images, order.metadata(common))
+        return Result(to_images(pictures), order.metadata(common))
 
-    # Files: config.json, unet/, autoencoder/ and, where the text encoder was trained along, text/.
+    def guided(self, order: Order, guidance: float, **extra: Tensor) -> ClassifierFreeGuidance:
+        """The denoiser for an order; `extra` are more of the U-Net's keyword arguments."""
+        cond = uncond = self.embed(order.prompts)
+        if self.config.guidable:
+            uncond = self.embed(order.negatives if any(order.negatives) else [""])
+        both = {**cond, **extra}, {**uncond, **extra}
+        return ClassifierFreeGuidance(self.denoiser, *both, guidance, self.config.interval)
+
+    def redone(
+        self,
+        original: Original,
+        draws: Draws,
+        guided,
+        walk,
+        noise: Tensor,
+        first: Tensor,
+        times: Tensor,
+        tiles: Tiling | None = None,
+    ) -> Tensor:
+        """Latents (B, C, h, w) from pictures, not from `first`, which is noise (B, C, h, w) as sampling starts with it.
+
+        guided: (**extra) -> denoiser. walk: (denoiser, x, times) -> x, the sampler.
+        """
+        known, times = self.latents(original.pictures, draws, POSTERIOR, tiles), original.later(times)
+        x = first if original.anew else self.denoiser.noised(known, noise, times[0])
+        if original.mask is None:
+            return walk(guided(), x, times)
+        mask = original.small_mask(self.config.autoencoder.factor).to(self.device).expand(len(x), 1, *x.shape[2:])
+        if self.config.repaints:
+            concat = torch.cat([mask, self.latents(original.kept, draws, KEPT, tiles)], 1)  # (B, 1 + C, h, w)
+            return walk(guided(concat=concat), x, times)
+        noised = partial(self.denoiser.noised, known, noise)
+        painting = Repaint(guided(), known, noised, mask.bool(), float(times[0]))
+        return painting.finished(walk(painting, x, times))
+
+    # Files: config.json, unet/, autoencoder/, where the text encoder was trained along text/, and tiny_decoder/ if any.
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the model as a folder that `diptych.load` opens."""
@@ -228,6 +295,8 @@ class LatentDiffusion(nn.Module):
             self.joint_text.save(folder / "text")
         elif isinstance(self.text, ClipText) and self.text.config.path is None:  # of a published model: it came along
             self.text.save(folder / "text")
+        if self.tiny is not None:
+            save_tiny_decoder(self.tiny, folder / "tiny_decoder")
         values = {**self.config.to_dict(), "scale": float(self.scale)}
         write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
@@ -244,11 +313,12 @@ class LatentDiffusion(nn.Module):
         try:
             config = LatentConfig.from_dict(values)
             with torch.device("meta"):  # shapes alone, until the files are known to have them
-                autoencoder, unet = Autoencoder(config.autoencoder), UNet(config.unet)
+                autoencoder, unet = Autoencoder(config.autoencoder), build_network(config.unet)
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
         load_into(autoencoder, load_weights(folder / "autoencoder"), str(folder / "autoencoder"), assign=True)
         load_into(unet, load_weights(folder / "unet"), str(folder / "unet"), assign=True)
-        model = cls(config, autoencoder, build_text_encoder(config.text, folder / "text"), unet)
+        tiny = load_tiny_decoder(folder / "tiny_decoder") if (folder / "tiny_decoder").is_dir() else None
+        model = cls(config, autoencoder, build_reader(config.text, folder / "text"), unet, tiny)
         model.scale.fill_(scale)
         return model.eval()

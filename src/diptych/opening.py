@@ -13,8 +13,11 @@ from diptych.weights.hub import fetched, hub_id
 from diptych.weights.pickles import ENDINGS
 
 if TYPE_CHECKING:
+    from diptych.autoregressive import Autoregressive
     from diptych.cascade import Cascade
     from diptych.latent import LatentDiffusion
+    from diptych.networks.autoencoder import Autoencoder
+    from diptych.networks.tiny_decoder import TinyDecoder
     from diptych.published.source import Options
     from diptych.stage import Stage
 
@@ -23,6 +26,8 @@ EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
 MADE_BY = {"latent": "default-model", "cascade": "default-cascade"}
 DTYPES = ("float32", "float16", "bfloat16")
 """What networks may be of."""
+NOT_PAINTING = {"Autoencoder": "a first stage", "NoisyClassifier": "a noisy classifier"}
+"""Classes of networks that are published alone."""
 
 
 def model_folder(source: str | Path | None) -> Path:
@@ -116,18 +121,56 @@ def open_model(
     dtype: str = "float32",
     ema: bool = False,
     prediction: Literal["eps", "v"] | None = None,
-) -> LatentDiffusion | Stage | Cascade:
+) -> LatentDiffusion | Stage | Cascade | Autoregressive:
     """The system in a folder or file, or on the hub, on the CPU, ready to generate; `diptych.load` says the rest."""
     options = read_options(allow_pickle, tokenizer, dtype, ema, prediction)
     path = find(source, revision=revision, offline=offline, allow_pickle=allow_pickle)
     if is_published(path):
         from diptych.published import open_published
 
-        return open_published(path, options)
+        system = open_published(path, options)
+        if not hasattr(system, "generate"):
+            what = NOT_PAINTING.get(type(system).__name__, "a network")
+            raise UserError(f"{path} holds {what} alone, which does not paint; `diptych info` describes it")
+        return system
     for name, given in (("tokenizer", tokenizer), ("ema", ema), ("dtype", dtype != "float32")):
         if given:
             raise UserError(f"{name} is for published weights, which {path} is not")
     return open_own(path)
+
+
+def open_autoencoder(source: str | Path | None, **opening: Any) -> Autoencoder:
+    """The autoencoder in whatever holds one, on the CPU: a run or model folder of a first stage or of a latent model,
+    an embedded model, a published latent model, or an autoencoder published alone. Only its weights are read.
+
+    `opening` is as for `open_model`. Raises a `UserError` that names what is there instead.
+    """
+    from diptych.networks.autoencoder import AutoencoderConfig
+    from diptych.published import open_published_first_stage
+    from diptych.training.first_stage import load_autoencoder
+
+    where = {key: opening[key] for key in ("revision", "offline", "allow_pickle") if key in opening}
+    options = read_options(**{key: opening[key] for key in opening if key not in ("revision", "offline")})
+    path = find(source, **where)
+    if is_published(path):
+        if (module := open_published_first_stage(path, options)) is not None:
+            return module
+    else:
+        values = read_config(path)
+        fields = {"latent": "autoencoder", "autoregressive": "autoencoder", "autoencoder": "network"}
+        field = fields.get(values["kind"])
+        if field is not None and field in values:
+            return load_autoencoder(AutoencoderConfig.from_dict(values[field]), path)
+    raise UserError(f"{path} holds no autoencoder: name a latent model, or the run that trained a first stage")
+
+
+def open_tiny_decoder(source: str | Path, autoencoder: Autoencoder) -> TinyDecoder:
+    """The tiny decoder in a run or model folder, on the CPU; a `UserError` where it is none of this autoencoder's."""
+    from diptych.training.distillation import load_tiny_decoder, require_fits
+
+    decoder = load_tiny_decoder(source)
+    require_fits(decoder, autoencoder)
+    return decoder
 
 
 def read_options(
@@ -152,7 +195,7 @@ def read_options(
     )
 
 
-def open_own(folder: Path) -> LatentDiffusion | Stage | Cascade:
+def open_own(folder: Path) -> LatentDiffusion | Stage | Cascade | Autoregressive:
     """The system in a model folder of ours."""
     values = read_config(folder)
     kind = values["kind"]
@@ -168,4 +211,8 @@ def open_own(folder: Path) -> LatentDiffusion | Stage | Cascade:
         from diptych.stage import Stage
 
         return Stage.load(values, folder)
+    if kind == "autoregressive":
+        from diptych.autoregressive import Autoregressive
+
+        return Autoregressive.load(values, folder)
     raise UserError(f"{folder} holds a model of kind {kind!r}, which does not paint from words")

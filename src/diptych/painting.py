@@ -16,7 +16,15 @@ from diptych.progress import bar
 SIDE = 256
 """Of each picture on the sheet of all panels, in pixels."""
 ENLARGING = "models that enlarge pictures"
+LATENT = "latent models"
+DIFFUSING = "models that walk from noise to picture"
+WRITING = "models that write a picture code by code"
 USES = {
+    "sampler": DIFFUSING,
+    "steps": DIFFUSING,
+    "temperature": WRITING,
+    "top_k": WRITING,
+    "top_p": WRITING,
     "threshold": "models over pixels",
     "augmentation": ENLARGING,
     "low": ENLARGING,
@@ -24,6 +32,13 @@ USES = {
     "stop": "cascades",
     "keep": "cascades",
     "one_at_a_time": "cascades",
+    "image": LATENT,
+    "strength": LATENT,
+    "mask": LATENT,
+    "paste": LATENT,
+    "size": "models of one stage, from words",
+    "tile": LATENT,
+    "decoder": LATENT,
 }
 """Settings that not every model takes, and what they are for."""
 
@@ -36,7 +51,7 @@ def fitting(model: Any, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in given.items() if value is not None}
     known = inspect.signature(model.generate).parameters
     for key, value in settings.items():
-        option = {"keep": "--keep-stages"}.get(key, f"--{key.replace('_', '-')}")
+        option = {"keep": "--keep-stages", "decoder": "--preview-decoder"}.get(key, f"--{key.replace('_', '-')}")
         idle = USES.get(key) == ENLARGING and getattr(model, "low_size", ...) is None  # a base stage
         if key not in known or idle:
             raise UserError(f"{option} is for {USES[key]}, and the model {name} is none of them: leave it out")

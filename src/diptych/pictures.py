@@ -17,6 +17,8 @@ from diptych.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LEAST, MOST = 8, 4096  # pixels a side of a picture that somebody hands in
+LONGEST = 4
+"""A picture that another is made from may be so many times as long as it is wide."""
 
 
 def to_images(pictures: Tensor) -> list[Image.Image]:
@@ -74,6 +76,20 @@ def read_picture(source: Path | str | Image.Image) -> Image.Image:
         raise UserError(f"{path} is too large: {reason}; give at most {MOST} pixels a side") from None
     except Exception:  # whatever a decoder raises
         raise UserError(f"{path} is {_defect(data)}") from None
+
+
+def fitted_size(what: str, size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
+    """Width and height, multiples of `unit`, of a picture of `size` when its shorter side is brought to `side`, itself
+    a multiple; a `UserError` that says `what` it is where it is too long.
+    """
+    short, long = sorted(size)
+    if long > LONGEST * short:
+        raise UserError(
+            f"the {what} has {size[0]} x {size[1]} pixels: crop it, "
+            f"its longer side may be at most {LONGEST} times the shorter"
+        )
+    across, down = (round(length * side / short / unit) * unit for length in size)  # length >= short: never 0
+    return across, down
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diptych.checks import initial
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
-from diptych.conditioning.text import FrozenConfig, TextEmbedding, build_text_encoder
+from diptych.conditioning.text import TextEmbedding, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
@@ -22,10 +22,11 @@ from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, read_size
 from diptych.networks.adm import AdmUNet
+from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.pictures import to_images, to_tensor
-from diptych.stage_config import Settings, StageConfig, build_network, read_low, read_settings, require_trained
+from diptych.stage_config import Settings, StageConfig, read_low, read_settings, require_trained
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
 from diptych.weights.checkpoint import Checkpoint, fill
 from diptych.weights.files import load_stated, save_weights, write_text
@@ -46,7 +47,7 @@ class Stage(nn.Module):
     def text(self) -> Any:
         """The text encoder, or none; built when it is first asked for."""
         if self._text[0] is None and self.config.text is not None:
-            self.text = build_reader(self.config.text, self.device)
+            self.text = build_reader(self.config.text, device=self.device)
         return self._text[0]
 
     @text.setter
@@ -265,11 +266,6 @@ def check_stated(config: StageConfig, folder: Path) -> None:
     for stated in load_stated(folder / "network", "stage"):
         if stated != config.name:
             raise UserError(f"{folder / 'network'} holds the weights of stage {stated}, not of stage {config.name}")
-
-
-def build_reader(config: FrozenConfig, device: torch.device) -> Any:
-    """What reads a stage's prompts."""
-    return build_text_encoder(config, device=device)
 
 
 def embed_order(text, order: Order, config: StageConfig) -> tuple[TextEmbedding, TextEmbedding]:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from PIL import Image
 from torch import nn
 
-from diptych.checks import said
+from diptych.checks import one_or_each, said
+from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import FrozenConfig
 from diptych.config import Config, read_json
@@ -20,13 +21,10 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, TimesConfig, build_schedule
 from diptych.errors import UserError, pick
 from diptych.generation import read_number, read_steps
-from diptych.networks.adm import AdmUNet, AdmUNetConfig
-from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig
-from diptych.networks.unet import UNet, UNetConfig
-from diptych.pictures import read_picture
-
-LONGEST = 4
-"""A low-resolution picture may be so many times as long as it is wide."""
+from diptych.networks.adm_config import AdmUNetConfig
+from diptych.networks.efficient_unet import EfficientUNetConfig
+from diptych.networks.unet import UNetConfig
+from diptych.pictures import fitted_size, read_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +35,8 @@ class StageConfig(Config):
     """Which system this is."""
     network: UNetConfig | EfficientUNetConfig | AdmUNetConfig = EfficientUNetConfig()
     """The denoising network over pixels."""
-    text: FrozenConfig | None = None
-    """What reads the prompts, frozen; none for a stage without words (SR3, DDPM)."""
+    text: FrozenConfig | ClassConfig | None = None
+    """What reads the prompts, frozen, or the classes that they name; none for a stage without words (SR3, DDPM)."""
     null: Literal["zeros", "empty"] = "zeros"
     """What stands for no words, in training and to steer away from: zeros (Imagen), or the empty prompt as it is read
     (DeepFloyd IF)."""
@@ -73,13 +71,15 @@ class StageConfig(Config):
         if self.low_size is not None:
             whole = 1 <= self.low_size < self.size and self.size % self.low_size == 0
             self.require(whole, "low_size", f"divide size ({self.size})")
-        net, text = self.network, None if self.text is None else self.text.width
+        net, text = self.network, None if self.encoder is None else self.encoder.width
+        classes = self.text.entries if isinstance(self.text, ClassConfig) else None
         for name, value, wanted in (
             ("in_channels", net.in_channels, (3,)),
             ("concat_channels", net.concat_channels, (0 if self.low_size is None else 3,)),
             ("out_channels", net.out_channels, (6 if self.learned_variance else 3,)),
             ("context_width", net.context_width, (text, None)),
             ("pooled_width", net.pooled_width, (text, None)),
+            ("classes", getattr(net, "classes", None), (classes,)),
         ):
             if value not in wanted:
                 raise UserError(f"StageConfig.network.{name} must be {wanted[0]} to fit its neighbours, not {value}")
@@ -89,7 +89,12 @@ class StageConfig(Config):
     @property
     def guidable(self) -> bool:
         """Whether there are words, and something that stands for none of them."""
-        return self.text is not None
+        return self.encoder is not None or (isinstance(self.text, ClassConfig) and self.text.null is not None)
+
+    @property
+    def encoder(self) -> FrozenConfig | None:
+        """The text encoder, where there are words and not classes."""
+        return None if isinstance(self.text, ClassConfig) else self.text
 
     @property
     def multiple(self) -> int:
@@ -111,12 +116,6 @@ class StageConfig(Config):
     def name(self) -> str:
         """What it does: "64" or "64-256"."""
         return f"{self.low_size}-{self.size}" if self.low_size else str(self.size)
-
-
-def build_network(config: UNetConfig | EfficientUNetConfig | AdmUNetConfig) -> UNet | EfficientUNet | AdmUNet:
-    if isinstance(config, AdmUNetConfig):
-        return AdmUNet(config)
-    return EfficientUNet(config) if isinstance(config, EfficientUNetConfig) else UNet(config)
 
 
 def read_stage(folder: Path) -> StageConfig:
@@ -209,9 +208,7 @@ def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageCon
             f"this stage makes {config.low_size}-px pictures into {config.size}-px ones: "
             "give it the picture to enlarge as `low`"
         )
-    given = list(low) if isinstance(low, (list, tuple)) else [low]
-    if len(given) not in (1, count):
-        raise UserError(f"give one low-resolution picture for all {count} prompts or one for each, not {len(given)}")
+    given = one_or_each("low-resolution picture", low, count)
     unit = grown = 1
     for one in (config, *later):
         unit, grown = math.lcm(unit, one.unit // math.gcd(one.unit, grown)), grown * one.factor
@@ -223,14 +220,7 @@ def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageCon
 
 def fitted(picture: Image.Image, side: int, unit: int) -> Image.Image:
     """An RGB picture with its shorter side at `side`, the other in proportion and a multiple of `unit`."""
-    width, height = picture.size
-    short, long = sorted(picture.size)
-    if long > LONGEST * short:
-        raise UserError(
-            f"the low-resolution picture has {width} x {height} pixels: crop it, "
-            f"its longer side may be at most {LONGEST} times the shorter"
-        )
-    across, down = (round(length * side / short / unit) * unit for length in picture.size)  # length >= short: never 0
+    (width, height), (across, down) = picture.size, fitted_size("low-resolution picture", picture.size, side, unit)
     if (across, down) == picture.size:
         return picture
     whole = width % across == 0 and height % down == 0

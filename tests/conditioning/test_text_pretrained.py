@@ -142,6 +142,17 @@ def test_t5_opens_whichever_way_it_was_saved(t5: Path, tmp_path: Path, kept: str
     assert relative_error(ours.sequence, exact.sequence) < 0.02
 
 
+def test_t5_opens_as_the_half_precision_that_lies_alone(t5: Path, tmp_path: Path) -> None:
+    """As `variant="fp16"` of transformers writes it."""
+    folder = tmp_path / "half"
+    shutil.copytree(t5, folder)
+    halves = load_weights(t5, dtype=torch.float16)
+    (folder / "model.safetensors").unlink()
+    save_safetensors(halves, folder / "model.fp16.safetensors")
+    rounded, exact = (build_text_encoder(small_t5(one)).encode(PROMPTS).sequence for one in (folder, t5))
+    assert 0 < relative_error(rounded, exact) < 0.01
+
+
 def test_t5_reads_a_sentencepiece_model(t5: Path, tmp_path: Path) -> None:
     shutil.copytree(t5, tmp_path / "t5")
     (tmp_path / "t5" / "tokenizer.json").unlink()

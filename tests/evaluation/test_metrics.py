@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from diptych.evaluation.metrics import frechet_distance, psnr, saturated, trace_sqrt_product
+from diptych.evaluation.metrics import frechet_distance, psnr, saturated, ssim, trace_sqrt_product
 
 rng = np.random.default_rng(0)
 
@@ -67,3 +67,42 @@ def test_saturated_counts_values_at_either_end() -> None:
     half.putpixel((1, 0), (1, 128, 127))
     assert saturated([half]) == pytest.approx(2 / 6)
     assert saturated([half, Image.new("RGB", (8, 8), "white")]) == pytest.approx((2 / 6 + 1) / 2)
+
+
+def by_windows(one: np.ndarray, other: np.ndarray) -> float:
+    """SSIM written out: window by window, channel by channel."""
+    places = range(-5, 6)
+    weights = np.array([[math.exp(-(i * i + j * j) / (2 * 1.5**2)) for i in places] for j in places])
+    weights /= weights.sum()
+    found = []
+    for channel in range(3):
+        for top in range(one.shape[0] - 10):
+            for left in range(one.shape[1] - 10):
+                a, b = (x[top : top + 11, left : left + 11, channel].astype(float) for x in (one, other))
+                ma, mb = (weights * a).sum(), (weights * b).sum()
+                va, vb = (weights * (a - ma) ** 2).sum(), (weights * (b - mb) ** 2).sum()
+                both = (weights * (a - ma) * (b - mb)).sum()
+                light = (2 * ma * mb + 6.5025) / (ma * ma + mb * mb + 6.5025)
+                found.append(light * (2 * both + 58.5225) / (va + vb + 58.5225))
+    return float(np.mean(found))
+
+
+def test_structural_similarity_is_the_papers_formula() -> None:
+    one = rng.integers(0, 256, (15, 19, 3), dtype=np.uint8)
+    for other in (one // 2, 255 - one, rng.integers(0, 256, one.shape, dtype=np.uint8), np.roll(one, 1, 2)):
+        found = ssim(Image.fromarray(one), Image.fromarray(other))
+        assert found == pytest.approx(by_windows(one, other), abs=1e-9)
+        assert found < 0.9
+    assert ssim(Image.fromarray(one), Image.fromarray(one)) == pytest.approx(1)
+
+
+def test_structural_similarity_of_flat_pictures_has_a_closed_form() -> None:
+    grey, white = Image.new("RGB", (11, 30), (100,) * 3), Image.new("RGB", (11, 30), (255,) * 3)
+    expected = (2 * 100 * 255 + 6.5025) / (100**2 + 255**2 + 6.5025)
+    assert ssim(grey, white) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sizes", [((10, 30), (10, 30)), ((20, 20), (20, 21))])
+def test_structural_similarity_needs_pictures_of_one_size_with_room_for_a_window(sizes) -> None:
+    with pytest.raises(ValueError, match="11 pixels a side"):
+        ssim(*(Image.new("RGB", size) for size in sizes))

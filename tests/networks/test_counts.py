@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.networks.build import build_network
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.recipes import StageTraining, get
-from diptych.stage_config import build_network
 
 
 def parameters(module: nn.Module) -> int:

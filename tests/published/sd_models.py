@@ -12,14 +12,18 @@ from typing import Any, Literal
 
 import torch
 
-from diptych.published.convert import convert
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.published.pieces import pieces, published
+from diptych.published.sd_json import autoencoder_config, unet_config
+from diptych.published.sd_keys import compvis_autoencoder, compvis_unet, diffusers_autoencoder, diffusers_unet
+from diptych.published.sd_text import CLIP, PREFIX, clip_layout, open_clip_layout
+from diptych.weights.checkpoint import Checkpoint
+from diptych.weights.files import save_safetensors
 from tests.conditioning.tiny_encoders import WORDS, shaken
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within
 
 Kind = Literal["sd1", "sd2", "inpainting"]
-KINDS: tuple[Kind, ...] = ("sd1", "sd2")  # nothing paints with a mask yet, so that the third is refused
+KINDS: tuple[Kind, ...] = ("sd1", "sd2", "inpainting")
 FAMILY = {
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
@@ -76,7 +80,7 @@ def unet(kind: Kind = "sd1", seed: int = 2, **changes: Any) -> Any:
     values: dict[str, Any] = {
         "sample_size": SIZE // FACTOR,
         "in_channels": 9 if kind == "inpainting" else 4,
-        "block_out_channels": (32, 64, 64),
+        "block_out_channels": [32, 64, 64],
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         "layers_per_block": 2,
@@ -85,7 +89,7 @@ def unet(kind: Kind = "sd1", seed: int = 2, **changes: Any) -> Any:
     }
     if kind == "sd2":
         values |= {
-            "block_out_channels": (64, 128),
+            "block_out_channels": [64, 128],
             "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
             "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
             "layers_per_block": 1,
@@ -100,7 +104,7 @@ def vae(seed: int = 3, **changes: Any) -> Any:
 
     values: dict[str, Any] = {
         "sample_size": SIZE,
-        "block_out_channels": (32, 64),
+        "block_out_channels": [32, 64],
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
         "layers_per_block": 1,
@@ -152,11 +156,11 @@ def single(path: Path, kind: Kind = "sd1", seed: int = 0, half: bool = False, av
     """The same pipeline as CompVis's scripts leave it: with the buffers of training, in 2.x with the layer that is not
     read, with the moving averages where a U-Net is given whose weights those are, and with nothing in the header.
 
-    Names are those of `diptych convert`, which are compared with diffusers' own elsewhere.
+    The names are those of our layouts, which are compared with diffusers' own elsewhere.
     """
-    tensors = named_by_compvis(path.parent / "pieces", pipeline(kind, seed))
+    tensors = named_by_compvis(pipeline(kind, seed))
     if averages is not None:
-        other = named_by_compvis(path.parent / "pieces", pipeline(kind, seed, unet=averages))
+        other = named_by_compvis(pipeline(kind, seed, unet=averages))
         flat = {key.removeprefix("model."): value for key, value in other.items() if key.startswith("model.")}
         tensors |= {"model_ema." + key.replace(".", ""): value for key, value in flat.items()}
         tensors |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
@@ -179,11 +183,20 @@ def single(path: Path, kind: Kind = "sd1", seed: int = 0, half: bool = False, av
     return path
 
 
-def named_by_compvis(work: Path, made: Any) -> dict[str, torch.Tensor]:
-    """A pipeline's tensors by CompVis's names. `work` is a folder to work in."""
-    made.save_pretrained(work / "folder")
-    convert(work / "folder", work / "file.safetensors", overwrite=True)
-    return load_safetensors(work / "file.safetensors")
+def named_by_compvis(made: Any) -> dict[str, torch.Tensor]:
+    """A pipeline's tensors by CompVis's names."""
+    unet, vae = unet_config(made.unet.config, "the U-Net"), autoencoder_config(made.vae.config, "the autoencoder")
+    shape = made.text_encoder.config
+    text = open_clip_layout(shape) if shape.hidden_act == "gelu" else clip_layout(shape, CLIP + PREFIX)
+    found = {}
+    for network, theirs, names in (
+        (made.unet, diffusers_unet(unet), compvis_unet(unet)),
+        (made.vae, diffusers_autoencoder(vae), compvis_autoencoder(vae)),
+        (made.text_encoder, clip_layout(shape, ""), text),
+    ):
+        state = {key.removeprefix(PREFIX): value for key, value in network.state_dict().items()}
+        found |= published(names, dict(pieces(theirs, Checkpoint.of(state, "a pipeline"))))
+    return found
 
 
 def compare(model: Any, made: Any, kind: Kind, files: str) -> None:

@@ -17,9 +17,13 @@ import diptych
 from diptych.cli import main
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError
+from diptych.networks.adm import AdmUNet
+from diptych.published.adm_keys import diffusers_adm
+from diptych.recipes import get
 from diptych.recipes.run import describe
 from diptych.stage import Stage, stage_seed
 from diptych.weights.files import load_safetensors, load_weights, save_safetensors
+from tests.conditioning.tiny_encoders import write_spiece
 from tests.networks.reference import noise, relative_error
 from tests.parity import within
 from tests.published.tiny_if import BASE, ENLARGING, LAST, WIDTH, Draws, pipeline
@@ -190,6 +194,45 @@ def test_a_stage_without_text_encoder_says_so(pairs: dict[str, Pair]) -> None:
         pairs["III"].ours.generate("a", low=low_pictures(32)[0])
 
 
+def test_a_tokenizer_may_be_a_sentencepiece_model_alone(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """As in the published folders."""
+    folder = tmp_path / "I"
+    shutil.copytree(pairs["I"].folder, folder, ignore=shutil.ignore_patterns("tokenizer"))
+    (folder / "tokenizer").mkdir()
+    with pytest.raises(UserError, match=r"no tokenizer in .*/I/tokenizer: it needs tokenizer\.json or spiece\.model"):
+        diptych.load(folder, "cpu").generate("a")
+    write_spiece(folder / "tokenizer" / "spiece.model")
+    read = diptych.load(folder, "cpu").text.encode(PROMPTS)  # type: ignore[union-attr]
+    assert torch.equal(read.sequence, pairs["I"].ours.text.encode(PROMPTS).sequence)
+
+
+def test_the_command_line_paints_a_published_stage(pairs: dict[str, Pair], joined: Path, tmp_path: Path) -> None:
+    folder = pairs["I"].folder
+    assert main(["generate", "a dog", "--model", str(folder), "--steps", "2", "--out", str(tmp_path / "one")]) == 0
+    assert [Image.open(path).size for path in (tmp_path / "one").iterdir()] == [(8, 8)]
+    words = [
+        "generate",
+        "a dog",
+        "--model",
+        str(joined),
+        "--steps",
+        "2",
+        "--one-at-a-time",
+        "--out",
+        str(tmp_path / "all"),
+    ]
+    assert main(words) == 0
+    assert [Image.open(path).size for path in (tmp_path / "all").iterdir()] == [(128, 128)]
+
+
+def test_networks_in_half_precision_paint_nearly_the_same(pairs: dict[str, Pair]) -> None:
+    usual = pictures(pairs["I"].ours.generate(PROMPTS, seeds=SEEDS, steps=4))
+    rounded: Any = diptych.load(pairs["I"].folder, "cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in rounded.network.parameters()} == {torch.bfloat16}
+    apart = np.abs(pictures(rounded.generate(PROMPTS, seeds=SEEDS, steps=4)) - usual)
+    assert 0 < apart.mean() < 0.1 * usual.std()
+
+
 # What is refused
 
 
@@ -261,3 +304,42 @@ def test_what_is_told_of_a_folder(pairs: dict[str, Pair], joined: Path) -> None:
         counts |= {"text": pair.theirs.text_encoder.num_parameters()} if name != "III" else {}
         assert described["networks"] == counts and described["config"]["size"] == SHAPES[name]["sample_size"]
     assert sorted(describe(joined)["networks"]) == ["stage 32-128", "stage 8", "stage 8-32", "text"]
+
+
+# Full size
+
+COUNTS = {
+    "if-1-xl": 4_304_695_110,
+    "if-1-l": 935_365_830,
+    "if-1-m": 371_605_830,
+    "if-2-l": 1_242_987_270,
+    "if-2-m": 443_085_958,
+    "if-3-l": 692_416_646,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_full_sizes_have_as_many_parameters_as_in_diffusers(name: str) -> None:
+    shape: Any = get(name).system.model.network  # type: ignore[union-attr]
+    widths = tuple(shape.level_channels(level) for level in range(len(shape.multipliers)))
+    attend = [level in shape.attention_levels for level in range(len(widths))]
+    kinds = {
+        side: {True: f"SimpleCrossAttn{side}Block2D", False: f"Resnet{side}sampleBlock2D"} for side in ("Down", "Up")
+    }
+    changes = {
+        "attention_head_dim": shape.head_width,
+        "addition_embed_type_num_heads": shape.text_pooling_heads,
+        "block_out_channels": widths,
+        "cross_attention_dim": shape.context_projection,
+        "down_block_types": tuple(kinds["Down"][one] for one in attend),
+        "encoder_hid_dim": shape.context_width,
+        "layers_per_block": shape.blocks,
+        "norm_num_groups": 32,
+        "time_embedding_dim": shape.time_width,
+        "up_block_types": tuple(kinds["Up"][one] for one in reversed(attend)),
+    }
+    with torch.device("meta"):
+        theirs = diffusers.UNet2DConditionModel(**{**(ENLARGING if shape.concat_channels else BASE), **changes})
+        ours = AdmUNet(shape)
+    assert sum(p.numel() for p in ours.parameters()) == COUNTS[name] == theirs.num_parameters()
+    assert set(theirs.state_dict()) == {piece.key for piece in diffusers_adm(ours).values()}

@@ -99,7 +99,7 @@ def test_an_older_autoencoder_is_read_and_diffusers_agrees(sd1: Path) -> None:
         tensors = {key.replace(f"attentions.0.{new}", f"attentions.0.{old}"): value for key, value in tensors.items()}
     assert "encoder.mid_block.attentions.0.query.weight" in tensors
     save_safetensors(tensors, file)
-    theirs = AutoencoderKL.from_pretrained(sd1 / "vae")
+    theirs: Any = AutoencoderKL.from_pretrained(sd1 / "vae")
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         error = relative_error(opened(sd1).autoencoder.decode(latents), theirs.decode(latents).sample)
@@ -148,6 +148,14 @@ def test_what_was_opened_is_saved_as_one_folder_of_ours(models: Path, tmp_path: 
     assert isinstance(again.text, ClipText) and isinstance(model.text, ClipText)
     assert again.text.folder == tmp_path / "model" / "text" and again.text.pad == 0
     assert len(model.text.fingerprint) > 16 and len(again.text.fingerprint) == 16
+
+
+def test_the_size_that_the_first_releases_wrote_is_corrected(sd1: Path) -> None:
+    """As diffusers' pipelines do: 32 for what is of 64."""
+    change(sd1 / "unet" / "config.json", sample_size=32, _diffusers_version="0.2.2")
+    assert opened(sd1).config.size == 64 * sd_models.FACTOR
+    change(sd1 / "unet" / "config.json", _diffusers_version="0.10.0")
+    assert opened(sd1).config.size == 32 * sd_models.FACTOR
 
 
 # What is refused

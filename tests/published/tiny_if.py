@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import diffusers
+import pytest
 import torch
 
 from tests.conditioning.tiny_encoders import shaken, t5_pieces
 from tests.networks.reference import randomised
+
+diffusers: Any = pytest.importorskip("diffusers")
 
 WIDTH = 24  # of T5's tokens
 SIZES = (8, 32, 128)
@@ -92,13 +93,6 @@ def pipeline(shape: dict[str, Any], seed: int = 0, text: bool = True) -> Any:
 def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def saved(folder: Path, shape: dict[str, Any], seed: int = 0, **options: Any) -> tuple[Path, Any]:
-    """A folder and the pipeline in it."""
-    pipe = pipeline(shape, seed, **options)
-    pipe.save_pretrained(folder)
-    return folder, pipe
 
 
 class Draws:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.tokens import tokenize
 from diptych.config import Config
 from diptych.errors import UserError
-from diptych.weights.files import load_into, load_weights
+from diptych.weights.checkpoint import Checkpoint, fill, weight_files
 
 READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 """The small files of a folder that decide what a prompt becomes."""
@@ -83,21 +83,22 @@ def frozen(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32, t
     """Fill a transformers model from a folder and freeze it. Every weight must be there, whole and finite.
 
     What the file holds besides (a pooler, a decoder, CLIP's vision half) is left alone. Of the keys `tied`, which name
-    one tensor, one is enough. A model on the meta device takes the tensors as its own.
+    one tensor, one is enough. Tensors are read one by one and take the place of the model's own.
     """
-    if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+    (file, _), *_ = weight_files(folder)
+    if file.suffix != ".safetensors" or not file.is_file():
         raise UserError(
             f"there is no file {folder / 'model.safetensors'}, whole or in shards; "
             "pickles such as pytorch_model.bin are never opened: convert them to safetensors"
         )
-    stored = {plain_key(key): tensor for key, tensor in load_weights(folder, dtype=None).items()}
+    checkpoint = Checkpoint.open(folder)
+    stored = {plain_key(key): key for key in checkpoint}
     for key in tied:
         stored.update({other: stored[key] for other in tied if key in stored and other not in stored})
-    wanted: dict[str, Tensor] = {}
-    for name in model.state_dict():
-        if (tensor := stored.get(plain_key(name))) is not None:
-            wanted[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    load_into(model, wanted, str(folder), assign=any(p.is_meta for p in model.parameters()))
+    keys = {name: stored[plain_key(name)] for name in model.state_dict() if plain_key(name) in stored}
+    read = {name: functools.partial(checkpoint.__getitem__, key) for name, key in keys.items()}
+    shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
+    fill(model, Checkpoint(read, shapes, checkpoint.source), checkpoint.source, dtype)
     return model.eval().requires_grad_(False)
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.tokens import load_tokenizer, tokenize
+from diptych.conditioning.tokens import bert_tokenizer, load_tokenizer, tokenize
 from diptych.config import Config
 from diptych.errors import UserError
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
@@ -26,7 +27,10 @@ class JointTransformerConfig(Config):
     network: TextTransformerConfig = TextTransformerConfig()
     """The transformer itself. `network.vocabulary` is the size to which a tokenizer is trained."""
     tokenizer: str | None = None
-    """A tokenizer.json to use as it is, or none to train a WordPiece one on the captions of the training data."""
+    """A tokenizer.json to use as it is, or a folder with BERT's; none to train a WordPiece one on the captions of the
+    training data."""
+    padded: bool = False
+    """Pad every prompt to `network.max_tokens`; nothing is masked and the padding is read along (LDM's 1.45 B)."""
 
     @property
     def width(self) -> int:
@@ -43,7 +47,8 @@ class JointTransformer(nn.Module):
         self.network = TextTransformer(config.network)
         self.tokenizer = tokenizer
         if tokenizer is None and config.tokenizer is not None:
-            self.tokenizer = load_tokenizer(Path(config.tokenizer))
+            path = Path(config.tokenizer)
+            self.tokenizer = bert_tokenizer(path) if path.is_dir() else load_tokenizer(path)
         if self.tokenizer is not None and self.tokenizer.get_vocab_size() > config.network.vocabulary:
             raise UserError(
                 f"the tokenizer has {self.tokenizer.get_vocab_size()} tokens, "
@@ -54,7 +59,10 @@ class JointTransformer(nn.Module):
         if self.tokenizer is None:
             raise UserError("this text encoder has no tokenizer yet: train one on captions, or name a tokenizer.json")
         ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.network.position.device)
-        return TextEmbedding.from_sequence(self.network(ids, mask), mask)
+        if self.config.padded:
+            ids = nn.functional.pad(ids, (0, self.max_tokens - ids.shape[1]))  # [PAD] is number 0, as in BERT
+            return TextEmbedding.from_sequence(self.network(ids).float(), torch.ones_like(ids, dtype=torch.bool))
+        return TextEmbedding.from_sequence(self.network(ids, mask).float(), mask)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer; the weights belong to the system's own state."""

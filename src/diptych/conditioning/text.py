@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from diptych.conditioning.bert import Bert, BertTextConfig, MiniLM, MiniLMConfig, bert_folder, minilm_folder
+from diptych.conditioning.classes import ClassConfig, ClassLabels
 from diptych.conditioning.clip import ClipText, ClipTextConfig
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.frozen import FrozenText, folder_fingerprint, frozen, named_folder, pretrained_config
@@ -39,6 +40,7 @@ __all__ = [
     "TextConfig",
     "TextEmbedding",
     "TextEncoder",
+    "build_reader",
     "build_text_encoder",
     "config_fingerprint",
     "encoder_folder",
@@ -82,6 +84,15 @@ def build_text_encoder(
     if isinstance(config, BertTextConfig):
         return Bert(config, device)
     return ClipText(config, device, folder) if isinstance(config, ClipTextConfig) else T5(config, device)
+
+
+def build_reader(
+    config: TextConfig | ClassConfig | None, folder: Path | None = None, device: str | torch.device = "cpu"
+) -> FrozenText | JointTransformer | ClassLabels | None:
+    """What reads a model's prompts: a text encoder, classes, or nothing."""
+    if config is None:
+        return None
+    return ClassLabels(config) if isinstance(config, ClassConfig) else build_text_encoder(config, folder, device)
 
 
 def encoder_folder(config: FrozenConfig) -> Path:

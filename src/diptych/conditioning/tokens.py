@@ -66,3 +66,20 @@ def saved_tokenizer(folder: Path, *files: str):
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, pad
+
+
+def bert_tokenizer(folder: Path):
+    """BERT's tokenizer in a folder with its tokenizer.json, or with the list of its tokens alone, vocab.txt."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    if (folder / "tokenizer_config.json").is_file():
+        return saved_tokenizer(folder, "vocab.txt")[0]
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        raise UserError(f"no tokenizer in {folder}: it needs tokenizer.json or vocab.txt")
+    try:
+        return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=True).to_str())
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is not the vocabulary of a BERT: {error}") from None

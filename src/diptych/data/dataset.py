@@ -38,6 +38,9 @@ class DataConfig(Config):
     """Keep only these kinds of example ("single", "scene"); empty for all."""
     styles: tuple[str, ...] = ()
     """Keep only single drawings of these styles; empty for all."""
+    caption_field: str | None = None
+    """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
+    classes of a model; none for its captions."""
     held_out: float = 0.0
     """Share of the examples that state no split themselves, set apart as held-out by a hash of their key."""
     max_failure_rate: float = 0.05
@@ -182,7 +185,7 @@ class PictureDataset:
             picture, meta = self._cache[index]
         else:
             try:
-                meta = self._source.meta(index)
+                meta = self._meta(index)
                 picture = decode(self._source.picture(index), self.config.size)
             except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
                 self._count(index)
@@ -196,7 +199,11 @@ class PictureDataset:
 
     def meta(self, index: int) -> dict[str, Any]:
         """Metadata of an example without decoding its picture. Raises whatever a broken one raises."""
-        return self._source.meta(int(self._indices[index]))
+        return self._meta(int(self._indices[index]))
+
+    def _meta(self, index: int) -> dict[str, Any]:
+        meta, field = self._source.meta(index), self.config.caption_field
+        return meta if field is None else {**meta, "captions": [str(meta[field])]}
 
     def sides(self, index: int) -> tuple[int, int]:
         """Width and height of a picture as it is stored. Raises whatever a broken one raises."""

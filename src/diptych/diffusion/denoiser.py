@@ -137,12 +137,22 @@ class Denoiser:
         """The network's output in the precision of x, and the variance half where it is learned."""
         self.calls += len(x)
         time = self.schedule.network_time(times).to(x)  # float64 until here, so that whole numbers stay whole
-        output = self.network(x, time, **cond).to(x.dtype)
+        kind = self._kind(x.dtype)
+        told = {
+            key: value.to(kind) if value.ndim > 1 and value.is_floating_point() else value
+            for key, value in cond.items()
+        }
+        output = self.network(x.to(kind), time, **told).to(x.dtype)
         if not self.learned_variance:
             return output, None
         if output.shape[1] != 2 * x.shape[1]:
             raise UserError(f"a learned variance needs {2 * x.shape[1]} output channels, not {output.shape[1]}")
         return output.chunk(2, dim=1)  # type: ignore[return-value]
+
+    def _kind(self, usual: torch.dtype) -> torch.dtype:
+        """In what the network computes. Its weights may be of half precision; times and levels are told as they are."""
+        parameters = self.network.parameters() if isinstance(self.network, torch.nn.Module) else iter(())
+        return next((parameter.dtype for parameter in parameters), usual)
 
     def _x0(self, x: Tensor, output: Tensor, times: Tensor) -> Tensor:
         """The picture that the network's output means, from x_t = alpha x_0 + sigma eps."""

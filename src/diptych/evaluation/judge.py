@@ -7,6 +7,7 @@ judge finds nearest among all concepts (`retrieval.py`). No generator is trained
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -106,7 +107,7 @@ class PictureTower(nn.Module):
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
-        self.size = config.size
+        self.size, self.blocks = config.size, config.blocks
         width = config.widths[0]
         self.stem = nn.Conv2d(3, width, 5, 2, 2, bias=False)
         stages: list[nn.Module] = []
@@ -120,11 +121,21 @@ class PictureTower(nn.Module):
         # Positions and attention, not a plain mean: "left of" and counts live in where things are.
         self.attend = Attend(width, cells, 1, config.heads, config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What the stem and each stage see: (B, widths[0], S/2, S/2) twice, then half the resolution stage by stage."""
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (B, widths[0], S/2, S/2)
-        x = F.relu(self.norm(self.stages(x)))  # (B, widths[-1], s, s)
+        maps = [self.stem(x.contiguous(memory_format=torch.channels_last))]
+        blocks = iter(self.stages)
+        for count in self.blocks:
+            x = maps[-1]
+            for block in itertools.islice(blocks, count):
+                x = block(x)
+            maps.append(x)  # (B, widths[i], S/2 >> i, S/2 >> i)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.maps(x)[-1]))  # (B, widths[-1], s, s)
         cells = x.flatten(2).transpose(1, 2)  # (B, s*s, widths[-1])
         return self.attend(cells) + cells.mean(1)
 

@@ -132,7 +132,8 @@ def paint(model: Any, groups: Sequence[Group], batch: int, **options: Any) -> di
         for group in groups:
             for images, told in batches(model, group, batch, **given):
                 group.generated += images
-                used |= {k: told[k] for k in (*options, "stages", "size") if k in told}
+                known = (*options, "stages", "size", "temperature", "top_k", "top_p")
+                used |= {k: told[k] for k in known if k in told}
                 progress.advance(task, len(images))
     return used
 

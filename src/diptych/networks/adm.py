@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diptych.networks.adm_blocks import ACTIVATIONS, Attention, Block, TextPooling
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.networks.embedding import LEVELS
+from diptych.networks.embedding import LEVELS, check_size
 from diptych.networks.layers import Downsample, Upsample, norm, timestep_embedding, zero_init
 
 __all__ = ["AdmUNet", "AdmUNetConfig"]
@@ -19,19 +20,15 @@ class Step(nn.Module):
     def __init__(self, block: nn.Module, attention: Attention | None = None) -> None:
         super().__init__()
         self.block, self.attention = block, attention
+        self.doubles = isinstance(block, Upsample) or (isinstance(block, Block) and block.resample == "up")
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         x = self.block(x, embedding) if isinstance(self.block, Block) else self.block(x)
         return x if self.attention is None else self.attention(x, context, mask)
 
 
-class AdmUNet(nn.Module):
-    """Predicts what its denoiser asks for from a noisy picture, its time, a class, text, a smaller picture.
-
-    forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
-    context_mask (B, L) bool with True for real tokens, concat (B, concat_channels, H, W), level (B,) in [0, 1],
-    label (B,) of classes) -> (B, out_channels, H, W). H and W must be divisible by 2 ** (levels - 1).
-    """
+class AdmEncoder(nn.Module):
+    """The way down and the middle, which the U-Net and the noisy classifier share, and what both are told."""
 
     def __init__(self, config: AdmUNetConfig) -> None:
         super().__init__()
@@ -48,29 +45,19 @@ class AdmUNet(nn.Module):
         self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.level_channels(0), 3, padding=1)
 
         now, last = c.level_channels(0), len(c.multipliers) - 1
-        skips = [now]
+        self.skips = [now]
+        """Channels of all that the way down leaves to the way up."""
         self.down = nn.ModuleList()
         for level in range(last + 1):
             here = c.level_channels(level)
             for _ in range(c.level_blocks(level)):
                 self.down.append(Step(Block(c, now, here), self._attention(level)))
                 now = here
-                skips.append(here)
+                self.skips.append(here)
             if level != last:
                 self.down.append(Step(Block(c, here, here, "down") if c.residual_resampling else Downsample(here)))
-                skips.append(here)
+                self.skips.append(here)
         self.middle = nn.ModuleList([Block(c, now, now), Attention(c, now), Block(c, now, now)])
-        self.up = nn.ModuleList()
-        for level in reversed(range(last + 1)):
-            here = c.level_channels(level)
-            for _ in range(c.level_blocks(level) + 1):
-                self.up.append(Step(Block(c, now + skips.pop(), here), self._attention(level)))
-                now = here
-            if level != 0:
-                self.up.append(Step(Block(c, here, here, "up") if c.residual_resampling else Upsample(here)))
-        self.norm_out = norm(now, c.norm_groups)
-        self.activation = ACTIVATIONS[c.activation]()
-        self.conv_out = zero_init(nn.Conv2d(now, c.out_channels, 3, padding=1))
 
     def _tower(self) -> nn.Sequential:
         c = self.config
@@ -80,8 +67,27 @@ class AdmUNet(nn.Module):
         c = self.config
         return Attention(c, c.level_channels(level)) if level in c.attention_levels else None
 
+    def check(self, x: Tensor, **given: Tensor | None) -> None:
+        """Raise a `ValueError` for a condition that the network was not built for, one that it cannot do without, or
+        sides that cannot be halved as often as there are levels."""
+        c = self.config
+        known = {"context": c.context_width, "context_mask": c.context_width, "concat": c.concat_channels or None}
+        known |= {"level": c.augmented or None, "label": c.classes}
+        for name, value in given.items():
+            if value is not None and known[name] is None:
+                raise ValueError(f"{name} was given to a network that was built without")
+        for name, needed in (("label", c.classes is not None), ("context", not c.self_attention)):
+            if needed and given.get(name) is None:
+                raise ValueError(f"this network was built to be told a {name}: give it one")
+        check_size(x, halvings=len(c.multipliers) - 1)
+
     def embed(
-        self, x: Tensor, time: Tensor, context: Tensor | None, level: Tensor | None, label: Tensor | None
+        self,
+        x: Tensor,
+        time: Tensor,
+        context: Tensor | None = None,
+        level: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> Tensor:
         """All that is told of the picture as a whole, (B, width)."""
         c = self.config
@@ -92,7 +98,46 @@ class AdmUNet(nn.Module):
             embedding = embedding + self.label(label)
         if context is not None and c.text_pooling_heads is not None:
             embedding = embedding + self.text_pooling(context)
-        return self.activation(embedding) if c.preactivated else embedding
+        return self.activated(embedding) if c.preactivated else embedding
+
+    def activated(self, x: Tensor) -> Tensor:
+        return F.gelu(x) if self.config.activation == "gelu" else F.silu(x)
+
+    def encode(
+        self, x: Tensor, embedding: Tensor, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the middle makes of x, and all that the way down leaves to the way up."""
+        x = self.conv_in(x)
+        skips = [x]
+        for step in self.down:
+            x = step(x, embedding, context, mask)
+            skips.append(x)
+        before, attention, after = self.middle
+        return after(attention(before(x, embedding), context, mask), embedding), skips
+
+
+class AdmUNet(AdmEncoder):
+    """Predicts what its denoiser asks for from a noisy picture, its time, a class, text, a smaller picture.
+
+    forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
+    context_mask (B, L) bool with True for real tokens, concat (B, concat_channels, H, W), level (B,) in [0, 1],
+    label (B,) of classes) -> (B, out_channels, H, W). H and W must be divisible by 2 ** (levels - 1).
+    """
+
+    def __init__(self, config: AdmUNetConfig) -> None:
+        super().__init__(config)
+        c, skips = config, list(self.skips)
+        now = skips[-1]
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(c.multipliers))):
+            here = c.level_channels(level)
+            for _ in range(c.level_blocks(level) + 1):
+                self.up.append(Step(Block(c, now + skips.pop(), here), self._attention(level)))
+                now = here
+            if level != 0:
+                self.up.append(Step(Block(c, here, here, "up") if c.residual_resampling else Upsample(here)))
+        self.norm_out = norm(now, c.norm_groups)
+        self.conv_out = zero_init(nn.Conv2d(now, c.out_channels, 3, padding=1))
 
     def forward(
         self,
@@ -105,22 +150,14 @@ class AdmUNet(nn.Module):
         level: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
+        self.check(x, context=context, context_mask=context_mask, concat=concat, level=level, label=label)
         embedding = self.embed(x, time, context, level, label)
         if context is not None and self.config.context_projection is not None:
             context = self.context_projection(context)
-        x = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))
-        skips = [x]
-        for step in self.down:
-            x = step(x, embedding, context, context_mask)
-            skips.append(x)
-        before, attention, after = self.middle
-        x = after(attention(before(x, embedding), context, context_mask), embedding)
+        x = x if concat is None else torch.cat([x, concat], dim=1)
+        x, skips = self.encode(x, embedding, context, context_mask)
         for step in self.up:
-            if not _doubles(step.block):  # reads what the way down left
+            if not step.doubles:  # reads what the way down left
                 x = torch.cat([x, skips.pop()], dim=1)
             x = step(x, embedding, context, context_mask)
-        return self.conv_out(self.activation(self.norm_out(x)))
-
-
-def _doubles(block: object) -> bool:
-    return isinstance(block, Upsample) or (isinstance(block, Block) and block.resample == "up")
+        return self.conv_out(self.activated(self.norm_out(x)))

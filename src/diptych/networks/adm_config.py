@@ -22,8 +22,9 @@ class AdmUNetConfig(Config):
     """Channels of the prediction; twice the input's where the variance is learned."""
     channels: int = 256
     """Channels of the first level; level i has channels * multipliers[i]."""
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
-    """One for each level. Between levels the height and width are halved."""
+    multipliers: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
+    """One for each level; the first may be 0.5 (ADM for 512-px pictures). Between levels the height and width are
+    halved."""
     blocks: int | tuple[int, ...] = 2
     """Residual blocks of a level on the way down, for all or for each; one more on the way up."""
     attention_levels: tuple[int, ...] = (3, 4, 5)
@@ -72,7 +73,10 @@ class AdmUNetConfig(Config):
         self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
         self.require(self.residual_scale > 0, "residual_scale", "be positive")
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
-        self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
+        whole = all(m > 0 and (self.channels * m).is_integer() for m in map(float, self.multipliers))
+        self.require(
+            whole, "multipliers", f"be positive and give whole numbers of channels, {self.channels} times each"
+        )
         levels = range(len(self.multipliers))
         each = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * len(levels)
         self.require(len(each) == len(levels) and min(each) >= 1, "blocks", "be at least 1, for all levels or for each")
@@ -103,7 +107,7 @@ class AdmUNetConfig(Config):
         return None
 
     def level_channels(self, level: int) -> int:
-        return self.channels * self.multipliers[level]
+        return round(self.channels * self.multipliers[level])
 
     def level_blocks(self, level: int) -> int:
         return self.blocks[level] if isinstance(self.blocks, tuple) else self.blocks

@@ -218,5 +218,15 @@ class Autoencoder(nn.Module):
     def encode(self, pictures: Tensor) -> Posterior:
         return self.posterior(self.moments(pictures))
 
+    def codes(self, pictures: Tensor) -> Tensor:
+        """The numbers of the codebook's entries that pictures become, int64: (B, 3, H, W) -> (B, h, w)."""
+        if self.quantise is None:
+            raise ValueError("a KL autoencoder has no codes: its codebook is none")
+        return self.quantise.indices(self.moments(pictures))
+
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(latents if self.quantise is None else self.quantise(latents)))
+        return self.decode_entries(latents if self.quantise is None else self.quantise(latents))
+
+    def decode_entries(self, entries: Tensor) -> Tensor:
+        """What `decode` does behind the quantisation: of entries of the codebook, or of a KL's latents, to pictures."""
+        return self.decoder(self.post_quant_conv(entries))

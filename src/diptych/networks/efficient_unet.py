@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config
-from diptych.networks.embedding import Embedded
+from diptych.networks.embedding import Embedded, check_size
 from diptych.networks.layers import ResidualBlock, SpatialTransformer, norm, zero_init
 
 
@@ -180,7 +180,7 @@ class EfficientUNet(Embedded):
         level: Tensor | None = None,
     ) -> Tensor:
         c = self.config
-        self.check_size(x, halvings=len(c.multipliers))
+        check_size(x, halvings=len(c.multipliers))
         embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
         context = self.read(context)
         x = first = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)

@@ -27,6 +27,13 @@ class EmbeddingShape(Protocol):
     def augmented(self) -> bool: ...
 
 
+def check_size(x: Tensor, halvings: int) -> None:
+    """Raise a `ValueError` unless the sides of x (B, C, H, W) can be halved so often without a remainder."""
+    height, width = x.shape[-2:]
+    if height % 2**halvings or width % 2**halvings:
+        raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")
+
+
 class Embedded(nn.Module):
     """Base of the U-Nets: time, pooled text and augmentation level summed into one embedding (Imagen, section 2.5).
 
@@ -46,12 +53,6 @@ class Embedded(nn.Module):
 
     def _tower(self) -> nn.Sequential:
         return nn.Sequential(nn.Linear(self.shape.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
-
-    def check_size(self, x: Tensor, halvings: int) -> None:
-        """Raise a `ValueError` unless the sides of x (B, C, H, W) can be halved so often without a remainder."""
-        height, width = x.shape[-2:]
-        if height % 2**halvings or width % 2**halvings:
-            raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")
 
     def embed(self, x: Tensor, time: Tensor, pooled: Tensor | None, level: Tensor | None) -> Tensor:
         """time (B,) in network units, pooled (B, pooled_width), level (B,) in [0, 1] -> (B, 4 * channels), as x is."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config
-from diptych.networks.embedding import Embedded
+from diptych.networks.embedding import Embedded, check_size
 from diptych.networks.layers import Downsample, ResidualBlock, SpatialTransformer, Upsample, norm, zero_init
 
 
@@ -18,6 +18,7 @@ from diptych.networks.layers import Downsample, ResidualBlock, SpatialTransforme
 class UNetConfig(Config):
     """The shape of a `UNet`. The defaults are Stable Diffusion 1.x: 859,520,964 parameters."""
 
+    unnamed: ClassVar[bool] = True
     kind: Literal["unet"] = "unet"
     """Which network this is."""
     in_channels: int = 4
@@ -44,6 +45,8 @@ class UNetConfig(Config):
     """Channels of an attention head at every level (SD 2.x: 64), or none to derive it from `heads`."""
     context_width: int | None = 768
     """Width of the tokens that cross-attention reads, or none for self-attention alone."""
+    classes: int | None = None
+    """Number of classes, the null class included, one of which is told as a single token (LDM on ImageNet), or none."""
     pooled_width: int | None = None
     """Width of a pooled condition that is added to the time embedding (Imagen, section 2.5), or none."""
     context_norm: bool = False
@@ -60,7 +63,7 @@ class UNetConfig(Config):
     def check(self) -> None:
         for field in ("in_channels", "out_channels", "channels", "blocks", "depth", "norm_groups"):
             self.require(getattr(self, field) >= 1, field, "be at least 1")
-        for field in ("heads", "head_width", "context_width", "pooled_width"):
+        for field in ("heads", "head_width", "context_width", "classes", "pooled_width"):
             value = getattr(self, field)
             self.require(value is None or value >= 1, field, "be at least 1, or none")
         for field in ("concat_channels", "feed_forward"):
@@ -69,6 +72,7 @@ class UNetConfig(Config):
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
         self.require((self.heads is None) != (self.head_width is None), "heads", "be set, or head_width, but not both")
+        self.require(self.classes is None or self.context_width is not None, "classes", "be none without context_width")
         levels = range(len(self.multipliers))
         self.require(all(i in levels for i in self.attention_levels), "attention_levels", f"lie in {list(levels)}")
         for level in (*self.attention_levels, len(self.multipliers) - 1):
@@ -101,12 +105,15 @@ class UNet(Embedded):
 
     forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
     context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W),
-    level (B,) in [0, 1]) -> (B, out_channels, H, W). H and W must be divisible by 2 ** (levels - 1).
+    level (B,) in [0, 1], label (B,) int64 in the place of the context) -> (B, out_channels, H, W). H and W must be
+    divisible by 2 ** (levels - 1).
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
         self.config = c = config
+        if c.classes is not None and c.context_width is not None:
+            self.label = nn.Embedding(c.classes, c.context_width)
         self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
@@ -148,6 +155,12 @@ class UNet(Embedded):
         self.norm_out = norm(now, c.norm_groups)
         self.conv_out = zero_init(nn.Conv2d(now, c.out_channels, 3, padding=1))
 
+    def read_label(self, label: Tensor) -> Tensor:
+        """Classes (B,) as one context token each, (B, 1, context_width)."""
+        if self.config.classes is None:
+            raise ValueError("label was given to a network that was built without: its classes is none")
+        return self.label(label)[:, None]
+
     def forward(
         self,
         x: Tensor,
@@ -158,10 +171,11 @@ class UNet(Embedded):
         pooled: Tensor | None = None,
         concat: Tensor | None = None,
         level: Tensor | None = None,
+        label: Tensor | None = None,
     ) -> Tensor:
-        self.check_size(x, halvings=len(self.config.multipliers) - 1)
+        check_size(x, halvings=len(self.config.multipliers) - 1)
         embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
-        context = self.read(context)
+        context = self.read(context if label is None else self.read_label(label))
         x = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
 
         skips = [x]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from diptych.errors import UserError
 from diptych.published.source import Family, Options, Source
 
-FAMILIES = ("sd_folder", "deepfloyd", "sd_file", "latent_diffusion", "guided_diffusion")
+FAMILIES = ("sd_folder", "deepfloyd", "sd_file", "latent_diffusion", "guided_diffusion", "vae_folder")
 """The modules beside this one that each hold a `FAMILY`, in the order in which they are asked."""
 
 
@@ -31,12 +32,38 @@ def open_published(path: Path, options: Options | None = None) -> Any:
     Raises a `UserError` for a file that is damaged or not allowed, and for a model of no family that we know.
     """
     source = Source(path, options)
+    with named(source):
+        return family_of(source).read(source)
+
+
+def open_published_first_stage(path: Path, options: Options | None = None) -> Any:
+    """The autoencoder in a published folder or file, and nothing else that is there; none where there is none.
+
+    Raises a `UserError` as `open_published` does.
+    """
+    source = Source(path, options)
+    with named(source):
+        read = family_of(source).first_stage
+        return None if read is None else read(source)
+
+
+@contextlib.contextmanager
+def named(source: Source) -> Iterator[None]:
+    """Within, every `UserError` says which source it is of: one of a config that shapes led to has its field alone."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(source.path) in str(error) else UserError(f"{source.path}: {error}") from None
+
+
+def family_of(source: Source) -> Family:
+    """The first family that a source is one of; a `UserError` where there is none."""
     if not source.folder:
         len(source.checkpoint)  # what is no file of weights says so before any family is asked
     for family in families():
         if family.fits(source):
-            return family.read(source)
-    raise UserError(f"{path} is a published model of no kind that diptych knows: {found(source)}")
+            return family
+    raise UserError(f"{source.path} is a published model of no kind that diptych knows: {found(source)}")
 
 
 def found(source: Source) -> str:

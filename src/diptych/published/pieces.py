@@ -50,7 +50,7 @@ def pieces(layout: Layout, published: Checkpoint) -> Checkpoint:
         read[name] = lambda piece=piece, shape=shapes[name]: taken(published[piece.key], piece, shape)
     if extra := set(published) - {piece.key for piece in layout.values()}:
         raise UserError(f"{published.source}: unexpected key {min(extra)!r} ({len(extra)} in all)")
-    return Checkpoint(read, shapes, published.source)
+    return Checkpoint(read, shapes, published.source, {name: piece.key for name, piece in layout.items()})
 
 
 def taken(theirs: Tensor, piece: Piece, shape: tuple[int, ...]) -> Tensor:

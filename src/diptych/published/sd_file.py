@@ -19,7 +19,7 @@ from diptych.networks.unet import UNetConfig
 from diptych.published.pieces import Layout, pieces
 from diptych.published.sd_json import SCALE
 from diptych.published.sd_keys import FIRST_STAGE, UNET, averaged, compvis_autoencoder, compvis_unet
-from diptych.published.sd_parts import Parts, system
+from diptych.published.sd_parts import Parts, first_stage, system
 from diptych.published.sd_scheduler import sampling_config
 from diptych.published.sd_shapes import autoencoder_of_shapes, unet_of_shapes
 from diptych.published.sd_text import (
@@ -68,7 +68,7 @@ SPREAD = 0.09
 
 def fits(source: Source) -> bool:
     """A U-Net under CompVis's name, beside a text encoder that is a CLIP; others are latent-diffusion's own."""
-    if source.folder or UNET + "input_blocks.0.0.weight" not in source.checkpoint:
+    if source.folder or not any(key.startswith(UNET) for key in source.checkpoint):
         return False
     kinds = (CLIP + "text_model.", CLIP + "embeddings.position_embedding", OPEN_CLIP, OTHER_TEXT)
     return any(key.startswith(kinds) for key in source.checkpoint)
@@ -203,4 +203,9 @@ def lost(source: Source, shape: CLIPTextConfig) -> Iterator[str]:
         yield f"{beyond[:-1]}, text_projection and logit_scale, which Stable Diffusion 2.x does not read"
 
 
-FAMILY = Family("Stable Diffusion, single file", fits, read)
+FAMILY = Family(
+    "Stable Diffusion, single file",
+    fits,
+    read,
+    lambda source: first_stage(parts(source, tokenizer=False), source.options.dtype),
+)

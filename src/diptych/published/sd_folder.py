@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from diptych.errors import UserError
@@ -9,7 +10,7 @@ from diptych.latent import LatentConfig, LatentDiffusion
 from diptych.published.pieces import pieces
 from diptych.published.sd_json import autoencoder_config, scaling_factor, unet_config
 from diptych.published.sd_keys import diffusers_autoencoder, diffusers_unet
-from diptych.published.sd_parts import Parts, system
+from diptych.published.sd_parts import Parts, first_stage, system
 from diptych.published.sd_scheduler import sampling_config
 from diptych.published.sd_text import shape_of_json, text_config, text_of_folder
 from diptych.published.source import Family, Source
@@ -83,7 +84,13 @@ def latent_size(values: dict[str, Any], where: str) -> int:
         size = size[0]
     if isinstance(size, bool) or not isinstance(size, int):
         raise UserError(f"{where}: sample_size must be a whole number, not {size!r}")
-    return size
+    first = re.match(r"0\.[0-8]\.", str(values.get("_diffusers_version")))
+    return max(size, 64) if first else size  # the first releases of diffusers wrote 32, and its pipelines correct it
 
 
-FAMILY = Family("Stable Diffusion, folder of diffusers", fits, read)
+FAMILY = Family(
+    "Stable Diffusion, folder of diffusers",
+    fits,
+    read,
+    lambda source: first_stage(parts(source), source.options.dtype),
+)

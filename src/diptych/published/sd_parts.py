@@ -40,6 +40,14 @@ class Parts:
     """What else is there and is not read, a line each."""
 
 
+def first_stage(parts: Parts, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
+    """The autoencoder alone, on the CPU, of `dtype` (none: as stored). A `UserError` names the key at fault."""
+    with torch.device("meta"):
+        autoencoder = Autoencoder(parts.config.autoencoder)
+    fill(autoencoder, parts.autoencoder, parts.autoencoder.source, dtype)
+    return autoencoder.eval()
+
+
 def system(parts: Parts, dtype: torch.dtype | None = torch.float32) -> LatentDiffusion:
     """The model on the CPU, its networks of `dtype` (none: as stored). A `UserError` names the key at fault."""
     config = parts.config
@@ -47,9 +55,9 @@ def system(parts: Parts, dtype: torch.dtype | None = torch.float32) -> LatentDif
     if parts.tokenizer is None:
         raise UserError(f"{parts.unet.source} has no tokenizer: give its folder by --tokenizer FOLDER (tokenizer=)")
     with torch.device("meta"):  # shapes alone, until the files are known to have them
-        autoencoder, unet = Autoencoder(config.autoencoder), UNet(config.unet)
+        unet = UNet(config.unet)
     text = ClipText.of(config.text, parts.shape, parts.text, parts.tokenizer, parts.text.source, dtype)
-    fill(autoencoder, parts.autoencoder, parts.autoencoder.source, dtype)
+    autoencoder = first_stage(parts, dtype)
     fill(unet, parts.unet, parts.unet.source, dtype)
     model = LatentDiffusion(config, autoencoder, text, unet)
     model.scale.fill_(parts.scale)

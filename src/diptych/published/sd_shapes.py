@@ -37,6 +37,17 @@ class Names:
             raise UserError(f"{self.source}: key {self.prefix + key!r} has the unexpected shape {shape}")
         return shape[axis]
 
+    def matrix(self, key: str) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.size(key), self.size(key, 1)
+        if len(self.shapes[key]) != 2:
+            raise UserError(f"{self.source}: key {self.prefix + key!r} has the unexpected shape {self.shapes[key]}")
+        return rows, columns
+
+    def begins(self, start: str) -> bool:
+        """Whether any key begins so: a module of which one tensor is missing is there, and the tensor is missed."""
+        return any(key.startswith(start) for key in self.shapes)
+
     def count(self, pattern: str) -> int:
         """How many different numbers stand where the pattern has its group."""
         return len({match[1] for key in self.shapes if (match := re.match(pattern, key))})
@@ -59,11 +70,11 @@ def unet_of_shapes(shapes: Shapes, source: str, latent_channels: int = 4, prefix
     attending = set()
     for number in range(1, 1 + has.count(r"input_blocks\.(\d+)\.") - 1):
         block = f"input_blocks.{number}"
-        if f"{block}.0.op.weight" in has:
+        if has.begins(f"{block}.0.op."):
             levels.append([])
             continue
         levels[-1].append(has.size(f"{block}.0.out_layers.3.weight"))
-        if f"{block}.1.proj_in.weight" in has:
+        if has.begins(f"{block}.1."):
             attending.add(len(levels) - 1)
             transformers.append(f"{block}.1")
     middle = "middle_block.1"
@@ -77,7 +88,7 @@ def unet_of_shapes(shapes: Shapes, source: str, latent_channels: int = 4, prefix
         raise has.error(f"the widths {sorted(widths)} of {prefix}input_blocks are no multiples of {channels}")
     blocks = len(levels[0])
     for level, number in itertools.product(range(len(levels)), range(blocks)):
-        if (level in attending) != (f"input_blocks.{1 + level * (blocks + 1) + number}.1.proj_in.weight" in has):
+        if (level in attending) != has.begins(f"input_blocks.{1 + level * (blocks + 1) + number}.1."):
             raise has.error(f"some blocks of level {level} of {prefix}input_blocks have a transformer, others not")
     projection = has.shapes.get(f"{middle}.proj_in.weight", ())
     linear = len(projection) == 2
@@ -111,15 +122,17 @@ def autoencoder_of_shapes(shapes: Shapes, source: str, prefix: str = FIRST_STAGE
     ]
     if len({len(level) for level in levels}) != 1 or any(width % channels for level in levels for width in level):
         raise has.error(f"the levels of {prefix}encoder.down do not match one another: {levels}")
+    latent_channels = has.size("decoder.conv_in.weight", 1)
+    quantised = has.size("encoder.conv_out.weight") == latent_channels  # a KL has mean and variance of each
     return AutoencoderConfig(
         picture_channels=has.size("encoder.conv_in.weight", 1),
-        latent_channels=has.size("decoder.conv_in.weight", 1),
+        latent_channels=latent_channels,
         channels=channels,
         multipliers=tuple(level[-1] // channels for level in levels),
         blocks=len(levels[0]),
-        attention="encoder.mid.attn_1.q.weight" in has,
-        attention_levels=tuple(i for i in range(len(levels)) if f"encoder.down.{i}.attn.0.q.weight" in has),
-        codebook=has.size("quantize.embedding.weight") if "quantize.embedding.weight" in has else None,
+        attention=has.begins("encoder.mid.attn_1."),
+        attention_levels=tuple(i for i in range(len(levels)) if has.begins(f"encoder.down.{i}.attn.")),
+        codebook=has.size("quantize.embedding.weight") if quantised else None,
     )
 
 

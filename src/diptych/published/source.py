@@ -75,6 +75,8 @@ class Family(NamedTuple):
     """Whether a source is one, told cheaply: by class names, keys and shapes."""
     read: Callable[[Source], Any]
     """The system in it: a `LatentDiffusion`, `Stage` or `Cascade`."""
+    first_stage: Callable[[Source], Any] | None = None
+    """The autoencoder in it alone, the rest left unread; none for a family that has no autoencoders."""
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -6,14 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from diptych.autoregressive_config import AutoregressiveConfig
 from diptych.config import Config
 from diptych.data.dataset import DataConfig
 from diptych.errors import UserError, pick
 from diptych.evaluation.judge_training import ContrastConfig
 from diptych.latent import LatentConfig
 from diptych.stage_config import StageConfig
+from diptych.training.codes import CodesTraining
 from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
+from diptych.training.distillation import DistillationConfig
 from diptych.training.first_stage import FirstStageConfig
 
 
@@ -28,7 +31,25 @@ class LatentTraining(Config):
     diffusion: DiffusionTraining = DiffusionTraining()
     """Its objective, caption dropout and sample prompts."""
     autoencoder: str = "runs/autoencoder"
-    """Run folder or model folder of the trained first stage; its network must be `model.autoencoder`."""
+    """Run folder or model folder of the trained first stage, or a published one; its network must be
+    `model.autoencoder`."""
+    precomputed: str | None = None
+    """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveTraining(Config):
+    """A transformer over the codes of a VQ first stage that is already trained."""
+
+    kind: Literal["autoregressive"] = "autoregressive"
+    """Which system this is."""
+    model: AutoregressiveConfig = AutoregressiveConfig()
+    """The model."""
+    codes: CodesTraining = CodesTraining()
+    """Its caption dropout and sample prompts."""
+    autoencoder: str = "runs/autoencoder"
+    """Run folder or model folder of the trained first stage, or a published one; its network must be
+    `model.autoencoder`."""
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
 
@@ -51,7 +72,9 @@ class Recipe(Config):
 
     description: str
     """One line for `diptych recipes`."""
-    system: FirstStageConfig | LatentTraining | StageTraining | ContrastConfig
+    system: (
+        FirstStageConfig | DistillationConfig | LatentTraining | AutoregressiveTraining | StageTraining | ContrastConfig
+    )
     """What is trained."""
     data: DataConfig = DataConfig()
     """The training data; validation uses its held-out split."""
@@ -60,7 +83,8 @@ class Recipe(Config):
 
     def check(self) -> None:
         system, data = self.system, self.data
-        if isinstance(system, (LatentTraining, StageTraining)) and data.size != system.model.size:
+        painting = isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining))
+        if painting and data.size != system.model.size:
             sizes = f"data.size ({data.size}) and system.model.size ({system.model.size})"
             raise UserError(f"Recipe: {sizes} must be the same: set both")
         if data.crop is not None and not isinstance(system, StageTraining):
@@ -73,9 +97,24 @@ class Recipe(Config):
 
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name."""
-    from diptych.recipes import emoji, emoji_cascade, imagen, published
+    from diptych.recipes import (
+        adm,
+        deepfloyd,
+        emoji,
+        emoji_cascade,
+        emoji_codes,
+        emoji_first_stages,
+        first_stages,
+        imagen,
+        latent_diffusion,
+        published,
+        taming,
+    )
+    from diptych.recipes import tiny_decoder as tiny
 
-    return {**emoji.RECIPES, **emoji_cascade.RECIPES, **published.RECIPES, **imagen.RECIPES}
+    ours = (emoji, emoji_first_stages, emoji_cascade, emoji_codes, tiny)
+    theirs = (first_stages, published, latent_diffusion, taming, imagen, deepfloyd, adm)
+    return {name: recipe for module in (*ours, *theirs) for name, recipe in module.RECIPES.items()}
 
 
 def get(name: str) -> Recipe:

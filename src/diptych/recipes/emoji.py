@@ -45,6 +45,10 @@ SMALL_AUTOENCODER = AutoencoderConfig(
     latent_channels=8, channels=48, multipliers=(1, 2, 3), blocks=1, patch=2, norm_groups=8
 )
 
+SMALL_VQ = AutoencoderConfig(
+    latent_channels=8, channels=32, multipliers=(1, 2, 3), blocks=1, patch=2, norm_groups=8, codebook=1024
+)
+
 RECIPES = {
     "emoji-autoencoder": Recipe(
         description="KL autoencoder, factor 8, 64-px emoji pictures: first stage of the CPU-trained default",

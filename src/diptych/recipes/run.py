@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diptych.autoregressive import Autoregressive
+from diptych.autoregressive_config import AutoregressiveConfig
 from diptych.cascade import Cascade, CascadeConfig
 from diptych.cascade import assemble as run_assemble
 from diptych.conditioning.cache import CachedTexts, text_cache
@@ -19,7 +21,7 @@ from diptych.conditioning.text import (
     JointTransformer,
     JointTransformerConfig,
     T5Config,
-    build_text_encoder,
+    build_reader,
     text_network,
     train_tokenizer,
 )
@@ -31,23 +33,30 @@ from diptych.errors import NothingThere, UserError
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
 from diptych.latent import LatentConfig, LatentDiffusion
-from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.networks.unet import UNet
-from diptych.opening import find, is_published, model_folder, read_config, read_options
+from diptych.networks.autoencoder import Autoencoder
+from diptych.networks.build import build_network
+from diptych.networks.code_transformer import CodeTransformer
+from diptych.networks.noisy_classifier import NoisyClassifier
+from diptych.networks.tiny_decoder import TinyDecoder
+from diptych.opening import find, is_published, open_autoencoder, read_config, read_options
 from diptych.published import open_published
 from diptych.published.source import Options
-from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get
+from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining, all_recipes, get
 from diptych.stage import Stage
-from diptych.stage_config import StageConfig, build_network, read_stage
+from diptych.stage_config import StageConfig, read_stage
+from diptych.training.codes import CodesTask
 from diptych.training.diffusion import DiffusionTask
-from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
+from diptych.training.distillation import Distillation, DistillationConfig
+from diptych.training.first_stage import FirstStage, FirstStageConfig, PerceptualConfig
 from diptych.training.loop import Trainable
 from diptych.training.loop import train as run_loop
-from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precomputed_splits, read_precomputed
+from diptych.training.precompute import EmbeddedTexts, Kept, PrecomputedLatents, precomputed_splits, read_precomputed
 from diptych.training.precompute import precompute as run_precompute
 from diptych.weights.checkpoint import shapes_only
 
 BatchAt = Callable[[list[int]], dict[str, Any]]
+TwoStages = LatentTraining | AutoregressiveTraining
+"""What is trained over a first stage."""
 
 
 def train(recipe: Recipe, folder: Path) -> Path:
@@ -55,16 +64,16 @@ def train(recipe: Recipe, folder: Path) -> Path:
     torch.manual_seed(recipe.training.seed)  # of the first weights
     seeds = {"train": recipe.training.seed, "held-out": mix(recipe.training.seed, 3)}
     system = recipe.system
-    if isinstance(system, LatentTraining) and system.precomputed is not None:
+    if isinstance(system, TwoStages) and system.precomputed is not None:
         store, autoencoder = Path(system.precomputed), first_stage(system)
         names = ["train", *(name for name in precomputed_splits(store) if name == "held-out")]
-        splits = {name: PrecomputedLatents(store, name, seeds[name], autoencoder) for name in names}
-        wanted = (2 * system.model.autoencoder.latent_channels, *[system.model.latent_size] * 2)
-        if (found := tuple(splits["train"].moments.shape[1:])) != wanted:
+        kept, wanted = what_is_kept(system)
+        splits = {name: PrecomputedLatents(store, name, seeds[name], autoencoder, kept) for name in names}
+        if (found := tuple(splits["train"].stored.shape[1:])) != wanted:
             raise UserError(
-                f"{store} holds latents of shape {found}, not {wanted}: make it again with `diptych precompute`"
+                f"{store} holds {kept} of shape {found}, not {wanted}: make it again with `diptych precompute`"
             )
-        return _run(recipe, folder, latent_task(system, autoencoder, store), splits["train"], splits.get("held-out"))
+        return _run(recipe, folder, second_stage(system, autoencoder, store), splits["train"], splits.get("held-out"))
     dataset, validation = open_dataset(recipe.data), held_out(recipe.data)
     return _run(
         recipe,
@@ -76,20 +85,47 @@ def train(recipe: Recipe, folder: Path) -> Path:
 
 
 def _run(recipe: Recipe, folder: Path, task: Trainable, batch_at: BatchAt, validation_at: BatchAt | None) -> Path:
-    return run_loop(task, batch_at, recipe.training, folder, validation_at, resolved=recipe.to_dict())
+    resolved = recipe.to_dict()
+    if isinstance(task, FirstStage) and task.distance_name is not None:
+        resolved["perceptual_distance"] = task.distance_name
+    return run_loop(task, batch_at, recipe.training, folder, validation_at, resolved=resolved)
 
 
 def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> Trainable:
     """The model of a recipe as the training loop sees it, reading `dataset`, and in validation the others."""
     system = recipe.system
     if isinstance(system, FirstStageConfig):
-        return FirstStage(system)
-    if isinstance(system, LatentTraining):
-        return latent_task(system, first_stage(system), captions=lambda: all_captions(dataset))
+        return first_stage_task(system)
+    if isinstance(system, DistillationConfig):
+        return distillation(system)
+    if isinstance(system, TwoStages):
+        return second_stage(system, first_stage(system), captions=lambda: all_captions(dataset))
     if isinstance(system, StageTraining):
-        words = system.model.text is not None
+        words = system.model.encoder is not None
         return stage_task(system, [text for one in (dataset, *others) for text in all_captions(one)] if words else [])
     return JudgeTrainable(system, dataset)
+
+
+def first_stage_task(system: FirstStageConfig) -> FirstStage:
+    """An autoencoder to train, with the perceptual distance and the autoencoder to start from that its config names."""
+    module = None
+    if system.initial is not None:
+        module = open_autoencoder(system.initial).train()
+        if module.config != system.network:
+            raise UserError(f"the autoencoder in {system.initial} has another shape than the recipe's system.network")
+    return FirstStage(system, module, distance_of(system.perceptual))
+
+
+def distillation(system: DistillationConfig) -> Distillation:
+    """A tiny decoder, its teacher opened."""
+    return Distillation(system, open_autoencoder(system.teacher), distance_of(system.perceptual))
+
+
+def distance_of(config: PerceptualConfig | None) -> nn.Module | None:
+    """The perceptual distance that a recipe names."""
+    from diptych.evaluation.perceptual import perceptual_distance
+
+    return None if config is None else perceptual_distance(config.features, config.path)
 
 
 def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
@@ -97,8 +133,8 @@ def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
     encoder goes.
     """
     texts = None
-    if system.model.text is not None:
-        texts = CachedTexts(system.model.text, text_cache())
+    if system.model.encoder is not None:
+        texts = CachedTexts(system.model.encoder, text_cache())
         texts.read([*captions, *system.diffusion.prompts])
         texts.unload()
     return DiffusionTask(Stage(system.model, texts), system.diffusion)
@@ -118,34 +154,42 @@ def held_out(config: DataConfig) -> PictureDataset | None:
         return None
 
 
-def first_stage(system: LatentTraining) -> Autoencoder:
-    """The trained autoencoder that a latent model stands on."""
-    folder = model_folder(system.autoencoder)
-    values = read_config(folder)
-    field = {"latent": "autoencoder", "autoencoder": "network"}.get(values["kind"])
-    if field is None or field not in values:
-        raise UserError(f"{folder} holds no autoencoder: set system.autoencoder to the run that trained one")
-    if AutoencoderConfig.from_dict(values[field]) != system.model.autoencoder:
-        raise UserError(f"the autoencoder in {folder} has another shape than the recipe's model.autoencoder")
-    return load_autoencoder(system.model.autoencoder, folder)
+def first_stage(system: TwoStages) -> Autoencoder:
+    """The trained autoencoder that a latent model or a transformer over codes stands on."""
+    module = open_autoencoder(system.autoencoder)
+    if module.config != system.model.autoencoder:
+        raise UserError(
+            f"the autoencoder in {system.autoencoder} has another shape than the recipe's model.autoencoder"
+        )
+    return module
 
 
-def latent_task(
-    system: LatentTraining,
+def what_is_kept(system: TwoStages) -> tuple[Kept, tuple[int, ...]]:
+    """What is precomputed of a picture, and its shape."""
+    model = system.model
+    if isinstance(model, AutoregressiveConfig):
+        return "codes", (model.side, model.side)
+    return "latents", (model.autoencoder.moment_channels, model.latent_size, model.latent_size)
+
+
+def second_stage(
+    system: TwoStages,
     autoencoder: Autoencoder,
     store: Path | None = None,
     captions: Callable[[], list[str]] = list,
-) -> DiffusionTask:
-    """The latent model over its first stage; its text encoder answers from `store` where captions were embedded."""
+) -> DiffusionTask | CodesTask:
+    """The model over its first stage; its text encoder answers from `store` where captions were embedded."""
     text = system.model.text
     if isinstance(text, JointTransformerConfig) and text.tokenizer is None:
         words = read_precomputed(store / "examples-train.json")["captions"] if store else None
         words = sorted({caption for row in words for caption in row}) if words else captions()
         encoder: Any = JointTransformer(text, train_tokenizer(words, text.network.vocabulary))
     else:
-        encoder = build_text_encoder(text)
+        encoder = build_reader(text)
         if store is not None and (store / "text.safetensors").is_file():
             encoder = EmbeddedTexts.load(encoder, store)
+    if isinstance(system, AutoregressiveTraining):
+        return CodesTask(Autoregressive(system.model, autoencoder, encoder), system.codes)
     return DiffusionTask(LatentDiffusion(system.model, autoencoder, encoder), system.diffusion)
 
 
@@ -155,26 +199,27 @@ def all_captions(dataset: PictureDataset) -> list[str]:
 
 
 def precompute(recipe: Recipe, out: Path) -> Path:
-    """Latents and, for a frozen text encoder, embeddings of the recipe's data, in a folder for `system.precomputed`."""
+    """Latents or codes and, for a frozen text encoder, embeddings of the recipe's data, in a folder for
+    `system.precomputed`."""
     system = recipe.system
-    if not isinstance(system, LatentTraining):
-        raise UserError("only recipes of latent models have something to precompute")
+    if not isinstance(system, TwoStages):
+        raise UserError("only recipes of latent models and of models of codes have something to precompute")
     datasets = {"train": open_dataset(recipe.data)}
     if (validation := held_out(recipe.data)) is not None:
         datasets["held-out"] = validation
-    frozen = not isinstance(system.model.text, JointTransformerConfig)
-    encoder: Any = build_text_encoder(system.model.text) if frozen else None
+    text = system.model.encoder
+    encoder: Any = None if isinstance(text, JointTransformerConfig) else build_reader(text)
     device = find_device(recipe.training.device)
-    return run_precompute(datasets, first_stage(system), encoder, out, device)
+    return run_precompute(datasets, first_stage(system), encoder, out, device, what_is_kept(system)[0])
 
 
-def assemble(sources: Sequence[str], out: Path) -> Path:
+def assemble(sources: Sequence[str], out: Path, allow_pickle: bool = False) -> Path:
     """Trained stages, base first, as one cascade in `out`: run folders, model folders, published models."""
-    folders = [find(source) for source in sources]
+    folders = [find(source, allow_pickle=allow_pickle) for source in sources]
     for folder in folders:
         if out.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{out} lies in the stage {folder}: choose a folder of its own for the cascade")
-    stored = Options(dtype=None)
+    stored = Options(dtype=None, allow_pickle=allow_pickle)
     published = {path: functools.partial(open_published, path, stored) for path in folders if is_published(path)}
     return run_assemble(folders, out, published)
 
@@ -205,6 +250,9 @@ def published_counts(path: Path, options: Options) -> dict[str, Any]:
     stages = [system.stage(n) for n in range(len(system.configs))] if isinstance(system, Cascade) else [system]
     networks: dict[str, nn.Module] = {}
     for stage in stages:
+        if isinstance(stage, (Autoencoder, NoisyClassifier)):
+            networks["autoencoder" if isinstance(stage, Autoencoder) else "classifier"] = stage
+            continue
         if isinstance(stage, Stage):
             networks[f"stage {stage.config.name}" if len(stages) > 1 else "network"] = stage.network
             if isinstance(stage.config.text, T5Config) and stage.config.text.path is not None:  # left where it lies
@@ -232,6 +280,7 @@ def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
         stages = [read_stage(folder / name) for name in CascadeConfig.from_dict(config).stages]
         return stages, {**config, "stages": [stage.to_dict() for stage in stages]}
     kinds = {"latent": LatentConfig, "stage": StageConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
+    kinds |= {"tiny-decoder": DistillationConfig, "autoregressive": AutoregressiveConfig}
     if str(config["kind"]) not in kinds:
         raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
     values, text = config, config.get("text")
@@ -241,19 +290,24 @@ def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _networks(system: Any) -> dict[str, nn.Module]:
-    if isinstance(system, (LatentTraining, StageTraining)):
+    if isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining)):
         return _networks(system.model)
     if isinstance(system, StageConfig):
         parts: dict[str, nn.Module] = {"network": build_network(system.network)}
-        return parts if system.text is None else {**parts, "text": text_network(system.text)}
+        return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
     if isinstance(system, list):  # the stages of a cascade
         parts = {f"stage {stage.name}": build_network(stage.network) for stage in system}
-        texts = list(dict.fromkeys(stage.text for stage in system if stage.text is not None))
+        texts = list(dict.fromkeys(stage.encoder for stage in system if stage.encoder is not None))
         names = ["text", *(f"text {number}" for number in range(2, len(texts) + 1))]
         return {**parts, **{name: text_network(text) for name, text in zip(names, texts, strict=False)}}
     if isinstance(system, LatentConfig):
-        parts = {"unet": UNet(system.unet), "autoencoder": Autoencoder(system.autoencoder)}
-        return {**parts, "text": text_network(system.text)}
+        parts = {"unet": build_network(system.unet), "autoencoder": Autoencoder(system.autoencoder)}
+        return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
+    if isinstance(system, AutoregressiveConfig):
+        parts = {"transformer": CodeTransformer(system.transformer), "autoencoder": Autoencoder(system.autoencoder)}
+        return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
     if isinstance(system, FirstStageConfig):
         return {"autoencoder": Autoencoder(system.network)}
+    if isinstance(system, DistillationConfig):
+        return {"decoder": TinyDecoder(system.network)}
     return {"judge": Judge(system.judge if isinstance(system, ContrastConfig) else system)}

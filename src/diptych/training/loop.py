@@ -157,7 +157,7 @@ class Run:
         self.seed(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         for part in self.parts(self.step):
-            batch = to_device(next(batches), self.team.device)
+            batch = {**to_device(next(batches), self.team.device), "step": self.step}
             with self.autocast():
                 losses, scalars = self.trainable.loss(batch)  # (B,)
             if losses.shape != (len(part),):

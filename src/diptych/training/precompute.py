@@ -1,8 +1,8 @@
-"""Latents and text embeddings computed once and kept on disk, so that diffusion training reads them and nothing else.
+"""Latents or codes and text embeddings computed once and kept on disk, so that training reads them and nothing else.
 
-A folder holds `latents.safetensors` (the encoder's moments, so that posteriors are still sampled freshly),
-`text.safetensors` (every caption's tokens, end to end), `captions.json` and `config.json`. Hashes say which autoencoder
-and text encoder they come from.
+A folder holds, for each split, latents (the encoder's moments, so that posteriors are still sampled freshly) or codes
+(of a VQ), `text.safetensors` (every caption's tokens, end to end), `captions.json` and `config.json`. Hashes say which
+autoencoder and text encoder they come from.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from diptych.conditioning.cache import EmbeddedTexts
 from diptych.conditioning.parts import read_precomputed
@@ -29,20 +30,34 @@ from diptych.weights.fingerprint import fingerprint
 __all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_splits", "read_precomputed"]
 
 BATCH = 64
+Kept = Literal["latents", "codes"]
+"""What is kept of a picture: the encoder's moments in half precision, or the codes of a VQ."""
+NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes")}
+"""How it is called in its file, and in a batch."""
+
+
+def encode(autoencoder: Autoencoder, pictures: Tensor, kept: Kept) -> Tensor:
+    """What is kept of pictures (B, 3, H, W): (B, moment_channels, h, w) float16 or (B, h, w) of a small integer."""
+    if kept == "latents":
+        return autoencoder.moments(pictures).to("cpu", torch.float16)
+    small = (autoencoder.config.codebook or 0) <= 2**15
+    return autoencoder.codes(pictures).to("cpu", torch.int16 if small else torch.int32)
 
 
 @torch.no_grad()
-def encode_dataset(dataset: PictureDataset, autoencoder: Autoencoder, device: torch.device) -> dict[str, Any]:
-    """Moments (N, 2C, h, w) float16, captions and keys of every example."""
-    moments, captions, keys = [], [], []
+def encode_dataset(
+    dataset: PictureDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept = "latents"
+) -> dict[str, Any]:
+    """What is kept of every picture, under its name, captions and keys of every example."""
+    encoded, captions, keys = [], [], []
     autoencoder.to(device).eval()
     for start in track(range(0, len(dataset), BATCH), "encoding pictures"):
         examples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
         pictures = collate(examples, [0] * len(examples))["picture"].to(device)
-        moments.append(autoencoder.moments(pictures).to("cpu", torch.float16))
+        encoded.append(encode(autoencoder, pictures, kept))
         captions += [list(example.captions) for example in examples]
         keys += [example.key for example in examples]
-    return {"moments": torch.cat(moments), "captions": captions, "keys": keys}
+    return {NAMES[kept][0]: torch.cat(encoded), "captions": captions, "keys": keys}
 
 
 def precompute(
@@ -51,15 +66,16 @@ def precompute(
     text: TextEncoder | None,
     out: Path,
     device: torch.device,
+    kept: Kept = "latents",
 ) -> Path:
-    """Write everything that diffusion training reads of these datasets (by split) into the folder `out`."""
+    """Write everything that training reads of these datasets (by split) into the folder `out`."""
     with replacing(out) as partial:
         partial.mkdir(parents=True)
         splits: dict[str, int] = {}
         captions: list[str] = []
         for split, dataset in datasets.items():
-            encoded = encode_dataset(dataset, autoencoder, device)
-            save_safetensors({"moments": encoded.pop("moments")}, partial / f"latents-{split}.safetensors")
+            encoded, name = encode_dataset(dataset, autoencoder, device, kept), NAMES[kept][0]
+            save_safetensors({name: encoded.pop(name)}, partial / f"{kept}-{split}.safetensors")
             write_text(partial / f"examples-{split}.json", json.dumps(encoded))
             captions += [caption for row in encoded["captions"] for caption in row]
             splits[split] = len(encoded["keys"])
@@ -89,13 +105,14 @@ def precomputed_splits(folder: Path) -> list[str]:
 class PrecomputedLatents:
     """One split of a precomputed folder, as batches of stream positions."""
 
-    def __init__(self, folder: Path, split: str, seed: int, autoencoder: Autoencoder) -> None:
+    def __init__(self, folder: Path, split: str, seed: int, autoencoder: Autoencoder, kept: Kept = "latents") -> None:
         splits = precomputed_splits(folder)
         if read_precomputed(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
             raise UserError(f"{folder} was made with another autoencoder: make it again with `diptych precompute`")
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")
-        self.moments = load_safetensors(folder / f"latents-{split}.safetensors")["moments"]
+        name, self.key = NAMES[kept]
+        self.stored = load_safetensors(folder / f"{kept}-{split}.safetensors")[name]
         examples = read_precomputed(folder / f"examples-{split}.json")
         self.captions, self.keys = examples["captions"], examples["keys"]
         self.stream = SampleStream(len(self.keys), seed)
@@ -103,7 +120,7 @@ class PrecomputedLatents:
     def __call__(self, positions: list[int]) -> dict[str, Any]:
         pairs = [self.stream[position] for position in positions]
         return {
-            "latent": self.moments[[index for index, _ in pairs]],
+            self.key: self.stored[[index for index, _ in pairs]],
             "caption": [self.captions[i][mix(seed, 2) % len(self.captions[i])] for i, seed in pairs],
             "seed": torch.tensor([seed for _, seed in pairs], dtype=torch.int64),
             "key": [self.keys[index] for index, _ in pairs],

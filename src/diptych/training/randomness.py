@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DROP, TIME, NOISE, POSTERIOR, LEVEL, AUGMENTATION = 1, 2, 3, 4, 5, 6
+DROP, TIME, NOISE, POSTERIOR, LEVEL, AUGMENTATION, KEPT = 1, 2, 3, 4, 5, 6, 7
 """Independent streams of an example's random numbers, one a purpose."""
 
 

@@ -25,7 +25,8 @@ class Trainable(Protocol):
         ...
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses (B,), one a picture, and scalars to log (means over the batch)."""
+        """Losses (B,), one a picture, and scalars to log (means over the batch). `batch["step"]` counts the steps that
+        are done."""
         ...
 
     def validation(self, batch: Batch) -> dict[str, float]:

@@ -41,9 +41,15 @@ class Checkpoint(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, tuple[int, ...]], source: str
+        self,
+        tensors: Mapping[str, Callable[[], Tensor]],
+        shapes: Mapping[str, tuple[int, ...]],
+        source: str,
+        stored: Mapping[str, str] | None = None,
     ) -> None:
         self._read, self.shapes, self.source = dict(tensors), dict(shapes), source
+        self.stored = dict(stored or {})
+        """The names in the files, of those that have others here."""
 
     @classmethod
     def open(cls, path: Path, name: str = "model", allow_pickle: bool = False) -> Checkpoint:
@@ -141,7 +147,10 @@ def fill(
             missing = sum(key not in shapes for key in own)
             raise UserError(f"{source}: key {name!r} of {kind} is missing ({missing} missing in all)")
         if shapes[name] != tuple(tensor.shape):
-            raise UserError(f"{source}: key {name!r} has shape {shapes[name]}, but {kind} needs {tuple(tensor.shape)}")
+            stored = tensors.stored.get(name, name) if isinstance(tensors, Checkpoint) else name
+            found, needed = shapes[name], tuple(tensor.shape)
+            ours = "" if stored == name else f" for {name!r}"
+            raise UserError(f"{source}: key {stored!r} has shape {found}, but {kind} needs {needed}{ours}")
     if extra := [name for name in shapes if name not in own]:
         raise UserError(f"{source}: unexpected key {extra[0]!r} for {kind} ({len(extra)} in all)")
     for name in own:

@@ -1,0 +1,94 @@
+"""The config of the latent panel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from diptych.conditioning.classes import ClassConfig
+from diptych.conditioning.text import ClipTextConfig, TextConfig
+from diptych.config import Config
+from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
+from diptych.errors import UserError
+from diptych.networks.adm_config import AdmUNetConfig
+from diptych.networks.autoencoder import AutoencoderConfig
+from diptych.networks.unet import UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig(Config):
+    """A latent diffusion model: its parts, its noise schedule, and how it likes to be sampled."""
+
+    kind: Literal["latent"] = "latent"
+    """Which system this is."""
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    """The first stage."""
+    unet: UNetConfig | AdmUNetConfig = UNetConfig()
+    """The denoising network over latents. Where it reads a mask and a masked latent (`concat_channels`), the model
+    repaints pictures and does nothing else."""
+    text: TextConfig | ClassConfig | None = ClipTextConfig()
+    """What reads the prompts, or the classes that they name; none for a model that paints whatever it likes."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule."""
+    times: TimesConfig = TimesConfig()
+    """How the times of sampling are laid out."""
+    prediction: Literal["eps", "v", "x0", "flow"] = "eps"
+    """What the U-Net predicts."""
+    size: int = 512
+    """Side of the pictures it was trained on, in pixels."""
+    steps: int = 50
+    """Default number of sampling steps."""
+    guidance: float = 7.5
+    """Default weight of classifier-free guidance; 1 is none."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance is applied (Kynkäänniemi et al. 2024)."""
+    sampler: str = "ddim"
+    """Default sampler."""
+
+    def check(self) -> None:
+        self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")
+        self.require(self.steps >= 1, "steps", "be at least 1")
+        self.require(math.isfinite(self.guidance), "guidance", "be finite")
+        self.require(0 <= self.interval[0] <= self.interval[1] <= 1, "interval", "lie within 0 and 1, low before high")
+        self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
+        latent, text = self.autoencoder.latent_channels, None if self.encoder is None else self.encoder.width
+        classes = self.text.entries if isinstance(self.text, ClassConfig) else None
+        token = text
+        if classes and isinstance(self.unet, UNetConfig):
+            token = self.unet.context_width  # of a class: as wide as the U-Net likes
+        for name, value, wanted in (
+            ("in_channels", self.unet.in_channels, (latent,)),
+            ("concat_channels", self.unet.concat_channels, (0, latent + 1)),
+            ("out_channels", self.unet.out_channels, (latent,)),
+            ("context_width", self.unet.context_width, (token, None)),
+            ("pooled_width", self.unet.pooled_width, (text, None)),
+            ("classes", self.unet.classes, (classes,)),
+        ):
+            if value not in wanted:
+                raise UserError(f"LatentConfig.unet.{name} must be {wanted[0]} to fit its neighbours, not {value}")
+
+    @property
+    def encoder(self) -> TextConfig | None:
+        """The text encoder, where there are words and not classes."""
+        return None if isinstance(self.text, ClassConfig) else self.text
+
+    @property
+    def guidable(self) -> bool:
+        """Whether prompts are read, and something stands for none of them."""
+        return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
+
+    @property
+    def repaints(self) -> bool:
+        """Whether it was trained to repaint a part of a picture, and asks for picture and mask."""
+        return self.unet.concat_channels > 0
+
+    @property
+    def latent_size(self) -> int:
+        return self.size // self.autoencoder.factor
+
+    @property
+    def multiple(self) -> int:
+        """What a picture's sides are multiples of, so that every level of both networks halves evenly."""
+        return self.autoencoder.factor * 2 ** (len(self.unet.multipliers) - 1)
