@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import JOBS, MODELS, ROOT, STUDIES, SWEEPS, WORDS, Job
+from benchmarks.jobs import COMPRESSION, FIRST_STAGES, JOBS, MODELS, ROOT, RUNS, STUDIES, SWEEPS, WORDS, Job
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 GRACE = 60.0
@@ -171,7 +171,8 @@ def main(argv: Sequence[str] | None = None, jobs: Sequence[Job] = JOBS, results:
         return 130
     finally:
         if options.pack:
-            paths = [ROOT / path for path in (*MODELS, *STUDIES, SWEEPS, f"{WORDS}/unseen")]
+            studies = (*STUDIES, SWEEPS, f"{WORDS}/unseen", f"{RUNS}/study-codes", FIRST_STAGES, COMPRESSION)
+            paths = [ROOT / path for path in (*MODELS, *studies)]
             count = pack(options.pack, [results, *paths], ROOT)
             print(f"packed into {count} pieces: cat {options.pack}/gpu.tar.* | tar x")
     print("all jobs are done" if finished else "not all jobs are done: the same command goes on with them")

@@ -273,4 +273,58 @@ THEN = (
 )
 """The cascade default, and the studies of the cascade panel."""
 
-JOBS = (*FIRST, *THEN)
+FIRST_STAGES, COMPRESSION = "benchmarks/results/first-stages-full", "benchmarks/results/compression-full"
+FEATURES, VQ_RUN, CODES_RUN = f"{RUNS}/features", f"{RUNS}/vq", f"{RUNS}/codes"
+SMALL_DATA = "data.path=data/emoji-64"
+CODES = (SMALL_DATA, f"system.autoencoder={VQ_RUN}", f"system.precomputed={RUNS}/codes-cache")
+
+
+def small(name: str, run: str, minutes: float, batch: int, *more: str, needs: tuple[str, ...]) -> Job:
+    """A model over the 64-px pictures, trained for so many minutes."""
+    command = train(name, run, minutes, batch, 1e-3, SMALL_DATA, *more)
+    return Job(name=run.rpartition("/")[2], minutes=minutes + 0.5, run=command, needs=needs, resumes=True)
+
+
+FORERUNNER = (
+    small("emoji-features", FEATURES, 1, 256, needs=("words-data",)),
+    Job(
+        name="first-stages",
+        minutes=8,
+        run=partial(
+            script,
+            *("first_stages.py", "--size", "full", "--features", FEATURES, "--out", FIRST_STAGES),
+            result=f"{FIRST_STAGES}/results.json",
+        ),
+        needs=("features",),
+        resumes=True,
+    ),
+    Job(
+        name="compression",
+        minutes=14,
+        run=partial(
+            script,
+            *("compression.py", "--size", "full", "--out", COMPRESSION),
+            result=f"{COMPRESSION}/results.json",
+        ),
+        needs=("words-data",),
+        resumes=True,
+    ),
+    small("emoji-vq", VQ_RUN, 3, 64, f"system.perceptual.path={FEATURES}", needs=("features",)),
+    Job(
+        name="codes-precompute",
+        minutes=0.5,
+        run=("precompute", "emoji-codes", "--out", f"{RUNS}/codes-cache", *CODES[:2]),
+        needs=("vq",),
+    ),
+    small("emoji-codes", CODES_RUN, 3, 256, *CODES[1:], needs=("codes-precompute",)),
+    Job(
+        name="codes-study",
+        minutes=2,
+        run=("evaluate", "--model", CODES_RUN, "--data", "data/emoji-64", "--out", f"{RUNS}/study-codes"),
+        needs=("codes",),
+        result=f"{RUNS}/study-codes/results.json",
+    ),
+)
+"""First stages by the whole objective, how much to compress, and the forerunner."""
+
+JOBS = (*FIRST, *THEN, *FORERUNNER)
