@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -30,3 +31,13 @@ def finish(process: BaseProcess, seconds: float = 120) -> int | None:
     if process.exitcode is None:
         process.kill()
     return process.exitcode
+
+
+def two_processes(target: Callable[..., None], *arguments: object) -> list[int | None]:
+    """Start two with what torchrun puts into the environment, given as the last argument; returns their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [finish(process) for process in [start(target, *arguments, rank) for rank in ranks]]

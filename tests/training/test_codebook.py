@@ -12,11 +12,16 @@ import torch
 from diptych.networks.quantiser import Quantiser
 from diptych.training.codebook import Codebook, CodebookConfig
 from diptych.training.config import TrainingConfig
+from diptych.training.distributed import Team
 from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
 from diptych.training.loop import train
+from diptych.weights.files import load_weights
 from tests.latents import AUTOENCODER, toy_batch
 from tests.networks.reference import noise, randomised
+from tests.training import toy_vq
+from tests.training.processes import two_processes
 
+ALONE = Team(0, 1, torch.device("cpu"))
 VQ = dataclasses.replace(AUTOENCODER, codebook=8)
 
 
@@ -63,7 +68,8 @@ def test_moving_averages_come_to_the_means_of_what_is_nearest() -> None:
     assert not quantiser.embedding.weight.requires_grad
     latents = noise(4, 3, 8, 8)
     for _ in range(200):
-        codebook.learn(quantiser, latents, quantiser.indices(latents))
+        codebook.see(latents, quantiser.indices(latents))
+        codebook.learn(quantiser, ALONE)
     indices, points = quantiser.indices(latents).flatten(), latents.movedim(1, -1).flatten(0, 2)
     for number in indices.unique():
         mine = points[indices == number]
@@ -80,12 +86,14 @@ def test_entries_that_nothing_comes_to_start_again_among_the_latents(update: str
             codebook.sums.copy_(quantiser.embedding.weight / 8)
     latents = noise(4, 3, 8, 8)
     for _ in range(12):
-        codebook.learn(quantiser, latents, quantiser.indices(latents))
+        codebook.see(latents, quantiser.indices(latents))
+        codebook.learn(quantiser, ALONE)
     assert codebook.restarts >= 3 and quantiser.embedding.weight.abs().max() < 10
     assert codebook.told()["codes_used"] == 1.0
     still, far = made(update=update, decay=0.5)
     for _ in range(12):
-        still.learn(far, latents + 100, far.indices(latents + 100))
+        still.see(latents + 100, far.indices(latents + 100))
+        still.learn(far, ALONE)
     assert still.restarts == 0
 
 
@@ -127,3 +135,13 @@ def test_it_learns_and_opens_again(tmp_path: Path, update: str) -> None:
     opened = load_autoencoder(VQ, folder)
     indices = opened.quantise.indices(opened.encode(validation["picture"]).mean)  # type: ignore[union-attr]
     assert len(indices.unique()) > 2
+
+
+def test_two_processes_learn_the_codebook_of_one(tmp_path: Path) -> None:
+    """However the batch of five is split, and into parts of how many."""
+    toy_vq.run(str(tmp_path / "alone"), 1)
+    alone = load_weights(tmp_path / "alone" / "model" / "autoencoder")
+    assert two_processes(toy_vq.run, str(tmp_path / "together"), 3) == [0, 0]
+    together = load_weights(tmp_path / "together" / "model" / "autoencoder")
+    for key, tensor in alone.items():
+        torch.testing.assert_close(together[key], tensor, rtol=1e-3, atol=1e-4, msg=key)

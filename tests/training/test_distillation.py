@@ -31,10 +31,10 @@ class Squares(nn.Module):
         return (first - second).square().flatten(1).sum(1)
 
 
-def distillation(perceptual: nn.Module | None = None, **changes: object) -> Distillation:
+def distillation(distance: nn.Module | None = None, **changes: object) -> Distillation:
     torch.manual_seed(0)
     config = DistillationConfig.from_dict({"network": NETWORK.to_dict(), **changes})
-    return Distillation(config, autoencoder(), perceptual)
+    return Distillation(config, autoencoder(), distance)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from diptych.devices import find_device
 from diptych.errors import UserError
 from diptych.training.distributed import Team
 from diptych.weights.files import load_weights
-from tests.training.processes import finish, start
+from tests.training.processes import two_processes
 from tests.training.test_loop import metrics
 from tests.training.toy import run
 
@@ -30,13 +30,7 @@ def free_port() -> str:
 
 
 def run_two(folder: Path, changes: dict[str, Any]) -> list[int | None]:
-    """Start two processes with what torchrun puts into the environment; returns their exit codes."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    processes = [
-        start(run, str(folder), changes, 0.0, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    return [finish(process) for process in processes]
+    return two_processes(run, str(folder), changes, 0.0)
 
 
 @pytest.fixture(scope="module")

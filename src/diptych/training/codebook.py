@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config
 from diptych.networks.quantiser import Quantiser
+from diptych.training.distributed import Team
 
 SMOOTHING = 1e-5
 """Added to each entry's count, so that none is divided by zero."""
@@ -45,7 +45,7 @@ class CodebookConfig(Config):
 class Codebook(nn.Module):
     """What is remembered of a codebook while it is learned. The entries themselves belong to the `Quantiser`.
 
-    With several processes the counts are those of all; with accumulated parts each part counts by itself.
+    `see` is for each part of a batch, `learn` once a step: what is counted is the whole batch, of all processes.
     """
 
     use: Tensor
@@ -58,6 +58,7 @@ class Codebook(nn.Module):
     def __init__(self, config: CodebookConfig, quantiser: Quantiser) -> None:
         super().__init__()
         self.config = config
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
         weight = quantiser.embedding.weight
         self.register_buffer("use", torch.full((len(weight),), 1 / len(weight)))
         self.register_buffer("restarts", torch.zeros(()))
@@ -69,7 +70,9 @@ class Codebook(nn.Module):
     def start(self, quantiser: Quantiser, latents: Tensor) -> None:
         """Let the entries begin at latents (B, C, h, w) drawn with replacement, if the config says so."""
         if self.config.from_data:
-            self.place(quantiser, torch.arange(len(self.use), device=latents.device), points_of(latents))
+            points = points_of(latents)
+            everyone = torch.arange(len(self.use), device=points.device)
+            self.place(quantiser, everyone, chosen(points, len(everyone)))
 
     def losses(self, latents: Tensor, entries: Tensor) -> Tensor:
         """For each picture (B,): |sg[z] - e|^2 + commitment |z - sg[e]|^2, means over components (Eq. 4 of VQGAN); the
@@ -81,38 +84,46 @@ class Codebook(nn.Module):
         return self.config.weight * terms.flatten(1).mean(1)
 
     @torch.no_grad()
-    def learn(self, quantiser: Quantiser, latents: Tensor, indices: Tensor) -> None:
-        """Count the entries `indices` (B, h, w) that latents (B, C, h, w) came to, move them if they are averages, and
-        start those again that nothing comes to."""
-        c, points = self.config, points_of(latents)  # (B h w, C)
+    def see(self, latents: Tensor, indices: Tensor) -> None:
+        """Count the entries `indices` (B, h, w) that latents (B, C, h, w) came to, until `learn` makes use of it."""
+        points = points_of(latents)  # (B h w, C)
         counts = torch.zeros_like(self.use).index_add_(0, indices.flatten(), torch.ones_like(points[:, 0]))
         sums = torch.zeros(len(counts), points.shape[1], device=points.device).index_add_(0, indices.flatten(), points)
+        if self._seen is not None:
+            counts, sums = counts + self._seen[0], sums + self._seen[1]
+        self._seen = counts, sums, points
+
+    @torch.no_grad()
+    def learn(self, quantiser: Quantiser, team: Team) -> None:
+        """From all that was seen since the last call, by all processes: move the entries, if they are averages, and
+        start those again that nothing comes to."""
+        c, count = self.config, len(self.use)
+        counts, sums, points = self._seen or (
+            torch.zeros_like(self.use),
+            torch.zeros_like(quantiser.embedding.weight),
+            None,
+        )
+        self._seen = None
+        team.add_up([counts, sums])
         total = counts.sum()
-        if dist.is_initialized():
-            for tensor in (counts, sums, total):
-                dist.all_reduce(tensor)
         self.use.lerp_(counts / total, 1 - c.decay)
         if c.update == "ema":
             self.sums.lerp_(sums / total, 1 - c.decay)
-            smooth = (self.use + SMOOTHING / len(counts)) / (1 + SMOOTHING)  # sums to one
+            smooth = (self.use + SMOOTHING / count) / (1 + SMOOTHING)  # sums to one
             quantiser.embedding.weight.copy_(self.sums / smooth[:, None])
-        if c.restart:
-            dead = (self.use * len(counts) < c.restart).nonzero()[:, 0]
-            self.place(quantiser, dead, points)
+        dead = (self.use * count < c.restart).nonzero()[:, 0]
+        if len(dead):  # in all processes alike
+            fresh = torch.zeros_like(quantiser.embedding.weight[dead]) if points is None else chosen(points, len(dead))
+            team.broadcast([fresh])
+            self.place(quantiser, dead, fresh)
             self.restarts += len(dead)
 
     def place(self, quantiser: Quantiser, numbers: Tensor, points: Tensor) -> None:
-        """Put entries at points drawn with replacement, the same in all processes, as if each were used as often as any
-        other."""
-        if not len(numbers):
-            return
-        chosen = points[torch.randint(len(points), (len(numbers),)).to(points.device)]
-        if dist.is_initialized():
-            dist.broadcast(chosen, src=0)
-        quantiser.embedding.weight[numbers] = chosen
+        """Put entries at points (n, C), as if each were used as often as any other."""
+        quantiser.embedding.weight[numbers] = points.to(quantiser.embedding.weight)
         self.use[numbers] = 1 / len(self.use)
         if self.config.update == "ema":
-            self.sums[numbers] = chosen / len(self.use)
+            self.sums[numbers] = points / len(self.use)
 
     def told(self) -> dict[str, Tensor]:
         """What to log: how many entries the latents use as if all were used alike (perplexity), the share of entries
@@ -129,3 +140,8 @@ class Codebook(nn.Module):
 def points_of(latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) as a list of points (B h w, C), in float32."""
     return latents.detach().movedim(1, -1).flatten(0, -2).float()
+
+
+def chosen(points: Tensor, count: int) -> Tensor:
+    """So many of the points (n, C), drawn with replacement."""
+    return points[torch.randint(len(points), (count,)).to(points.device)]

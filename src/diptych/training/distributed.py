@@ -82,6 +82,12 @@ class Team:
         dist.all_gather_object(values, value)
         return values
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Sum tensors over the processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with those of the main process."""
         if self.size > 1:

@@ -20,6 +20,7 @@ from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.pictures import grid, to_images
 from diptych.training.adversarial import AdversarialConfig, Adversary
 from diptych.training.codebook import Codebook, CodebookConfig
+from diptych.training.distributed import Team
 from diptych.training.journal import say
 from diptych.training.randomness import normal
 from diptych.weights.files import load_into, load_weights, save_weights, write_text
@@ -174,11 +175,17 @@ class FirstStage:
         entries = quantise.entries(indices)
         losses = codebook.losses(posterior.mean, entries)
         if self.module.training and self.config.train == "all":
-            codebook.learn(quantise, posterior.mean, indices)
+            codebook.see(posterior.mean, indices)
         straight = (
             posterior.mean + (entries - posterior.mean).detach()
         )  # the gradient passes as if nothing were rounded
         return straight, losses, {"quantisation": losses.mean(), "deviation": posterior.mean.std(), **codebook.told()}
+
+    def stepped(self, team: Team) -> None:
+        """Let the codebook learn from what the step's batch came to."""
+        codebook, quantise = self.module.codebook, self.autoencoder.quantise
+        if codebook is not None and quantise is not None and self.config.train == "all":
+            codebook.learn(quantise, team)
 
     def notice(self, adversary: Adversary, step: int) -> None:
         """Say it, once, when the adversarial training collapses, and when it comes back."""

@@ -29,7 +29,7 @@ from diptych.training.feed import Batch, BatchAt, prefetched, to_device
 from diptych.training.interrupt import Interrupt
 from diptych.training.journal import Journal, Means
 from diptych.training.optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
-from diptych.training.trainable import Trainable
+from diptych.training.trainable import Trainable, stepped
 from diptych.weights.files import load_into, replacing
 
 START_PICTURES = 256
@@ -173,6 +173,7 @@ class Run:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.refuse(loss, norm, seen)
         self.optimizer.step()
+        stepped(self.trainable, self.team)
         self.ema.update(self.step)
         self.team.broadcast(list(self.module.buffers()))
         logged.add({"grad_norm": norm, "learning_rate": rate}, 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor, nn
 
+from diptych.training.distributed import Team
 from diptych.training.feed import Batch
 
 
@@ -40,3 +41,18 @@ class Trainable(Protocol):
     def save(self, folder: Path) -> None:
         """Write the finished model into an existing, empty folder."""
         ...
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """What a model offers besides, if it learns something by other means than gradients."""
+
+    def stepped(self, team: Team) -> None:
+        """Called after each optimizer step, on every process: the place to add up over them what `loss` saw."""
+        ...
+
+
+def stepped(trainable: Trainable, team: Team) -> None:
+    """Tell a model that wants to know it that a step was taken."""
+    if isinstance(trainable, Stepping):
+        trainable.stepped(team)
