@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--features", type=Path, default=Path("runs/emoji-features"), help="a judge to train by")
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--steps", type=int, help="training steps of each, if other than the size's")
-    parser.add_argument("--perceptual-weight", type=float, default=0.1)
+    parser.add_argument("--perceptual-weight", type=float, default=1.0)
     parser.add_argument("--adversarial-weight", type=float, default=0.5)
     parser.add_argument(
         "--start", type=float, default=0.15, help="the share of the steps before the discriminator starts"

@@ -36,6 +36,13 @@ class LatentTraining(Config):
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
 
+    def check(self) -> None:
+        if self.model.repaints:
+            raise UserError(
+                "LatentTraining.model.unet.concat_channels must be 0: models that repaint open and paint, but are not "
+                "trained here yet"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveTraining(Config):

@@ -70,7 +70,7 @@ RECIPES = {
             l2=1.0,
             initial="latent",
             train="decoder",
-            perceptual=FEATURES,
+            perceptual=dataclasses.replace(FEATURES, weight=1.0),  # near the end distances are small
             adversarial=adversarial(start=100),
             save_dtype="bfloat16",
         ),
