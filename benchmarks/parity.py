@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py --out benchmarks/results/parity
 
-Runs the files of tests that compare and gathers what they found. Writes results.json and results.md, whose table
-docs/published.md shows. With --slow the full-size networks are among them.
+Runs the files of tests that compare and gathers what they found. Writes results.json, each comparison in results.md,
+and summary.md, whose table docs/published.md shows. With --slow the full-size networks are among them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (arguments.out / "results.md").write_text(table(rows), encoding="utf-8")
-    print(table(rows))
+    (arguments.out / "summary.md").write_text(summary(rows), encoding="utf-8")
+    print(summary(rows))
     return 0
 
 
@@ -59,6 +60,24 @@ def largest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if key not in kept or row["error"] > kept[key]["error"]:
             kept[key] = row
     return [kept[key] for key in sorted(kept)]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A line for each family and kind of file, in Markdown: how many comparisons, the largest relative error, and the
+    largest difference of pictures in levels of 8 bits."""
+    lines = ["| family | files | comparisons | largest relative error | pictures, of 255 |", "|-|-|-:|-:|-:|"]
+    for family, files in dict.fromkeys((row["family"], row["files"]) for row in rows):
+        own = [row for row in rows if (row["family"], row["files"]) == (family, files)]
+        levels = [row["error"] * (1 if row["limit"] == 1 else 255) for row in own if painted(row)]
+        relative = [row["error"] for row in own if not painted(row)]
+        told = (f"{max(relative):.1e}" if relative else "", f"{max(levels):.1f}" if levels else "")
+        lines.append(f"| {family} | {files} | {len(own)} | {told[0]} | {told[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def painted(row: dict[str, Any]) -> bool:
+    """Whether a row compares pictures, which may be one level of 255 apart."""
+    return row["limit"] > 1e-3
 
 
 def table(rows: list[dict[str, Any]]) -> str:
