@@ -46,6 +46,8 @@ FACTORS = (1, 4, 8, 16)
 CHANNELS = {4: 4, 8: 8, 16: 16}
 """Of the latents of each factor: a quarter of the picture's values or fewer."""
 SIZE, STEPS, SAMPLER = 64, 24, "dpmpp-2m"
+DRAWINGS = 400
+"""Held-out drawings, at most, from which the distance is taken."""
 SHOWN = 12
 """Pictures in a row of the sheet."""
 
@@ -257,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         judge = load_judge()
         dataset = open_dataset(DataConfig(path=str(options.data), size=SIZE, split="held-out", kinds=("single",)))
-        count = min(len(dataset), options.pictures or SIZES[options.size].pictures)
+        count = min(len(dataset), DRAWINGS)
         real = judge.features([Image.fromarray(dataset[i].picture) for i in range(count)]).numpy()
         rows = [measure(factor, folder, real, judge, options) for factor, folder in folders.items()]
         options.out.mkdir(parents=True, exist_ok=True)
@@ -273,6 +275,7 @@ def main(argv: list[str] | None = None) -> int:
             "sampler": SAMPLER,
             "judge": judge.fingerprint(),
             "drawings": count,
+            "painted": options.pictures or SIZES[options.size].pictures,
             "between_drawings": frechet_distance(real[::2], real[1::2]),
             "models": rows,
         }
