@@ -222,16 +222,19 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.annotate(
             f"LDM-{row['factor']}",
             (row["pictures_painted_a_second"], row["frechet"]),
-            xytext=(6, 6),
+            xytext=(0, 8),
             textcoords="offset points",
+            ha="center",
+            fontsize=8,
         )
     axes.axhline(results["between_drawings"], color="#555555", linestyle=":", label="drawings, half against half")
     axes.set(
         xscale="log",
         xlabel=f"pictures a second ({STEPS} steps, {results['device']})",
         ylabel="Fréchet distance, judge's features",
-        title=f"equal training: {results['minutes'][0]:g} + {results['minutes'][1]:g} minutes each",
+        title="trained for {:.1f} + {:.1f} minutes each".format(*results["minutes"]),
     )
+    axes.margins(0.15)
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
