@@ -296,7 +296,6 @@ FORERUNNER = (
             result=f"{FIRST_STAGES}/results.json",
         ),
         needs=("features",),
-        resumes=True,
     ),
     Job(
         name="compression",
@@ -307,7 +306,6 @@ FORERUNNER = (
             result=f"{COMPRESSION}/results.json",
         ),
         needs=("words-data",),
-        resumes=True,
     ),
     small("emoji-vq", VQ_RUN, 3, 64, f"system.perceptual.path={FEATURES}", needs=("features",)),
     Job(

@@ -92,7 +92,6 @@ class Adversary(nn.Module):
             "logits_fake": fake.mean(),
             "reward": -reward.mean(),
             "adaptive_weight": balance,
-            "collapsed": torch.tensor(float(self.collapse() is not None)),
         }
         return self.strength(step) * balance / units * reward, hinge, told
 

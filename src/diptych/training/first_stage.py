@@ -158,8 +158,7 @@ class FirstStage:
             units = 1 if self.module.codebook is not None else pictures[0].numel()  # published as a mean, or as a sum
             last = self.autoencoder.decoder.conv_out.weight
             reward, hinge, more = adversary.losses(pictures, rebuilt, nll.mean(), last, step, units)
-            losses, told = losses + reward + hinge, {**told, **more}
-            self.notice(adversary, step)
+            losses, told = losses + reward + hinge, {**told, **more, "collapsed": self.notice(adversary, step)}
         return losses, told
 
     def regularised(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -176,9 +175,8 @@ class FirstStage:
         losses = codebook.losses(posterior.mean, entries)
         if self.module.training and self.config.train == "all":
             codebook.see(posterior.mean, indices)
-        straight = (
-            posterior.mean + (entries - posterior.mean).detach()
-        )  # the gradient passes as if nothing were rounded
+        # The gradient passes as if nothing were rounded.
+        straight = posterior.mean + (entries - posterior.mean).detach()
         return straight, losses, {"quantisation": losses.mean(), "deviation": posterior.mean.std(), **codebook.told()}
 
     def stepped(self, team: Team) -> None:
@@ -187,11 +185,12 @@ class FirstStage:
         if codebook is not None and quantise is not None and self.config.train == "all":
             codebook.learn(quantise, team)
 
-    def notice(self, adversary: Adversary, step: int) -> None:
-        """Say it, once, when the adversarial training collapses, and when it comes back."""
+    def notice(self, adversary: Adversary, step: int) -> Tensor:
+        """Say it, once, when the adversarial training collapses, and when it comes back; 1 while it has, else 0."""
         before, self._collapse = self._collapse, adversary.collapse()
         if (before is None) != (self._collapse is None):
             say(f"step {step + 1}: {self._collapse or 'the adversarial training is in balance again'}")
+        return torch.tensor(float(self._collapse is not None))
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
