@@ -42,6 +42,9 @@ from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
 from diptych.training.first_stage import FirstStageConfig
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
+from benchmarks.common import axes, logged, save
+
 FACTORS = (1, 4, 8, 16)
 CHANNELS = {4: 4, 8: 8, 16: 16}
 """Of the latents of each factor: a quarter of the picture's values or fewer."""
@@ -179,7 +182,7 @@ def measure(factor: int, folder: Path, real: Any, judge: Any, options: argparse.
         began = time.perf_counter()
         images += model.generate(["a drawing"] * len(seeds), seeds=seeds).images
         seconds += time.perf_counter() - began
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(folder)
     network = model.network if factor == 1 else model.unet
     return {
         "factor": factor,
@@ -211,15 +214,10 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Quality against throughput (the paper's figure 7)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5.5, 4))
+    figure, points = axes(figsize=(5.5, 4))
     for row in results["models"]:
-        axes.plot(row["pictures_painted_a_second"], row["frechet"], "o", color="#0072B2")
-        axes.annotate(
+        points.plot(row["pictures_painted_a_second"], row["frechet"], "o", color="#0072B2")
+        points.annotate(
             f"LDM-{row['factor']}",
             (row["pictures_painted_a_second"], row["frechet"]),
             xytext=(0, 8),
@@ -227,18 +225,16 @@ def plot(results: dict[str, Any], path: Path) -> None:
             ha="center",
             fontsize=8,
         )
-    axes.axhline(results["between_drawings"], color="#555555", linestyle=":", label="drawings, half against half")
-    axes.set(
+    points.axhline(results["between_drawings"], color="#555555", linestyle=":", label="drawings, half against half")
+    points.set(
         xscale="log",
         xlabel=f"pictures a second ({STEPS} steps, {results['device']})",
         ylabel="Fréchet distance, judge's features",
         title="trained for {:.1f} + {:.1f} minutes each".format(*results["minutes"]),
     )
-    axes.margins(0.15)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    points.margins(0.15)
+    points.legend()
+    save(figure, path, dpi=120)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -37,6 +37,7 @@ from diptych.recipes import Recipe, StageTraining, get, run
 from diptych.stage import Stage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
+from benchmarks.common import axes, logged, save
 from benchmarks.full_size import condition, count, stage
 
 RECIPE = "emoji-sr-128"
@@ -126,7 +127,7 @@ def recipe(network: Network, options: argparse.Namespace) -> Recipe:
 
 def learnt(folder: Path, batch: int) -> dict[str, Any]:
     """What the run in a folder told: its validation losses by step, and the median seconds of a step."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(folder)
     speeds = [line["pictures_per_second"] for line in lines if line["kind"] == "train"]
     return {
         "validation": [[line["step"], line["loss"]] for line in lines if line["kind"] == "validation"],
@@ -266,12 +267,7 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Validation loss by step, and by seconds of training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (by_step, by_time) = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+    figure, (by_step, by_time) = axes(2, figsize=(9, 3.5), sharey=True)
     for name, told in results["networks"].items():
         steps, losses = zip(*told["validation"], strict=True)
         by_step.plot(steps, losses, marker=".", label=name)
@@ -279,9 +275,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     by_step.set(xlabel="training step", ylabel="validation loss", yscale="log")
     by_time.set(xlabel="seconds of training steps")
     by_step.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save(figure, path, dpi=120)
 
 
 def main(argv: list[str] | None = None) -> int:

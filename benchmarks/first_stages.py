@@ -33,6 +33,9 @@ from diptych.recipes.emoji import SMALL_AUTOENCODER
 from diptych.training.adversarial import AdversarialConfig
 from diptych.training.first_stage import FirstStageConfig, PerceptualConfig
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
+from benchmarks.common import axes, logged, save
+
 ARMS = ("L1 + KL", "L1 + KL + perceptual", "L1 + KL + perceptual + adversarial")
 LEARNT = ("l1", "perceptual", "discriminator", "logits_real", "logits_fake", "reward", "adaptive_weight", "collapsed")
 """Scalars of the training log that are kept."""
@@ -106,7 +109,7 @@ def folder(arm: str, options: argparse.Namespace) -> Path:
 
 def history(run_folder: Path) -> dict[str, Any]:
     """What a run logged, by step."""
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(run_folder)
     kept = {
         kind: [
             {"step": line["step"], **{k: line[k] for k in (*LEARNT, "psnr") if k in line}}
@@ -120,12 +123,7 @@ def history(run_folder: Path) -> dict[str, Any]:
 
 def plot(told: dict[str, Any], path: Path) -> None:
     """The discriminator's logits and loss, the adaptive weight, and what each arm comes to on held-out pictures."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (logits, weight, quality) = pyplot.subplots(1, 3, figsize=(13, 3.6))
+    figure, (logits, weight, quality) = axes(3, figsize=(13, 3.6))
     rows = [row for row in told[ARMS[-1]]["train"] if "discriminator" in row]
     steps = [row["step"] for row in rows]
     for name, label in (("logits_real", "logits, pictures"), ("logits_fake", "logits, reconstructions")):
@@ -140,9 +138,7 @@ def plot(told: dict[str, Any], path: Path) -> None:
         quality.plot([row["step"] for row in validation], [row["psnr"] for row in validation], marker=".", label=arm)
     quality.set(xlabel="training step", title="PSNR of held-out pictures, dB")
     quality.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,31 @@
+"""What the studies beside this file share: what a run logged, and figures without a window."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def axes(columns: int = 1, **look: Any) -> tuple[Any, Any]:
+    """A figure and its axes side by side, drawn without a window."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, columns, **look)
+
+
+def save(figure: Any, path: Path, dpi: int) -> None:
+    """Write a figure as a PNG, and let go of it."""
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    figure.savefig(path, dpi=dpi)
+    pyplot.close(figure)
