@@ -24,12 +24,16 @@ MAY_IMPORT = {
     "data": GROUND,
     "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
     "latent_config": {*GROUND, "networks", "diffusion", "conditioning"},
-    "latent": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "latent_config"},
+    "second_stage": {"networks", "conditioning"},
+    "latent": {
+        *GROUND,
+        *("weights", "networks", "diffusion", "conditioning", "training", "latent_config", "second_stage"),
+    },
     "choosing": {"errors", "checks", "generation"},
     "autoregressive_config": {*GROUND, "networks", "conditioning"},
     "autoregressive": {
         *GROUND,
-        *("weights", "networks", "diffusion", "conditioning", "choosing", "autoregressive_config"),
+        *("weights", "networks", "diffusion", "conditioning", "choosing", "autoregressive_config", "second_stage"),
     },
     "stage_config": {*GROUND, "networks", "diffusion", "conditioning"},
     "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},

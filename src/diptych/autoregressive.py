@@ -9,29 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.autoregressive_config import AutoregressiveConfig
 from diptych.choosing import Choice, GumbelSource, steered
-from diptych.conditioning.embedding import network_of
-from diptych.conditioning.text import JointTransformer, build_reader
+from diptych.conditioning.text import build_reader
 from diptych.diffusion.guidance import join
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, read_number, read_size
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pictures import to_images
+from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
 from diptych.weights.files import load_into, load_weights, save_weights, write_text
 
-ENCODED_AT_ONCE = 32
-"""Pictures that the first stage sees at a time: its activations are the largest of all."""
 NOT_YET = -1
 """Where a code has not been drawn."""
 Look = Callable[[Tensor, int, int], Tensor]
 """(codes (B, h, w), row, column) -> logits (B, V) of the code at that place, from those before it."""
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(SecondStage):
     """VQ autoencoder, transformer and text encoder. Its state is what training changes: the transformer, and a jointly
     trained text encoder. The frozen parts stand beside it.
     """
@@ -42,28 +40,11 @@ class Autoregressive(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = transformer or CodeTransformer(config.transformer)
-        self.joint_text = text if isinstance(text, JointTransformer) else None
-        # Held in a tuple, so that they are no submodules: frozen, neither trained nor saved with the transformer.
-        self._frozen = (autoencoder.eval().requires_grad_(False), text)
-
-    @property
-    def autoencoder(self) -> Autoencoder:
-        return self._frozen[0]
-
-    @property
-    def text(self):
-        return self._frozen[1]
+        self.stand_on(autoencoder, text)
 
     @property
     def device(self) -> torch.device:
         return self.transformer.position.device
-
-    def _apply(self, fn, recurse: bool = True):
-        """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""
-        self.autoencoder._apply(fn, recurse)
-        if (network := network_of(self.text)) is not None:
-            network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     # What the training loop asks for.
 
@@ -73,8 +54,7 @@ class Autoregressive(nn.Module):
         dropped (B,) bool marks captions replaced by the empty one.
         """
         codes = batch["codes"].long() if "codes" in batch else self.encoded(batch["picture"])
-        captions = ["" if drop else text for text, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
-        return codes.flatten(1), self.embed(captions)
+        return codes.flatten(1), self.embed(self.kept_captions(batch, dropped))
 
     # What everyone else asks for.
 

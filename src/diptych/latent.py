@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.checks import initial, said
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.original import Original, read_original
-from diptych.conditioning.text import ClipText, JointTransformer, build_reader
+from diptych.conditioning.text import ClipText, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.repaint import Repaint
@@ -33,18 +33,17 @@ from diptych.networks.tiling import Tiling
 from diptych.networks.tiny_decoder import TinyDecoder
 from diptych.networks.unet import UNet
 from diptych.pictures import to_images
+from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
 from diptych.training.distillation import load_tiny_decoder, require_fits, save_tiny_decoder
 from diptych.training.randomness import KEPT, POSTERIOR, Draws
 from diptych.weights.files import load_into, load_weights, save_weights, write_text
 from diptych.weights.fingerprint import fingerprint
 
-ENCODED_AT_ONCE = 32
-"""Pictures that the first stage sees at a time: its activations are the largest of all."""
 TINY = "tiny"
 """As `decoder`: the tiny decoder in the model's own folder."""
 
 
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(SecondStage):
     """Autoencoder, U-Net and text encoder. Its state is what diffusion training changes: the U-Net, a jointly trained
     text encoder, and `scale`, which brings latents to unit deviation. The frozen parts stand beside it.
     """
@@ -62,20 +61,10 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         self.config = config
         self.unet = unet or build_network(config.unet)
-        self.joint_text = text if isinstance(text, JointTransformer) else None
+        self.stand_on(autoencoder, text, tiny)
         self.register_buffer("scale", torch.tensor(1.0))
-        # Held in a tuple, so that they are no submodules: frozen, neither trained nor saved with the U-Net.
-        self._frozen = (autoencoder.eval().requires_grad_(False), text, tiny)
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
-
-    @property
-    def autoencoder(self) -> Autoencoder:
-        return self._frozen[0]
-
-    @property
-    def text(self):
-        return self._frozen[1]
 
     @property
     def tiny(self) -> TinyDecoder | None:
@@ -85,15 +74,6 @@ class LatentDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.scale.device
-
-    def _apply(self, fn, recurse: bool = True):
-        """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""
-        self.autoencoder._apply(fn, recurse)
-        if self.tiny is not None:
-            self.tiny._apply(fn, recurse)
-        if (network := network_of(self.text)) is not None:
-            network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     # What the training loop asks for.
 
@@ -121,8 +101,8 @@ class LatentDiffusion(nn.Module):
         The posterior's noise is drawn; dropped (B,) bool marks captions replaced by the empty one.
         """
         posterior = self.posterior(batch)
-        captions = ["" if drop else text for text, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
-        return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, self.embed(captions)
+        cond = self.embed(self.kept_captions(batch, dropped))
+        return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
     # What everyone else asks for.
 
