@@ -1,16 +1,15 @@
 """What each term of a first stage's objective is good for: the same network, data and steps, term after term.
 
     python benchmarks/first_stages.py --data data/emoji-64 --features runs/emoji-features
-    python benchmarks/first_stages.py --size full                    whole autoencoders from nothing: on a GPU
+    python benchmarks/first_stages.py --size full                    wider, longer: on a GPU
     python benchmarks/first_stages.py --report                       the plot again, from what is stored
 
 Three autoencoders are trained by the common loop: L1 and KL alone; with a perceptual distance; with a patch
-discriminator besides. At the small size they do not begin from nothing, as a discriminator only confuses what cannot
-draw yet: the decoder of the default in the package is trained on, and its encoder stays. `--features` is the judge
-whose features that distance is of (`diptych train emoji-features`); what measures is another judge, which none of
-them was trained on. A rerun goes on where the last one stopped. Writes what `diptych evaluate reconstruction` writes
-(results.json, results.md, reconstructions.png), history.json with all that the discriminator and the adaptive weight
-did, and curves.png.
+discriminator besides, which begins half-way, as it only confuses what cannot draw yet, and learns for a while before
+its reward counts. `--features` is the judge whose features that distance is of (`diptych train emoji-features`); what
+measures is another judge, which none of them was trained on. A rerun goes on where the last one stopped. Writes what
+`diptych evaluate reconstruction` writes (results.json, results.md, reconstructions.png), history.json with all that
+the discriminator and the adaptive weight did, and curves.png.
 """
 
 from __future__ import annotations
@@ -52,12 +51,11 @@ class Size:
     batch: int
     discriminator: int
     rate: float
-    initial: str | None
 
 
 SIZES = {
-    "small": Size(channels=48, steps=220, batch=16, discriminator=32, rate=3e-4, initial="latent"),
-    "full": Size(channels=64, steps=20_000, batch=64, discriminator=64, rate=1e-3, initial=None),
+    "small": Size(channels=24, steps=1000, batch=16, discriminator=32, rate=1e-3),
+    "full": Size(channels=64, steps=20_000, batch=64, discriminator=64, rate=1e-3),
 }
 
 
@@ -73,6 +71,7 @@ def recipe(arm: str, options: argparse.Namespace) -> Recipe:
             discriminator=DiscriminatorConfig(channels=size.discriminator, layers=2, norm="group", norm_groups=8),
             weight=options.adversarial_weight,
             start=int(steps * options.start),
+            lead=int(steps * options.lead),
             warmup=steps // 10,
         )
     training = dataclasses.replace(
@@ -93,8 +92,6 @@ def recipe(arm: str, options: argparse.Namespace) -> Recipe:
     system = FirstStageConfig(
         network=dataclasses.replace(SMALL_AUTOENCODER, channels=size.channels),
         kl=1e-4,
-        initial=size.initial,
-        train="decoder" if size.initial else "all",
         perceptual=perceptual,
         adversarial=adversarial,
     )
@@ -150,7 +147,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--perceptual-weight", type=float, default=1.0)
     parser.add_argument("--adversarial-weight", type=float, default=0.5)
     parser.add_argument(
-        "--start", type=float, default=0.15, help="the share of the steps before the discriminator starts"
+        "--start", type=float, default=0.5, help="the share of the steps before the discriminator starts"
+    )
+    parser.add_argument(
+        "--lead", type=float, default=0.1, help="the share of the steps after that before its reward counts"
     )
     parser.add_argument("--only", type=int, choices=range(len(ARMS)), help="train this one alone, and stop")
     parser.add_argument("--pictures", type=int, default=400, help="held-out pictures that are measured (400)")

@@ -22,7 +22,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(**changes: Any) -> Namespace:
     values: dict[str, Any] = {"size": "small", "steps": 100, "data": Path("d"), "features": Path("f"), "threads": None}
-    values |= {"perceptual_weight": 0.1, "adversarial_weight": 0.5, "start": 0.4, "seed": 3, "device": "cpu"}
+    values |= {
+        "perceptual_weight": 0.1,
+        "adversarial_weight": 0.5,
+        "start": 0.4,
+        "lead": 0.1,
+        "seed": 3,
+        "device": "cpu",
+    }
     values |= {"run": Path("runs"), "minutes": None, **changes}
     return Namespace(**values)
 

@@ -11,12 +11,12 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.arguments import SEED_LIMIT
 from diptych.errors import NothingThere, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SEED_LIMIT = 2**63
 PANELS = ("latent", "cascade")
 """The embedded models, by the names that `diptych.load` knows."""
 SAMPLING = "sampler steps guidance threshold augmentation negative low start stop keep one_at_a_time".split()

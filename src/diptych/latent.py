@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.checks import initial, said
+from diptych.conditioning.beside import concatenated
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.original import Original, read_original
 from diptych.conditioning.text import ClipText, build_reader
@@ -63,6 +64,7 @@ class LatentDiffusion(SecondStage):
         self.unet = unet or build_network(config.unet)
         self.stand_on(autoencoder, text, tiny)
         self.register_buffer("scale", torch.tensor(1.0))
+        self.begun = False  # from another model, whose scale it has
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
 
@@ -81,8 +83,11 @@ class LatentDiffusion(SecondStage):
     def start(self, batch: dict[str, Any]) -> None:
         """Set `scale` from the first batch: 1 / the deviation of its latents over all components (appendix G).
 
-        The latents are samples, so the posteriors' own variance counts beside that of their means.
+        The latents are samples, so the posteriors' own variance counts beside that of their means. A model that began
+        from another has its scale.
         """
+        if self.begun:
+            return
         posterior = self.posterior(batch)
         self.scale.copy_((posterior.mean.var() + posterior.log_variance.exp().mean()).rsqrt())
 
@@ -102,6 +107,9 @@ class LatentDiffusion(SecondStage):
         """
         posterior = self.posterior(batch)
         cond = self.embed(self.kept_captions(batch, dropped))
+        if (beside := self.config.reads) is not None:
+            latents = partial(self.latents, draws=draws, stream=KEPT)
+            cond["concat"] = concatenated(beside, self.config.autoencoder, batch["picture"], batch["seed"], latents)
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
     # What everyone else asks for.

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from diptych.conditioning.beside import BesideConfig, LowConfig, MaskedConfig
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.text import ClipTextConfig, TextConfig
 from diptych.config import Config
@@ -26,8 +27,10 @@ class LatentConfig(Config):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     """The first stage."""
     unet: UNetConfig | AdmUNetConfig = UNetConfig()
-    """The denoising network over latents. Where it reads a mask and a masked latent (`concat_channels`), the model
-    repaints pictures and does nothing else."""
+    """The denoising network over latents."""
+    beside: BesideConfig | None = None
+    """What is concatenated to the latent, and makes the model one that repaints or enlarges pictures and does nothing
+    else; none, but a U-Net with `concat_channels` for a mask and a masked latent repaints also where this is none."""
     text: TextConfig | ClassConfig | None = ClipTextConfig()
     """What reads the prompts, or the classes that they name; none for a model that paints whatever it likes."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -55,12 +58,13 @@ class LatentConfig(Config):
         self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
         latent, text = self.autoencoder.latent_channels, None if self.encoder is None else self.encoder.width
         classes = self.text.entries if isinstance(self.text, ClassConfig) else None
+        beside = 0 if self.beside is None else self.beside.channels(self.autoencoder)
         token = text
         if classes and isinstance(self.unet, UNetConfig):
             token = self.unet.context_width  # of a class: as wide as the U-Net likes
         for name, value, wanted in (
             ("in_channels", self.unet.in_channels, (latent,)),
-            ("concat_channels", self.unet.concat_channels, (0, latent + 1)),
+            ("concat_channels", self.unet.concat_channels, (beside, *[latent + 1] * (self.beside is None))),
             ("out_channels", self.unet.out_channels, (latent,)),
             ("context_width", self.unet.context_width, (token, None)),
             ("pooled_width", self.unet.pooled_width, (text, None)),
@@ -80,9 +84,19 @@ class LatentConfig(Config):
         return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
 
     @property
+    def reads(self) -> BesideConfig | None:
+        """What is concatenated to the latent."""
+        return MaskedConfig() if self.beside is None and self.unet.concat_channels else self.beside
+
+    @property
     def repaints(self) -> bool:
         """Whether it was trained to repaint a part of a picture, and asks for picture and mask."""
-        return self.unet.concat_channels > 0
+        return isinstance(self.reads, MaskedConfig)
+
+    @property
+    def low_factor(self) -> int | None:
+        """How many times it enlarges pictures, where it was trained to do that."""
+        return self.reads.factor if isinstance(self.reads, LowConfig) else None
 
     @property
     def latent_size(self) -> int:

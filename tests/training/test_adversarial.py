@@ -83,6 +83,8 @@ def test_the_reward_sets_in_over_the_warm_up() -> None:
         [0, 0, 0.2, 0.4, 0.8, 0.8, 0.8]
     )
     assert Adversary(AdversarialConfig(discriminator=SMALL, start=0, weight=0.8)).strength(0) == 0.8
+    late = Adversary(AdversarialConfig(discriminator=SMALL, start=10, lead=20, warmup=4, weight=0.8))
+    assert [late.strength(step) for step in (10, 29, 30, 31, 33, 34)] == pytest.approx([0, 0, 0.2, 0.4, 0.8, 0.8])
 
 
 def test_the_adaptive_weight_is_the_ratio_of_the_gradients_and_bounded() -> None:

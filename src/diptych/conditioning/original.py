@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from diptych.checks import one_or_each
+from diptych.conditioning.beside import masked_latent
 from diptych.errors import UserError
 from diptych.generation import read_number, read_size
 from diptych.networks.autoencoder import AutoencoderConfig
@@ -57,7 +57,7 @@ class Original:
     def small_mask(self, factor: int) -> Tensor:
         """The mask over latents (1 or B, 1, H / factor, W / factor): at each place its first pixel's, as published."""
         assert self.mask is not None
-        return F.interpolate(self.mask, (self.sides[1] // factor, self.sides[0] // factor))
+        return masked_latent(self.mask, factor)
 
     def later(self, times: Tensor) -> Tensor:
         """The times (N + 1,) that are left."""

@@ -36,12 +36,13 @@ class LatentTraining(Config):
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
 
+    initial: str | None = None
+    """Latent model whose U-Net training starts from, or none for random weights. What it has no place for is left out;
+    what it lacks, such as channels for a mask, starts as if it were not there."""
+
     def check(self) -> None:
-        if self.model.repaints:
-            raise UserError(
-                "LatentTraining.model.unet.concat_channels must be 0: models that repaint open and paint, but are not "
-                "trained here yet"
-            )
+        if self.model.reads is not None and self.precomputed is not None:
+            raise UserError("LatentTraining.precomputed must be none: what is concatenated is made from the pictures")
 
 
 @dataclass(frozen=True, kw_only=True)

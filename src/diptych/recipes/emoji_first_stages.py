@@ -20,7 +20,7 @@ SMALL_DISCRIMINATOR = DiscriminatorConfig(channels=32, layers=2, norm="group", n
 
 
 def adversarial(start: int) -> AdversarialConfig:
-    return AdversarialConfig(discriminator=SMALL_DISCRIMINATOR, weight=0.5, start=start, warmup=200)
+    return AdversarialConfig(discriminator=SMALL_DISCRIMINATOR, weight=0.5, start=start, lead=200, warmup=200)
 
 
 def training(steps: int, learning_rate: float = 1e-3) -> TrainingConfig:

@@ -42,6 +42,7 @@ from diptych.opening import find, is_published, open_autoencoder, read_config, r
 from diptych.published import open_published
 from diptych.published.source import Options
 from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining, all_recipes, get
+from diptych.recipes.starting import begin_from
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig, read_stage
 from diptych.training.codes import CodesTask
@@ -190,7 +191,10 @@ def second_stage(
             encoder = EmbeddedTexts.load(encoder, store)
     if isinstance(system, AutoregressiveTraining):
         return CodesTask(Autoregressive(system.model, autoencoder, encoder), system.codes)
-    return DiffusionTask(LatentDiffusion(system.model, autoencoder, encoder), system.diffusion)
+    model = LatentDiffusion(system.model, autoencoder, encoder)
+    if system.initial is not None:
+        begin_from(model, system.initial)
+    return DiffusionTask(model, system.diffusion)
 
 
 def all_captions(dataset: PictureDataset) -> list[str]:

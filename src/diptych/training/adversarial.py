@@ -38,12 +38,15 @@ class AdversarialConfig(Config):
     """Whether the weight is multiplied by the ratio of the norms of both gradients at the decoder's last layer, 1e4 at
     most."""
     start: int = 50_001
-    """The step at which discriminator and reward set in; before it the discriminator does not learn either."""
+    """The step at which the discriminator begins to learn, and without a `lead` its reward to count."""
+    lead: int = 0
+    """Steps after that for which the discriminator learns alone: a reward from one that tells nothing apart yet is
+    noise. None as published."""
     warmup: int = 0
-    """Steps after that over which the reward's weight rises linearly; the discriminator learns in full meanwhile."""
+    """Steps after the lead over which the reward's weight rises linearly."""
 
     def check(self) -> None:
-        for field in ("weight", "start", "warmup"):
+        for field in ("weight", "start", "lead", "warmup"):
             self.require(getattr(self, field) >= 0, field, "be at least 0")
 
 
@@ -62,9 +65,8 @@ class Adversary(nn.Module):
     def strength(self, step: int) -> float:
         """The weight of the reward at a step, between 0 and `config.weight`."""
         c = self.config
-        if step < c.start:
-            return 0.0
-        return c.weight * min(1.0, (step - c.start + 1) / max(c.warmup, 1))
+        rewarded = step - c.start - c.lead + 1
+        return c.weight * min(1.0, rewarded / max(c.warmup, 1)) if rewarded > 0 else 0.0
 
     def losses(
         self, pictures: Tensor, rebuilt: Tensor, nll: Tensor, last: Tensor, step: int, units: int = 1

@@ -1,0 +1,82 @@
+"""What is concatenated to a noisy latent: a masked picture or a small one (Rombach et al. 2022, sections 4.4 and 4.5).
+
+Each kind is a config here, with the channels that it takes, and a case in `concatenated`, which makes it from training
+pictures. How a user's own picture comes to it at sampling is `original.py`'s matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.conditioning.degradations import DegradationConfig, degraded
+from diptych.conditioning.masks import MaskConfig, drawn_masks
+from diptych.config import Config
+from diptych.networks.autoencoder import AutoencoderConfig
+
+Latents = Callable[[Tensor], Tensor]
+"""Pictures (B, 3, H, W) -> scaled latents (B, C, h, w), whose noise is drawn for this purpose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedConfig(Config):
+    """A mask and the latent of what it leaves of the picture: the model repaints (section 4.5)."""
+
+    kind: Literal["masked"] = "masked"
+    """Which condition this is."""
+    masks: MaskConfig = MaskConfig()
+    """How masks are drawn in training."""
+
+    def channels(self, autoencoder: AutoencoderConfig) -> int:
+        """How many it takes: one for the mask, the others for a latent."""
+        return 1 + autoencoder.latent_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowConfig(Config):
+    """A picture `factor` times as small: the model enlarges (section 4.4)."""
+
+    kind: Literal["low"] = "low"
+    """Which condition this is."""
+    factor: int = 4
+    """How many times as large a picture becomes."""
+    degradation: DegradationConfig = DegradationConfig()
+    """How training pictures are made small."""
+
+    def check(self) -> None:
+        self.require(self.factor >= 2, "factor", "be at least 2")
+
+    def channels(self, autoencoder: AutoencoderConfig) -> int:
+        """How many it takes: all its values, at the size of a latent."""
+        return autoencoder.picture_channels * max(1, autoencoder.factor // self.factor) ** 2
+
+
+BesideConfig = MaskedConfig | LowConfig
+
+
+def concatenated(
+    config: BesideConfig, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents
+) -> Tensor:
+    """What training pictures (B, 3, H, W) in [-1, 1] with these seeds (B,) are learned from: (B, channels, h, w)."""
+    if isinstance(config, LowConfig):
+        return at_latents(degraded(pictures, config.factor, config.degradation, seeds), config.factor, autoencoder)
+    masks = drawn_masks(config.masks, pictures.shape[-2:], seeds).to(pictures)  # (B, 1, H, W), 1 where to paint
+    return torch.cat([masked_latent(masks, autoencoder.factor), latents(pictures * (1 - masks))], 1)
+
+
+def masked_latent(mask: Tensor, factor: int) -> Tensor:
+    """A mask (B, 1, H, W) over latents (B, 1, H / factor, W / factor): at each place its first pixel, as published."""
+    return F.interpolate(mask, (mask.shape[-2] // factor, mask.shape[-1] // factor))
+
+
+def at_latents(low: Tensor, factor: int, autoencoder: AutoencoderConfig) -> Tensor:
+    """Small pictures (B, 3, H / factor, W / factor) at the size of latents: where these are smaller still, the pixels
+    of a square lie in channels; where they are larger, each pixel is repeated."""
+    if autoencoder.factor >= factor:
+        return F.pixel_unshuffle(low, autoencoder.factor // factor)
+    return F.interpolate(low, scale_factor=factor // autoencoder.factor, mode="nearest")
