@@ -6,8 +6,9 @@ OUT ?= out
 PIP_FLAGS ?= -qq --disable-pip-version-check
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread: the tests' tensors are tiny, and a busy machine makes more threads wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread: the tests' tensors are tiny, and a busy machine makes more threads wait for each other. So the cores take
+# files of tests side by side.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 export PROMPT PYTHON
 
 .DEFAULT_GOAL := help
