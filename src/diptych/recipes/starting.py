@@ -33,8 +33,11 @@ def begin_from(system: LatentDiffusion, source: str) -> None:
             tensor[:, : found.shape[1]].copy_(found) if tensor.ndim > 1 else tensor.copy_(found)
         system.scale.copy_(other.scale)
     system.begun = True
-    if len(new) == len(own):
-        raise UserError(f"{source} has nothing that fits this U-Net: leave system.initial out")
+    if 2 * len(new) > len(own):
+        raise UserError(
+            f"of {len(own)} tensors of this U-Net only {len(own) - len(new)} have their shape in {source}: give it the "
+            "shape of that one, or leave system.initial out"
+        )
     say(f"{len(own) - len(new)} of {len(own)} tensors are those of {source}; anew: {', '.join(new) or 'none'}")
 
 
