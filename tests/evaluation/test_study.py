@@ -60,6 +60,7 @@ def test_a_perfect_painter_scores_like_the_ceiling(judge: Judge, toy_data: Path,
     assert held_out["generated"]["top5"]["value"] > 3 * held_out["chance"]["top5"]["value"]
     seen = results["groups"]["seen"]
     assert seen["generated"]["top1"]["value"] > 10 * seen["chance"]["top1"]["value"]
+    assert seen["generated"]["place"]["value"] < 0.2 < seen["shuffled"]["place"]["value"]
     assert set(results["scenes"]) == {"colours", "positional", "all"}
     assert results["scenes"]["all"]["generated"] == results["scenes"]["all"]["real"]
     # Every picture was asked for once, each with a seed of its own.
@@ -72,6 +73,8 @@ def test_noise_scores_at_chance(judge: Judge, toy_data: Path, tmp_path: Path) ->
     results = run(Noise(), toy_data, tmp_path, judge)
     seen = results["groups"]["seen"]
     chance = seen["chance"]["top1"]["value"]
+    place = seen["generated"]["place"]
+    assert abs(place["value"] - seen["chance"]["place"]["value"]) < 4 * place["error"]
     assert seen["generated"]["top1"]["value"] <= chance + 3 * math.sqrt(chance * (1 - chance) / seen["pictures"])
     assert seen["frechet"] > results["frechet_between_real"]
     assert results["scenes"]["all"]["generated"]["value"] < 0.6

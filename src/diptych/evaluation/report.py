@@ -76,7 +76,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
 def _retrieval_table(results: dict[str, Any]) -> Table:
     table = Table(title=f"Named among {results['concepts']} concepts by the judge, %", box=box.MARKDOWN)
     left = ("prompts", "pictures")
-    for name in (*left, "top-1", "top-5", "top-5 of ceiling", "top-5 of own real", "Fréchet"):
+    for name in (*left, "top-1", "top-5", "top-5 of ceiling", "top-5 of own real", "mean place", "Fréchet"):
         table.add_column(name, justify="left" if name in left else "right")
     for group, found in results["groups"].items():
         titles = (group, f"n = {found['pictures']}", "", "")
@@ -89,6 +89,7 @@ def _retrieval_table(results: dict[str, Any]) -> Table:
                 percent(found[row]["top1"]),
                 percent(found[row]["top5"]),
                 *("" if share is None else f"{100 * share:.0f}" for share in shares),
+                percent(found[row]["place"]) if "place" in found[row] else "",
                 "" if distance is None else f"{distance:.2f}",
             )
     return table

@@ -34,10 +34,10 @@ def score_pairs(
         )
     return {
         "pictures": len(truth),
-        "generated": _top(rank),
-        "real": _top(real_rank),
-        "shuffled": _top(ranks(made, vectors, truth.roll(1))),
-        "chance": {f"top{k}": {"value": min(k / len(concepts), 1.0)} for k in (1, 5)},
+        "generated": _placed(rank, len(concepts)),
+        "real": _placed(real_rank, len(concepts)),
+        "shuffled": _placed(ranks(made, vectors, truth.roll(1)), len(concepts)),
+        "chance": {f"top{k}": {"value": min(k / len(concepts), 1.0)} for k in (1, 5)} | {"place": {"value": 0.5}},
         "frechet": _frechet(judge, group),
     }
 
@@ -94,6 +94,14 @@ def pooled(scenes: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _top(rank: Tensor) -> dict[str, Any]:
     return {f"top{k}": Share.of(rank < k)._asdict() for k in (1, 5)}
+
+
+def _placed(rank: Tensor, concepts: int) -> dict[str, Any]:
+    """Also the mean place of the true concept among all, 0 the first and 1 the last: it tells weak models from chance
+    long before a concept is named."""
+    if len(rank) < 2:  # no standard error
+        return _top(rank)
+    return {**_top(rank), "place": Mean.of(rank / max(concepts - 1, 1))._asdict()}
 
 
 def _guesses(pictures: Tensor, vectors: Tensor, concepts: list[str], count: int = 5) -> list[list[str]]:

@@ -19,8 +19,8 @@ from diptych.training.config import TrainingConfig
 SMALL_TRANSFORMER = CodeTransformerConfig(
     vocabulary=1024,
     length=64,
-    width=256,
-    layers=5,
+    width=192,
+    layers=4,
     heads=4,
     dropout=0.1,
     classes=None,
