@@ -9,7 +9,7 @@ discriminator besides, which begins half-way, as it only confuses what cannot dr
 its reward counts. `--features` is the judge whose features that distance is of (`diptych train emoji-features`); what
 measures is another judge, which none of them was trained on. A rerun goes on where the last one stopped. Writes what
 `diptych evaluate reconstruction` writes (results.json, results.md, reconstructions.png), history.json with all that
-the discriminator and the adaptive weight did, and curves.png.
+the discriminator and the adaptive weight did, curves.png, and margins.md: the same pictures, term against term.
 """
 
 from __future__ import annotations
@@ -138,6 +138,24 @@ def plot(told: dict[str, Any], path: Path) -> None:
     save(figure, path, dpi=110)
 
 
+def margins(pictures: Path) -> str:
+    """What each further term changes, picture by picture against the first arm: a table in Markdown, with standard
+    errors of the mean difference."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in map(json.loads, pictures.read_text().splitlines()):
+        found.setdefault(row["model"], {})[row["key"]] = row
+    lines = [f"| against {ARMS[0]} | PSNR, dB | SSIM | perceptual distance |", "|-|-:|-:|-:|"]
+    for arm in ARMS[1:]:
+        cells = []
+        for measure, digits in (("psnr", 2), ("ssim", 4), ("perceptual", 4)):
+            pairs = [(row[measure], found[arm][key][measure]) for key, row in found[ARMS[0]].items()]
+            change = torch.tensor(pairs, dtype=torch.float64).diff(dim=1).squeeze(1)
+            error = float(change.std()) / len(change) ** 0.5
+            cells.append(f"{float(change.mean()):+.{digits}f}±{error:.{digits}f}")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="pictures to train on")
@@ -179,6 +197,9 @@ def main(argv: list[str] | None = None) -> int:
         threads = options.threads or torch.get_num_threads()
         stored.write_text(json.dumps({"threads": threads, "recipes": settings, "runs": told}, indent=1) + "\n")
     plot(json.loads(stored.read_text())["runs"], options.out / "curves.png")
+    table = margins(options.out / "pictures.jsonl")
+    (options.out / "margins.md").write_text(table)
+    print(table)
     return 0
 
 

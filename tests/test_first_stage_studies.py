@@ -57,6 +57,7 @@ def test_one_command_trains_and_measures_the_terms(data: Path, tmp_path: Path) -
     (tmp_path / "out" / "curves.png").unlink()
     assert first_stages.main([*command, "--report"]) == 0
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "margins.md").read_text().count("±") == 6
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
 
 
