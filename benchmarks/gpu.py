@@ -2,8 +2,9 @@
 
 Each job is done once: its result is a JSON file in `benchmarks/results/gpu`, its output a log beside it. A rerun goes
 on where the last one stopped, with a job that was cut too, if that job saves checkpoints. The jobs, and the place to
-add one, are in `jobs.py`. Nothing is downloaded when $DIPTYCH_CACHE holds the emoji packages. `--pack FOLDER` leaves
-there a tar archive of the results and models in pieces: `cat FOLDER/gpu.tar.* | tar x` unpacks it elsewhere.
+add one, are in `jobs.py` and `task_jobs.py`. Nothing is downloaded when $DIPTYCH_CACHE holds the emoji packages.
+`--pack FOLDER` leaves there a tar archive of the results and models in pieces: `cat FOLDER/gpu.tar.* | tar x` unpacks
+it elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import COMPRESSION, FIRST_STAGES, JOBS, MODELS, ROOT, RUNS, STUDIES, SWEEPS, WORDS, Job
+from benchmarks.jobs import COMPRESSION, FIRST_STAGES, MODELS, ROOT, RUNS, STUDIES, SWEEPS, WORDS, Job
+from benchmarks.task_jobs import GUIDANCE, JOBS, TASKS
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 GRACE = 60.0
@@ -172,6 +174,7 @@ def main(argv: Sequence[str] | None = None, jobs: Sequence[Job] = JOBS, results:
     finally:
         if options.pack:
             studies = (*STUDIES, SWEEPS, f"{WORDS}/unseen", f"{RUNS}/study-codes", FIRST_STAGES, COMPRESSION)
+            studies += (TASKS, GUIDANCE)
             paths = [ROOT / path for path in (*MODELS, *studies)]
             count = pack(options.pack, [results, *paths], ROOT)
             print(f"packed into {count} pieces: cat {options.pack}/gpu.tar.* | tar x")

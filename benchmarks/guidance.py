@@ -48,10 +48,10 @@ LITTLE = 2.0
 """The weight of classifier-free guidance on top of which guides are tried once more."""
 MEASURES = {"alignment": ("value", 3), "top5": ("value", 3), "frechet": (None, 2)}
 LOOKS = {
-    FREE: ("#333333", "o", "-"),
-    "classifier": ("#D55E00", "s", "-"),
-    "noisy CLIP": ("#0072B2", "^", "-"),
-    "CLIP": ("#009E73", "D", "-"),
+    FREE: ("#333333", "o"),
+    "classifier": ("#D55E00", "s"),
+    "noisy CLIP": ("#0072B2", "^"),
+    "CLIP": ("#009E73", "D"),
 }
 SHOWN = 6
 """Pictures in a row of the sheet."""
@@ -158,7 +158,8 @@ def report(out: Path) -> None:
 
 def shared(found: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Of each seed, the cells that all seeds have, in one order."""
-    names = [cell["strip"] for cell in found[0]["cells"] if all(cell["strip"] in names_of(one) for one in found)]
+    ordered = sorted(found[0]["cells"], key=lambda cell: [list(SCALES).index(cell["way"]), cell["free"], cell["scale"]])
+    names = [cell["strip"] for cell in ordered if all(cell["strip"] in names_of(one) for one in found)]
     return [[next(cell for cell in one["cells"] if cell["strip"] == name) for name in names] for one in found]
 
 
@@ -210,7 +211,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axis = axes(figsize=(7, 5))
     for name in dict.fromkeys(title(row) for row in rows):
         line = [row for row in rows if title(row) == name]
-        colour, marker, _ = LOOKS[line[0]["way"]]
+        colour, marker = LOOKS[line[0]["way"]]
         x, y = ([row[measure]["value"] for row in line] for measure in ("frechet", "alignment"))
         errors = [[row[measure]["error"] or 0 for row in line] for measure in ("frechet", "alignment")]
         dash = "--" if line[0]["free"] else "-"
@@ -234,8 +235,9 @@ def sheet(rows: list[dict[str, Any]], folder: Path, path: Path) -> None:
     lines = [("told nothing", [row for row in rows if row["way"] == FREE and row["scale"] == 0])]
     lines += [(name, [row for row in rows if title(row) == name]) for name in dict.fromkeys(map(title, rows))]
     best = [(name, max(found, key=lambda row: row["alignment"]["value"])) for name, found in lines if found]
-    shown = [(f"{name[:13]} {row['scale']:g}", [strip(row["strip"])]) for name, row in best]
-    picture_table([""], [*shown, ("real", [strip("real")])], [], 64).quantize(128).save(path, optimize=True)
+    shown = [(f"{name.split(' + ')[0]} {row['scale']:g}"[:15], [strip(row["strip"])]) for name, row in best]
+    notes = [f"a guide's second row: classifier-free guidance of {LITTLE:g} beneath"]
+    picture_table([""], [*shown, ("real", [strip("real")])], notes, 64).quantize(128).save(path, optimize=True)
 
 
 def read_options() -> argparse.Namespace:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     },
     "stage_config": {*GROUND, "networks", "diffusion", "conditioning"},
     "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},
-    "cascade": {*GROUND, "weights", "conditioning", "stage", "stage_config"},
+    "cascade": {*GROUND, "weights", "conditioning", "diffusion", "stage", "stage_config"},
     "published": {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning"),
@@ -47,6 +47,7 @@ MAY_IMPORT = {
         *("errors", "config", "weights", "networks", "training"),
         *("latent", "stage", "cascade", "autoregressive", "published"),
     },
+    "guides": {*GROUND, "weights", "networks", "diffusion", "conditioning", "opening", "published", "evaluation"},
     "evaluation": {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning", "data", "training"),
@@ -61,7 +62,10 @@ MAY_IMPORT = {
     "diptych": {"errors", "devices", "latent", "stage", "cascade", "autoregressive", "opening", "published"},
     "painting": {*GROUND, "diptych", "opening", "evaluation"},  # its contact sheets
     "arguments": set(),
-    "commands": {*GROUND, "arguments", "diptych", "recipes", "evaluation", "data", "painting", "opening", "published"},
+    "commands": {
+        *GROUND,
+        *("arguments", "diptych", "recipes", "evaluation", "data", "painting", "opening", "published", "guides"),
+    },
     "cli": {"errors", "arguments", "commands"},
     "__main__": {"cli"},
 }

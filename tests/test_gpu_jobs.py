@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, jobs
+from benchmarks import gpu, jobs, task_jobs
 from benchmarks.gpu import Bench, Job
 from diptych import cli, recipes
 
@@ -148,13 +148,13 @@ def test_the_better_model_is_shipped(tmp_path: Path, monkeypatch, new: float, ke
 
 def test_the_list_of_jobs_is_sound() -> None:
     before: set[str] = set()
-    for job in jobs.JOBS:
+    for job in task_jobs.JOBS:
         assert set(job.needs) <= before, f"{job.name} needs a job that comes later"
         assert job.name not in before
         before.add(job.name)
 
 
-@pytest.mark.parametrize("job", [job for job in jobs.JOBS if isinstance(job.run, tuple)], ids=lambda job: job.name)
+@pytest.mark.parametrize("job", [job for job in task_jobs.JOBS if isinstance(job.run, tuple)], ids=lambda job: job.name)
 def test_each_command_can_be_read_and_its_recipe_takes_the_settings(job: Job) -> None:
     assert isinstance(job.run, tuple)
     arguments = cli.parse(job.run)
@@ -164,7 +164,7 @@ def test_each_command_can_be_read_and_its_recipe_takes_the_settings(job: Job) ->
 
 
 def test_the_large_latent_model_stands_on_the_large_autoencoder() -> None:
-    commands = {job.name: cli.parse(job.run) for job in jobs.JOBS if isinstance(job.run, tuple)}
+    commands = {job.name: cli.parse(job.run) for job in task_jobs.JOBS if isinstance(job.run, tuple)}
     first, painter = (
         recipes.get(commands[name].recipe).override(commands[name].assignments) for name in ("autoencoder", "latent")
     )
@@ -182,7 +182,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, results: Path, capsys) -> None:
     assert "no GPU that PyTorch can use" in capsys.readouterr().err
     assert not results.exists()
     assert gpu.main(["--list"], results=results) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [job.name for job in jobs.JOBS]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [job.name for job in task_jobs.JOBS]
 
 
 def test_with_a_device_it_does_its_jobs(monkeypatch, results: Path, tmp_path: Path, capsys) -> None:

@@ -54,13 +54,14 @@ def test_the_metadata_is_enough_to_make_each_picture_again(model: LatentDiffusio
     result = model.generate(list(CAPTIONS), seeds=np.array([3, 4]), sampler=sampler, negative=["", "grey"], **options)
     assert [image.size for image in result.images] == [(24, 16)] * 2
     for image, told in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
-        prompt, seed = told.pop("prompt"), told.pop("seed")
+        prompt, seed, _ = told.pop("prompt"), told.pop("seed"), told.pop("cost")
         assert same_picture(model.generate(prompt, seeds=[seed], **told).images[0], image)
 
 
 def test_what_is_not_said_is_the_models_own(model: LatentDiffusion) -> None:
     result = model.generate(list(CAPTIONS))
     own = {"steps": 3, "guidance": 3.0, "sampler": "ddim", "size": [16, 16], "negative": None}
+    own |= {"cost": {"calls": 6, "gradients": 0}}
     assert result.metadata == [{"prompt": p, "seed": i, **own} for i, p in enumerate(CAPTIONS)]
 
 

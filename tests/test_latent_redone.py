@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from diptych import cli
+from diptych.autoregressive import Autoregressive
 from diptych.cascade import Cascade
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig
@@ -88,7 +88,7 @@ def test_the_metadata_and_the_picture_are_enough_to_make_it_again(model: LatentD
     for image, row in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
         assert image.size == (24, 16) and row["size"] == [24, 16]
         assert (row["image"], row["mask"], row["strength"], row["paste"]) == ("given", "given", 0.7, True)
-        again = {key: value for key, value in row.items() if key not in ("prompt", "seed", "image", "mask")}
+        again = {key: value for key, value in row.items() if key not in ("prompt", "seed", "image", "mask", "cost")}
         again |= {"image": picture(width=24), "mask": mask(width=24)}
         assert same_picture(model.generate(row["prompt"], seeds=[row["seed"]], **again).images[0], image)
     plain = model.generate(CAPTIONS[0]).metadata[0]
@@ -265,11 +265,10 @@ def test_a_mistake_is_one_line(files, folders, capsys, name: str, options: list[
 
 
 @pytest.mark.parametrize("option", ["image", "strength", "mask", "paste"])
-def test_a_cascade_is_not_asked(option: str) -> None:
-    """Neither it nor a stage alone takes one of these, and the option is named."""
+def test_a_model_of_codes_is_not_asked(option: str) -> None:
+    """It takes none of these, and the option is named; the other panel takes all."""
     from diptych.painting import fitting
 
-    for kind in (Cascade, Stage):
-        assert option not in inspect.signature(kind.generate).parameters
-        with pytest.raises(UserError, match=f"--{option} is for latent models, and the model cascade is none of them"):
-            fitting(kind, "cascade", {option: 0.5})
+    assert all(fitting(kind, "mine", {option: 0.5}) for kind in (LatentDiffusion, Cascade, Stage))
+    with pytest.raises(UserError, match=f"--{option} is for models that walk from noise .* codes is none of them"):
+        fitting(Autoregressive, "codes", {option: 0.5})

@@ -157,7 +157,7 @@ def test_one_stage_at_a_time_paints_the_same(cascade: str) -> None:
     ("model", "options", "says"),
     [
         ("latent", ["--threshold", "static"], "--threshold is for models over pixels"),
-        ("latent", ["--augmentation", "0.1"], "--augmentation is for models that enlarge pictures"),
+        ("latent", ["--augmentation", "0.1"], "--augmentation is for models over pixels that enlarge"),
         ("latent", ["--low", "mine.png"], "--low is for models that enlarge pictures"),
         ("latent", ["--start", "1"], "--start is for cascades"),
         ("latent", ["--stop", "1"], "--stop is for cascades"),
@@ -167,7 +167,7 @@ def test_one_stage_at_a_time_paints_the_same(cascade: str) -> None:
         ("stage", ["--guidance", "3,2,1"], "--guidance has a value for each stage"),
         ("stage", ["--stop", "1"], "--stop is for cascades"),
         ("stage", ["--low", "mine.png"], "--low is for models that enlarge pictures"),
-        ("stage", ["--augmentation", "0.1"], "--augmentation is for models that enlarge pictures"),
+        ("stage", ["--augmentation", "0.1"], "--augmentation is for models over pixels that enlarge"),
         ("cascade", ["--steps", "3,2"], "steps: give one value for all stages"),
         ("cascade", ["--steps", "3,x,2"], "argument --steps: must be a whole number 1 or more, not 'x'"),
         ("cascade", ["--steps", "3,0,2"], "argument --steps: must be a whole number 1 or more, not '0'"),

@@ -253,10 +253,12 @@ def test_data_without_a_held_out_split_is_trained_without_validation(here: Path)
 
 
 def test_only_latent_models_are_precomputed(here: Path) -> None:
-    refused(get("kl-f8"), "only recipes of latent models", run.precompute)
+    refused(get("kl-f8"), "only recipes over latents or codes", run.precompute)
 
 
-def test_a_model_that_repaints_is_not_trained_yet() -> None:
+def test_stable_diffusion_is_trained_to_repaint_where_its_network_has_the_channels() -> None:
     latent = get("sd1").system.model.autoencoder.latent_channels  # type: ignore[union-attr]
+    changed = get("sd1").override([f"system.model.unet.concat_channels={latent + 1}"]).system
+    assert isinstance(changed, LatentTraining) and changed.model.repaints
     with pytest.raises(UserError, match="concat_channels must be 0"):
-        get("sd1").override([f"system.model.unet.concat_channels={latent + 1}"])
+        get("sd1").override([f"system.model.unet.concat_channels={latent}"])

@@ -115,7 +115,7 @@ def test_the_metadata_is_enough_to_make_each_picture_again(kind: str) -> None:
     options |= {"seeds": np.array([3, 4]), "negative": ["", "a cat"], "sampler": "ddim"}
     result = model.generate(list(CAPTIONS), **options, **low)
     for i, told in enumerate(json.loads(json.dumps(result.metadata))):
-        prompt, seed, size = told.pop("prompt"), told.pop("seed"), told.pop("size")
+        prompt, seed, size, _ = told.pop("prompt"), told.pop("seed"), told.pop("size"), told.pop("cost")
         assert tuple(size) == result.images[i].size
         assert told.pop("low", None) == ("given" if low else None)
         own = {"low": low["low"][i]} if low else {"size": size}
@@ -125,9 +125,11 @@ def test_the_metadata_is_enough_to_make_each_picture_again(kind: str) -> None:
 def test_what_is_not_said_is_the_stages_own(painter: Stage, enlarger: Stage) -> None:
     told = painter.generate("red").metadata[0]
     own = {"steps": 3, "guidance": 3.0, "sampler": "dpmpp-2m", "threshold": "dynamic:0.95", "size": [8, 8]}
+    own["cost"] = {"calls": 6, "gradients": 0}
     assert told == {"prompt": "red", "negative": None, "seed": 0, **own}
     told = enlarger.generate("red", low=drawing()).metadata[0]
     own = {"steps": 2, "guidance": 1.0, "sampler": "dpmpp-2m", "threshold": "static", "augmentation": 0.2}
+    own["cost"] = {"calls": 2, "gradients": 0}
     assert told == {"prompt": "red", "negative": None, "seed": 0, **own, "size": [16, 16], "low": "given"}
 
 

@@ -125,7 +125,7 @@ def test_a_stage_that_was_never_trained_says_so(tmp_path: Path) -> None:
     assert not fresh.text.seen, "refused before any work"
     sr = Stage(enlarging(), Words())
     with pytest.raises(UserError, match="stage 8-16 was never trained"):
-        sr.enlarge(torch.zeros(1, 3, 16, 16), ["a"], [0])
+        sr.remake(torch.zeros(1, 3, 16, 16), ["a"], [0])
     sr.save(tmp_path)
     with pytest.raises(UserError, match=r"the stage in .* was never trained"):
         diptych.load(tmp_path)

@@ -65,6 +65,12 @@ def lora(text: str) -> tuple[Path, float]:
     return (Path(file), number(scale)) if colon else (Path(text), 1.0)
 
 
+def guide(text: str) -> tuple[str, float]:
+    """`"judge:2"`, as an argument type, like that of a LoRA."""
+    source, scale = lora(text)
+    return str(source), scale
+
+
 def sides(text: str) -> tuple[int, int]:
     """`"768x512"`, width and height, or one number for both, as an argument type."""
     width, times, height = text.partition("x")

@@ -17,13 +17,23 @@ from torch import Tensor, nn
 from diptych.checks import initial, wholes
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.embedding import network_of
-from diptych.conditioning.text import FrozenConfig, T5Config, build_reader, config_fingerprint
+from diptych.conditioning.original import Original, taken
+from diptych.conditioning.text import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
 from diptych.config import Config, read_json
+from diptych.diffusion.gradients import Cost
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
 from diptych.stage import Stage, check_stated, embed_order
-from diptych.stage_config import Settings, StageConfig, read_low, read_settings, read_stage, require_trained
+from diptych.stage_config import (
+    Settings,
+    StageConfig,
+    read_low,
+    read_painted,
+    read_settings,
+    read_stage,
+    require_trained,
+)
 from diptych.weights.files import replacing, write_text
 
 
@@ -56,7 +66,7 @@ class Cascade:
         check_chain(configs)
         self.configs, self._folders = list(configs), list(folders)
         self._open: dict[int, Stage] = {}
-        self._encoders: dict[FrozenConfig | ClassConfig, Any] = {}
+        self._encoders: dict[FrozenConfig | JointTransformerConfig | ClassConfig, Any] = {}  # frozen ones
         self.device = torch.device("cpu")
 
     @classmethod
@@ -64,7 +74,9 @@ class Cascade:
         """A cascade of stages that are in memory, on the device of the first; their text encoders are its own."""
         cascade = cls([stage.config for stage in stages])
         cascade._open = {number: stage.eval() for number, stage in enumerate(stages)}
-        cascade._encoders = {stage.config.text: stage.text for stage in stages if stage.config.text and stage.reads}
+        for stage in stages:
+            if stage.config.text is not None and stage.reads and stage.joint_text is None:
+                cascade._encoders[stage.config.text] = stage.text
         return cascade.to(stages[0].device)
 
     def to(self, device: str | torch.device) -> Cascade:
@@ -108,6 +120,10 @@ class Cascade:
         start: int | None = None,
         stop: int | None = None,
         noise: Tensor | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
+        paste: bool = False,
         keep: bool = False,
         one_at_a_time: bool = False,
         callback: Callback | None = None,
@@ -123,6 +139,9 @@ class Cascade:
             start: number of the stage (from 0) that enlarges `low`; the first that enlarges if none.
             stop: number of the stage after which to stop, counted from 1; all if none.
             noise: initial noise (B, 3, H, W) of the first stage that runs, in the place of the seeds' own.
+            image, strength, mask, paste: as for the latent panel, the picture at the size of the last stage. The base
+                paints it over, made small, and the others enlarge that; of what a mask leaves alone each stage is shown
+                the picture at its own size, and those pixels stay as they are in any case.
             keep: give the pictures of every stage too, as `Result.stages`. One of them, as `low` of the next stage and
                 with the same seeds, makes the same pictures.
             one_at_a_time: hold one stage in memory at a time, and the text encoder only while it reads.
@@ -131,12 +150,19 @@ class Cascade:
         Raises:
             UserError: as for the latent panel; a stage is missing, damaged or was never trained; `low` is no picture.
         """
-        order = Order.read(prompts, seeds, negative)
+        order = Order.read(prompts, seeds, negative, image is not None)
         numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, threshold, augmentation)
         first, *later = self.configs[numbers.start : numbers.stop]
         images = read_low(first, low, len(order), later)
+        asked = {"image": image, "strength": strength, "mask": mask, "paste": paste}
+        original = read_painted([first, *later], len(order), settings[numbers.start].steps, **asked)
+        originals = {} if original is None else self._originals(original, numbers)
         width, height = (side * first.factor for side in images[0].size) if images else (first.size, first.size)
+        if original is not None:
+            width, height = originals[numbers.start].sides
+        steps = {n: settings[n].steps for n in numbers}
+        steps |= {n: taken(steps[n], one.strength) for n, one in originals.items()}
         given = None if noise is None else initial(noise, (len(order), 3, height, width))
         if one_at_a_time and not self._folders:
             raise UserError("stages that lie in no folder cannot be opened one at a time: save and load the cascade")
@@ -146,9 +172,11 @@ class Cascade:
             require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")
         try:
             words = self._words(order, numbers, one_at_a_time)
-            total, done = sum(settings[number].steps for number in numbers), 0
+            total, done = sum(steps.values()), 0
             kept: list[list[Image.Image]] = []
+            costs: list[dict[str, Any]] = []
             for number in numbers:
+                cost = Cost(self.stage(number).denoiser, len(order))
                 pictures = self.stage(number).sample(
                     words.get(number),
                     order.seeds,
@@ -156,19 +184,25 @@ class Cascade:
                     size=(height, width),
                     low=to_tensor(images) if images else None,  # what a stage sees is what a file would hold
                     noise=given,
+                    original=originals.get(number),
                     callback=counted(callback, done, total),
                 )
                 images = to_images(pictures)
                 kept.append(images)
-                given, done = None, done + settings[number].steps
+                costs.append(cost.told())
+                given, done = None, done + steps[number]
                 if one_at_a_time:
                     self._open.clear()
         finally:
             if one_at_a_time:
                 self._open.clear()
                 self._encoders.clear()
-        told = [{"stage": self.configs[number].name, **settings[number].told()} for number in numbers]
+        told = [
+            {"stage": self.configs[number].name, **settings[number].told(), **cost}
+            for number, cost in zip(numbers, costs, strict=True)
+        ]
         common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size)}
+        common |= {} if original is None else original.told()
         common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         return Result(kept[-1], order.metadata(common), kept if keep else [])
 
@@ -190,6 +224,17 @@ class Cascade:
             raise UserError(f"stop must be a number of stages, {first + 1} to {count}, not {last}")
         return range(first, last)
 
+    def _originals(self, original: Original, numbers: range) -> dict[int, Original]:
+        """What each stage paints over, at its own size: the first all of it, the others what a mask marks, anew."""
+        found, factor = {}, 1
+        for number in reversed(numbers):
+            if number == numbers.start:
+                found[number] = original.smaller(factor, original.strength)
+            elif original.mask is not None:
+                found[number] = original.smaller(factor, 1.0)
+            factor *= self.configs[number].factor
+        return found
+
     def _settings(self, numbers: range, *given: Any) -> dict[int, Settings]:
         """Each stage's settings, from what was given for all or for each."""
         names = ("steps", "guidance", "sampler", "threshold", "augmentation")
@@ -202,6 +247,13 @@ class Cascade:
         words = {}
         for config in dict.fromkeys(self.configs[number].text for number in numbers):
             if config is None:
+                continue
+            if isinstance(config, JointTransformerConfig):  # a part of its stage
+                for number in numbers:
+                    if (stage := self.configs[number]).text == config:
+                        words[number] = embed_order(self.stage(number).text, order, stage)
+                        if one_at_a_time:
+                            self._open.clear()
                 continue
             if one_at_a_time:
                 self._encoders.clear()  # of an earlier call, or of other stages
@@ -268,7 +320,9 @@ def assemble(sources: Sequence[Path], out: Path, published: Mapping[Path, Callab
             if source in published:
                 stage.save_network(network)
             else:
-                shutil.copytree(source / "network", network)
+                for part in ("network", "text"):  # the latter of an encoder that was trained along
+                    if (source / part).is_dir():
+                        shutil.copytree(source / part, network.parent / part)
         config = CascadeConfig.of(configs)
         for stage, name in zip(shared_texts(configs), config.stages, strict=True):
             write_text(partial / name / "config.json", stage.to_json())

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from diptych import commands
-from diptych.arguments import SEED_LIMIT, each, lora, number, seeds, several, sides, whole
+from diptych.arguments import SEED_LIMIT, each, guide, lora, number, seeds, several, sides, whole
 from diptych.errors import UserError
 
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
-TWO_WORDS = ("evaluate reconstruction",)
+TWO_WORDS = ("evaluate reconstruction", "evaluate inpainting", "evaluate super-resolution", "evaluate layout")
 """Commands beside which the first word is a command of its own."""
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
@@ -100,17 +100,26 @@ def build_parser() -> Parser:
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command = groups.add_parser("generate", help="paint pictures from words")
-    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to paint; each is painted with each seed")
+    command.add_argument(
+        "prompts", metavar="PROMPT", nargs="*", help="what to paint; each is painted with each seed; none with --image"
+    )
     add_model(command)
     add_sampling(command)
     add_pictures(command, batch=8)
     command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
-    again = command.add_argument_group("from a picture, with latent models")
+    for option, told in (("--classifier", "a noisy classifier"), ("--clip", "judge, a noisy pair or a CLIP")):
+        command.add_argument(
+            option, metavar="FOLDER[:SCALE]", type=guide, action="append", help=f"steer by {told}; several add up"
+        )
+    again = command.add_argument_group("from a picture")
     again.add_argument("--image", metavar="PICTURE", type=Path, help="paint this over")
     again.add_argument(
         "--strength", metavar="S", type=number, help="how much of it may change, up to 1 (default: 0.8; 1 with a mask)"
     )
     again.add_argument("--mask", metavar="PICTURE", type=Path, help="paint anew only where this is white")
+    again.add_argument(
+        "--variations", metavar="N", type=whole(1), help="N pictures like it: --count N with --strength 0.6"
+    )
     again.add_argument("--paste", **FLAG, help="put the pixels that the mask leaves alone back in the end")
     command.add_argument("--size", metavar="WxH", type=sides, help="in pixels (default: what it was trained on)")
     coding = command.add_argument_group("for latent models")
@@ -135,7 +144,9 @@ def build_parser() -> Parser:
     stages.add_argument(
         "--augmentation", metavar="LEVEL", type=each(number), help="noise on what a stage enlarges, from 0 to 1"
     )
-    stages.add_argument("--low", metavar="PICTURE", type=Path, help="enlarge this, in the place of the first stages")
+    stages.add_argument(
+        "--low", metavar="PICTURE", type=Path, help="enlarge this, in the place of the first stages; for LDM-SR too"
+    )
     stages.add_argument("--start", metavar="N", type=whole(0), help="stages that it stands for (default: the base)")
     stages.add_argument("--stop", metavar="N", type=whole(1), help="the first N stages only")
     stages.add_argument(
@@ -191,6 +202,44 @@ def build_parser() -> Parser:
     command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
     command.add_argument("--decoder", metavar="D", help="a tiny decoder too: its run or model folder")
     command.set_defaults(command=commands.evaluate_reconstruction)
+
+    command = groups.add_parser("evaluate inpainting", help="measure how well holes in pictures are filled")
+    command.add_argument(
+        "--model",
+        metavar="M",
+        action="append",
+        dest="models",
+        help="a latent model, as in generate; once for each; latent, which repaints untrained, comes along",
+    )
+    add_opening(command)
+    add_study(command, "so many of the data's pictures (default: 100)")
+    command.add_argument("--seeds", metavar="K", type=whole(2), help="masks and noise for each (default: 3)")
+    command.add_argument("--steps", metavar="N", type=whole(1), help="of sampling (default: the models' own)")
+    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
+    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
+    command.set_defaults(command=commands.evaluate_inpainting)
+
+    command = groups.add_parser("evaluate super-resolution", help="measure how well small pictures are enlarged")
+    told = "a model that enlarges, as in generate; once for each"
+    command.add_argument("--model", metavar="M", action="append", dest="models", required=True, help=told)
+    add_opening(command)
+    add_study(command, "so many of the data's pictures (default: 200)")
+    command.add_argument("--seeds", metavar="K", type=whole(1), help="noise for each (default: 2)")
+    command.add_argument("--split", metavar="S", choices=("held-out", "train", "all"), help="held-out (default)")
+    command.add_argument("--degradation", metavar="D", help="how they become small: bicubic (default), bsr, bsr-light")
+    command.add_argument("--sampler", metavar="S", help="(default: the models' own)")
+    command.add_argument("--steps", metavar="N", type=whole(1), help="of sampling (default: the models' own)")
+    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
+    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
+    command.set_defaults(command=commands.evaluate_super_resolution)
+
+    command = groups.add_parser("evaluate layout", help="measure whether things are in the boxes of their layout")
+    add_model(command)
+    command.add_argument("--words", metavar="M", help="beside it, a model that is told captions and no boxes: latent")
+    add_study(command, "held-out scenes (default: all)")
+    command.add_argument("--seeds", metavar="K", type=whole(1), help="pictures of each scene (default: 4)")
+    add_sampling(command)
+    command.set_defaults(command=commands.evaluate_layout)
 
     sweeps = groups.add_parser("sweep", help="measure a model over guidance weights, or over augmentation levels")
     kinds = sweeps.add_subparsers(title="what to sweep", metavar="SETTING", required=True)
@@ -250,6 +299,12 @@ def build_parser() -> Parser:
     command.add_argument("--scenes", metavar="N", type=whole(0), default=0, help="composed scenes beside the drawings")
     command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), default=0, help="(default: 0)")
     command.set_defaults(command=commands.data_emoji)
+    command = groups.add_parser("layouts", help="layouts beside pictures, from COCO's or OpenImages' boxes")
+    command.add_argument("annotations", metavar="FILE", type=Path, help="instances_*.json, or *-bbox.csv")
+    command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
+    command.add_argument("--classes", metavar="CSV", type=Path, help="OpenImages' class-descriptions-boxable.csv")
+    command.add_argument("--boxes", metavar="N", type=whole(1), help="keep the N largest of a picture (default: 30)")
+    command.set_defaults(command=commands.data_layouts)
     command = groups.add_parser("check", help="read everything; exit 1 if an example is broken")
     command.add_argument("path", metavar="PATH", help="a folder of shards or pictures")
     command.add_argument("--json", action="store_true", help="for programs")

@@ -22,11 +22,14 @@ PANELS = ("latent", "cascade")
 SAMPLING = "sampler steps guidance threshold augmentation negative low start stop keep one_at_a_time".split()
 SAMPLING += "temperature top_k top_p image strength mask paste size tile decoder".split()
 """Options of `generate` that go to the model, as its arguments."""
+VARIED = 0.6
+"""Strength of variations."""
 OPENING = "revision offline allow_pickle tokenizer dtype ema prediction".split()
 """Options that go to `diptych.load`, as its arguments."""
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    vary(arguments)
     jobs = read_jobs(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
@@ -35,7 +38,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
     name = arguments.model or "default"
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
-    settings = painting.fitting(model, name, chosen_settings(arguments, *SAMPLING))
+    settings = painting.fitting(model, name, chosen_settings(arguments, *SAMPLING) | opened_guides(arguments))
     for image, told, earlier in painting.paint(model, jobs, arguments.batch, **settings):
         told = {"model": name, **told}
         path = save(image, arguments.out, stem(told), told)
@@ -44,6 +47,17 @@ def generate(arguments: argparse.Namespace) -> None:
             size = stages[-1]["stage"].rpartition("-")[2]
             own = {**told, "stages": stages, "size": list(picture.size)}
             save(picture, arguments.out, f"{path.stem}-stage-{size}", own)
+
+
+def opened_guides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What --classifier and --clip name, opened once, as `generate` takes it."""
+    named = [*(arguments.classifier or ()), *(arguments.clip or ())]
+    if not named:
+        return {}
+    from diptych.guides import open_guide
+
+    how = chosen_settings(arguments, "revision", "offline", "allow_pickle")
+    return {"guides": tuple((open_guide(source, **how), scale) for source, scale in named)}
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -72,9 +86,26 @@ def demo(arguments: argparse.Namespace) -> None:
         save(sheet, arguments.out, "both-panels", {"models": list(panels), "pictures": jobs})
 
 
+def vary(arguments: argparse.Namespace) -> None:
+    """`--variations N` as what it stands for: so many seeds, and a strength at which the picture is still known."""
+    if arguments.variations is None:
+        return
+    if arguments.image is None:
+        raise UserError("--variations are those of a picture: give it as --image")
+    if arguments.count:
+        raise UserError("--variations N already says how many: leave --count out")
+    arguments.count = arguments.variations
+    if arguments.strength is None and arguments.mask is None:
+        arguments.strength = VARIED
+
+
 def read_jobs(arguments: argparse.Namespace) -> list[tuple[str, int]]:
-    """Each prompt with each seed."""
-    if any(not prompt.strip() for prompt in arguments.prompts):
+    """Each prompt with each seed. Where a picture says what to paint, no prompt is the empty one."""
+    if not arguments.prompts and any(getattr(arguments, name, None) for name in ("image", "low")):
+        arguments.prompts = [""]
+    elif not arguments.prompts:
+        raise UserError('say what to paint as PROMPT, for example "a red apple", or give a picture as --image')
+    elif any(not prompt.strip() for prompt in arguments.prompts):
         raise UserError('the prompt is empty: say what to paint, for example "a red apple"')
     chosen = arguments.seed or [0]
     if arguments.count:
@@ -140,16 +171,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
     from diptych.devices import find_device
-    from diptych.evaluation.perceptual import perceptual_distance
     from diptych.evaluation.reconstruction import evaluate_reconstruction
     from diptych.opening import open_autoencoder, open_tiny_decoder
 
     device, how = find_device(arguments.device), chosen_settings(arguments, *OPENING)
-    kind, path = arguments.perceptual or "judge", arguments.perceptual_path
-    if kind == "none":
-        distance = None
-    else:
-        distance = perceptual_distance(kind, path, allow_pickle=bool(arguments.allow_pickle))
+    distance = chosen_distance(arguments)
     names = arguments.models or ["latent"]
     models = [(name, open_autoencoder(name, **how).to(device)) for name in names]
     decoder = None
@@ -157,6 +183,49 @@ def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
         decoder = open_tiny_decoder(arguments.decoder, models[0][1]).to(device)
     settings = chosen_settings(arguments, "split", "pictures", "size", "judge", "seed", "batch")
     evaluate_reconstruction(models, arguments.data, arguments.out, perceptual=distance, decoder=decoder, **settings)
+
+
+def evaluate_inpainting(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.evaluation.inpainting import evaluate_inpainting
+
+    how, given = chosen_settings(arguments, *OPENING), arguments.models or []
+    names: list[str] = given if "latent" in given else [*given, "latent"]
+    models = [(name, diptych.load(name, arguments.device, **how)) for name in names]
+    settings = chosen_settings(arguments, "pictures", "seeds", "judge", "seed", "batch", "steps")
+    evaluate_inpainting(models, arguments.data, arguments.out, perceptual=chosen_distance(arguments), **settings)
+
+
+def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.evaluation.super_resolution import evaluate_super_resolution
+
+    how = chosen_settings(arguments, *OPENING)
+    models = [(name, diptych.load(name, arguments.device, **how)) for name in dict.fromkeys(arguments.models)]
+    names = ("pictures", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler")
+    settings = chosen_settings(arguments, *names)
+    evaluate_super_resolution(models, arguments.data, arguments.out, perceptual=chosen_distance(arguments), **settings)
+
+
+def chosen_distance(arguments: argparse.Namespace) -> Any:
+    """The perceptual distance of --perceptual, the judge's if none is named."""
+    from diptych.evaluation.perceptual import perceptual_distance
+
+    kind, leave = arguments.perceptual or "judge", bool(arguments.allow_pickle)
+    return None if kind == "none" else perceptual_distance(kind, arguments.perceptual_path, allow_pickle=leave)
+
+
+def evaluate_layout(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.evaluation.layouts import evaluate_layouts
+
+    if arguments.model is None:
+        raise UserError("name a model of layouts as --model: `diptych train emoji-layout` makes one")
+    model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
+    words = None if arguments.words is None else diptych.load(arguments.words, arguments.device)
+    names = ("seeds", "seed", "judge", "batch", "steps", "guidance", "sampler")
+    settings = {"scenes": arguments.pictures, **chosen_settings(arguments, *names)}
+    evaluate_layouts(model, arguments.data, arguments.out, words=words, name=arguments.model, **settings)
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -234,6 +303,15 @@ def data_emoji(arguments: argparse.Namespace) -> None:
     manifest = emoji.build(out, size=arguments.size, scenes=arguments.scenes, seed=arguments.seed)
     kinds = ", ".join(f"{count:,} {kind}s" for kind, count in manifest["counts"]["kind"].items())
     print(f"{out}: {kinds} in {len(manifest['shards'])} shards; manifest.json has licences and hashes")
+
+
+def data_layouts(arguments: argparse.Namespace) -> None:
+    from diptych.data.annotations import MOST, write_layouts
+
+    pictures = arguments.pictures
+    found = write_layouts(arguments.annotations, pictures, arguments.classes, arguments.boxes or MOST)
+    told = f"{found['boxes']:,} boxes of {len(found['classes']):,} classes in {found['pictures']:,} pictures"
+    print(f"{pictures}: {told}; train with data.path={pictures} data.caption_field=layout")
 
 
 def data_check(arguments: argparse.Namespace) -> int:

@@ -39,8 +39,9 @@ class Order:
     seeds: list[int]
 
     @classmethod
-    def read(cls, prompts: Any, seeds: Any, negative: Any) -> Order:
-        """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given.
+    def read(cls, prompts: Any, seeds: Any, negative: Any, silent: bool = False) -> Order:
+        """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given. Where
+        `silent`, a picture says what to paint, and a prompt may be empty.
 
         A negative prompt of spaces says nothing, as an empty one does.
         """
@@ -49,8 +50,9 @@ class Order:
         if isinstance(negative, str):
             negatives = [negative] * len(prompts)
         seeds = wholes("seeds", range(len(prompts)) if seeds is None else seeds)
-        if not prompts or any(not prompt.strip() for prompt in prompts):
+        if not prompts or not (silent or all(prompt.strip() for prompt in prompts)):
             raise UserError("a prompt is empty: say what the picture should show")
+        prompts = [prompt if prompt.strip() else "" for prompt in prompts]
         if len(seeds) != len(prompts):
             raise UserError(f"give one seed for each prompt: {len(prompts)} prompts, {len(seeds)} seeds")
         if any(not 0 <= seed < 2**63 for seed in seeds):

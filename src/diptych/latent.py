@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from diptych.checks import initial, said
-from diptych.conditioning.beside import concatenated
+from diptych.conditioning.beside import concatenated, posed
 from diptych.conditioning.embedding import network_of
+from diptych.conditioning.enlarging import read_enlarged
 from diptych.conditioning.original import Original, read_original
 from diptych.conditioning.text import ClipText, build_reader
-from diptych.diffusion.denoiser import Cond, Denoiser
+from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
+from diptych.diffusion.gradients import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance
-from diptych.diffusion.repaint import Repaint
+from diptych.diffusion.repaint import painted_over
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
@@ -33,7 +35,7 @@ from diptych.networks.lora import adapted
 from diptych.networks.tiling import Tiling
 from diptych.networks.tiny_decoder import TinyDecoder
 from diptych.networks.unet import UNet
-from diptych.pictures import to_images
+from diptych.pictures import to_images, to_tensor
 from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
 from diptych.training.distillation import load_tiny_decoder, require_fits, save_tiny_decoder
 from diptych.training.randomness import KEPT, POSTERIOR, Draws
@@ -112,7 +114,24 @@ class LatentDiffusion(SecondStage):
             cond["concat"] = concatenated(beside, self.config.autoencoder, batch["picture"], batch["seed"], latents)
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
+    @property
+    def remakes(self) -> bool:
+        """Whether it makes pictures of pictures: it repaints or enlarges them."""
+        return self.config.reads is not None
+
+    def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, H, W) with a hole or made small as in training, and what it makes of these."""
+        assert self.config.reads is not None, "a model that starts from words alone"
+        shown, given = posed(self.config.reads, self.config.autoencoder, pictures, torch.tensor(seeds))
+        return shown, to_tensor(self.generate(captions, seeds=seeds, **given).images)
+
     # What everyone else asks for.
+
+    @property
+    def low_size(self) -> int | None:
+        """Side of the pictures that it was trained to enlarge; none if it was not."""
+        factor = self.config.low_factor
+        return None if factor is None else self.config.size // factor
 
     def embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
@@ -165,15 +184,17 @@ class LatentDiffusion(SecondStage):
         strength: float | None = None,
         mask: Any = None,
         paste: bool = False,
+        low: Any = None,
         tile: int | None = None,
         decoder: TinyDecoder | Path | str | None = None,
+        guides: Guides = (),
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt.
 
         Args:
             prompts: one text, or several; for a model of classes, their numbers or names; of a model without either
-                they only name the pictures, and nothing is guided.
+                they only name the pictures, and nothing is guided. With an image, or low, they may be empty.
             seeds: one for each prompt; picture i depends on seeds[i] and not on its neighbours. 0, 1, ... if none.
             steps, guidance, sampler: the model's own defaults if none. A guidance weight of 1 is no guidance.
             negative: what to steer away from, one text for all or one for each prompt; nothing by default.
@@ -187,24 +208,34 @@ class LatentDiffusion(SecondStage):
             mask: what of the picture to paint anew: white there, black elsewhere (or a tensor (B, 1, H, W) in [0, 1]).
                 Models that were trained to repaint need it; others are shown the rest of the picture at each step.
             paste: put the pixels that the mask leaves alone back in the end; the autoencoder changes them a little.
+            low: for a model that enlarges, the picture to enlarge (PIL, a path, or a tensor (B, 3, h, w) in [-1, 1]),
+                one or one for each prompt, of any size: what is painted is `config.low_factor` times as large.
             tile: side in pixels of the overlapping tiles in which larger pictures are encoded and decoded, one by one,
                 where memory is short; a multiple of the autoencoder's factor. Whole if none.
             decoder: a tiny decoder in the place of the autoencoder's own, coarser and far quicker: "tiny" for the one
                 that came with the model, a folder that `diptych train emoji-tiny-decoder` made, or the module.
+            guides: (guide, scale) pairs whose gradients steer as well, such as `diptych.guides.open_guide` opens:
+                classifiers and CLIP. Pictures are scored as `decoder` decodes them. With a guidance weight of 0 the
+                model itself is told nothing of the prompts, and the guides alone are.
             callback: called with (step, steps, x0 estimate as latents (B, C, h, w)); raise to cancel.
 
         Raises:
             UserError: an empty or too long prompt, an unknown sampler, numbers that make no sense, or no picture.
         """
         config, factor = self.config, self.config.autoencoder.factor
-        order = Order.read(prompts, seeds, negative)
+        order = Order.read(prompts, seeds, negative, image is not None or low is not None)
         steps = read_steps(config.steps if steps is None else steps)
         guidance = read_number("guidance", config.guidance if guidance is None else guidance)
         guidance = guidance if config.guidable else 1.0  # nothing to be guided by
         sampler = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
-        original = read_original(config, len(order), steps, size, image, strength, mask, paste)
-        sides = sides if original is None else original.sides
+        others = {"size": size, "image": image, "strength": strength, "mask": mask, "paste": paste}
+        small, original, extra = read_enlarged(config, low, len(order), **others), None, {}
+        if small is not None:
+            extra, sides = {"concat": small.to(self.device)}, [factor * small.shape[-1], factor * small.shape[-2]]
+        else:
+            original = read_original(config, len(order), steps, size, image, strength, mask, paste, factor)
+            sides = sides if original is None else original.sides
         tiles = None if tile is None else Tiling.of_pixels(tile, factor)
         decoding = self.decoder(decoder)
         shape = (config.autoencoder.latent_channels, sides[1] // factor, sides[0] // factor)
@@ -215,33 +246,49 @@ class LatentDiffusion(SecondStage):
         times = config.times.times(self.schedule, steps, sampler)
         first = config.times.first_noise(self.schedule, times, sampler) * start
         walk = partial(SAMPLERS[sampler], schedule=self.schedule, noise=source, callback=callback)
-        guided = partial(self.guided, order, guidance)
+        guided, cost = partial(self.guided, order, guidance, guides, decoding), Cost(self.denoiser, len(order))
         if original is None:
-            latents = walk(guided(), first, times)
+            latents = walk(guided(**extra), first, times)
         else:
             draws = Draws(torch.tensor(order.seeds))
             latents = self.redone(original, draws, guided, walk, start, first, times, tiles)
         pictures = self.decoded(latents, tiles, decoding)
         common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
+        common |= told(guides) | cost.told()
         if tiles is not None:
             common["tile"] = tile
         if decoder is not None:
             common["decoder"] = fingerprint(decoding)
         if original is not None:
             pictures, common = original.pasted(pictures), {**common, **original.told()}
-        if noise is not None:
-            common["noise"] = "given"  # the seed alone does not make this picture again
+        # What the seed alone does not make again:
+        common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         if changed := adapted(self.unet, network_of(self.text)):
             common["lora"] = [{"file": Path(name).name, "scale": scale} for name, scale in changed.items()]
         return Result(to_images(pictures), order.metadata(common))
 
-    def guided(self, order: Order, guidance: float, **extra: Tensor) -> ClassifierFreeGuidance:
-        """The denoiser for an order; `extra` are more of the U-Net's keyword arguments."""
+    def guided(
+        self,
+        order: Order,
+        guidance: float,
+        guides: Guides = (),
+        decoder: Autoencoder | TinyDecoder | None = None,
+        **extra: Tensor,
+    ) -> Denoising:
+        """The denoiser for an order; `extra` are more of the U-Net's keyword arguments. Guides of pictures see what
+        `decoder` makes of its estimates."""
         cond = uncond = self.embed(order.prompts)
         if self.config.guidable:
             uncond = self.embed(order.negatives if any(order.negatives) else [""])
         both = {**cond, **extra}, {**uncond, **extra}
-        return ClassifierFreeGuidance(self.denoiser, *both, guidance, self.config.interval)
+        denoiser = ClassifierFreeGuidance(self.denoiser, *both, guidance, self.config.interval)
+        if not guides:
+            return denoiser
+        pictures = partial(self.decoded, decoder=decoder)
+        stated = next(self.autoencoder.parameters()).dtype == torch.float32  # in other types the hash differs
+        known = fingerprint(self.autoencoder) if stated else None
+        space = Space(self.schedule, self.device, pictures, known, float(self.scale))
+        return steered(denoiser, guides, order.prompts, space)
 
     def redone(
         self,
@@ -259,16 +306,16 @@ class LatentDiffusion(SecondStage):
         guided: (**extra) -> denoiser. walk: (denoiser, x, times) -> x, the sampler.
         """
         known, times = self.latents(original.pictures, draws, POSTERIOR, tiles), original.later(times)
-        x = first if original.anew else self.denoiser.noised(known, noise, times[0])
+        start = first if original.anew else None
+        over = partial(painted_over, walk, noised=self.denoiser.noised, start=start)
         if original.mask is None:
-            return walk(guided(), x, times)
-        mask = original.small_mask(self.config.autoencoder.factor).to(self.device).expand(len(x), 1, *x.shape[2:])
+            return over(guided(), known, noise, times)
+        mask = original.small_mask(self.config.autoencoder.factor).to(self.device)
+        mask = mask.expand(len(known), 1, *known.shape[2:])
         if self.config.repaints:
             concat = torch.cat([mask, self.latents(original.kept, draws, KEPT, tiles)], 1)  # (B, 1 + C, h, w)
-            return walk(guided(concat=concat), x, times)
-        noised = partial(self.denoiser.noised, known, noise)
-        painting = Repaint(guided(), known, noised, mask.bool(), float(times[0]))
-        return painting.finished(walk(painting, x, times))
+            return over(guided(concat=concat), known, noise, times)
+        return over(guided(), known, noise, times, mask=mask.bool())
 
     # Files: config.json, unet/, autoencoder/, where the text encoder was trained along text/, and tiny_decoder/ if any.
 

@@ -56,6 +56,13 @@ class LatentConfig(Config):
         self.require(math.isfinite(self.guidance), "guidance", "be finite")
         self.require(0 <= self.interval[0] <= self.interval[1] <= 1, "interval", "lie within 0 and 1, low before high")
         self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
+        if (factor := self.low_factor) is not None:
+            low, high = sorted((factor, self.autoencoder.factor))
+            if high % low or self.size % factor:
+                raise UserError(
+                    f"LatentConfig.beside.factor must divide size ({self.size}), and divide or be a multiple of the "
+                    f"autoencoder's factor ({self.autoencoder.factor}), not {factor}"
+                )
         latent, text = self.autoencoder.latent_channels, None if self.encoder is None else self.encoder.width
         classes = self.text.entries if isinstance(self.text, ClassConfig) else None
         beside = 0 if self.beside is None else self.beside.channels(self.autoencoder)

@@ -16,6 +16,7 @@ from diptych.progress import bar
 SIDE = 256
 """Of each picture on the sheet of all panels, in pixels."""
 ENLARGING = "models that enlarge pictures"
+SPOILING = "models over pixels that enlarge pictures"
 LATENT = "latent models"
 DIFFUSING = "models that walk from noise to picture"
 WRITING = "models that write a picture code by code"
@@ -26,19 +27,20 @@ USES = {
     "top_k": WRITING,
     "top_p": WRITING,
     "threshold": "models over pixels",
-    "augmentation": ENLARGING,
+    "augmentation": SPOILING,
     "low": ENLARGING,
     "start": "cascades",
     "stop": "cascades",
     "keep": "cascades",
     "one_at_a_time": "cascades",
-    "image": LATENT,
-    "strength": LATENT,
-    "mask": LATENT,
-    "paste": LATENT,
+    "image": DIFFUSING,
+    "strength": DIFFUSING,
+    "mask": DIFFUSING,
+    "paste": DIFFUSING,
     "size": "models of one stage, from words",
     "tile": LATENT,
     "decoder": LATENT,
+    "guides": DIFFUSING + ", one stage at a time",
 }
 """Settings that not every model takes, and what they are for."""
 
@@ -51,8 +53,10 @@ def fitting(model: Any, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in given.items() if value is not None}
     known = inspect.signature(model.generate).parameters
     for key, value in settings.items():
-        option = {"keep": "--keep-stages", "decoder": "--preview-decoder"}.get(key, f"--{key.replace('_', '-')}")
-        idle = USES.get(key) == ENLARGING and getattr(model, "low_size", ...) is None  # a base stage
+        renamed = {"keep": "--keep-stages", "decoder": "--preview-decoder", "guides": "--classifier or --clip"}
+        option = renamed.get(key, f"--{key.replace('_', '-')}")
+        # A base stage, or a latent model that starts from words:
+        idle = USES.get(key) in (ENLARGING, SPOILING) and getattr(model, "low_size", ...) is None
         if key not in known or idle:
             raise UserError(f"{option} is for {USES[key]}, and the model {name} is none of them: leave it out")
         if isinstance(value, list) and "stop" not in known:

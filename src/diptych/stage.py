@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from diptych.checks import initial
+from diptych.conditioning.degradations import degraded
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
-from diptych.conditioning.text import TextEmbedding, build_reader
+from diptych.conditioning.original import Original
+from diptych.conditioning.text import JointTransformer, JointTransformerConfig, TextEmbedding, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser
+from diptych.diffusion.gradients import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
+from diptych.diffusion.repaint import painted_over
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
@@ -26,19 +31,21 @@ from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.pictures import to_images, to_tensor
-from diptych.stage_config import Settings, StageConfig, read_low, read_settings, require_trained
+from diptych.stage_config import Settings, StageConfig, read_low, read_painted, read_settings, require_trained
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
 from diptych.weights.checkpoint import Checkpoint, fill
 from diptych.weights.files import load_stated, save_weights, write_text
 
 
 class Stage(nn.Module):
-    """A network over pixels and the text encoder beside it, which is frozen and no part of its state."""
+    """A network over pixels and the text encoder beside it, which is frozen and no part of its state; one that is
+    trained along is `joint_text`, a part of it."""
 
     def __init__(self, config: StageConfig, text=None, network: UNet | EfficientUNet | AdmUNet | None = None) -> None:
         super().__init__()
         self.config = config
         self.network = network or build_network(config.network)
+        self.joint_text = text if isinstance(text, JointTransformer) else None
         self._text = (text,)  # in a tuple, so that it is no submodule
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.network, self.schedule, config.prediction, config.learned_variance)
@@ -90,7 +97,7 @@ class Stage(nn.Module):
         cond = {} if self.config.text is None else self.cond(self.read(batch["caption"], dropped))
         if self.config.low_size is not None:
             level = training_levels(draws.uniform(LEVEL), self.config.augmentation).to(x0.device)
-            cond |= self.enlarged(self.reduced(x0), level, lambda like: draws.normal(like, AUGMENTATION))
+            cond |= self.enlarged(self.reduced(x0, batch["seed"]), level, lambda like: draws.normal(like, AUGMENTATION))
         return x0, cond
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
@@ -99,16 +106,23 @@ class Stage(nn.Module):
             return self.text.encode(captions).zeroed(dropped)
         return self.text.encode(["" if gone else one for one, gone in zip(captions, dropped.tolist(), strict=True)])
 
+    @property
+    def remakes(self) -> bool:
+        """Whether it makes pictures of pictures: it enlarges them."""
+        return self.config.low_size is not None
+
     @torch.no_grad()
-    def enlarge(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+    def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) made small, and enlarged again by this stage at its own settings."""
         require_trained(self.network, f"the stage {self.config.name}")
-        low, order = self.reduced(pictures), Order(captions, [""] * len(captions), seeds)
+        low, order = self.reduced(pictures, torch.tensor(seeds)), Order(captions, [""] * len(captions), seeds)
         return low, self.sample(self.words(order), seeds, self.settings(), low=low)
 
-    def reduced(self, pictures: Tensor) -> Tensor:
-        """The low-resolution truth (B, 3, H / factor, W / factor) of pictures (B, 3, H, W)."""
+    def reduced(self, pictures: Tensor, seeds: Tensor) -> Tensor:
+        """The low-resolution truth (B, 3, H / factor, W / factor) of pictures (B, 3, H, W) with these seeds (B,)."""
         factor = self.config.factor
+        if self.config.degradation is not None:
+            return degraded(pictures, factor, self.config.degradation, seeds)
         if pictures.shape[-2] % factor or pictures.shape[-1] % factor:
             raise UserError(f"pictures of {tuple(pictures.shape[-2:])} pixels are no multiples of the factor {factor}")
         return reduce(pictures, (pictures.shape[-2] // factor, pictures.shape[-1] // factor))
@@ -146,6 +160,11 @@ class Stage(nn.Module):
         augmentation: float | None = None,
         noise: Tensor | None = None,
         size: tuple[int, int] | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
+        paste: bool = False,
+        guides: Guides = (),
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt; a super-resolution stage enlarges one picture for each.
@@ -161,17 +180,24 @@ class Stage(nn.Module):
                 shorter side is brought to `config.low_size`.
             noise: initial noise (B, 3, H, W) with unit deviation, in the place of the seeds' own.
             size: (width, height) of a base stage's pictures, multiples of `config.multiple`.
+            image, strength, mask, paste: as for the latent panel, for a base stage; what the mask leaves alone keeps
+                its pixels in any case.
+            guides: as for the latent panel. They are held to the threshold too, as guidance by words is.
             callback: called with (step, steps, x0 estimate (B, 3, H, W)); raise to cancel.
 
         Raises:
             UserError: as for the latent panel; or the stage was never trained; or `low` is missing, or no picture.
         """
-        order = Order.read(prompts, seeds, negative)
+        order = Order.read(prompts, seeds, negative, image is not None)
         settings = self.settings(
             steps=steps, guidance=guidance, sampler=sampler, threshold=threshold, augmentation=augmentation
         )
+        given = {"image": image, "strength": strength, "mask": mask, "paste": paste}
+        original = read_painted([self.config], len(order), settings.steps, size, **given)
         lows = read_low(self.config, low, len(order))
-        if lows is None:
+        if original is not None:
+            width, height = original.sides
+        elif lows is None:
             width, height = read_size((self.config.size,) * 2 if size is None else size, self.config.multiple)
         elif size is None:
             width, height = (side * self.config.factor for side in lows[0].size)
@@ -179,6 +205,7 @@ class Stage(nn.Module):
             raise UserError("size follows from the low-resolution picture: leave it out")
         start = None if noise is None else initial(noise, (len(order), 3, height, width))
         require_trained(self.network, f"the stage {self.config.name}")
+        cost = Cost(self.denoiser, len(order))
         pictures = self.sample(
             self.words(order),
             order.seeds,
@@ -186,9 +213,13 @@ class Stage(nn.Module):
             size=(height, width),
             low=None if lows is None else to_tensor(lows),
             noise=start,
+            original=original,
+            guides=guides,
+            prompts=order.prompts,
             callback=callback,
         )
-        common = {**settings.told(), "size": [width, height]}
+        common = {**settings.told(), "size": [width, height], **({} if original is None else original.told())}
+        common |= told(guides) | cost.told()
         # What the seed alone does not make again:
         common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         return Result(to_images(pictures), order.metadata(common))
@@ -206,9 +237,15 @@ class Stage(nn.Module):
         size: tuple[int, int] | None = None,
         low: Tensor | None = None,
         noise: Tensor | None = None,
+        original: Original | None = None,
+        guides: Guides = (),
+        prompts: Sequence[str] = (),
         callback: Callback | None = None,
     ) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]: of size (H, W), or from low (B, 3, h, w) for a super-resolution stage."""
+        """Pictures (B, 3, H, W) in [-1, 1]: of size (H, W), or from low (B, 3, h, w) for a super-resolution stage.
+
+        original: what is painted over, or in part anew, at that size. prompts: what the guides, if any, are told.
+        """
         cond, uncond = ({}, {}) if words is None else (self.cond(words[0]), self.cond(words[1]))
         if low is not None:
             level = torch.full((len(low),), settings.augmentation or 0.0, dtype=torch.float64, device=self.device)
@@ -222,21 +259,32 @@ class Stage(nn.Module):
         source = NoiseSource([stage_seed(seed, self.config) for seed in seeds], (3, *size), device=self.device)
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         x = own if noise is None else noise.to(self.device)
-        denoiser = settings.threshold.around(ClassifierFreeGuidance(self.denoiser, cond, uncond, settings.guidance))
+        denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, settings.guidance)
+        space = Space(self.schedule, self.device, lambda x0: x0)
+        denoiser = settings.threshold.around(steered(denoiser, guides, prompts, space))
         sampler, times = (
             SAMPLERS[settings.sampler],
             self.config.times.times(self.schedule, settings.steps, settings.sampler),
         )
-        x = self.config.times.first_noise(self.schedule, times, settings.sampler) * x
+        first = self.config.times.first_noise(self.schedule, times, settings.sampler) * x
         options = {"variance": "learned-range"} if self.config.learned_variance and settings.sampler == "ddpm" else {}
-        pictures = sampler(denoiser, x, times, self.schedule, noise=source, callback=callback, **options)
-        return pictures.clamp(-1, 1)
+        walk = partial(sampler, schedule=self.schedule, noise=source, callback=callback, **options)
+        if original is None:
+            return walk(denoiser, first, times).clamp(-1, 1)
+        known = original.pictures.to(self.device).expand_as(x)
+        mask = None if original.mask is None else original.mask.to(self.device).bool()
+        start, times = first if original.anew else None, original.later(times)
+        painted = painted_over(walk, denoiser, known, x, times, self.denoiser.noised, mask=mask, start=start)
+        return painted.clamp(-1, 1)
 
-    # Files: config.json and network/.
+    # Files: config.json, network/, and where the text encoder was trained along text/.
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the stage as a folder that `diptych.load` opens."""
         self.save_network(folder / "network", getattr(torch, dtype))
+        if self.joint_text is not None:
+            save_weights(self.joint_text.state_dict(), folder / "text", dtype=getattr(torch, dtype))
+            self.joint_text.save(folder / "text")
         write_text(folder / "config.json", self.config.to_json())
 
     def save_network(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -258,7 +306,8 @@ class Stage(nn.Module):
         check_stated(config, folder)
         fill(network, Checkpoint.open(folder / "network"), str(folder / "network"))
         require_trained(network, f"the stage in {folder}")
-        return cls(config, network=network).eval()
+        joint = isinstance(config.text, JointTransformerConfig)
+        return cls(config, build_reader(config.text, folder / "text") if joint else None, network).eval()
 
 
 def check_stated(config: StageConfig, folder: Path) -> None:
@@ -278,7 +327,8 @@ def embed_order(text, order: Order, config: StageConfig) -> tuple[TextEmbedding,
         negatives = text.encode(order.negatives)
     if config.null == "empty":
         return prompts, negatives
-    return prompts, negatives.zeroed(torch.tensor([not negative for negative in order.negatives]))
+    silent, free = ([not text for text in texts] for texts in (order.prompts, order.negatives))
+    return prompts.zeroed(torch.tensor(silent)), negatives.zeroed(torch.tensor(free))
 
 
 def stage_seed(seed: int, config: StageConfig, what: str = "") -> int:

@@ -11,10 +11,13 @@ from typing import Any, Literal
 from PIL import Image
 from torch import nn
 
-from diptych.checks import one_or_each, said
+from diptych.checks import said
 from diptych.conditioning.classes import ClassConfig
+from diptych.conditioning.degradations import DegradationConfig
+from diptych.conditioning.enlarging import read_lows
 from diptych.conditioning.low_resolution import AugmentationConfig
-from diptych.conditioning.text import FrozenConfig
+from diptych.conditioning.original import Canvas, Original, read_original
+from diptych.conditioning.text import FrozenConfig, JointTransformerConfig
 from diptych.config import Config, read_json
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
@@ -24,7 +27,6 @@ from diptych.generation import read_number, read_steps
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from diptych.pictures import fitted_size, read_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,9 @@ class StageConfig(Config):
     """Which system this is."""
     network: UNetConfig | EfficientUNetConfig | AdmUNetConfig = EfficientUNetConfig()
     """The denoising network over pixels."""
-    text: FrozenConfig | ClassConfig | None = None
-    """What reads the prompts, frozen, or the classes that they name; none for a stage without words (SR3, DDPM)."""
+    text: FrozenConfig | JointTransformerConfig | ClassConfig | None = None
+    """What reads the prompts, frozen or trained along (GLIDE), or the classes that they name; none for a stage without
+    words (SR3, DDPM)."""
     null: Literal["zeros", "empty"] = "zeros"
     """What stands for no words, in training and to steer away from: zeros (Imagen), or the empty prompt as it is read
     (DeepFloyd IF)."""
@@ -52,6 +55,8 @@ class StageConfig(Config):
     """Side of the pictures that it makes, in pixels."""
     low_size: int | None = 64
     """Side of the pictures that it enlarges; none for a base stage, which starts from words alone."""
+    degradation: DegradationConfig | None = None
+    """How training pictures are made small; averaged over boxes if none."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """What is done to the picture that it enlarges."""
     steps: int = 50
@@ -92,7 +97,7 @@ class StageConfig(Config):
         return self.encoder is not None or (isinstance(self.text, ClassConfig) and self.text.null is not None)
 
     @property
-    def encoder(self) -> FrozenConfig | None:
+    def encoder(self) -> FrozenConfig | JointTransformerConfig | None:
         """The text encoder, where there are words and not classes."""
         return None if isinstance(self.text, ClassConfig) else self.text
 
@@ -194,6 +199,23 @@ def read_settings(
     )
 
 
+def read_painted(
+    configs: Sequence[StageConfig], count: int, steps: int, size: Any = None, **given: Any
+) -> Original | None:
+    """The picture that is painted over by a stage and those behind it, at the size of the last, or none.
+
+    steps: of the first stage. given: image, strength, mask and paste, as for `read_original`.
+    """
+    if given["image"] is not None and configs[0].low_size is not None:
+        raise UserError(
+            f"stage {configs[0].name} enlarges a picture and paints none over: give it as --low (low=), not as image"
+        )
+    unit = grown = 1
+    for config in reversed(configs):
+        unit, grown = math.lcm(unit, config.multiple * grown), grown * config.factor
+    return read_original(Canvas(configs[-1].size, unit), count, steps, size, **given)
+
+
 def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageConfig] = ()) -> list[Image.Image] | None:
     """A user's low-resolution pictures for `count` prompts, at a stage's input size; none for a base stage.
 
@@ -208,20 +230,7 @@ def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageCon
             f"this stage makes {config.low_size}-px pictures into {config.size}-px ones: "
             "give it the picture to enlarge as `low`"
         )
-    given = one_or_each("low-resolution picture", low, count)
     unit = grown = 1
     for one in (config, *later):
         unit, grown = math.lcm(unit, one.unit // math.gcd(one.unit, grown)), grown * one.factor
-    pictures = [fitted(read_picture(one), config.low_size, unit) for one in given]
-    if any(picture.size != pictures[0].size for picture in pictures):
-        raise UserError("the low-resolution pictures have different shapes: enlarge them one at a time")
-    return pictures * count if len(pictures) == 1 else pictures
-
-
-def fitted(picture: Image.Image, side: int, unit: int) -> Image.Image:
-    """An RGB picture with its shorter side at `side`, the other in proportion and a multiple of `unit`."""
-    (width, height), (across, down) = picture.size, fitted_size("low-resolution picture", picture.size, side, unit)
-    if (across, down) == picture.size:
-        return picture
-    whole = width % across == 0 and height % down == 0
-    return picture.resize((across, down), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS)
+    return read_lows(low, count, config.low_size, unit)

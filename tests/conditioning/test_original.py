@@ -39,7 +39,7 @@ def values(image: Image.Image) -> torch.Tensor:
 
 def found(count: int = 1, steps: int = 10, model: LatentConfig | None = None, **given: Any) -> Original | None:
     defaults: dict[str, Any] = {"size": None, "image": None, "strength": None, "mask": None, "paste": False}
-    return read_original(model or config(), count, steps, **{**defaults, **given})
+    return read_original(model or config(), count, steps, **{**defaults, **given}, factor=FACTOR)
 
 
 def read(*positional: Any, **given: Any) -> Original:
@@ -129,6 +129,22 @@ def test_a_mask_is_white_from_the_middle_on() -> None:
     assert torch.equal(read(mask=soft).mask, wanted)  # type: ignore[arg-type]
     assert torch.equal(read(mask=mask(32, 32)).mask, wanted)  # type: ignore[arg-type]  # of another size
     assert torch.equal(read(mask=mask().convert("1")).mask, wanted)  # type: ignore[arg-type]
+
+
+def test_what_is_transparent_of_a_mask_is_white(tmp_path: Path) -> None:
+    """But not where that would mark everything: a white brush on a transparent layer means the brush."""
+    layer = mask().convert("RGBA")
+    layer.paste((0, 0, 0, 255), (0, 0, SIZE, SIZE))
+    layer.paste((0, 0, 0, 0), (SIZE // 2, 0, SIZE, SIZE))
+    assert torch.equal(read(mask=layer).mask, read(mask=mask()).mask)  # type: ignore[arg-type]
+    brush = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 0))
+    brush.paste((255, 255, 255, 255), (SIZE // 2, 0, SIZE, SIZE))
+    brush.save(tmp_path / "brush.png")
+    for given in (brush, tmp_path / "brush.png", str(tmp_path / "brush.png"), [brush], brush.convert("LA")):
+        with pytest.raises(UserError, match=r"white or transparent everywhere, .* counts as white: put it on black"):
+            read(mask=given)
+    for opaque in (Image.new("RGBA", (SIZE, SIZE), "white"), Image.new("L", (SIZE, SIZE), 255)):
+        assert read(mask=opaque).mask.all(), "all of it, as it is said"  # type: ignore[union-attr]
 
 
 def test_the_latents_mask_is_that_of_each_places_first_pixel() -> None:

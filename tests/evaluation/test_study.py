@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from diptych.conditioning.classes import ClassConfig
 from diptych.errors import UserError
 from diptych.evaluation import report
 from diptych.evaluation.judge import Judge
@@ -117,3 +118,15 @@ def test_a_contact_sheet_shows_who_is_right() -> None:
     for colour in (report.GREEN, report.RED, report.GREY):
         assert tuple(bytes.fromhex(colour[1:])) in colours
     assert page.getpixel((8 + 3 + 16, 8 + 3 + 16)) == (0, 0, 255)
+
+
+def test_a_model_of_classes_is_asked_for_its_classes(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    model = Noise()
+    model.config = SimpleNamespace(text=ClassConfig(classes=2, names=("red disc", "blue box")))  # type: ignore[attr-defined]
+    results = run(model, toy_data, tmp_path, judge)
+    assert {prompt for part, _ in model.calls for prompt in part} <= {"red disc", "blue box"}
+    assert results["scenes"] == {} and results["groups"]["seen"]["pictures"] > 0
+    assert results["concepts"] > 2, "the judge still names among all"
+    model.config.text = ClassConfig(classes=1, names=("a style",))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="no seen drawings of the model's classes"):
+        run(model, toy_data, tmp_path / "other", judge)

@@ -281,7 +281,7 @@ def test_a_stage_learns_to_enlarge_better_than_interpolation_does(tmp_path: Path
     opened: Any = open_model(folder)
     opened.text = Words()
     assert DiffusionTask(opened, it.config).validation(validation)["loss"] < 0.25 * before
-    low, made = opened.enlarge(validation["picture"], validation["caption"], validation["seed"].tolist())
+    low, made = opened.remake(validation["picture"], validation["caption"], validation["seed"].tolist())
     truth, blurred = validation["picture"], F.interpolate(low, (16, 16), mode="bilinear")
     assert psnr(made, truth) > psnr(blurred, truth) + 3
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,8 +65,25 @@ def concatenated(
     """What training pictures (B, 3, H, W) in [-1, 1] with these seeds (B,) are learned from: (B, channels, h, w)."""
     if isinstance(config, LowConfig):
         return at_latents(degraded(pictures, config.factor, config.degradation, seeds), config.factor, autoencoder)
-    masks = drawn_masks(config.masks, pictures.shape[-2:], seeds).to(pictures)  # (B, 1, H, W), 1 where to paint
+    masks = training_masks(config, autoencoder, pictures, seeds)
     return torch.cat([masked_latent(masks, autoencoder.factor), latents(pictures * (1 - masks))], 1)
+
+
+def posed(
+    config: BesideConfig, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor
+) -> tuple[Tensor, dict[str, Any]]:
+    """What training pictures (B, 3, H, W) with these seeds (B,) look like to a model, for people to see (B, 3, h, w),
+    and as arguments of its `generate`."""
+    if isinstance(config, LowConfig):
+        low = degraded(pictures, config.factor, config.degradation, seeds)
+        return low, {"low": low}
+    masks = training_masks(config, autoencoder, pictures, seeds)
+    return pictures * (1 - masks), {"image": pictures, "mask": masks}
+
+
+def training_masks(config: MaskedConfig, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> Tensor:
+    """Masks (B, 1, H, W) for pictures (B, 3, H, W), 1 where to paint; some of it shows in each over the latents."""
+    return drawn_masks(config.masks, pictures.shape[-2:], seeds, every=autoencoder.factor).to(pictures)
 
 
 def masked_latent(mask: Tensor, factor: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -28,11 +29,26 @@ class ClassConfig(Config):
     and then nothing can be guided."""
     names: tuple[str, ...] = ()
     """A name for each class, if they have names."""
+    named: bool = False
+    """Whether the captions of the training data, sorted, are the names: training puts them into `names`."""
 
     def check(self) -> None:
         self.require(self.classes >= 1, "classes", "be at least 1")
         self.require(self.null is None or self.null >= 0, "null", "be at least 0, or none")
         self.require(len(self.names) in (0, self.classes), "names", f"be one for each of the {self.classes} classes")
+
+    def learned(self, captions: Iterable[str]) -> ClassConfig:
+        """With the names that captions say, if it has none and they are to be learned. A `UserError` where they are not
+        as many as the classes."""
+        if not self.named or self.names:
+            return self
+        found = sorted(set(captions))
+        if len(found) != self.classes:
+            raise UserError(
+                f"the training data name {len(found)} classes and the model has {self.classes}: set text.classes, "
+                "text.null and the network's classes, or choose other data"
+            )
+        return dataclasses.replace(self, names=tuple(found))
 
     @property
     def entries(self) -> int:

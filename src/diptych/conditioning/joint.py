@@ -31,6 +31,8 @@ class JointTransformerConfig(Config):
     training data."""
     padded: bool = False
     """Pad every prompt to `network.max_tokens`; nothing is masked and the padding is read along (LDM's 1.45 B)."""
+    pooled: Literal["mean", "last"] = "mean"
+    """What stands for the whole prompt: the mean of its tokens, or the last of them (GLIDE)."""
 
     @property
     def width(self) -> int:
@@ -60,9 +62,17 @@ class JointTransformer(nn.Module):
             raise UserError("this text encoder has no tokenizer yet: train one on captions, or name a tokenizer.json")
         ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.network.position.device)
         if self.config.padded:
-            ids = nn.functional.pad(ids, (0, self.max_tokens - ids.shape[1]))  # [PAD] is number 0, as in BERT
-            return TextEmbedding.from_sequence(self.network(ids).float(), torch.ones_like(ids, dtype=torch.bool))
-        return TextEmbedding.from_sequence(self.network(ids, mask).float(), mask)
+            more = (0, self.max_tokens - ids.shape[1])
+            ids, real = nn.functional.pad(ids, more), nn.functional.pad(mask, more)  # [PAD] is number 0, as in BERT
+            sequence = self.network(ids, real if self.config.network.padding else None)
+            mask = torch.ones_like(real)
+        else:
+            sequence = self.network(ids, mask)
+        embedding = TextEmbedding.from_sequence(sequence.float(), mask)
+        if self.config.pooled == "mean":
+            return embedding
+        rows, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+        return embedding._replace(pooled=embedding.sequence[rows, last])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer; the weights belong to the system's own state."""

@@ -155,9 +155,13 @@ def _blurred(x: Tensor, levels: Tensor, most: tuple[float, float]) -> Tensor:
 def _convolved(x: Tensor, kernels: Tensor) -> Tensor:
     """Along the last axis, each picture (C, H, W) with its own kernel (K,); mirrored, edge pixels not doubled."""
     batch, channels, height, width = x.shape
-    reach = kernels.shape[1] // 2
-    period = max(2 * (width - 1), 1)
-    places = torch.arange(-reach, width + reach, device=x.device) % period
-    x = x[..., torch.minimum(places, (period - places) % period)]  # (B, C, H, W + 2 reach), mirrored as often as needed
+    x = x[..., mirrored(width, kernels.shape[1] // 2, x.device)]  # (B, C, H, W + 2 reach)
     weight = kernels.repeat_interleave(channels, 0)[:, None, None]  # (B * C, 1, 1, K)
     return F.conv2d(x.flatten(0, 1)[None], weight, groups=batch * channels).view(batch, channels, height, width)
+
+
+def mirrored(length: int, reach: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which of `length` pixels stand at -reach .. length + reach - 1: (length + 2 reach,), mirrored."""
+    period = max(2 * (length - 1), 1)
+    places = torch.arange(-reach, length + reach, device=device) % period
+    return torch.minimum(places, (period - places) % period)

@@ -5,20 +5,23 @@ It is painted over from a later time on (SDEdit, Meng et al. 2022), or the part 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from diptych.checks import one_or_each
 from diptych.conditioning.beside import masked_latent
+from diptych.conditioning.low_resolution import reduce
 from diptych.errors import UserError
 from diptych.generation import read_number, read_size
-from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.pictures import fitted_size, read_picture, to_tensor
 
 STRENGTH = 0.8
@@ -59,6 +62,13 @@ class Original:
         assert self.mask is not None
         return masked_latent(self.mask, factor)
 
+    def smaller(self, factor: int, strength: float) -> Original:
+        """As a stage paints it whose pictures are `factor` times as small, averaged over boxes. What has any pixel to
+        paint in it is painted: its mean is not known."""
+        sides = (self.pictures.shape[-2] // factor, self.pictures.shape[-1] // factor)
+        mask = None if self.mask is None else F.max_pool2d(self.mask, factor)
+        return Original(reduce(self.pictures, sides), mask, strength, self.paste)
+
     def later(self, times: Tensor) -> Tensor:
         """The times (N + 1,) that are left."""
         return times[len(times) - 1 - taken(len(times) - 1, self.strength) :]
@@ -81,7 +91,7 @@ def taken(steps: int, strength: float) -> int:
 
 
 class Shape(Protocol):
-    """What the config of a latent model says."""
+    """What the config of a model says, or a `Canvas`."""
 
     @property
     def size(self) -> int: ...
@@ -89,14 +99,22 @@ class Shape(Protocol):
     def multiple(self) -> int: ...
     @property
     def repaints(self) -> bool: ...
-    @property
-    def autoencoder(self) -> AutoencoderConfig: ...
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The shape of a model over pixels."""
+
+    size: int
+    multiple: int
+    repaints: bool = False
 
 
 def read_original(
-    config: Shape, count: int, steps: int, size: Any, image: Any, strength: Any, mask: Any, paste: Any
+    config: Shape, count: int, steps: int, size: Any, image: Any, strength: Any, mask: Any, paste: Any, factor: int = 1
 ) -> Original | None:
-    """What a user gave for `count` prompts, or none. A `UserError` names what is wrong or missing.
+    """What a user gave for `count` prompts, or none. A `UserError` names what is wrong or missing. What is painted is
+    `factor` times as small.
 
     image: PNG, JPEG or WebP files or pictures of Pillow's, one or one for each prompt, brought to `size`, or where
       there is none the shorter side to the training size; or a tensor (1 or count, 3, H, W) in [-1, 1].
@@ -126,7 +144,7 @@ def read_original(
     pictures, shapes = read_pictures(image, count, sides, config.size, config.multiple)
     masks = None if mask is None else read_masks(mask, count, (pictures.shape[-1], pictures.shape[-2]), shapes)
     original = Original(pictures, masks, strength, bool(paste))
-    if masks is not None and not original.small_mask(config.autoencoder.factor).flatten(1).any(1).all():
+    if masks is not None and not original.small_mask(factor).flatten(1).any(1).all():
         raise UserError("the mask marks nothing that can be painted: it is white where to paint, black where not")
     return original
 
@@ -177,7 +195,20 @@ def read_masks(mask: Any, count: int, sides: tuple[int, int], shapes: Sequence[t
                 "give a mask of the picture's shape"
             )
     values = np.stack([np.asarray(resized(one.convert("L"), sides)) for one in given])  # (B, H, W)
-    return torch.from_numpy(values >= 128).float()[:, None]
+    marked = torch.from_numpy(values >= 128).float()[:, None]
+    for whole, source in zip(marked.flatten(1).all(1).tolist(), one_or_each("mask", mask, count), strict=True):
+        if whole and see_through(source):  # as of a white brush on a transparent layer, which is another mask
+            raise UserError(
+                "the mask is white or transparent everywhere, and transparent counts as white: put it on black"
+            )
+    return marked
+
+
+def see_through(source: Path | str | Image.Image) -> bool:
+    """Whether any part of a picture, which can be read, is transparent."""
+    with contextlib.ExitStack() as stack:
+        picture = source if isinstance(source, Image.Image) else stack.enter_context(Image.open(source))
+        return picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

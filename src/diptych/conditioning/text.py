@@ -1,7 +1,8 @@
 """Text encoders behind one small interface: prompts in, token embeddings out. This is the door to all of them.
 
-`MiniLM`, `Bert`, `ClipText` and `T5` are frozen and pretrained; `JointTransformer` learns with the U-Net. All
-refuse what they cannot read whole: a prompt that is too long is an error, never cut in silence.
+`MiniLM`, `Bert`, `ClipText` and `T5` are frozen and pretrained; `JointTransformer`, and `LayoutTransformer` of layouts
+written as text, learn with the U-Net. All refuse what they cannot read whole: a prompt that is too long is an error,
+never cut in silence.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diptych.conditioning.clip import ClipText, ClipTextConfig
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.frozen import FrozenText, folder_fingerprint, frozen, named_folder, pretrained_config
 from diptych.conditioning.joint import JointTransformer, JointTransformerConfig, train_tokenizer
+from diptych.conditioning.layout import LayoutConfig, LayoutTransformer, read_classes
 from diptych.conditioning.t5 import T5, T5_SHAPES, T5Config, t5_shape
 from diptych.conditioning.tokens import load_tokenizer, token_ids, tokenize
 from diptych.errors import UserError
@@ -33,6 +35,10 @@ __all__ = [
     "FrozenText",
     "JointTransformer",
     "JointTransformerConfig",
+    "LayoutConfig",
+    "LayoutTransformer",
+    "Learned",
+    "LearnedConfig",
     "MiniLM",
     "MiniLMConfig",
     "T5Config",
@@ -56,7 +62,10 @@ __all__ = [
 ]
 
 FrozenConfig = MiniLMConfig | BertTextConfig | ClipTextConfig | T5Config
-TextConfig = FrozenConfig | JointTransformerConfig
+LearnedConfig = JointTransformerConfig | LayoutConfig
+"""Of what is trained along."""
+TextConfig = FrozenConfig | LearnedConfig
+Learned = JointTransformer | LayoutTransformer
 
 
 class TextEncoder(Protocol):
@@ -70,7 +79,7 @@ class TextEncoder(Protocol):
 
 def build_text_encoder(
     config: TextConfig, folder: Path | None = None, device: str | torch.device = "cpu"
-) -> FrozenText | JointTransformer:
+) -> FrozenText | Learned:
     """The encoder that a config describes; `folder` holds tokenizer and weights of one that was trained along, or of
     a CLIP whose config names no other place."""
     if isinstance(config, JointTransformerConfig):
@@ -79,6 +88,11 @@ def build_text_encoder(
         encoder = JointTransformer(config, load_tokenizer(folder / "tokenizer.json"))
         load_into(encoder, load_weights(folder), str(folder))
         return encoder.to(device)
+    if isinstance(config, LayoutConfig):
+        reader = LayoutTransformer(config, () if folder is None or config.classes else read_classes(folder))
+        if folder is not None:
+            load_into(reader, load_weights(folder), str(folder))
+        return reader.to(device)
     if isinstance(config, MiniLMConfig):
         return MiniLM(config, device)
     if isinstance(config, BertTextConfig):
@@ -88,7 +102,7 @@ def build_text_encoder(
 
 def build_reader(
     config: TextConfig | ClassConfig | None, folder: Path | None = None, device: str | torch.device = "cpu"
-) -> FrozenText | JointTransformer | ClassLabels | None:
+) -> FrozenText | Learned | ClassLabels | None:
     """What reads a model's prompts: a text encoder, classes, or nothing."""
     if config is None:
         return None
@@ -115,7 +129,7 @@ def text_network(config: TextConfig) -> nn.Module:
     from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, T5EncoderModel
     from transformers import T5Config as Shape
 
-    if isinstance(config, JointTransformerConfig):
+    if isinstance(config, LearnedConfig):
         return TextTransformer(config.network)
     if isinstance(config, (MiniLMConfig, BertTextConfig)):
         return BertModel(pretrained_config(BertConfig, bert_folder(config), config.width), add_pooling_layer=False)

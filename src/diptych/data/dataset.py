@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 from diptych.config import Config
 from diptych.data.folders import FolderSource
 from diptych.data.hashing import stable_hash
+from diptych.data.layouts import FIELD, layout_of
 from diptych.data.pictures import decode
 from diptych.data.quarantine import Quarantine
 from diptych.data.shards import PICTURES, Shard
@@ -40,7 +42,10 @@ class DataConfig(Config):
     """Keep only single drawings of these styles; empty for all."""
     caption_field: str | None = None
     """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
-    classes of a model; none for its captions."""
+    classes of a model; `layout` for what stands where (see `data/layouts.py`); none for its captions."""
+    least: int = 1
+    """Keep only examples whose caption field says what so many of these kinds and styles say, of whatever split: of
+    fewer a class learns nothing."""
     held_out: float = 0.0
     """Share of the examples that state no split themselves, set apart as held-out by a hash of their key."""
     max_failure_rate: float = 0.05
@@ -53,6 +58,8 @@ class DataConfig(Config):
     def check(self) -> None:
         self.require(self.size >= 1, "size", "be at least 1")
         self.require(self.crop is None or 1 <= self.crop <= self.size, "crop", f"lie between 1 and size {self.size}")
+        self.require(self.least >= 1, "least", "be at least 1")
+        self.require(self.least == 1 or self.caption_field is not None, "least", "be 1 where there is no caption_field")
         self.require(0 <= self.held_out < 1, "held_out", "be at least 0 and below 1")
         self.require(0 <= self.max_failure_rate <= 1, "max_failure_rate", "be between 0 and 1")
 
@@ -162,6 +169,7 @@ class PictureDataset:
         if not len(self._indices):
             raise NothingThere(f"{config.path} has no example of split {config.split!r} with these kinds and styles")
         self._cache: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
+        self._layouts: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -203,6 +211,10 @@ class PictureDataset:
 
     def _meta(self, index: int) -> dict[str, Any]:
         meta, field = self._source.meta(index), self.config.caption_field
+        if field == FIELD:
+            if index not in self._layouts:
+                self._layouts[index] = layout_of(meta, lambda: decode(self._source.picture(index), self.config.size))
+            return {**meta, "captions": [self._layouts[index]]}
         return meta if field is None else {**meta, "captions": [str(meta[field])]}
 
     def sides(self, index: int) -> tuple[int, int]:
@@ -217,11 +229,11 @@ class PictureDataset:
 
     def _choose(self) -> np.ndarray:
         config = self.config
-        kept = []
+        kept: list[tuple[int, str, str]] = []  # where, split, what the caption field says
         for index in track(range(len(self._source)), "reading captions"):
             where, key = self._source.key(index)
             meta: dict[str, Any] = {}
-            if self._source.tells_split(index):
+            if config.least > 1 or self._source.tells_split(index):
                 self.quarantine.seen += 1
                 try:
                     meta = self._source.meta(index)
@@ -231,16 +243,18 @@ class PictureDataset:
             split = meta.get("split") or (
                 "held-out" if stable_hash("split", key) < config.held_out * 2**64 else "train"
             )
-            if config.split not in ("all", split):
-                continue
             if config.kinds and meta.get("kind") not in config.kinds:
                 continue
             if config.styles and meta.get("kind", "single") == "single" and meta.get("style") not in config.styles:
                 continue
-            kept.append(index)
+            kept.append((index, split, str(meta.get(config.caption_field or "", ""))))
         self.quarantine.check()
         self.quarantine.restart()
-        return np.array(kept, dtype=np.int64)
+        times = Counter(said for _, _, said in kept)
+        chosen = [
+            index for index, split, said in kept if config.split in ("all", split) and times[said] >= config.least
+        ]
+        return np.array(chosen, dtype=np.int64)
 
 
 def open_dataset(config: DataConfig) -> PictureDataset:

@@ -38,6 +38,12 @@ class Denoising(Protocol):
     @property
     def calls(self) -> int: ...
 
+    @property
+    def gradients(self) -> int: ...
+
+    @gradients.setter
+    def gradients(self, count: int) -> None: ...
+
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate: ...
 
     def __call__(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor: ...
@@ -64,6 +70,8 @@ class Denoiser:
         self.learned_variance = learned_variance
         self.calls = 0
         """Pictures that the network has seen so far: a batch of 4 counts 4."""
+        self.gradients = 0
+        """Pictures for which a wrapper around it took the gradient of a score."""
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
         """x (B, C, ...) at time t (a number, or (B,)) -> the estimate of x_0, in float32 at least."""

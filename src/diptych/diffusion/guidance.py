@@ -35,6 +35,15 @@ class Wrapper:
         """Pictures that the network has seen so far."""
         return self.denoiser.calls
 
+    @property
+    def gradients(self) -> int:
+        """Pictures for which the gradient of a score was taken so far (`diptych.diffusion.gradients`)."""
+        return self.denoiser.gradients
+
+    @gradients.setter
+    def gradients(self, count: int) -> None:
+        self.denoiser.gradients = count
+
 
 class Conditioned(Wrapper):
     """A denoiser with its condition bound: `cond` of the call is ignored."""
@@ -52,7 +61,8 @@ class ClassifierFreeGuidance(Wrapper):
 
     cond, uncond: conditions of B rows, or of 1 row for all pictures. A key that only one has is filled with zeros in
       the other; contexts of different lengths are padded and masked.
-    scale: 1 is the plain conditional, which is then computed alone; a number, or (B,) for a scale per picture.
+    scale: 1 is the plain conditional and 0 the unconditional, which are then computed alone; a number, or (B,) for a
+      scale per picture.
     interval: guide only at times within it (Kynkäänniemi et al. 2024); outside, only the conditional half is computed.
     """
 
@@ -76,6 +86,8 @@ class ClassifierFreeGuidance(Wrapper):
         scale = torch.where((times >= low) & (times <= high), scale, 1.0)  # (B,)
         if bool((scale == 1).all()):
             return self.denoiser.estimate(x, t, _rows(self.cond, len(x)))
+        if bool((scale == 0).all()):
+            return self.denoiser.estimate(x, t, _rows(self.uncond, len(x)))
         both = self.denoiser.estimate(torch.cat([x, x]), times.repeat(2), join(self.cond, self.uncond, len(x)))
         with_cond, without = both.x0.chunk(2)
         scale = scale.to(with_cond).view(-1, *[1] * (x.ndim - 1))

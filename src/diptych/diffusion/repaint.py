@@ -1,8 +1,9 @@
-"""A part of a picture painted anew by any denoiser, around what is known of the rest."""
+"""A picture painted over by any denoiser from a later time on, or a part of it anew around what is known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,3 +43,26 @@ class Repaint(Wrapper):
     def finished(self, x0: Tensor) -> Tensor:
         """What is painted of x_0, and what is known."""
         return torch.where(self.mask, x0, self.known)
+
+
+def painted_over(
+    walk: Callable[[Denoising, Tensor, Tensor], Tensor],
+    denoiser: Denoising,
+    known: Tensor,
+    noise: Tensor,
+    times: Tensor,
+    noised: Callable[[Tensor, Tensor, Time], Tensor],
+    *,
+    mask: Tensor | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """What a sampler makes of x_0 that is known (B, C, ...), from the noise of the first of the times on (SDEdit, Meng
+    et al. 2022, section 3), or from `start`; where there is a mask, what is outside stays as it is.
+
+    walk: (denoiser, x, times) -> x, the sampler. noised: (x_0, noise, time) -> x_t, of the same noise at all times.
+    """
+    x = noised(known, noise, times[0]) if start is None else start
+    if mask is None:
+        return walk(denoiser, x, times)
+    painting = Repaint(denoiser, known, partial(noised, known, noise), mask, float(times[0]))
+    return painting.finished(walk(painting, x, times))

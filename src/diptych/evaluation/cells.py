@@ -237,7 +237,8 @@ def _hash(group: Group) -> str:
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Thresholds from none to dynamic, numbers by their size."""
+    """Thresholds from none to dynamic, other words behind them by the alphabet, numbers by their size."""
     if isinstance(value, str):
-        return ("none", "static", "dynamic").index(value.split(":")[0]), value
+        known, kind = ("none", "static", "dynamic"), value.split(":")[0]
+        return known.index(kind) if kind in known else len(known), value
     return 0, value

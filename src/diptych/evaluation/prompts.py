@@ -34,23 +34,36 @@ class Group:
     seeds: list[int]
     generated: list[Image.Image] = field(default_factory=list)
     real: list[Image.Image] = field(default_factory=list)
+    named: bool = False
+    """Whether the concept alone is asked for, of a model that is told classes."""
 
     @property
     def prompts(self) -> list[str]:
         """Drawings by the caption that names the style (the second), scenes by their plain one."""
+        if self.named:
+            return [concept_of(m) for m in self.metas]
         return [m["captions"][0 if is_scene(m) or len(m["captions"]) < 2 else 1] for m in self.metas]
 
 
 def choose(
-    metas: Sequence[dict[str, Any]], pictures: int, scenes: int, seed: int, splits: Sequence[str] = SPLITS
+    metas: Sequence[dict[str, Any]],
+    pictures: int,
+    scenes: int,
+    seed: int,
+    splits: Sequence[str] = SPLITS,
+    classes: Sequence[str] = (),
 ) -> tuple[list[Group], list[Group]]:
     """Seen and held-out pairs, and held-out scenes by category. Picture number n of the study gets seed `seed` + n.
 
     splits: which of the pairs; the data must have some of each. The seen ones are the same with and without the others.
+    classes: of a model that is told classes, their names: it is asked for drawings of these concepts, and no scenes.
     """
+    known = set(classes)
     pools: dict[str, list[int]] = {split: [] for split in SPLITS}
     categories: dict[str, list[int]] = {}
     for i, meta in enumerate(metas):
+        if known and (is_scene(meta) or concept_of(meta) not in known):
+            continue
         if is_scene(meta):
             if meta.get("split") == "held-out" and meta.get("foils"):
                 categories.setdefault(meta.get("category", "scenes"), []).append(i)
@@ -58,7 +71,8 @@ def choose(
             pools["held-out" if meta.get("split") == "held-out" else "seen"].append(i)
     for name in splits:
         if not pools[name]:
-            raise UserError(f"the data has no {name} drawings: this needs some that are {' and some '.join(splits)}")
+            what = f"{name} drawings of the model's classes" if known else f"{name} drawings"
+            raise UserError(f"the data has no {what}: this needs some that are {' and some '.join(splits)}")
     draw = np.random.Generator(np.random.PCG64(seed))
     count = 0
 
@@ -66,7 +80,8 @@ def choose(
         nonlocal count
         indices = [pool[i] for i in draw.permutation(len(pool))[:size]]
         count += len(indices)
-        return Group(name, indices, [metas[i] for i in indices], list(range(seed + count - len(indices), seed + count)))
+        seeds = list(range(seed + count - len(indices), seed + count))
+        return Group(name, indices, [metas[i] for i in indices], seeds, named=bool(known))
 
     pairs = [group(name, pools[name], pictures) for name in splits]
     return pairs, [group(name, categories[name], scenes) for name in sorted(categories) if scenes]

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import diptych
+from diptych.conditioning.classes import ClassConfig
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.evaluation import report
 from diptych.evaluation.judge import Judge, load_judge
@@ -73,7 +74,7 @@ def evaluate(
     dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
     metas = [dataset.meta(i) for i in range(len(dataset))]
     concepts = sorted({concept_of(m) for m in metas if not is_scene(m)})
-    groups, scene_groups = choose(metas, pictures, scenes, seed)
+    groups, scene_groups = choose(metas, pictures, scenes, seed, classes=classes_of(model))
     everything = [*groups, *scene_groups]
     used = paint(model, everything, batch, steps=steps, guidance=guidance, sampler=sampler, stop=stop)
     add_real(everything, dataset)
@@ -113,6 +114,12 @@ def opened(model: Any, judge: Judge | Path | str | None, name: str | None) -> tu
     judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
     name = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
     return (diptych.load(str(model)) if isinstance(model, (str, Path)) else model), judge, name
+
+
+def classes_of(model: Any) -> Sequence[str]:
+    """The names of the classes that a model is told; none of one that reads words, or nothing."""
+    text = getattr(getattr(model, "config", None), "text", None)
+    return text.names if isinstance(text, ClassConfig) else ()
 
 
 def described(judge: Judge) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class AdmEncoder(nn.Module):
             self.context_projection = nn.Linear(c.context_width, c.context_projection)
         if c.context_width is not None and c.text_pooling_heads is not None:
             self.text_pooling = TextPooling(c.context_width, c.width, c.text_pooling_heads)
+        if c.pooled_width is not None:
+            self.pooled = nn.Linear(c.pooled_width, c.width)
         self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.level_channels(0), 3, padding=1)
 
         now, last = c.level_channels(0), len(c.multipliers) - 1
@@ -72,7 +74,7 @@ class AdmEncoder(nn.Module):
         sides that cannot be halved as often as there are levels."""
         c = self.config
         known = {"context": c.context_width, "context_mask": c.context_width, "concat": c.concat_channels or None}
-        known |= {"level": c.augmented or None, "label": c.classes}
+        known |= {"level": c.augmented or None, "label": c.classes, "pooled": c.pooled_width}
         for name, value in given.items():
             if value is not None and known[name] is None:
                 raise ValueError(f"{name} was given to a network that was built without")
@@ -88,6 +90,7 @@ class AdmEncoder(nn.Module):
         context: Tensor | None = None,
         level: Tensor | None = None,
         label: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """All that is told of the picture as a whole, (B, width)."""
         c = self.config
@@ -98,6 +101,8 @@ class AdmEncoder(nn.Module):
             embedding = embedding + self.label(label)
         if context is not None and c.text_pooling_heads is not None:
             embedding = embedding + self.text_pooling(context)
+        if pooled is not None:
+            embedding = embedding + self.pooled(pooled.to(x.dtype))
         return self.activated(embedding) if c.preactivated else embedding
 
     def activated(self, x: Tensor) -> Tensor:
@@ -120,8 +125,9 @@ class AdmUNet(AdmEncoder):
     """Predicts what its denoiser asks for from a noisy picture, its time, a class, text, a smaller picture.
 
     forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
-    context_mask (B, L) bool with True for real tokens, concat (B, concat_channels, H, W), level (B,) in [0, 1],
-    label (B,) of classes) -> (B, out_channels, H, W). H and W must be divisible by 2 ** (levels - 1).
+    context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W),
+    level (B,) in [0, 1], label (B,) of classes) -> (B, out_channels, H, W). H and W must be divisible by
+    2 ** (levels - 1).
     """
 
     def __init__(self, config: AdmUNetConfig) -> None:
@@ -146,12 +152,15 @@ class AdmUNet(AdmEncoder):
         *,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
         concat: Tensor | None = None,
         level: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        self.check(x, context=context, context_mask=context_mask, concat=concat, level=level, label=label)
-        embedding = self.embed(x, time, context, level, label)
+        self.check(
+            x, context=context, context_mask=context_mask, pooled=pooled, concat=concat, level=level, label=label
+        )
+        embedding = self.embed(x, time, context, level, label, pooled)
         if context is not None and self.config.context_projection is not None:
             context = self.context_projection(context)
         x = x if concat is None else torch.cat([x, concat], dim=1)

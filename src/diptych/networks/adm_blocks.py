@@ -65,7 +65,7 @@ class Attention(nn.Module):
         width = config.context_projection or config.context_width
         self.reads_text = width is not None
         if width is not None:
-            self.context_norm = norm(width)
+            self.context_norm = norm(width) if config.context_norm else nn.Identity()
             self.context_key, self.context_value = nn.Linear(width, channels), nn.Linear(width, channels)
         self.out = zero_init(nn.Linear(channels, channels))
 

@@ -39,10 +39,14 @@ class AdmUNetConfig(Config):
     """Number of classes, one of which is told, or none."""
     context_width: int | None = None
     """Width of text tokens, which every attention reads beside the picture (GLIDE, DeepFloyd IF), or none."""
+    context_norm: bool = True
+    """Normalise the tokens before each attention reads them (DeepFloyd IF)."""
     context_projection: int | None = None
     """Width to which the tokens are projected first, or none."""
     text_pooling_heads: int | None = None
     """Heads of the attention by which the tokens are pooled and added to the time (DeepFloyd IF: 64), or none."""
+    pooled_width: int | None = None
+    """Width of a pooled text that is projected and added to the time (GLIDE), or none."""
     augmented: bool = False
     """Told how strongly the low-resolution picture among `concat_channels` was augmented."""
     scale_shift: bool = True
@@ -66,7 +70,7 @@ class AdmUNetConfig(Config):
         for field in ("in_channels", "out_channels", "channels", "norm_groups"):
             self.require(getattr(self, field) >= 1, field, "be at least 1")
         optional = ("heads", "head_width", "classes", "context_width", "context_projection", "text_pooling_heads")
-        for field in (*optional, "time_width"):
+        for field in (*optional, "pooled_width", "time_width"):
             value = getattr(self, field)
             self.require(value is None or value >= 1, field, "be at least 1, or none")
         self.require(self.concat_channels >= 0, "concat_channels", "be at least 0")
@@ -100,11 +104,6 @@ class AdmUNetConfig(Config):
                 field,
                 f"divide the {width} channels of level {level}",
             )
-
-    @property
-    def pooled_width(self) -> None:
-        """Nothing pooled is read: what is pooled is pooled here."""
-        return None
 
     def level_channels(self, level: int) -> int:
         return round(self.channels * self.multipliers[level])

@@ -27,6 +27,10 @@ class TextTransformerConfig(Config):
     """Attention heads of each block."""
     head_width: int = 64
     """Width of an attention head."""
+    bias: bool = False
+    """Queries, keys and values have one (GLIDE)."""
+    padding: bool = False
+    """In the place of padding stands an embedding of its own for each position, which is read along (GLIDE)."""
     dropout: float = 0.0
     """Dropout after the token embedding and inside the MLPs."""
 
@@ -45,7 +49,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, None, config.heads, config.head_width)
+        self.attention = Attention(width, None, config.heads, config.head_width, config.bias)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * width, width)
@@ -57,7 +61,10 @@ class Block(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """forward(ids (B, L) int64, mask (B, L) bool, True = real token) -> (B, L, width)."""
+    """forward(ids (B, L) int64, mask (B, L) bool, True = real token) -> (B, L, width).
+
+    Of ids (B, L, K) each token is the sum of its K parts.
+    """
 
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
@@ -67,11 +74,16 @@ class TextTransformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+        self.padding = nn.Parameter(0.02 * torch.randn(config.max_tokens, config.width)) if config.padding else None
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position, std=0.02)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.dropout(self.token(ids) + self.position[: ids.shape[1]])  # equation 18
+        tokens = self.token(ids) if ids.ndim == 2 else self.token(ids).sum(2)  # (B, L, D)
+        tokens = tokens + self.position[: ids.shape[1]]  # equation 18
+        if self.padding is not None and mask is not None:
+            tokens, mask = torch.where(mask[..., None], tokens, self.padding[: ids.shape[1]]), None
+        x = self.dropout(tokens)
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)  # equation 23

@@ -18,6 +18,7 @@ from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
 from diptych.training.distillation import DistillationConfig
 from diptych.training.first_stage import FirstStageConfig
+from diptych.training.guides import GuideTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,13 @@ class Recipe(Config):
     description: str
     """One line for `diptych recipes`."""
     system: (
-        FirstStageConfig | DistillationConfig | LatentTraining | AutoregressiveTraining | StageTraining | ContrastConfig
+        FirstStageConfig
+        | DistillationConfig
+        | LatentTraining
+        | AutoregressiveTraining
+        | StageTraining
+        | GuideTraining
+        | ContrastConfig
     )
     """What is trained."""
     data: DataConfig = DataConfig()
@@ -110,19 +117,26 @@ def all_recipes() -> dict[str, Recipe]:
         deepfloyd,
         emoji,
         emoji_cascade,
+        emoji_classes,
         emoji_codes,
         emoji_first_stages,
         first_stages,
+        glide,
+        guides,
         imagen,
+        inpainting,
         latent_diffusion,
+        layouts,
         published,
+        super_resolution,
         taming,
     )
     from diptych.recipes import tiny_decoder as tiny
 
-    ours = (emoji, emoji_first_stages, emoji_cascade, emoji_codes, tiny)
-    theirs = (first_stages, published, latent_diffusion, taming, imagen, deepfloyd, adm)
-    return {name: recipe for module in (*ours, *theirs) for name, recipe in module.RECIPES.items()}
+    ours = (emoji, emoji_classes, emoji_first_stages, emoji_cascade, emoji_codes, inpainting, tiny, guides)
+    theirs = (first_stages, published, latent_diffusion, taming, imagen, deepfloyd, adm, glide)
+    tasks = (super_resolution, layouts)
+    return {name: recipe for module in (*ours, *theirs, *tasks) for name, recipe in module.RECIPES.items()}
 
 
 def get(name: str) -> Recipe:

@@ -1,4 +1,4 @@
-"""OpenAI's guided-diffusion at full size (ADM: Dhariwal & Nichol 2021, appendix I): ImageNet by class, and enlarged.
+"""OpenAI's guided-diffusion at full size (ADM: Dhariwal & Nichol 2021, appendix I): ImageNet by class, enlarged; LSUN.
 
 The captions of the data are classes, by number.
 """
@@ -29,6 +29,7 @@ def recipe(
     steps: int,
     *,
     classes: int | None = CLASSES,
+    data: str = "data/imagenet",
     blocks: int = 2,
     dropout: float = 0.0,
     batch_size: int = 256,
@@ -53,7 +54,7 @@ def recipe(
     return Recipe(
         description=f"{description} (Dhariwal & Nichol 2021)",
         system=StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0, prompts=prompts)),
-        data=DataConfig(path="data/imagenet", size=model.size),
+        data=DataConfig(path=data, size=model.size),
         training=dataclasses.replace(training(steps, batch_size, learning_rate, 0), optimizer="adamw"),
     )
 
@@ -71,6 +72,9 @@ RECIPES = {
     "adm-128": recipe("ADM: 128-px ImageNet by class, 422 M U-Net", MIDDLE, 4_360_000),
     "adm-256": recipe("ADM: 256-px ImageNet by class, 554 M U-Net", LARGE, 1_980_000),
     "adm-256-unconditional": recipe("ADM: 256-px ImageNet, 553 M U-Net", LARGE, 1_980_000, classes=None),
+    "adm-bedrooms": recipe(  # half as many steps sufficed for LSUN's cats and horses
+        "ADM: 256-px bedrooms (LSUN), 553 M U-Net", LARGE, 500_000, classes=None, data="data/bedrooms", dropout=0.1
+    ),
     "adm-512": recipe("ADM: 512-px ImageNet by class, 559 M U-Net", LARGEST, 1_940_000),
     "adm-64-256": recipe("ADM's upsampler 64 -> 256, by class, 312 M U-Net", ENLARGING, 500_000),
     "adm-128-512": recipe("ADM's upsampler 128 -> 512, by class, 309 M U-Net", ENLARGING_MORE, 1_050_000),

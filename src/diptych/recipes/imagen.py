@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from diptych.conditioning.degradations import DegradationConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import T5Config
 from diptych.data.dataset import DataConfig
@@ -147,6 +148,7 @@ RECIPES = {
                 schedule=ScheduleConfig(kind="linear", steps=2000, beta_start=1e-6, beta_end=0.01),
                 size=128,
                 low_size=16,
+                degradation=DegradationConfig(),
                 augmentation=AugmentationConfig(kind="none", upsample="bicubic"),
                 steps=100,
                 threshold=ThresholdConfig(kind="static"),

@@ -17,9 +17,14 @@ from diptych.cascade import Cascade, CascadeConfig
 from diptych.cascade import assemble as run_assemble
 from diptych.conditioning.cache import CachedTexts, text_cache
 from diptych.conditioning.embedding import network_of
+from diptych.conditioning.guide import NoisyGuideConfig
+from diptych.conditioning.layout import classes_of
 from diptych.conditioning.text import (
     JointTransformer,
     JointTransformerConfig,
+    LayoutConfig,
+    LayoutTransformer,
+    LearnedConfig,
     T5Config,
     build_reader,
     text_network,
@@ -42,13 +47,15 @@ from diptych.opening import find, is_published, open_autoencoder, read_config, r
 from diptych.published import open_published
 from diptych.published.source import Options
 from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining, all_recipes, get
-from diptych.recipes.starting import begin_from
+from diptych.recipes.guiding import guide_task, guided_model
+from diptych.recipes.starting import begin_from, named
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig, read_stage
 from diptych.training.codes import CodesTask
 from diptych.training.diffusion import DiffusionTask
 from diptych.training.distillation import Distillation, DistillationConfig
 from diptych.training.first_stage import FirstStage, FirstStageConfig, PerceptualConfig
+from diptych.training.guides import GuideTraining
 from diptych.training.loop import Trainable
 from diptych.training.loop import train as run_loop
 from diptych.training.precompute import EmbeddedTexts, Kept, PrecomputedLatents, precomputed_splits, read_precomputed
@@ -67,6 +74,9 @@ def train(recipe: Recipe, folder: Path) -> Path:
     system = recipe.system
     if isinstance(system, TwoStages) and system.precomputed is not None:
         store, autoencoder = Path(system.precomputed), first_stage(system)
+        recipe = named(recipe, lambda: stored_captions(store))
+        system = recipe.system
+        assert isinstance(system, TwoStages)
         names = ["train", *(name for name in precomputed_splits(store) if name == "held-out")]
         kept, wanted = what_is_kept(system)
         splits = {name: PrecomputedLatents(store, name, seeds[name], autoencoder, kept) for name in names}
@@ -75,7 +85,14 @@ def train(recipe: Recipe, folder: Path) -> Path:
                 f"{store} holds {kept} of shape {found}, not {wanted}: make it again with `diptych precompute`"
             )
         return _run(recipe, folder, second_stage(system, autoencoder, store), splits["train"], splits.get("held-out"))
+    if isinstance(system, GuideTraining) and system.guided is not None and system.precomputed is not None:
+        store, guided = Path(system.precomputed), guided_model(system.guided)
+        names = precomputed_splits(store)
+        splits = {name: PrecomputedLatents(store, name, seeds[name], guided.autoencoder) for name in names}
+        task = guide_task(system, stored_captions(store), guided)
+        return _run(recipe, folder, task, splits["train"], splits.get("held-out"))
     dataset, validation = open_dataset(recipe.data), held_out(recipe.data)
+    recipe = named(recipe, lambda: all_captions(dataset))
     return _run(
         recipe,
         folder,
@@ -100,10 +117,14 @@ def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> T
     if isinstance(system, DistillationConfig):
         return distillation(system)
     if isinstance(system, TwoStages):
-        return second_stage(system, first_stage(system), captions=lambda: all_captions(dataset))
+        read = (dataset, *others) if isinstance(system.model.text, LayoutConfig) else (dataset,)
+        return second_stage(system, first_stage(system), captions=lambda: all_captions(*read))
     if isinstance(system, StageTraining):
-        words = system.model.encoder is not None
-        return stage_task(system, [text for one in (dataset, *others) for text in all_captions(one)] if words else [])
+        joint = isinstance(system.model.encoder, JointTransformerConfig)  # whose tokenizer learns from training alone
+        read = () if system.model.encoder is None else (dataset,) if joint else (dataset, *others)
+        return stage_task(system, all_captions(*read))
+    if isinstance(system, GuideTraining):
+        return guide_task(system, all_captions(dataset), None if system.guided is None else guided_model(system.guided))
     return JudgeTrainable(system, dataset)
 
 
@@ -131,14 +152,22 @@ def distance_of(config: PerceptualConfig | None) -> nn.Module | None:
 
 def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
     """A stage whose captions and sample prompts are embedded before the first step, or were by an earlier run; then the
-    encoder goes.
+    encoder goes. One that is trained along stays.
     """
-    texts = None
-    if system.model.encoder is not None:
-        texts = CachedTexts(system.model.encoder, text_cache())
+    texts, text = None, system.model.encoder
+    if isinstance(text, JointTransformerConfig):
+        texts = joint_text(text, captions)
+    elif text is not None:
+        texts = CachedTexts(text, text_cache())
         texts.read([*captions, *system.diffusion.prompts])
         texts.unload()
     return DiffusionTask(Stage(system.model, texts), system.diffusion)
+
+
+def joint_text(config: JointTransformerConfig, captions: list[str]) -> JointTransformer:
+    """A text encoder to train along, and its tokenizer: the one that is named, or one made of the captions."""
+    tokenizer = train_tokenizer(captions, config.network.vocabulary) if config.tokenizer is None else None
+    return JointTransformer(config, tokenizer)
 
 
 def batches(dataset: PictureDataset, seed: int) -> BatchAt:
@@ -182,9 +211,10 @@ def second_stage(
     """The model over its first stage; its text encoder answers from `store` where captions were embedded."""
     text = system.model.text
     if isinstance(text, JointTransformerConfig) and text.tokenizer is None:
-        words = read_precomputed(store / "examples-train.json")["captions"] if store else None
-        words = sorted({caption for row in words for caption in row}) if words else captions()
-        encoder: Any = JointTransformer(text, train_tokenizer(words, text.network.vocabulary))
+        encoder: Any = joint_text(text, stored_captions(store) if store else captions())
+    elif isinstance(text, LayoutConfig):
+        layouts = captions if store is None else lambda: stored_captions(store, *precomputed_splits(store))
+        encoder = LayoutTransformer(text, () if text.classes else classes_of(layouts()))
     else:
         encoder = build_reader(text)
         if store is not None and (store / "text.safetensors").is_file():
@@ -197,23 +227,33 @@ def second_stage(
     return DiffusionTask(model, system.diffusion)
 
 
-def all_captions(dataset: PictureDataset) -> list[str]:
-    """Every caption of a dataset once, sorted."""
-    return sorted({caption for index in range(len(dataset)) for caption in dataset.meta(index)["captions"]})
+def all_captions(*datasets: PictureDataset) -> list[str]:
+    """Every caption of some datasets once, sorted."""
+    metas = (one.meta(index) for one in datasets for index in range(len(one)))
+    return sorted({caption for meta in metas for caption in meta["captions"]})
+
+
+def stored_captions(store: Path, *splits: str) -> list[str]:
+    """Every caption of these splits of precomputed data, by default of the training data, once, sorted."""
+    rows = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits or ("train",)]
+    return sorted({caption for captions in rows for row in captions for caption in row})
 
 
 def precompute(recipe: Recipe, out: Path) -> Path:
     """Latents or codes and, for a frozen text encoder, embeddings of the recipe's data, in a folder for
     `system.precomputed`."""
     system = recipe.system
-    if not isinstance(system, TwoStages):
-        raise UserError("only recipes of latent models and of models of codes have something to precompute")
+    guided = system.guided if isinstance(system, GuideTraining) else None
+    if not isinstance(system, TwoStages) and guided is None:
+        raise UserError("only recipes over latents or codes have something to precompute")
     datasets = {"train": open_dataset(recipe.data)}
     if (validation := held_out(recipe.data)) is not None:
         datasets["held-out"] = validation
-    text = system.model.encoder
-    encoder: Any = None if isinstance(text, JointTransformerConfig) else build_reader(text)
     device = find_device(recipe.training.device)
+    if not isinstance(system, TwoStages):
+        return run_precompute(datasets, guided_model(str(guided)).autoencoder, None, out, device)
+    text = system.model.encoder
+    encoder: Any = None if isinstance(text, LearnedConfig) else build_reader(text)
     return run_precompute(datasets, first_stage(system), encoder, out, device, what_is_kept(system)[0])
 
 
@@ -284,7 +324,7 @@ def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
         stages = [read_stage(folder / name) for name in CascadeConfig.from_dict(config).stages]
         return stages, {**config, "stages": [stage.to_dict() for stage in stages]}
     kinds = {"latent": LatentConfig, "stage": StageConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
-    kinds |= {"tiny-decoder": DistillationConfig, "autoregressive": AutoregressiveConfig}
+    kinds |= {"guide": NoisyGuideConfig, "tiny-decoder": DistillationConfig, "autoregressive": AutoregressiveConfig}
     if str(config["kind"]) not in kinds:
         raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
     values, text = config, config.get("text")
@@ -301,7 +341,8 @@ def _networks(system: Any) -> dict[str, nn.Module]:
         return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
     if isinstance(system, list):  # the stages of a cascade
         parts = {f"stage {stage.name}": build_network(stage.network) for stage in system}
-        texts = list(dict.fromkeys(stage.encoder for stage in system if stage.encoder is not None))
+        read = [stage.encoder for stage in system if stage.encoder is not None]  # those trained along are each its own
+        texts = [text for n, text in enumerate(read) if isinstance(text, LearnedConfig) or text not in read[:n]]
         names = ["text", *(f"text {number}" for number in range(2, len(texts) + 1))]
         return {**parts, **{name: text_network(text) for name, text in zip(names, texts, strict=False)}}
     if isinstance(system, LatentConfig):
@@ -314,4 +355,6 @@ def _networks(system: Any) -> dict[str, nn.Module]:
         return {"autoencoder": Autoencoder(system.network)}
     if isinstance(system, DistillationConfig):
         return {"decoder": TinyDecoder(system.network)}
+    if isinstance(system, (GuideTraining, NoisyGuideConfig)):
+        return {"classifier" if system.text is None else "pictures": NoisyClassifier(system.network)}
     return {"judge": Judge(system.judge if isinstance(system, ContrastConfig) else system)}

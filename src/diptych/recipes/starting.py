@@ -1,12 +1,21 @@
-"""Where the training of a second stage starts from: the U-Net of another model, as far as it fits."""
+"""What a model has before its first step: the U-Net of another model, as far as it fits; names for its classes."""
 
 from __future__ import annotations
 
-import torch
+import dataclasses
+from collections.abc import Callable, Iterable
 
+import torch
+from torch import Tensor
+
+from diptych.conditioning.cache import EmbeddedTexts
+from diptych.conditioning.classes import ClassConfig
+from diptych.conditioning.layout import LayoutTransformer
 from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
+from diptych.networks.unet import UNet
 from diptych.opening import open_model
+from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
 from diptych.training.journal import say
 from diptych.weights.fingerprint import fingerprint
 
@@ -15,7 +24,8 @@ def begin_from(system: LatentDiffusion, source: str) -> None:
     """Give a new model the weights and the scale of another over the same first stage, and say what starts anew.
 
     Tensors are matched by their names. Where a kernel has more input channels, what it lacks is zeros: the new model
-    starts as if what is concatenated were not there.
+    starts as if what is concatenated were not there. A class with a name, also one of layouts, starts as what the other
+    model reads in that name: the mean of its tokens, in the place of all of them.
     """
     other = open_model(source)
     if not isinstance(other, LatentDiffusion):
@@ -26,11 +36,16 @@ def begin_from(system: LatentDiffusion, source: str) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             found = theirs.get(name)
+            if name == "label.weight" and (words := spoken(system, other)) is not None:
+                found = words
             if found is None or not fits(found.shape, tensor.shape):
                 new.append(name)
                 continue
             tensor.zero_()
             tensor[:, : found.shape[1]].copy_(found) if tensor.ndim > 1 else tensor.copy_(found)
+        if isinstance(reader := system.text, LayoutTransformer) and begins(reader, other):
+            names = [*reader.classes, ""]
+            reader.begin_with(EmbeddedTexts.compute(other.text, names).encode(names).pooled)
         system.scale.copy_(other.scale)
     system.begun = True
     if 2 * len(new) > len(own):
@@ -39,6 +54,37 @@ def begin_from(system: LatentDiffusion, source: str) -> None:
             "shape of that one, or leave system.initial out"
         )
     say(f"{len(own) - len(new)} of {len(own)} tensors are those of {source}; anew: {', '.join(new) or 'none'}")
+
+
+def spoken(system: LatentDiffusion, other: LatentDiffusion) -> Tensor | None:
+    """A row for each class (entries, context_width): the pooled text of its name, and of no words for the null class;
+    none where names, the other's text encoder or its width do not fit."""
+    text, encoder = system.config.text, other.config.encoder
+    if not isinstance(text, ClassConfig) or not text.names or encoder is None or not isinstance(system.unet, UNet):
+        return None
+    if encoder.width != system.unet.config.context_width:
+        return None
+    names = dict(enumerate(text.names))
+    prompts = [names.get(number, "") for number in range(text.entries)]
+    return EmbeddedTexts.compute(other.text, prompts).encode(prompts).pooled
+
+
+def begins(reader: LayoutTransformer, other: LatentDiffusion) -> bool:
+    """Whether the classes of layouts can start as what another model's text encoder makes of their names."""
+    encoder = other.config.encoder
+    return encoder is not None and encoder.width == reader.width and not reader.config.shared
+
+
+def named(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> Recipe:
+    """The recipe, its classes named by the captions of the data where they are to be (`ClassConfig.named`)."""
+    system = recipe.system
+    if not isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining)):
+        return recipe
+    text = system.model.text
+    if not isinstance(text, ClassConfig) or not text.named:
+        return recipe
+    model = dataclasses.replace(system.model, text=text.learned(captions()))
+    return dataclasses.replace(recipe, system=dataclasses.replace(system, model=model))
 
 
 def fits(found: torch.Size, wanted: torch.Size) -> bool:

@@ -18,7 +18,7 @@ from diptych.training.randomness import DROP, NOISE, TIME, Draws
 
 VALIDATION_TIMES = 8
 SHOWN = 8
-"""Validation pictures that a super-resolution stage is shown enlarging."""
+"""Validation pictures that a model which enlarges or repaints is shown with."""
 
 
 class Diffusable(Protocol):
@@ -40,14 +40,16 @@ class Diffusable(Protocol):
 
 
 @runtime_checkable
-class Enlarging(Protocol):
-    """What a super-resolution stage can besides."""
+class Remaking(Protocol):
+    """What a system can besides that makes pictures of pictures."""
 
-    low_size: int | None
-    """Side of the pictures that it enlarges; none for a base stage."""
+    @property
+    def remakes(self) -> bool:
+        """Whether it enlarges or repaints pictures; a base stage does not."""
+        ...
 
-    def enlarge(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """The pictures (B, 3, H, W) made small, and what the stage makes of these."""
+    def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """What it is shown of pictures (B, 3, H, W), which may be smaller, and what it makes of that (B, 3, H, W)."""
         ...
 
 
@@ -105,12 +107,12 @@ class DiffusionTask:
         return {"loss": sum(losses.values()) / len(losses), **losses}
 
     def samples(self) -> Image.Image | None:
-        """Pictures of the fixed prompts; of a super-resolution stage, what it enlarges, its pictures, and the truth."""
+        """Pictures of the fixed prompts; of what enlarges or repaints, what it is shown, its pictures, the truth."""
         was_training = self.module.training
         self.module.eval()
         try:
-            if isinstance(self.system, Enlarging) and self.system.low_size is not None:
-                return None if self._shown is None else self._enlarged(self.system, **self._shown)
+            if isinstance(self.system, Remaking) and self.system.remakes:
+                return None if self._shown is None else self._remade(self.system, **self._shown)
             if not self.config.prompts:
                 return None
             prompts = list(self.config.prompts)
@@ -119,10 +121,10 @@ class DiffusionTask:
         finally:
             self.module.train(was_training)
 
-    def _enlarged(self, system: Enlarging, picture: Tensor, caption: list[str], seed: Tensor) -> Image.Image:
-        low, made = system.enlarge(picture, caption, seed.tolist())
-        low = nn.functional.interpolate(low, picture.shape[-2:], mode="nearest")
-        return grid([image for row in (low, made, picture) for image in to_images(row)], columns=len(picture))
+    def _remade(self, system: Remaking, picture: Tensor, caption: list[str], seed: Tensor) -> Image.Image:
+        shown, made = system.remake(picture, caption, seed.tolist())
+        shown = nn.functional.interpolate(shown, picture.shape[-2:], mode="nearest")
+        return grid([image for row in (shown, made, picture) for image in to_images(row)], columns=len(picture))
 
     def save(self, folder: Path) -> None:
         self.system.save(folder, self.config.save_dtype)

@@ -1,0 +1,57 @@
+"""The jobs of `make gpu` for the tasks beside text to image: what each is trained for, and its study."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks import jobs
+from benchmarks.jobs import FEATURES, RUNS, SMALL_DATA, Job, script, small
+
+TASKS, GUIDANCE = f"{RUNS}/tasks", "benchmarks/results/guidance-full"
+CLASS_CACHE, LAYOUT_CACHE = f"{RUNS}/class-cache", f"{RUNS}/layout-cache"
+CLASSES = f"system.precomputed={CLASS_CACHE}"
+
+
+def cache(name: str, recipe: str, out: str) -> Job:
+    """What a recipe's training reads, computed once."""
+    return Job(name=name, minutes=1, run=("precompute", recipe, "--out", out, SMALL_DATA), needs=("words-data",))
+
+
+def study(task: str, *needs: str, minutes: float = 3) -> Job:
+    """`diptych evaluate TASK` of every model that it needs."""
+    models = [word for name in needs for word in ("--model", f"{RUNS}/{name}")]
+    out = f"{TASKS}/{task}"
+    run = ("evaluate", task, *models, "--data", "data/emoji-64", "--out", out, "--pictures", "400", "--seeds", "3")
+    return Job(name=f"{task}-study", minutes=minutes, run=run, needs=needs, result=f"{out}/results.json")
+
+
+DATA = ("words-data",)
+JOBS = (
+    *jobs.JOBS,
+    small("emoji-inpainting", f"{RUNS}/inpainting", 4, 128, needs=DATA),
+    study("inpainting", "inpainting"),
+    small("emoji-super-resolution", f"{RUNS}/sr", 3, 128, needs=DATA),
+    small("emoji-super-resolution-pixels", f"{RUNS}/sr-pixels", 3, 128, needs=DATA),
+    study("super-resolution", "sr", "sr-pixels"),
+    cache("layout-precompute", "emoji-layout", LAYOUT_CACHE),
+    small("emoji-layout", f"{RUNS}/layout", 5, 256, f"system.precomputed={LAYOUT_CACHE}", needs=("layout-precompute",)),
+    study("layout", "layout"),
+    cache("class-precompute", "emoji-class", CLASS_CACHE),  # the guides learn from the same drawings
+    small("emoji-classifier", f"{RUNS}/classifier", 2, 256, CLASSES, needs=("class-precompute",)),
+    small("emoji-noisy-clip", f"{RUNS}/noisy-clip", 2, 1024, CLASSES, needs=("class-precompute",)),
+    Job(
+        name="guidance",
+        minutes=6,
+        run=partial(
+            script,
+            *("guidance.py", "--data", "data/emoji-64", "--clip", FEATURES, "--out", GUIDANCE),
+            *("--classifier", f"{RUNS}/classifier", "--noisy-clip", f"{RUNS}/noisy-clip", "--pictures", "200"),
+            result=f"{GUIDANCE}/results.json",
+        ),
+        needs=("classifier", "noisy-clip", "features"),
+    ),
+    small("emoji-class", f"{RUNS}/class", 3, 256, CLASSES, needs=("class-precompute",)),
+    small("emoji-free", f"{RUNS}/free", 2, 256, CLASSES, needs=("class-precompute",)),
+    small("emoji-glide", f"{RUNS}/glide", 4, 256, needs=DATA),
+)
+"""All jobs: those of `jobs.py`, then repainting, super-resolution, layouts, guidance, classes, GLIDE."""

@@ -1,0 +1,84 @@
+"""The small picture that a model enlarges, as users hand it in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from diptych.checks import one_or_each
+from diptych.conditioning.beside import at_latents
+from diptych.conditioning.original import checked
+from diptych.errors import UserError
+from diptych.generation import read_size
+from diptych.networks.autoencoder import AutoencoderConfig
+from diptych.pictures import fitted_size, read_picture, to_tensor
+
+
+class Shape(Protocol):
+    """What the config of a latent model says."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def low_factor(self) -> int | None: ...
+    @property
+    def autoencoder(self) -> AutoencoderConfig: ...
+
+
+def read_lows(low: Any, count: int, side: int | None, unit: int) -> list[Image.Image]:
+    """A user's low-resolution pictures for `count` prompts, one for each, all of one size.
+
+    low: files or pictures of Pillow's, one or one for each prompt. The shorter side of each is brought to `side`, or,
+    where there is none, to the multiple of `unit` that is nearest to its own; the other stays in proportion, to the
+    nearest multiple.
+    """
+    given = [read_picture(one) for one in one_or_each("low-resolution picture", low, count)]
+    pictures = [fitted(one, side or unit * max(1, round(min(one.size) / unit)), unit) for one in given]
+    if any(picture.size != pictures[0].size for picture in pictures):
+        raise UserError("the low-resolution pictures have different shapes: enlarge them one at a time")
+    return pictures * count if len(pictures) == 1 else pictures
+
+
+def fitted(picture: Image.Image, side: int, unit: int) -> Image.Image:
+    """An RGB picture with its shorter side at `side`, the other in proportion and a multiple of `unit`."""
+    (width, height), (across, down) = picture.size, fitted_size("low-resolution picture", picture.size, side, unit)
+    if (across, down) == picture.size:
+        return picture
+    whole = width % across == 0 and height % down == 0
+    return picture.resize((across, down), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS)
+
+
+def read_enlarged(config: Shape, low: Any, count: int, **others: Any) -> Tensor | None:
+    """What a latent model is to enlarge for `count` prompts, as its U-Net is shown it (count, C, H / f, W / f), f being
+    the autoencoder's factor and (H, W) the size that it is to become; none for a model that does not enlarge.
+
+    low: as for `read_lows`, at its own size, or a tensor (1 or count, 3, h, w) in [-1, 1], whose sides are to fit. It
+    may be larger than the pictures of training: the network is convolutional (Rombach et al. 2022, section 4.3.2).
+    others: what such a model has no use for. A `UserError` names what is wrong or missing.
+    """
+    factor = config.low_factor
+    if factor is None:
+        if low is not None:
+            raise UserError("this model was not trained to enlarge pictures: leave --low (low=) out")
+        return None
+    if low is None:
+        raise UserError(
+            f"this model makes pictures {factor} times as large: give it the one to enlarge, --low (low=); "
+            f"it was trained on {config.size // factor} pixels a side"
+        )
+    for name, value in others.items():
+        if value is not None and value is not False:
+            raise UserError(f"{name} does not go with low: this model enlarges a picture and does nothing else")
+    unit = config.multiple // math.gcd(config.multiple, factor)
+    given = isinstance(low, Tensor)
+    small = checked("low", low, count, 3, -1.0) if given else to_tensor(read_lows(low, count, None, unit))
+    height, width = small.shape[-2:]
+    if height % unit or width % unit:
+        raise UserError(f"low has {width} x {height} values: its sides must be multiples of {unit}")
+    read_size((width * factor, height * factor), config.multiple)  # or an error: too large
+    return at_latents(small.expand(count, -1, -1, -1), factor, config.autoencoder)

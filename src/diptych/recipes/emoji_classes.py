@@ -1,0 +1,61 @@
+"""The latent default told a class, or told nothing (as Rombach et al. 2022 on ImageNet and LSUN, section 4.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from diptych.conditioning.classes import ClassConfig
+from diptych.recipes import LatentTraining, Recipe
+from diptych.recipes.emoji import DATA_64
+from diptych.recipes.emoji import RECIPES as EMOJI
+
+DATA = dataclasses.replace(DATA_64, kinds=("single",), caption_field="concept", least=6)
+"""What all six styles drew: 825 concepts. Of a third of them one drawing is held out."""
+CLASSES = ClassConfig(classes=825, null=825, named=True)
+"""The concepts and one that stands for none. Their names are in the data, and come from there into the model."""
+SHOWN = (
+    *("red apple", "rocket", "evergreen tree", "red heart", "crown", "grinning face", "house", "pizza"),
+    *("guitar", "strawberry", "banana", "ghost", "sun", "tulip", "octopus", "bicycle"),
+)
+"""Classes of the sample grid."""
+
+
+def _recipe(description: str, text: ClassConfig | None, prompts: tuple[str, ...], steps: int) -> Recipe:
+    """The default, its words taken away: it starts from its U-Net and goes on with these drawings."""
+    default = EMOJI["emoji-latent"]
+    assert isinstance(default.system, LatentTraining)
+    unet = dataclasses.replace(
+        default.system.model.unet,
+        context_width=None if text is None else 384,  # that of the words before: the attention to them fits
+        pooled_width=None,
+        classes=None if text is None else text.entries,
+    )
+    model = dataclasses.replace(default.system.model, text=text, unet=unet, guidance=1.0 if text is None else 4.0)
+    return Recipe(
+        description=f"{description}: the default latent model trained on without words, on what six styles drew",
+        system=LatentTraining(
+            model=model,
+            diffusion=dataclasses.replace(default.system.diffusion, prompts=prompts),
+            autoencoder="latent",
+            precomputed="cache/emoji-class",
+            initial="latent",
+        ),
+        data=DATA,
+        training=dataclasses.replace(
+            default.training,
+            steps=steps,
+            learning_rate=5e-4,
+            warmup=50,
+            ema=0.99,
+            validate_every=150,
+            validation_pictures=128,
+            sample_every=150,
+            checkpoint_every=150,
+        ),
+    )
+
+
+RECIPES = {
+    "emoji-class": _recipe("told one of 825 classes", CLASSES, SHOWN, steps=450),
+    "emoji-free": _recipe("told nothing", None, tuple(f"picture {number}" for number in range(16)), steps=300),
+}

@@ -1,0 +1,133 @@
+"""GLIDE: pixels from words that a transformer reads which learns along (Nichol et al. 2021, section 4 and appendix).
+
+The transformer's tokens stand before the pixels in every attention, and its last token is added to the time. Of the two
+models in the paper we know widths and depths, and counts in round numbers; of the smaller two that were released, all.
+Their tokenizer is GPT's; ours is made from the captions of the data, as large as that, unless `text.tokenizer` is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from diptych.conditioning.joint import JointTransformerConfig
+from diptych.conditioning.low_resolution import AugmentationConfig
+from diptych.data.dataset import DataConfig
+from diptych.diffusion.guidance import ThresholdConfig
+from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
+from diptych.networks.adm_config import AdmUNetConfig
+from diptych.networks.transformer import TextTransformerConfig
+from diptych.recipes import Recipe, StageTraining
+from diptych.recipes.emoji import DATA_64, PROMPTS
+from diptych.recipes.emoji_cascade import training as small_training
+from diptych.recipes.imagen import LINEAR, training
+from diptych.stage_config import StageConfig
+from diptych.training.diffusion import DiffusionTraining
+
+GPT = 50_257
+"""Tokens of GPT's vocabulary."""
+
+
+def reader(width: int, layers: int, vocabulary: int = GPT, head_width: int = 64) -> JointTransformerConfig:
+    """The text transformer: 128 tokens, padding learned and read along."""
+    network = TextTransformerConfig(
+        vocabulary=vocabulary,
+        max_tokens=128,
+        width=width,
+        layers=layers,
+        heads=width // head_width,
+        head_width=head_width,
+        bias=True,
+        padding=True,
+    )
+    return JointTransformerConfig(network=network, padded=True, pooled="last")
+
+
+def base(text: JointTransformerConfig, channels: int, **changes: Any) -> StageTraining:
+    """64 px from words: ADM's U-Net for ImageNet at 64 px, but for its width. Steps and guidance as in the notebooks of
+    the release; a fifth of the captions are left out (section 4.1)."""
+    network: dict[str, Any] = {"multipliers": (1, 2, 3, 4), "blocks": 3, "attention_levels": (1, 2, 3)}
+    network |= {"channels": channels, "context_width": text.width, "pooled_width": text.width, "context_norm": False}
+    model = StageConfig(
+        network=AdmUNetConfig(**{**network, "dropout": 0.1, **changes}),
+        text=text,
+        null="empty",
+        schedule=ScheduleConfig(kind="cosine-table"),
+        times=TimesConfig(spacing="linspace"),
+        learned_variance=True,
+        size=64,
+        low_size=None,
+        steps=100,
+        guidance=3.0,
+        threshold=ThresholdConfig(kind="static"),
+    )
+    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.2))
+
+
+def upsampler(text: JointTransformerConfig, channels: int) -> StageTraining:
+    """64 -> 256 px from words: ADM's upsampler, but for its width; not guided."""
+    network = AdmUNetConfig(
+        concat_channels=3,
+        channels=channels,
+        multipliers=(1, 1, 2, 2, 4, 4),
+        attention_levels=(3, 4, 5),
+        context_width=text.width,
+        pooled_width=text.width,
+        context_norm=False,
+        dropout=0.1,
+    )
+    model = StageConfig(
+        network=network,
+        text=text,
+        null="empty",
+        schedule=LINEAR,
+        times=TimesConfig(spacing="linspace"),
+        learned_variance=True,
+        size=256,
+        low_size=64,
+        augmentation=AugmentationConfig(kind="none", level=0.0),
+        steps=27,
+        guidance=1.0,
+        sampler="ddim",
+        threshold=ThresholdConfig(kind="static"),
+    )
+    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.2))
+
+
+def _recipe(description: str, system: StageTraining, steps: int, batch_size: int) -> Recipe:
+    """Steps and batch are the paper's (section 4); the learning rate is ADM's."""
+    return Recipe(
+        description=f"{description} (Nichol et al. 2021)",
+        system=system,
+        data=DataConfig(path="data/pictures", size=system.model.size),
+        training=training(steps, batch_size, 1e-4, 0),
+    )
+
+
+def _small() -> StageTraining:
+    """At CPU scale, and at 32 px."""
+    text = reader(192, 4, vocabulary=4096, head_width=32)
+    text = dataclasses.replace(text, network=dataclasses.replace(text.network, max_tokens=48))
+    shape: dict[str, Any] = {"multipliers": (1, 2, 3), "blocks": 1, "attention_levels": (1, 2), "head_width": 32}
+    system = base(text, 32, **shape, norm_groups=8, dropout=0.0)
+    return dataclasses.replace(
+        system,
+        model=dataclasses.replace(system.model, size=32, steps=50),
+        diffusion=dataclasses.replace(system.diffusion, prompts=PROMPTS, save_dtype="bfloat16"),
+    )
+
+
+RECIPES = {
+    "glide-base": _recipe("GLIDE: 64 px, 2.3 B U-Net, 1.3 B text", base(reader(2048, 24), 512), 2_500_000, 2048),
+    "glide-upsampler": _recipe("GLIDE's 64 -> 256 px, 1.5 B", upsampler(reader(1024, 24), 384), 1_600_000, 512),
+    "glide-base-small": _recipe("GLIDE as released: 64 px, 385 M", base(reader(512, 16), 192), 2_500_000, 2048),
+    "glide-upsampler-small": _recipe(
+        "GLIDE as released: 64 -> 256 px, 398 M", upsampler(reader(512, 16), 192), 1_600_000, 512
+    ),
+    "emoji-glide": Recipe(
+        description="a small GLIDE on 32-px emoji pictures: pixels from a text transformer trained along",
+        system=_small(),
+        data=dataclasses.replace(DATA_64, size=32),
+        training=small_training(steps=6000, batch_size=64, learning_rate=5e-4),
+    ),
+}

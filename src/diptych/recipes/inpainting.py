@@ -1,0 +1,92 @@
+"""Models that repaint a part of a picture: ours, begun from the default, and latent diffusion's at full size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from diptych.conditioning.beside import MaskedConfig
+from diptych.conditioning.masks import MaskConfig
+from diptych.data.dataset import DataConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.latent import LatentConfig
+from diptych.networks.adm_config import AdmUNetConfig
+from diptych.recipes import LatentTraining, Recipe
+from diptych.recipes.emoji import DATA_64
+from diptych.recipes.emoji import RECIPES as EMOJI
+from diptych.recipes.first_stages import VQ_F4_NOATTN
+from diptych.recipes.latent_diffusion import TIMES
+from diptych.training.config import TrainingConfig
+from diptych.training.diffusion import DiffusionTraining
+
+BIG = AdmUNetConfig(
+    in_channels=3,
+    concat_channels=4,
+    out_channels=3,
+    channels=256,
+    multipliers=(1, 2, 3, 4),
+    attention_levels=(1, 2, 3),
+    heads=8,
+    head_width=None,
+    scale_shift=False,
+)
+"""As published in models/ldm/inpainting_big: ADM's residual blocks halve and double, three levels attend."""
+
+
+def _repainting() -> LatentTraining:
+    """The default's model, but told a mask and the rest of the picture in the place of words."""
+    system = EMOJI["emoji-latent"].system
+    assert isinstance(system, LatentTraining)
+    beside = MaskedConfig()
+    unet = dataclasses.replace(
+        system.model.unet,
+        concat_channels=beside.channels(system.model.autoencoder),
+        context_width=None,
+        pooled_width=None,
+    )
+    return LatentTraining(
+        model=dataclasses.replace(system.model, unet=unet, beside=beside, text=None, guidance=1.0),
+        diffusion=dataclasses.replace(system.diffusion, caption_dropout=0.0, prompts=()),
+        autoencoder="latent",
+        initial="latent",
+    )
+
+
+RECIPES = {
+    "emoji-inpainting": Recipe(
+        description="repaints a part of 64-px emoji pictures, told the rest: begun from the default, over its latents",
+        system=_repainting(),
+        data=DATA_64,
+        training=TrainingConfig(
+            steps=500,
+            batch_size=32,
+            learning_rate=5e-4,
+            warmup=50,
+            cooldown=0.4,
+            ema=0.99,
+            weight_decay=0.01,
+            validate_every=100,
+            validation_pictures=64,
+            sample_every=100,
+            checkpoint_every=50,
+        ),
+    ),
+    "ldm-inpainting": Recipe(
+        description="LDM-4 that repaints (big, 387 M U-Net), over vq-f4-noattn latents of 256-px pictures",
+        system=LatentTraining(
+            model=LatentConfig(
+                autoencoder=VQ_F4_NOATTN,
+                unet=BIG,
+                beside=MaskedConfig(masks=MaskConfig(thin=0, medium=0)),
+                text=None,
+                schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0205),
+                times=TIMES,
+                size=256,
+                guidance=1.0,
+            ),
+            diffusion=DiffusionTraining(caption_dropout=0.0),
+            autoencoder="runs/vq-f4-noattn",
+        ),
+        data=DataConfig(path="data/pictures", size=256),
+        training=TrainingConfig(steps=360_000, batch_size=128, learning_rate=1e-6, warmup=1000, ema=0.9999),
+    ),
+}

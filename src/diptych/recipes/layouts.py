@@ -1,0 +1,136 @@
+"""Pictures from layouts: boxes, and what stands in them (Rombach et al. 2022, section 4.3.1 and appendices D.3, E.2.1).
+
+At full size: the model of OpenImages as its repository configures it, that of COCO as the paper's table 15 has it. Both
+read 30 boxes with 16 layers of width 512 (table 17). At our size: the default, its words taken away, trained on with
+the boxes of the scenes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from diptych.conditioning.layout import LayoutConfig
+from diptych.data.dataset import DataConfig
+from diptych.data.layouts import FIELD
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.latent import LatentConfig
+from diptych.networks.transformer import TextTransformerConfig
+from diptych.networks.unet import UNetConfig
+from diptych.recipes import LatentTraining, Recipe
+from diptych.recipes.emoji import DATA_64
+from diptych.recipes.emoji import RECIPES as EMOJI
+from diptych.recipes.first_stages import VQ_F4, VQ_F8
+from diptych.recipes.latent_diffusion import TIMES
+from diptych.training.config import TrainingConfig
+
+BETAS = ScheduleConfig(beta_start=0.0015, beta_end=0.0205)
+OPENIMAGES = UNetConfig(
+    in_channels=3,
+    out_channels=3,
+    channels=128,
+    multipliers=(1, 2, 3, 4),
+    attention_levels=(1, 2, 3),
+    depth=3,
+    heads=None,
+    head_width=32,
+    context_width=512,
+)
+COCO = UNetConfig(
+    channels=192,
+    multipliers=(1, 2, 4),
+    attention_levels=(0, 1, 2),
+    depth=2,
+    heads=None,
+    head_width=32,
+    context_width=512,
+    dropout=0.1,
+)
+SMALL = LayoutConfig(
+    network=TextTransformerConfig(vocabulary=2560, max_tokens=6, width=384, layers=2, heads=6),
+    boxes=6,
+    grid=16,
+    shared=False,
+    joined=True,
+    padded=False,
+)
+"""As wide as the words of the default, whose U-Net it speaks to. A box is one token: what scenes there are would not
+teach the transformer which corners belong to a class."""
+SHOWN = (
+    "dog face 0.05 0.3 0.5 0.75; house 0.5 0.3 0.95 0.75",
+    "house 0.05 0.3 0.5 0.75; dog face 0.5 0.3 0.95 0.75",
+    "rocket 0.3 0.03 0.7 0.45; evergreen tree 0.3 0.53 0.7 0.97",
+    "evergreen tree 0.3 0.03 0.7 0.45; rocket 0.3 0.53 0.7 0.97",
+    "cat face 0.05 0.05 0.45 0.45; cat face 0.55 0.05 0.95 0.45; cat face 0.3 0.55 0.7 0.95",
+    "frog 0.2 0.4 0.8 0.95; crown 0.3 0.1 0.7 0.45",
+    "sun 0.6 0.05 0.95 0.4; snowman 0.1 0.35 0.55 0.95",
+    "pizza 0.05 0.05 0.95 0.95",
+)
+"""Layouts of the sample grid: pairs that change places, several of a kind, overlapping, large and small."""
+
+
+def _published(description: str, first_stage: str, training: TrainingConfig, model: LatentConfig) -> Recipe:
+    return Recipe(
+        description=f"{description}, over {first_stage} latents of 256-px pictures",
+        system=LatentTraining(model=model, autoencoder=f"runs/{first_stage}"),
+        data=DataConfig(path="data/layouts", size=256, caption_field=FIELD),
+        training=training,
+    )
+
+
+def _paper(autoencoder, unet: UNetConfig) -> LatentConfig:
+    return LatentConfig(
+        autoencoder=autoencoder,
+        unet=unet,
+        text=LayoutConfig(),
+        schedule=BETAS,
+        times=TIMES,
+        size=256,
+        steps=200,
+        guidance=1.0,
+    )
+
+
+def _small() -> Recipe:
+    default = EMOJI["emoji-latent"]
+    assert isinstance(default.system, LatentTraining)
+    return Recipe(
+        description="emoji pictures from boxes and names: the default latent model, trained on with layouts for words",
+        system=dataclasses.replace(
+            default.system,
+            model=dataclasses.replace(default.system.model, text=SMALL, guidance=4.0),
+            diffusion=dataclasses.replace(default.system.diffusion, prompts=SHOWN),
+            autoencoder="latent",
+            precomputed="cache/emoji-layout",
+            initial="latent",
+        ),
+        data=dataclasses.replace(DATA_64, styles=("noto",), caption_field=FIELD),  # three scenes to one drawing
+        training=dataclasses.replace(
+            default.training,
+            steps=800,
+            batch_size=32,
+            learning_rate=6e-4,
+            warmup=50,
+            cooldown=0.4,
+            ema=0.99,
+            validate_every=200,
+            sample_every=200,
+            checkpoint_every=100,
+        ),
+    )
+
+
+RECIPES = {
+    "emoji-layout": _small(),
+    "ldm-layout-openimages": _published(
+        "LDM of OpenImages from layouts, 306 M U-Net, 16-layer transformer trained with it",
+        "vq-f4",
+        TrainingConfig(steps=4_400_000, batch_size=24, learning_rate=4.8e-5, warmup=0, ema=0.9999),
+        _paper(VQ_F4, OPENIMAGES),
+    ),
+    "ldm-layout-coco": _published(
+        "LDM of COCO from layouts, 345 M U-Net, 16-layer transformer trained with it",
+        "vq-f8",
+        TrainingConfig(steps=170_000, batch_size=48, learning_rate=4.8e-5, warmup=0, ema=0.9999),
+        _paper(VQ_F8, COCO),
+    ),
+}

@@ -1,0 +1,131 @@
+"""Models that enlarge pictures: ours over the shipped first stage and over pixels, and LDM-SR at full size."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from diptych.conditioning.beside import LowConfig
+from diptych.conditioning.degradations import DegradationConfig
+from diptych.conditioning.low_resolution import AugmentationConfig
+from diptych.data.dataset import DataConfig
+from diptych.diffusion.guidance import ThresholdConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.latent import LatentConfig
+from diptych.networks.adm import AdmUNetConfig
+from diptych.networks.efficient_unet import EfficientUNetConfig
+from diptych.recipes import LatentTraining, Recipe, StageTraining
+from diptych.recipes.emoji import DATA_64
+from diptych.recipes.emoji import RECIPES as EMOJI
+from diptych.recipes.emoji_cascade import OBJECTIVE
+from diptych.recipes.first_stages import VQ_F4
+from diptych.recipes.latent_diffusion import TIMES
+from diptych.stage_config import StageConfig
+from diptych.training.config import TrainingConfig
+from diptych.training.diffusion import DiffusionTraining
+
+LIGHT = DegradationConfig(kind="bsr-light")
+
+
+def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfig:
+    """Of our own: minutes on a CPU."""
+    return TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup=50,
+        cooldown=0.3,
+        ema=0.99,
+        weight_decay=0.01,
+        validate_every=200,
+        sample_every=200,
+        checkpoint_every=100,
+    )
+
+
+def enlarging(degradation: DegradationConfig) -> LatentTraining:
+    """The default's first stage and U-Net, which begins with its weights; what told it of words is gone."""
+    default = EMOJI["emoji-latent"].system
+    assert isinstance(default, LatentTraining)
+    model, low = default.model, LowConfig(factor=4, degradation=degradation)
+    unet = dataclasses.replace(
+        model.unet, concat_channels=low.channels(model.autoencoder), context_width=None, pooled_width=None
+    )
+    return dataclasses.replace(
+        default,
+        model=dataclasses.replace(model, unet=unet, beside=low, text=None, guidance=1.0),
+        diffusion=dataclasses.replace(default.diffusion, prompts=()),
+        autoencoder="latent",
+        precomputed=None,
+        initial="latent",
+    )
+
+
+def over_pixels(degradation: DegradationConfig) -> StageTraining:
+    """The same task without a first stage, as SR3 does it: a stage of a cascade that is told no words."""
+    network: dict[str, Any] = {"self_attention_levels": (), "cross_attention_levels": (), "augmented": False}
+    model = StageConfig(
+        network=EfficientUNetConfig(channels=32, multipliers=(1, 2, 3), blocks=(1, 2, 2), **network),
+        schedule=ScheduleConfig(kind="cosine"),
+        prediction="x0",
+        size=64,
+        low_size=16,
+        degradation=degradation,
+        augmentation=AugmentationConfig(kind="none", upsample="bicubic"),
+        steps=24,
+        sampler="dpmpp-2m",
+        threshold=ThresholdConfig(kind="static"),
+    )
+    return StageTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
+
+
+RECIPES = {
+    "emoji-super-resolution": Recipe(
+        description="LDM that enlarges 16 -> 64 px, over the shipped first stage, from the shipped U-Net; bicubic",
+        system=enlarging(DegradationConfig()),
+        data=DATA_64,
+        training=training(steps=480, batch_size=32, learning_rate=5e-4),
+    ),
+    "emoji-super-resolution-bsr": Recipe(
+        description="emoji-super-resolution for pictures that are blurred, noisy or JPEG: BSRGAN's chain, milder",
+        system=enlarging(LIGHT),
+        data=DATA_64,
+        training=training(steps=480, batch_size=32, learning_rate=5e-4),
+    ),
+    "emoji-super-resolution-pixels": Recipe(
+        description="emoji-super-resolution without a first stage: Efficient U-Net over 64-px pictures, as SR3",
+        system=over_pixels(DegradationConfig()),
+        data=DATA_64,
+        training=training(steps=480, batch_size=32, learning_rate=1e-3),
+    ),
+    "ldm-sr": Recipe(
+        description="LDM-SR: 64 -> 256 px over vq-f4 latents, 114 M U-Net, BSRGAN's chain (Rombach et al. 2022)",
+        system=LatentTraining(
+            model=LatentConfig(
+                autoencoder=VQ_F4,
+                unet=AdmUNetConfig(  # 113.6 M; with the first stage 169 M, as in the paper's table 5
+                    in_channels=3,
+                    concat_channels=3,
+                    out_channels=3,
+                    channels=160,
+                    multipliers=(1, 2, 2, 4),
+                    attention_levels=(3,),
+                    heads=None,
+                    head_width=32,
+                    scale_shift=False,
+                    residual_resampling=False,
+                ),
+                beside=LowConfig(factor=4, degradation=LIGHT),
+                text=None,
+                schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0155),
+                times=TIMES,
+                size=256,
+                steps=100,
+                guidance=1.0,
+            ),
+            autoencoder="runs/vq-f4",
+        ),
+        data=DataConfig(path="data/pictures", size=256),
+        training=TrainingConfig(steps=860_000, batch_size=64, learning_rate=6.4e-5, warmup=0, ema=0.9999),
+    ),
+}

@@ -1,0 +1,174 @@
+"""The study of layouts: who puts things into their boxes, who swaps them, and who is told no boxes come out apart."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from diptych.conditioning.layout import read_layout
+from diptych.errors import UserError
+from diptych.evaluation.boxes import cut_out, difference, other_scenes, over_seeds, ratio, swapped
+from diptych.evaluation.judge import Judge
+from diptych.evaluation.layouts import evaluate_layouts
+from tests.evaluation import toys
+
+LEFT, RIGHT = (0.0, 0.25, 0.5, 0.75), (0.5, 0.25, 1.0, 0.75)
+
+
+class Painter:
+    """Paints the two things of a layout where they belong, or each where the other does."""
+
+    def __init__(self, swaps: bool = False, breaks: int | None = None) -> None:
+        self.swaps, self.breaks, self.painted = swaps, breaks, 0
+
+    def generate(self, prompts: list[str], *, seeds: list[int], steps: int = 5) -> SimpleNamespace:
+        if self.breaks is not None and self.painted >= self.breaks:
+            raise KeyboardInterrupt
+        self.painted += len(prompts)
+        return SimpleNamespace(images=[self.paint(prompt) for prompt in prompts], metadata=[{}])
+
+    def paint(self, prompt: str) -> Image.Image:
+        names = [box.name for box in sorted(read_layout(prompt), key=lambda box: box.left)]
+        return toys.pair(*(reversed(names) if self.swaps else names))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy world, its scenes of two with their objects."""
+    folder = tmp_path_factory.mktemp("boxed")
+    with tarfile.open(folder / "toys-0000.tar", "w") as tar:
+        for key, picture, meta in toys.examples():
+            if meta["kind"] == "scene":
+                i, step = map(int, key.split("-")[1:])
+                names = toys.CONCEPTS[i], toys.CONCEPTS[(i + step) % len(toys.CONCEPTS)]
+                boxes = zip(names, (LEFT, RIGHT), strict=True)
+                meta = {**meta, "objects": [{"concept": name, "box": box} for name, box in boxes]}
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            for name, data in ((f"{key}.png", buffer.getvalue()), (f"{key}.json", json.dumps(meta).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def study(model, data: Path, out: Path, judge: Judge, **options) -> dict:
+    options = {"scenes": 16, "seeds": 2, "batch": 5, **options}
+    return evaluate_layouts(model, data, out, judge=judge, console=Console(file=io.StringIO()), **options)
+
+
+def test_who_obeys_scores_as_the_real_scenes_do_and_who_swaps_does_not(
+    scenes: Path, judge: Judge, tmp_path: Path
+) -> None:
+    good = study(Painter(), scenes, tmp_path / "good", judge)
+    bad = study(Painter(swaps=True), scenes, tmp_path / "bad", judge)
+    rows, wrong = good["rows"], bad["rows"]
+    assert good["boxes"] == rows["painted"]["boxes"] == 32
+    assert rows["painted"]["top1"]["value"] == rows["real"]["top1"]["value"] > 4 * good["chance"]["top1"]["value"]
+    assert rows["painted"]["top1"]["over_seeds"] == 0 and rows["real"]["top1"]["over_seeds"] is None
+    assert good["chance"]["of_few"]["value"] == pytest.approx(1 / 20, rel=0.2)
+    assert rows["painted"]["of_few"]["value"] >= rows["painted"]["top1"]["value"]
+    assert wrong["painted"]["top1"]["value"] < rows["painted"]["top1"]["value"] / 2
+    # What one puts into the box of another is what the other finds there: all but what is drawn over at the seam.
+    other = "painted, box of another thing in it"
+    assert wrong[other]["top5"]["value"] == pytest.approx(rows["painted"]["top5"]["value"], abs=0.15)
+    assert rows[other]["top5"]["value"] < rows["painted"]["top5"]["value"]
+    margin = good["margins"]["painted - painted, boxes of other scenes"]["top1"]
+    floor = rows["painted, boxes of other scenes"]["top1"]["value"]
+    assert margin["value"] == pytest.approx(rows["painted"]["top1"]["value"] - floor)
+    assert good["margins"]["painted - real"]["top1"] == {"value": 0, "error": 0}
+
+
+def test_a_study_that_was_stopped_paints_the_rest_alone(scenes: Path, judge: Judge, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        study(Painter(breaks=10), scenes, tmp_path, judge)
+    painter = Painter()
+    found = study(painter, scenes, tmp_path, judge)
+    assert painter.painted == 32 - 10
+    again = Painter()
+    assert study(again, scenes, tmp_path, judge) == found and again.painted == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+    assert "boxes of other scenes" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "layouts.png").stat().st_size < 150_000
+    with pytest.raises(UserError, match="of another model or with other settings"):
+        study(painter, scenes, tmp_path, judge, seed=1)
+
+
+def test_a_model_that_is_told_words_stands_beside(scenes: Path, judge: Judge, tmp_path: Path) -> None:
+    class Deaf(Painter):
+        def paint(self, prompt: str) -> Image.Image:
+            assert prompt.startswith("a ") and " left of " in prompt
+            return Image.new("RGB", (16, 16), "white")
+
+    found = study(Painter(), scenes, tmp_path, judge, words=Deaf(), scenes=6)
+    assert found["rows"]["from words"]["top1"]["value"] < found["rows"]["painted"]["top1"]["value"]
+    assert "painted - from words" in found["margins"]
+
+
+def test_data_without_boxes_is_refused(toy_data: Path, judge: Judge, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no held-out scenes with objects"):
+        study(Painter(), toy_data, tmp_path, judge)
+
+
+def test_what_is_cut_out_lies_in_the_middle_of_white() -> None:
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste("red", (10, 5, 30, 10))
+    cut = np.asarray(cut_out(picture, (0.25, 0.25, 0.75, 0.5), 50)).astype(int)
+    red = np.argwhere((cut == (255, 0, 0)).all(2))
+    assert red.min(0).tolist() == [19, 3] and red.max(0).tolist() == [29, 46]  # 44 x 11, as four to one
+    assert (cut[:19] == 255).all() and (cut[30:] == 255).all()
+    assert cut_out(picture, (0.5, 0.5, 0.5001, 0.5001), 8).size == (8, 8)
+
+
+def test_boxes_of_other_scenes_are_never_a_scene_s_own() -> None:
+    own = [[(i / 10, 0.0, i / 10 + 0.01 * (k + 1), 1.0) for k in range(1 + i % 3)] for i in range(8)]
+    found = other_scenes(own, seed=0)
+    assert [len(row) for row in found] == [len(row) for row in own]
+    assert all(not set(row) & set(mine) for row, mine in zip(found, own, strict=True))
+    assert found == other_scenes(own, seed=0) != other_scenes(own, seed=1)
+    assert other_scenes([[LEFT, RIGHT]], seed=0) == [[None, None]]
+
+
+def test_a_thing_is_sought_in_the_box_of_another_that_is_something_else() -> None:
+    assert swapped([("cat", LEFT), ("dog", RIGHT)]) == [RIGHT, LEFT]
+    assert swapped([("cat", LEFT), ("cat", RIGHT)]) == [None, None]
+    assert swapped([("cat", LEFT), ("cat", RIGHT), ("dog", (0, 0, 1, 1))]) == [(0, 0, 1, 1), (0, 0, 1, 1), LEFT]
+
+
+def test_a_share_of_scenes_of_one_box_has_the_usual_error() -> None:
+    hits = np.random.default_rng(0).integers(0, 2, 40).astype(float)
+    value, error, count = ratio([np.array([[hit]]) for hit in hits])
+    assert (value, count) == (hits.mean(), 40)
+    assert error == pytest.approx(hits.std(ddof=1) / math.sqrt(40))
+
+
+def test_boxes_of_one_scene_are_not_independent() -> None:
+    """Each box twice tells no more than once; a bootstrap over scenes agrees."""
+    draw = np.random.default_rng(1)
+    scenes = [draw.random((3, n)) < draw.random() for n in draw.integers(1, 5, 60)]
+    values = [scene.astype(float) for scene in scenes]
+    value, error, count = ratio(values)
+    twice = ratio([np.repeat(scene, 2, axis=1) for scene in values])
+    assert twice[:2] == pytest.approx((value, error)) and twice[2] == 2 * count
+    means = [scene.mean(0) for scene in values]
+    again = [np.concatenate([means[i] for i in draw.integers(0, 60, 60)]).mean() for _ in range(2000)]
+    assert error == pytest.approx(np.std(again), rel=0.15)
+
+
+def test_what_was_not_looked_at_counts_nowhere() -> None:
+    seen, unseen = np.array([[1.0, 0.0], [1.0, 1.0]]), np.full((2, 1), np.nan)
+    assert ratio([seen, unseen])[::2] == (0.75, 2)
+    assert over_seeds([seen, unseen]) == pytest.approx(np.std([0.5, 1.0], ddof=1) / math.sqrt(2))
+    assert over_seeds([seen[:1]]) is None
+    both = [np.stack([seen] * 3, -1)], [np.stack([1 - seen, seen, np.full((2, 2), np.nan)], -1)]
+    assert difference(*both)["top1"]["value"] == pytest.approx(0.5)
+    assert difference(*both)["boxes"] == 0  # of the last measure
