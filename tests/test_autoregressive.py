@@ -289,6 +289,10 @@ def test_settings_of_other_models_are_refused_by_name(model: Autoregressive) -> 
         with pytest.raises(UserError, match=option):
             fitting(latent_system(), "latent", {name: 1})
         assert fitting(model, "codes", {name: 1, "steps": None}) == {name: 1}
-    for name, what in (("sampler", "walk from noise to picture"), ("strength", "walk from noise"), ("tile", "latent models")):
+    for name, what in (
+        ("sampler", "walk from noise to picture"),
+        ("strength", "walk from noise"),
+        ("tile", "latent models"),
+    ):
         with pytest.raises(UserError, match=f"--{name} is for .*{what}"):
             fitting(model, "codes", {name: 1})
