@@ -153,7 +153,8 @@ def report(out: Path) -> None:
     write_text(out / "results.md", text)
     print(text)
     draw(rows, out / "plot.png")
-    sheet(rows, folders[0], out / "sheet.png")
+    if (folders[0] / "cells").is_dir():  # else the sheet stays as it is: its pictures were not kept
+        sheet(rows, folders[0], out / "sheet.png")
 
 
 def shared(found: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
