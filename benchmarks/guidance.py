@@ -117,16 +117,8 @@ def keys(guides: Iterable[str]) -> Iterable[Key]:
             yield from ({"way": way, "free": free, "scale": scale} for scale in SCALES[way])
 
 
-class Spoken(Group):
-    """Drawings asked for by their concept alone, which every guide can read."""
-
-    @property
-    def prompts(self) -> list[str]:
-        return [concept_of(meta) for meta in self.metas]
-
-
 def spoken(group: Group, classifier: Any, count: int) -> Group:
-    """The first so many whose concept the classifier knows."""
+    """The first so many whose concept the classifier knows, asked for by that alone, which every guide can read."""
 
     def known(index: int) -> bool:
         try:
@@ -136,7 +128,7 @@ def spoken(group: Group, classifier: Any, count: int) -> Group:
 
     chosen = [index for index in range(len(group.seeds)) if known(index)][:count]
     picked = {field: [getattr(group, field)[i] for i in chosen] for field in ("indices", "metas", "seeds")}
-    return Spoken(group.name, **picked)
+    return Group(group.name, **picked, named=True)
 
 
 def report(out: Path) -> None:

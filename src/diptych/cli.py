@@ -198,8 +198,7 @@ def build_parser() -> Parser:
         "--split", metavar="S", choices=("held-out", "train", "all"), help="held-out (default), train or all"
     )
     command.add_argument("--size", metavar="PIXELS", type=whole(1), help="a side (default: what they have, up to 256)")
-    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
-    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
+    add_perceptual(command)
     command.add_argument("--decoder", metavar="D", help="a tiny decoder too: its run or model folder")
     command.set_defaults(command=commands.evaluate_reconstruction)
 
@@ -215,8 +214,7 @@ def build_parser() -> Parser:
     add_study(command, "so many of the data's pictures (default: 100)")
     command.add_argument("--seeds", metavar="K", type=whole(2), help="masks and noise for each (default: 3)")
     command.add_argument("--steps", metavar="N", type=whole(1), help="of sampling (default: the models' own)")
-    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
-    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
+    add_perceptual(command)
     command.set_defaults(command=commands.evaluate_inpainting)
 
     command = groups.add_parser("evaluate super-resolution", help="measure how well small pictures are enlarged")
@@ -229,8 +227,7 @@ def build_parser() -> Parser:
     command.add_argument("--degradation", metavar="D", help="how they become small: bicubic (default), bsr, bsr-light")
     command.add_argument("--sampler", metavar="S", help="(default: the models' own)")
     command.add_argument("--steps", metavar="N", type=whole(1), help="of sampling (default: the models' own)")
-    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
-    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
+    add_perceptual(command)
     command.set_defaults(command=commands.evaluate_super_resolution)
 
     command = groups.add_parser("evaluate layout", help="measure whether things are in the boxes of their layout")
@@ -371,6 +368,11 @@ def add_study(command: Parser, pictures: str) -> None:
     command.add_argument("--judge", metavar="FOLDER", help="another judge than the one in the package: a run or model")
     command.add_argument("--device", metavar="D", default="auto", help="as in generate")
     command.add_argument("--batch", metavar="N", type=whole(1), help="pictures at a time")
+
+
+def add_perceptual(command: Parser) -> None:
+    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
+    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
 
 
 def add_sweep(command: Parser, kind: str, *swept: str) -> None:

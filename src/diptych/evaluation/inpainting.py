@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -20,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.masks import MaskConfig, drawn_masks, shares
-from diptych.data.dataset import DataConfig, Split, open_dataset
+from diptych.data.dataset import Split
 from diptych.errors import UserError
 from diptych.evaluation.fills import harmonic_fill, mean_fill
 from diptych.evaluation.inpainting_report import sheet_of, summary, tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import WINDOW
-from diptych.evaluation.prompts import is_scene
+from diptych.evaluation.prompts import asked, drawn, is_scene
 from diptych.evaluation.reconstruction import measuring
 from diptych.evaluation.study import manifest_hash, model_fingerprint
 from diptych.pictures import grid, to_images, to_tensor
@@ -92,12 +91,8 @@ def evaluate_inpainting(
     if seeds < 2:
         raise UserError(f"seeds must be at least 2, not {seeds}: standard errors are over them")
     judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
-    dataset = open_dataset(DataConfig(path=str(data), size=size, split=split))
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
-    if len(chosen) < 2:
-        raise UserError(f"two pictures or more are needed; split {split!r} of {data} has {len(dataset)}")
-    examples = [dataset[int(index)] for index in chosen]
-    captions = [e.captions[0 if is_scene(e.meta) or len(e.captions) < 2 else 1] for e in examples]
+    chosen, examples = drawn(data, split, size, pictures, seed)
+    captions = [asked(example.captions, is_scene(example.meta)) for example in examples]
     given = Pictures(to_tensor([Image.fromarray(example.picture) for example in examples]), captions)
     fills: dict[str, Fill] = {name: plain(fill) for name, fill in FILLS.items()}
     fills |= {name: painting(model, steps) for name, model in models}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from diptych.data.dataset import DataConfig, Example, Split, open_dataset
 from diptych.errors import UserError
 
 SPLITS = ("seen", "held-out")
@@ -22,6 +24,21 @@ def is_scene(meta: dict[str, Any]) -> bool:
 def concept_of(meta: dict[str, Any]) -> str:
     """What a picture shows, in words: its concept, or its first caption where the data names none (and for scenes)."""
     return meta["captions"][0] if is_scene(meta) or not meta.get("concept") else meta["concept"]
+
+
+def asked(captions: Sequence[str], scene: bool) -> str:
+    """Drawings are asked for by the caption that names the style (the second), scenes by their plain one."""
+    return captions[0 if scene or len(captions) < 2 else 1]
+
+
+def drawn(data: Path | str, split: Split, size: int, pictures: int, seed: int) -> tuple[list[int], list[Example]]:
+    """So many examples of a data set, two or more, drawn by `seed`, and their places in it."""
+    dataset = open_dataset(DataConfig(path=str(data), size=size, split=split))
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
+    if len(chosen) < 2:
+        raise UserError(f"two pictures or more are needed; split {split!r} of {data} has {len(dataset)}")
+    examples = [dataset[int(index)] for index in chosen]
+    return [int(index) for index in chosen], examples
 
 
 @dataclass
@@ -39,10 +56,10 @@ class Group:
 
     @property
     def prompts(self) -> list[str]:
-        """Drawings by the caption that names the style (the second), scenes by their plain one."""
+        """What is asked for."""
         if self.named:
             return [concept_of(m) for m in self.metas]
-        return [m["captions"][0 if is_scene(m) or len(m["captions"]) < 2 else 1] for m in self.metas]
+        return [asked(m["captions"], is_scene(m)) for m in self.metas]
 
 
 def choose(

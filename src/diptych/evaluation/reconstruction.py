@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -24,6 +23,7 @@ from diptych.data.dataset import DataConfig, PictureDataset, Split, open_dataset
 from diptych.errors import UserError
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import WINDOW, frechet_distance, psnr, ssim
+from diptych.evaluation.prompts import drawn
 from diptych.evaluation.reconstruction_report import page, tables
 from diptych.evaluation.retrieval import Mean
 from diptych.evaluation.study import manifest_hash
@@ -96,11 +96,7 @@ def evaluate_reconstruction(
         size = side_of(open_dataset(DataConfig(path=str(data), split=split))) // unit * unit
     if size % unit or size < WINDOW:
         raise UserError(f"the size must be a multiple of {unit} and at least {WINDOW}, not {size}: set --size")
-    dataset = open_dataset(DataConfig(path=str(data), size=size, split=split))
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
-    if len(chosen) < 2:
-        raise UserError(f"two pictures or more are needed; split {split!r} of {data} has {len(dataset)}")
-    examples = [dataset[int(index)] for index in chosen]
+    _, examples = drawn(data, split, size, pictures, seed)
     originals = [Image.fromarray(example.picture) for example in examples]
     found = [Rebuilt(name, described(model)) for name, model in models]
     if decoder is not None:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diptych.conditioning.degradations import DegradationConfig, degraded
-from diptych.data.dataset import DataConfig, Split, open_dataset
+from diptych.data.dataset import Split
 from diptych.data.hashing import mix
-from diptych.errors import UserError
+from diptych.evaluation.prompts import drawn
 from diptych.pictures import grid, to_images, to_tensor
 from diptych.weights.files import replacing
 
@@ -42,12 +41,8 @@ def read_task(
     data: Path | str, split: Split, size: int, factor: int, kind: DegradationConfig, pictures: int, seed: int
 ) -> Task:
     """So many pictures of a data set, drawn by `seed`, and these made small."""
-    dataset = open_dataset(DataConfig(path=str(data), size=size, split=split))
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
-    if len(chosen) < 2:
-        raise UserError(f"two pictures or more are needed; split {split!r} of {data} has {len(dataset)}")
-    examples = [dataset[int(index)] for index in chosen]
-    truth, own = [Image.fromarray(example.picture) for example in examples], [mix(seed, int(i)) for i in chosen]
+    chosen, examples = drawn(data, split, size, pictures, seed)
+    truth, own = [Image.fromarray(example.picture) for example in examples], [mix(seed, i) for i in chosen]
     low = to_images(degraded(to_tensor(truth), factor, kind, torch.tensor(own)))
     return Task(truth, low, [example.captions[0] for example in examples], own, factor)
 

@@ -36,7 +36,6 @@ class LatentTraining(Config):
     `model.autoencoder`."""
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
-
     initial: str | None = None
     """Latent model whose U-Net training starts from, or none for random weights. What it has no place for is left out;
     what it lacks, such as channels for a mask, starts as if it were not there."""

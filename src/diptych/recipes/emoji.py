@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from diptych.conditioning.text import JointTransformerConfig, MiniLMConfig
 from diptych.data.dataset import DataConfig
@@ -133,6 +135,29 @@ RECIPES = {
         ),
     ),
 }
+
+
+def trained_on(
+    *,
+    unet: Mapping[str, Any] | None = None,
+    diffusion: Mapping[str, Any] | None = None,
+    precomputed: str | None = None,
+    **model: Any,
+) -> LatentTraining:
+    """The default in the package, trained on for something else: over its first stage, from its own U-Net.
+
+    unet, diffusion, model: what is other than in the default.
+    """
+    system = RECIPES["emoji-latent"].system
+    assert isinstance(system, LatentTraining)
+    network = dataclasses.replace(system.model.unet, **(unet or {}))
+    return LatentTraining(
+        model=dataclasses.replace(system.model, unet=network, **model),
+        diffusion=dataclasses.replace(system.diffusion, **(diffusion or {})),
+        autoencoder="latent",
+        precomputed=precomputed,
+        initial="latent",
+    )
 
 
 def learning_words(recipe: Recipe, text: JointTransformerConfig, description: str, steps: int) -> Recipe:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from diptych.conditioning.classes import ClassConfig
-from diptych.recipes import LatentTraining, Recipe
-from diptych.recipes.emoji import DATA_64
+from diptych.recipes import Recipe
+from diptych.recipes.emoji import DATA_64, trained_on
 from diptych.recipes.emoji import RECIPES as EMOJI
 
 DATA = dataclasses.replace(DATA_64, kinds=("single",), caption_field="concept", least=6)
@@ -22,27 +22,23 @@ SHOWN = (
 
 def _recipe(description: str, text: ClassConfig | None, prompts: tuple[str, ...], steps: int) -> Recipe:
     """The default, its words taken away: it starts from its U-Net and goes on with these drawings."""
-    default = EMOJI["emoji-latent"]
-    assert isinstance(default.system, LatentTraining)
-    unet = dataclasses.replace(
-        default.system.model.unet,
-        context_width=None if text is None else 384,  # that of the words before: the attention to them fits
-        pooled_width=None,
-        classes=None if text is None else text.entries,
-    )
-    model = dataclasses.replace(default.system.model, text=text, unet=unet, guidance=1.0 if text is None else 4.0)
+    unet = {
+        "context_width": None if text is None else 384,  # that of the words before: the attention to them fits
+        "pooled_width": None,
+        "classes": None if text is None else text.entries,
+    }
     return Recipe(
         description=f"{description}: the default latent model trained on without words, on what six styles drew",
-        system=LatentTraining(
-            model=model,
-            diffusion=dataclasses.replace(default.system.diffusion, prompts=prompts),
-            autoencoder="latent",
+        system=trained_on(
+            unet=unet,
+            diffusion={"prompts": prompts},
             precomputed="cache/emoji-class",
-            initial="latent",
+            text=text,
+            guidance=1.0 if text is None else 4.0,
         ),
         data=DATA,
         training=dataclasses.replace(
-            default.training,
+            EMOJI["emoji-latent"].training,
             steps=steps,
             learning_rate=5e-4,
             warmup=50,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from diptych.conditioning.beside import MaskedConfig
 from diptych.conditioning.masks import MaskConfig
 from diptych.data.dataset import DataConfig
@@ -11,8 +9,7 @@ from diptych.diffusion.schedule import ScheduleConfig
 from diptych.latent import LatentConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.recipes import LatentTraining, Recipe
-from diptych.recipes.emoji import DATA_64
-from diptych.recipes.emoji import RECIPES as EMOJI
+from diptych.recipes.emoji import DATA_64, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.first_stages import VQ_F4_NOATTN
 from diptych.recipes.latent_diffusion import TIMES
 from diptych.training.config import TrainingConfig
@@ -32,29 +29,23 @@ BIG = AdmUNetConfig(
 """As published in models/ldm/inpainting_big: ADM's residual blocks halve and double, three levels attend."""
 
 
-def _repainting() -> LatentTraining:
-    """The default's model, but told a mask and the rest of the picture in the place of words."""
-    system = EMOJI["emoji-latent"].system
-    assert isinstance(system, LatentTraining)
-    beside = MaskedConfig()
-    unet = dataclasses.replace(
-        system.model.unet,
-        concat_channels=beside.channels(system.model.autoencoder),
-        context_width=None,
-        pooled_width=None,
-    )
-    return LatentTraining(
-        model=dataclasses.replace(system.model, unet=unet, beside=beside, text=None, guidance=1.0),
-        diffusion=dataclasses.replace(system.diffusion, caption_dropout=0.0, prompts=()),
-        autoencoder="latent",
-        initial="latent",
-    )
-
+BESIDE = MaskedConfig()
+"""What it is told in the place of words: a mask, and the rest of the picture."""
 
 RECIPES = {
     "emoji-inpainting": Recipe(
         description="repaints a part of 64-px emoji pictures, told the rest: begun from the default, over its latents",
-        system=_repainting(),
+        system=trained_on(
+            unet={
+                "concat_channels": BESIDE.channels(SMALL_AUTOENCODER),
+                "context_width": None,
+                "pooled_width": None,
+            },
+            diffusion={"caption_dropout": 0.0, "prompts": ()},
+            beside=BESIDE,
+            text=None,
+            guidance=1.0,
+        ),
         data=DATA_64,
         training=TrainingConfig(
             steps=500,

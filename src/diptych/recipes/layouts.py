@@ -17,7 +17,7 @@ from diptych.latent import LatentConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import LatentTraining, Recipe
-from diptych.recipes.emoji import DATA_64
+from diptych.recipes.emoji import DATA_64, trained_on
 from diptych.recipes.emoji import RECIPES as EMOJI
 from diptych.recipes.first_stages import VQ_F4, VQ_F8
 from diptych.recipes.latent_diffusion import TIMES
@@ -91,21 +91,12 @@ def _paper(autoencoder, unet: UNetConfig) -> LatentConfig:
 
 
 def _small() -> Recipe:
-    default = EMOJI["emoji-latent"]
-    assert isinstance(default.system, LatentTraining)
     return Recipe(
         description="emoji pictures from boxes and names: the default latent model, trained on with layouts for words",
-        system=dataclasses.replace(
-            default.system,
-            model=dataclasses.replace(default.system.model, text=SMALL, guidance=4.0),
-            diffusion=dataclasses.replace(default.system.diffusion, prompts=SHOWN),
-            autoencoder="latent",
-            precomputed="cache/emoji-layout",
-            initial="latent",
-        ),
+        system=trained_on(diffusion={"prompts": SHOWN}, precomputed="cache/emoji-layout", text=SMALL, guidance=4.0),
         data=dataclasses.replace(DATA_64, styles=("noto",), caption_field=FIELD),  # three scenes to one drawing
         training=dataclasses.replace(
-            default.training,
+            EMOJI["emoji-latent"].training,
             steps=800,
             batch_size=32,
             learning_rate=6e-4,

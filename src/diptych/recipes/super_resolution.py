@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from diptych.conditioning.beside import LowConfig
@@ -15,8 +14,7 @@ from diptych.latent import LatentConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.recipes import LatentTraining, Recipe, StageTraining
-from diptych.recipes.emoji import DATA_64
-from diptych.recipes.emoji import RECIPES as EMOJI
+from diptych.recipes.emoji import DATA_64, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.emoji_cascade import OBJECTIVE
 from diptych.recipes.first_stages import VQ_F4
 from diptych.recipes.latent_diffusion import TIMES
@@ -45,20 +43,9 @@ def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfi
 
 def enlarging(degradation: DegradationConfig) -> LatentTraining:
     """The default's first stage and U-Net, which begins with its weights; what told it of words is gone."""
-    default = EMOJI["emoji-latent"].system
-    assert isinstance(default, LatentTraining)
-    model, low = default.model, LowConfig(factor=4, degradation=degradation)
-    unet = dataclasses.replace(
-        model.unet, concat_channels=low.channels(model.autoencoder), context_width=None, pooled_width=None
-    )
-    return dataclasses.replace(
-        default,
-        model=dataclasses.replace(model, unet=unet, beside=low, text=None, guidance=1.0),
-        diffusion=dataclasses.replace(default.diffusion, prompts=()),
-        autoencoder="latent",
-        precomputed=None,
-        initial="latent",
-    )
+    low = LowConfig(factor=4, degradation=degradation)
+    unet = {"concat_channels": low.channels(SMALL_AUTOENCODER), "context_width": None, "pooled_width": None}
+    return trained_on(unet=unet, diffusion={"prompts": ()}, beside=low, text=None, guidance=1.0)
 
 
 def over_pixels(degradation: DegradationConfig) -> StageTraining:
