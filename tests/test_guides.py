@@ -25,7 +25,7 @@ from tests.conditioning.tiny_encoders import WORDS, shaken
 from tests.evaluation.toys import SMALL, words
 from tests.latents import CAPTIONS, arrays, system
 from tests.networks.reference import randomised
-from tests.stages import base, stage
+from tests.stages import base, cascade, close, equal, stage
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,21 @@ def test_a_stage_is_guided_on_pixels_and_its_threshold_holds() -> None:
         system().generate(CAPTIONS[0], guides=[(guide, 1.0)])
     with pytest.raises(UserError, match="mine: 'dog' is no class"):
         it.generate("a dog", guides=[(guide, 1.0)])
+
+
+def test_of_a_cascade_the_stage_is_guided_that_decides_what_is_shown() -> None:
+    model, guides = cascade(), [(classifier(3, schedule=COSINE), 50.0)]
+    options = {"seeds": [3, 4], "keep": True, "guidance": 1.0}
+    plain, steered = (model.generate(list(CAPTIONS), guides=given, **options) for given in ((), guides))
+    assert not any(equal(one, other) for one, other in zip(plain.stages, steered.stages, strict=True))
+    told = steered.metadata[0]
+    assert told["guides"] == [{"guide": "mine", "scale": 50.0}] and "guides" not in plain.metadata[0]
+    assert [stage["cost"]["gradients"] > 0 for stage in told["stages"]] == [True, False, False]
+    assert [stage["cost"]["calls"] for stage in told["stages"]] == [
+        stage["cost"]["calls"] for stage in plain.metadata[0]["stages"]
+    ]
+    alone = model.stage(0).generate(list(CAPTIONS), seeds=[3, 4], guidance=1.0, guides=guides)
+    assert all(close(one, other) for one, other in zip(alone.images, steered.stages[0], strict=True))
 
 
 def clip_folder(folder: Path) -> Path:

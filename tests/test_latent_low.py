@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 import diptych
 from diptych import painting
@@ -22,7 +23,7 @@ from diptych.pictures import to_tensor
 from diptych.recipes import get
 from diptych.recipes.run import describe
 from diptych.training.diffusion import DiffusionTask, DiffusionTraining
-from diptych.training.randomness import Draws
+from diptych.training.randomness import KEPT, Draws
 from tests.latents import AUTOENCODER, SIZE, arrays, autoencoder, system, toy_batch
 from tests.networks.reference import randomised
 
@@ -73,6 +74,26 @@ def test_it_learns_from_pictures_made_small_by_their_own_seeds() -> None:
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
     expected = at_latents(degraded(batch["picture"], FACTOR, how, batch["seed"]), FACTOR, AUTOENCODER)
     assert list(cond) == ["concat"] and torch.equal(cond["concat"], expected)
+
+
+def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
+    """In training and at sampling alike, but for the posterior's noise, which each seed draws."""
+    model, batch = enlarging(low={"encoded": True}), toy_batch([3, 8])
+    batch["picture"] = batch["picture"].sign()  # so that bicubic overshoots
+    _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
+    low = degraded(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
+    larger = functional.interpolate(low, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
+    latent = model.latents(larger, Draws(batch["seed"]), KEPT)
+    expected = torch.cat([at_latents(low, FACTOR, AUTOENCODER), latent], 1)
+    assert torch.equal(cond["concat"], expected) and larger.amax() == 1 and larger.amin() == -1
+    asked: list[torch.Tensor] = []
+    model.unet.register_forward_pre_hook(lambda _, given, named: asked.append(named["concat"]), with_kwargs=True)
+    pictures = arrays(model.generate(["a", "b"], seeds=[3, 8], low=low))
+    assert all(torch.equal(one, expected) for one in asked) and asked
+    alone = arrays(model.generate("b", seeds=[8], low=low[1:]))
+    assert np.abs(alone[0] - pictures[1]).max() <= 1
+    wide = model.generate("a", low=picture(LOW + 24, 16), tile=2 * LOW).metadata[0]
+    assert wide["size"] == [2 * LOW + 48, 32] and wide["tile"] == 2 * LOW
 
 
 def test_what_it_is_shown_is_the_small_picture() -> None:

@@ -20,7 +20,8 @@ from diptych.conditioning.embedding import network_of
 from diptych.conditioning.original import Original, taken
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
 from diptych.config import Config, read_json
-from diptych.diffusion.gradients import Cost
+from diptych.diffusion.gradients import Cost, Guides
+from diptych.diffusion.gradients import told as told_guides
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
@@ -126,6 +127,7 @@ class Cascade:
         paste: bool = False,
         keep: bool = False,
         one_at_a_time: bool = False,
+        guides: Guides = (),
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt, stage by stage.
@@ -145,6 +147,7 @@ class Cascade:
             keep: give the pictures of every stage too, as `Result.stages`. One of them, as `low` of the next stage and
                 with the same seeds, makes the same pictures.
             one_at_a_time: hold one stage in memory at a time, and the text encoder only while it reads.
+            guides: as for the latent panel. They steer the first stage that runs, which decides what is shown.
             callback: called with (step, steps, x0 estimate), steps counted over all stages; raise to cancel.
 
         Raises:
@@ -185,6 +188,8 @@ class Cascade:
                     low=to_tensor(images) if images else None,  # what a stage sees is what a file would hold
                     noise=given,
                     original=originals.get(number),
+                    guides=guides if number == numbers.start else (),
+                    prompts=order.prompts,
                     callback=counted(callback, done, total),
                 )
                 images = to_images(pictures)
@@ -201,7 +206,7 @@ class Cascade:
             {"stage": self.configs[number].name, **settings[number].told(), **cost}
             for number, cost in zip(numbers, costs, strict=True)
         ]
-        common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size)}
+        common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size), **told_guides(guides)}
         common |= {} if original is None else original.told()
         common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         return Result(kept[-1], order.metadata(common), kept if keep else [])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.checks import initial, said
-from diptych.conditioning.beside import concatenated, posed
+from diptych.conditioning.beside import LowConfig, beside_low, concatenated, posed
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.enlarging import read_enlarged
 from diptych.conditioning.original import Original, read_original
@@ -231,12 +231,14 @@ class LatentDiffusion(SecondStage):
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         others = {"size": size, "image": image, "strength": strength, "mask": mask, "paste": paste}
         small, original, extra = read_enlarged(config, low, len(order), **others), None, {}
-        if small is not None:
-            extra, sides = {"concat": small.to(self.device)}, [factor * small.shape[-1], factor * small.shape[-2]]
+        tiles = None if tile is None else Tiling.of_pixels(tile, factor)
+        if small is not None and isinstance(config.reads, LowConfig):
+            latents = partial(self.latents, draws=Draws(torch.tensor(order.seeds)), stream=KEPT, tiles=tiles)
+            extra["concat"] = beside_low(config.reads, config.autoencoder, small.to(self.device), latents)
+            sides = [factor * side for side in reversed(extra["concat"].shape[-2:])]
         else:
             original = read_original(config, len(order), steps, size, image, strength, mask, paste, factor)
             sides = sides if original is None else original.sides
-        tiles = None if tile is None else Tiling.of_pixels(tile, factor)
         decoding = self.decoder(decoder)
         shape = (config.autoencoder.latent_channels, sides[1] // factor, sides[0] // factor)
         source = NoiseSource(order.seeds, shape, device=self.device)

@@ -40,7 +40,7 @@ USES = {
     "size": "models of one stage, from words",
     "tile": LATENT,
     "decoder": LATENT,
-    "guides": DIFFUSING + ", one stage at a time",
+    "guides": DIFFUSING,
 }
 """Settings that not every model takes, and what they are for."""
 

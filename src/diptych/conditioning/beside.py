@@ -47,13 +47,17 @@ class LowConfig(Config):
     """How many times as large a picture becomes."""
     degradation: DegradationConfig = DegradationConfig()
     """How training pictures are made small."""
+    encoded: bool = False
+    """Show also what the first stage makes of the small picture enlarged bicubically, as the published x2 upscaler of
+    latents reads it: then what a coarse latent is has not to be learned anew."""
 
     def check(self) -> None:
         self.require(self.factor >= 2, "factor", "be at least 2")
 
     def channels(self, autoencoder: AutoencoderConfig) -> int:
-        """How many it takes: all its values, at the size of a latent."""
-        return autoencoder.picture_channels * max(1, autoencoder.factor // self.factor) ** 2
+        """How many it takes: all its values, at the size of a latent, and perhaps a latent."""
+        own = autoencoder.picture_channels * max(1, autoencoder.factor // self.factor) ** 2
+        return own + autoencoder.latent_channels * self.encoded
 
 
 BesideConfig = MaskedConfig | LowConfig
@@ -64,7 +68,7 @@ def concatenated(
 ) -> Tensor:
     """What training pictures (B, 3, H, W) in [-1, 1] with these seeds (B,) are learned from: (B, channels, h, w)."""
     if isinstance(config, LowConfig):
-        return at_latents(degraded(pictures, config.factor, config.degradation, seeds), config.factor, autoencoder)
+        return beside_low(config, autoencoder, degraded(pictures, config.factor, config.degradation, seeds), latents)
     masks = training_masks(config, autoencoder, pictures, seeds)
     return torch.cat([masked_latent(masks, autoencoder.factor), latents(pictures * (1 - masks))], 1)
 
@@ -89,6 +93,16 @@ def training_masks(config: MaskedConfig, autoencoder: AutoencoderConfig, picture
 def masked_latent(mask: Tensor, factor: int) -> Tensor:
     """A mask (B, 1, H, W) over latents (B, 1, H / factor, W / factor): at each place its first pixel, as published."""
     return F.interpolate(mask, (mask.shape[-2] // factor, mask.shape[-1] // factor))
+
+
+def beside_low(config: LowConfig, autoencoder: AutoencoderConfig, low: Tensor, latents: Latents) -> Tensor:
+    """What a model that enlarges is shown of small pictures (B, 3, h, w) in [-1, 1]: (B, channels, H / f, W / f), f
+    being the autoencoder's factor and H, W the sides of what they become."""
+    own = at_latents(low, config.factor, autoencoder)
+    if not config.encoded:
+        return own
+    # Bicubic overshoots what pictures can be.
+    return torch.cat([own, latents(F.interpolate(low, scale_factor=config.factor, mode="bicubic").clamp(-1, 1))], 1)
 
 
 def at_latents(low: Tensor, factor: int, autoencoder: AutoencoderConfig) -> Tensor:

@@ -9,11 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.checks import one_or_each
-from diptych.conditioning.beside import at_latents
 from diptych.conditioning.original import checked
 from diptych.errors import UserError
 from diptych.generation import read_size
-from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.pictures import fitted_size, read_picture, to_tensor
 
 
@@ -26,8 +24,6 @@ class Shape(Protocol):
     def multiple(self) -> int: ...
     @property
     def low_factor(self) -> int | None: ...
-    @property
-    def autoencoder(self) -> AutoencoderConfig: ...
 
 
 def read_lows(low: Any, count: int, side: int | None, unit: int) -> list[Image.Image]:
@@ -54,8 +50,7 @@ def fitted(picture: Image.Image, side: int, unit: int) -> Image.Image:
 
 
 def read_enlarged(config: Shape, low: Any, count: int, **others: Any) -> Tensor | None:
-    """What a latent model is to enlarge for `count` prompts, as its U-Net is shown it (count, C, H / f, W / f), f being
-    the autoencoder's factor and (H, W) the size that it is to become; none for a model that does not enlarge.
+    """What a latent model is to enlarge for `count` prompts (count, 3, h, w); none for a model that does not enlarge.
 
     low: as for `read_lows`, at its own size, or a tensor (1 or count, 3, h, w) in [-1, 1], whose sides are to fit. It
     may be larger than the pictures of training: the network is convolutional (Rombach et al. 2022, section 4.3.2).
@@ -81,4 +76,4 @@ def read_enlarged(config: Shape, low: Any, count: int, **others: Any) -> Tensor 
     if height % unit or width % unit:
         raise UserError(f"low has {width} x {height} values: its sides must be multiples of {unit}")
     read_size((width * factor, height * factor), config.multiple)  # or an error: too large
-    return at_latents(small.expand(count, -1, -1, -1), factor, config.autoencoder)
+    return small.expand(count, -1, -1, -1)

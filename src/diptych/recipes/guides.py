@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.text import MiniLMConfig
 from diptych.data.dataset import DataConfig
@@ -113,15 +115,15 @@ RECIPES = {
         "contrastive pair of noisy pictures and text", 256, text=MiniLMConfig(), batch_size=256, steps=1000
     ),
     "emoji-classifier-pixels": Recipe(
-        description=f"classifier of {CONCEPTS:,} concepts in noise, for models of 64-px pixels",
+        description=f"classifier of {CONCEPTS:,} concepts in noise, for the 32-px pixels of the default cascade's base",
         system=GuideTraining(
-            network=small(32, CONCEPTS, in_channels=3, multipliers=(0.5, 1, 2, 4)),
+            network=small(32, CONCEPTS, in_channels=3, multipliers=(1, 2, 4)),
             classes=NAMED,
             schedule=ScheduleConfig(kind="cosine"),
             save_dtype="bfloat16",
         ),
-        data=DATA,
-        training=training(6000, 64),
+        data=dataclasses.replace(DATA, size=32),
+        training=training(4000, 64),
     ),
     "adm-64-classifier": adm(64, SMALL, COSINE, blocks=4),
     "adm-128-classifier": adm(128, MIDDLE, LINEAR),

@@ -43,7 +43,7 @@ def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfi
 
 def enlarging(degradation: DegradationConfig) -> LatentTraining:
     """The default's first stage and U-Net, which begins with its weights; what told it of words is gone."""
-    low = LowConfig(factor=4, degradation=degradation)
+    low = LowConfig(factor=4, degradation=degradation, encoded=True)
     unet = {"concat_channels": low.channels(SMALL_AUTOENCODER), "context_width": None, "pooled_width": None}
     return trained_on(unet=unet, diffusion={"prompts": ()}, beside=low, text=None, guidance=1.0)
 
