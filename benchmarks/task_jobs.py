@@ -17,12 +17,13 @@ def cache(name: str, recipe: str, out: str) -> Job:
     return Job(name=name, minutes=1, run=("precompute", recipe, "--out", out, SMALL_DATA), needs=("words-data",))
 
 
-def study(task: str, *needs: str, minutes: float = 3) -> Job:
-    """`diptych evaluate TASK` of every model that it needs."""
+def study(task: str, *needs: str, more: tuple[str, ...] = (), minutes: float = 3) -> Job:
+    """`diptych evaluate TASK` of every model that it needs, with `more` options; the last names it, too."""
     models = [word for name in needs for word in ("--model", f"{RUNS}/{name}")]
-    out = f"{TASKS}/{task}"
+    name = "-".join((task, *more[-1:]))
+    out = f"{TASKS}/{name}"
     run = ("evaluate", task, *models, "--data", "data/emoji-64", "--out", out, "--pictures", "400", "--seeds", "3")
-    return Job(name=f"{task}-study", minutes=minutes, run=run, needs=needs, result=f"{out}/results.json")
+    return Job(name=f"{name}-study", minutes=minutes, run=(*run, *more), needs=needs, result=f"{out}/results.json")
 
 
 DATA = ("words-data",)
@@ -33,6 +34,8 @@ JOBS = (
     small("emoji-super-resolution", f"{RUNS}/sr", 3, 128, needs=DATA),
     small("emoji-super-resolution-pixels", f"{RUNS}/sr-pixels", 3, 128, needs=DATA),
     study("super-resolution", "sr", "sr-pixels"),
+    small("emoji-super-resolution-bsr", f"{RUNS}/sr-bsr", 3, 128, needs=DATA),
+    study("super-resolution", "sr-bsr", more=("--degradation", "bsr-light")),
     cache("layout-precompute", "emoji-layout", LAYOUT_CACHE),
     small("emoji-layout", f"{RUNS}/layout", 5, 256, f"system.precomputed={LAYOUT_CACHE}", needs=("layout-precompute",)),
     study("layout", "layout"),
@@ -52,6 +55,7 @@ JOBS = (
     ),
     small("emoji-class", f"{RUNS}/class", 3, 256, CLASSES, needs=("class-precompute",)),
     small("emoji-free", f"{RUNS}/free", 2, 256, CLASSES, needs=("class-precompute",)),
+    small("emoji-classifier-pixels", f"{RUNS}/classifier-pixels", 2, 512, needs=DATA),
     small("emoji-glide", f"{RUNS}/glide", 4, 256, needs=DATA),
 )
 """All jobs: those of `jobs.py`, then repainting, super-resolution, layouts, guidance, classes, GLIDE."""

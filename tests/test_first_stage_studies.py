@@ -44,6 +44,7 @@ def test_the_arms_differ_in_the_terms_alone() -> None:
     assert made[2].system.adversarial.start == 40  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_one_command_trains_and_measures_the_terms(data: Path, tmp_path: Path) -> None:
     command = ["--data", str(data), "--features", str(SHIPPED), "--steps", "2", "--pictures", "4", "--device", "cpu"]
     command += ["--start", "0", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
@@ -73,6 +74,7 @@ def test_each_factor_has_the_same_network_over_its_own_latents() -> None:
     assert len({one.training for one in made.values()}) == 1, "equal compute"
 
 
+@pytest.mark.slow
 def test_one_command_compares_the_factors(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = compression.Size(autoencoder=8, unet=16, minutes=(0.001, 0.001), pictures=6)
     monkeypatch.setitem(compression.SIZES, "small", small)

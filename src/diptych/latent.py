@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.checks import initial, said
-from diptych.conditioning.beside import LowConfig, beside_low, concatenated, posed
+from diptych.conditioning.beside import LowConfig
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.enlarging import read_enlarged
 from diptych.conditioning.original import Original, read_original
@@ -111,7 +111,7 @@ class LatentDiffusion(SecondStage):
         cond = self.embed(self.kept_captions(batch, dropped))
         if (beside := self.config.reads) is not None:
             latents = partial(self.latents, draws=draws, stream=KEPT)
-            cond["concat"] = concatenated(beside, self.config.autoencoder, batch["picture"], batch["seed"], latents)
+            cond["concat"] = beside.concatenated(self.config.autoencoder, batch["picture"], batch["seed"], latents)
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
     @property
@@ -122,7 +122,7 @@ class LatentDiffusion(SecondStage):
     def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) with a hole or made small as in training, and what it makes of these."""
         assert self.config.reads is not None, "a model that starts from words alone"
-        shown, given = posed(self.config.reads, self.config.autoencoder, pictures, torch.tensor(seeds))
+        shown, given = self.config.reads.posed(self.config.autoencoder, pictures, torch.tensor(seeds))
         return shown, to_tensor(self.generate(captions, seeds=seeds, **given).images)
 
     # What everyone else asks for.
@@ -234,7 +234,7 @@ class LatentDiffusion(SecondStage):
         tiles = None if tile is None else Tiling.of_pixels(tile, factor)
         if small is not None and isinstance(config.reads, LowConfig):
             latents = partial(self.latents, draws=Draws(torch.tensor(order.seeds)), stream=KEPT, tiles=tiles)
-            extra["concat"] = beside_low(config.reads, config.autoencoder, small.to(self.device), latents)
+            extra["concat"] = config.reads.shown(config.autoencoder, small.to(self.device), latents)
             sides = [factor * side for side in reversed(extra["concat"].shape[-2:])]
         else:
             original = read_original(config, len(order), steps, size, image, strength, mask, paste, factor)

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from diptych.conditioning.embedding import network_of
-from diptych.conditioning.text import Learned
 from diptych.networks.autoencoder import Autoencoder
 
 ENCODED_AT_ONCE = 32
@@ -25,7 +24,7 @@ class SecondStage(nn.Module):
 
     def stand_on(self, autoencoder: Autoencoder, text: Any, *beside: nn.Module | None) -> None:
         """Take the frozen parts. Called once, behind the network: parts are registered in this order."""
-        self.joint_text = text if isinstance(text, Learned) else None
+        self.joint_text: Any = text if isinstance(text, nn.Module) else None
         # Held in a tuple, so that they are no submodules.
         self._frozen = (autoencoder.eval().requires_grad_(False), text, *beside)
 

@@ -203,23 +203,31 @@ def test_shards_are_chosen_with_their_index_and_pickles_only_with_leave() -> Non
     assert choose({"x.ckpt"}, "a/b", pickles=True) == ["x.ckpt"]
 
 
-def without_network(home: Path, *flags: str) -> str:
-    """What `diptych info` says where the hub cannot be reached."""
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(home)}
-    command = [sys.executable, "-m", "diptych", "info", "some/model", *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home.parent)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+WITHOUT_NETWORK = """
+import pathlib, sys
+from diptych.cli import main
+from tests.weights.test_hub import PIPELINE, cache, cut
+
+home = pathlib.Path(sys.argv[1])
+for step in range(3):
+    if step == 1:
+        snapshot = cache(home, PIPELINE)
+        print(snapshot)
+    elif step == 2:
+        cut(snapshot, "unet/config.json")
+    assert main(["info", "some/model", *["--offline"] * (step == 2)]) == 2
+"""
 
 
 def test_no_network_is_one_clear_line(home: Path) -> None:
-    assert "cannot reach the hub for some/model at http://127.0.0.1:9" in (said := without_network(home))
-    assert "no copy in the cache" in said
-    snapshot = cache(home, PIPELINE)
-    assert f"it is in the cache {snapshot}: --offline" in without_network(home)
-    cut(snapshot, "unet/config.json")
-    assert "unet/config.json in the hub's cache is damaged" in without_network(home, "--offline")
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(home)}  # read on import
+    command = [sys.executable, "-c", WITHOUT_NETWORK, str(home)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone, beside, damaged = done.stderr.splitlines()
+    assert "cannot reach the hub for some/model at http://127.0.0.1:9" in alone and "no copy in the cache" in alone
+    assert f"it is in the cache {done.stdout.strip()}: --offline" in beside
+    assert "unet/config.json in the hub's cache is damaged" in damaged
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
 from diptych.conditioning.tokens import load_tokenizer, saved_tokenizer
@@ -33,6 +34,18 @@ class MiniLMConfig(Config):
     def check(self) -> None:
         self.require(2 < self.max_tokens <= 512, "max_tokens", "lie in 3..512")
 
+    def located(self) -> Path:
+        """Where its files lie. A `UserError` where there are none."""
+        return minilm_folder(self.path)
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> MiniLM:
+        """As `build_reader`."""
+        return MiniLM(self, device)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`."""
+        return bert_shape(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BertTextConfig(Config):
@@ -50,6 +63,18 @@ class BertTextConfig(Config):
     def check(self) -> None:
         self.require(self.width >= 1, "width", "be at least 1")
         self.require(self.max_tokens >= 3, "max_tokens", "be at least 3")
+
+    def located(self) -> Path:
+        """Where its files lie. A `UserError` where there are none."""
+        return named_folder(self.path, "BERT")
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> Bert:
+        """As `build_reader`."""
+        return Bert(self, device)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`."""
+        return bert_shape(self)
 
 
 def minilm_folder(path: str | None = None) -> Path:
@@ -75,7 +100,7 @@ class Bert(FrozenText):
     def __init__(self, config: BertTextConfig | MiniLMConfig, device: str | torch.device = "cpu") -> None:
         from transformers import BertConfig, BertModel
 
-        folder = bert_folder(config)
+        folder = config.located()
         tokenizer = (
             load_tokenizer(folder / "tokenizer.json")
             if (folder / "tokenizer.json").is_file()
@@ -95,6 +120,8 @@ class MiniLM(Bert):
         super().__init__(config or MiniLMConfig(), device)
 
 
-def bert_folder(config: BertTextConfig | MiniLMConfig) -> Path:
-    """Where the files of a BERT lie."""
-    return minilm_folder(config.path) if isinstance(config, MiniLMConfig) else named_folder(config.path, "BERT")
+def bert_shape(config: BertTextConfig | MiniLMConfig) -> nn.Module:
+    """A BERT as its folder has it, its weights at random."""
+    from transformers import BertConfig, BertModel
+
+    return BertModel(pretrained_config(BertConfig, config.located(), config.width), add_pooling_layer=False)

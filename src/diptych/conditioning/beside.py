@@ -1,14 +1,14 @@
 """What is concatenated to a noisy latent: a masked picture or a small one (Rombach et al. 2022, sections 4.4 and 4.5).
 
-Each kind is a config here, with the channels that it takes, and a case in `concatenated`, which makes it from training
-pictures. How a user's own picture comes to it at sampling is `original.py`'s matter.
+Each kind is a config here that answers as `Beside` has it: which channels it takes, and what it makes of training
+pictures. How a user's own picture comes to it at sampling is the matter of `original.py` and `enlarging.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,23 @@ Latents = Callable[[Tensor], Tensor]
 """Pictures (B, 3, H, W) -> scaled latents (B, C, h, w), whose noise is drawn for this purpose."""
 
 
+class Beside(Protocol):
+    """What each kind of it, a config, can say."""
+
+    def channels(self, autoencoder: AutoencoderConfig) -> int:
+        """How many channels it takes."""
+        ...
+
+    def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
+        """What training pictures (B, 3, H, W) in [-1, 1] with these seeds (B,) are learned from (B, channels, h, w)."""
+        ...
+
+    def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """What training pictures (B, 3, H, W) with these seeds (B,) look like to a model, for people to see
+        (B, 3, h, w), and as arguments of its `generate`."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskedConfig(Config):
     """A mask and the latent of what it leaves of the picture: the model repaints (section 4.5)."""
@@ -35,6 +52,16 @@ class MaskedConfig(Config):
     def channels(self, autoencoder: AutoencoderConfig) -> int:
         """How many it takes: one for the mask, the others for a latent."""
         return 1 + autoencoder.latent_channels
+
+    def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
+        """As `Beside.concatenated`."""
+        masks = training_masks(self, autoencoder, pictures, seeds)
+        return torch.cat([masked_latent(masks, autoencoder.factor), latents(pictures * (1 - masks))], 1)
+
+    def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """As `Beside.posed`."""
+        masks = training_masks(self, autoencoder, pictures, seeds)
+        return pictures * (1 - masks), {"image": pictures, "mask": masks}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,30 +86,26 @@ class LowConfig(Config):
         own = autoencoder.picture_channels * max(1, autoencoder.factor // self.factor) ** 2
         return own + autoencoder.latent_channels * self.encoded
 
+    def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
+        """As `Beside.concatenated`."""
+        return self.shown(autoencoder, degraded(pictures, self.factor, self.degradation, seeds), latents)
+
+    def shown(self, autoencoder: AutoencoderConfig, low: Tensor, latents: Latents) -> Tensor:
+        """What a model is shown of small pictures (B, 3, h, w) in [-1, 1]: (B, channels, H / f, W / f), f being the
+        autoencoder's factor and H, W the sides of what they become."""
+        own = at_latents(low, self.factor, autoencoder)
+        if not self.encoded:
+            return own
+        # Bicubic overshoots what pictures can be.
+        return torch.cat([own, latents(F.interpolate(low, scale_factor=self.factor, mode="bicubic").clamp(-1, 1))], 1)
+
+    def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """As `Beside.posed`."""
+        low = degraded(pictures, self.factor, self.degradation, seeds)
+        return low, {"low": low}
+
 
 BesideConfig = MaskedConfig | LowConfig
-
-
-def concatenated(
-    config: BesideConfig, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents
-) -> Tensor:
-    """What training pictures (B, 3, H, W) in [-1, 1] with these seeds (B,) are learned from: (B, channels, h, w)."""
-    if isinstance(config, LowConfig):
-        return beside_low(config, autoencoder, degraded(pictures, config.factor, config.degradation, seeds), latents)
-    masks = training_masks(config, autoencoder, pictures, seeds)
-    return torch.cat([masked_latent(masks, autoencoder.factor), latents(pictures * (1 - masks))], 1)
-
-
-def posed(
-    config: BesideConfig, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor
-) -> tuple[Tensor, dict[str, Any]]:
-    """What training pictures (B, 3, H, W) with these seeds (B,) look like to a model, for people to see (B, 3, h, w),
-    and as arguments of its `generate`."""
-    if isinstance(config, LowConfig):
-        low = degraded(pictures, config.factor, config.degradation, seeds)
-        return low, {"low": low}
-    masks = training_masks(config, autoencoder, pictures, seeds)
-    return pictures * (1 - masks), {"image": pictures, "mask": masks}
 
 
 def training_masks(config: MaskedConfig, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> Tensor:
@@ -93,16 +116,6 @@ def training_masks(config: MaskedConfig, autoencoder: AutoencoderConfig, picture
 def masked_latent(mask: Tensor, factor: int) -> Tensor:
     """A mask (B, 1, H, W) over latents (B, 1, H / factor, W / factor): at each place its first pixel, as published."""
     return F.interpolate(mask, (mask.shape[-2] // factor, mask.shape[-1] // factor))
-
-
-def beside_low(config: LowConfig, autoencoder: AutoencoderConfig, low: Tensor, latents: Latents) -> Tensor:
-    """What a model that enlarges is shown of small pictures (B, 3, h, w) in [-1, 1]: (B, channels, H / f, W / f), f
-    being the autoencoder's factor and H, W the sides of what they become."""
-    own = at_latents(low, config.factor, autoencoder)
-    if not config.encoded:
-        return own
-    # Bicubic overshoots what pictures can be.
-    return torch.cat([own, latents(F.interpolate(low, scale_factor=config.factor, mode="bicubic").clamp(-1, 1))], 1)
 
 
 def at_latents(low: Tensor, factor: int, autoencoder: AutoencoderConfig) -> Tensor:

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -49,6 +50,10 @@ class ClassConfig(Config):
                 "text.null and the network's classes, or choose other data"
             )
         return dataclasses.replace(self, names=tuple(found))
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClassLabels:
+        """As `build_reader`."""
+        return ClassLabels(self)
 
     @property
     def entries(self) -> int:

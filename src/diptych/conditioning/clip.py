@@ -56,6 +56,22 @@ class ClipTextConfig(Config):
         self.require(self.width >= 1, "width", "be at least 1")
         self.require(self.max_tokens >= 3, "max_tokens", "be at least 3")
 
+    def located(self) -> Path:
+        """Where its files lie. A `UserError` where there are none."""
+        return named_folder(self.path, "CLIP text model")
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClipText:
+        """As `build_reader`; `folder` holds it where the config names no other."""
+        return ClipText(self, device, folder)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`; without a folder that of ViT-L/14."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        large = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        stored = self.path is not None
+        return CLIPTextModel(pretrained_config(CLIPTextConfig, self.located(), self.width) if stored else large)
+
 
 class ClipText(FrozenText):
     """`last_hidden_state` of a CLIP text model over prompts padded to the maximum; nothing is masked.
@@ -72,7 +88,7 @@ class ClipText(FrozenText):
         from transformers import CLIPTextConfig, CLIPTextModel
 
         inside = config.path is None and folder is not None and (folder / "config.json").is_file()
-        folder = folder if inside and folder is not None else named_folder(config.path, "CLIP text model")
+        folder = folder if inside and folder is not None else config.located()
         shape = pretrained_config(CLIPTextConfig, folder, config.width)
         self._read(config, shape, folder)
         super().__init__(config, folder, frozen(CLIPTextModel(shape), folder).to(device), self.tokenizer)

@@ -16,6 +16,7 @@ from diptych.conditioning.tokens import bert_tokenizer, load_tokenizer, tokenize
 from diptych.config import Config
 from diptych.errors import UserError
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
+from diptych.weights.files import load_into, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,18 @@ class JointTransformerConfig(Config):
     @property
     def width(self) -> int:
         return self.network.width
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> JointTransformer:
+        """As `build_reader`; what `folder` holds was trained along."""
+        if folder is None:
+            return JointTransformer(self).to(device)
+        encoder = JointTransformer(self, load_tokenizer(folder / "tokenizer.json"))
+        load_into(encoder, load_weights(folder), str(folder))
+        return encoder.to(device)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`."""
+        return TextTransformer(self.network)
 
 
 class JointTransformer(nn.Module):

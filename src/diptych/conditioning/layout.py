@@ -24,7 +24,7 @@ from diptych.conditioning.embedding import TextEmbedding
 from diptych.config import Config, read_json
 from diptych.errors import UserError
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
-from diptych.weights.files import write_text
+from diptych.weights.files import load_into, load_weights, write_text
 
 EXAMPLE = "dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -143,6 +143,17 @@ class LayoutConfig(Config):
                 f"and {len(self.classes)} classes"
             )
         self.require(len(set(map(plain, self.classes))) == len(self.classes), "classes", "name each class once")
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> LayoutTransformer:
+        """As `build_reader`; what `folder` holds was trained along."""
+        reader = LayoutTransformer(self, () if folder is None or self.classes else read_classes(folder))
+        if folder is not None:
+            load_into(reader, load_weights(folder), str(folder))
+        return reader.to(device)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`."""
+        return TextTransformer(self.network)
 
 
 class LayoutTransformer(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from diptych.conditioning.embedding import TextEmbedding
@@ -51,6 +52,28 @@ class T5Config(Config):
         self.require(self.width >= 1, "width", "be at least 1")
         self.require(self.max_tokens >= 2, "max_tokens", "be at least 2")
 
+    def located(self) -> Path:
+        """Where its files lie. A `UserError` where there are none."""
+        return named_folder(self.path, "T5")
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> T5:
+        """As `build_reader`."""
+        return T5(self, device)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`; without a folder that of the published v1.1 of its width."""
+        from transformers import T5Config as Shape
+        from transformers import T5EncoderModel
+
+        if self.path is not None:
+            return T5EncoderModel(pretrained_config(Shape, self.located(), self.width))
+        sizes = {width: size for size, (width, *_) in T5_SHAPES.items()}
+        if self.width not in sizes:
+            raise UserError(
+                f"no published T5 v1.1 is {self.width} wide: set text.path, or one of {', '.join(map(str, sizes))}"
+            )
+        return T5EncoderModel(t5_shape(sizes[self.width]))
+
 
 class T5(FrozenText):
     """The last layer's tokens of a T5 encoder; `pooled` is their mean."""
@@ -59,7 +82,7 @@ class T5(FrozenText):
         from transformers import T5Config as Shape
         from transformers import T5EncoderModel
 
-        folder = named_folder(config.path, "T5")
+        folder = config.located()
         tokenizer = t5_tokenizer(folder if config.tokenizer is None else Path(config.tokenizer))
         shape = pretrained_config(Shape, folder, config.width)
         with torch.device("meta"):  # an XXL twice would not fit
