@@ -97,7 +97,7 @@ def _small() -> Recipe:
         data=dataclasses.replace(DATA_64, styles=("noto",), caption_field=FIELD),  # three scenes to one drawing
         training=dataclasses.replace(
             EMOJI["emoji-latent"].training,
-            steps=800,
+            steps=1600,
             batch_size=32,
             learning_rate=6e-4,
             warmup=50,

@@ -71,7 +71,7 @@ RECIPES = {
         description="LDM that enlarges 16 -> 64 px, over the shipped first stage, from the shipped U-Net; bicubic",
         system=enlarging(DegradationConfig()),
         data=DATA_64,
-        training=training(steps=480, batch_size=32, learning_rate=5e-4),
+        training=training(steps=1600, batch_size=32, learning_rate=6e-4),
     ),
     "emoji-super-resolution-bsr": Recipe(
         description="emoji-super-resolution for pictures that are blurred, noisy or JPEG: BSRGAN's chain, milder",
@@ -83,7 +83,7 @@ RECIPES = {
         description="emoji-super-resolution without a first stage: Efficient U-Net over 64-px pictures, as SR3",
         system=over_pixels(DegradationConfig()),
         data=DATA_64,
-        training=training(steps=480, batch_size=32, learning_rate=1e-3),
+        training=training(steps=600, batch_size=16, learning_rate=1e-3),
     ),
     "ldm-sr": Recipe(
         description="LDM-SR: 64 -> 256 px over vq-f4 latents, 114 M U-Net, BSRGAN's chain (Rombach et al. 2022)",
