@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from diptych.conditioning.beside import MaskedConfig, training_masks
-from diptych.conditioning.masks import MaskConfig
+from diptych.conditioning.masks import MaskConfig, smooth_fill
 from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.pictures import to_images, to_tensor
 from diptych.recipes import LatentTraining, get, run
 from diptych.training.diffusion import DiffusionTask, DiffusionTraining
-from diptych.training.randomness import Draws
+from diptych.training.randomness import KEPT, Draws
 from tests.latents import AUTOENCODER, SIZE, autoencoder, config, system, toy_batch
 from tests.networks.reference import randomised
 
@@ -44,6 +44,40 @@ def batch(seeds: list[int]) -> dict[str, Any]:
     """Of pictures in 8 bits, as files hold them."""
     made = toy_batch(seeds)
     return {**made, "picture": to_tensor(to_images(made["picture"]))}
+
+
+@pytest.mark.parametrize("fill", ["grey", "smooth"])
+@pytest.mark.parametrize("fine", [False, True])
+def test_what_is_shown_is_the_mask_and_the_rest_of_the_picture(fill: Any, fine: bool) -> None:
+    shape = MaskedConfig(masks=BESIDE.masks, fill=fill, fine=fine)
+    model, given = repainter(), batch([3, 8])
+    masks = training_masks(shape, AUTOENCODER, given["picture"], given["seed"])
+    seen: list[torch.Tensor] = []
+
+    def latents(pictures: torch.Tensor) -> torch.Tensor:
+        seen.append(pictures)
+        return model.latents(pictures, Draws(given["seed"]), KEPT)
+
+    found = shape.concatenated(AUTOENCODER, given["picture"], given["seed"], latents)
+    assert found.shape == (2, shape.channels(AUTOENCODER), SIZE // 2, SIZE // 2)
+    hole, own = masks.bool().expand_as(seen[0]), found[:, : 4 if fine else 1]
+    assert torch.equal(seen[0][~hole], given["picture"][~hole]) and (fill == "smooth" or (seen[0][hole] == 0).all())
+    assert torch.equal(own, torch.nn.functional.pixel_unshuffle(masks, 2) if fine else masks[..., ::2, ::2])
+    hidden = torch.where(masks.bool(), -given["picture"], given["picture"])
+    assert torch.equal(shape.concatenated(AUTOENCODER, hidden, given["seed"], latents), found), "what is hidden"
+
+
+def test_a_smooth_fill_takes_the_colours_around() -> None:
+    ramp = torch.linspace(-1, 1, 24).view(1, 1, 1, 24).expand(1, 3, 20, 24)
+    mask = torch.zeros(1, 1, 20, 24)
+    mask[..., 5:15, 8:16] = 1
+    filled = smooth_fill(ramp, mask)
+    assert (filled - ramp).abs().max() < 0.3 and torch.equal(filled[..., :8], ramp[..., :8])
+    flat = torch.full((2, 3, 20, 24), 0.3)
+    torch.testing.assert_close(smooth_fill(flat, torch.cat([mask, 1 - mask])), flat)
+    assert torch.equal(smooth_fill(flat, torch.ones(1, 1, 20, 24)), torch.zeros_like(flat))
+    both = smooth_fill(torch.cat([ramp, flat[:1]]), mask)
+    torch.testing.assert_close(both[:1], filled)
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -117,7 +151,7 @@ def test_ours_is_the_default_told_a_mask_in_the_place_of_words() -> None:
     ours, default = (get(name).system for name in ("emoji-inpainting", "emoji-latent"))
     assert isinstance(ours, LatentTraining) and isinstance(default, LatentTraining)
     assert ours.model.repaints and ours.initial == ours.autoencoder == "latent"
-    changed = {"concat_channels": 9, "context_width": None, "pooled_width": None}
+    changed = {"concat_channels": 72, "context_width": None, "pooled_width": None}
     assert ours.model.unet.to_dict() == {**default.model.unet.to_dict(), **changed}
     for field in ("autoencoder", "schedule", "prediction", "times", "size", "sampler"):
         assert getattr(ours.model, field) == getattr(default.model, field)

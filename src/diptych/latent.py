@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.checks import initial, said
-from diptych.conditioning.beside import LowConfig
+from diptych.conditioning.beside import LowConfig, MaskedConfig
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.enlarging import read_enlarged
 from diptych.conditioning.original import Original, read_original
@@ -312,12 +312,12 @@ class LatentDiffusion(SecondStage):
         over = partial(painted_over, walk, noised=self.denoiser.noised, start=start)
         if original.mask is None:
             return over(guided(), known, noise, times)
-        mask = original.small_mask(self.config.autoencoder.factor).to(self.device)
-        mask = mask.expand(len(known), 1, *known.shape[2:])
-        if self.config.repaints:
-            concat = torch.cat([mask, self.latents(original.kept, draws, KEPT, tiles)], 1)  # (B, 1 + C, h, w)
+        if isinstance(reads := self.config.reads, MaskedConfig):
+            latents = partial(self.latents, draws=draws, stream=KEPT, tiles=tiles)
+            concat = reads.shown(self.config.autoencoder, original.pictures, original.mask, latents)
             return over(guided(concat=concat), known, noise, times)
-        return over(guided(), known, noise, times, mask=mask.bool())
+        mask = original.small_mask(self.config.autoencoder.factor).to(self.device)
+        return over(guided(), known, noise, times, mask=mask.expand(len(known), 1, *known.shape[2:]).bool())
 
     # Files: config.json, unet/, autoencoder/, where the text encoder was trained along text/, and tiny_decoder/ if any.
 

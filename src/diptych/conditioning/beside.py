@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.degradations import DegradationConfig, degraded
-from diptych.conditioning.masks import MaskConfig, drawn_masks
+from diptych.conditioning.masks import MaskConfig, drawn_masks, smooth_fill
 from diptych.config import Config
 from diptych.networks.autoencoder import AutoencoderConfig
 
@@ -48,15 +48,27 @@ class MaskedConfig(Config):
     """Which condition this is."""
     masks: MaskConfig = MaskConfig()
     """How masks are drawn in training."""
+    fill: Literal["grey", "smooth"] = "grey"
+    """What stands in the hole when the first stage reads the picture: grey, as published, or what is around it, spread
+    smoothly (`smooth_fill`); then the colours of flat grounds have not to be learned."""
+    fine: bool = False
+    """Show all pixels of the mask, those of a latent's square in channels; else the first of each, as published."""
 
     def channels(self, autoencoder: AutoencoderConfig) -> int:
-        """How many it takes: one for the mask, the others for a latent."""
-        return 1 + autoencoder.latent_channels
+        """How many it takes: one for the mask, or one for each of a square's pixels, the others for a latent."""
+        return (autoencoder.factor**2 if self.fine else 1) + autoencoder.latent_channels
 
     def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
         """As `Beside.concatenated`."""
-        masks = training_masks(self, autoencoder, pictures, seeds)
-        return torch.cat([masked_latent(masks, autoencoder.factor), latents(pictures * (1 - masks))], 1)
+        return self.shown(autoencoder, pictures, training_masks(self, autoencoder, pictures, seeds), latents)
+
+    def shown(self, autoencoder: AutoencoderConfig, pictures: Tensor, masks: Tensor, latents: Latents) -> Tensor:
+        """What a model is shown of pictures (1 or B, 3, H, W) in [-1, 1] and masks (1 or B, 1, H, W), 1 where to paint:
+        (B, channels, H / f, W / f), f being the autoencoder's factor. Nothing of what is under a mask is in it."""
+        known = smooth_fill(pictures, masks) if self.fill == "smooth" else pictures * (1 - masks)
+        own = F.pixel_unshuffle(masks, autoencoder.factor) if self.fine else masked_latent(masks, autoencoder.factor)
+        latent = latents(known)
+        return torch.cat([own.to(latent).expand(len(latent), -1, -1, -1), latent], 1)
 
     def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """As `Beside.posed`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diptych.config import Config
 from diptych.errors import UserError
@@ -187,3 +188,22 @@ def draw_boxes(mask: np.ndarray, boxes: Boxes, scale: float, random: np.random.G
         top = boxes.margin + random.random() * (height - down - 2 * boxes.margin)
         rows, columns = (slice(round(a * scale), round((a + b) * scale)) for a, b in ((top, down), (left, across)))
         mask[rows, columns] = True
+
+
+def smooth_fill(pictures: Tensor, masks: Tensor) -> Tensor:
+    """Pictures (1 or B, 3, H, W) whose masked pixels (1 or B, 1, H, W; 1 where masked) have the colours around them.
+
+    What is known is averaged to ever smaller pictures, and from the smallest on each hole takes what is beneath it
+    (pull and push, Gortler et al. 1996). All is grey (0) where nothing is known.
+    """
+    weights = 1 - masks.to(pictures)
+    colours = pictures * weights
+    levels = [(colours, weights.expand(len(colours), -1, -1, -1))]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        colours, weights = (F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1])
+        levels.append((colours, weights))
+    filled = torch.zeros_like(levels[-1][0])
+    for colours, weights in reversed(levels):
+        beneath = F.interpolate(filled, colours.shape[-2:], mode="bilinear")
+        filled = torch.where(weights > 0, colours / weights.clamp(min=1e-6), beneath)
+    return filled

@@ -51,12 +51,6 @@ class Original:
         """Whether nothing but noise is at the start."""
         return self.mask is not None and self.strength == 1
 
-    @property
-    def kept(self) -> Tensor:
-        """The pictures with grey where the mask is (1 or B, 3, H, W)."""
-        assert self.mask is not None
-        return self.pictures * (1 - self.mask)
-
     def small_mask(self, factor: int) -> Tensor:
         """The mask over latents (1 or B, 1, H / factor, W / factor): at each place its first pixel's, as published."""
         assert self.mask is not None
