@@ -22,6 +22,8 @@ MEASURES = {
 """What is measured of each picture: its name in tables, and decimal places. Consistency is the PSNR of what is made
 small again, from the small picture."""
 COLOURS = 128
+ROOM = 17
+"""Letters of a name under a picture of the sheet."""
 SIDE = 128
 """Of a picture on the contact sheet, in pixels."""
 
@@ -77,7 +79,7 @@ def page(
     for i in range(min(sheet, len(low))):
         pictures = [low[i], *(column.images[0][i] for column in columns), truth[i]]
         both = zip(ratios, columns, strict=True)
-        notes = [f"{float(own[i]):.1f} dB {column.name.rpartition('/')[2]}" for own, column in both]
+        notes = [f"{float(own[i]):.1f} dB {short(column.name)}" for own, column in both]
         cells.append(
             Cell(
                 prompt=captions[i],
@@ -87,6 +89,12 @@ def page(
             )
         )
     return contact_sheet(cells, columns=1 if len(columns) > 1 else 2, side=SIDE).quantize(COLOURS)
+
+
+def short(name: str) -> str:
+    """A way's name where there is room for `ROOM` letters: names that begin alike differ at their ends."""
+    name = name.rstrip("/").rpartition("/")[2].partition(",")[0]
+    return name if len(name) <= ROOM else f"…{name[1 - ROOM :]}"
 
 
 def larger_page(low: Image.Image, made: Sequence[tuple[str, Image.Image]], truth: Image.Image) -> Image.Image:
