@@ -20,6 +20,7 @@ from diptych.errors import UserError
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import psnr
 from diptych.evaluation.super_resolution import evaluate_super_resolution
+from diptych.evaluation.super_resolution_report import short
 from diptych.pictures import to_images, to_tensor
 
 FACTOR, SIZE = 2, 16
@@ -174,6 +175,16 @@ def test_what_cannot_be_compared_is_refused(judge: Judge, toy_data: Path, tmp_pa
     refused("name each model once", [("a", Enlarger()), ("a", Enlarger())])
     refused("two pictures", [("a", Enlarger())], pictures=1)
     refused("at least one seed", [("a", Enlarger())], seeds=0)
+
+
+def test_names_that_begin_alike_are_told_apart_on_the_sheet() -> None:
+    names = (
+        "bicubic",
+        "runs/emoji-super-resolution/",
+        "runs/emoji-super-resolution-pixels",
+        "first stage, of the truth",
+    )
+    assert [short(name) for name in names] == ["bicubic", "…super-resolution", "…esolution-pixels", "first stage"]
 
 
 def test_pictures_and_back() -> None:
