@@ -78,6 +78,7 @@ def test_the_base_of_the_cascade_follows_colours(cascade: Cascade) -> None:
     assert yellow[0] > yellow[2] + 60 and yellow[1] > yellow[2] + 30
 
 
+@pytest.mark.slow  # of small cascades test_cascade.py says the same
 def test_a_seed_gives_the_same_cascade_alone_and_in_a_batch(cascade: Cascade) -> None:
     prompts, seeds = ["a cat", "two dogs on a red background", "a rocket"], [5, 3, 2**31]
     together = cascade.generate(prompts, seeds=seeds, stop=2).images

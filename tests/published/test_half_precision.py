@@ -37,7 +37,12 @@ def painted(name: str, folder: Path, dtype: str) -> np.ndarray:
     return np.asarray(result.images[0], dtype=float) / 255
 
 
-@pytest.mark.parametrize("name", PAINTING)
+SLOW = {"sd1-folder-unet"}  # the pictures of the others are small
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PAINTING]
+)
 def test_half_precision_paints_what_single_precision_does(name: str, tmp_path: Path) -> None:
     KINDS[name].write(tmp_path)
     full = painted(name, tmp_path, "float32")

@@ -70,7 +70,7 @@ def same_files(a: Path, b: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sd1", "sd2", pytest.param("inpainting", marks=pytest.mark.slow)])
 def test_every_way_around_ends_where_it_began(models: Path, tmp_path: Path, kind: Kind) -> None:
     """diffusers -> ours -> diffusers -> single file -> ours -> single file -> diffusers."""
     options = Options(tokenizer=models / kind)
@@ -180,7 +180,7 @@ def test_what_only_our_header_says_of_a_file_is_told(tmp_path: Path) -> None:
     assert parts.config.unet == read_parts(tmp_path / "folder", Options()).config.unet
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_type_is_changed_where_it_is_asked_for(models: Path, tmp_path: Path, dtype: str) -> None:
     whole = state(models / "sd1")
     convert(models / "sd1", tmp_path / "half.safetensors", dtype=dtype)

@@ -137,6 +137,7 @@ def test_it_learns_and_opens_again(tmp_path: Path, update: str) -> None:
     assert len(indices.unique()) > 2
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_codebook_of_one(tmp_path: Path) -> None:
     """However the batch of five is split, and into parts of how many."""
     toy_vq.run(str(tmp_path / "alone"), 1)
