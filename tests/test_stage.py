@@ -198,6 +198,9 @@ def test_a_stage_without_words_reads_none_and_costs_half() -> None:
     first, second = (model.generate(text, seeds=[3], low=low, negative="z") for text in CAPTIONS)
     assert same_picture(first.images[0], second.images[0])
     assert first.metadata[0]["guidance"] == 1.0 and first.metadata[0]["prompt"] == CAPTIONS[0]
+    assert same_picture(model.generate("", seeds=[3], low=low).images[0], first.images[0]), "nothing need be said"
+    with pytest.raises(UserError, match="a prompt is empty"):
+        stage(enlarging()).generate("", seeds=[3], low=low)
     before = model.denoiser.calls
     model.generate("any", low=low, guidance=7.0, steps=3)
     assert model.denoiser.calls - before == 3

@@ -172,7 +172,8 @@ class Stage(nn.Module):
         Args:
             prompts, seeds, negative: as for the latent panel. Nothing is said by zeros, the null embedding, or by the
                 empty prompt (`config.null`). A stage of classes reads their numbers or names. A stage without text
-                (SR3, DDPM) reads neither: prompts then only name the pictures, and nothing is guided.
+                (SR3, DDPM) reads neither: prompts then only name the pictures, with `low` none is needed, and nothing
+                is guided.
             steps, guidance, sampler, threshold, augmentation: the stage's own defaults if none. A threshold is "none",
                 "static", "dynamic", or "dynamic:0.95:1.5" with its percentile and cap; augmentation is the level, from
                 0 to 1, at which the low-resolution picture is spoiled.
@@ -188,7 +189,8 @@ class Stage(nn.Module):
         Raises:
             UserError: as for the latent panel; or the stage was never trained; or `low` is missing, or no picture.
         """
-        order = Order.read(prompts, seeds, negative, image is not None)
+        nothing_to_say = image is not None or (low is not None and self.config.text is None)
+        order = Order.read(prompts, seeds, negative, nothing_to_say)
         settings = self.settings(
             steps=steps, guidance=guidance, sampler=sampler, threshold=threshold, augmentation=augmentation
         )
