@@ -56,6 +56,18 @@ JOBS = (
     small("emoji-class", f"{RUNS}/class", 3, 256, CLASSES, needs=("class-precompute",)),
     small("emoji-free", f"{RUNS}/free", 2, 256, CLASSES, needs=("class-precompute",)),
     small("emoji-classifier-pixels", f"{RUNS}/classifier-pixels", 2, 512, needs=DATA),
+    Job(
+        name="guidance-pixels",
+        minutes=4,
+        run=partial(
+            script,
+            *("guidance.py", "--data", "data/emoji-64", "--model", "src/diptych/assets/cascade/stage-32"),
+            *("--classifier", f"{RUNS}/classifier-pixels", "--noisy-clip", "none", "--clip", FEATURES),
+            *("--pictures", "200", "--out", f"{GUIDANCE}-pixels"),
+            result=f"{GUIDANCE}-pixels/results.json",
+        ),
+        needs=("classifier-pixels", "features"),
+    ),
     small("emoji-glide", f"{RUNS}/glide", 4, 256, needs=DATA),
 )
 """All jobs: those of `jobs.py`, then repainting, super-resolution, layouts, guidance, classes, GLIDE."""
