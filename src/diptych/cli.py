@@ -185,14 +185,10 @@ def build_parser() -> Parser:
     command.set_defaults(command=commands.evaluate)
 
     command = groups.add_parser("evaluate reconstruction", help="measure what first stages keep of pictures")
-    command.add_argument(
-        "--model",
-        metavar="M",
-        action="append",
-        dest="models",
-        help="a first stage: its run or model folder, or what has one, as in generate; once for each (default: latent)",
+    add_models(
+        command,
+        "a first stage: its run or model folder, or what has one, as in generate; once for each (default: latent)",
     )
-    add_opening(command)
     add_study(command, "so many of the data's pictures (default: 400)")
     command.add_argument(
         "--split", metavar="S", choices=("held-out", "train", "all"), help="held-out (default), train or all"
@@ -203,14 +199,7 @@ def build_parser() -> Parser:
     command.set_defaults(command=commands.evaluate_reconstruction)
 
     command = groups.add_parser("evaluate inpainting", help="measure how well holes in pictures are filled")
-    command.add_argument(
-        "--model",
-        metavar="M",
-        action="append",
-        dest="models",
-        help="a latent model, as in generate; once for each; latent, which repaints untrained, comes along",
-    )
-    add_opening(command)
+    add_models(command, "a latent model, as in generate; once for each; latent, which repaints untrained, comes along")
     add_study(command, "so many of the data's pictures (default: 100)")
     command.add_argument("--seeds", metavar="K", type=whole(2), help="masks and noise for each (default: 3)")
     command.add_argument("--steps", metavar="N", type=whole(1), help="of sampling (default: the models' own)")
@@ -218,9 +207,7 @@ def build_parser() -> Parser:
     command.set_defaults(command=commands.evaluate_inpainting)
 
     command = groups.add_parser("evaluate super-resolution", help="measure how well small pictures are enlarged")
-    told = "a model that enlarges, as in generate; once for each"
-    command.add_argument("--model", metavar="M", action="append", dest="models", required=True, help=told)
-    add_opening(command)
+    add_models(command, "a model that enlarges, as in generate; once for each", required=True)
     add_study(command, "so many of the data's pictures (default: 200)")
     command.add_argument("--seeds", metavar="K", type=whole(1), help="noise for each (default: 2)")
     command.add_argument("--split", metavar="S", choices=("held-out", "train", "all"), help="held-out (default)")
@@ -307,6 +294,11 @@ def build_parser() -> Parser:
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(command=commands.data_check)
     return parser
+
+
+def add_models(command: Parser, told: str, required: bool = False) -> None:
+    command.add_argument("--model", metavar="M", action="append", dest="models", required=required, help=told)
+    add_opening(command)
 
 
 def add_model(command: Parser) -> None:

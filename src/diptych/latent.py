@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.checks import initial, said
-from diptych.conditioning.beside import LowConfig, MaskedConfig
+from diptych.conditioning.beside import Latents, LowConfig, MaskedConfig
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.enlarging import read_enlarged
 from diptych.conditioning.original import Original, read_original
@@ -110,7 +110,7 @@ class LatentDiffusion(SecondStage):
         posterior = self.posterior(batch)
         cond = self.embed(self.kept_captions(batch, dropped))
         if (beside := self.config.reads) is not None:
-            latents = partial(self.latents, draws=draws, stream=KEPT)
+            latents = self.latents_beside(draws)
             cond["concat"] = beside.concatenated(self.config.autoencoder, batch["picture"], batch["seed"], latents)
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
@@ -142,6 +142,10 @@ class LatentDiffusion(SecondStage):
         posterior = self.posterior({"picture": pictures.to(self.device)}, tiles)
         like = posterior.mean.expand(len(draws.seeds), *posterior.mean.shape[1:])
         return posterior.sample(draws.normal(like, stream)) * self.scale
+
+    def latents_beside(self, draws: Draws, tiles: Tiling | None = None) -> Latents:
+        """What makes latents of pictures that stand beside the noisy one."""
+        return partial(self.latents, draws=draws, stream=KEPT, tiles=tiles)
 
     def decoded(
         self, latents: Tensor, tiles: Tiling | None = None, decoder: Autoencoder | TinyDecoder | None = None
@@ -231,9 +235,9 @@ class LatentDiffusion(SecondStage):
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         others = {"size": size, "image": image, "strength": strength, "mask": mask, "paste": paste}
         small, original, extra = read_enlarged(config, low, len(order), **others), None, {}
-        tiles = None if tile is None else Tiling.of_pixels(tile, factor)
+        tiles, draws = None if tile is None else Tiling.of_pixels(tile, factor), Draws(torch.tensor(order.seeds))
         if small is not None and isinstance(config.reads, LowConfig):
-            latents = partial(self.latents, draws=Draws(torch.tensor(order.seeds)), stream=KEPT, tiles=tiles)
+            latents = self.latents_beside(draws, tiles)
             extra["concat"] = config.reads.shown(config.autoencoder, small.to(self.device), latents)
             sides = [factor * side for side in reversed(extra["concat"].shape[-2:])]
         else:
@@ -252,7 +256,6 @@ class LatentDiffusion(SecondStage):
         if original is None:
             latents = walk(guided(**extra), first, times)
         else:
-            draws = Draws(torch.tensor(order.seeds))
             latents = self.redone(original, draws, guided, walk, start, first, times, tiles)
         pictures = self.decoded(latents, tiles, decoding)
         common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
@@ -313,7 +316,7 @@ class LatentDiffusion(SecondStage):
         if original.mask is None:
             return over(guided(), known, noise, times)
         if isinstance(reads := self.config.reads, MaskedConfig):
-            latents = partial(self.latents, draws=draws, stream=KEPT, tiles=tiles)
+            latents = self.latents_beside(draws, tiles)
             concat = reads.shown(self.config.autoencoder, original.pictures, original.mask, latents)
             return over(guided(concat=concat), known, noise, times)
         mask = original.small_mask(self.config.autoencoder.factor).to(self.device)

@@ -11,7 +11,7 @@ from PIL import Image
 from rich import box
 from rich.table import Table
 
-from diptych.evaluation.report import number, picture_table
+from diptych.evaluation.report import number, picture_table, short_name
 from diptych.evaluation.retrieval import Mean
 
 MEASURES = {"frechet": ("Fréchet", 2), "perceptual": ("perceptual", 3), "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3)}
@@ -71,7 +71,7 @@ def sheet_of(folder: Path, titles: Sequence[str], captions: Sequence[str]) -> Im
         with Image.open(folder / f"{title.replace('/', '-')}.png") as strip:
             side = strip.height  # its pictures are square
             strips.append([strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)])
-    rows = [(title.rpartition("/")[2], [strip]) for title, strip in zip(titles, strips, strict=True)]
+    rows = [(short_name(title), [strip]) for title, strip in zip(titles, strips, strict=True)]
     notes = [f"{i}  {caption}" for i, caption in enumerate(captions[: len(strips[0])], 1)]
     side = strips[0][0].width
     page = picture_table([""], rows, notes, side * max(1, 96 // side))

@@ -139,6 +139,11 @@ def sweep_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def short_name(model: str) -> str:
+    """What a table or sheet calls a model: the last part of its path."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
 def number(mean: dict[str, float] | None, places: int) -> str:
     """A mean with its standard error; nothing where there is none."""
     return "" if mean is None else f"{mean['value']:.{places}f}±{mean['error']:.{places}f}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from diptych.evaluation.reconstruction_report import side_by_side
-from diptych.evaluation.report import Cell, contact_sheet, number
+from diptych.evaluation.report import Cell, contact_sheet, number, short_name
 
 MEASURES = {
     "psnr": ("PSNR, dB", 2),
@@ -44,7 +44,7 @@ def table(results: dict[str, Any]) -> Table:
     settings = results["settings"]
     small, told = settings["size"] // settings["factor"], f"{settings['pictures']} {results['data']['split']} pictures"
     title = f"{small} -> {settings['size']} px, {settings['degradation']}: {told}, {settings['seeds']} seeds"
-    return side_by_side(title, {row["name"].rstrip("/").rpartition("/")[2]: lines(row) for row in results["models"]})
+    return side_by_side(title, {short_name(row["name"]): lines(row) for row in results["models"]})
 
 
 def lines(row: dict[str, Any]) -> dict[str, str]:
@@ -93,7 +93,7 @@ def page(
 
 def short(name: str) -> str:
     """A way's name where there is room for `ROOM` letters: names that begin alike differ at their ends."""
-    name = name.rstrip("/").rpartition("/")[2].partition(",")[0]
+    name = short_name(name).partition(",")[0]
     return name if len(name) <= ROOM else f"…{name[1 - ROOM :]}"
 
 
