@@ -66,13 +66,15 @@ MAY_IMPORT = {
         *GROUND,
         *("arguments", "diptych", "recipes", "evaluation", "data", "painting", "opening", "published", "guides"),
     },
-    "cli": {"errors", "arguments", "commands"},
+    "options": {"errors", "arguments", "commands"},
+    "cli": {"errors", "options"},
     "__main__": {"cli"},
 }
 """Room -> rooms that it may import. `diptych` is the package's own `__init__`."""
 
 AT_START = {
-    "cli": {"errors", "arguments", "commands"},
+    "cli": {"errors", "options"},
+    "options": {"errors", "arguments", "commands"},
     "commands": {"errors", "arguments"},
     "__main__": {"cli"},
 }

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import diptych
-from diptych.cli import lora as read_option
+from diptych.arguments import lora as read_option
 from diptych.cli import main
 from diptych.errors import UserError
 from diptych.networks.lora import Adapter, LowRank, adapt, adapted
