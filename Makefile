@@ -46,10 +46,10 @@ gpu: ## run what wants a GPU, best value first, within BUDGET minutes; a rerun g
 
 default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (hours on a CPU)
 	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64
-	$(BIN)/diptych train judge --run runs/judge
-	$(BIN)/diptych train emoji-autoencoder --run runs/emoji-autoencoder
+	$(BIN)/diptych train judge --run-dir runs/judge
+	$(BIN)/diptych train emoji-autoencoder --run-dir runs/emoji-autoencoder
 	$(BIN)/diptych precompute emoji-latent --out cache/emoji-latent
-	$(BIN)/diptych train emoji-latent --run runs/emoji-latent
+	$(BIN)/diptych train emoji-latent --run-dir runs/emoji-latent
 	rm -rf src/diptych/assets/latent/unet src/diptych/assets/latent/autoencoder
 	cp -r runs/emoji-latent/model/. src/diptych/assets/latent
 	cp -r runs/judge/model/. src/diptych/assets/judge
@@ -59,9 +59,9 @@ default-model: $(VENV)/.installed-data ## make the data and train the models in 
 default-cascade: $(VENV)/.installed-data ## as default-model, for the cascade in src/diptych/assets (hours on a CPU)
 	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64
 	$(BIN)/diptych data emoji --size 512 --scenes 1000 --out data/emoji-512
-	$(BIN)/diptych train emoji-base --run runs/emoji-base
-	$(BIN)/diptych train emoji-sr-128 --run runs/emoji-sr-128
-	$(BIN)/diptych train emoji-sr-512 --run runs/emoji-sr-512
+	$(BIN)/diptych train emoji-base --run-dir runs/emoji-base
+	$(BIN)/diptych train emoji-sr-128 --run-dir runs/emoji-sr-128
+	$(BIN)/diptych train emoji-sr-512 --run-dir runs/emoji-sr-512
 	$(BIN)/diptych assemble runs/emoji-base runs/emoji-sr-128 runs/emoji-sr-512 --out src/diptych/assets/cascade
 	@echo "Bring MODEL_CARD.md in src/diptych/assets/cascade up to date."
 	$(BIN)/diptych evaluate --model cascade --stop 2 --data data/emoji-512 --out runs/emoji-cascade/evaluation

@@ -90,7 +90,7 @@ def settings(prefix: str, values: dict[str, str]) -> list[str]:
 def train(recipe: str, run: str, minutes: float, batch: int, rate: float, *more: str) -> tuple[str, ...]:
     limits = [f"training.minutes={minutes:g}", f"training.batch_size={batch}", f"training.learning_rate={rate:g}"]
     data = [f"data.path={DATA}", "data.in_memory=true"]
-    return ("train", recipe, "--run", run, *data, *settings("training", STEADY), *limits, *more)
+    return ("train", recipe, "--run-dir", run, *data, *settings("training", STEADY), *limits, *more)
 
 
 LATENT_SETTINGS = (
@@ -163,7 +163,7 @@ def stage(name: str, data: str, minutes: float, batch: int, *needs: str) -> Job:
 
 def words(recipe: str) -> Job:
     """One of the two models of the study of unseen words: the recipe as it is, for equal steps."""
-    run = ("train", recipe, "--run", f"{WORDS}/{recipe}", "training.steps=4200", "training.sample_every=0")
+    run = ("train", recipe, "--run-dir", f"{WORDS}/{recipe}", "training.steps=4200", "training.sample_every=0")
     data = ("data.path=data/emoji-64", f"system.autoencoder={WORDS}/autoencoder", f"system.precomputed={WORDS}/cache")
     return Job(name=f"words-{recipe}", minutes=2, run=(*run, *data), needs=("words-precompute",), resumes=True)
 
@@ -248,7 +248,7 @@ THEN = (
     Job(
         name="words-autoencoder",
         minutes=2,
-        run=("train", AUTOENCODER, "--run", f"{WORDS}/autoencoder", "data.path=data/emoji-64"),
+        run=("train", AUTOENCODER, "--run-dir", f"{WORDS}/autoencoder", "data.path=data/emoji-64"),
         needs=("words-data",),
         resumes=True,
     ),

@@ -7,16 +7,22 @@ what to do), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import json
 import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from diptych.errors import UserError
 from diptych.options import build_parser
 
 TWO_WORDS = ("evaluate reconstruction", "evaluate inpainting", "evaluate super-resolution", "evaluate layout")
 """Commands beside which the first word is a command of its own."""
+PATIENCE = 10.0
+"""Seconds that a process under torchrun leaves the first one to say what is wrong."""
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -42,8 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complain(message: str, code: int = 2) -> int:
-    """One line on standard error, whatever the message holds."""
-    print(f"diptych: {' '.join(message.split())}", file=sys.stderr)
+    """One line on standard error, whatever the message holds; under torchrun from one process, not from each."""
+    line = f"diptych: {' '.join(message.split())}"
+    if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with contextlib.suppress(OSError, KeyboardInterrupt):
+            if (rank := os.environ.get("RANK", "0")) != "0":
+                # Most mistakes are made in every process: the first one says it, and torchrun ends the others.
+                time.sleep(PATIENCE)
+                line = f"{line} (in process {rank})"
+            # torchrun ends its own account of a failure with what stands in this file.
+            stamp = {"py_callstack": line, "timestamp": str(int(time.time()))}
+            Path(report).write_text(json.dumps({"message": {"message": line, "extraInfo": stamp}}), encoding="utf-8")
+    print(line, file=sys.stderr, flush=True)
     return code
 
 

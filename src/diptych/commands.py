@@ -140,7 +140,7 @@ def train(arguments: argparse.Namespace) -> None:
     from diptych.recipes import get, run
 
     recipe = get(arguments.recipe).override(arguments.assignments)
-    run.train(recipe, arguments.run or Path("runs") / arguments.recipe)
+    run.train(recipe, arguments.run_dir or Path("runs") / arguments.recipe)
 
 
 def precompute(arguments: argparse.Namespace) -> None:

@@ -97,7 +97,9 @@ def build_parser() -> Parser:
 
     command = groups.add_parser("train", help="train a recipe, or go on with a run")
     add_recipe(command)
-    command.add_argument("--run", metavar="FOLDER", type=Path, help="(default: runs/RECIPE)")
+    # Not --run: torchrun takes every abbreviation of its own options, here --run-path, for itself.
+    command.add_argument("--run-dir", metavar="FOLDER", type=Path, help="(default: runs/RECIPE)")
+    command.add_argument("--run", dest="run_dir", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(command=commands.train)
 
     command = groups.add_parser("precompute", help="compute a recipe's latents and text embeddings once for all")
