@@ -95,6 +95,30 @@ def test_a_mistaken_change_is_refused_in_one_line(assignments: list[str], says: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "assignments", "says"),
+    [
+        ("kl-f8", ["data.size=100"], r"data\.size must be a multiple of 8, not 100"),
+        ("kl-f8", ["data.size=384", "data.crop=100"], r"data\.crop must be a multiple of 8, not 100"),
+        ("emoji-tiny-decoder", ["data.size=99"], r"data\.size must be a multiple of \d, not 99"),
+        ("emoji-latent", ["data.crop=32"], r"data\.crop \(32\) and system\.model\.size \(64\) must be the same"),
+        ("emoji-latent", ["data.size=80", "data.crop=64", "system.precomputed=x"], "latents are not kept"),
+        ("emoji-latent", ["data.center_shift=0.1", "system.precomputed=x"], "latents are not kept"),
+    ],
+)
+def test_pictures_that_a_model_cannot_take_are_refused(name: str, assignments: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        get(name).override(assignments)
+
+
+def test_random_crops_train_what_reads_pictures_of_their_side() -> None:
+    for name in ("kl-f8", "ldm-inpainting"):
+        recipe = get(name).override(["data.size=384", "data.crop=256", "data.flip=0.5"])
+        assert recipe.data.side == 256
+    with pytest.raises(UserError, match="train without precomputing"):
+        run.precompute(get("sd1").override(["data.size=600", "data.crop=512"]), Path("nowhere"))
+
+
 def test_an_unknown_recipe_is_answered_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"unknown recipe 'emojii'.*emoji-latent"):
         get("emojii")

@@ -276,11 +276,35 @@ def test_missing_and_empty_folders(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("size", 0), ("crop", 0), ("crop", 65), ("held_out", 1.0), ("max_failure_rate", 2.0), ("split", "test")],
+    [
+        ("size", 0),
+        ("crop", 0),
+        ("crop", 65),
+        ("held_out", 1.0),
+        ("flip", 1.5),
+        ("center_shift", -0.1),
+        ("max_failure_rate", 2.0),
+        ("split", "test"),
+    ],
 )
 def test_wrong_settings_name_the_field(field, value):
     with pytest.raises(UserError, match=field):
         DataConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_size": 80},
+        {"max_size": 60, "crop": 32},
+        {"center_shift": 0.1, "crop": 32},
+        {"caption_field": "layout", "flip": 0.5},
+        {"caption_field": "layout", "crop": 32},
+    ],
+)
+def test_settings_that_do_not_go_together_name_the_first(values):
+    with pytest.raises(UserError, match=next(iter(values))):
+        DataConfig(**values)
 
 
 def test_a_crop_may_be_as_large_as_the_picture():

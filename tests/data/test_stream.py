@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 import torch
+from PIL import Image
 
 from diptych.data import DataConfig, Example, SampleStream, collate, make_batch, open_dataset, sample_stream
 from tests.data.tiny import image_dataset
@@ -74,6 +75,10 @@ def numbered(height=6, width=6, key="k"):
     return Example(picture=picture, captions=("x",), meta={}, key=key)
 
 
+def cutting(crop, size=6, **options):
+    return DataConfig(size=size, crop=crop, **options)
+
+
 def places(batch):
     """(top, left) of each crop, after a look at every pixel of it."""
     pixels = ((batch["picture"] + 1) * 127.5).round().long()  # (B, 3, H, W)
@@ -86,30 +91,30 @@ def places(batch):
 
 def test_every_place_of_a_crop_is_as_likely():
     seeds = [SampleStream(9, 0)[p][1] for p in range(3200)]
-    batch = collate([numbered()] * 3200, seeds, crop=3)
+    batch = collate([numbered()] * 3200, seeds, cutting(3))
     assert batch["picture"].shape == (3200, 3, 3, 3)
     found = Counter(places(batch))
     assert set(found) == set(itertools.product(range(4), range(4)))  # both borders included
     assert all(abs(count - 200) < 70 for count in found.values())
-    oblong = places(collate([numbered(5, 7)] * 200, seeds[:200], crop=4))
+    oblong = places(collate([numbered(5, 7)] * 200, seeds[:200], cutting(4, size=5)))
     assert set(oblong) == set(itertools.product(range(2), range(4)))
 
 
 def test_the_seed_alone_fixes_the_place_of_a_crop():
     seeds = [SampleStream(9, 0)[p][1] for p in range(40)]
-    together = places(collate([numbered(key=str(i)) for i in range(40)], seeds, crop=2))
-    assert [places(collate([numbered()], [seed], crop=2))[0] for seed in seeds] == together
-    assert places(collate([numbered()] * 40, seeds[::-1], crop=2)) == together[::-1]
+    together = places(collate([numbered(key=str(i)) for i in range(40)], seeds, cutting(2)))
+    assert [places(collate([numbered()], [seed], cutting(2)))[0] for seed in seeds] == together
+    assert places(collate([numbered()] * 40, seeds[::-1], cutting(2))) == together[::-1]
 
 
 def test_a_crop_of_the_whole_size_is_the_whole_picture():
-    whole, cropped = (collate([numbered()] * 3, [1, 2, 3], crop) for crop in (None, 6))
+    whole, cropped = (collate([numbered()] * 3, [1, 2, 3], crop) for crop in (None, cutting(6)))
     assert torch.equal(whole["picture"], cropped["picture"])
 
 
 def test_a_crop_says_the_caption_that_the_whole_picture_says():
     example = Example(picture=numbered().picture, captions=("a", "b", "c"), meta={}, key="k")
-    assert collate([example] * 50, range(50), crop=2)["caption"] == collate([example] * 50, range(50))["caption"]
+    assert collate([example] * 50, range(50), cutting(2))["caption"] == collate([example] * 50, range(50))["caption"]
 
 
 def test_the_stream_cuts_what_the_data_says(tmp_path):
@@ -119,10 +124,68 @@ def test_the_stream_cuts_what_the_data_says(tmp_path):
         stream, positions = SampleStream(len(data), 1), list(range(4, 12))
         pairs = [stream[p] for p in positions]
         batch = make_batch(data, stream, positions)
-        expected = collate([data[i] for i, _ in pairs], [seed for _, seed in pairs], crop)
+        expected = collate([data[i] for i, _ in pairs], [seed for _, seed in pairs], data.config)
         assert batch["picture"].shape[-2:] == (crop or 8, crop or 8)
         assert torch.equal(batch["picture"], expected["picture"])
         again = make_batch(data, SampleStream(len(data), 1), positions)  # validation, a resume
         assert torch.equal(batch["picture"], again["picture"])
         parts = [make_batch(data, stream, positions[i::2])["picture"] for i in range(2)]  # two ranks
         assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), batch["picture"])
+
+
+# What else is drawn of a picture
+
+
+def seen(example, config, count=1000):
+    """What is seen of an example at so many positions of a stream, (N, 3, S, S) of whole numbers."""
+    batch = collate([example] * count, [SampleStream(9, 0)[p][1] for p in range(count)], config)
+    return ((batch["picture"] + 1) * 127.5).round().long()
+
+
+def test_a_share_of_the_pictures_is_mirrored():
+    plain, never, half, always = (
+        seen(numbered(), None if flip is None else DataConfig(size=6, flip=flip)) for flip in (None, 0.0, 0.3, 1.0)
+    )
+    assert torch.equal(plain, never)
+    assert torch.equal(always, plain.flip(-1))
+    mirrored = (half == always).flatten(1).all(1)
+    assert torch.equal(half[~mirrored], plain[~mirrored])
+    assert 250 < mirrored.sum() < 350
+    assert torch.equal(seen(numbered(), DataConfig(size=6, flip=0.3)), half)  # a resume, another number of processes
+
+
+def test_a_flip_moves_neither_crops_nor_captions():
+    both = seen(numbered(), cutting(2, flip=1.0))
+    assert torch.equal(both.flip(-1), seen(numbered(), cutting(2)))
+
+
+def test_the_shifted_centre_crop_goes_as_far_as_it_may():
+    config = DataConfig(size=10, center_shift=0.2)
+    for height, width, reach in ((10, 30, 2), (12, 10, 1), (10, 10, 0)):
+        found = seen(numbered(height, width), config)
+        assert found.shape[-2:] == (10, 10)
+        starts = (found[:, 1, 0, 0] if width > height else found[:, 0, 0, 0]).tolist()
+        centre = (max(height, width) - 10) // 2
+        assert set(starts) == set(range(centre - reach, centre + reach + 1))
+
+
+def test_a_range_of_sizes_shows_less_and_more_of_a_picture():
+    """Of a picture (20, 30) at its largest, crops of 10 show between all and half of the shorter side."""
+    found = seen(numbered(20, 30), DataConfig(size=10, max_size=20, crop=10))
+    assert found.shape == (1000, 3, 10, 10)
+    shown = found[:, 0, -1, 0] - found[:, 0, 0, 0]  # rows of the picture, from the first to the last that is seen
+    assert shown.min() <= 10 and shown.max() >= 17
+    lefts = found[:, 1, 0, 0]
+    assert lefts.min() <= 1 and lefts.max() >= 18
+
+
+def test_crops_and_shifts_reach_beyond_the_centre_of_oblong_pictures(tmp_path):
+    picture = Image.fromarray(numbered(8, 24).picture)
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("x")
+    for config in ({"crop": 8}, {"center_shift": 0.5}, {"size": 8, "max_size": 8, "crop": 4}):
+        data = open_dataset(DataConfig(path=str(tmp_path), **{"size": 8, **config}))
+        assert data[0].picture.shape == (8, 24, 3)
+        batch = make_batch(data, SampleStream(1, 0), range(50))
+        assert batch["picture"].shape == (50, 3, data.config.side, data.config.side)
+        assert len({places(batch)[i][1] for i in range(50)}) > 4

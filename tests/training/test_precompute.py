@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -71,6 +72,22 @@ def test_batches_are_those_encoded_on_the_fly(store: Path, datasets: dict[str, P
         assert (mine - wanted).abs().max() <= 2**-10 * wanted.abs().max(), "half precision has 11 bits"
     task = DiffusionTask(system, DiffusionTraining())
     assert torch.allclose(task.loss(kept)[0], task.loss(fly)[0], rtol=0.01)
+
+
+def test_mirror_images_are_kept_and_drawn_as_on_the_fly(
+    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path
+) -> None:
+    flipping = open_dataset(dataclasses.replace(datasets["train"].config, flip=0.5))
+    folder = precompute({"train": flipping}, autoencoder(), None, tmp_path / "store", CPU)
+    stream, positions = SampleStream(len(flipping), 7), list(range(12))
+    kept = PrecomputedLatents(folder, "train", 7, autoencoder(), flip=0.5)(positions)
+    fly = autoencoder().moments(make_batch(flipping, stream, positions)["picture"])
+    plain = PrecomputedLatents(folder, "train", 7, autoencoder())(positions)
+    assert (kept["latent"] - fly).abs().max() <= 2**-10 * fly.abs().max()
+    mirrored = (kept["latent"] != plain["latent"]).flatten(1).any(1)
+    assert 0 < mirrored.sum() < 12
+    with pytest.raises(UserError, match=r"made without data\.flip"):
+        PrecomputedLatents(store, "train", 7, autoencoder(), flip=0.5)
 
 
 def test_an_autoencoder_that_has_changed_is_refused(store: Path) -> None:

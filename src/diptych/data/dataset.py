@@ -6,11 +6,11 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from diptych.config import Config
+from diptych.data.config import DataConfig, Split
 from diptych.data.folders import FolderSource
 from diptych.data.hashing import stable_hash
 from diptych.data.layouts import FIELD, layout_of
@@ -21,47 +21,7 @@ from diptych.errors import NothingThere, UserError
 from diptych.pictures import opened
 from diptych.progress import track
 
-Split = Literal["train", "held-out", "all"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Config):
-    """Where the pictures are and which of them to use."""
-
-    path: str = "data/emoji"
-    """Folder of WebDataset shards (*.tar), or of pictures with captions."""
-    size: int = 64
-    """Side of the square pictures in pixels."""
-    crop: int | None = None
-    """Side of a random square cut from each picture, at a place fixed by the example's seed; none for the whole."""
-    split: Split = "train"
-    """`train`, `held-out` or `all`."""
-    kinds: tuple[str, ...] = ()
-    """Keep only these kinds of example ("single", "scene"); empty for all."""
-    styles: tuple[str, ...] = ()
-    """Keep only single drawings of these styles; empty for all."""
-    caption_field: str | None = None
-    """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
-    classes of a model; `layout` for what stands where (see `data/layouts.py`); none for its captions."""
-    least: int = 1
-    """Keep only examples whose caption field says what so many of these kinds and styles say, of whatever split: of
-    fewer a class learns nothing."""
-    held_out: float = 0.0
-    """Share of the examples that state no split themselves, set apart as held-out by a hash of their key."""
-    max_failure_rate: float = 0.05
-    """Stop when more than this share of the examples read is broken (after at least 20)."""
-    quarantine: str | None = None
-    """File that gets a JSON line for each broken example; none for quarantine.jsonl in the folder of the data."""
-    in_memory: bool = False
-    """Keep decoded pictures in memory (3 bytes a pixel) after their first use."""
-
-    def check(self) -> None:
-        self.require(self.size >= 1, "size", "be at least 1")
-        self.require(self.crop is None or 1 <= self.crop <= self.size, "crop", f"lie between 1 and size {self.size}")
-        self.require(self.least >= 1, "least", "be at least 1")
-        self.require(self.least == 1 or self.caption_field is not None, "least", "be 1 where there is no caption_field")
-        self.require(0 <= self.held_out < 1, "held_out", "be at least 0 and below 1")
-        self.require(0 <= self.max_failure_rate <= 1, "max_failure_rate", "be between 0 and 1")
+__all__ = ["DataConfig", "Example", "PictureDataset", "Source", "Split", "open_dataset", "with_captions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +29,8 @@ class Example:
     """One captioned picture."""
 
     picture: np.ndarray
-    """uint8 (H, W, 3)."""
+    """uint8 (H, W, 3): the square that the config says, or more than that where training draws what it sees of it
+    (`augment.view`)."""
     captions: tuple[str, ...]
     """At least one."""
     meta: dict[str, Any]
@@ -194,7 +155,7 @@ class PictureDataset:
         else:
             try:
                 meta = self._meta(index)
-                picture = decode(self._source.picture(index), self.config.size)
+                picture = decode(self._source.picture(index), self.config.resized, square=not self.config.drawn)
             except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
                 self._count(index)
                 self.quarantine.add(where, key, _reason(error))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diptych.data.augment import view
+from diptych.data.config import DataConfig
 from diptych.data.dataset import Example, PictureDataset
 from diptych.data.hashing import mix
 
@@ -42,14 +44,14 @@ def sample_stream(n_examples: int, seed: int, start: int = 0) -> Iterator[tuple[
         position += 1
 
 
-def collate(examples: Sequence[Example], seeds: Sequence[int], crop: int | None = None) -> dict[str, Any]:
+def collate(examples: Sequence[Example], seeds: Sequence[int], config: DataConfig | None = None) -> dict[str, Any]:
     """A batch: "picture" float32 (B, 3, H, W) in [-1, 1], "caption" [B], "seed" int64 (B,), "key" [B].
 
-    The seed of an example picks one of its captions, each as likely, and with `crop` the place of the square of that
-    side that is cut from its picture, H = W = crop.
+    The seed of an example picks one of its captions, each as likely, and with `config` what is seen of its picture
+    (`augment.view`): H = W = `config.side`.
     """
     arrays = [
-        example.picture if crop is None else cut(example.picture, crop, seed)
+        example.picture if config is None else view(example.picture, config, seed)
         for example, seed in zip(examples, seeds, strict=True)
     ]
     pixels = torch.from_numpy(np.stack(arrays))  # (B, H, W, 3) uint8
@@ -64,14 +66,7 @@ def collate(examples: Sequence[Example], seeds: Sequence[int], crop: int | None 
     }
 
 
-def cut(picture: np.ndarray, side: int, seed: int) -> np.ndarray:
-    """A square (side, side, 3) of a picture (H, W, 3): the seed fixes where, every place is as likely."""
-    height, width = picture.shape[:2]
-    top, left = mix(seed, 31) % (height - side + 1), mix(seed, 32) % (width - side + 1)
-    return picture[top : top + side, left : left + side]
-
-
 def make_batch(dataset: PictureDataset, stream: SampleStream, positions: Sequence[int]) -> dict[str, Any]:
-    """The batch of these positions of the stream, cut as the data's config says."""
+    """The batch of these positions of the stream, cropped and flipped as the data's config says."""
     pairs = [stream[position] for position in positions]
-    return collate([dataset[index] for index, _ in pairs], [seed for _, seed in pairs], dataset.config.crop)
+    return collate([dataset[index] for index, _ in pairs], [seed for _, seed in pairs], dataset.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from diptych.autoregressive_config import AutoregressiveConfig
 from diptych.config import Config
@@ -97,16 +97,36 @@ class Recipe(Config):
 
     def check(self) -> None:
         system, data = self.system, self.data
-        painting = isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining))
-        if painting and data.size != system.model.size:
-            sizes = f"data.size ({data.size}) and system.model.size ({system.model.size})"
-            raise UserError(f"Recipe: {sizes} must be the same: set both")
-        if data.crop is not None and not isinstance(system, StageTraining):
-            raise UserError(f"Recipe: data.crop ({data.crop}) is for stages of a cascade alone: leave it out")
-        if isinstance(system, StageTraining):
+        if isinstance(system, StageTraining):  # a crop is of pictures of its size, or of larger ones to that size
+            if system.model.size not in (data.size, data.side):
+                sizes = f"data.size ({data.size}) and system.model.size ({system.model.size})"
+                raise UserError(f"Recipe: {sizes} must be the same: set both")
             multiple = math.lcm(system.model.multiple, system.model.factor)
-            if (data.crop or data.size) % multiple:
-                raise UserError(f"Recipe: data.crop must be a multiple of {multiple}, not {data.crop}")
+            if data.side % multiple:
+                field = "size" if data.crop is None else "crop"
+                raise UserError(f"Recipe: data.{field} must be a multiple of {multiple}, not {data.side}")
+        elif (wanted := read_side(system)) is not None and data.side != wanted[1]:
+            field = "size" if data.crop is None else "crop"
+            raise UserError(
+                f"Recipe: data.{field} ({data.side}) and {wanted[0]} ({wanted[1]}) must be the same: set both"
+            )
+        if isinstance(system, (FirstStageConfig, DistillationConfig)) and data.side % system.network.factor:
+            field, factor = "size" if data.crop is None else "crop", system.network.factor
+            raise UserError(f"Recipe: data.{field} must be a multiple of {factor}, not {data.side}")
+        if data.drawn and getattr(system, "precomputed", None) is not None:
+            raise UserError(f"Recipe: {KEEPS_NONE}: set system.precomputed=none")
+
+
+KEEPS_NONE = "latents are not kept of pictures of which data.crop or data.center_shift draw another part each time"
+
+
+def read_side(system: Any) -> tuple[str, int] | None:
+    """The field of a system that says the side of the pictures that it reads, and what it says; none for any size."""
+    if isinstance(system, (LatentTraining, AutoregressiveTraining)):
+        return "system.model.size", system.model.size
+    if isinstance(system, GuideTraining) and system.guided is None and system.network.size is not None:
+        return "system.network.size", system.network.size
+    return None
 
 
 def all_recipes() -> dict[str, Recipe]:

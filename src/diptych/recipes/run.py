@@ -46,7 +46,15 @@ from diptych.networks.tiny_decoder import TinyDecoder
 from diptych.opening import find, is_published, open_autoencoder, read_config, read_options
 from diptych.published import open_published
 from diptych.published.source import Options
-from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining, all_recipes, get
+from diptych.recipes import (
+    KEEPS_NONE,
+    AutoregressiveTraining,
+    LatentTraining,
+    Recipe,
+    StageTraining,
+    all_recipes,
+    get,
+)
 from diptych.recipes.guiding import guide_task, guided_model
 from diptych.recipes.starting import begin_from, named
 from diptych.stage import Stage
@@ -79,7 +87,10 @@ def train(recipe: Recipe, folder: Path) -> Path:
         assert isinstance(system, TwoStages)
         names = ["train", *(name for name in precomputed_splits(store) if name == "held-out")]
         kept, wanted = what_is_kept(system)
-        splits = {name: PrecomputedLatents(store, name, seeds[name], autoencoder, kept) for name in names}
+        splits = {
+            name: PrecomputedLatents(store, name, seeds[name], autoencoder, kept, flip_of(recipe, name))
+            for name in names
+        }
         if (found := tuple(splits["train"].stored.shape[1:])) != wanted:
             raise UserError(
                 f"{store} holds {kept} of shape {found}, not {wanted}: make it again with `diptych precompute`"
@@ -88,7 +99,10 @@ def train(recipe: Recipe, folder: Path) -> Path:
     if isinstance(system, GuideTraining) and system.guided is not None and system.precomputed is not None:
         store, guided = Path(system.precomputed), guided_model(system.guided)
         names = precomputed_splits(store)
-        splits = {name: PrecomputedLatents(store, name, seeds[name], guided.autoencoder) for name in names}
+        splits = {
+            name: PrecomputedLatents(store, name, seeds[name], guided.autoencoder, flip=flip_of(recipe, name))
+            for name in names
+        }
         task = guide_task(system, stored_captions(store), guided)
         return _run(recipe, folder, task, splits["train"], splits.get("held-out"))
     dataset, validation = open_dataset(recipe.data), held_out(recipe.data)
@@ -176,10 +190,15 @@ def batches(dataset: PictureDataset, seed: int) -> BatchAt:
     return lambda positions: make_batch(dataset, stream, positions)
 
 
+def flip_of(recipe: Recipe, split: str) -> float:
+    """With what probability the pictures of a split are mirrored: those of validation are not."""
+    return recipe.data.flip if split == "train" else 0.0
+
+
 def held_out(config: DataConfig) -> PictureDataset | None:
-    """The held-out split of some training data, or none where it has none."""
+    """The held-out split of some training data, as it is, or none where it has none."""
     try:
-        return open_dataset(dataclasses.replace(config, split="held-out"))
+        return open_dataset(dataclasses.replace(config.unchanged, split="held-out"))
     except NothingThere:
         return None
 
@@ -246,6 +265,8 @@ def precompute(recipe: Recipe, out: Path) -> Path:
     guided = system.guided if isinstance(system, GuideTraining) else None
     if not isinstance(system, TwoStages) and guided is None:
         raise UserError("only recipes over latents or codes have something to precompute")
+    if recipe.data.drawn:
+        raise UserError(f"{KEEPS_NONE}: set data.crop=none and data.center_shift=0, or train without precomputing")
     datasets = {"train": open_dataset(recipe.data)}
     if (validation := held_out(recipe.data)) is not None:
         datasets["held-out"] = validation

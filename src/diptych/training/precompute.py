@@ -18,6 +18,7 @@ from torch import Tensor
 from diptych.conditioning.cache import EmbeddedTexts
 from diptych.conditioning.parts import read_precomputed
 from diptych.conditioning.text import TextEncoder
+from diptych.data.augment import flipped
 from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
 from diptych.data.stream import SampleStream, collate
@@ -34,6 +35,8 @@ Kept = Literal["latents", "codes"]
 """What is kept of a picture: the encoder's moments in half precision, or the codes of a VQ."""
 NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes")}
 """How it is called in its file, and in a batch."""
+FLIPPED = "_flipped"
+"""Behind that name in its file: the same of the mirror images."""
 
 
 def encode(autoencoder: Autoencoder, pictures: Tensor, kept: Kept) -> Tensor:
@@ -48,16 +51,21 @@ def encode(autoencoder: Autoencoder, pictures: Tensor, kept: Kept) -> Tensor:
 def encode_dataset(
     dataset: PictureDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept = "latents"
 ) -> dict[str, Any]:
-    """What is kept of every picture, under its name, captions and keys of every example."""
-    encoded, captions, keys = [], [], []
+    """What is kept of every picture, under its name, captions and keys of every example. Where pictures are flipped,
+    what is kept of each one's mirror image too, as an encoder's latents are not the mirrored ones."""
+    encoded, mirrored, captions, keys = [], [], [], []
     autoencoder.to(device).eval()
     for start in track(range(0, len(dataset), BATCH), "encoding pictures"):
         examples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
         pictures = collate(examples, [0] * len(examples))["picture"].to(device)
         encoded.append(encode(autoencoder, pictures, kept))
+        if dataset.config.flip:
+            mirrored.append(encode(autoencoder, pictures.flip(-1), kept))
         captions += [list(example.captions) for example in examples]
         keys += [example.key for example in examples]
-    return {NAMES[kept][0]: torch.cat(encoded), "captions": captions, "keys": keys}
+    name = NAMES[kept][0]
+    found = {name: torch.cat(encoded), "captions": captions, "keys": keys}
+    return {**found, name + FLIPPED: torch.cat(mirrored)} if mirrored else found
 
 
 def precompute(
@@ -75,7 +83,8 @@ def precompute(
         captions: list[str] = []
         for split, dataset in datasets.items():
             encoded, name = encode_dataset(dataset, autoencoder, device, kept), NAMES[kept][0]
-            save_safetensors({name: encoded.pop(name)}, partial / f"{kept}-{split}.safetensors")
+            tensors = {key: encoded.pop(key) for key in (name, name + FLIPPED) if key in encoded}
+            save_safetensors(tensors, partial / f"{kept}-{split}.safetensors")
             write_text(partial / f"examples-{split}.json", json.dumps(encoded))
             captions += [caption for row in encoded["captions"] for caption in row]
             splits[split] = len(encoded["keys"])
@@ -103,16 +112,30 @@ def precomputed_splits(folder: Path) -> list[str]:
 
 
 class PrecomputedLatents:
-    """One split of a precomputed folder, as batches of stream positions."""
+    """One split of a precomputed folder, as batches of stream positions; `flip`: with what probability mirrored."""
 
-    def __init__(self, folder: Path, split: str, seed: int, autoencoder: Autoencoder, kept: Kept = "latents") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        seed: int,
+        autoencoder: Autoencoder,
+        kept: Kept = "latents",
+        flip: float = 0.0,
+    ) -> None:
         splits = precomputed_splits(folder)
         if read_precomputed(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
             raise UserError(f"{folder} was made with another autoencoder: make it again with `diptych precompute`")
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")
         name, self.key = NAMES[kept]
-        self.stored = load_safetensors(folder / f"{kept}-{split}.safetensors")[name]
+        tensors = load_safetensors(folder / f"{kept}-{split}.safetensors")
+        if flip and name + FLIPPED not in tensors:
+            raise UserError(
+                f"{folder} was made without data.flip: make it again with `diptych precompute`, or leave it 0"
+            )
+        self.flip, self.stored = flip, tensors[name]
+        self.mirrored = tensors.get(name + FLIPPED, self.stored)
         examples = read_precomputed(folder / f"examples-{split}.json")
         self.captions, self.keys = examples["captions"], examples["keys"]
         self.stream = SampleStream(len(self.keys), seed)
@@ -120,7 +143,9 @@ class PrecomputedLatents:
     def __call__(self, positions: list[int]) -> dict[str, Any]:
         pairs = [self.stream[position] for position in positions]
         return {
-            self.key: self.stored[[index for index, _ in pairs]],
+            self.key: torch.stack(
+                [(self.mirrored if flipped(self.flip, seed) else self.stored)[index] for index, seed in pairs]
+            ),
             "caption": [self.captions[i][mix(seed, 2) % len(self.captions[i])] for i, seed in pairs],
             "seed": torch.tensor([seed for _, seed in pairs], dtype=torch.int64),
             "key": [self.keys[index] for index, _ in pairs],
