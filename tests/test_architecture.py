@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "diptych"
-GROUND = {"errors", "config", "progress", "pictures", "devices", "checks", "generation"}
+GROUND = {"errors", "config", "progress", "pictures", "devices", "checks", "generation", "seeding"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "progress": set(),
+    "seeding": set(),
     "pictures": {"errors"},
     "devices": {"errors"},
     "checks": {"errors"},
     "generation": {"errors", "checks"},
     "weights": {"errors", "config", "progress"},
     "networks": {"errors", "config"},
-    "diffusion": {"errors", "config"},
+    "diffusion": {"errors", "config", "seeding"},
     "conditioning": {*GROUND, "weights", "networks", "diffusion"},
     "data": GROUND,
     "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning", "training", "latent_config", "second_stage"),
     },
-    "choosing": {"errors", "checks", "generation"},
+    "choosing": {"errors", "checks", "generation", "seeding"},
     "autoregressive_config": {*GROUND, "networks", "conditioning"},
     "autoregressive": {
         *GROUND,

@@ -13,6 +13,7 @@ from torch import Tensor
 from diptych.checks import said, wholes
 from diptych.errors import UserError
 from diptych.generation import read_number
+from diptych.seeding import generator
 
 LEAST = 1e-30
 """In the place of a uniform number 0, whose logarithm is none."""
@@ -83,7 +84,7 @@ class GumbelSource:
     """One random generator per picture, on the CPU: a seed gives the same draws in any batch and on any device."""
 
     def __init__(self, seeds: Sequence[int], vocabulary: int, device: torch.device | str = "cpu") -> None:
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.generators = [generator(seed) for seed in seeds]
         self.vocabulary, self.device = vocabulary, device
 
     def draw(self) -> Tensor:

@@ -235,7 +235,10 @@ class LatentDiffusion(SecondStage):
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         others = {"size": size, "image": image, "strength": strength, "mask": mask, "paste": paste}
         small, original, extra = read_enlarged(config, low, len(order), **others), None, {}
-        tiles, draws = None if tile is None else Tiling.of_pixels(tile, factor), Draws(torch.tensor(order.seeds))
+        tiles, draws = (
+            None if tile is None else Tiling.of_pixels(tile, factor),
+            Draws(torch.tensor(order.seeds), whole=True),
+        )
         if small is not None and isinstance(config.reads, LowConfig):
             latents = self.latents_beside(draws, tiles)
             extra["concat"] = config.reads.shown(config.autoencoder, small.to(self.device), latents)

@@ -31,6 +31,7 @@ from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.pictures import to_images, to_tensor
+from diptych.seeding import NARROW
 from diptych.stage_config import Settings, StageConfig, read_low, read_painted, read_settings, require_trained
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
 from diptych.weights.checkpoint import Checkpoint, fill
@@ -334,8 +335,10 @@ def embed_order(text, order: Order, config: StageConfig) -> tuple[TextEmbedding,
 
 
 def stage_seed(seed: int, config: StageConfig, what: str = "") -> int:
-    """The seed itself for a base stage, and one that follows from it for every other stage and purpose."""
+    """The seed itself for a base stage, and one that follows from it for every other stage and purpose: of 32 bits
+    where the seed has no more."""
     if config.low_size is None and not what:
         return seed
     digest = hashlib.blake2b(f"{seed}/{config.name}/{what}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
+    number = int.from_bytes(digest) >> 1
+    return number if seed >= NARROW else number % NARROW

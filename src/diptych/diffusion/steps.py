@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diptych.diffusion.schedule import Schedule
 from diptych.errors import UserError
+from diptych.seeding import generator
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(x (B, ...), t) -> x_0 (B, ...)."""
@@ -29,7 +30,7 @@ x (B, ...) at times[0] (standard normal at t = 1) becomes x (B, ...) at times[-1
 class NoiseSource:
     """One random generator per picture, on the CPU: a seed gives the same draws in any batch and on any device.
 
-    seeds: one per picture, of which torch's CPU generator reads the low 32 bits. shape: of one picture, no batch axis.
+    seeds: one per picture, from 0 to 2^63 - 1. shape: of one picture, no batch axis.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class NoiseSource:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.generators = [generator(seed) for seed in seeds]
         self.shape, self.device, self.dtype = tuple(shape), device, dtype
 
     def draw(self) -> Tensor:

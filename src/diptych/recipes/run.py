@@ -57,6 +57,7 @@ from diptych.recipes import (
 )
 from diptych.recipes.guiding import guide_task, guided_model
 from diptych.recipes.starting import begin_from, named
+from diptych.seeding import seed_default
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig, read_stage
 from diptych.training.codes import CodesTask
@@ -77,7 +78,7 @@ TwoStages = LatentTraining | AutoregressiveTraining
 
 def train(recipe: Recipe, folder: Path) -> Path:
     """Train, or go on with, the run in `folder`; returns the folder of the finished model."""
-    torch.manual_seed(recipe.training.seed)  # of the first weights
+    seed_default(recipe.training.seed)  # of the first weights
     seeds = {"train": recipe.training.seed, "held-out": mix(recipe.training.seed, 3)}
     system = recipe.system
     if isinstance(system, TwoStages) and system.precomputed is not None:
