@@ -99,10 +99,14 @@ def test_snr_weighting_is_the_bounded_error_of_x0(prediction, kind, weighting, l
     assert torch.allclose(loss, (alpha / sigma).square().clamp(least, 3.0) * error, rtol=1e-9)
 
 
-def test_plain_loss_is_the_mean_squared_error_per_picture():
+def test_plain_loss_is_the_mean_error_per_picture():
     x0, noise = pair(2, 3, 4)
     denoiser = Denoiser(lambda x, time: torch.zeros_like(x), build_schedule(ScheduleConfig()))
-    assert torch.allclose(denoiser.loss(x0, noise, torch.tensor([0.2, 0.7])), noise.square().mean((1, 2)))
+    t = torch.tensor([0.2, 0.7])
+    assert torch.allclose(denoiser.loss(x0, noise, t), noise.square().mean((1, 2)))
+    assert torch.allclose(denoiser.loss(x0, noise, t, kind="l1"), noise.abs().mean((1, 2)))
+    with pytest.raises(UserError, match="min-snr weighs a squared error"):
+        denoiser.loss(x0, noise, t, weighting="min-snr", kind="l1")
 
 
 def test_learned_variance_is_the_second_half():

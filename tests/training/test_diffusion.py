@@ -76,6 +76,18 @@ def test_min_snr_weighs_the_plain_loss_at_each_time() -> None:
     assert torch.allclose(weighted, it.loss(batch)[0] * (snr.clamp(max=5.0) / snr).float(), rtol=1e-4)
 
 
+def test_an_l1_objective_is_trained_and_validated_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, seen = toy_batch([3, 1, 4]), []
+    it = task(training=DiffusionTraining(objective=ObjectiveConfig(loss="l1")))
+    target = it.system.denoiser.target
+    monkeypatch.setattr(it.system.denoiser, "target", lambda *args: seen.append(target(*args)) or seen[-1])
+    monkeypatch.setattr(it.system.denoiser, "_run", lambda x, times, cond: (torch.zeros_like(x), None))
+    assert torch.equal(it.loss(batch)[0], seen[0].abs().flatten(1).mean(1))
+    assert it.validation(batch)["loss_at_0.0625"] == pytest.approx(seen[1].abs().mean().item())
+    with pytest.raises(UserError, match="loss must be mse: min-snr weighs a squared error"):
+        ObjectiveConfig(loss="l1", weighting="min-snr")
+
+
 def test_the_random_numbers_of_an_example_are_spread_and_independent() -> None:
     seeds = torch.tensor([mix(0, position, 1) for position in range(4000)])
     drop, time = uniform(seeds, stream=DROP).double(), uniform(seeds, stream=TIME).double()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diptych.errors import UserError
-from diptych.training.optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
+from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from tests.training.toy import settings
 
 
@@ -61,17 +61,3 @@ def test_state_of_another_model_is_refused_by_key() -> None:
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to train"):
         build_optimizer(module().requires_grad_(False), settings())
-
-
-def test_learning_rate() -> None:
-    config = settings(steps=100, warmup=10, learning_rate=2.0, schedule="constant")
-    assert learning_rate_at(0, config) == pytest.approx(0.2)
-    assert learning_rate_at(9, config) == learning_rate_at(99, config) == 2.0
-    cosine = settings(steps=110, warmup=10, learning_rate=2.0, schedule="cosine")
-    assert learning_rate_at(10, cosine) == 2.0
-    assert learning_rate_at(60, cosine) == pytest.approx(1.0)
-    assert 0 < learning_rate_at(109, cosine) < 0.01
-    cooled = settings(steps=100, warmup=0, learning_rate=2.0, schedule="constant", cooldown=0.2)
-    assert learning_rate_at(79, cooled) == 2.0
-    assert learning_rate_at(90, cooled) == pytest.approx(1.0)
-    assert learning_rate_at(99, cooled) == pytest.approx(0.1)

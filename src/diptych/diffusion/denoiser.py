@@ -19,6 +19,7 @@ Cond = Mapping[str, Tensor]
 """A condition: keyword arguments of the network, the first axis of each is the picture."""
 Prediction = Literal["eps", "v", "x0", "flow"]
 Weighting = Literal["none", "min-snr", "truncated-snr"]
+ErrorKind = Literal["mse", "l1"]
 Time = float | Tensor
 """A time in [0, 1]: one for all pictures, or (B,)."""
 
@@ -107,18 +108,23 @@ class Denoiser:
         cond: Cond | None = None,
         weighting: Weighting = "none",
         gamma: float = 5.0,
+        kind: ErrorKind = "mse",
     ) -> Tensor:
-        """(B,) mean squared error of the network's output, one per picture.
+        """(B,) mean error of the network's output, one per image: squared, or absolute with `l1` (SR3, section 2.2).
 
         weighting: `none` is the plain error of whatever the network predicts (DDPM, Eq. 14); `min-snr` bounds the
           weight of the x_0 error by gamma, so that nearly clean pictures do not dominate (Hang et al. 2023);
           `truncated-snr` keeps it at 1 or more besides, so that the noisiest count too (Salimans & Ho 2022, Eq. 9).
+          Both are of squared errors: a `UserError` with `l1`.
         A learned variance adds its bound, which leaves the picture's estimate alone (Nichol & Dhariwal 2021, Eq. 16).
         """
         times = self._times(x0, t)
         x = self.noised(x0, noise, times)
         output, fraction = self._run(x, times, cond or {})
-        error = (output - self.target(x0, noise, times)).square().reshape(len(x), -1).mean(1)  # (B,)
+        error = output - self.target(x0, noise, times)
+        if pick("loss", kind, ("mse", "l1")) == "l1" and weighting != "none":
+            raise UserError(f"{weighting} weighs a squared error: it does not go with the loss l1")
+        error = (error.square() if kind == "mse" else error.abs()).reshape(len(x), -1).mean(1)  # (B,)
         error = error * self.weight(times, weighting, gamma).to(error)
         if fraction is None:
             return error

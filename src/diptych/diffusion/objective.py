@@ -15,6 +15,10 @@ from diptych.diffusion.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Config):
+    """What is minimised, and where."""
+
+    loss: Literal["mse", "l1"] = "mse"
+    """The error of what the network predicts: squared, or absolute as some of latent-diffusion's models and SR3."""
     times: Literal["uniform", "logit-normal"] = "uniform"
     """How training times are spread: evenly, or logit-normal, which favours the middle (Esser et al. 2024, Eq. 19)."""
     mean: float = 0.0
@@ -29,6 +33,8 @@ class ObjectiveConfig(Config):
 
     def check(self) -> None:
         self.require(self.std > 0, "std", "be positive")
+        plain = self.weighting == "none"
+        self.require(self.loss == "mse" or plain, "loss", f"be mse: {self.weighting} weighs a squared error")
         self.require(self.gamma > 0, "gamma", "be positive")
         self.require(self.weighting != "truncated-snr" or self.gamma >= 1, "gamma", "be at least 1 for truncated-snr")
 

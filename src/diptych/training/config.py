@@ -19,7 +19,8 @@ class TrainingConfig(Config):
     steps: int = 100_000
     """Optimizer steps in all."""
     minutes: float | None = None
-    """Finish after so many minutes of training (interruptions not counted), if the steps are not done before."""
+    """Finish after so many minutes of training (interruptions not counted), if the steps are not done before. A falling
+    learning rate reaches its end then, so two runs have the same bits only if they are as quick."""
     batch_size: int = 64
     """Pictures a step, over all processes and accumulated parts."""
     accumulation: int = 1
@@ -28,12 +29,17 @@ class TrainingConfig(Config):
     """AdamW, Adam, or Adafactor (little memory)."""
     learning_rate: float = 1e-4
     """The highest learning rate."""
+    initial_learning_rate: float = 0.0
+    """The learning rate from which the warm-up rises."""
+    final_learning_rate: float = 0.0
+    """The learning rate to which cosine, one-cycle and cool-down fall at the end of the run."""
     warmup: int = 100
-    """Steps over which the learning rate rises linearly from zero."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or half a cosine to zero at the last step."""
+    """Steps over which the learning rate rises: linearly, or with `one-cycle` by half a cosine."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    """Learning rate after the warm-up: constant, or half a cosine down to the last step or the last of `minutes`."""
     cooldown: float = 0.0
-    """Fraction of the steps, at the end, over which the learning rate falls linearly to zero."""
+    """Fraction of the steps, or of `minutes` where these are over first, at the end, over which the learning rate falls
+    linearly."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices and kernels (biases and norms have none)."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -82,6 +88,9 @@ class TrainingConfig(Config):
             self.require(getattr(self, field) >= 0, field, "be at least 0")
         self.require(self.accumulation <= self.batch_size, "accumulation", f"be at most batch_size ({self.batch_size})")
         self.require(self.learning_rate > 0, "learning_rate", "be more than 0")
+        for field in ("initial_learning_rate", "final_learning_rate"):
+            must = f"lie between 0 and learning_rate ({self.learning_rate:g})"
+            self.require(0 <= getattr(self, field) <= self.learning_rate, field, must)
         self.require(self.minutes is None or self.minutes > 0, "minutes", "be more than 0")
         self.require(0 <= self.cooldown <= 1, "cooldown", "lie between 0 and 1")
         self.require(0 <= self.ema < 1, "ema", "lie between 0 and 1, 1 left out")

@@ -91,7 +91,8 @@ class DiffusionTask:
         draws = Draws(batch["seed"])
         x0, cond = self.system.prepare(batch, draws, dropped)
         noise = draws.normal(x0, NOISE)
-        return self.system.denoiser.loss(x0, noise, times, cond, weighting, self.config.objective.gamma)
+        objective = self.config.objective
+        return self.system.denoiser.loss(x0, noise, times, cond, weighting, objective.gamma, objective.loss)
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:

@@ -45,7 +45,7 @@ class GuideTraining(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     """The noise schedule of pixels."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    """Which times are trained; all count the same."""
+    """Which times are trained; all count the same, and the loss is not that of a denoiser."""
     smoothing: float = 0.0
     """Label smoothing of a classifier: the share of certainty that is spread over all classes."""
     precomputed: str | None = None
@@ -59,6 +59,8 @@ class GuideTraining(Config):
         if self.classes is not None:
             known, outputs = self.classes.classes, self.network.classes
             self.require(known == outputs, "classes", f"be {outputs} in number, as network.classes says")
+        if self.objective.loss != "mse" or self.objective.weighting != "none":
+            raise UserError("GuideTraining.objective: a guide has no loss or weighting of a denoiser, but times alone")
         self.require(0 <= self.smoothing < 1, "smoothing", "lie between 0 and 1, 1 left out")
         self.require(
             self.precomputed is None or self.guided is not None, "precomputed", "be none where pixels are read"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
+from diptych.errors import UserError
 from diptych.progress import bar
 from diptych.training.distributed import Team
 from diptych.weights.files import disk_errors, replacing, write_text
@@ -92,6 +94,22 @@ class Journal:
         self.bar.stop()
         if self.writer:
             self.writer.close()
+
+
+def refuse(step: int, loss: float, norm: float, seen: list[tuple[list, Tensor]], team: Team) -> NoReturn:
+    """Stop a run before a step that would spoil the weights, on all processes, and say what was in the batch.
+
+    seen: for each part of the batch, the keys of its pictures and their losses (B,).
+    """
+    bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
+    every = [str(key) for keys, _ in seen for key in keys]
+    chain = itertools.chain.from_iterable
+    keys = list(chain(team.gather(bad))) or list(chain(team.gather(every)))
+    listed = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+    raise UserError(
+        f"step {step + 1}: loss {loss} with gradient norm {norm} is not finite; stopped before the weights changed. "
+        f"Batch: {listed}. Lower training.learning_rate, or look at these pictures"
+    )
 
 
 class Means:

@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import math
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from diptych.errors import UserError
 from diptych.training import checkpoint
 from diptych.training.config import TrainingConfig, settle_config
 from diptych.training.distributed import Team, set_precision, team
 from diptych.training.ema import EMA
 from diptych.training.feed import Batch, BatchAt, prefetched, to_device
 from diptych.training.interrupt import Interrupt
-from diptych.training.journal import Journal, Means
-from diptych.training.optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
+from diptych.training.journal import Journal, Means, refuse
+from diptych.training.learning_rate import jump, learning_rate_at
+from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from diptych.training.trainable import Trainable, stepped
 from diptych.weights.files import load_into, replacing
 
@@ -98,11 +97,14 @@ class Run:
             journal = Journal(self.folder if self.team.main else None, self.step, self.config.steps)
             stack.callback(journal.close)
             if self.team.gather(self.finished and model.exists())[0]:
-                journal.say(f"{model} is finished ({self.step} steps); raise training.steps to train on")
+                limit = "steps" if self.step >= self.config.steps else "minutes"
+                journal.say(f"{model} is finished ({self.step} steps); raise training.{limit} to train on")
                 return model
             journal.open()
             if resumed:
                 journal.say(f"going on from step {self.step}")
+                if line := jump(resumed.state, self.step, self.config, self.seconds):
+                    journal.say(line)
             else:
                 self.start()
             with self.interrupt.watching():
@@ -151,7 +153,7 @@ class Run:
     def take_step(self, batches: Iterator[Batch], logged: Means, seconds: float) -> float:
         """One optimizer step; returns the loss of the whole batch."""
         config, total, seen = self.config, torch.zeros((), device=self.team.device), []
-        rate = learning_rate_at(self.step, config)
+        rate = learning_rate_at(self.step, config, self.seconds)  # seconds as all processes and a resume know them
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.seed(self.step)
@@ -171,7 +173,7 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
         loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.refuse(loss, norm, seen)
+            refuse(self.step, loss, norm, seen, self.team)
         self.optimizer.step()
         stepped(self.trainable, self.team)
         self.ema.update(self.step)
@@ -179,18 +181,6 @@ class Run:
         logged.add({"grad_norm": norm, "learning_rate": rate}, 1)
         self.step, self.stopping = self.step + 1, signals > 0  # all processes agree on the step to stop after
         return loss
-
-    def refuse(self, loss: float, norm: float, seen: list[tuple[list, Tensor]]) -> NoReturn:
-        """Stop before the weights are touched, on all processes, and say which pictures were in the batch."""
-        bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
-        every = [str(key) for keys, _ in seen for key in keys]
-        chain = itertools.chain.from_iterable
-        keys = list(chain(self.team.gather(bad))) or list(chain(self.team.gather(every)))
-        listed = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-        raise UserError(
-            f"step {self.step + 1}: loss {loss} with gradient norm {norm} is not finite; stopped before the weights "
-            f"changed. Batch: {listed}. Lower training.learning_rate, or look at these pictures"
-        )
 
     def validate(self, validation_at: BatchAt) -> dict[str, float]:
         """Metrics over the first validation pictures, always the same, with the averaged weights."""
@@ -236,10 +226,11 @@ class Run:
                 "ema": self.ema.state_dict(),
                 "optimizer": optimizer_tensors(self.optimizer, self.module),
             }
-            folder = self.folder / "checkpoints"
-            checkpoint.save(folder, self.step, parts, {"seconds": self.seconds}, self.config.keep)
+            rate = learning_rate_at(self.step, self.config, self.seconds)  # that of the next step
+            state = {"seconds": self.seconds, "learning_rate": rate}
+            checkpoint.save(self.folder / "checkpoints", self.step, parts, state, self.config.keep)
 
-    def resume(self) -> bool:
+    def resume(self) -> checkpoint.Checkpoint | None:
         """Take everything from the newest whole checkpoint, if there is one."""
         found = self.team.gather(checkpoint.latest(self.folder / "checkpoints") if self.team.main else None)[0]
         if found is not None:
@@ -247,4 +238,4 @@ class Run:
             self.ema.load_state_dict(found.load("ema"))
             load_optimizer_tensors(self.optimizer, self.module, found.load("optimizer"))
             self.step, self.seconds = found.step, found.state["seconds"]
-        return found is not None
+        return found

@@ -1,8 +1,7 @@
-"""Optimizers by name, the learning rate as a function of the step, and optimizer state without pickle."""
+"""Optimizers by name, and optimizer state without pickle."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -34,22 +33,6 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     kind = {"adamw": AdamW, "adam": Adam}[config.optimizer]
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
-
-
-def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """Learning rate of step 0 <= `step` < `config.steps`.
-
-    Linear over the first `warmup` steps, then constant or half a cosine to zero; over the last `cooldown` fraction of
-    the steps a linear fall to zero on top.
-    """
-    steps, warmup = config.steps, config.warmup
-    rate = config.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
-    if config.schedule == "cosine":
-        progress = (step - warmup) / max(steps - warmup, 1)
-        rate *= 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-    if config.cooldown > 0:
-        rate *= min(1.0, (steps - step) / (config.cooldown * steps))
-    return rate
 
 
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
