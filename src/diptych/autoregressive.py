@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from diptych.autoregressive_config import AutoregressiveConfig
+from diptych.checks import remedy
 from diptych.choosing import Choice, GumbelSource, steered
 from diptych.conditioning.text import build_reader
 from diptych.diffusion.guidance import join
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Result, read_number, read_size
+from diptych.generation import Callback, Order, Result, read_guidance, read_size
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pictures import to_images
@@ -113,7 +114,7 @@ class Autoregressive(SecondStage):
             config.top_k if top_k is None else top_k,
             config.top_p if top_p is None else top_p,
         )
-        guidance = read_number("guidance", config.guidance if guidance is None else guidance)
+        guidance = read_guidance(config.guidance if guidance is None else guidance)
         guidance = guidance if config.guidable else 1.0  # nothing to be guided by
         sides = read_size((config.size, config.size) if size is None else size, factor)
         if min(sides) < config.size:
@@ -122,7 +123,10 @@ class Autoregressive(SecondStage):
         codes = self.written(order, (sides[1] // factor, sides[0] // factor), look, choice, callback)
         pictures = torch.cat([self.decoded(part) for part in codes.split(ENCODED_AT_ONCE)])
         drawn = {"temperature": choice.temperature, "top_k": choice.top_k, "top_p": choice.top_p}
-        return Result(to_images(pictures), order.metadata({**drawn, "guidance": guidance, "size": sides}))
+        images = to_images(
+            pictures, "what the decoder makes of the codes", remedy(next(self.autoencoder.parameters()).dtype)
+        )
+        return Result(images, order.metadata({**drawn, "guidance": guidance, "size": sides}))
 
     def written(
         self, order: Order, shape: tuple[int, int], look: Look, choice: Choice, callback: Callback | None = None

@@ -46,6 +46,20 @@ def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:
     return noise
 
 
+def require_finite(values: Tensor, what: str, remedy: str) -> Tensor:
+    """The values, if none of them is NaN or infinite: what is shown or written as an image passes here."""
+    if not torch.isfinite(values).all():
+        raise UserError(f"{what} is not finite (NaN or infinity), so that there is no image: {remedy}")
+    return values
+
+
+def remedy(dtype: torch.dtype, guidance: float = 1.0) -> str:
+    """What to try where networks of this type, guided so strongly, give values that are not finite."""
+    tried = [] if dtype == torch.float32 else [f"open the model as float32, it computes in {str(dtype)[6:]}"]
+    tried += [] if guidance == 1 else [f"lower the guidance of {guidance:g}"]
+    return ", or ".join([*tried, "take another sampler or another number of steps"])
+
+
 def said(value: Any) -> str:
     """A value as the user gave it, in at most one line."""
     return " ".join(repr(value).split())[:80]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.checks import said, wholes
+from diptych.checks import remedy, require_finite, said, wholes
 from diptych.errors import UserError
 from diptych.generation import read_number
 from diptych.seeding import generator
@@ -53,7 +53,7 @@ class Choice:
         One sum decides, and not where a number falls among running totals: what a device or a batch rounds otherwise
         almost never makes another code of it.
         """
-        logits = logits.float()
+        logits = require_finite(logits.float(), "what the transformer gives", remedy(logits.dtype))
         logits = (logits - logits.amax(1, keepdim=True)) / self.temperature  # at most 0: nothing overflows
         return (allowed(logits, self.top_k, self.top_p) + noise).argmax(1)
 

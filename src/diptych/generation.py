@@ -14,7 +14,7 @@ from torch import Tensor
 from diptych.checks import said, texts, wholes
 from diptych.errors import UserError
 
-MOST_STEPS, LONGEST_SIDE = 10_000, 8192
+MOST_STEPS, LONGEST_SIDE, MOST_GUIDANCE = 10_000, 8192, 1000
 """Beyond these a number is a slip of the keyboard."""
 Callback = Callable[[int, int, Tensor], None]
 """Called after each step with (step, steps, estimate of x0); raise to cancel."""
@@ -85,6 +85,14 @@ def read_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, not {said(value)}")
     return float(value)
+
+
+def read_guidance(value: Any) -> float:
+    """A weight of classifier-free guidance."""
+    guidance = read_number("guidance", value)
+    if abs(guidance) > MOST_GUIDANCE:
+        raise UserError(f"guidance must lie between -{MOST_GUIDANCE} and {MOST_GUIDANCE}, not {guidance:g}")
+    return guidance
 
 
 def read_size(size: Sequence[int], multiple: int) -> list[int]:

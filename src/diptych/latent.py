@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.checks import initial, said
+from diptych.checks import initial, remedy, said
 from diptych.conditioning.beside import Latents, LowConfig, MaskedConfig
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.enlarging import read_enlarged
 from diptych.conditioning.original import Original, read_original
 from diptych.conditioning.text import ClipText, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
+from diptych.diffusion.finite import FiniteCheck
 from diptych.diffusion.gradients import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.repaint import painted_over
@@ -25,7 +26,7 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError, pick
-from diptych.generation import Callback, Order, Result, read_number, read_size, read_steps
+from diptych.generation import Callback, Order, Result, read_guidance, read_size, read_steps
 from diptych.latent_config import LatentConfig
 from diptych.networks import tiling
 from diptych.networks.adm import AdmUNet
@@ -229,7 +230,7 @@ class LatentDiffusion(SecondStage):
         config, factor = self.config, self.config.autoencoder.factor
         order = Order.read(prompts, seeds, negative, image is not None or low is not None)
         steps = read_steps(config.steps if steps is None else steps)
-        guidance = read_number("guidance", config.guidance if guidance is None else guidance)
+        guidance = read_guidance(config.guidance if guidance is None else guidance)
         guidance = guidance if config.guidable else 1.0  # nothing to be guided by
         sampler = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
@@ -254,8 +255,13 @@ class LatentDiffusion(SecondStage):
 
         times = config.times.times(self.schedule, steps, sampler)
         first = config.times.first_noise(self.schedule, times, sampler) * start
-        walk = partial(SAMPLERS[sampler], schedule=self.schedule, noise=source, callback=callback)
-        guided, cost = partial(self.guided, order, guidance, guides, decoding), Cost(self.denoiser, len(order))
+        check = FiniteCheck("this model", times, remedy(next(self.unet.parameters()).dtype, guidance))
+        walk = check.sampler(partial(SAMPLERS[sampler], schedule=self.schedule, noise=source, callback=callback))
+        cost = Cost(self.denoiser, len(order))
+
+        def guided(**extra: Tensor) -> Denoising:
+            return check.around(self.guided(order, guidance, guides, decoding, **extra))
+
         if original is None:
             latents = walk(guided(**extra), first, times)
         else:
@@ -273,7 +279,8 @@ class LatentDiffusion(SecondStage):
         common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         if changed := adapted(self.unet, network_of(self.text)):
             common["lora"] = [{"file": Path(name).name, "scale": scale} for name, scale in changed.items()]
-        return Result(to_images(pictures), order.metadata(common))
+        images = to_images(pictures, "what the decoder makes of the latents", remedy(next(decoding.parameters()).dtype))
+        return Result(images, order.metadata(common))
 
     def guided(
         self,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from diptych.checks import require_finite
 from diptych.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -21,8 +22,11 @@ LONGEST = 4
 """A picture that another is made from may be so many times as long as it is wide."""
 
 
-def to_images(pictures: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1], clipped and rounded to 8 bits."""
+def to_images(
+    pictures: Tensor, what: str = "what the network gives", remedy: str = "its weights or its inputs are damaged"
+) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1], clipped and rounded to 8 bits. A `UserError` says `what` is not finite, if any is."""
+    require_finite(pictures, what, remedy)
     values = ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(array) for array in values.permute(0, 2, 3, 1).cpu().numpy()]
 

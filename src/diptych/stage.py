@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.checks import initial
+from diptych.checks import initial, remedy
 from diptych.conditioning.degradations import degraded
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
 from diptych.conditioning.original import Original
 from diptych.conditioning.text import JointTransformer, JointTransformerConfig, TextEmbedding, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser
+from diptych.diffusion.finite import FiniteCheck
 from diptych.diffusion.gradients import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
 from diptych.diffusion.repaint import painted_over
@@ -264,14 +265,16 @@ class Stage(nn.Module):
         x = own if noise is None else noise.to(self.device)
         denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, settings.guidance)
         space = Space(self.schedule, self.device, lambda x0: x0)
-        denoiser = settings.threshold.around(steered(denoiser, guides, prompts, space))
-        sampler, times = (
-            SAMPLERS[settings.sampler],
-            self.config.times.times(self.schedule, settings.steps, settings.sampler),
-        )
+        times = self.config.times.times(self.schedule, settings.steps, settings.sampler)
+        advice = remedy(next(self.network.parameters()).dtype, settings.guidance)
+        check = FiniteCheck(f"the stage {self.config.name}", times, advice)
+        denoiser = settings.threshold.around(check.around(steered(denoiser, guides, prompts, space)))
         first = self.config.times.first_noise(self.schedule, times, settings.sampler) * x
         options = {"variance": "learned-range"} if self.config.learned_variance and settings.sampler == "ddpm" else {}
-        walk = partial(sampler, schedule=self.schedule, noise=source, callback=callback, **options)
+        sampler = partial(
+            SAMPLERS[settings.sampler], schedule=self.schedule, noise=source, callback=callback, **options
+        )
+        walk = check.sampler(sampler)
         if original is None:
             return walk(denoiser, first, times).clamp(-1, 1)
         known = original.pictures.to(self.device).expand_as(x)

@@ -23,7 +23,7 @@ from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, TimesConfig, build_schedule
 from diptych.errors import UserError, pick
-from diptych.generation import read_number, read_steps
+from diptych.generation import read_guidance, read_number, read_steps
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
@@ -184,7 +184,7 @@ def read_settings(
     config.times.times(
         build_schedule(config.schedule), count, name
     )  # or an error: no more steps than a table's entries
-    weight = read_number("guidance", config.guidance if guidance is None else guidance)
+    weight = read_guidance(config.guidance if guidance is None else guidance)
     level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
     if not 0 <= level <= 1:
         raise UserError(f"augmentation must lie between 0 and 1, not {level:g}")

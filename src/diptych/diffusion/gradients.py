@@ -151,12 +151,17 @@ class Guide(Protocol):
 
 Guides = Sequence[tuple[Guide, float]]
 """Guides and their scales."""
+MOST_SCALE = 1e6
+"""Beyond it a scale is a slip of the keyboard."""
 LIMIT = 1.0
 """In `generate` no step's estimate is moved by more than what latents and pixels deviate by."""
 
 
 def steered(denoiser: Denoising, guides: Guides, prompts: Sequence[str], space: Space) -> Denoising:
     """The denoiser, guided by each: by pictures first, so that what reads noise takes nothing from their gradients."""
+    for guide, scale in guides:
+        if not (isinstance(scale, (int, float)) and abs(scale) <= MOST_SCALE):  # nor is what is no number
+            raise UserError(f"the scale of the guide {guide.name} must lie within {MOST_SCALE:g} of 0, not {scale!r}")
     for guide, scale in sorted(guides, key=lambda pair: pair[0].reads == "noisy"):
         score, noisy = guide.bound(prompts, space), guide.reads == "noisy"
 
