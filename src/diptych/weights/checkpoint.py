@@ -64,8 +64,8 @@ class Checkpoint(Mapping[str, Tensor]):
         for file, promised in weight_files(path, name):
             if file.is_file() and is_pickle(file):
                 tensors = read_pickle(file, allow_pickle)
-                found = {key: lambda tensor=tensor: tensor for key, tensor in tensors.items()}
-                sizes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+                found = {key: tensor.read for key, tensor in tensors.items()}
+                sizes = {key: tensor.shape for key, tensor in tensors.items()}
             else:
                 inside = entries(file)
                 found = {key: functools.partial(read_tensor, file, key, at) for key, at in inside.items()}
