@@ -69,7 +69,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(joined(named(sys.argv[1:] if argv is None else argv)))
     more = getattr(arguments, "more", None)
     if rest and (more is None or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.parser.strange(rest)
     if more is not None:
         getattr(arguments, more).extend(rest)
     return arguments

@@ -13,10 +13,12 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
-from diptych.errors import UserError
+from diptych.errors import UserError, unknown
+from diptych.errors import hint as meant
 
 C = TypeVar("C", bound="Config")
 NoneType = type(None)
@@ -76,6 +78,8 @@ class Config:
             path, equals, text = assignment.partition("=")
             if not equals or not path:
                 raise UserError(f"cannot read {assignment!r}: write it as field=value, for example training.steps=1000")
+            if path.partition(".")[0] not in values and (whole := [p for p in _paths(values) if p.endswith(f".{path}")]):
+                raise UserError(f"no field {path!r} at the top: did you mean {' or '.join(whole)}?")
             _assign(type(self), values, path.split("."), text, path)
         return type(self).from_dict(values)
 
@@ -88,6 +92,14 @@ def read_json(path: Path, missing: str | None = None, damaged: str | None = None
         raise UserError(missing or f"there is no file {path}") from None
     except (ValueError, RecursionError, OSError):
         raise UserError(damaged or f"{path} is not readable JSON") from None
+
+
+def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted path of each value."""
+    for name, value in values.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{name}.")
 
 
 def _plain(value: Any) -> Any:
@@ -105,8 +117,8 @@ def _build(cls: type[C], values: Any, where: str) -> C:
         raise UserError(f"{where} must be an object with fields, not {values!r}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := [name for name in values if name not in fields]:
-        raise UserError(f"{where} has no field {unknown[0]!r}: choose one of {', '.join(fields)}")
+    if strange := [str(name) for name in values if name not in fields]:
+        raise unknown(f"{where} has no field {strange[0]!r}", strange[0], fields)
     for name, field in fields.items():
         if name not in values and field.default is _MISSING and field.default_factory is _MISSING:
             raise UserError(f"{where} lacks the field {name!r}")
@@ -118,7 +130,7 @@ def _assign(cls: type[Config], values: dict[str, Any], path: list[str], text: st
     name, *rest = path
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if name not in names:
-        raise UserError(f"no field {name!r} in {whole!r}: choose one of {', '.join(names)}")
+        raise unknown(f"no field {name!r} in {whole!r}", name, names)
     hint = typing.get_type_hints(cls)[name]
     if not rest:
         values[name] = _plain(_parse(text, hint, whole))
@@ -216,7 +228,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         return _coerce_union(value, hint, where)
     if origin is Literal:
         if not any(value == option and type(value) is type(option) for option in arguments):
-            raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}")
+            near = meant(value, map(str, arguments))
+            raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}{near}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

@@ -1,5 +1,10 @@
 """The one error that a user is meant to see: a single clear line that says what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something that the user can put right. The command line prints it as one line and exits with 2.
@@ -13,8 +18,22 @@ class NothingThere(UserError):
     """Data that has no example of what was asked for; some callers can do without."""
 
 
-def pick(kind: str, name: str, known) -> str:
+def pick(kind: str, name: str, known: Iterable[str]) -> str:
     """Return `name` when it is among `known`, else raise a `UserError` that lists what there is."""
+    known = list(known)
     if name in known:
         return name
-    raise UserError(f"unknown {kind} {name!r}: choose one of {', '.join(sorted(known))}")
+    raise unknown(f"unknown {kind} {name!r}", name, sorted(known))
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
+    """What to raise for a name that is none of `known`: all that there are, and the one that was probably meant."""
+    known = list(known)
+    return UserError(f"{what}: choose one of {', '.join(known)}{hint(name, known)}")
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """`"; did you mean steps?"` for a mistyped name, nothing where no known one is like it."""
+    lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.7)
+    return f"; did you mean {lower[found[0]]}?" if found else ""

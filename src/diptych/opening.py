@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from diptych.config import read_json
-from diptych.errors import NothingThere, UserError
+from diptych.errors import NothingThere, UserError, pick
 from diptych.weights.hub import fetched, hub_id
 from diptych.weights.pickles import ENDINGS
 
@@ -183,10 +183,9 @@ def read_options(
     """What the user said, checked."""
     from diptych.published.source import Options
 
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if prediction not in (None, "eps", "v"):
-        raise UserError(f"unknown prediction {prediction!r}: choose one of eps, v")
+    pick("dtype", dtype, DTYPES)
+    if prediction is not None:
+        pick("prediction", prediction, ("eps", "v"))
     folder = Path(tokenizer) if tokenizer is not None else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"there is no folder {folder} with a tokenizer")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from diptych import commands
 from diptych.arguments import SEED_LIMIT, each, guide, lora, number, seeds, several, sides, whole
-from diptych.errors import UserError
+from diptych.errors import UserError, hint, unknown
 
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
@@ -20,6 +21,19 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
+        self.set_defaults(parser=self)  # that of the command wins
+
+    def strange(self, words: Sequence[str]) -> NoReturn:
+        """The mistake of giving words that are neither options nor expected."""
+        names = [word.partition("=")[0] for word in words if word.startswith("-")]
+        near = hint(names[0], self._option_string_actions) if names else ""
+        self.error(f"unrecognized arguments: {' '.join(words)}{near}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            if isinstance(action, argparse._SubParsersAction):
+                self.error(str(unknown(f"unknown command {value!r}", value, action.choices)))
+            raise argparse.ArgumentError(action, str(unknown(f"unknown choice {value!r}", value, action.choices)))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
