@@ -61,8 +61,8 @@ MAY_IMPORT = {
         *("autoregressive", "autoregressive_config"),
     },
     "diptych": {"errors", "devices", "latent", "stage", "cascade", "autoregressive", "opening", "published"},
-    "painting": {*GROUND, "diptych", "opening", "evaluation"},  # its contact sheets
-    "arguments": set(),
+    "painting": {*GROUND, "diffusion", "diptych", "opening", "evaluation"},  # its contact sheets
+    "arguments": {"errors"},
     "commands": {
         *GROUND,
         *("arguments", "diptych", "recipes", "evaluation", "data", "painting", "opening", "published", "guides"),

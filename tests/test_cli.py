@@ -15,6 +15,7 @@ from PIL import Image
 
 import diptych
 from diptych import cli, commands
+from diptych.arguments import Jobs
 from diptych.errors import UserError
 
 
@@ -57,6 +58,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
 
     monkeypatch.setattr(diptych, "load", load)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
     return model
 
 
@@ -102,6 +104,7 @@ def test_generate_leaves_what_is_not_said_to_the_model(model: FakeModel) -> None
         (["--seed", "3,1", "--seed", "2"], [3, 1, 2]),
         (["--count", "3"], [0, 1, 2]),
         (["--seed", "7", "--count", "2"], [7, 8]),
+        (["--seed", "1-3,9"], [1, 2, 3, 9]),
     ],
 )
 def test_each_prompt_is_painted_with_each_seed(model: FakeModel, capsys, options: list[str], seeds: list[int]) -> None:
@@ -111,6 +114,32 @@ def test_each_prompt_is_painted_with_each_seed(model: FakeModel, capsys, options
     paths = capsys.readouterr().out.split()
     assert paths == [f"here/{word}-s{seed}.png" for word in ("a-cat", "a-dog") for seed in seeds]
     assert sorted(paths) == sorted(str(path) for path in Path("here").iterdir())
+
+
+def test_a_seed_of_minus_one_is_drawn_and_told(model: FakeModel, capsys) -> None:
+    assert cli.main(["generate", "a cat", "--seed", "-1", "--seed", "-1"]) == 0
+    (asked,) = model.asked
+    assert len(set(asked["seeds"])) == 2
+    assert capsys.readouterr().out.split() == [f"out/a-cat-s{seed}.png" for seed in asked["seeds"]]
+
+
+def test_jobs_are_a_list_that_is_never_made() -> None:
+    jobs = Jobs(["a", "b"], [range(3, 5), range(9, 10)])
+    expected = [(prompt, seed) for prompt in "ab" for seed in (3, 4, 9)]
+    assert len(jobs) == 6 and list(jobs) == expected
+    assert jobs[1:5] == expected[1:5] and jobs[-1] == expected[-1]
+    assert Jobs(["a"], [range(2**62, 2**62 + 10**6)])[999_999] == ("a", 2**62 + 999_999)
+
+
+def test_a_mistake_is_found_before_a_model_is_opened(model: FakeModel, capsys, monkeypatch) -> None:
+    def load(*source, **options) -> None:
+        pytest.fail("a model was opened")
+
+    monkeypatch.setattr(diptych, "load", load)
+    for options in (["--sampler", "dimm"], ["--image", "gone.png"], ["--threshold", "x"], ["--lora", "gone"]):
+        one_line(capsys, "generate", "a cat", *options)
+    for study in (["evaluate"], ["evaluate", "layout", "--model", "m"], ["sweep", "guidance"]):
+        one_line(capsys, *study, "--data", "gone", "--out", "o")
 
 
 def test_many_pictures_go_to_the_model_in_parts(model: FakeModel, capsys) -> None:
@@ -151,21 +180,43 @@ def test_a_file_name_is_made_of_the_words(text: str, name: str) -> None:
         (["generate", "a cat", "--steps", "0"], "argument --steps: must be a whole number 1 or more, not '0'"),
         (["generate", "a cat", "--steps", "ten"], "argument --steps: must be a whole number"),
         (["generate", "a cat", "--guidance", "nan"], "argument --guidance: must be a number, not 'nan'"),
-        (["generate", "a cat", "--seed", "-1"], "argument --seed"),
+        (["generate", "a cat", "--seed", "-2"], "argument --seed"),
+        (["generate", "a cat", "--seed", "4-1"], "argument --seed: must be a whole number from 0 to"),
+        (["generate", "a cat", "--seed", f"0-{2**63 - 1}"], "ask for at most 1,000,000 at once"),
+        (["generate", "a cat", "--seed", str(2**63 - 1), "--count", "2"], "seeds end at 9223372036854775807"),
+        (
+            ["generate", "a cat", "--count", "100000000000"],
+            "--count: must be a whole number from 1 to 1000000",
+        ),
+        (["demo", "a cat", "--count", "101"], "demo shows at most 100 images"),
         (["generate", "a cat", "--seed", "1,x"], "argument --seed"),
         (["generate", "a cat", "--seed", str(2**63)], "argument --seed"),
         (["generate", "a cat", "--seed", "1,2", "--count", "2"], "--count goes with one --seed"),
-        (["generate", "a cat", "--sampler", "dimm"], "unknown sampler 'dimm': choose one of ddim, euler"),
+        (["generate", "a cat", "--sampler", "dimm"], "unknown sampler 'dimm': choose one of ddim, "),
+        (["generate", "a cat", "--sampler", "ddim,,dimm"], "did you mean ddim?"),
+        (["generate", "a cat", "--threshold", "dynamik"], "unknown threshold 'dynamik'"),
+        (["generate", "a cat", "--steps", "10001"], "steps must be at most 10000"),
+        (["generate", "a cat", "--size", "9000x64"], "argument --size: must be a whole number from 1 to 8192"),
+        (["generate", "a cat", "--image", "gone.png"], "gone.png is no file"),
+        (["generate", "a cat", "--image", "d", "--mask", "d"], "d is a folder"),
+        (["generate", "a cat", "--low", "gone.png"], "gone.png is no file"),
+        (["generate", "a cat", "--lora", "gone.safetensors:0.5"], "there is no file or folder gone.safetensors"),
+        (["generate", "a cat", "--strength", "1.5"], "argument --strength: must be a number from 0 to 1, not '1.5'"),
+        (["generate", "a cat", "--sed", "4"], "unrecognized arguments: --sed 4; did you mean --seed?"),
+        (["genrate", "a cat"], "unknown command 'genrate': choose one of generate, "),
+        (["genrate", "a cat"], "did you mean generate? (see `diptych --help`)"),
+        (["info", "sd1", "--jsn"], "did you mean --json? (see `diptych info --help`)"),
+        (["evaluate", "--data", "gone", "--out", "o"], "there is no file or folder gone"),
         (["generate", "a cat", "--model", "nowhere"], "no model at nowhere"),
         (["generate", "a cat", "--ste", "5"], "unrecognized arguments: --ste 5"),
         (["generate", "a cat", "--steps", "5,x,-"], "argument --steps: must be a whole number 1 or more, not 'x'"),
         (["generate", "a cat", "--steps", ""], "argument --steps: must be a whole number"),
         (["generate", "a cat", "--steps", "5,6"], "--steps has a value for each stage, but the model default is no"),
-        (["generate", "a cat", "--augmentation", "much"], "argument --augmentation: must be a number, not 'much'"),
         (
-            ["generate", "a cat", "--low", "mine.png"],
-            "--low is for models that enlarge pictures, and the model default",
+            ["generate", "a cat", "--augmentation", "much"],
+            "argument --augmentation: must be a number from 0 to 1, not 'much'",
         ),
+        (["generate", "a cat", "--temperature", "1"], "--temperature is for models that write a picture code by code"),
         (["generate", "a cat", "--stop", "0"], "argument --stop: must be a whole number 1 or more"),
         (["evaluate", "--data", "d", "--out", "o", "--stop", "2"], "--stop is for cascades"),
         (["demo"], "PROMPT"),
@@ -176,14 +227,18 @@ def test_a_file_name_is_made_of_the_words(text: str, name: str) -> None:
         (["sweep", "guidance", "--data", "d"], "--out"),
         (["sweep", "guidance", "--data", "d", "--out", "o", "--guidances", "1,,2"], "argument --guidances"),
         (["unseen", "--data", "d", "--out", "o"], "--model"),
-        (["paint", "a cat"], "invalid choice: 'paint'"),
+        (["paint", "a cat"], "unknown command 'paint': choose one of generate, "),
         ([], "COMMAND"),
         (["data"], "COMMAND"),
         (["data", "emoji", "--size", "9"], "from 16 to 1024"),
         (["data", "check", "nowhere"], "no data at nowhere"),
         (["info"], "RECIPE|MODEL"),
         (["train", "emoji-autoencodr"], "unknown recipe 'emoji-autoencodr': choose one of"),
+        (["train", "emoji-autoencodr"], "did you mean emoji-autoencoder?"),
         (["train", "emoji-autoencoder", "training.stepz=5"], "no field 'stepz' in 'training.stepz'"),
+        (["train", "emoji-autoencoder", "training.stepz=5"], "did you mean steps?"),
+        (["train", "emoji-autoencoder", "batch_size=5"], "did you mean training.batch_size?"),
+        (["train", "emoji-autoencoder", "training.optimizer=adamww"], "did you mean adamw?"),
         (["train", "emoji-autoencoder", "training.steps=many"], "training.steps must be a whole number, not 'many'"),
         (["train", "emoji-autoencoder", "--run", "r", "data.path=gone"], "no data at gone"),
     ],

@@ -1,19 +1,26 @@
-"""Types of the command line's arguments: each reads one word, or says what is wrong with it."""
+"""Types of the command line's arguments: each reads one word, or says what is wrong with it; and what they ask for."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from diptych.errors import UserError
 
 T = TypeVar("T")
 SEED_LIMIT = 2**63
+LONGEST_SIDE = 8192
+"""Pixels of an image."""
+MOST_IMAGES = 1_000_000
+"""Of one command, and the most of anything that is counted: more is a slip of the keyboard."""
 
 
 def whole(low: int, high: int | None = None):
-    """A whole number from `low` to `high`, as an argument type."""
+    """A whole number from `low` to `high` (a million), as an argument type."""
 
     def read(text: str) -> int:
         wanted = f"{low} or more" if high is None else f"from {low} to {high}"
@@ -21,6 +28,8 @@ def whole(low: int, high: int | None = None):
             value = int(text)
         except ValueError:
             value = low - 1
+        if high is None and value > MOST_IMAGES:
+            value, wanted = low - 1, f"from {low} to {MOST_IMAGES}"
         if value < low or (high is not None and value > high):
             raise argparse.ArgumentTypeError(f"must be a whole number {wanted}, not {text!r}")
         return value
@@ -30,12 +39,21 @@ def whole(low: int, high: int | None = None):
 
 def number(text: str) -> float:
     """A finite number, as an argument type."""
+    return _number(text, -math.inf, math.inf, "a number")
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1, as an argument type."""
+    return _number(text, 0, 1, "a number from 0 to 1")
+
+
+def _number(text: str, low: float, high: float, wanted: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
     return value
 
 
@@ -74,9 +92,50 @@ def guide(text: str) -> tuple[str, float]:
 def sides(text: str) -> tuple[int, int]:
     """`"768x512"`, width and height, or one number for both, as an argument type."""
     width, times, height = text.partition("x")
-    return whole(1)(width), whole(1)(height if times else width)
+    read = whole(1, LONGEST_SIDE)
+    return read(width), read(height if times else width)
 
 
-def seeds(text: str) -> list[int]:
-    """`"0,1,2"`, as an argument type."""
-    return several(whole(0, SEED_LIMIT - 1))(text)
+def seeds(text: str) -> list[range]:
+    """`"0,4-7"`, as an argument type: seeds and ranges of seeds; -1 draws one at random."""
+    return [_seeds(part.strip()) for part in text.split(",")]
+
+
+def _seeds(text: str) -> range:
+    if text == "-1":
+        seed = secrets.randbelow(2**32)  # short enough to be typed again
+        return range(seed, seed + 1)
+    first, dash, last = text.partition("-")
+    read = whole(0, SEED_LIMIT - 1)
+    try:
+        start, stop = read(first), read(last if dash else first) + 1
+    except argparse.ArgumentTypeError:
+        start, stop = 0, 0
+    if start >= stop:
+        wanted = f"a whole number from 0 to {SEED_LIMIT - 1}, a range such as 1-4, or -1 for a random one"
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+    return range(start, stop)
+
+
+class Jobs(Sequence[tuple[str, int]]):
+    """Each prompt with each seed, in order: (prompt, seed). Nothing is listed, however many there are."""
+
+    def __init__(self, prompts: Sequence[str], seeds: Sequence[range]) -> None:
+        self.prompts, self.seeds = prompts, seeds
+        self.each = sum(part.stop - part.start for part in seeds)  # len() of a range ends at 2^63 - 1
+        """Images of each prompt."""
+        if (count := len(prompts) * self.each) > MOST_IMAGES:
+            raise UserError(f"these are {count:,} images: ask for at most {MOST_IMAGES:,} at once")
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.each
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        prompt, place = divmod(range(len(self))[index], self.each)
+        for part in self.seeds:
+            if place < len(part):
+                return self.prompts[prompt], part[place]
+            place -= len(part)
+        raise IndexError(index)

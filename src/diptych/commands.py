@@ -8,10 +8,12 @@ import json
 import re
 import sys
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from diptych.arguments import SEED_LIMIT
+from diptych.arguments import SEED_LIMIT, Jobs
 from diptych.errors import NothingThere, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ SAMPLING += "temperature top_k top_p image strength mask paste size tile decoder
 """Options of `generate` that go to the model, as its arguments."""
 VARIED = 0.6
 """Strength of variations."""
+LONGEST_SHEET = 100
+"""Rows of the sheet of `demo`."""
 OPENING = "revision offline allow_pickle tokenizer dtype ema prediction".split()
 """Options that go to `diptych.load`, as its arguments."""
 
@@ -37,8 +41,10 @@ def generate(arguments: argparse.Namespace) -> None:
     from diptych import painting
 
     name = arguments.model or "default"
+    given = chosen_settings(arguments, *SAMPLING)
+    painting.check(given, lora_files(arguments))
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
-    settings = painting.fitting(model, name, chosen_settings(arguments, *SAMPLING) | opened_guides(arguments))
+    settings = painting.fitting(model, name, given | opened_guides(arguments))
     for image, told, earlier in painting.paint(model, jobs, arguments.batch, **settings):
         told = {"model": name, **told}
         path = save(image, arguments.out, stem(told), told)
@@ -62,6 +68,8 @@ def opened_guides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def demo(arguments: argparse.Namespace) -> None:
     jobs = read_jobs(arguments)
+    if len(jobs) > LONGEST_SHEET:
+        raise UserError(f"demo shows at most {LONGEST_SHEET} images side by side, not {len(jobs):,}: use `generate`")
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     import diptych
@@ -83,7 +91,7 @@ def demo(arguments: argparse.Namespace) -> None:
         raise UserError("neither panel is in this package: there is nothing to show")
     if len(panels) == len(PANELS):
         sheet = painting.side_by_side(jobs, panels)
-        save(sheet, arguments.out, "both-panels", {"models": list(panels), "pictures": jobs})
+        save(sheet, arguments.out, "both-panels", {"models": list(panels), "pictures": list(jobs)})
 
 
 def vary(arguments: argparse.Namespace) -> None:
@@ -99,7 +107,7 @@ def vary(arguments: argparse.Namespace) -> None:
         arguments.strength = VARIED
 
 
-def read_jobs(arguments: argparse.Namespace) -> list[tuple[str, int]]:
+def read_jobs(arguments: argparse.Namespace) -> Jobs:
     """Each prompt with each seed. Where a picture says what to paint, no prompt is the empty one."""
     if not arguments.prompts and any(getattr(arguments, name, None) for name in ("image", "low")):
         arguments.prompts = [""]
@@ -107,12 +115,15 @@ def read_jobs(arguments: argparse.Namespace) -> list[tuple[str, int]]:
         raise UserError('say what to paint as PROMPT, for example "a red apple", or give a picture as --image')
     elif any(not prompt.strip() for prompt in arguments.prompts):
         raise UserError('the prompt is empty: say what to paint, for example "a red apple"')
-    chosen = arguments.seed or [0]
+    chosen = arguments.seed or [range(1)]
     if arguments.count:
-        if len(chosen) > 1:
+        if sum(map(len, chosen)) > 1:
             raise UserError("--count goes with one --seed: leave it out to use the seeds given")
-        chosen = [(chosen[0] + i) % SEED_LIMIT for i in range(arguments.count)]
-    return [(prompt, seed) for prompt in arguments.prompts for seed in chosen]
+        first = chosen[0].start
+        if first + arguments.count > SEED_LIMIT:
+            raise UserError(f"seeds end at {SEED_LIMIT - 1}: --count {arguments.count} from {first} on are too many")
+        chosen = [range(first, first + arguments.count)]
+    return Jobs(arguments.prompts, chosen)
 
 
 def save(image: Image, folder: Path, stem: str, parameters: dict[str, Any]) -> Path:
@@ -163,8 +174,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from diptych.evaluation import study
 
     name = arguments.model or "default"
+    given = chosen_settings(arguments, "sampler", "steps", "guidance", "stop")
+    check_study(arguments, given)
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
-    sampling = painting.fitting(model, name, chosen_settings(arguments, "sampler", "steps", "guidance", "stop"))
+    sampling = painting.fitting(model, name, given)
     settings = chosen_settings(arguments, "pictures", "scenes", "seed", "judge", "batch")
     study.evaluate(model, arguments.data, arguments.out, name=name, **settings, **sampling)
 
@@ -174,6 +187,7 @@ def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
     from diptych.evaluation.reconstruction import evaluate_reconstruction
     from diptych.opening import open_autoencoder, open_tiny_decoder
 
+    check_study(arguments)
     device, how = find_device(arguments.device), chosen_settings(arguments, *OPENING)
     distance = chosen_distance(arguments)
     names = arguments.models or ["latent"]
@@ -189,6 +203,7 @@ def evaluate_inpainting(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.evaluation.inpainting import evaluate_inpainting
 
+    check_study(arguments, chosen_settings(arguments, "steps"))
     how, given = chosen_settings(arguments, *OPENING), arguments.models or []
     names: list[str] = given if "latent" in given else [*given, "latent"]
     models = [(name, diptych.load(name, arguments.device, **how)) for name in names]
@@ -200,11 +215,23 @@ def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.evaluation.super_resolution import evaluate_super_resolution
 
+    check_study(arguments, chosen_settings(arguments, "sampler", "steps"))
     how = chosen_settings(arguments, *OPENING)
     models = [(name, diptych.load(name, arguments.device, **how)) for name in dict.fromkeys(arguments.models)]
     names = ("pictures", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler")
     settings = chosen_settings(arguments, *names)
     evaluate_super_resolution(models, arguments.data, arguments.out, perceptual=chosen_distance(arguments), **settings)
+
+
+def check_study(arguments: argparse.Namespace, sampling: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """What is wrong with the settings and files of a study, before a model is loaded."""
+    from diptych import painting
+
+    painting.check(sampling, [arguments.data, *lora_files(arguments)])
+
+
+def lora_files(arguments: argparse.Namespace) -> list[Path]:
+    return [file for file, _ in getattr(arguments, "lora", None) or ()]
 
 
 def chosen_distance(arguments: argparse.Namespace) -> Any:
@@ -221,6 +248,7 @@ def evaluate_layout(arguments: argparse.Namespace) -> None:
 
     if arguments.model is None:
         raise UserError("name a model of layouts as --model: `diptych train emoji-layout` makes one")
+    check_study(arguments, chosen_settings(arguments, "sampler", "steps"))
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     words = None if arguments.words is None else diptych.load(arguments.words, arguments.device)
     names = ("seeds", "seed", "judge", "batch", "steps", "guidance", "sampler")
@@ -234,8 +262,10 @@ def sweep(arguments: argparse.Namespace) -> None:
     from diptych.evaluation import sweep as sweeps
 
     name = arguments.model or "default"
+    given = chosen_settings(arguments, "steps", "stop")
+    check_study(arguments, given)
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
-    sampling = painting.fitting(model, name, chosen_settings(arguments, "steps", "stop"))
+    sampling = painting.fitting(model, name, given)
     settings = chosen_settings(arguments, *arguments.swept, "pictures", "seed", "judge", "batch")
     run = {"guidance": sweeps.sweep_guidance, "augmentation": sweeps.sweep_augmentation}[arguments.sweep]
     run(model, arguments.data, arguments.out, name=name, **settings, **sampling)
@@ -245,6 +275,7 @@ def unseen(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.evaluation import unseen as study
 
+    check_study(arguments)
     models = [(name, diptych.load(name, arguments.device)) for name in arguments.models]
     settings = chosen_settings(arguments, "pictures", "seed", "judge", "batch")
     study.compare(models, arguments.data, arguments.out, **settings)

@@ -78,7 +78,9 @@ class Config:
             path, equals, text = assignment.partition("=")
             if not equals or not path:
                 raise UserError(f"cannot read {assignment!r}: write it as field=value, for example training.steps=1000")
-            if path.partition(".")[0] not in values and (whole := [p for p in _paths(values) if p.endswith(f".{path}")]):
+            if path.partition(".")[0] not in values and (
+                whole := [p for p in _paths(values) if p.endswith(f".{path}")]
+            ):
                 raise UserError(f"no field {path!r} at the top: did you mean {' or '.join(whole)}?")
             _assign(type(self), values, path.split("."), text, path)
         return type(self).from_dict(values)

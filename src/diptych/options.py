@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from diptych import commands
-from diptych.arguments import SEED_LIMIT, each, guide, lora, number, seeds, several, sides, whole
+from diptych.arguments import SEED_LIMIT, each, fraction, guide, lora, number, seeds, several, sides, whole
 from diptych.errors import UserError, hint, unknown
 
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
@@ -63,11 +63,17 @@ def build_parser() -> Parser:
     again = command.add_argument_group("from a picture")
     again.add_argument("--image", metavar="PICTURE", type=Path, help="paint this over")
     again.add_argument(
-        "--strength", metavar="S", type=number, help="how much of it may change, up to 1 (default: 0.8; 1 with a mask)"
+        "--strength",
+        metavar="S",
+        type=fraction,
+        help="how much of it may change (default: 0.8; 1 with a mask)",
     )
     again.add_argument("--mask", metavar="PICTURE", type=Path, help="paint anew only where this is white")
     again.add_argument(
-        "--variations", metavar="N", type=whole(1), help="N pictures like it: --count N with --strength 0.6"
+        "--variations",
+        metavar="N",
+        type=whole(1),
+        help="N pictures like it: --count N with --strength 0.6",
     )
     again.add_argument("--paste", **FLAG, help="put the pixels that the mask leaves alone back in the end")
     command.add_argument("--size", metavar="WxH", type=sides, help="in pixels (default: what it was trained on)")
@@ -81,7 +87,7 @@ def build_parser() -> Parser:
     codes = command.add_argument_group("for models that write a picture code by code")
     codes.add_argument("--temperature", metavar="T", type=number, help="below 1 likelier codes, above 1 rarer ones")
     codes.add_argument("--top-k", metavar="K", type=whole(1), help="draw among the K likeliest codes")
-    codes.add_argument("--top-p", metavar="P", type=number, help="draw among the likeliest codes that have P together")
+    codes.add_argument("--top-p", metavar="P", type=fraction, help="draw among the likeliest that have P together")
     stages = command.add_argument_group(
         "for cascades",
         "--sampler, --steps, --guidance, --threshold and --augmentation also take one value for each stage: "
@@ -91,7 +97,7 @@ def build_parser() -> Parser:
         "--threshold", metavar="T", type=each(str), help="none, static, or dynamic[:PERCENTILE[:CAP]] as dynamic:0.95"
     )
     stages.add_argument(
-        "--augmentation", metavar="LEVEL", type=each(number), help="noise on what a stage enlarges, from 0 to 1"
+        "--augmentation", metavar="LEVEL", type=each(fraction), help="noise on what a stage enlarges, from 0 to 1"
     )
     stages.add_argument(
         "--low", metavar="PICTURE", type=Path, help="enlarge this, in the place of the first stages; for LDM-SR too"
@@ -187,7 +193,7 @@ def build_parser() -> Parser:
     command = kinds.add_parser("augmentation", help="augmentation levels of the stages that enlarge")
     add_model(command)
     add_study(command, "pictures to enlarge at each level")
-    command.add_argument("--levels", metavar="L,L", type=several(number), help="(default: from 0 to 0.5)")
+    command.add_argument("--levels", metavar="L,L", type=several(fraction), help="(default: from 0 to 0.5)")
     command.add_argument("--truth", **FLAG, help="enlarge real pictures made small, and compare with the real ones")
     command.add_argument("--stage", metavar="N", type=whole(0), help="of this one alone; the first is 0 (default: all)")
     add_sweep(command, "augmentation", "levels", "truth", "stage")
@@ -293,7 +299,12 @@ def add_sampling(command: Parser) -> None:
 
 def add_pictures(command: Parser, batch: int) -> None:
     command.add_argument(
-        "--seed", metavar="N", type=seeds, action="extend", default=[], help="0 unless given; several as 0,1,2"
+        "--seed",
+        metavar="N",
+        type=seeds,
+        action="extend",
+        default=[],
+        help="(default: 0) 0,4-7 are five; -1 draws one",
     )
     command.add_argument("--count", metavar="N", type=whole(1), help="seeds to use from the first one on")
     command.add_argument(

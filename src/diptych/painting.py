@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diptych.errors import UserError
+from diptych.diffusion.guidance import ThresholdConfig
+from diptych.diffusion.samplers import SAMPLERS
+from diptych.errors import UserError, pick
+from diptych.generation import read_steps
+from diptych.pictures import read_picture
 from diptych.progress import bar
 
 SIDE = 256
@@ -62,6 +66,29 @@ def fitting(model: Any, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list) and "stop" not in known:
             raise UserError(f"{option} has a value for each stage, but the model {name} is no cascade: give one value")
     return settings
+
+
+def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
+    """Raise a `UserError` for what is wrong with settings of `generate` or with files, whatever the model is.
+
+    Settings may be lists with one value for each stage, None for its own.
+    """
+    readers: dict[str, Callable[[Any], Any]] = {
+        "sampler": lambda name: pick("sampler", name, SAMPLERS),
+        "steps": read_steps,
+        "threshold": ThresholdConfig.parse,
+        "image": read_picture,
+        "mask": read_picture,
+        "low": read_picture,
+    }
+    for key in readers.keys() & settings.keys():
+        value = settings[key]
+        for part in value if isinstance(value, list) else [value]:
+            if part is not None:
+                readers[key](part)
+    for file in files:
+        if not file.exists():
+            raise UserError(f"there is no file or folder {file}")
 
 
 def paint(

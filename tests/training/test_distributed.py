@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from diptych.devices import find_device
 from diptych.errors import UserError
-from diptych.training.distributed import Team
+from diptych.training.distributed import Team, team
 from diptych.weights.files import load_weights
 from tests.training.processes import two_processes
 from tests.training.test_loop import metrics
@@ -81,8 +82,14 @@ def test_shares_cover_everything_once_and_evenly(count: int, size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="cuda:99"):
-        find_device("cuda:99")
-    with pytest.raises(UserError, match="'warp'"):
-        find_device("warp")
+@pytest.mark.parametrize("name", ["cuda:99", "warp", "mps:1", "meta", "xpu", "cpu:1", "", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(repr(name))):
+        find_device(name)
+
+
+def test_training_does_not_begin_on_mps(monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert find_device("mps").type == "mps"
+    with pytest.raises(UserError, match="mps"), team("mps"):
+        pass

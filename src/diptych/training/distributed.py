@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diptych.devices import find_device
+from diptych.errors import UserError
 
 BUCKET = 2**24
 """Numbers a message: 64 MiB in float32."""
@@ -104,6 +105,8 @@ def team(device: str = "auto") -> Iterator[Team]:
     """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU), or be a team of one."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     chosen = find_device(device)
+    if chosen.type == "mps":  # which has no float64
+        raise UserError("training runs on cpu or cuda: mps is for generating alone")
     if chosen.type == "cuda":
         if chosen.index is None:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
