@@ -14,10 +14,11 @@ from torch import Tensor
 from diptych.autoregressive_config import AutoregressiveConfig
 from diptych.checks import remedy
 from diptych.choosing import Choice, GumbelSource, steered
+from diptych.conditioning.prompts import read_prompts
 from diptych.conditioning.text import build_reader
 from diptych.diffusion.guidance import join
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Result, read_guidance, read_size
+from diptych.generation import Callback, Order, Reading, Result, read_guidance, read_size
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pictures import to_images
@@ -59,9 +60,12 @@ class Autoregressive(SecondStage):
 
     # What everyone else asks for.
 
-    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: list[str], order: Order | None = None) -> dict[str, Tensor]:
         """Prompts as the transformer's keyword arguments."""
-        return {} if self.text is None else self.text.encode(prompts).cond(self.config.transformer, self.device)
+        if self.text is None:
+            return {}
+        read = self.text.encode(prompts) if order is None else read_prompts(self.text, prompts, order)
+        return read.cond(self.config.transformer, self.device)
 
     @torch.no_grad()
     def encoded(self, pictures: Tensor) -> Tensor:
@@ -87,6 +91,8 @@ class Autoregressive(SecondStage):
         guidance: float | None = None,
         negative: str | Sequence[str] | None = None,
         size: tuple[int, int] | None = None,
+        weights: bool = False,
+        long_prompts: str = "refuse",
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt.
@@ -101,6 +107,7 @@ class Autoregressive(SecondStage):
             negative: what to steer away from, one text for all or one for each prompt; nothing by default.
             size: (width, height) in pixels, multiples of the first stage's factor; the training size if none. A larger
                 picture is written through a window of the training size that slides along (section 3.2).
+            weights, long_prompts: as for the latent panel.
             callback: called with (row, rows, codes (B, h, w)) after each row, -1 where there is none yet; raise to
                 cancel.
 
@@ -108,7 +115,7 @@ class Autoregressive(SecondStage):
             UserError: an empty or too long prompt, or numbers that make no sense.
         """
         config, factor = self.config, self.config.autoencoder.factor
-        order = Order.read(prompts, seeds, negative)
+        order = Order.read(prompts, seeds, negative, reading=Reading.read(weights, long_prompts))
         choice = Choice.read(
             config.temperature if temperature is None else temperature,
             config.top_k if top_k is None else top_k,
@@ -143,10 +150,10 @@ class Autoregressive(SecondStage):
 
     def guided(self, order: Order, guidance: float, cached: bool) -> Look:
         """The logits of an order, guided. `cached` reads each code once, for pictures of the training size."""
-        cond, plain = self.embed(order.prompts), guidance == 1
+        cond, plain = self.embed(order.prompts, order), guidance == 1
         if not plain:
             negatives = order.negatives if any(order.negatives) else [""]
-            cond = join(cond, self.embed(negatives), len(order))
+            cond = join(cond, self.embed(negatives, order), len(order))
         logits = partial(self.next_logits, cond, self.transformer.new_cache() if cached else None)
         if plain:
             return logits

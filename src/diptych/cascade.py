@@ -23,7 +23,7 @@ from diptych.config import Config, read_json
 from diptych.diffusion.gradients import Cost, Guides
 from diptych.diffusion.gradients import told as told_guides
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Result, counted, one_each
+from diptych.generation import Callback, Order, Reading, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
 from diptych.stage import Stage, check_stated, embed_order
 from diptych.stage_config import (
@@ -128,6 +128,8 @@ class Cascade:
         keep: bool = False,
         one_at_a_time: bool = False,
         guides: Guides = (),
+        weights: bool = False,
+        long_prompts: str = "refuse",
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt, stage by stage.
@@ -148,12 +150,13 @@ class Cascade:
                 with the same seeds, makes the same pictures.
             one_at_a_time: hold one stage in memory at a time, and the text encoder only while it reads.
             guides: as for the latent panel. They steer the first stage that runs, which decides what is shown.
+            weights, long_prompts: as for the latent panel.
             callback: called with (step, steps, x0 estimate), steps counted over all stages; raise to cancel.
 
         Raises:
             UserError: as for the latent panel; a stage is missing, damaged or was never trained; `low` is no picture.
         """
-        order = Order.read(prompts, seeds, negative, image is not None)
+        order = Order.read(prompts, seeds, negative, image is not None, reading=Reading.read(weights, long_prompts))
         numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, threshold, augmentation)
         first, *later = self.configs[numbers.start : numbers.stop]

@@ -13,10 +13,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from diptych.errors import UserError
+from diptych.errors import DiptychWarning, UserError
 from diptych.options import build_parser
 
 TWO_WORDS = ("evaluate reconstruction", "evaluate inpainting", "evaluate super-resolution", "evaluate layout")
@@ -31,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = parse(argv)
-            return arguments.command(arguments) or 0
+            with plain_warnings(shown=getattr(arguments, "warns", False)):
+                return arguments.command(arguments) or 0
         finally:
             sys.stdout.flush()  # here, where a closed pipe is still handled
     except UserError as error:
@@ -45,6 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno in DISK_TROUBLE:
             return complain(f"{error.filename or 'cannot write'}: {error.strerror}")
         raise
+
+
+@contextlib.contextmanager
+def plain_warnings(shown: bool) -> Iterator[None]:
+    """Within, a warning of diptych's is one line on standard error, each said once; or none where many images are made
+    that nobody asked for by their words.
+    """
+    usual, seen = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, DiptychWarning):
+            return usual(message, category, *where, **more)
+        if shown and str(message) not in seen:
+            seen.add(str(message))
+            print(f"diptych: warning: {message}", file=sys.stderr, flush=True)
+        return None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DiptychWarning)
+        warnings.showwarning = show
+        yield
 
 
 def complain(message: str, code: int = 2) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -16,6 +17,15 @@ class UserError(Exception):
 
 class NothingThere(UserError):
     """Data that has no example of what was asked for; some callers can do without."""
+
+
+class DiptychWarning(UserWarning):
+    """Something that a user should know of images that are made all the same. The command line prints one line."""
+
+
+def warn(message: str) -> None:
+    """Say something in one line that is no error."""
+    warnings.warn(" ".join(message.split()), DiptychWarning, stacklevel=2)
 
 
 def pick(kind: str, name: str, known: Iterable[str]) -> str:

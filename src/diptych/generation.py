@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.checks import said, texts, wholes
-from diptych.errors import UserError
+from diptych.errors import UserError, pick
 
 MOST_STEPS, LONGEST_SIDE, MOST_GUIDANCE = 10_000, 8192, 1000
 """Beyond these a number is a slip of the keyboard."""
@@ -30,6 +30,29 @@ class Result:
     """A cascade's pictures of each of its stages, smallest first, where they were asked for."""
 
 
+LONG_PROMPTS = ("refuse", "cut", "chunks")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How prompts are read; `conditioning.prompts` does it."""
+
+    weights: bool = False
+    """`(word:1.3)` weighs a word."""
+    long: str = "refuse"
+    """A prompt beyond the text encoder's limit is refused, cut (and the cut told), or read in chunks."""
+
+    @classmethod
+    def read(cls, weights: Any, long: Any) -> Reading:
+        if not isinstance(weights, bool):
+            raise UserError(f"weights must be true or false, not {said(weights)}")
+        return cls(weights, pick("long_prompts", str(long), LONG_PROMPTS))
+
+    def metadata(self) -> dict[str, Any]:
+        found = {"weights": self.weights, "long_prompts": self.long}
+        return {key: value for key, value in found.items() if value not in (False, "refuse")}
+
+
 @dataclass(frozen=True)
 class Order:
     """Which pictures are wanted: one prompt, one negative prompt ("" for none) and one seed for each."""
@@ -37,9 +60,14 @@ class Order:
     prompts: list[str]
     negatives: list[str]
     seeds: list[int]
+    reading: Reading = Reading()
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is to be known of prompts, by their text, once they are read: words that are not, what was cut."""
 
     @classmethod
-    def read(cls, prompts: Any, seeds: Any, negative: Any, silent: bool = False) -> Order:
+    def read(
+        cls, prompts: Any, seeds: Any, negative: Any, silent: bool = False, *, reading: Reading = Reading()
+    ) -> Order:
         """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given. Where
         `silent`, a picture says what to paint, and a prompt may be empty.
 
@@ -59,7 +87,7 @@ class Order:
             raise UserError("a seed is a whole number from 0 to 2^63 - 1")
         if len(negatives) != len(prompts):
             raise UserError(f"give one negative prompt for all or one for each of the {len(prompts)} prompts")
-        return cls(prompts, [negative if negative.strip() else "" for negative in negatives], seeds)
+        return cls(prompts, [negative if negative.strip() else "" for negative in negatives], seeds, reading)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -67,7 +95,12 @@ class Order:
     def metadata(self, common: dict[str, Any]) -> list[dict[str, Any]]:
         """What each picture is made from, `common` being the settings of all."""
         rows = zip(self.prompts, self.negatives, self.seeds, strict=True)
-        return [{"prompt": p, "negative": n or None, "seed": s, **common} for p, n, s in rows]
+        common = {**common, **self.reading.metadata()}
+        made = [{"prompt": p, "negative": n or None, "seed": s, **common} for p, n, s in rows]
+        for row in made:
+            notes = {"prompt": self.notes.get(row["prompt"]), "negative": self.notes.get(row["negative"] or "")}
+            row |= {"notes": said} if (said := {key: note for key, note in notes.items() if note}) else {}
+        return made
 
 
 def read_steps(steps: Any) -> int:

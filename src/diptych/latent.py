@@ -16,6 +16,7 @@ from diptych.conditioning.beside import Latents, LowConfig, MaskedConfig
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.enlarging import read_enlarged
 from diptych.conditioning.original import Original, read_original
+from diptych.conditioning.prompts import read_prompts
 from diptych.conditioning.text import ClipText, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.finite import FiniteCheck
@@ -26,7 +27,7 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError, pick
-from diptych.generation import Callback, Order, Result, read_guidance, read_size, read_steps
+from diptych.generation import Callback, Order, Reading, Result, read_guidance, read_size, read_steps
 from diptych.latent_config import LatentConfig
 from diptych.networks import tiling
 from diptych.networks.adm import AdmUNet
@@ -134,9 +135,12 @@ class LatentDiffusion(SecondStage):
         factor = self.config.low_factor
         return None if factor is None else self.config.size // factor
 
-    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: list[str], order: Order | None = None) -> dict[str, Tensor]:
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
-        return {} if self.text is None else self.text.encode(prompts).cond(self.config.unet, self.device)
+        if self.text is None:
+            return {}
+        read = self.text.encode(prompts) if order is None else read_prompts(self.text, prompts, order)
+        return read.cond(self.config.unet, self.device)
 
     def latents(self, pictures: Tensor, draws: Draws, stream: int, tiles: Tiling | None = None) -> Tensor:
         """Scaled samples (B, C, h, w) of the latents of pictures (1 or B, 3, H, W); the posterior's noise is drawn."""
@@ -193,6 +197,8 @@ class LatentDiffusion(SecondStage):
         tile: int | None = None,
         decoder: TinyDecoder | Path | str | None = None,
         guides: Guides = (),
+        weights: bool = False,
+        long_prompts: str = "refuse",
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt.
@@ -222,13 +228,17 @@ class LatentDiffusion(SecondStage):
             guides: (guide, scale) pairs whose gradients steer as well, such as `diptych.guides.open_guide` opens:
                 classifiers and CLIP. Pictures are scored as `decoder` decodes them. With a guidance weight of 0 the
                 model itself is told nothing of the prompts, and the guides alone are.
+            weights: read `(word:1.3)` and `[word]` in prompts as weights of words (`conditioning.prompts`).
+            long_prompts: what to do with a prompt beyond the text encoder's limit: "refuse", "cut" or "chunks".
             callback: called with (step, steps, x0 estimate as latents (B, C, h, w)); raise to cancel.
 
         Raises:
             UserError: an empty or too long prompt, an unknown sampler, numbers that make no sense, or no picture.
         """
         config, factor = self.config, self.config.autoencoder.factor
-        order = Order.read(prompts, seeds, negative, image is not None or low is not None)
+        order = Order.read(
+            prompts, seeds, negative, image is not None or low is not None, reading=Reading.read(weights, long_prompts)
+        )
         steps = read_steps(config.steps if steps is None else steps)
         guidance = read_guidance(config.guidance if guidance is None else guidance)
         guidance = guidance if config.guidable else 1.0  # nothing to be guided by
@@ -292,9 +302,9 @@ class LatentDiffusion(SecondStage):
     ) -> Denoising:
         """The denoiser for an order; `extra` are more of the U-Net's keyword arguments. Guides of pictures see what
         `decoder` makes of its estimates."""
-        cond = uncond = self.embed(order.prompts)
+        cond = uncond = self.embed(order.prompts, order)
         if self.config.guidable:
-            uncond = self.embed(order.negatives if any(order.negatives) else [""])
+            uncond = self.embed(order.negatives if any(order.negatives) else [""], order)
         both = {**cond, **extra}, {**uncond, **extra}
         denoiser = ClassifierFreeGuidance(self.denoiser, *both, guidance, self.config.interval)
         if not guides:

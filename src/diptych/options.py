@@ -56,6 +56,10 @@ def build_parser() -> Parser:
     add_sampling(command)
     add_pictures(command, batch=8)
     command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    command.add_argument("--weights", **FLAG, help="read (word:1.3), (word) and [word] as weights of words")
+    command.add_argument(
+        "--long-prompts", metavar="HOW", help="beyond the text encoder's limit: refuse (default), cut, or chunks"
+    )
     for option, told in (("--classifier", "a noisy classifier"), ("--clip", "judge, a noisy pair or a CLIP")):
         command.add_argument(
             option, metavar="FOLDER[:SCALE]", type=guide, action="append", help=f"steer by {told}; several add up"
@@ -108,12 +112,12 @@ def build_parser() -> Parser:
         "--keep-stages", dest="keep", **FLAG, help="save the smaller pictures too, as NAME-stage-SIZE.png"
     )
     stages.add_argument("--one-at-a-time", **FLAG, help="hold one stage in memory at a time")
-    command.set_defaults(command=commands.generate, more="prompts")
+    command.set_defaults(command=commands.generate, more="prompts", warns=True)
 
     command = groups.add_parser("demo", help="paint the same prompts with both panels in the package, side by side")
     command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to paint; each is painted with each seed")
     add_pictures(command, batch=4)
-    command.set_defaults(command=commands.demo, more="prompts")
+    command.set_defaults(command=commands.demo, more="prompts", warns=True)
 
     command = groups.add_parser("train", help="train a recipe, or go on with a run")
     add_recipe(command)

@@ -16,6 +16,7 @@ from diptych.conditioning.degradations import degraded
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
 from diptych.conditioning.original import Original
+from diptych.conditioning.prompts import read_prompts
 from diptych.conditioning.text import JointTransformer, JointTransformerConfig, TextEmbedding, build_reader
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.finite import FiniteCheck
@@ -26,7 +27,7 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Result, read_size
+from diptych.generation import Callback, Order, Reading, Result, read_size
 from diptych.networks.adm import AdmUNet
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
@@ -167,6 +168,8 @@ class Stage(nn.Module):
         mask: Any = None,
         paste: bool = False,
         guides: Guides = (),
+        weights: bool = False,
+        long_prompts: str = "refuse",
         callback: Callback | None = None,
     ) -> Result:
         """Paint one picture for each prompt; a super-resolution stage enlarges one picture for each.
@@ -186,13 +189,14 @@ class Stage(nn.Module):
             image, strength, mask, paste: as for the latent panel, for a base stage; what the mask leaves alone keeps
                 its pixels in any case.
             guides: as for the latent panel. They are held to the threshold too, as guidance by words is.
+            weights, long_prompts: as for the latent panel.
             callback: called with (step, steps, x0 estimate (B, 3, H, W)); raise to cancel.
 
         Raises:
             UserError: as for the latent panel; or the stage was never trained; or `low` is missing, or no picture.
         """
         nothing_to_say = image is not None or (low is not None and self.config.text is None)
-        order = Order.read(prompts, seeds, negative, nothing_to_say)
+        order = Order.read(prompts, seeds, negative, nothing_to_say, reading=Reading.read(weights, long_prompts))
         settings = self.settings(
             steps=steps, guidance=guidance, sampler=sampler, threshold=threshold, augmentation=augmentation
         )
@@ -326,11 +330,11 @@ def check_stated(config: StageConfig, folder: Path) -> None:
 def embed_order(text, order: Order, config: StageConfig) -> tuple[TextEmbedding, TextEmbedding]:
     """The embeddings of prompts and of negatives, the latter for a stage that can be guided; an empty negative is what
     stands for no words."""
-    prompts = negatives = text.encode(order.prompts)
+    prompts = negatives = read_prompts(text, order.prompts, order)
     if not config.guidable:
         return prompts, prompts
     if any(order.negatives) or config.null == "empty":
-        negatives = text.encode(order.negatives)
+        negatives = read_prompts(text, order.negatives, order)
     if config.null == "empty":
         return prompts, negatives
     silent, free = ([not text for text in texts] for texts in (order.prompts, order.negatives))

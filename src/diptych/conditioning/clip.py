@@ -80,6 +80,8 @@ class ClipText(FrozenText):
     What prompts are padded with is the tokenizer's to say: the closing token in 1.x, "!" in 2.x.
     """
 
+    own_pooled = True
+    """What stands for a whole prompt is the closing token's, and not the mean of all."""
     alone = True
     """Model and tokenizer lie in one folder, with nothing else."""
 

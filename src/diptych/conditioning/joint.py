@@ -87,6 +87,11 @@ class JointTransformer(nn.Module):
         rows, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
         return embedding._replace(pooled=embedding.sequence[rows, last])
 
+    @property
+    def own_pooled(self) -> bool:
+        """Whether what stands for a whole prompt is not the mean of its tokens."""
+        return self.config.pooled != "mean"
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer; the weights belong to the system's own state."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,7 @@ def token_ids(tokenizer, prompts: list[str], max_tokens: int) -> list[list[int]]
     """The ids of each prompt, opening and closing token included. A `UserError` shows what does not fit."""
     rows = []
     for prompt in prompts:
-        try:
-            encoding = tokenizer.encode(prompt)
-        except TypeError:  # half of a surrogate pair: bytes that were no UTF-8
-            raise UserError(f"the prompt {ascii(prompt)[:60]} is not valid Unicode text") from None
+        encoding = encoded(tokenizer, prompt)
         if len(encoding.ids) > max_tokens:
             word = encoding.token_to_word(max_tokens - 1)  # one place is the closing token's
             start = encoding.offsets[max_tokens - 1][0] if word is None else encoding.word_to_chars(word)[0]
@@ -27,6 +25,14 @@ def token_ids(tokenizer, prompts: list[str], max_tokens: int) -> list[list[int]]
             )
         rows.append(encoding.ids)
     return rows
+
+
+def encoded(tokenizer, prompt: str) -> Any:
+    """A prompt's tokens, as the tokenizers library gives them."""
+    try:
+        return tokenizer.encode(prompt)
+    except TypeError:  # half of a surrogate pair: bytes that were no UTF-8
+        raise UserError(f"the prompt {ascii(prompt)[:60]} is not valid Unicode text") from None
 
 
 def tokenize(tokenizer, prompts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
