@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.errors import UserError, pick
-from diptych.generation import read_steps
+from diptych.generation import LONG_PROMPTS, read_guidance, read_steps
 from diptych.pictures import read_picture
 from diptych.progress import bar
 
@@ -76,6 +76,8 @@ def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
     readers: dict[str, Callable[[Any], Any]] = {
         "sampler": lambda name: pick("sampler", name, SAMPLERS),
         "steps": read_steps,
+        "guidance": read_guidance,
+        "long_prompts": lambda how: pick("long_prompts", how, LONG_PROMPTS),
         "threshold": ThresholdConfig.parse,
         "image": read_picture,
         "mask": read_picture,
