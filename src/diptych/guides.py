@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.checks import said
 from diptych.conditioning.classes import ClassConfig
+from diptych.conditioning.frozen import built_as_shapes, text_shape
 from diptych.conditioning.guide import NoisyGuide, NoisyGuideConfig
 from diptych.conditioning.tokens import saved_tokenizer, token_ids
 from diptych.config import read_json
@@ -103,6 +105,29 @@ class PairGuide:
         return lambda pictures: scale * (pair.embed_pictures(pictures) * wanted).sum(-1)
 
 
+def pair_config(path: Path) -> Any:
+    """The transformers config of a whole CLIP. A `UserError` names the field that is of no CLIP."""
+    from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+
+    values = read_json(path)
+    halves = {}
+    for name, kind in (("text_config", CLIPTextConfig), ("vision_config", CLIPVisionConfig)):
+        if not isinstance(half := values.get(name) or {}, dict):
+            raise UserError(f"{path}: {name} must be an object, not {said(half)}")
+        halves[name] = text_shape(kind, half, path).to_dict()
+    shared = text_shape(CLIPConfig, {key: values[key] for key in ("auto_map", "model_type") if key in values}, path)
+    width = text_shape(CLIPTextConfig, {"projection_dim": values.get("projection_dim", 512)}, path).projection_dim
+    return type(shared)(**halves, projection_dim=width)
+
+
+def colours(values: Any, where: Path) -> Tensor:
+    """(3, 1, 1) numbers that a folder states, one a colour."""
+    numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
+    if not numbers or len(values) != 3 or not all(0 < value < 1000 for value in values):
+        raise UserError(f"{where}: a colour's mean and deviation must be three numbers above 0, not {said(values)}")
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+
+
 class ClipPair(nn.Module):
     """A CLIP of transformers, frozen: pictures are resized to its size and normalised as its folder says."""
 
@@ -110,15 +135,11 @@ class ClipPair(nn.Module):
     image_std: Tensor
 
     def __init__(self, folder: Path) -> None:
-        from transformers import CLIPConfig, CLIPModel
+        from transformers import CLIPModel
 
         super().__init__()
-        try:
-            shape: Any = CLIPConfig.from_json_file(folder / "config.json")
-            with torch.device("meta"):
-                model: Any = CLIPModel(shape)
-        except Exception as error:  # of many kinds: transformers checks values in its own way
-            raise UserError(f"{folder / 'config.json'} is not the config of a CLIP: {error}") from None
+        shape: Any = pair_config(folder / "config.json")
+        model: Any = built_as_shapes(lambda: CLIPModel(shape), folder)
         self.tokenizer, self.pad = saved_tokenizer(folder, "tokenizer.json", "vocab.json")
         checkpoint, own = Checkpoint.open(folder), model.state_dict()
         fill(model, checkpoint.only(key for key in checkpoint if key in own or "position_ids" not in key), str(folder))
@@ -130,8 +151,8 @@ class ClipPair(nn.Module):
         path = folder / "preprocessor_config.json"
         told = read_json(path) if path.is_file() else {}
         for part, usual in (("image_mean", MEAN), ("image_std", DEVIATION)):
-            values = torch.tensor(told.get(part, usual)).view(-1, 1, 1)
-            self.register_buffer(part, values, persistent=False)
+            stated = told.get(part, usual) if isinstance(told, dict) else None
+            self.register_buffer(part, colours(stated, path), persistent=False)
 
     @property
     def scale(self) -> Tensor:

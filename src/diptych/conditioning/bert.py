@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
-from diptych.conditioning.tokens import load_tokenizer, saved_tokenizer
+from diptych.conditioning.tokens import load_tokenizer, require_ids, saved_tokenizer
 from diptych.config import Config
 from diptych.errors import UserError
 
@@ -104,12 +104,13 @@ class Bert(FrozenText):
         tokenizer = (
             load_tokenizer(folder / "tokenizer.json")
             if (folder / "tokenizer.json").is_file()
-            else saved_tokenizer(folder, "tokenizer.json", "vocab.txt")[0]
+            else saved_tokenizer(folder, "tokenizer.json", "vocab.txt", usual="BertTokenizer")[0]
         )
         shape = pretrained_config(BertConfig, folder, config.width)
         if shape.max_position_embeddings < config.max_tokens:
             raise UserError(f"{folder} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
-        model = frozen(BertModel(shape, add_pooling_layer=False), folder).to(device)
+        require_ids(tokenizer, shape.vocab_size, folder)
+        model = frozen(lambda: BertModel(shape, add_pooling_layer=False), folder).to(device)
         super().__init__(config, folder, model, tokenizer)
 
 

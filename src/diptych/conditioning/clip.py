@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.frozen import (
     FrozenText,
+    built_as_shapes,
     folder_fingerprint,
     frozen,
     named_folder,
     plain_key,
     pretrained_config,
 )
-from diptych.conditioning.tokens import saved_tokenizer, token_ids
+from diptych.conditioning.tokens import require_ids, saved_tokenizer, token_ids
 from diptych.config import Config
 from diptych.errors import UserError
 from diptych.weights.checkpoint import fill
@@ -93,7 +94,7 @@ class ClipText(FrozenText):
         folder = folder if inside and folder is not None else config.located()
         shape = pretrained_config(CLIPTextConfig, folder, config.width)
         self._read(config, shape, folder)
-        super().__init__(config, folder, frozen(CLIPTextModel(shape), folder).to(device), self.tokenizer)
+        super().__init__(config, folder, frozen(lambda: CLIPTextModel(shape), folder).to(device), self.tokenizer)
 
     @classmethod
     def of(
@@ -121,11 +122,7 @@ class ClipText(FrozenText):
         self.tokenizer, self.pad = saved_tokenizer(tokenizer, "tokenizer.json", "vocab.json")
         if shape.max_position_embeddings < config.max_tokens:
             raise UserError(f"{tokenizer} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
-        if (known := self.tokenizer.get_vocab_size()) > shape.vocab_size:
-            raise UserError(
-                f"the tokenizer in {tokenizer} knows {known:,} tokens, and its text model {shape.vocab_size:,}: "
-                "it is another model's"
-            )
+        require_ids(self.tokenizer, shape.vocab_size, tokenizer, self.pad)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -158,8 +155,7 @@ def clip_network(
     """A frozen CLIP text model of this shape with these tensors, named as `ClipText.of` says."""
     from transformers import CLIPTextModel
 
-    with torch.device("meta"):
-        model: Any = CLIPTextModel(shape)
+    model: Any = built_as_shapes(lambda: CLIPTextModel(shape), source)
     inner = getattr(model, "text_model", model)  # transformers before 5.6 has one module around the other
     fill(inner, tensors, source, dtype)
     inner.embeddings.position_ids = torch.arange(shape.max_position_embeddings)[None]  # a buffer that no file needs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from diptych.checks import said
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.tokens import tokenize
-from diptych.config import Config
+from diptych.conditioning.tokens import first_line, require_no_code, tokenize
+from diptych.config import Config, read_json
 from diptych.errors import UserError
-from diptych.weights.checkpoint import Checkpoint, fill, weight_files
+from diptych.weights.checkpoint import Checkpoint, fill, require_shapes, weight_files
 
 READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 """The small files of a folder that decide what a prompt becomes."""
@@ -60,30 +61,92 @@ def named_folder(path: str | None, what: str) -> Path:
 
 
 def pretrained_config(kind, folder: Path, width: int | None = None):
-    """The transformers config of class `kind` in a folder.
+    """The transformers config of class `kind` in a folder: of its config.json, what a text model is built from.
 
-    A `UserError` where there is none, it is no JSON, it is of another kind of model, or of another width than asked.
+    A `UserError` where there is none, it is no JSON, it is of another kind of model, of another width than asked, of
+    sizes that no text model has, or asks for code.
     """
     path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values = values.get("text_config", values)  # a whole CLIP nests its text half
-        found = values.get("model_type", kind.model_type)
-        shape = kind.from_dict(values)
-    except Exception:  # of many kinds: transformers checks values in its own way
-        raise UserError(f"{path} is missing, or not the config of a text model") from None
-    if found != kind.model_type:
-        raise UserError(f"{path} is of a model of type {found!r}, not {kind.model_type!r}")
+    values = read_json(path, *[f"{path} is missing, or not the config of a text model"] * 2)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is missing, or not the config of a text model")
+    require_no_code(values, path)
+    found = values.get("text_config") or values  # a whole CLIP nests its text half
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: text_config must be an object, not {said(found)}")
+    shape = text_shape(kind, found, path)
     if width not in (None, shape.hidden_size):
         raise UserError(f"the model in {folder} is {shape.hidden_size} wide, but text.width is {width}")
     return shape
 
 
-def frozen(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32, tied: Sequence[str] = ()) -> nn.Module:
-    """Fill a transformers model from a folder and freeze it. Every weight must be there, whole and finite.
+def text_shape(kind, values: dict[str, Any], where: Path | str):
+    """The transformers config of class `kind` with those of these values that say how a text model is built.
+
+    The others are left out: what says how it is trained or saved, and what has transformers fetch or run more, such as
+    attention from the hub. Raises a `UserError` that names the field which is of the wrong type or beyond all bounds.
+    """
+    require_no_code(values, where)
+    model = values.get("model_type") or kind.model_type
+    if model != kind.model_type:
+        raise UserError(f"{where} is of a model of type {said(model)}, not {kind.model_type!r}")
+    for field, usual in FIXED.items():
+        if values.get(field) not in (*usual, None):
+            raise UserError(f"{where}: {field} = {said(values[field])} is of a model that diptych does not read")
+    given = {field: value for field, value in values.items() if value is not None}
+    for field, largest in SIZES.items():
+        value = given.get(field, 1)
+        if type(value) is not int or not 1 <= value <= largest:
+            raise UserError(f"{where}: {field} must be a whole number from 1 to {largest:,}, not {said(value)}")
+    for field in NUMBERS:
+        value = given.get(field, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
+            raise UserError(f"{where}: {field} must be a number, not {said(value)}")
+    try:
+        return kind.from_dict({field: given[field] for field in (*SIZES, *NUMBERS, *KEPT) if field in given})
+    except Exception as error:  # of many kinds: transformers checks values in its own way
+        raise UserError(f"{where} is not the config of a text model: {first_line(error)}") from None
+
+
+WIDTHS = ("hidden_size", "intermediate_size", "projection_dim", "d_model", "d_kv", "d_ff")
+SIZES = {
+    **dict.fromkeys(WIDTHS, 2**17),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "num_decoder_layers"), 512),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "type_vocab_size"), 2**12),
+    **dict.fromkeys(("max_position_embeddings", "relative_attention_num_buckets"), 2**20),
+    "vocab_size": 2**22,
+    "relative_attention_max_distance": 2**20,
+    "image_size": 2**14,
+    "patch_size": 2**12,
+    "num_channels": 2**8,
+}
+"""Fields that are sizes, each with more than any text model, or any CLIP, has."""
+NUMBERS = (
+    *("layer_norm_eps", "layer_norm_epsilon", "attention_dropout", "dropout_rate", "hidden_dropout_prob"),
+    *("attention_probs_dropout_prob", "classifier_dropout", "initializer_range", "initializer_factor"),
+)
+KEPT = (
+    *("hidden_act", "feed_forward_proj", "pad_token_id", "bos_token_id", "eos_token_id", "is_encoder_decoder"),
+    *("tie_word_embeddings", "architectures"),
+)
+"""Other fields that a text model is built from, or is saved with."""
+FIXED = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "position_embedding_type": ("absolute",),
+    "pruned_heads": ({},),
+}
+"""Fields that make another network of it, and what they may say."""
+
+
+def frozen(
+    build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype = torch.float32, tied: Sequence[str] = ()
+) -> nn.Module:
+    """A transformers model filled from a folder and frozen. Every weight must be there, whole and finite.
 
     What the file holds besides (a pooler, a decoder, CLIP's vision half) is left alone. Of the keys `tied`, which name
-    one tensor, one is enough. Tensors are read one by one and take the place of the model's own.
+    one tensor, one is enough. Tensors are read one by one and take the place of the model's own; it is built in memory
+    only once the files are known to have its shapes.
     """
     (file, _), *_ = weight_files(folder)
     if file.suffix != ".safetensors" or not file.is_file():
@@ -95,11 +158,24 @@ def frozen(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32, t
     stored = {plain_key(key): key for key in checkpoint}
     for key in tied:
         stored.update({other: stored[key] for other in tied if key in stored and other not in stored})
-    keys = {name: stored[plain_key(name)] for name in model.state_dict() if plain_key(name) in stored}
+    own = built_as_shapes(build, folder).state_dict()
+    keys = {name: stored[plain_key(name)] for name in own if plain_key(name) in stored}
     read = {name: functools.partial(checkpoint.__getitem__, key) for name, key in keys.items()}
     shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
-    fill(model, Checkpoint(read, shapes, checkpoint.source), checkpoint.source, dtype)
+    tensors = Checkpoint(read, shapes, checkpoint.source)
+    require_shapes(own, tensors, checkpoint.source, "the text model")
+    model = build()
+    fill(model, tensors, checkpoint.source, dtype)
     return model.eval().requires_grad_(False)
+
+
+def built_as_shapes(build: Callable[[], nn.Module], folder: Path | str) -> nn.Module:
+    """A transformers model on the meta device. A `UserError` for a config that none can be built from."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:  # of many kinds: transformers checks values in its own way
+        raise UserError(f"{folder}: no text model can be built from its config.json: {first_line(error)}") from None
 
 
 def plain_key(key: str) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
-from diptych.conditioning.tokens import load_tokenizer, tokenize
+from diptych.conditioning.tokens import broken_tokenizers, load_tokenizer, require_ids, tokenize
 from diptych.config import Config
 from diptych.errors import UserError, pick
 
@@ -85,10 +85,14 @@ class T5(FrozenText):
         folder = config.located()
         tokenizer = t5_tokenizer(folder if config.tokenizer is None else Path(config.tokenizer))
         shape = pretrained_config(Shape, folder, config.width)
-        with torch.device("meta"):  # an XXL twice would not fit
-            model: Any = T5EncoderModel(shape)
+        require_ids(tokenizer, shape.vocab_size, folder if config.tokenizer is None else Path(config.tokenizer))
+
+        def build() -> nn.Module:
+            with torch.device("meta"):  # an XXL twice would not fit
+                return T5EncoderModel(shape)
+
         dtype = compute_dtype(config, torch.device(device))
-        frozen(model, folder, dtype, tied=("shared.weight", "encoder.embed_tokens.weight"))
+        model: Any = frozen(build, folder, dtype, tied=("shared.weight", "encoder.embed_tokens.weight"))
         model.set_input_embeddings(model.shared)  # one tensor again, wherever it moves
         super().__init__(config, folder, model.to(device), tokenizer)
 
@@ -143,10 +147,8 @@ def t5_tokenizer(folder: Path):
     from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
 
     model = sentencepiece.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    try:
+    with broken_tokenizers(f"{path} is not a SentencePiece model"):
         model.ParseFromString(path.read_bytes())
         pieces = [(piece.piece, piece.score) for piece in model.pieces]
         normalizer = model.normalizer_spec.precompiled_charsmap or None
         return T5Tokenizer(pieces, _spm_precompiled_charsmap=normalizer).backend_tokenizer
-    except Exception as error:  # of many kinds: whatever a broken vocabulary leads to
-        raise UserError(f"{path} is not a SentencePiece model ({type(error).__name__})") from None

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from diptych.config import read_json
 from diptych.errors import UserError
+
+TOKENIZER_CLASSES = {
+    "CLIPTokenizer": "CLIPTokenizer",
+    "CLIPTokenizerFast": "CLIPTokenizer",
+    "BertTokenizer": "BertTokenizer",
+    "BertTokenizerFast": "BertTokenizer",
+    "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",
+    "TokenizersBackend": "PreTrainedTokenizerFast",
+}
+"""The classes that a tokenizer_config.json may name, and what each is in transformers today."""
 
 
 def token_ids(tokenizer, prompts: list[str], max_tokens: int) -> list[list[int]]:
@@ -33,6 +46,8 @@ def encoded(tokenizer, prompt: str) -> Any:
         return tokenizer.encode(prompt)
     except TypeError:  # half of a surrogate pair: bytes that were no UTF-8
         raise UserError(f"the prompt {ascii(prompt)[:60]} is not valid Unicode text") from None
+    except Exception as error:  # the library raises bare Exception, for a token that it has no number for
+        raise UserError(f"the tokenizer cannot read the prompt {ascii(prompt)[:60]}: {first_line(error)}") from None
 
 
 def tokenize(tokenizer, prompts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -43,35 +58,81 @@ def tokenize(tokenizer, prompts: list[str], max_tokens: int, device: torch.devic
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
 
 
+@contextlib.contextmanager
+def broken_tokenizers(message: str) -> Iterator[None]:
+    """Within, whatever a tokenizers library raises is a `UserError` of this message and the reason.
+
+    They raise errors of many kinds, and what panics in their Rust is no `Exception`.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, UserError):
+        raise
+    except BaseException as error:
+        raise UserError(f"{message} ({first_line(error)})") from None
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}".removesuffix(": ")
+
+
 def load_tokenizer(path: Path):
     """Read a tokenizer.json of the tokenizers library."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
         raise UserError(f"no tokenizer at {path}")
-    try:
+    with broken_tokenizers(f"{path} is not a tokenizer.json"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is not a tokenizer.json: {error}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def saved_tokenizer(folder: Path, *files: str):
-    """The tokenizer that transformers saved in a folder, from one of `files`, and the id that it pads with."""
-    from transformers import AutoTokenizer
+def saved_tokenizer(folder: Path, *files: str, usual: Literal["CLIPTokenizer", "BertTokenizer"] = "CLIPTokenizer"):
+    """The tokenizer that transformers saved in a folder, from one of `files`, and the id that it pads with.
+
+    It is of the class that its tokenizer_config.json names, `usual` where that names none. A class that is not among
+    `TOKENIZER_CLASSES`, and code that comes with the folder, raise a `UserError`: nothing in it is ever run or asked
+    about.
+    """
+    import transformers
 
     if not any((folder / name).is_file() for name in files):
         raise UserError(f"no tokenizer in {folder}: it needs {' or '.join(files)}")
-    try:
-        saved = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    path = folder / "tokenizer_config.json"
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a JSON object; get or make it again")
+    require_no_code(values, path)
+    named = values.get("tokenizer_class") or usual
+    if not isinstance(named, str) or named not in TOKENIZER_CLASSES:
+        known = ", ".join(TOKENIZER_CLASSES)
+        raise UserError(f"{path}: tokenizer_class {named!r} is none that diptych reads: {known}")
+    family: Any = getattr(transformers, TOKENIZER_CLASSES[named])
+    with broken_tokenizers(f"the tokenizer in {folder} cannot be read"):
+        saved = family.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer, pad = saved.backend_tokenizer, int(saved.pad_token_id)
-    except Exception as error:  # of many kinds: whatever a broken vocabulary leads to
-        raise UserError(f"the tokenizer in {folder} cannot be read ({type(error).__name__})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer, pad
+
+
+def require_no_code(values: dict[str, Any], path: Path) -> None:
+    """Raise a `UserError` for a config that asks for classes out of its own folder or from the hub."""
+    if values.get("auto_map"):
+        raise UserError(f"{path}: auto_map asks for code that comes with the model, which diptych never runs")
+
+
+def require_ids(tokenizer: Any, known: int, folder: Path, pad: int = 0) -> None:
+    """Raise a `UserError` unless a text model of `known` tokens has a place for each id that a tokenizer can give."""
+    with broken_tokenizers(f"the tokenizer in {folder} cannot be read"):
+        largest = max([*tokenizer.get_vocab().values(), *tokenizer.encode("").ids, pad])
+    if largest >= known or pad < 0:
+        raise UserError(
+            f"the tokenizer in {folder} knows {max(largest + 1, tokenizer.get_vocab_size()):,} tokens, and its text "
+            f"model {known:,}: it is another model's"
+        )
 
 
 def bert_tokenizer(folder: Path):
@@ -79,13 +140,11 @@ def bert_tokenizer(folder: Path):
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder / "tokenizer.json")
     if (folder / "tokenizer_config.json").is_file():
-        return saved_tokenizer(folder, "vocab.txt")[0]
+        return saved_tokenizer(folder, "vocab.txt", usual="BertTokenizer")[0]
     from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     path = folder / "vocab.txt"
     if not path.is_file():
         raise UserError(f"no tokenizer in {folder}: it needs tokenizer.json or vocab.txt")
-    try:
+    with broken_tokenizers(f"{path} is not the vocabulary of a BERT"):
         return Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=True).to_str())
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is not the vocabulary of a BERT: {error}") from None

@@ -140,19 +140,7 @@ def fill(
     A missing, unexpected or wrongly shaped key raises a `UserError` that names it.
     """
     own = module.state_dict()
-    shapes = tensors.shapes if isinstance(tensors, Checkpoint) else {k: tuple(v.shape) for k, v in tensors.items()}
-    kind = type(module).__name__
-    for name, tensor in own.items():
-        if name not in shapes:
-            missing = sum(key not in shapes for key in own)
-            raise UserError(f"{source}: key {name!r} of {kind} is missing ({missing} missing in all)")
-        if shapes[name] != tuple(tensor.shape):
-            stored = tensors.stored.get(name, name) if isinstance(tensors, Checkpoint) else name
-            found, needed = shapes[name], tuple(tensor.shape)
-            ours = "" if stored == name else f" for {name!r}"
-            raise UserError(f"{source}: key {stored!r} has shape {found}, but {kind} needs {needed}{ours}")
-    if extra := [name for name in shapes if name not in own]:
-        raise UserError(f"{source}: unexpected key {extra[0]!r} for {kind} ({len(extra)} in all)")
+    require_shapes(own, tensors, source, type(module).__name__)
     for name in own:
         tensor = tensors[name]
         if dtype is not None and tensor.is_floating_point():
@@ -164,3 +152,19 @@ def fill(
         if (former := holder._parameters.get(last)) is not None:
             tensor = nn.Parameter(tensor, requires_grad=former.requires_grad)
         setattr(holder, last, tensor)
+
+
+def require_shapes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, kind: str) -> None:
+    """Raise a `UserError` unless `tensors` are the `own` of a module, by name and shape; none of them is read."""
+    shapes = tensors.shapes if isinstance(tensors, Checkpoint) else {k: tuple(v.shape) for k, v in tensors.items()}
+    for name, tensor in own.items():
+        if name not in shapes:
+            missing = sum(key not in shapes for key in own)
+            raise UserError(f"{source}: key {name!r} of {kind} is missing ({missing} missing in all)")
+        if shapes[name] != tuple(tensor.shape):
+            stored = tensors.stored.get(name, name) if isinstance(tensors, Checkpoint) else name
+            found, needed = shapes[name], tuple(tensor.shape)
+            ours = "" if stored == name else f" for {name!r}"
+            raise UserError(f"{source}: key {stored!r} has shape {found}, but {kind} needs {needed}{ours}")
+    if extra := [name for name in shapes if name not in own]:
+        raise UserError(f"{source}: unexpected key {extra[0]!r} for {kind} ({len(extra)} in all)")
