@@ -331,7 +331,8 @@ def data_emoji(arguments: argparse.Namespace) -> None:
     from diptych.data import emoji
 
     out = arguments.out or Path("data") / f"emoji-{arguments.size}"
-    manifest = emoji.build(out, size=arguments.size, scenes=arguments.scenes, seed=arguments.seed)
+    settings = chosen_settings(arguments, "size", "scenes", "seed", "workers")
+    manifest = emoji.build(out, **settings)
     kinds = ", ".join(f"{count:,} {kind}s" for kind, count in manifest["counts"]["kind"].items())
     print(f"{out}: {kinds} in {len(manifest['shards'])} shards; manifest.json has licences and hashes")
 

@@ -243,6 +243,7 @@ def build_parser() -> Parser:
     command.add_argument("--size", metavar="PIXELS", type=whole(16, 1024), default=64, help="(default: 64)")
     command.add_argument("--scenes", metavar="N", type=whole(0), default=0, help="composed scenes beside the drawings")
     command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), default=0, help="(default: 0)")
+    command.add_argument("--workers", metavar="N", type=whole(1, 1024), help="processes (default: one a core)")
     command.set_defaults(command=commands.data_emoji)
     command = groups.add_parser("layouts", help="layouts beside pictures, from COCO's or OpenImages' boxes")
     command.add_argument("annotations", metavar="FILE", type=Path, help="instances_*.json, or *-bbox.csv")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data import DataConfig, open_dataset, sources
+from diptych.data import DataConfig, emoji, emoji_parts, open_dataset, sources
 from diptych.data.emoji import build, build_from, choose_held_out
 from diptych.data.names import drawings
 from diptych.data.render import on_white, render
@@ -22,7 +22,7 @@ pytest.importorskip("resvg_py")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("emoji") / "out"
-    return out, build_from(tiny_sources(), out, size=32, scenes=180, seed=1)
+    return out, build_from(tiny_sources(), out, size=32, scenes=180, seed=1, workers=1)
 
 
 def everything(out, **options):
@@ -32,13 +32,49 @@ def everything(out, **options):
 
 def test_the_same_arguments_give_the_same_bytes(built, tmp_path):
     out, manifest = built
-    again = build_from(tiny_sources(), tmp_path / "again", size=32, scenes=180, seed=1)
+    again = build_from(tiny_sources(), tmp_path / "again", size=32, scenes=180, seed=1, workers=2)
     assert again == manifest
     for path in sorted(out.iterdir()):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
-    other = build_from(tiny_sources(), tmp_path / "other", size=32, scenes=180, seed=2)
+    other = build_from(tiny_sources(), tmp_path / "other", size=32, scenes=180, seed=2, workers=1)
     assert other["sha256"] != manifest["sha256"]
     assert other["held_out"] == manifest["held_out"]  # fixed whatever the seed
+
+
+def test_a_build_that_was_cut_off_goes_on(built, tmp_path, monkeypatch):
+    out, manifest = built
+    wrote: list[str] = []
+    write = emoji_parts.write_shard
+
+    def cut(path, samples):
+        if len(wrote) == 3:
+            raise KeyboardInterrupt
+        wrote.append(path.name)
+        return write(path, samples)
+
+    again = {"size": 32, "scenes": 180, "seed": 1, "workers": 1}
+    monkeypatch.setattr(emoji_parts, "write_shard", cut)
+    with pytest.raises(KeyboardInterrupt):
+        build_from(tiny_sources(), tmp_path / "again", **again)
+    assert wrote == ["cutouts-0000.tar", "drawings-0000.tar", "cutouts-0001.tar"]
+    wrote.clear()
+    monkeypatch.setattr(
+        emoji_parts, "write_shard", lambda path, samples: wrote.append(path.name) or write(path, samples)
+    )
+    assert build_from(tiny_sources(), tmp_path / "again", **again) == manifest
+    assert wrote == ["cutouts-0001.tar", "drawings-0001.tar", "scenes-0000.tar", "scenes-0001.tar"]
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == sorted(path.name for path in out.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
+def test_what_another_build_left_is_not_gone_on_with(built, tmp_path, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(emoji, "paint_scenes", cut)
+        build_from(tiny_sources(), tmp_path / "again", size=16, scenes=180, seed=1, workers=1)
+    assert build_from(tiny_sources(), tmp_path / "again", size=32, scenes=180, seed=1, workers=1) == built[1]
 
 
 def test_the_manifest_counts_what_is_there(built):

@@ -1,12 +1,14 @@
 """`diptych data emoji`: captioned WebDataset shards from six open emoji sets.
 
-Same arguments, same bytes. Everything is written into a folder beside `out` that takes its place when it is whole;
+Same arguments, same bytes, on any number of cores. Everything is written into a folder beside `out` that takes its
+place when it is whole, and in which a build that was cut off goes on;
 `manifest.json` says what is inside, where it came from and under which licence.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -15,18 +17,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import PIL
 
 from diptych.data import captions as wording
+from diptych.data.emoji_parts import Drawn, cores, paint_scenes, render_drawings, sample
 from diptych.data.hashing import stable_hash
 from diptych.data.names import Drawing, drawings
-from diptych.data.render import fingerprint, on_white, png_bytes, render
-from diptych.data.scenes import Painter
-from diptych.data.shards import write_shard
+from diptych.data.render import fingerprint, require_renderer
+from diptych.data.shards import Shard, write_shard
 from diptych.data.sources import SETS, Sources, load_sources
 from diptych.errors import UserError
-from diptych.progress import track
 
+FORMAT = "diptych-emoji-1"
 HELD_OUT_SHARE = 0.068
 """Of the drawings whose concept has four styles or more; about 5% of all drawings."""
 SHARD_SIZE = 1000
@@ -35,37 +37,56 @@ Sample = tuple[str, dict[str, bytes]]
 Counts = dict[str, collections.Counter[str]]
 
 
-def build(out: Path, size: int = 128, scenes: int = 12000, seed: int = 0, cache: Path | None = None) -> dict[str, Any]:
+def build(
+    out: Path,
+    size: int = 128,
+    scenes: int = 12000,
+    seed: int = 0,
+    cache: Path | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
     """Build the emoji shards in `out` and return the manifest.
 
-    `size` is the side of the pictures in pixels, `scenes` the number of composed scenes beside the single drawings,
-    `cache` the folder of downloads (default $DIPTYCH_CACHE/npm or ~/.cache/diptych/npm).
+    `size` is the side of the images in pixels, `scenes` the number of composed scenes beside the single drawings,
+    `cache` the folder of downloads (default $DIPTYCH_CACHE/npm or ~/.cache/diptych/npm), `workers` the number of
+    processes (default: all cores). A build that was cut off goes on when it is asked for again.
     Raises `UserError` when a source cannot be had or `out` holds something else.
     """
     if not 16 <= size <= 1024:
         raise UserError(f"size must be between 16 and 1024 pixels, not {size}")
     if scenes < 0:
         raise UserError(f"scenes must be at least 0, not {scenes}")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers must be at least 1, not {workers}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose a folder")
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").exists():
         raise UserError(f"{out} holds files that are not emoji shards: choose a new folder")
-    return build_from(load_sources(cache), out, size, scenes, seed)
+    require_renderer()
+    return build_from(load_sources(cache), out, size, scenes, seed, workers)
 
 
-def build_from(sources: Sources, out: Path, size: int, scenes: int, seed: int) -> dict[str, Any]:
+def build_from(
+    sources: Sources, out: Path, size: int, scenes: int, seed: int, workers: int | None = None
+) -> dict[str, Any]:
     """`build` from sources already at hand."""
-    out = out.absolute()
+    out, workers = out.absolute(), workers or cores()
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    pictures, failures = render_all(sources, size)
-    held_out = choose_held_out(sources, [drawing for drawing, _ in pictures])
+    begin(partial, sources, size, scenes, seed)
+    drawn, failures = render_drawings(drawings(sources), sources, size, partial, workers)
+    known = [drawing for drawing in drawings(sources) if drawing.key in drawn]
+    held_out = choose_held_out(sources, known)
+    licences = {style: _credit(sources, style)["licence"]["spdx"] for style in sources.icons}
     counts: Counts = collections.defaultdict(collections.Counter)
-    shards = _write(partial, "single", _singles(pictures, held_out, sources), counts)
-    shards += _write(partial, "scene", _scenes(pictures, held_out, sources, size, scenes, seed), counts)
+    shards = _write(partial, "single", _singles(known, drawn, held_out, licences), counts)
+    usable: dict[str, dict[str, Drawn]] = collections.defaultdict(dict)  # scenes are made of what may be trained on
+    for drawing in known:
+        if (drawing.codes, drawing.style) not in held_out:
+            usable[drawing.style].setdefault(wording.clean(drawing.name), drawn[drawing.key])
+    parts = paint_scenes(dict(usable), SPOKEN, licences, size, scenes, seed, partial, workers)
+    shards += _write(partial, "scene", _scenes(parts), counts)
     manifest = {
-        "format": "diptych-emoji-1",
+        "format": FORMAT,
         "size": size,
         "seed": seed,
         "scenes": scenes,
@@ -77,23 +98,34 @@ def build_from(sources: Sources, out: Path, size: int, scenes: int, seed: int) -
         "shards": shards,
         "sha256": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
     }
+    for path in partial.iterdir():
+        if path.name not in {shard["file"] for shard in shards}:
+            path.unlink()
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
     _swap(partial, out)
     return manifest
 
 
-def render_all(sources: Sources, size: int) -> tuple[list[tuple[Drawing, Image.Image]], list[dict[str, str]]]:
-    """RGBA pictures of all drawings, and what could not be drawn and why."""
-    pictures, failures = [], []
-    margins = {one.style: one.margin for one in SETS}
-    for drawing in track(drawings(sources), "rendering emoji"):
-        try:
-            picture = render(sources.icons[drawing.style], drawing.icon, size, margins.get(drawing.style, 0.04))
-        except (ValueError, KeyError, OSError) as error:
-            failures.append({"style": drawing.style, "icon": drawing.icon, "error": f"{type(error).__name__}: {error}"})
-            continue
-        pictures.append((drawing, picture))
-    return pictures, failures
+def begin(partial: Path, sources: Sources, size: int, scenes: int, seed: int) -> None:
+    """Make the folder in which a build works, or keep what is left there of the same build, made by the same code."""
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+    icons = json.dumps([sources.icons, sources.names] if not sources.packages else sources.packages, sort_keys=True)
+    wanted = {
+        "format": FORMAT,
+        "size": size,
+        "scenes": scenes,
+        "seed": seed,
+        "sources": hashlib.sha256(icons.encode()).hexdigest(),
+        "code": code.hexdigest(),
+        "pillow": PIL.__version__,
+    }
+    mark = partial / "build.json"
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(mark.read_text("utf-8")) == wanted:
+            return
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    mark.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
 
 
 def choose_held_out(sources: Sources, drawn: list[Drawing]) -> set[tuple[str, str]]:
@@ -117,10 +149,13 @@ def choose_held_out(sources: Sources, drawn: list[Drawing]) -> set[tuple[str, st
 
 
 def _singles(
-    pictures: list[tuple[Drawing, Image.Image]], held_out: set[tuple[str, str]], sources: Sources
-) -> list[Sample]:
-    samples = []
-    for drawing, picture in pictures:
+    known: list[Drawing], drawn: dict[str, Drawn], held_out: set[tuple[str, str]], licences: dict[str, str]
+) -> Iterator[Sample]:
+    shards: dict[Path, Shard] = {}
+    for drawing in sorted(known, key=lambda one: stable_hash("order", one.key)):  # every shard holds all styles
+        place = drawn[drawing.key]
+        if place.examples not in shards:
+            shards[place.examples] = Shard(place.examples)
         concept = wording.clean(drawing.name)
         meta = {
             "kind": "single",
@@ -133,35 +168,16 @@ def _singles(
             "keywords": list(drawing.keywords),
             "group": drawing.group,
             "split": "held-out" if (drawing.codes, drawing.style) in held_out else "train",
-            "licence": _credit(sources, drawing.style)["licence"]["spdx"],
+            "licence": licences[drawing.style],
         }
-        samples.append(_sample(drawing.key, on_white(picture), meta))
-    return sorted(samples, key=lambda sample: stable_hash("order", sample[0]))  # every shard holds all styles
+        yield sample(drawing.key, shards[place.examples].read(place.index, "png"), meta)
 
 
-def _scenes(
-    pictures: list[tuple[Drawing, Image.Image]],
-    held_out: set[tuple[str, str]],
-    sources: Sources,
-    size: int,
-    count: int,
-    seed: int,
-) -> Iterator[Sample]:
-    """Scenes of the drawings that may be trained on."""
-    usable: dict[str, dict[str, Image.Image]] = collections.defaultdict(dict)
-    for drawing, picture in pictures:
-        if (drawing.codes, drawing.style) not in held_out:
-            usable[drawing.style].setdefault(wording.clean(drawing.name), picture)
-    painter = Painter(usable, size)
-    for key, picture, meta in track(painter.scenes(count, seed, SPOKEN), "painting scenes", count):
-        meta["licence"] = _credit(sources, meta["style"])["licence"]["spdx"]
-        yield _sample(key, picture, meta)
-
-
-def _sample(key: str, picture: Image.Image, meta: dict[str, Any]) -> Sample:
-    """The members of one example."""
-    text = json.dumps(meta, ensure_ascii=False).encode()
-    return key, {"png": png_bytes(picture), "json": text, "txt": meta["captions"][0].encode()}
+def _scenes(parts: list[Path]) -> Iterator[Sample]:
+    for path in parts:
+        shard = Shard(path)
+        for i, entry in enumerate(shard.entries):
+            yield entry.key, {name: shard.read(i, name) for name in entry.members}
 
 
 def _write(folder: Path, name: str, samples: Iterable[Sample], counts: Counts) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -34,16 +35,27 @@ def fingerprint(icon_set: dict[str, Any], icon: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def require_renderer() -> None:
+    """Raise a `UserError` where SVG cannot be drawn."""
+    if importlib.util.find_spec("resvg_py") is None:
+        raise UserError(
+            "resvg-py is needed to draw emoji: pip install resvg-py, or install diptych with its extra [data]"
+        )
+
+
 def render(icon_set: dict[str, Any], icon: str, size: int, margin: float) -> Image.Image:
     """One icon as a `size` x `size` RGBA picture, centred, with `margin` of the side left free.
 
     Raises `ValueError` or `KeyError` when it cannot be drawn or nothing is painted.
     """
-    try:
-        import resvg_py
-    except ImportError:
-        raise UserError("resvg-py is needed to draw emoji: pip install 'diptych[data]'") from None
-    data, flips = resolve(icon_set, icon)
+    require_renderer()
+    return draw(*resolve(icon_set, icon), size, margin)
+
+
+def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float) -> Image.Image:
+    """`render` of an icon whose body and flips `resolve` has found."""
+    import resvg_py
+
     width, height = data["width"], data["height"]
     side = max(width, height)
     pad = side * margin / (1 - 2 * margin)
@@ -70,8 +82,8 @@ def on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, picture).convert("RGB")
 
 
-def png_bytes(picture: Image.Image) -> bytes:
-    """The picture as a PNG without any metadata."""
+def png_bytes(picture: Image.Image, level: int = 6) -> bytes:
+    """The picture as a PNG without any metadata, compressed at `level` of zlib."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
+    picture.save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()

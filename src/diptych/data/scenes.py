@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,51 +14,62 @@ from diptych.data import scene_words as words
 from diptych.data.hashing import mix
 from diptych.data.scene_foils import foils
 from diptych.data.scene_sampling import Vocabulary, sample_scene
-from diptych.data.scene_specs import CATEGORIES, Part, Scene, captions
+from diptych.data.scene_specs import CATEGORIES, Scene, captions
 from diptych.errors import UserError
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 as shares of the side."""
 
 
-class Painter:
-    """Paints scenes with the drawings of some styles."""
+CACHE_BYTES = 64 * 2**20
+"""Of drawings that a painter keeps decoded."""
 
-    def __init__(self, drawings: dict[str, dict[str, Image.Image]], size: int) -> None:
-        """`drawings`: style -> concept -> RGBA picture."""
+
+class Painter:
+    """Paints scenes with the drawings of some styles, of which it holds a bounded number in memory."""
+
+    def __init__(self, drawings: Mapping[str, Mapping[str, Image.Image]], size: int) -> None:
+        """`drawings`: style -> concept -> RGBA picture; a mapping that reads them when they are asked for will do."""
         self.size = size
-        self.drawings = {
-            style: {concept: _trim(picture) for concept, picture in concepts.items()}
+        self.drawings = drawings
+        taken = {concept for concepts in drawings.values() for concept in concepts}
+        self.names = {
+            style: {concept: concept for concept in concepts}
+            | {plain: long for plain, long in words.DRAWN_BY.items() if long in concepts}
             for style, concepts in drawings.items()
         }
-        for concepts in self.drawings.values():
-            concepts.update({plain: concepts[long] for plain, long in words.DRAWN_BY.items() if long in concepts})
-        taken = {concept for concepts in drawings.values() for concept in concepts}
-        self.vocabularies = {style: Vocabulary(set(concepts), taken) for style, concepts in self.drawings.items()}
-        self._tints: dict[tuple[str, str, str], Image.Image] = {}
+        self.vocabularies = {style: Vocabulary(set(names), taken) for style, names in self.names.items()}
+        kept = max(32, CACHE_BYTES // (4 * size * size))
+        self._trimmed = functools.lru_cache(kept)(self._trimmed)
+        self._drawing = functools.lru_cache(kept)(self._drawing)
 
     def scenes(
         self, count: int, seed: int, spoken: dict[str, str]
     ) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
         """(key, picture, metadata) of `count` scenes; number i depends on the seed and i alone."""
-        styles = [style for style, v in self.vocabularies.items() if len(v.all) >= 2]
-        if count and not styles:
-            raise UserError("no style has two drawings that scenes can be made of: build with scenes=0")
         for number in range(count):
-            rng = random.Random(mix(seed, number, 3))
-            category = CATEGORIES[number % len(CATEGORIES)]
-            for _ in range(100):
-                style = rng.choice(styles)
-                scene = sample_scene(category, self.vocabularies[style], rng)
-                if scene is None:
-                    continue
-                told = captions(scene, spoken.get(style, style), rng)
-                wrong = foils(scene, told, self.vocabularies[style], rng)
-                if len(wrong) >= 5:
-                    picture, truth = self.paint(scene, style, rng)
-                    meta = {"kind": "scene", "category": category, "captions": told, "foils": wrong, "style": style}
-                    yield f"scene-{number:06d}", picture, {**meta, **truth, "split": scene.split}
-                    break
+            if (found := self.scene(number, seed, spoken)) is not None:
+                yield found
+
+    def scene(self, number: int, seed: int, spoken: dict[str, str]) -> tuple[str, Image.Image, dict[str, Any]] | None:
+        """(key, picture, metadata) of one scene; None where no try at it had enough foils."""
+        styles = [style for style, v in self.vocabularies.items() if len(v.all) >= 2]
+        if not styles:
+            raise UserError("no style has two drawings that scenes can be made of: build with scenes=0")
+        rng = random.Random(mix(seed, number, 3))
+        category = CATEGORIES[number % len(CATEGORIES)]
+        for _ in range(100):
+            style = rng.choice(styles)
+            scene = sample_scene(category, self.vocabularies[style], rng)
+            if scene is None:
+                continue
+            told = captions(scene, spoken.get(style, style), rng)
+            wrong = foils(scene, told, self.vocabularies[style], rng)
+            if len(wrong) >= 5:
+                picture, truth = self.paint(scene, style, rng)
+                meta = {"kind": "scene", "category": category, "captions": told, "foils": wrong, "style": style}
+                return f"scene-{number:06d}", picture, {**meta, **truth, "split": scene.split}
+        return None
 
     def paint(self, scene: Scene, style: str, rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
         """The picture (RGB) and what is where in it."""
@@ -69,7 +81,10 @@ class Painter:
             if scene.relation == "wearing" and objects:
                 cell = _on_head(objects[0]["box"])
             box = self._paste(
-                canvas, self._drawing(part, style), cell, bottom=scene.relation == "wearing" and bool(objects)
+                canvas,
+                self._drawing(style, part.concept, part.colour),
+                cell,
+                bottom=scene.relation == "wearing" and bool(objects),
             )
             objects.append(
                 {"concept": part.concept, "style": style, "colour": part.colour, "size": part.size, "box": box}
@@ -83,13 +98,12 @@ class Painter:
         truth = {"objects": objects, "background": scene.background, "text": text, "relation": scene.relation}
         return canvas, truth
 
-    def _drawing(self, part: Part, style: str) -> Image.Image:
-        if part.colour is None:
-            return self.drawings[style][part.concept]
-        key = (style, part.concept, part.colour)
-        if key not in self._tints:
-            self._tints[key] = tint(self.drawings[style][part.concept], words.COLOURS[part.colour])
-        return self._tints[key]
+    def _trimmed(self, style: str, name: str) -> Image.Image:
+        return _trim(self.drawings[style][self.names[style][name]])
+
+    def _drawing(self, style: str, name: str, colour: str | None) -> Image.Image:
+        picture = self._trimmed(style, name)
+        return picture if colour is None else tint(picture, words.COLOURS[colour])
 
     def _paste(self, canvas: Image.Image, drawing: Image.Image, cell: Box, bottom: bool = False) -> Box:
         """Fit the drawing into the cell, centred (or standing on its bottom); returns the painted box."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import UserError
+from diptych.progress import track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ def load_sources(cache: Path | None = None) -> Sources:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path} is damaged ({reason}): delete it and run again") from None
 
-    for one in SETS:
+    for one in track(SETS, "reading emoji sets"):
         files = ["icons.json", "chars.json", "info.json", "metadata.json"]
         body, chars, info, metadata = members(one.package, one.version, files)
         categories = {name: group for group, names in metadata.get("categories", {}).items() for name in names}
