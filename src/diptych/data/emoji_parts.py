@@ -134,7 +134,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _draw_part(examples: Path, cutouts: Path, icons: Sequence[tuple], size: int) -> None:
+def _draw_part(examples: Path, cutouts: Path, icons: Sequence[Job], size: int) -> None:
     """Write one part; the examples last, since their file says that the part is whole."""
     whole, alpha = [], []
     failed = []
@@ -142,7 +142,8 @@ def _draw_part(examples: Path, cutouts: Path, icons: Sequence[tuple], size: int)
         try:
             if isinstance(found, str):
                 raise LookupError
-            picture = draw(*found, size, margin)
+            body, flips = found
+            picture = draw(body, flips, size, margin)
         except (ValueError, KeyError, OSError, LookupError) as error:
             reason = found if isinstance(found, str) else _said(error)
             text = json.dumps({"style": style, "icon": icon, "error": reason})
