@@ -3,7 +3,9 @@ PYTHON ?= python3
 PROMPT ?= a red apple
 BUDGET ?= 25
 OUT ?= out
-PIP_FLAGS ?= -qq --disable-pip-version-check
+MARKED ?= not slow
+# What is imported is compiled then: to compile all of PyTorch and transformers in advance takes a minute.
+PIP_FLAGS ?= -qq --disable-pip-version-check --no-compile
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread: the tests' tensors are tiny, and a busy machine makes more threads wait for each other. So the cores take
@@ -12,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --di
 export PROMPT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format gpu wheel default-model default-cascade clean
+.PHONY: help demo test tests test-all lint format gpu wheel default-model default-cascade clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -21,11 +23,14 @@ help: ## say what can be made
 demo: $(VENV)/.installed ## install, then paint PROMPT with both default models into OUT
 	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$(OUT)"
 
-test: lint ## install, then check style, types and the fast tests
-	$(PYTEST)
+test: $(VENV)/.installed-dev ## install, then check style, types and the fast tests
+	@$(MAKE) --jobs 2 lint tests
 
-test-all: lint ## as test, with the slow tests
-	$(PYTEST) -m ""
+test-all: $(VENV)/.installed-dev ## as test, with the slow tests
+	@$(MAKE) --jobs 2 lint tests MARKED=""
+
+tests: $(VENV)/.installed-dev ## the fast tests alone
+	$(PYTEST) -m "$(MARKED)"
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check

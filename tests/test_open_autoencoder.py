@@ -87,7 +87,7 @@ def test_the_command_hands_on_what_was_said(monkeypatch: pytest.MonkeyPatch, fir
     names = inspect.signature(reconstruction.evaluate_reconstruction).parameters
     monkeypatch.setattr(reconstruction, "evaluate_reconstruction", lambda *a, **k: calls.append((a, k)))
     options = ["--split", "all", "--pictures", "9", "--size", "32", "--judge", "j", "--seed", "4", "--batch", "2"]
-    command = ["evaluate", "reconstruction", "--data", "d", "--out", "o", "--model", str(first_stage)]
+    command = ["evaluate", "reconstruction", "--data", str(first_stage), "--out", "o", "--model", str(first_stage)]
     assert cli.main([*command, "--perceptual", "none", *options]) == 0
     ((models, data, out), given) = calls[0]
     assert [name for name, _ in models] == [str(first_stage)] and (data, out) == (Path("d"), Path("o"))

@@ -285,7 +285,7 @@ def test_what_no_family_knows_says_what_was_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"dtype": "float8"}, "unknown dtype 'float8': choose one of float32, float16, bfloat16"),
+        ({"dtype": "float8"}, "unknown dtype 'float8': choose one of bfloat16, float16, float32"),
         ({"tokenizer": "nowhere"}, "no folder nowhere with a tokenizer"),
         ({"tokenizer": "."}, "tokenizer is for published weights"),
         ({"dtype": "bfloat16"}, "dtype is for published weights"),

@@ -175,7 +175,7 @@ def test_one_stage_at_a_time_paints_the_same(cascade: str) -> None:
         ("cascade", ["--threshold", "sometimes"], "unknown threshold 'sometimes'"),
         ("cascade", ["--threshold", "dynamic:much"], "cannot read the threshold"),
         ("cascade", ["--threshold", "dynamic:0.9:2:3"], "cannot read the threshold"),
-        ("cascade", ["--augmentation", "2"], "augmentation must lie between 0 and 1"),
+        ("cascade", ["--augmentation", "2"], "argument --augmentation: must be a number from 0 to 1"),
         ("cascade", ["--stop", "4"], "stop must be a number of stages, 1 to 3, not 4"),
         ("cascade", ["--start", "2"], "low-resolution picture"),
         (
@@ -271,7 +271,7 @@ def test_evaluate_asks_a_cascade_for_its_first_stages(cascade: str, latent: Path
 
     calls = []
     monkeypatch.setattr(study, "evaluate", lambda *arguments, **settings: calls.append(settings))
-    places = ["--data", "d", "--out", "o", "--stop", "2"]
+    places = ["--data", str(latent), "--out", "o", "--stop", "2"]
     assert cli.main(["evaluate", "--model", cascade, *places, "--steps", "3,2"]) == 0
     assert calls == [{"name": cascade, "stop": 2, "steps": [3, 2]}]
     assert "--stop is for cascades" in one_line(capsys, "evaluate", "--model", str(latent), *places)
