@@ -234,12 +234,17 @@ def test_a_cascade_is_replaced_and_nothing_else_is(runs: list[Path], tmp_path: P
     (out / "README.md").write_text("a model card")
     assemble(runs[:2], out)
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "stage-8", "stage-8-16"]
+    assert (out / "README.md").read_text() == "a model card"
+    (out / "stage-8" / "cat.png").write_text("mine")
+    with pytest.raises(UserError, match=r"holds stage-8/cat\.png, which is no part of a cascade"):
+        assemble(runs, out)
+    assert (out / "stage-8" / "cat.png").read_text() == "mine"
     taken = tmp_path / "taken"
     taken.mkdir()
     assemble(runs[:1], taken)  # empty until now
     for spoil in (tmp_path / "runs", runs[0], runs[0] / "model", runs[0] / "config.json"):
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(UserError, match="is there already and is no cascade: name another folder"):
+        with pytest.raises(UserError, match=r"not a cascade of diptych|lies in the stage|is a folder of"):
             assemble(runs, spoil)
         assert sorted(tmp_path.rglob("*")) == before
 

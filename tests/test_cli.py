@@ -257,7 +257,7 @@ def test_an_error_of_several_lines_is_told_in_one(model: FakeModel, capsys, monk
 
 def test_a_full_disk_is_one_line_and_leaves_no_cut_picture(model: FakeModel, capsys, monkeypatch) -> None:
     def save(self, file, *arguments, **options) -> None:
-        file.write(b"half")
+        Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", save)
@@ -267,7 +267,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_cut_picture(model: FakeModel, cap
 
 def test_a_folder_that_cannot_be_made_is_named(model: FakeModel, capsys) -> None:
     Path("file").write_text("")
-    assert "file/out: Not a directory" in one_line(capsys, "generate", "a cat", "--out", "file/out")
+    assert "file/out: there is a file where a folder is needed" in one_line(capsys, "generate", "a cat", "--out", "file/out")
 
 
 def test_an_interruption_ends_with_130(model: FakeModel, capsys, monkeypatch) -> None:

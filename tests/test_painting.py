@@ -254,9 +254,9 @@ def test_only_stages_that_fit_are_put_together_and_nothing_else_is_replaced(
         ([runs[0], "nowhere"], "c", "no model at nowhere"),
         ([runs[0], str(latent)], "c", "holds a model of kind 'latent', not a stage"),
         ([runs[0], "new"], "c", "was never trained"),
-        (runs, "notes", "notes is there already and is no cascade"),
-        (runs, "notes/mine.txt", "is no cascade"),
-        (runs, str(latent), "is no cascade"),
+        (runs, "notes", "notes is there already and is not a cascade"),
+        (runs, "notes/mine.txt", "mine.txt is a file, not a cascade"),
+        (runs, str(latent), "is not a cascade"),
         (runs, f"{runs[1]}/model", "lies in the stage"),
         (runs, f"{runs[1]}/model/deep/down", "lies in the stage"),
     ):

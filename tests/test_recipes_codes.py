@@ -13,13 +13,13 @@ import diptych
 from diptych import cli
 from diptych.conditioning.classes import ClassLabels
 from diptych.data.sources import SETS
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.evaluation.prompts import Group
 from diptych.evaluation.study import paint
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.recipes import AutoregressiveTraining, get, run
 from diptych.training.first_stage import save_autoencoder
-from diptych.weights.files import write_text
 from tests.codes import CLASSES, SHAPE, VQ, first_stage
 from tests.latents import SIZE, write_pictures
 from tests.test_recipes import QUICK, lines

@@ -17,13 +17,14 @@ from diptych.choosing import Choice, GumbelSource, steered
 from diptych.conditioning.prompts import read_prompts
 from diptych.conditioning.text import build_reader
 from diptych.diffusion.guidance import join
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Reading, Result, read_guidance, read_size
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pictures import to_images
 from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
-from diptych.weights.files import load_into, load_weights, save_weights, write_text
+from diptych.weights.files import load_into, load_weights, save_weights
 
 NOT_YET = -1
 """Where a code has not been drawn."""

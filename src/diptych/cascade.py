@@ -19,9 +19,10 @@ from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.original import Original, taken
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
-from diptych.config import Config, read_json
+from diptych.config import Config
 from diptych.diffusion.gradients import Cost, Guides
 from diptych.diffusion.gradients import told as told_guides
+from diptych.disk import replacing, write_text
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Reading, Result, counted, one_each
 from diptych.pictures import to_images, to_tensor
@@ -35,7 +36,7 @@ from diptych.stage_config import (
     read_stage,
     require_trained,
 )
-from diptych.weights.files import replacing, write_text
+from diptych.weights.folders import CASCADE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,12 +312,9 @@ def assemble(sources: Sequence[Path], out: Path, published: Mapping[Path, Callab
     known = [read_stage(source) for source in sources if source not in published]
     if not published:
         check_chain(known)
-    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not is_cascade(out):
-        raise UserError(f"{out} is there already and is no cascade: name another folder")
-    with replacing(out) as partial:
-        if taken:
-            shutil.copytree(out, partial, ignore=shutil.ignore_patterns("config.json", "stage-*"))
+    with replacing(out, CASCADE) as partial:
+        if out.is_dir():
+            shutil.copytree(out, partial, symlinks=True, ignore=beside_stages(out))
         configs: list[StageConfig] = []
         for source in sources:
             stage = published[source]() if source in published else open_stage(source)  # whole and trained
@@ -370,11 +368,14 @@ def open_stage(folder: Path) -> Stage:
     return Stage.load(read_stage(folder).to_dict(), folder)
 
 
-def is_cascade(folder: Path) -> bool:
-    """Whether a folder's config says that it holds a cascade."""
-    path = folder / "config.json"
-    values = read_json(path) if path.is_file() else None
-    return isinstance(values, dict) and values.get("kind") == "cascade"
+def beside_stages(out: Path) -> Callable[[str, list[str]], set[str]]:
+    """For `shutil.copytree`: leaves out a cascade's own files, at the top of its folder alone."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        own = {name for name in names if name == "config.json" or name.startswith("stage-")}
+        return own if Path(folder) == out else set()
+
+    return left_out
 
 
 def check_chain(configs: Sequence[StageConfig]) -> None:

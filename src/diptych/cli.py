@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -18,14 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import DiptychWarning, UserError
+from diptych.errors import DiptychWarning, UserError, disk_error
 from diptych.options import build_parser
+from diptych.terminal import log_here, printable, say
 
 TWO_WORDS = ("evaluate reconstruction", "evaluate inpainting", "evaluate super-resolution", "evaluate layout")
 """Commands beside which the first word is a command of its own."""
 PATIENCE = 10.0
 """Seconds that a process under torchrun leaves the first one to say what is wrong."""
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = parse(argv)
+            log_here()
             with plain_warnings(shown=getattr(arguments, "warns", False)):
                 return arguments.command(arguments) or 0
         finally:
@@ -44,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno in DISK_TROUBLE:
-            return complain(f"{error.filename or 'cannot write'}: {error.strerror}")
-        raise
+    except OSError as error:  # a full disk, a name that is too long, a file where a folder should be, ...
+        return complain(str(disk_error(error)))
 
 
 @contextlib.contextmanager
@@ -62,7 +60,7 @@ def plain_warnings(shown: bool) -> Iterator[None]:
             return usual(message, category, *where, **more)
         if shown and str(message) not in seen:
             seen.add(str(message))
-            print(f"diptych: warning: {message}", file=sys.stderr, flush=True)
+            say(f"diptych: warning: {message}")
         return None
 
     with warnings.catch_warnings():
@@ -73,7 +71,7 @@ def plain_warnings(shown: bool) -> Iterator[None]:
 
 def complain(message: str, code: int = 2) -> int:
     """One line on standard error, whatever the message holds; under torchrun from one process, not from each."""
-    line = f"diptych: {' '.join(message.split())}"
+    line = printable(f"diptych: {' '.join(message.split())}")
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with contextlib.suppress(OSError, KeyboardInterrupt):
             if (rank := os.environ.get("RANK", "0")) != "0":

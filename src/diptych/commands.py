@@ -6,7 +6,6 @@ import argparse
 import importlib.metadata
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.arguments import SEED_LIMIT, Jobs
 from diptych.errors import NothingThere, UserError
+from diptych.terminal import console, say, tell
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ def demo(arguments: argparse.Namespace) -> None:
         try:
             model = diptych.load(panel, arguments.device)
         except NothingThere as error:
-            print(f"diptych: {error}", file=sys.stderr)
+            say(f"diptych: {error}")
             continue
         panels[panel] = []
         for image, told, _ in painting.paint(model, jobs, arguments.batch, f"painting: {panel}"):
@@ -132,7 +132,7 @@ def save(image: Image, folder: Path, stem: str, parameters: dict[str, Any]) -> P
 
     # JSON in ASCII, as this chunk demands
     path = write_png(image, folder, stem, {"Software": f"diptych {version()}", "parameters": json.dumps(parameters)})
-    print(path, flush=True)
+    tell(str(path))
     return path
 
 
@@ -286,7 +286,7 @@ def info(arguments: argparse.Namespace) -> None:
 
     described = run.describe(arguments.name, **chosen_settings(arguments, *OPENING))
     if arguments.json:
-        print(json.dumps(described, indent=2))
+        tell(json.dumps(described, indent=2))
     else:
         show_networks(described)
 
@@ -299,13 +299,12 @@ def convert(arguments: argparse.Namespace) -> None:
     options = opening.read_options(**chosen_settings(arguments, "allow_pickle", "tokenizer", "ema", "prediction"))
     overwrite, dtype = bool(arguments.overwrite), arguments.dtype or "stored"
     for line in convert(path, arguments.target, arguments.to, dtype, options, overwrite):
-        print(f"left out: {line}")
-    print(arguments.target)
+        tell(f"left out: {line}")
+    tell(str(arguments.target))
 
 
 def show_networks(described: dict[str, Any]) -> None:
     """The parameters of each network, as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("network", "parameters")
@@ -315,8 +314,8 @@ def show_networks(described: dict[str, Any]) -> None:
     if len(described["networks"]) > 1:
         table.add_section()
         table.add_row("total", f"{described['total']:,}")
-    print(described["name"])
-    Console().print(table)
+    tell(described["name"])
+    console().print(table)
 
 
 def list_recipes(arguments: argparse.Namespace) -> None:
@@ -324,7 +323,7 @@ def list_recipes(arguments: argparse.Namespace) -> None:
 
     known = all_recipes()
     for name, recipe in known.items():
-        print(f"{name:<{max(map(len, known))}}  {recipe.description}")
+        tell(f"{name:<{max(map(len, known))}}  {recipe.description}")
 
 
 def data_emoji(arguments: argparse.Namespace) -> None:
@@ -334,7 +333,7 @@ def data_emoji(arguments: argparse.Namespace) -> None:
     settings = chosen_settings(arguments, "size", "scenes", "seed", "workers")
     manifest = emoji.build(out, **settings)
     kinds = ", ".join(f"{count:,} {kind}s" for kind, count in manifest["counts"]["kind"].items())
-    print(f"{out}: {kinds} in {len(manifest['shards'])} shards; manifest.json has licences and hashes")
+    tell(f"{out}: {kinds} in {len(manifest['shards'])} shards; manifest.json has licences and hashes")
 
 
 def data_layouts(arguments: argparse.Namespace) -> None:
@@ -343,7 +342,7 @@ def data_layouts(arguments: argparse.Namespace) -> None:
     pictures = arguments.pictures
     found = write_layouts(arguments.annotations, pictures, arguments.classes, arguments.boxes or MOST)
     told = f"{found['boxes']:,} boxes of {len(found['classes']):,} classes in {found['pictures']:,} pictures"
-    print(f"{pictures}: {told}; train with data.path={pictures} data.caption_field=layout")
+    tell(f"{pictures}: {told}; train with data.path={pictures} data.caption_field=layout")
 
 
 def data_check(arguments: argparse.Namespace) -> int:
@@ -367,13 +366,13 @@ def data_check(arguments: argparse.Namespace) -> int:
     read = len(dataset) - (len(broken) - unreadable)
     listed = [{"shard": shard, "key": key, "reason": reason} for (shard, key), reason in broken.items()]
     if arguments.json:
-        print(json.dumps({"readable": read, "broken": listed, "counts": counts}, indent=2))
+        tell(json.dumps({"readable": read, "broken": listed, "counts": counts}, indent=2))
     else:
-        print(f"{arguments.path}: {read:,} examples can be read, {len(broken):,} are broken")
+        tell(f"{arguments.path}: {read:,} examples can be read, {len(broken):,} are broken")
         for field, counter in counts.items():
-            print(f"  {field}: " + ", ".join(f"{name} {count:,}" for name, count in counter.most_common()))
+            tell(f"  {field}: " + ", ".join(f"{name} {count:,}" for name, count in counter.most_common()))
         for entry in listed:
-            print(f"  broken: {entry['key']} in {entry['shard']}: {entry['reason']}")
+            tell(f"  broken: {entry['key']} in {entry['shard']}: {entry['reason']}")
     return 1 if broken else 0
 
 

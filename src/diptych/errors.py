@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -47,3 +50,23 @@ def hint(name: object, known: Iterable[str]) -> str:
     lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.7)
     return f"; did you mean {lower[found[0]]}?" if found else ""
+
+
+def disk_error(error: OSError, target: os.PathLike | str | None = None) -> UserError:
+    """What the operating system refused, in one line; `target` is what was to be written, if anything was."""
+    number, reason = error.errno, error.strerror or str(error) or type(error).__name__
+    shown = error.filename if target is None else target
+    place = re.sub(r"/\.diptych-partial-\w{8}(/new|/old)?", "", os.fsdecode(shown) if _is_path(shown) else "a file")
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"the disk is full: could not write {place}; free some space and run again")
+    if target is not None and number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"no permission to write {place}")
+    if number in (errno.EEXIST, errno.ENOTDIR):
+        return UserError(f"{place}: there is a file where a folder is needed: name another place")
+    if number == errno.ENAMETOOLONG:
+        return UserError(f"the name {place[:80]}... is too long for the disk")
+    return UserError(f"could not {'read or ' if target is None else ''}write {place}: {reason}")
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, (str, bytes, os.PathLike))

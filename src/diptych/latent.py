@@ -26,6 +26,7 @@ from diptych.diffusion.repaint import painted_over
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
+from diptych.disk import write_text
 from diptych.errors import UserError, pick
 from diptych.generation import Callback, Order, Reading, Result, read_guidance, read_size, read_steps
 from diptych.latent_config import LatentConfig
@@ -41,7 +42,7 @@ from diptych.pictures import to_images, to_tensor
 from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
 from diptych.training.distillation import load_tiny_decoder, require_fits, save_tiny_decoder
 from diptych.training.randomness import KEPT, POSTERIOR, Draws
-from diptych.weights.files import load_into, load_weights, save_weights, write_text
+from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
 
 TINY = "tiny"

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
+from diptych.disk import write_new
 from diptych.errors import UserError, pick
 from diptych.generation import LONG_PROMPTS, read_guidance, read_steps
 from diptych.pictures import read_picture
@@ -114,23 +115,11 @@ def paint(
 
 
 def write_png(image: Image, folder: Path, stem: str, texts: Mapping[str, str]) -> Path:
-    """Write a PNG with texts inside, under the first name with this stem that is not taken yet."""
-    told = PngInfo()
+    """Write a PNG with texts inside, under the first name with this stem that is not taken yet: whole or not at all."""
+    metadata = PngInfo()
     for key, text in texts.items():
-        told.add_text(key, text)
-    number = 1
-    while True:
-        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        try:
-            with path.open("xb") as file:
-                try:
-                    image.save(file, "PNG", pnginfo=told)
-                    return path
-                except BaseException:
-                    path.unlink()
-                    raise
-        except FileExistsError:
-            number += 1
+        metadata.add_text(key, text)
+    return write_new(folder, stem, ".png", lambda path: image.save(path, "PNG", pnginfo=metadata))
 
 
 def side_by_side(jobs: Sequence[Job], panels: Mapping[str, Sequence[Image]]) -> Image:

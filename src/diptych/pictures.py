@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diptych.checks import require_finite
+from diptych.disk import replacing
 from diptych.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -45,6 +47,12 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     for index, image in enumerate(images):
         sheet.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
     return sheet
+
+
+def save_png(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write, or replace, a PNG in one step. `options` are those of Pillow, `pnginfo` say."""
+    with replacing(path) as partial:
+        image.save(partial, "PNG", **options)
 
 
 def read_picture(source: Path | str | Image.Image) -> Image.Image:

@@ -26,6 +26,7 @@ from diptych.diffusion.repaint import painted_over
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Reading, Result, read_size
 from diptych.networks.adm import AdmUNet
@@ -37,7 +38,7 @@ from diptych.seeding import NARROW
 from diptych.stage_config import Settings, StageConfig, read_low, read_painted, read_settings, require_trained
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
 from diptych.weights.checkpoint import Checkpoint, fill
-from diptych.weights.files import load_stated, save_weights, write_text
+from diptych.weights.files import load_stated, save_weights
 
 
 class Stage(nn.Module):

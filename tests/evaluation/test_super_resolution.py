@@ -140,11 +140,15 @@ def test_what_was_painted_is_not_painted_again(judge: Judge, toy_data: Path, tmp
     assert len(set(asked[:16])) == 16, "two seeds for each picture"
     again = run([("m", model)], toy_data, tmp_path, judge)
     assert again == first and len(model.asked) == len(asked) + 1, "the larger picture alone"
-    run([("m", model)], toy_data, tmp_path, judge, steps=7)
-    assert len(model.asked) == 2 * len(asked) + 1, "other settings, other pictures"
+    with pytest.raises(UserError, match="with other settings"):
+        run([("m", model)], toy_data, tmp_path, judge, steps=7)
+    with pytest.raises(UserError, match="with other models"):
+        run([("n", model)], toy_data, tmp_path, judge)
     (tmp_path / "painted" / "m-0.png").write_bytes(b"cut short")
-    run([("m", model)], toy_data, tmp_path, judge, steps=7)
-    assert len(model.asked) == 2 * len(asked) + 1 + 8 + 1
+    assert run([("m", model)], toy_data, tmp_path, judge) == first
+    assert len(model.asked) == len(asked) + 1 + 8 + 1
+    both = run([("m", model), ("n", model)], toy_data, tmp_path, judge)
+    assert [row["name"] for row in both["models"]][:3] == ["bicubic", "m", "n"], "more models go on in the same folder"
 
 
 def test_what_is_written(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:

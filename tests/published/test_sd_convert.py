@@ -20,7 +20,7 @@ from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.published.convert import convert, read_parts
 from diptych.published.source import Options
-from diptych.weights.files import load_metadata, load_safetensors
+from diptych.weights.files import load_metadata, load_safetensors, save_safetensors
 from tests import latents
 from tests.published import sd_models
 from tests.published.sd_models import KINDS, Kind
@@ -248,8 +248,24 @@ def test_a_place_that_is_taken_is_left_alone_unless_it_is_said(models: Path, tmp
     target.write_text("precious")
     assert "exists: write to another place, or replace it with --overwrite" in refused(models / "sd1", target)
     assert target.read_text() == "precious"
-    convert(models / "sd1", target, overwrite=True)
-    assert len(load_safetensors(target)) > 100
+    assert "was not written by diptych" in refused(models / "sd1", target, overwrite=True)
+    assert target.read_text() == "precious"
+    target.unlink()
+    for _ in range(2):
+        convert(models / "sd1", target, overwrite=True)
+        assert len(load_safetensors(target)) > 100
+    save_safetensors(load_safetensors(target), target)  # as another program would write it
+    assert "was not written by diptych" in refused(models / "sd1", target, overwrite=True)
+    for to in ("diffusers", "diptych", "diffusers"):
+        convert(models / "sd1", tmp_path / "folder", to=to, overwrite=True)
+    (tmp_path / "folder" / "unet" / "notes.txt").write_text("precious")
+    assert "folder holds unet/notes.txt" in refused(models / "sd1", tmp_path / "folder", overwrite=True)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cat.png").write_text("precious")
+    shutil.copytree(models / "sd1", tmp_path / "theirs")  # as diffusers writes it
+    for name, holds in (("pictures", "cat.png"), ("theirs", "model_index.json")):
+        assert "is there already and is not" in refused(models / "sd1", tmp_path / name, overwrite=True)
+        assert (tmp_path / name / holds).is_file()
     copy = Path(shutil.copytree(models / "sd1", tmp_path / "copy"))
     assert "holds what is to be converted" in refused(copy, copy, overwrite=True)
     assert "holds what is to be converted" in refused(copy / "unet", tmp_path, overwrite=True)
@@ -271,8 +287,6 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_damage_is_found_before_or_leaves_nothing(models: Path, tmp_path: Path) -> None:
-    from diptych.weights.files import save_safetensors
-
     copy = Path(shutil.copytree(models / "sd1", tmp_path / "copy"))
     file = copy / "text_encoder" / "model.safetensors"
     tensors = load_safetensors(file)

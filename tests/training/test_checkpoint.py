@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych import disk
 from diptych.errors import UserError
 from diptych.training import checkpoint
 from diptych.weights import files
@@ -151,8 +152,8 @@ def die_at(folder: str, operation: int) -> None:
 
         return wrapper
 
-    files.save_file, files.sync = dying(files.save_file), dying(files.sync)
-    for name in ("replace", "rename", "unlink"):
+    files.save_file, disk.sync = dying(files.save_file), dying(disk.sync)
+    for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
     save(Path(folder), 2, keep=1)
 

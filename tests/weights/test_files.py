@@ -18,7 +18,6 @@ from diptych.weights.files import (
     load_metadata,
     load_safetensors,
     load_weights,
-    replacing,
     save_safetensors,
     save_weights,
 )
@@ -173,24 +172,6 @@ def test_bfloat16_is_for_matrices_and_loading_gives_float32(tmp_path: Path) -> N
     assert loaded["count"].dtype == torch.int64
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "note.txt"
-    target.write_text("old")
-    with pytest.raises(RuntimeError), replacing(target) as partial:
-        partial.write_text("ne")
-        raise RuntimeError
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
-
-
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    for content in ("one", "two"):
-        with replacing(tmp_path / "model") as partial:
-            partial.mkdir()
-            (partial / content).write_text(content)
-    assert [p.name for p in tmp_path.rglob("*")] == ["model", "two"]
-
-
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")])
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
     def fail(*_: object) -> None:
@@ -199,4 +180,22 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(UserError, match=said):
         save_safetensors(some_tensors(), tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_weights_are_equal_files_whatever_order_the_library_gives_their_metadata(tmp_path: Path) -> None:
+    metadata = {f"key {i} ä": str(i) for i in range(8)}
+    for name in ("one", "two"):
+        save_safetensors(some_tensors(), tmp_path / name, metadata)
+    written = (tmp_path / "one").read_bytes()
+    assert written == (tmp_path / "two").read_bytes()
+    assert load_metadata(tmp_path / "one").items() >= metadata.items()
+    length = int.from_bytes(written[:8], "little")
+    named = list(json.loads(written[8 : 8 + length])["__metadata__"])
+    assert named == sorted(named)  # 9 entries of a hash table are not in order by chance
+
+
+def test_weights_that_a_smaller_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.weight .* float16"):
+        save_weights({"a.weight": torch.full((2, 2), 1e30)}, tmp_path, torch.float16)
     assert list(tmp_path.iterdir()) == []

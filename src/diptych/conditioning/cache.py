@@ -23,9 +23,10 @@ from diptych.conditioning.text import (
     config_fingerprint,
 )
 from diptych.config import Config
+from diptych.disk import remove, replacing
 from diptych.errors import UserError
 from diptych.progress import track
-from diptych.weights.files import load_metadata, remove, replacing
+from diptych.weights.files import load_metadata
 from diptych.weights.fingerprint import fingerprint
 
 BATCH = 64

@@ -24,9 +24,10 @@ from diptych.conditioning.frozen import (
 )
 from diptych.conditioning.tokens import require_ids, saved_tokenizer, token_ids
 from diptych.config import Config
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.weights.checkpoint import fill
-from diptych.weights.files import save_weights, write_text
+from diptych.weights.files import save_weights
 from diptych.weights.fingerprint import fingerprint
 
 if TYPE_CHECKING:

@@ -23,10 +23,11 @@ from diptych.conditioning.text import FrozenConfig, build_reader
 from diptych.config import Config
 from diptych.diffusion.gradients import Score, Space
 from diptych.diffusion.schedule import Schedule, ScheduleConfig, build_schedule
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.weights.checkpoint import Checkpoint, fill
-from diptych.weights.files import save_weights, write_text
+from diptych.weights.files import save_weights
 
 WARMEST = 100.0
 """The inverse temperature stays at or below this, so that training is stable (CLIP, section 2.5)."""

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from diptych.conditioning.classes import plain
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.config import Config, read_json
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
-from diptych.weights.files import load_into, load_weights, write_text
+from diptych.weights.files import load_into, load_weights
 
 EXAMPLE = "dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"

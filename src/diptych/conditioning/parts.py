@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.config import read_json
+from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.weights.files import load_safetensors, save_safetensors, write_text
+from diptych.weights.files import load_safetensors, save_safetensors
 
 
 def read_precomputed(path: Path) -> Any:

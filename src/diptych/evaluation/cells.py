@@ -15,16 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.dataset import DataConfig, open_dataset
+from diptych.disk import write_text
 from diptych.errors import UserError
+from diptych.evaluation.folder import MARK, require_folder, require_free
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import psnr
-from diptych.evaluation.prompts import Group, choose, concept_of, is_scene
+from diptych.evaluation.prompts import choose, concept_of, is_scene
 from diptych.evaluation.retrieval import Mean, concept_vectors
 from diptych.evaluation.scores import measure
-from diptych.evaluation.study import add_real, batches, described, manifest_hash, model_fingerprint
-from diptych.pictures import grid, square
+from diptych.evaluation.study import add_real, batches, described, manifest_hash, model_fingerprint, prompts_hash
+from diptych.pictures import grid, save_png, square
 from diptych.progress import bar
-from diptych.weights.files import replacing, write_text
 
 Key = dict[str, Any]
 """What was swept: {"guidance": 7.0, "threshold": "static"} or {"level": 0.1}."""
@@ -70,13 +71,20 @@ class Cells:
             "sweep": sweep,
             "model": {"name": name, "fingerprint": model_fingerprint(model), "config": _config_hash(model)},
             "judge": described(judge),
-            "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "prompts": _hash(self.group)},
+            "data": {
+                "name": Path(data).name,
+                "manifest": manifest_hash(Path(data)),
+                "prompts": prompts_hash([self.group]),
+            },
             "settings": {"pictures": len(self.group.seeds), "seed": seed, **settings},
             "concepts": len(self.concepts),
         }
         self.results: dict[str, Any] = json.loads(json.dumps(head))  # as it will be read again: lists, no tuples
         self.results |= {"references": {}, "cells": []}
-        if (before := _read(self.out / "results.json")) is not None:
+        require_folder(self.out)
+        if (before := _read(self.out / "results.json")) is None:
+            require_free(self.out, ("results.md", "cells", "plot.png", "sheet.png", MARK))
+        else:
             _require_same(before, self.results, self.out)
             self.results |= {key: before[key] for key in ("references", "cells")}
 
@@ -134,8 +142,7 @@ class Cells:
 
     def keep_strip(self, name: str, pictures: list[Image.Image]) -> None:
         """The first pictures side by side, for the contact sheet."""
-        with replacing(self.out / "cells" / f"{name}.png") as partial:
-            grid(pictures[: self.sheet], self.sheet, gap=0).save(partial, format="PNG")
+        save_png(grid(pictures[: self.sheet], self.sheet, gap=0), self.out / "cells" / f"{name}.png")
 
     def strip(self, name: str) -> list[Image.Image]:
         """The pictures of a strip; none where there is no such file."""
@@ -230,10 +237,6 @@ def _config_hash(model: Any) -> str | None:
     if not all(hasattr(config, "to_dict") for config in configs):
         return None
     return hashlib.sha256(json.dumps([config.to_dict() for config in configs]).encode()).hexdigest()[:16]
-
-
-def _hash(group: Group) -> str:
-    return hashlib.sha256("\n".join(group.prompts).encode()).hexdigest()[:16]
 
 
 def _rank(value: Any) -> tuple[int, Any]:

@@ -18,19 +18,21 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from diptych import terminal
 from diptych.conditioning.masks import MaskConfig, drawn_masks, shares
 from diptych.data.dataset import Split
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.evaluation.fills import harmonic_fill, mean_fill
+from diptych.evaluation.folder import MARK, require_free, write_tables
 from diptych.evaluation.inpainting_report import sheet_of, summary, tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import WINDOW
 from diptych.evaluation.prompts import asked, drawn, is_scene
 from diptych.evaluation.reconstruction import measuring
 from diptych.evaluation.study import manifest_hash, model_fingerprint
-from diptych.pictures import grid, to_images, to_tensor
+from diptych.pictures import grid, save_png, to_images, to_tensor
 from diptych.progress import bar
-from diptych.weights.files import replacing, write_text
 
 SHARES = {"40-50 %": (0.4, 0.5), "all": (0.0, 0.5)}
 """Which share of the pixels masks hide. LaMa leaves out of all of its own what hides more than half, as here."""
@@ -86,7 +88,7 @@ def evaluate_inpainting(
         UserError: a model that does not start from pictures, models of different sizes, too few pictures or seeds, or
             other results in `out`.
     """
-    out, console, masks = Path(out), console or Console(), masks or MaskConfig()
+    out, console, masks = Path(out), console or terminal.console(), masks or MaskConfig()
     size, unit = read_models(models)
     if seeds < 2:
         raise UserError(f"seeds must be at least 2, not {seeds}: standard errors are over them")
@@ -135,11 +137,11 @@ def evaluate_inpainting(
                 write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     results["rows"] = summary(results["cells"], list(fills), seeds)
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    sheet_of(out / "strips", ["masked", *fills, "truth"], captions).save(out / "inpainting.png", optimize=True)
-    with (out / "results.md").open("w", encoding="utf-8") as file:
-        for table in tables(results):
-            console.print(table)
-            Console(file=file, width=200).print(table)
+    save_png(sheet_of(out / "strips", ["masked", *fills, "truth"], captions), out / "inpainting.png", optimize=True)
+    found = list(tables(results))
+    write_tables(out / "results.md", 200, *found)
+    for table in found:
+        console.print(table)
     console.print(f"the tables, every seed's numbers and a contact sheet are in {out}")
     return results
 
@@ -198,6 +200,7 @@ def begun(out: Path, head: dict[str, Any]) -> dict[str, Any]:
     """The results to go on with: those in `out`, if they were begun with the same head, but for more models."""
     head, path = json.loads(json.dumps(head)), out / "results.json"
     if not path.is_file():
+        require_free(out, ("results.json", "results.md", "strips", "inpainting.png", MARK))
         return {**head, "cells": []}
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -205,7 +208,7 @@ def begun(out: Path, head: dict[str, Any]) -> dict[str, Any]:
         cells = list(before["cells"])
     except (ValueError, KeyError, TypeError, OSError):
         raise UserError(f"{path} holds the results of something else: name another folder") from None
-    same["models"] = {**head["models"], **{k: v for k, v in same["models"].items() if k in head["models"]}}
+    same["models"] = {**head["models"], **same["models"]}
     same["settings"] = {**same["settings"], "seeds": head["settings"]["seeds"]}
     if changed := [key for key in head if same[key] != head[key]]:
         raise UserError(f"{out} holds results with other {' and '.join(changed)}: name another folder, or delete it")
@@ -220,5 +223,4 @@ def missing(results: dict[str, Any], share: str, number: int, fills: dict[str, F
 
 def keep_strip(out: Path, title: str, images: list[Image.Image]) -> None:
     """The first pictures side by side, for the contact sheet."""
-    with replacing(out / "strips" / f"{title.replace('/', '-')}.png") as partial:
-        grid(images, len(images), gap=0).save(partial, format="PNG")
+    save_png(grid(images, len(images), gap=0), out / "strips" / f"{title.replace('/', '-')}.png")

@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.config import Config, read_json
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.evaluation.words import WordFeatures
 from diptych.pictures import to_tensor
-from diptych.weights.files import load_into, load_weights, save_weights, write_text
+from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "judge"

@@ -17,17 +17,20 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from diptych import terminal
 from diptych.config import read_json
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.data.layouts import FIELD
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.evaluation.boxes import Boxes, Scene, difference, shares
+from diptych.evaluation.folder import claimed, require_free, write_tables
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.layouts_report import page, tables
 from diptych.evaluation.prompts import concept_of, is_scene
 from diptych.evaluation.study import described, manifest_hash, model_fingerprint, opened
+from diptych.pictures import save_png
 from diptych.progress import bar
-from diptych.weights.files import write_text
 
 
 def evaluate_layouts(
@@ -73,7 +76,7 @@ def evaluate_layouts(
     """
     if min(seeds, batch) < 1:
         raise UserError("seeds and batch must be at least 1")
-    out, console = Path(out), console or Console()
+    out, console = Path(out), console or terminal.console()
     model, judge, name = opened(model, judge, name)
     dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
     metas = [dataset.meta(index) for index in range(len(dataset))]
@@ -84,6 +87,14 @@ def evaluate_layouts(
     if words is not None:
         other, *_ = opened(words, judge, None)
         painters["from words"] = (other, [scene.caption for scene in chosen], {})
+    head = {
+        "evaluation": "layouts",
+        "models": {kind: model_fingerprint(painter) for kind, (painter, *_) in painters.items()},
+        "judge": described(judge),
+        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
+        "settings": {**told, **options, "layouts": [scene.layout for scene in chosen]},
+    }
+    claimed(out, head, ("results.json", "results.md", "layouts.png"))
     pictures = {
         kind: paint(painter, prompts, out / kind.replace(" ", "-"), seeds, seed, batch, how)
         for kind, (painter, prompts, how) in painters.items()
@@ -113,14 +124,13 @@ def evaluate_layouts(
         "margins": margins,
     }
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    with (out / "results.md").open("w", encoding="utf-8") as file:
-        wide = Console(file=file, width=160)
-        for table in tables(results):
-            console.print(table)
-            wide.print(table)
+    found = list(tables(results))
+    write_tables(out / "results.md", 160, *found)
+    for table in found:
+        console.print(table)
     first = {kind: [row[0] for row in found[:sheet]] for kind, found in pictures.items()}
     right = {kind: [row[0] for row in hits[kind][:sheet]] for kind in pictures}
-    page([scene.things for scene in chosen[:sheet]], first, right).save(out / "layouts.png", optimize=True)
+    save_png(page([scene.things for scene in chosen[:sheet]], first, right), out / "layouts.png", optimize=True)
     console.print(f"tables, a contact sheet and every picture are in {out}")
     return results
 
@@ -157,7 +167,8 @@ def paint(
     told = folder / "settings.json"
     if told.exists() and read_json(told) != json.loads(json.dumps(settings)):
         raise UserError(f"{folder} holds pictures of another model or with other settings: name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not told.exists():
+        require_free(folder, ("*.png",))
     write_text(told, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
     paths = [[folder / f"{i:04d}-{j}.png" for j in range(seeds)] for i in range(len(prompts))]
     todo = [(i, j) for i in range(len(prompts)) for j in range(seeds) if not paths[i][j].exists()]
@@ -168,7 +179,6 @@ def paint(
             numbers = [seed + i * seeds + j for i, j in part]
             painted = model.generate([prompts[i] for i, _ in part], seeds=numbers, **given)
             for (i, j), image in zip(part, painted.images, strict=True):
-                image.save(partial := paths[i][j].with_suffix(".partial"), format="PNG")
-                partial.replace(paths[i][j])  # whole or not at all
+                save_png(image, paths[i][j])
             progress.advance(task, len(part))
     return [[Image.open(path).convert("RGB") for path in row] for row in paths]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.disk import replacing
 from diptych.errors import UserError
-from diptych.weights.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,17 +19,19 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from diptych import terminal
 from diptych.data.dataset import DataConfig, PictureDataset, Split, open_dataset
+from diptych.disk import write_text
 from diptych.errors import UserError
+from diptych.evaluation.folder import claimed, write_tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import WINDOW, frechet_distance, psnr, ssim
 from diptych.evaluation.prompts import drawn
 from diptych.evaluation.reconstruction_report import page, tables
 from diptych.evaluation.retrieval import Mean
 from diptych.evaluation.study import manifest_hash
-from diptych.pictures import to_images, to_tensor
+from diptych.pictures import save_png, to_images, to_tensor
 from diptych.progress import bar
-from diptych.weights.files import write_text
 from diptych.weights.fingerprint import fingerprint
 
 LARGEST = 256
@@ -85,7 +87,7 @@ def evaluate_reconstruction(
     Raises:
         UserError: no such pictures, fewer than two, or of a size that a model cannot halve.
     """
-    out, console = Path(out), console or Console()
+    out, console = Path(out), console or terminal.console()
     if decoder is not None and len(models) != 1:
         raise UserError("a tiny decoder is compared with that of one model: give one --model")
     if len({name for name, _ in models}) < len(models):
@@ -99,6 +101,19 @@ def evaluate_reconstruction(
     _, examples = drawn(data, split, size, pictures, seed)
     originals = [Image.fromarray(example.picture) for example in examples]
     found = [Rebuilt(name, described(model)) for name, model in models]
+    head = {
+        "evaluation": "reconstruction",
+        "models": {one.name: one.told for one in found}
+        | ({} if decoder is None else {"tiny decoder": fingerprint(decoder)}),
+        "judge": judge.fingerprint(),
+        "perceptual": None if perceptual is None else perceptual.name,
+        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "split": split},
+        "settings": {"pictures": [example.key for example in examples], "size": size, "seed": seed},
+    }
+    writes = ("results.json", "results.md", "pictures.jsonl", "reconstructions.png")
+    if (done := claimed(out, head, writes)) is not None:
+        show(done, out, console)
+        return done
     if decoder is not None:
         parameters = sum(p.numel() for p in decoder.parameters())
         told = {"fingerprint": fingerprint(decoder), "parameters": parameters}
@@ -134,21 +149,25 @@ def evaluate_reconstruction(
         "perceptual": None if perceptual is None else perceptual.name,
         "models": rows,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     lines = [
         json.dumps({"model": name, "key": example.key, **values}, ensure_ascii=False) + "\n"
         for name, _, each in shown
         for example, values in zip(examples, each, strict=True)
     ]
     write_text(out / "pictures.jsonl", "".join(lines))
-    page(originals, shown, [example.captions[0] for example in examples], sheet).save(out / "reconstructions.png")
-    with (out / "results.md").open("w", encoding="utf-8") as file:
-        for table in tables(results):
-            console.print(table)
-            Console(file=file, width=200).print(table)
-    console.print(f"the table, every picture's numbers and a contact sheet are in {out}")
+    save_png(page(originals, shown, [example.captions[0] for example in examples], sheet), out / "reconstructions.png")
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
+    show(results, out, console)
     return results
+
+
+def show(results: dict[str, Any], out: Path, console: Console) -> None:
+    """Print the tables, and keep them as results.md."""
+    found = list(tables(results))
+    write_tables(out / "results.md", 200, *found)
+    for table in found:
+        console.print(table)
+    console.print(f"the table, every picture's numbers and a contact sheet are in {out}")
 
 
 def side_of(dataset: PictureDataset) -> int:

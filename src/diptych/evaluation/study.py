@@ -7,6 +7,7 @@ and plain chance, are the floor, so that the measure is seen to fail where it sh
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,16 +18,19 @@ from rich.console import Console
 from torch import nn
 
 import diptych
+from diptych import terminal
 from diptych.conditioning.classes import ClassConfig
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.disk import write_text
 from diptych.evaluation import report
+from diptych.evaluation.folder import claimed, write_tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import frechet_distance
 from diptych.evaluation.prompts import Group, choose, concept_of, is_scene
 from diptych.evaluation.retrieval import TEMPLATES, concept_vectors
 from diptych.evaluation.scores import pooled, score_pairs, score_scenes, share_of
+from diptych.pictures import save_png
 from diptych.progress import bar
-from diptych.weights.files import write_text
 from diptych.weights.fingerprint import fingerprint
 
 
@@ -69,14 +73,26 @@ def evaluate(
     Raises:
         UserError: the data has no drawings of one of the two splits, or there is no judge.
     """
-    out, console = Path(out), console or Console()
+    out, console = Path(out), console or terminal.console()
     model, judge, name = opened(model, judge, name)
     dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
     metas = [dataset.meta(i) for i in range(len(dataset))]
     concepts = sorted({concept_of(m) for m in metas if not is_scene(m)})
     groups, scene_groups = choose(metas, pictures, scenes, seed, classes=classes_of(model))
+    given = {"steps": steps, "guidance": guidance, "sampler": sampler, "stop": stop}
+    head = {
+        "evaluation": "prompts",
+        "model": {"name": name, "fingerprint": model_fingerprint(model)},
+        "judge": described(judge),
+        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "prompts": prompts_hash(groups)},
+        "settings": {"pictures": pictures, "scenes": scenes, "seed": seed, **given},
+    }
+    sheets = [f"{group.name}.png" for group in groups] + ["scenes.png"]
+    if (done := claimed(out, head, ("results.json", "results.md", "pictures.jsonl", *sheets))) is not None:
+        show(done, out, console)
+        return done
     everything = [*groups, *scene_groups]
-    used = paint(model, everything, batch, steps=steps, guidance=guidance, sampler=sampler, stop=stop)
+    used = paint(model, everything, batch, **given)
     add_real(everything, dataset)
 
     vectors = concept_vectors(judge, concepts)
@@ -101,10 +117,9 @@ def evaluate(
         "frechet_between_real": frechet_distance(*drawn) if min(map(len, drawn)) > 1 else None,
         "scenes": scene_scores,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(out / "pictures.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     write_sheets(out, groups, scene_groups, records, sheet)
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
     show(results, out, console)
     return results
 
@@ -191,7 +206,7 @@ def write_sheets(
             )
             for i, r in enumerate(own[:size])
         ]
-        report.contact_sheet(cells).save(out / f"{group.name}.png")
+        save_png(report.contact_sheet(cells), out / f"{group.name}.png")
     cells = []
     for group in scenes:
         own = [next(rows) for _ in group.seeds]
@@ -205,17 +220,21 @@ def write_sheets(
             for i, r in enumerate(own[: max(1, size // len(scenes))])
         ]
     if cells:
-        report.contact_sheet(cells).save(out / "scenes.png")
+        save_png(report.contact_sheet(cells), out / "scenes.png")
 
 
 def show(results: dict[str, Any], out: Path, console: Console) -> None:
     """Print the tables, and keep them as results.md."""
-    with (out / "results.md").open("w", encoding="utf-8") as file:
-        wide = Console(file=file, width=160)
-        for table in report.tables(results):
-            console.print(table)
-            wide.print(table)
+    tables = list(report.tables(results))
+    write_tables(out / "results.md", 160, *tables)
+    for table in tables:
+        console.print(table)
     console.print(f"contact sheets, tables and every picture's score are in {out}")
+
+
+def prompts_hash(groups: Sequence[Group]) -> str:
+    """Of what is painted: data without a manifest is told apart by it."""
+    return hashlib.sha256("\n".join(prompt for group in groups for prompt in group.prompts).encode()).hexdigest()[:16]
 
 
 def manifest_hash(data: Path) -> str | None:

@@ -16,10 +16,13 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from diptych import terminal
 from diptych.conditioning.degradations import DegradationConfig, degraded
 from diptych.data.dataset import Split
 from diptych.data.hashing import mix
+from diptych.disk import values_of, write_text
 from diptych.errors import UserError
+from diptych.evaluation.folder import MARK, claimed, require_folder, write_tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import psnr
 from diptych.evaluation.reconstruction import Rebuilt, measuring, rebuild
@@ -27,9 +30,8 @@ from diptych.evaluation.retrieval import Mean
 from diptych.evaluation.study import manifest_hash, model_fingerprint
 from diptych.evaluation.super_resolution_report import MEASURES, Column, larger_page, page, table
 from diptych.evaluation.super_resolution_task import Task, file_name, keep, kept, read_task
-from diptych.pictures import grid, to_images, to_tensor
+from diptych.pictures import grid, save_png, to_images, to_tensor
 from diptych.progress import bar
-from diptych.weights.files import write_text
 from diptych.weights.fingerprint import fingerprint
 
 
@@ -72,7 +74,7 @@ def evaluate_super_resolution(
     Raises:
         UserError: a model does not enlarge, or otherwise than the first; fewer than two pictures; no seed.
     """
-    out, console = Path(out), console or Console()
+    out, console = Path(out), console or terminal.console()
     factor, size = sizes(models)
     if seeds < 1 or pictures < 2:
         raise UserError("at least one seed and two pictures are needed: raise --seeds and --pictures")
@@ -87,6 +89,8 @@ def evaluate_super_resolution(
         "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "split": split},
         "settings": {**settings, "degradation": degradation},
     }
+    measures = {"judge": judge.fingerprint(), "perceptual": None if perceptual is None else perceptual.name}
+    claim(out, head | measures, {name: told_of(model) for name, model in models})
     columns = [Column("bicubic", [task.bicubic()], {})]
     with bar() as progress:
         bar_task = progress.add_task("enlarging", total=len(models) * seeds * len(task.truth))
@@ -112,19 +116,33 @@ def evaluate_super_resolution(
         "perceptual": None if perceptual is None else perceptual.name,
         "models": [{key: value for key, value in row.items() if key != "each"} for row in rows],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    page(task.low, columns, task.truth, [row["each"]["psnr"] for row in rows], task.captions, sheet).save(
-        out / "sheet.png", optimize=True
-    )
+    told = page(task.low, columns, task.truth, [row["each"]["psnr"] for row in rows], task.captions, sheet)
+    save_png(told, out / "sheet.png", optimize=True)
     if (larger := enlarged_further(models, task, options)) is not None:
         results["larger"] = larger[1]
-        larger_page(*larger[0]).save(out / "larger.png", optimize=True)
+        save_png(larger_page(*larger[0]), out / "larger.png", optimize=True)
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    with (out / "results.md").open("w", encoding="utf-8") as file:
-        console.print(table(results))
-        Console(file=file, width=200).print(table(results))
+    write_tables(out / "results.md", 200, table(results))
+    console.print(table(results))
     console.print(f"the table, all that was painted and contact sheets are in {out}")
     return results
+
+
+def claim(out: Path, head: dict[str, Any], models: dict[str, Any]) -> None:
+    """Make `out` the folder of this comparison, or go on in it, also with more models than before.
+
+    Raises a `UserError` where it holds anything else.
+    """
+    require_folder(out)
+    before = values_of(out / MARK)
+    earlier = before.get("models", {})
+    if not before or any(models.get(name) != told for name, told in earlier.items()):
+        earlier = models
+    whole = {"evaluation": "super-resolution", **json.loads(json.dumps(head)), "models": models}
+    if {**whole, "models": earlier} == before:  # the models of before, and more
+        write_text(out / MARK, json.dumps(whole, indent=2) + "\n")
+    else:
+        claimed(out, whole, ("results.json", "results.md", "sheet.png", "larger.png", "painted"))
 
 
 def sizes(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:

@@ -15,8 +15,7 @@ from diptych.conditioning.degradations import DegradationConfig, degraded
 from diptych.data.dataset import Split
 from diptych.data.hashing import mix
 from diptych.evaluation.prompts import drawn
-from diptych.pictures import grid, to_images, to_tensor
-from diptych.weights.files import replacing
+from diptych.pictures import grid, save_png, to_images, to_tensor
 
 ACROSS = 16
 """Pictures in a row of such a file."""
@@ -56,8 +55,7 @@ def keep(path: Path, made: dict[str, Any], images: list[Image.Image]) -> None:
     """All that a model painted in one file, with what it was made from inside."""
     told = PngInfo()
     told.add_text("made", json.dumps(made, sort_keys=True))
-    with replacing(path) as partial:
-        grid(images, ACROSS, gap=0).save(partial, "PNG", pnginfo=told)
+    save_png(grid(images, ACROSS, gap=0), path, pnginfo=told)
 
 
 def kept(path: Path, made: dict[str, Any], count: int) -> list[Image.Image] | None:

@@ -15,14 +15,17 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
+from diptych import terminal
 from diptych.checks import wholes
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.errors import UserError
 from diptych.evaluation import plots, report
 from diptych.evaluation.cells import Cells, Key
+from diptych.evaluation.folder import write_tables
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.study import batches, opened
 from diptych.generation import one_each, read_number
+from diptych.pictures import save_png
 from diptych.progress import track
 
 
@@ -243,12 +246,11 @@ def known(**values: Any) -> dict[str, Any]:
 
 def finish(cells: Cells, console: Console | None) -> dict[str, Any]:
     """Print the table, and write it, the plot and the contact sheet from all cells that there are."""
-    console, results = console or Console(), cells.results
+    console, results = console or terminal.console(), cells.results
     table = report.sweep_table(results)
     console.print(table)
-    with (cells.out / "results.md").open("w", encoding="utf-8") as file:
-        Console(file=file, width=160).print(table)
+    write_tables(cells.out / "results.md", 160, table)
     plots.plot(results, cells.out / "plot.png")
-    report.sweep_sheet(results, cells.strip, cells.group.prompts[: cells.sheet]).save(cells.out / "sheet.png")
+    save_png(report.sweep_sheet(results, cells.strip, cells.group.prompts[: cells.sheet]), cells.out / "sheet.png")
     console.print(f"the table, the plot, a contact sheet and all numbers are in {cells.out}")
     return results

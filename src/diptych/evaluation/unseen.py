@@ -22,16 +22,18 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from diptych import terminal
 from diptych.data.dataset import DataConfig, open_dataset
+from diptych.disk import write_text
 from diptych.errors import UserError
+from diptych.evaluation.folder import claimed
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.prompts import Group, concept_of, is_scene
 from diptych.evaluation.retrieval import concept_vectors
 from diptych.evaluation.study import described, manifest_hash, model_fingerprint, opened, paint
-from diptych.evaluation.unseen_report import write_report
+from diptych.evaluation.unseen_report import show, write_report
 from diptych.evaluation.unseen_scores import WORDINGS, chance, right_answers, summary, word_ranks
 from diptych.evaluation.unseen_words import PAIRS, Pair
-from diptych.weights.files import write_text
 
 FEWEST = 10
 """Wordings below which a share of them says nothing."""
@@ -90,7 +92,7 @@ def compare(
         raise UserError(f"give one model or more, each with a name of its own, not {', '.join(names) or 'none'}")
     if min(pictures, batch) < 1:
         raise UserError("pictures and batch must be at least 1")
-    out, console = Path(out), console or Console()
+    out, console = Path(out), console or terminal.console()
     loaded = []
     for name, model in models:
         model, judge, _ = opened(model, judge, name)
@@ -104,6 +106,17 @@ def compare(
             f"only {len(trials)} of {len(pairs)} wordings are new to {data} and mean something that it shows: "
             f"a comparison needs {FEWEST}"
         )
+    given = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    head = {
+        "evaluation": "unseen words",
+        "models": {name: model_fingerprint(model) for name, model in zip(names, loaded, strict=True)},
+        "judge": described(judge),
+        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
+        "settings": {"pictures": pictures, "seed": seed, "trials": [trial.prompt for trial in trials], **given},
+    }
+    if (done := claimed(out, head, ("results.json", "results.md", "pictures.jsonl", "unseen.png"))) is not None:
+        show(done, out, console)
+        return done
     concepts = sorted({concept_of(meta) for meta in metas if not is_scene(meta)})
     vectors = concept_vectors(judge, concepts)
     answers = right_answers([trial.concepts for trial in trials], concepts)
@@ -114,7 +127,7 @@ def compare(
     told = []
     for name, model in zip(names, loaded, strict=True):
         groups = [wanted(trials, wording, pictures, seed) for wording in WORDINGS]
-        used = paint(model, groups, batch, steps=steps, guidance=guidance, sampler=sampler)
+        used = paint(model, groups, batch, **given)
         told.append({"name": name, "fingerprint": model_fingerprint(model), "settings": used})
         ranked[name] = {}
         for group in groups:
@@ -145,10 +158,9 @@ def compare(
             for i, trial in enumerate(trials)
         ],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(out / "pictures.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     write_report(results, out, console, shown, records)
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
     return results
 
 

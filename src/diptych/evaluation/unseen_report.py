@@ -11,8 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from diptych.evaluation.folder import write_tables
 from diptych.evaluation.report import Cell, contact_sheet, percent
 from diptych.evaluation.unseen_scores import SHUFFLED, WORDINGS
+from diptych.pictures import save_png
 
 SHOWN = 2
 """Pictures of each wording and model on the sheet."""
@@ -29,12 +31,14 @@ def write_report(
 
     pictures: of each model, those of the unseen wordings, wording by wording; `records` say what the judge saw in them.
     """
-    with (out / "results.md").open("w", encoding="utf-8") as file:
-        wide = Console(file=file, width=160)
-        wide.print(summary_table(results))
-        wide.print("\n" + "\n\n".join(explained(results)) + "\n", highlight=False, soft_wrap=True)
-        wide.print(wording_table(results))
-    sheet(results, pictures, [r for r in records if r["wording"] == "unseen"]).save(out / "unseen.png")
+    save_png(sheet(results, pictures, [r for r in records if r["wording"] == "unseen"]), out / "unseen.png")
+    show(results, out, console)
+
+
+def show(results: dict[str, Any], out: Path, console: Console) -> None:
+    """Print the table, and keep it and more as results.md."""
+    words = "\n" + "\n\n".join(explained(results)) + "\n"
+    write_tables(out / "results.md", 160, summary_table(results), words, wording_table(results))
     console.print(summary_table(results))
     for line in explained(results)[:1]:
         console.print(line, highlight=False)

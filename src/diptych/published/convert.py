@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diptych.conditioning.clip import ClipTextConfig, clip_network, copy_tokenizer
+from diptych.disk import Written, replacing, write_text
 from diptych.errors import UserError, pick
 from diptych.latent import LatentConfig
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
@@ -46,7 +48,8 @@ from diptych.published.sd_text import (
 )
 from diptych.published.source import Options, Source, read_object
 from diptych.weights.checkpoint import Checkpoint, fill, shapes_only
-from diptych.weights.files import replacing, save_safetensors, save_weights, write_text
+from diptych.weights.files import load_metadata, save_safetensors, save_weights
+from diptych.weights.folders import DIFFUSERS, LATENT, MARK
 
 LAYOUTS = ("diptych", "diffusers", "single-file")
 DTYPES = ("stored", "float32", "float16", "bfloat16")
@@ -83,13 +86,14 @@ def convert(
             if `source` is published, and of diffusers if it is ours.
         dtype: of the floating tensors, of `DTYPES`.
         options: as for opening `source`; its dtype has no say here.
-        overwrite: replace a `target` that exists.
+        overwrite: replace a `target` that was written by this function, or is a latent model of diptych.
 
     Returns what is not in `target`, a line each. Raises a `UserError` for a source that is damaged or no Stable
-    Diffusion, for what the layout has no place for, and for a target that exists.
+    Diffusion, for what the layout has no place for, and for a target that exists (with `overwrite`: one that diptych
+    did not write).
     """
     options = options or Options()
-    kind = None if pick("dtype", dtype, DTYPES) == "stored" else getattr(torch, dtype)
+    cast_to = None if pick("dtype", dtype, DTYPES) == "stored" else getattr(torch, dtype)
     ours = source.is_dir() and not (source / "model_index.json").is_file()
     single = target.suffix == ".safetensors"
     to = pick("layout", to or ("single-file" if single else "diffusers" if ours else "diptych"), LAYOUTS)
@@ -97,13 +101,33 @@ def convert(
         raise UserError(f"{target}: a single file's name ends in .safetensors, and a folder's does not; --to is {to}")
     if source.resolve() == target.resolve() or target.resolve() in source.resolve().parents:
         raise UserError(f"{target} holds what is to be converted: write to another place")
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists: write to another place, or replace it with --overwrite")
+    kind = written_at(target, overwrite)
     parts = read_parts(source, options, tokenizer=to != "single-file")
     require_whole(parts, str(source))
-    with replacing(target) as partial:
-        {"diptych": write_ours, "diffusers": write_folder, "single-file": write_file}[to](parts, partial, kind)
+    with replacing(target, kind) as partial:
+        {"diptych": write_ours, "diffusers": write_folder, "single-file": write_file}[to](parts, partial, cast_to)
     return [*parts.lost, *unsaid(parts, to)]
+
+
+def written_at(target: Path, overwrite: bool) -> Written | None:
+    """What of ours is there, or may be written there: a kind of folder, none for a file."""
+    single = target.suffix == ".safetensors"
+    if os.path.lexists(target) and not overwrite and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} exists: write to another place, or replace it with --overwrite")
+    if not single:
+        kind = DIFFUSERS if (target / "model_index.json").is_file() else LATENT
+        kind.require(target)
+        return kind
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: name a file, or a folder whose name does not end in .safetensors")
+    if os.path.lexists(target):
+        try:
+            ours = sd_file.HEADER in load_metadata(target)
+        except UserError:
+            ours = False
+        if not ours:
+            raise UserError(f"{target} was not written by diptych: delete it, or write to another place")
+    return None
 
 
 def read_parts(source: Path, options: Options, tokenizer: bool = True) -> Parts:
@@ -216,6 +240,7 @@ def write_folder(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
+        MARK: "convert",
     }
     write_json(index, folder / "model_index.json")
 

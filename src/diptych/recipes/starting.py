@@ -16,7 +16,7 @@ from diptych.latent import LatentDiffusion
 from diptych.networks.unet import UNet
 from diptych.opening import open_model
 from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
-from diptych.training.journal import say
+from diptych.terminal import say
 from diptych.weights.fingerprint import fingerprint
 
 

@@ -10,6 +10,8 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,22 @@ from typing import Any
 
 from torch import Tensor
 
+from diptych.disk import Written, disk_errors, make_folder, remove, replacing, sweep, values_of
 from diptych.errors import UserError
-from diptych.training.journal import say
-from diptych.weights.files import load_safetensors, remove, replacing, save_safetensors
+from diptych.terminal import say
+from diptych.weights.files import load_safetensors, save_safetensors
 
 MANIFEST = "manifest.json"
+STEP = re.compile(r"step-\d{8,}")
+PARTS = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors")
+CHECKPOINT = Written(
+    "a checkpoint", (*PARTS, "state.json", MANIFEST), lambda folder: STEP.fullmatch(folder.name) is not None
+)
+"""A broken one is told from others' folders by its name and what is in it: any of its files may be what is broken."""
+RUN = ("config.json", "metrics.jsonl", "checkpoints", "model", "samples", "tensorboard")
+"""What a run writes into its folder."""
+SETTINGS = {"steps", "batch_size", "learning_rate"}
+"""Some of the training settings that every config.json of a run has."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +56,46 @@ class Checkpoint:
 def save(
     folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Write `folder/step-...` and then, when it is whole, remove all but the newest `keep`.
+    """Write `folder/step-...`, read it back, and then, when it is whole, remove all but the newest `keep`.
 
-    Raises a `UserError` when the disk is full; nothing is left of the new checkpoint and the old ones are untouched.
+    Raises a `UserError` when the disk is full, or does not give back what was written; nothing is left of the new
+    checkpoint then, and the old ones are untouched.
     """
     target = Path(folder) / f"step-{step:08d}"
     if fault(target) is not None:  # a whole one of this step is never put at risk
-        with replacing(target) as partial:
+        with replacing(target, CHECKPOINT) as partial:
             partial.mkdir()
             for part, tensors in parts.items():
                 save_safetensors(tensors, partial / f"{part}.safetensors")
             (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=2) + "\n")
             manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    prune(folder, keep)
+        if problem := fault(target):
+            raise UserError(
+                f"{target} was written, but what is read back differs ({problem}): the disk or the memory is failing. "
+                "Earlier checkpoints are untouched"
+            )
+    prune(folder, target, keep)
     return target
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None. A broken newer one is skipped with a line on standard error."""
+    """The newest whole checkpoint, or None where there is none at all. A broken newer one is skipped with a line on
+    standard error. Raises a `UserError` where there are some and none is whole.
+    """
+    broken = []
     for path in _steps(folder):
         if problem := fault(path):
-            say(f"skipping broken checkpoint {path}: {problem}")
+            broken.append(f"{path.name}: {problem}")
             continue
+        for one in broken:
+            say(f"skipping broken checkpoint {folder}/{one}")
         return Checkpoint(path, json.loads((path / "state.json").read_text()))
+    if broken:
+        raise UserError(
+            f"no checkpoint in {folder} is whole ({broken[0]}): nothing was changed. Bring one back from a copy, or, "
+            f"to begin again at step 0, move {folder} away"
+        )
     return None
 
 
@@ -91,19 +120,38 @@ def fault(path: Path, hashes: bool = True) -> str | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove whole checkpoints beyond the newest `keep`, and broken ones when there is a whole one."""
-    whole = [path for path in _steps(folder) if fault(path, hashes=False) is None]
-    for path in _steps(folder) if whole else ():
-        if path not in whole[: max(keep, 1)]:
+def prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove what is older than `newest`, which was found to be whole by its hashes: broken checkpoints, and whole ones
+    beyond the newest `keep`. What is later (and broken: or else the run would have gone on from there) stays."""
+    kept = 1
+    for path in _steps(folder):
+        if path.name >= newest.name:
+            continue
+        if fault(path, hashes=False) is None and kept < keep:
+            kept += 1
+        elif name := CHECKPOINT.foreign(path):
+            say(f"{path} stays: it holds {name}, which is no part of a checkpoint")
+        else:
             remove(path)
+
+
+def require_run(folder: Path) -> None:
+    """Raise a `UserError` unless a run may be kept in this folder: it holds a run, or nothing that a run writes."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a run needs a folder: name another one")
+    training = values_of(folder / "config.json").get("training")
+    if isinstance(training, dict) and training.keys() >= SETTINGS:
+        return
+    for name in RUN:
+        if os.path.lexists(folder / name):
+            raise UserError(f"{folder / name} is there already, and is of no run of diptych: name another folder")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process (the system frees it at a kill); a second one gets a `UserError`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    make_folder(folder)
+    with disk_errors(folder), (folder / ".lock").open("a") as file:  # "a": a user's file of this name stays whole
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,16 +160,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove what a killed run left half-written, also one of an earlier version."""
+    sweep(folder)
     for path in Path(folder).glob(".step-*"):
-        remove(path)
+        ours = STEP.fullmatch(path.name.removesuffix(".partial").removesuffix(".old")[1:])
+        if ours and path.is_dir() and not path.is_symlink() and CHECKPOINT.foreign(path) is None:
+            remove(path)
 
 
 def _steps(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    return sorted((p for p in Path(folder).glob("step-*") if p.is_dir()), reverse=True)
+    return sorted((p for p in Path(folder).glob("step-*") if STEP.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):  # read what is on the disk, not what is still in memory of it
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diptych.config import Config, read_json
+from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.weights.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.config import Config, read_json
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from diptych.pictures import grid, to_images
 from diptych.training.first_stage import PerceptualConfig, psnr
 from diptych.training.randomness import normal
-from diptych.weights.files import load_into, load_weights, save_weights, write_text
+from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
 
 KIND = "tiny-decoder"

@@ -15,15 +15,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.config import Config
+from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.pictures import grid, to_images
+from diptych.terminal import say
 from diptych.training.adversarial import AdversarialConfig, Adversary
 from diptych.training.codebook import Codebook, CodebookConfig
 from diptych.training.distributed import Team
-from diptych.training.journal import say
 from diptych.training.randomness import normal
-from diptych.weights.files import load_into, load_weights, save_weights, write_text
+from diptych.weights.files import load_into, load_weights, save_weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from PIL import Image
-from rich.progress import Progress
 from torch import Tensor
 
-from diptych.errors import UserError
+from diptych.disk import disk_errors, write_text
+from diptych.pictures import save_png
 from diptych.progress import bar
+from diptych.terminal import say
 from diptych.training.distributed import Team
-from diptych.weights.files import disk_errors, replacing, write_text
-
-
-def say(line: str) -> None:
-    """A line on standard error (above the bar, where there is one)."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 class Journal:
@@ -35,7 +27,7 @@ class Journal:
     def __init__(self, folder: Path | None, step: int, steps: int) -> None:
         self.folder, self.step, self.steps = folder, step, steps
         self.writer: Any = None
-        self.bar: Progress = bar()
+        self.bar = bar()
         self.task = self.bar.add_task("training", total=steps, completed=step)
         self.pictures, self.since = 0, time.perf_counter()
 
@@ -75,6 +67,7 @@ class Journal:
         self.pictures, self.since = 0, time.perf_counter()
         if self.folder is None:
             return
+        self.bar.told[self.task] = time.monotonic()  # the line below says how far the run is
         file = self.folder / "metrics.jsonl"
         with disk_errors(file), file.open("a") as lines:
             lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
@@ -87,29 +80,12 @@ class Journal:
         """Save a grid of samples as samples/step-*.png."""
         if self.folder is None or image is None:
             return
-        with replacing(self.folder / "samples" / f"step-{step:08d}.png") as partial:
-            image.save(partial, format="PNG")
+        save_png(image, self.folder / "samples" / f"step-{step:08d}.png")
 
     def close(self) -> None:
         self.bar.stop()
         if self.writer:
             self.writer.close()
-
-
-def refuse(step: int, loss: float, norm: float, seen: list[tuple[list, Tensor]], team: Team) -> NoReturn:
-    """Stop a run before a step that would spoil the weights, on all processes, and say what was in the batch.
-
-    seen: for each part of the batch, the keys of its pictures and their losses (B,).
-    """
-    bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
-    every = [str(key) for keys, _ in seen for key in keys]
-    chain = itertools.chain.from_iterable
-    keys = list(chain(team.gather(bad))) or list(chain(team.gather(every)))
-    listed = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-    raise UserError(
-        f"step {step + 1}: loss {loss} with gradient norm {norm} is not finite; stopped before the weights changed. "
-        f"Batch: {listed}. Lower training.learning_rate, or look at these pictures"
-    )
 
 
 class Means:

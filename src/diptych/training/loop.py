@@ -19,17 +19,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from diptych.disk import replacing
 from diptych.training import checkpoint
 from diptych.training.config import TrainingConfig, settle_config
 from diptych.training.distributed import Team, set_precision, team
 from diptych.training.ema import EMA
 from diptych.training.feed import Batch, BatchAt, prefetched, to_device
+from diptych.training.finite import refuse, require_finite
 from diptych.training.interrupt import Interrupt
-from diptych.training.journal import Journal, Means, refuse
+from diptych.training.journal import Journal, Means
 from diptych.training.learning_rate import jump, learning_rate_at
 from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from diptych.training.trainable import Trainable, stepped
-from diptych.weights.files import load_into, replacing
+from diptych.weights.files import load_into
+from diptych.weights.folders import TRAINED
 
 START_PICTURES = 256
 """Enough to estimate a scale from; few enough for one pass."""
@@ -50,8 +53,9 @@ def train(
     `batch_at` and `validation_at` give the batch of a list of stream positions (called from background threads).
     `resolved` is the whole config to keep in `config.json`, the training settings under "training". The caller seeds
     the first weights. SIGTERM and SIGINT finish the step, save a checkpoint and raise `SystemExit`. Raises a
-    `UserError` for a changed config, a folder in use, a full disk, or a loss or gradient that is not finite (before it
-    reaches the weights; the checkpoints stay as they are).
+    `UserError` for a changed config, a folder in use or with files of something else, checkpoints of which none is
+    whole, a full disk, a loss or gradient that is not finite (before it reaches the weights), or weights that are not
+    (before they are saved); the checkpoints stay as they are.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -90,6 +94,7 @@ class Run:
         model = self.folder / "model"
         with contextlib.ExitStack() as stack:
             if self.team.main:
+                checkpoint.require_run(self.folder)
                 stack.enter_context(checkpoint.locked(self.folder))
                 settle_config(self.folder, resolved or {"training": self.config.to_dict()})
                 checkpoint.clean(self.folder / "checkpoints")
@@ -113,7 +118,7 @@ class Run:
                 journal.say(f"stopped after step {self.step}, checkpoint saved; the same command goes on from there")
                 raise SystemExit(128 + (self.interrupt.number or signal.SIGTERM))
             if self.team.main:
-                with self.averaged(), replacing(model) as partial:
+                with self.averaged(), replacing(model, TRAINED) as partial:
                     partial.mkdir()
                     self.trainable.save(partial)
             self.team.barrier()
@@ -148,6 +153,7 @@ class Run:
                     with self.averaged():
                         journal.picture(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
+                    require_finite(self.step, self.module, self.ema.state_dict())
                     self.save_checkpoint()
 
     def take_step(self, batches: Iterator[Batch], logged: Means, seconds: float) -> float:
@@ -173,7 +179,7 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
         loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            refuse(self.step, loss, norm, seen, self.team)
+            refuse(self.step, loss, norm, seen, self.module, self.team)
         self.optimizer.step()
         stepped(self.trainable, self.team)
         self.ema.update(self.step)

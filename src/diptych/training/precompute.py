@@ -22,10 +22,11 @@ from diptych.data.augment import flipped
 from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
 from diptych.data.stream import SampleStream, collate
+from diptych.disk import replacing, write_text
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
 from diptych.progress import track
-from diptych.weights.files import load_safetensors, replacing, save_safetensors, write_text
+from diptych.weights.files import load_safetensors, save_safetensors
 from diptych.weights.fingerprint import fingerprint
 
 __all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_splits", "read_precomputed"]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diptych.disk import replacing, write_text
 from diptych.errors import UserError
 
 SHARD_BYTES = 15 * 2**20
@@ -29,72 +26,6 @@ _FOREIGN = {
 }
 
 
-@contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` to write a file or a folder at; afterwards it is synced and renamed to `target`.
-
-    A crash at any moment leaves the old `target` or the new one, never a part (between the two renames that replace a
-    folder: none). When the body fails, what it wrote is removed. A full disk raises a `UserError`.
-    """
-    target = Path(target)
-    partial = target.with_name(f".{target.name}.partial")
-    remove(partial)
-    try:
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            for path in [*partial.rglob("*"), partial]:  # a file has no children: only itself
-                sync(path)
-            if target.is_dir():  # a folder cannot be renamed onto a folder
-                old = target.with_name(f".{target.name}.old")
-                remove(old)
-                os.rename(target, old)
-                os.rename(partial, target)
-                remove(old)
-            else:
-                os.replace(partial, target)
-            sync(target.parent)
-    finally:
-        remove(partial)
-
-
-@contextlib.contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full disk and a missing permission into a `UserError` that names the file."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error) or "No space left" in str(error):
-            raise UserError(f"the disk is full: could not write {target}; free some space and run again") from error
-        if number in (errno.EACCES, errno.EROFS):
-            raise UserError(f"no permission to write {target}") from error
-        raise
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder that may not exist."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write one file in one step. Tensors may be on any device and may share memory (each is then written)."""
     seen: set[int] = set()
@@ -106,6 +37,20 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappin
         seen.add(storage)
     with replacing(Path(path)) as partial:
         save_file(plain, partial, {"format": "pt", **(metadata or {})})
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the text entries of a header in order: the library writes them in that of a hash table, which differs from
+    run to run, and equal weights are to be equal files."""
+    with path.open("r+b") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= length:  # as long as before, but where a text was escaped otherwise
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def load_safetensors(path: Path, check_finite: bool = True) -> dict[str, Tensor]:
@@ -205,7 +150,9 @@ def save_weights(
     room = shard_bytes
     for key, tensor in state.items():
         if dtype is not None and tensor.is_floating_point() and tensor.ndim >= 2:
-            tensor = tensor.to(dtype)
+            tensor, exact = tensor.to(dtype), tensor
+            if torch.isinf(tensor).any() and not torch.isinf(exact).any():
+                raise UserError(f"{key} has values that {str(dtype)[6:]} cannot hold: save in another type")
         if shards[-1] and tensor.nbytes > room:
             shards.append({})
             room = shard_bytes

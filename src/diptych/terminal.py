@@ -1,0 +1,70 @@
+"""Everything that is printed goes through here: a terminal obeys what a file name or a caption may hold."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def tell(text: str) -> None:
+    """A line on standard output."""
+    sys.stdout.write(printable(text) + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A line on standard error (above a progress bar, where there is one)."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
+
+
+def console(**options: Any) -> Console:
+    """For tables: a console that shows text as it is, and does not obey it."""
+    from rich.console import Console
+
+    class Plain(Console):
+        def render_str(self, text: str, **how: Any) -> Any:
+            return super().render_str(printable(text), **how)
+
+    return Plain(**options)
+
+
+def log_here() -> None:
+    """Warnings of diptych's own log as lines on standard error."""
+    log = logging.getLogger("diptych")
+    if not log.handlers:
+        handler = _Lines()
+        handler.setLevel(logging.WARNING)
+        log.addHandler(handler)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, not show, written out: escape codes, other control characters, marks
+    that turn the direction of writing, and bytes of file names that are no text. Line breaks and tabs stay."""
+    return "".join(letter if _shown(letter) else _written_out(letter) for letter in text)
+
+
+def _shown(letter: str) -> bool:
+    """Whether a letter may go to a terminal. Joiners within words and emoji are formats (Cf) too, and stay."""
+    if letter in "\n\t" or letter.isprintable():
+        return True
+    kind = unicodedata.category(letter)
+    turning = "\u202a" <= letter <= "\u202e" or "\u2066" <= letter <= "\u2069"
+    return kind not in ("Cc", "Cs", "Zl", "Zp") and not turning
+
+
+def _written_out(letter: str) -> str:
+    number = ord(letter)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte of a file name, as Python keeps what is no UTF-8
+        return f"\\x{number - 0xDC00:02x}"
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
