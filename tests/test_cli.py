@@ -261,13 +261,36 @@ def test_a_full_disk_is_one_line_and_leaves_no_cut_picture(model: FakeModel, cap
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", save)
-    assert "No space left on device" in one_line(capsys, "generate", "a cat")
+    assert "the disk is full: could not write out" in one_line(capsys, "generate", "a cat")
     assert list(Path("out").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(model: FakeModel, capsys) -> None:
     Path("file").write_text("")
-    assert "file/out: there is a file where a folder is needed" in one_line(capsys, "generate", "a cat", "--out", "file/out")
+    for out in ("file", "file/out"):
+        assert f"{out}: there is a file where a folder is needed" in one_line(capsys, "generate", "a cat", "--out", out)
+    for out, says in (("/proc/x", "/proc/x: No such file"), ("x" * 300, "is too long"), ("a/" * 3000, "is too long")):
+        assert says in one_line(capsys, "generate", "a cat", "--out", out)
+    Path("loop").symlink_to("loop")
+    assert "loop" in one_line(capsys, "generate", "a cat", "--out", "loop/out")
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO, errno.ENOENT, errno.ELOOP, errno.ESTALE, errno.EMFILE])
+def test_whatever_the_disk_refuses_is_one_line(model: FakeModel, capsys, monkeypatch, number: int) -> None:
+    def load(*source, **options) -> None:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr(diptych, "load", load)
+    assert f"some/file: {os.strerror(number)}" in one_line(capsys, "generate", "a cat")
+
+
+def test_what_a_terminal_would_obey_is_written_out(model: FakeModel, capsys) -> None:
+    evil = "\x1b[2J\x07\u202egnp"
+    for argv in (("generate", "a cat", "--out", evil), ("train", evil), ("info", evil), ("data", "check", evil)):
+        cli.main(argv)
+        out, err = capsys.readouterr()
+        assert "\\x1b[2J\\x07\\u202egnp" in out + err, argv
+        assert not {"\x1b", "\x07", "\u202e"} & {*out, *err}, argv
 
 
 def test_an_interruption_ends_with_130(model: FakeModel, capsys, monkeypatch) -> None:

@@ -62,5 +62,6 @@ def write_tables(path: Path, width: int, *parts: Any) -> None:
     file = io.StringIO()
     wide = console(file=file, width=width)
     for part in parts:
-        wide.print(part, **({"highlight": False, "soft_wrap": True} if isinstance(part, str) else {}))
+        text = isinstance(part, str)
+        wide.print(part, highlight=not text, soft_wrap=text)
     write_text(path, file.getvalue())
