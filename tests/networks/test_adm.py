@@ -128,21 +128,21 @@ def test_the_network_gives_diffusers_numbers(name: str) -> None:
     assert back.keys() == stored.keys() and all(torch.equal(back[key], stored[key]) for key in back)
 
 
+@pytest.mark.parametrize("kind", ["group", "layer"])
+@pytest.mark.parametrize("self_attention", [True, False])
 @torch.no_grad()
-def test_padding_that_is_masked_says_nothing_to_attention() -> None:
-    """But for the norm of the text, which runs over all tokens, and the pooling: as published, where nothing is padded
-    with what was not trained."""
-    config = AdmUNetConfig(**{**IF, "text_pooling_heads": None, "norm_groups": 1, "self_attention": False})
-    network, x = randomised(AdmUNet(config)), noise(2, 3, 16, 16)
-    for module in network.modules():
-        if hasattr(module, "context_norm"):
-            module.context_norm = torch.nn.Identity()
+def test_padding_that_is_masked_says_nothing(kind: str, self_attention: bool) -> None:
+    """Neither to attention, nor to the norm of the text or its pooling: a text is read alike in every batch."""
+    fields = {"context_norm_kind": kind, "self_attention": self_attention}
+    network, x = randomised(AdmUNet(AdmUNetConfig.from_dict({**IF, "norm_groups": 1, **fields}))), noise(2, 3, 16, 16)
     context = noise(2, TOKENS, WIDTH, seed=3)
     longer = torch.cat([context, noise(2, 2, WIDTH, seed=8)], 1)
     mask = torch.arange(TOKENS + 2)[None].expand(2, -1) < TOKENS
     short, padded = network(x, TIME, context=context), network(x, TIME, context=longer, context_mask=mask)
     assert relative_error(padded, short) <= 1e-5
     assert relative_error(network(x, TIME, context=longer), short) > 1e-3
+    everything = mask[:, :TOKENS]
+    assert torch.equal(network(x, TIME, context=context, context_mask=everything), short)
 
 
 @pytest.mark.parametrize("config", [CONFIGS["II"], CLASSES], ids=["text", "classes"])

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.networks.adm_blocks import ACTIVATIONS, Attention, Block, TextPooling
+from diptych.networks.adm_blocks import Attention, Block
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.networks.embedding import LEVELS, check_size
+from diptych.networks.embedding import LEVELS, TextPooling, check_size
 from diptych.networks.layers import Downsample, Upsample, norm, timestep_embedding, zero_init
+from diptych.networks.residual import ACTIVATIONS
 
 __all__ = ["AdmUNet", "AdmUNetConfig"]
 
@@ -91,6 +92,7 @@ class AdmEncoder(nn.Module):
         level: Tensor | None = None,
         label: Tensor | None = None,
         pooled: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """All that is told of the picture as a whole, (B, width)."""
         c = self.config
@@ -100,7 +102,7 @@ class AdmEncoder(nn.Module):
         if label is not None:
             embedding = embedding + self.label(label)
         if context is not None and c.text_pooling_heads is not None:
-            embedding = embedding + self.text_pooling(context)
+            embedding = embedding + self.text_pooling(context, mask)
         if pooled is not None:
             embedding = embedding + self.pooled(pooled.to(x.dtype))
         return self.activated(embedding) if c.preactivated else embedding
@@ -160,7 +162,7 @@ class AdmUNet(AdmEncoder):
         self.check(
             x, context=context, context_mask=context_mask, pooled=pooled, concat=concat, level=level, label=label
         )
-        embedding = self.embed(x, time, context, level, label, pooled)
+        embedding = self.embed(x, time, context, level, label, pooled, context_mask)
         if context is not None and self.config.context_projection is not None:
             context = self.context_projection(context)
         x = x if concat is None else torch.cat([x, concat], dim=1)

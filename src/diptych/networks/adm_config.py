@@ -41,6 +41,9 @@ class AdmUNetConfig(Config):
     """Width of text tokens, which every attention reads beside the picture (GLIDE, DeepFloyd IF), or none."""
     context_norm: bool = True
     """Normalise the tokens before each attention reads them (DeepFloyd IF)."""
+    context_norm_kind: Literal["group", "layer"] = "group"
+    """How: over all tokens of a text together, its padding included (DeepFloyd IF, which pads all texts alike), or each
+    token by itself (Imagen)."""
     context_projection: int | None = None
     """Width to which the tokens are projected first, or none."""
     text_pooling_heads: int | None = None

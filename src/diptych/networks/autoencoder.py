@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config
-from diptych.networks.layers import Attention, Downsample, ResidualBlock, Upsample, norm
+from diptych.networks.layers import Attention, Downsample, Upsample, norm
+from diptych.networks.residual import ResidualBlock
 from diptych.networks.quantiser import Quantiser
 
 EPS = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config
-from diptych.networks.embedding import Embedded, check_size
-from diptych.networks.layers import ResidualBlock, SpatialTransformer, norm, zero_init
+from diptych.networks.embedding import Embedded, TextPooling, check_size
+from diptych.networks.layers import SpatialTransformer, norm, zero_init
+from diptych.networks.residual import ResidualBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +43,28 @@ class EfficientUNetConfig(Config):
     cross_attention_levels: tuple[int, ...] = (3,)
     """Levels that attend to the context."""
     head_width: int = 64
-    """Channels of an attention head."""
+    """Channels of an attention head, where `heads` is none."""
+    heads: int | None = None
+    """Attention heads of every level, or none for as many of `head_width` as its channels have room for."""
+    attention_width: int = 1
+    """Width of all heads of a level together where `heads` is set, in channels of the level (figure A.28: 2)."""
     feed_forward: int = 4
     """Width of the feed-forward layers after attention, in widths of the tokens; 0 leaves them out."""
     context_width: int | None = None
     """Width of the tokens that cross-attention reads, or none."""
     pooled_width: int | None = None
     """Width of a pooled condition that is added to the time embedding, or none."""
+    text_pooling_heads: int | None = None
+    """Heads of the attention by which the tokens of the context are pooled and added to the time (appendix F), or
+    none."""
     context_norm: bool = True
     """Normalise the tokens before any cross-attention reads them (section 2.5)."""
     augmented: bool = True
     """Told how strongly the low-resolution picture was augmented (section 2.4)."""
+    scale_shift: bool = False
+    """The embedding scales and shifts what is normalised in a residual block (appendix F); else it is added before."""
+    skip_conv: bool = False
+    """A 1x1 convolution around every residual block (figure A.27), else around those alone whose channels change."""
     skip_scale: float = 2**-0.5
     """Factor on the skip connections: with many blocks, 1 / sqrt 2 converges faster than 1."""
     norm_groups: int = 32
@@ -61,9 +73,9 @@ class EfficientUNetConfig(Config):
     """Dropout inside residual blocks and feed-forward layers."""
 
     def check(self) -> None:
-        for field in ("in_channels", "out_channels", "channels", "head_width", "norm_groups"):
+        for field in ("in_channels", "out_channels", "channels", "head_width", "attention_width", "norm_groups"):
             self.require(getattr(self, field) >= 1, field, "be at least 1")
-        for field in ("context_width", "pooled_width"):
+        for field in ("context_width", "pooled_width", "heads", "text_pooling_heads"):
             value = getattr(self, field)
             self.require(value is None or value >= 1, field, "be at least 1, or none")
         for field in ("concat_channels", "feed_forward"):
@@ -74,17 +86,30 @@ class EfficientUNetConfig(Config):
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
         self.require(len(self.blocks) == len(self.multipliers), "blocks", "have a value for each of the multipliers")
         self.require(min(self.blocks) >= 1, "blocks", "be at least 1")
-        unread = self.context_width is not None and not self.cross_attention_levels
+        pooling = self.text_pooling_heads
+        unread = self.context_width is not None and not self.cross_attention_levels and pooling is None
         self.require(not unread, "cross_attention_levels", "name a level that reads the context, or context_width none")
+        divides = pooling is None or (self.context_width is not None and self.context_width % pooling == 0)
+        self.require(divides, "text_pooling_heads", "divide context_width, and be none without one")
+        one = self.heads is not None or self.attention_width == 1
+        self.require(one, "attention_width", "be 1 where heads is none")
         for field in ("self_attention_levels", "cross_attention_levels"):
             levels = getattr(self, field)
             self.require(all(0 <= i < len(self.multipliers) for i in levels), field, "be levels that there are")
             for level in levels:
-                wide = self.level_channels(level)
-                self.require(wide % self.head_width == 0, "head_width", f"divide the {wide} channels of level {level}")
+                wide, heads = self.level_channels(level), self.heads
+                name, divisor = ("head_width", self.head_width) if heads is None else ("heads", heads)
+                self.require(wide % divisor == 0, name, f"divide the {wide} channels of level {level}")
 
     def level_channels(self, level: int) -> int:
         return self.channels * self.multipliers[level]
+
+    def level_heads(self, level: int) -> tuple[int, int]:
+        """Attention heads of a level, and how wide each is."""
+        wide = self.level_channels(level)
+        if self.heads is None:
+            return wide // self.head_width, self.head_width
+        return self.heads, self.attention_width * wide // self.heads
 
     def reads_skip(self, level: int, block: int) -> bool:
         """Whether that block of the way up reads a skip connection."""
@@ -133,7 +158,15 @@ class EfficientUNet(Embedded):
         self.config = c = config
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
-            return ResidualBlock(inputs, outputs, self.width, c.dropout, c.norm_groups)
+            return ResidualBlock(
+                inputs,
+                outputs,
+                self.width,
+                c.dropout,
+                c.norm_groups,
+                scale_shift=c.scale_shift,
+                skip_conv=c.skip_conv,
+            )
 
         def transformer(level: int) -> SpatialTransformer | None:
             own = level in c.self_attention_levels
@@ -141,18 +174,19 @@ class EfficientUNet(Embedded):
             if not own and context is None:
                 return None
             wide = c.level_channels(level)
-            heads = wide // c.head_width
             return SpatialTransformer(
                 wide,
                 context,
-                heads,
-                c.head_width,
+                *c.level_heads(level),
+                width=wide,
                 dropout=c.dropout,
                 groups=c.norm_groups,
                 self_attention=own,
                 feed_forward=c.feed_forward,
             )
 
+        if c.context_width is not None and c.text_pooling_heads is not None:
+            self.text_pooling = TextPooling(c.context_width, self.width, c.text_pooling_heads)
         levels = range(len(c.multipliers))
         above = [c.channels, *(c.level_channels(level) for level in levels[:-1])]
         self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
@@ -182,6 +216,8 @@ class EfficientUNet(Embedded):
         c = self.config
         check_size(x, halvings=len(c.multipliers))
         embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
+        if context is not None and c.text_pooling_heads is not None:
+            embedding = embedding + self.text_pooling(context, context_mask)
         context = self.read(context)
         x = first = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diptych.networks.layers import timestep_embedding
 
@@ -32,6 +34,39 @@ def check_size(x: Tensor, halvings: int) -> None:
     height, width = x.shape[-2:]
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")
+
+
+class TextPooling(nn.Module):
+    """Tokens (B, L, D) pooled by the attention of their mean, with an offset, to all of them: (B, width).
+
+    mask (B, L) bool: True for those that count; all of them if none.
+    """
+
+    def __init__(self, context_width: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(context_width)
+        self.offset = nn.Parameter(torch.randn(1, context_width) / context_width**0.5)
+        self.query, self.key, self.value = (nn.Linear(context_width, context_width) for _ in range(3))
+        self.project = nn.Linear(context_width, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        context = self.norm1(context)
+        if mask is None:
+            mean = context.mean(1, keepdim=True)  # (B, 1, D)
+        else:
+            real = mask[..., None].to(context)
+            mean = (context * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+            mask = F.pad(mask, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + L)
+        mean = mean + self.offset.to(context)
+        tokens = torch.cat([mean, context], 1)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(mean), self.key(tokens), self.value(tokens))
+        )
+        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1)  # (B, D)
+        return self.norm2(self.project(pooled))
 
 
 class Embedded(nn.Module):

@@ -36,39 +36,6 @@ def norm(channels: int, groups: int = 32, eps: float = 1e-5) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps=eps)
 
 
-class ResidualBlock(nn.Module):
-    """norm, SiLU, convolution, twice, around a skip; the time embedding is added between the two (LDM, ADM).
-
-    forward(x (B, C, H, W), embedding (B, time_width) or None) -> (B, out_channels, H, W)
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        time_width: int | None = None,
-        dropout: float = 0.0,
-        groups: int = 32,
-        eps: float = 1e-5,
-    ) -> None:
-        super().__init__()
-        self.norm1 = norm(in_channels, groups, eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time = nn.Linear(time_width, out_channels) if time_width else None
-        self.norm2 = norm(out_channels, groups, eps)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # (B, out, H, W)
-        if self.time is not None:
-            assert embedding is not None, "this block was built for a time embedding"
-            h = h + self.time(F.silu(embedding))[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.skip(x) + h
-
-
 class Downsample(nn.Module):
     """Half the height and width by a strided convolution.
 
@@ -192,9 +159,10 @@ class SpatialTransformer(nn.Module):
         linear_projection: bool = False,
         self_attention: bool = True,
         feed_forward: int = 4,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        inner = heads * head_width
+        inner = width or heads * head_width  # of the tokens; attention may be wider within (Imagen, figure A.28)
         self.linear_projection = linear_projection  # Stable Diffusion 2 projects after the flattening
         self.norm = norm(channels, groups, eps=1e-6)
         self.project_in = nn.Linear(channels, inner) if linear_projection else nn.Conv2d(channels, inner, 1)

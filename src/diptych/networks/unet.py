@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from diptych.config import Config
 from diptych.networks.embedding import Embedded, check_size
-from diptych.networks.layers import Downsample, ResidualBlock, SpatialTransformer, Upsample, norm, zero_init
+from diptych.networks.layers import Downsample, SpatialTransformer, Upsample, norm, zero_init
+from diptych.networks.residual import ResidualBlock
 
 
 @dataclass(frozen=True, kw_only=True)

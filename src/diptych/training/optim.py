@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adafactor, Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from diptych.errors import UserError
+from diptych.training.adafactor import Adafactor, translated
 from diptych.training.config import TrainingConfig
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -18,7 +19,7 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     """An optimizer over the parameters that want a gradient.
 
     Weight decay is for matrices and kernels only: biases and norms (fewer than two dimensions) get none.
-    Adafactor (Shazeer and Stern 2018) keeps row and column sums in place of second moments and ignores `betas`.
+    Adafactor keeps little more than two vectors a matrix or kernel, and ignores `betas`.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
@@ -29,7 +30,7 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adafactor":
-        return Adafactor(groups, lr=config.learning_rate, beta2_decay=-0.8)
+        return Adafactor(groups, lr=config.learning_rate)
     kind = {"adamw": AdamW, "adam": Adam}[config.optimizer]
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
@@ -56,4 +57,7 @@ def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Map
         if name not in index:
             raise UserError(f"the optimizer state has {key!r}, but the model trains no parameter {name!r}")
         state.setdefault(index[name], {})[kind] = tensor
+    if isinstance(optimizer, Adafactor):
+        shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+        state = {place: translated(values, shapes[place]) for place, values in state.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
