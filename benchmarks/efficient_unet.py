@@ -71,7 +71,7 @@ def equal_plain(network: EfficientUNetConfig, step: int = 4) -> UNetConfig:
     middle, where every plain U-Net has one, with as many heads.
     """
     wanted, last = count(network), len(network.multipliers) - 1
-    heads = network.level_channels(last) // network.head_width
+    heads, _ = network.level_heads(last)
 
     def plain(channels: int, blocks: int) -> UNetConfig:
         return UNetConfig(

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.schedule import build_schedule
+from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
@@ -34,6 +35,7 @@ from diptych.stage_config import StageConfig
 
 DIVIDE = 8
 """Width of what does not fit, as a divisor."""
+Network = UNetConfig | EfficientUNetConfig | AdmUNetConfig
 TOKENS = 16
 """Of the prompt: enough to be attended to."""
 ACTIVATIONS = 2.0
@@ -47,24 +49,24 @@ def stage(name: str) -> StageConfig:
     return system.model
 
 
-def narrowed(network: UNetConfig | EfficientUNetConfig, divide: int) -> UNetConfig | EfficientUNetConfig:
+def narrowed(network: Network, divide: int) -> Network:
     """All levels and blocks, every width divided."""
     widths = {
         field: getattr(network, field) // divide
-        for field in ("channels", "head_width", "context_width", "pooled_width")
-        if getattr(network, field) is not None
+        for field in ("channels", "head_width", "context_width", "context_projection", "pooled_width")
+        if getattr(network, field, None) is not None
     }
     return dataclasses.replace(network, **widths)
 
 
 @functools.lru_cache
-def count(network: UNetConfig | EfficientUNetConfig) -> int:
+def count(network: Network) -> int:
     """Exact number of parameters."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_network(network).parameters())
 
 
-def condition(network: UNetConfig | EfficientUNetConfig, batch: int, size: int) -> dict[str, Tensor]:
+def condition(network: Network, batch: int, size: int) -> dict[str, Tensor]:
     """Random numbers for everything that a network may be told."""
     cond: dict[str, Tensor] = {}
     if network.context_width is not None:
@@ -81,7 +83,7 @@ def condition(network: UNetConfig | EfficientUNetConfig, batch: int, size: int) 
 
 def run_once(
     config: StageConfig,
-    network: UNetConfig | EfficientUNetConfig,
+    network: Network,
     size: int,
     batch: int = 1,
     device: str = "cpu",

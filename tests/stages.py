@@ -17,6 +17,7 @@ from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import FrozenConfig, T5Config
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.stage import Stage
@@ -158,10 +159,18 @@ def run(folder: str, changes: dict[str, Any], environment: dict[str, str] | None
     train(task, toy_batch, settings(**changes), folder, lambda positions: toy_batch([10_000 + p for p in positions]))
 
 
+def fused(**changes: Any) -> AdmUNetConfig:
+    """As Imagen's base: pixels and words in one attention, words pooled by another."""
+    values: dict[str, Any] = {"out_channels": 3, "channels": 8, "multipliers": (1, 2), "blocks": 1, "head_width": 8}
+    values |= {"attention_levels": (1,), "context_width": WIDTH, "context_norm_kind": "layer", "text_pooling_heads": 2}
+    return AdmUNetConfig(**{**values, "norm_groups": 4, **changes})
+
+
 UNET = {"network": plain(pooled_width=WIDTH), "schedule": ScheduleConfig(kind="scaled-linear"), "prediction": "eps"}
 KINDS: dict[str, StageConfig] = {
     "base": base(),
     "base, plain U-Net": base(**UNET),
+    "base, fused attention": base(network=fused()),
     "noise": enlarging(network=attentive(), guidance=2.0),
     "noise before": enlarging(augmentation=AugmentationConfig(where="low", level=0.3)),
     "blur": enlarging(augmentation=AugmentationConfig(kind="blur", level=0.3)),

@@ -13,11 +13,15 @@ import diptych
 from benchmarks import full_size
 from benchmarks.full_size import count, narrowed, run_once, stage
 from diptych import cli
+from diptych.diffusion.schedule import build_schedule
 from diptych.errors import UserError
+from diptych.networks.adm_config import AdmUNetConfig
+from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
-from diptych.networks.unet import UNetConfig
 from diptych.recipes import StageTraining, get, run
 from diptych.recipes.imagen import RECIPES
+from diptych.training.adafactor import moment_shapes
+from diptych.training.learning_rate import learning_rate_at
 from tests.latents import write_pictures
 
 T5_XXL = 4_762_310_656
@@ -37,30 +41,40 @@ def test_imagens_stages_are_the_papers(name: str) -> None:
     model, training = recipe.system.model, recipe.training
     described = run.describe(name)["networks"]
     assert described["text"] == T5_XXL
-    assert described["network"] == pytest.approx(about, rel=0.21)  # the paper rounds, and does not give every detail
+    # The paper rounds; its last two cannot both be met (see the recipe), the other two within a sixth.
+    assert described["network"] == pytest.approx(about, rel=0.38 if name == "imagen-sr-1024" else 1 / 6)
     assert (model.size, model.low_size, recipe.data.crop) == sizes
     assert (training.optimizer, model.schedule.kind, model.guidance) == (optimizer, schedule, guidance)
-    assert (training.learning_rate, training.warmup, training.ema) == (1e-4, 10_000, 0.9999)
+    assert (training.learning_rate, training.warmup, training.schedule) == (1e-4, 10_000, "cosine")
+    assert learning_rate_at(training.warmup - 1, training) == 1e-4
+    assert learning_rate_at(training.steps - 1, training) < 1e-10
     assert recipe.system.diffusion.caption_dropout == 0.1
     assert model.prediction == "eps"
-    assert model.threshold.kind == "dynamic"
+    assert (model.threshold.kind, model.threshold.percentile, model.threshold.cap) == ("dynamic", 0.995, None)
+    assert not build_schedule(model.schedule).discrete, "all are trained at continuous times (appendix F)"
 
 
-def test_the_attention_of_imagens_stages_is_where_the_paper_has_it() -> None:
+def test_the_networks_of_imagens_stages_are_those_of_appendix_f() -> None:
     base, middle, last = (stage(name).network for name in IMAGEN)
-    assert isinstance(base, UNetConfig)
+    assert isinstance(base, AdmUNetConfig)
     assert [64 >> level for level in base.attention_levels] == [32, 16, 8]
+    assert base.residual_resampling and base.scale_shift and base.self_attention
+    assert base.text_pooling_heads and base.pooled_width is None
     for network, own in ((middle, (3,)), (last, ())):
         assert isinstance(network, EfficientUNetConfig)
         assert (network.self_attention_levels, network.cross_attention_levels) == (own, (3,))
+        assert network.scale_shift and network.text_pooling_heads and network.pooled_width is None
+        assert network.level_heads(3) == (8, 2 * network.level_channels(3) // 8)
+        assert network.feed_forward == 0
 
 
-def test_a_skip_a_level_is_what_makes_the_last_stage_small() -> None:
-    last = stage("imagen-sr-1024").network
-    each = count(last.override(["skips=block"]))
-    assert count(last) < 0.8 * each
-    without = count(stage("imagen-sr-256").network.override(["self_attention_levels="]))
-    assert without > 0.98 * count(stage("imagen-sr-256").network), "self-attention does not make that difference"
+def test_the_optimizer_of_the_base_keeps_little() -> None:
+    """Adam keeps two numbers a parameter, PyTorch's Adafactor 1.1 of imagen-base; ours the sums of its kernels."""
+    with torch.device("meta"):
+        network = build_network(stage("imagen-base").network)
+    parameters = list(network.parameters())
+    state = sum(shape.numel() for p in parameters for shape in moment_shapes(p.shape).values())
+    assert state < 0.01 * 2 * sum(p.numel() for p in parameters)
 
 
 def test_ddpm_has_the_published_size_but_for_its_attention() -> None:
@@ -85,11 +99,16 @@ def test_ddpm_has_the_published_size_but_for_its_attention() -> None:
     assert count(stage("ddpm").network) == published + 6 * attention
 
 
-def test_sr3_has_the_stated_size() -> None:
-    """550 M in the paper; the reimplementation that is named in the recipe is told as 90-odd million."""
-    network = stage("sr3").network
-    assert count(network) == pytest.approx(550e6, rel=0.02)
-    assert count(network.override(["channels=64", "blocks=2"])) < 110e6
+@pytest.mark.parametrize(("name", "stated"), [("sr3", 550e6), ("sr3-imagenet", 625e6)])
+def test_sr3_is_the_papers(name: str, stated: float) -> None:
+    system = get(name).system
+    assert isinstance(system, StageTraining) and isinstance(network := system.model.network, AdmUNetConfig)
+    assert count(network) == pytest.approx(stated, rel=0.02)
+    assert network.residual_scale == pytest.approx(2**-0.5) and network.residual_resampling
+    assert (system.diffusion.objective.loss, system.model.variance) == ("l1", "fixed-large")
+    schedule = build_schedule(system.model.schedule)
+    times = torch.linspace(0.1, 1, 7, dtype=torch.float64)
+    assert torch.allclose(schedule.network_time(times) / schedule.steps, schedule.alpha_sigma(times)[0] ** 2)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -100,7 +119,6 @@ def test_what_is_narrowed_keeps_its_depth(name: str) -> None:
     assert (narrow.blocks, narrow.multipliers) == (network.blocks, network.multipliers)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_runs_forward_and_backward_at_full_depth(name: str) -> None:
     config = stage(name)

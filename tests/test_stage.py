@@ -32,6 +32,7 @@ from tests.stages import (
     base,
     drawing,
     enlarging,
+    fused,
     lows,
     plain,
     stage,
@@ -71,6 +72,28 @@ def test_a_seed_gives_its_picture_alone_and_in_any_company(kind: str, sampler: s
     turned = {key: value[::-1] for key, value in low.items()}
     again = model.generate(PROMPTS[::-1], seeds=SEEDS[::-1], sampler=sampler, **turned)
     assert all(same_picture(a, b) for a, b in zip(again.images, together.images[::-1], strict=True))
+
+
+def test_the_null_text_weighs_the_same_however_long_the_other_prompts_are() -> None:
+    """Where pixels and words share one attention, each token of zeros would take from the pixels."""
+    masks: list[torch.Tensor] = []
+    for network in (fused(), attentive(concat_channels=0, augmented=False)):
+        model = stage(base(network=network))
+        model.network.register_forward_pre_hook(
+            lambda net, args, kwargs: masks.append(kwargs["context_mask"]), with_kwargs=True
+        )
+        model.generate(["red", "a prompt of some more words"], steps=1)
+    assert [mask.sum(1).tolist() for mask in masks] == [[2, 7, 1, 1], [2, 7, 7, 7]], "prompts, nulls"
+
+
+def test_ddpm_draws_the_variance_that_the_stage_says() -> None:
+    small, large = (stage(wordless(variance=variance)) for variance in ("fixed-small", "fixed-large"))
+    options: dict[str, Any] = {"low": drawing(), "seeds": [3]}
+    once, twice = ([arrays(m.generate("a", steps=n, **options)) for m in (small, large)] for n in (1, 3))
+    assert np.array_equal(*once), "the last step draws nothing"
+    assert not np.array_equal(*twice)
+    other = [arrays(m.generate("a", steps=3, sampler="ddim", **options)) for m in (small, large)]
+    assert np.array_equal(*other), "of the ddpm sampler alone"
 
 
 def test_the_noise_on_the_low_resolution_picture_is_the_seeds_too() -> None:

@@ -268,10 +268,10 @@ class Cascade:
                 self._encoders.clear()  # of an earlier call, or of other stages
             if config not in self._encoders:
                 self._encoders[config] = build_reader(config, device=self.device)
-            alike: dict[tuple[str, bool], Any] = {}
+            alike: dict[tuple[str, str, bool], Any] = {}
             for number in numbers:
                 if (stage := self.configs[number]).text == config:
-                    key = (stage.null, stage.guidable)
+                    key = (stage.null, stage.null_tokens, stage.guidable)
                     alike[key] = words[number] = alike.get(key) or embed_order(self._encoders[config], order, stage)
         if one_at_a_time:
             self._encoders.clear()

@@ -107,7 +107,7 @@ class Stage(nn.Module):
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
         """Captions, those that dropped (B,) bool marks as what stands for no words."""
         if self.config.null == "zeros":
-            return self.text.encode(captions).zeroed(dropped)
+            return self.text.encode(captions).zeroed(dropped, self.config.null_tokens)
         return self.text.encode(["" if gone else one for one, gone in zip(captions, dropped.tolist(), strict=True)])
 
     @property
@@ -275,7 +275,8 @@ class Stage(nn.Module):
         check = FiniteCheck(f"the stage {self.config.name}", times, advice)
         denoiser = settings.threshold.around(check.around(steered(denoiser, guides, prompts, space)))
         first = self.config.times.first_noise(self.schedule, times, settings.sampler) * x
-        options = {"variance": "learned-range"} if self.config.learned_variance and settings.sampler == "ddpm" else {}
+        variance = "learned-range" if self.config.learned_variance else self.config.variance
+        options = {"variance": variance} if settings.sampler == "ddpm" else {}
         sampler = partial(
             SAMPLERS[settings.sampler], schedule=self.schedule, noise=source, callback=callback, **options
         )
@@ -339,7 +340,8 @@ def embed_order(text, order: Order, config: StageConfig) -> tuple[TextEmbedding,
     if config.null == "empty":
         return prompts, negatives
     silent, free = ([not text for text in texts] for texts in (order.prompts, order.negatives))
-    return prompts.zeroed(torch.tensor(silent)), negatives.zeroed(torch.tensor(free))
+    tokens = config.null_tokens
+    return prompts.zeroed(torch.tensor(silent), tokens), negatives.zeroed(torch.tensor(free), tokens)
 
 
 def stage_seed(seed: int, config: StageConfig, what: str = "") -> int:

@@ -65,6 +65,9 @@ class StageConfig(Config):
     """Default weight of classifier-free guidance; 1 is none."""
     sampler: str = "ddpm"
     """Default sampler."""
+    variance: Literal["fixed-small", "fixed-large"] = "fixed-small"
+    """Of what the ddpm sampler draws, where it is not learned: that of the posterior, beta-tilde, or that of a step
+    towards noise, beta (SR3)."""
     threshold: ThresholdConfig = ThresholdConfig()
     """Default bound on the estimate."""
 
@@ -100,6 +103,13 @@ class StageConfig(Config):
     def encoder(self) -> FrozenConfig | JointTransformerConfig | None:
         """The text encoder, where there are words and not classes."""
         return None if isinstance(self.text, ClassConfig) else self.text
+
+    @property
+    def null_tokens(self) -> Literal["all", "one"]:
+        """How many tokens of zeros stand for no words where `null` is zeros: one, where the network weighs tokens
+        against something else (pixels in one attention, their own mean), so that their number would count."""
+        weighs = isinstance(self.network, AdmUNetConfig) and self.network.context_width is not None
+        return "one" if weighs or getattr(self.network, "text_pooling_heads", None) is not None else "all"
 
     @property
     def multiple(self) -> int:

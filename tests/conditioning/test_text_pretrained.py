@@ -327,3 +327,6 @@ def test_null_text_is_zeroed_and_nothing_is_masked() -> None:
     assert not null.sequence.any() and not null.pooled.any() and null.mask.all()
     assert [part.shape for part in null] == [part.shape for part in embedding]
     zeroed.pooled.sum().backward()  # those that are kept still learn
+    one = embedding.zeroed(dropped, "one")
+    assert one.mask.tolist() == [[True, False], [True, True], [True, False]] and not one.sequence[dropped].any()
+    assert embedding.null("one").mask.sum(1).tolist() == [1, 1, 1]

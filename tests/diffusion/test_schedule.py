@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from diptych.diffusion.objective import ObjectiveConfig, training_times
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule, cosine_betas, timesteps
 from diptych.errors import UserError
 
@@ -70,6 +71,34 @@ def test_between_entries_the_log_snr_is_linear():
     schedule = build_schedule(ScheduleConfig())
     low, middle, high = schedule.log_snr(torch.tensor([0.3, 0.3004, 0.301], dtype=torch.float64)).tolist()
     assert middle == pytest.approx(low + 0.4 * (high - low), rel=1e-9)
+
+
+def test_a_continuous_table_is_trained_and_sampled_between_its_entries():
+    fields = {"kind": "linear", "steps": 100, "beta_start": 1e-4, "beta_end": 0.02}
+    table, between = (build_schedule(ScheduleConfig.from_dict({**fields, "continuous": c})) for c in (False, True))
+    entries, uniform = indices(100), torch.linspace(0, 0.999, 37)
+    assert torch.equal(table.log_snr(entries), between.log_snr(entries))
+    off = [bool(((training_times(uniform, ObjectiveConfig(), s) * 100) % 1 > 1e-6).any()) for s in (table, between)]
+    assert off == [False, True]
+    times = timesteps(between, 7)
+    assert times[0] == 1 and times[-1] == 0 and torch.allclose(times.diff(), times.diff()[0])
+    for kind in ("cosine", "flow"):
+        with pytest.raises(UserError, match=rf"continuous must be false: {kind} has no steps"):
+            ScheduleConfig(kind=kind, continuous=True)
+
+
+def test_what_is_told_gamma_is_told_the_noise_whatever_the_schedule():
+    one, other = (
+        build_schedule(ScheduleConfig(kind="linear", steps=2000, beta_start=1e-6, beta_end=end, conditioning="gamma"))
+        for end in (0.01, 0.005)
+    )
+    t = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    assert torch.allclose(one.network_time(t), 2000 * one.alpha_sigma(t)[0] ** 2)
+    alike = other.inverse_log_snr(one.log_snr(t[:10]))
+    assert torch.allclose(other.network_time(alike), one.network_time(t[:10]), rtol=1e-6)
+    assert not torch.allclose(alike, t[:10], rtol=0.1)
+    with pytest.raises(UserError, match="conditioning must be time for flow"):
+        ScheduleConfig(kind="flow", conditioning="gamma")
 
 
 def test_cosine_closed_form_and_its_table():

@@ -38,10 +38,11 @@ def test_the_autoencoder_has_the_published_size() -> None:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("imagen-base", 2_401_984_003),
-        ("imagen-sr-256", 591_529_731),
-        ("imagen-sr-1024", 443_105_923),
-        ("sr3", 540_694_019),
+        ("imagen-base", 2_305_382_403),
+        ("imagen-sr-256", 566_374_147),
+        ("imagen-sr-1024", 549_590_787),
+        ("sr3", 560_719_107),
+        ("sr3-imagenet", 617_118_467),
         ("ddpm", 36_534_275),
     ],
 )

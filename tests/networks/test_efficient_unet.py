@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from diptych.errors import UserError
 from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig, PixelShuffle
+from diptych.networks.residual import ResidualBlock
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.recipes import StageTraining, get
 from tests.networks.reference import noise, randomised
@@ -44,7 +45,9 @@ PLAIN = UNetConfig(
     augmented=True,
     norm_groups=4,
 )
-CONFIGS = {"block": SMALL, "level": BY_LEVEL, "plain": PLAIN}
+IMAGEN = {"heads": 2, "attention_width": 2, "text_pooling_heads": 3, "scale_shift": True, "skip_conv": True}
+APPENDIX_F = EfficientUNetConfig.from_dict({**SMALL.to_dict(), **IMAGEN, "feed_forward": 0, "skips": "level"})
+CONFIGS = {"block": SMALL, "level": BY_LEVEL, "appendix F": APPENDIX_F, "plain": PLAIN}
 TIME = torch.tensor([900.0, 3.0])
 
 
@@ -213,6 +216,32 @@ def test_the_pixel_shuffle_starts_without_a_checkerboard() -> None:
 
 
 @torch.no_grad()
+def test_the_blocks_of_appendix_f() -> None:
+    shapes = {key: tuple(value.shape) for key, value in build(APPENDIX_F).state_dict().items()}
+    for way, level, here in (("down", 0, 8), ("down", 1, 16), ("up", 1, 16)):
+        block = f"{way}.{level}.blocks.0"
+        assert shapes[f"{block}.time.weight"] == (2 * here, 32), "a scale and a shift"
+        assert shapes[f"{block}.skip.weight"] == (here, here, 1, 1), "also where the channels stay"
+    attention = "down.1.transformer.blocks.0"
+    for kind, reads in (("self_attention", 16), ("cross_attention", 12)):
+        assert shapes[f"{attention}.{kind}.key.weight"] == (32, reads), "twice as wide within"
+        assert shapes[f"{attention}.{kind}.out.weight"] == (16, 32)
+    assert not [
+        key for key in build(SMALL).state_dict() if "text_pooling" in key or key == "down.0.blocks.0.skip.weight"
+    ]
+
+
+@torch.no_grad()
+def test_the_embedding_scales_and_shifts_what_is_normalised() -> None:
+    torch.manual_seed(0)
+    block, x, embedding = ResidualBlock(6, 4, 5, scale_shift=True), noise(2, 6, 4, 4), noise(2, 5, seed=3)
+    randomised(block)
+    scale, shift = block.time(F.silu(embedding))[:, :, None, None].chunk(2, 1)  # type: ignore[misc]
+    h = block.norm2(block.conv1(F.silu(block.norm1(x)))) * (1 + scale) + shift
+    assert torch.allclose(block(x, embedding), block.skip(x) + block.conv2(F.silu(h)), atol=1e-6)
+
+
+@torch.no_grad()
 def test_the_transformer_without_feed_forward_has_none() -> None:
     keys = [key for key in build(PLAIN).state_dict() if "feed_forward" in key or "norm3" in key]
     assert not keys
@@ -296,7 +325,7 @@ def test_a_config_from_before_the_cascade_still_opens() -> None:
     new = ("kind", "feed_forward", "context_norm", "augmented")
     old = {key: value for key, value in UNetConfig().to_dict().items() if key not in new}
     assert UNetConfig.from_dict(old) == UNetConfig()
-    before = {key: value for key, value in SMALL.to_dict().items() if key != "skips"}
+    before = {key: value for key, value in SMALL.to_dict().items() if key not in ("skips", *IMAGEN)}
     assert EfficientUNetConfig.from_dict(before) == SMALL
 
 
@@ -318,6 +347,10 @@ def test_a_config_from_before_the_cascade_still_opens() -> None:
         ({"dropout": 1.0}, r"\.dropout must"),
         ({"feed_forward": -1}, r"\.feed_forward must"),
         ({"pooled_width": 0}, r"\.pooled_width must"),
+        ({"heads": 7}, r"\.heads must divide the 1024 channels of level 3"),
+        ({"attention_width": 2}, r"\.attention_width must be 1 where heads is none"),
+        ({"text_pooling_heads": 2}, r"\.text_pooling_heads must divide context_width, and be none without one"),
+        ({"text_pooling_heads": 5, "context_width": 12}, r"\.text_pooling_heads must divide context_width"),
     ],
 )
 def test_impossible_shapes_are_refused_by_field(change: dict[str, Any], says: str) -> None:

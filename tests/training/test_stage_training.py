@@ -30,6 +30,7 @@ from tests.stages import (
     attentive,
     base,
     enlarging,
+    fused,
     plain,
     run,
     settings,
@@ -46,6 +47,7 @@ LEVELS: dict[str, Any] = {"lowest": 0.1, "highest": 0.6}
 KINDS: dict[str, StageConfig] = {
     "base": base(),
     "base, plain U-Net": base(network=plain(pooled_width=WIDTH)),
+    "base, fused attention": base(network=fused(context_projection=12)),
     "noise": enlarging(augmentation=AugmentationConfig(**LEVELS)),
     "noise before": enlarging(network=attentive(), augmentation=AugmentationConfig(where="low", **LEVELS)),
     "blur": enlarging(network=attentive(pooled_width=None), augmentation=AugmentationConfig(kind="blur", **LEVELS)),

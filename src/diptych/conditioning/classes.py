@@ -69,8 +69,11 @@ class LabelEmbedding(NamedTuple):
     nothing: int | None = None
     """The null class, or none."""
 
-    def zeroed(self, dropped: Tensor) -> LabelEmbedding:
-        """The rows that dropped (B,) bool marks become the null class. Raises a `UserError` where there is none."""
+    def zeroed(self, dropped: Tensor, tokens: str = "all") -> LabelEmbedding:
+        """The rows that dropped (B,) bool marks become the null class. Raises a `UserError` where there is none.
+
+        tokens: as for text; a class is one.
+        """
         dropped = dropped.to(self.label.device)
         if self.nothing is None:
             if dropped.any():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,27 @@ class TextEmbedding(NamedTuple):
         weights = mask.unsqueeze(-1).to(sequence.dtype)
         return cls(sequence, mask, (sequence * weights).sum(1) / weights.sum(1).clamp(min=1.0))
 
-    def zeroed(self, dropped: Tensor) -> TextEmbedding:
-        """The rows that dropped (B,) bool marks become the null text: zeros in sequence and pooled, nothing masked.
+    def zeroed(self, dropped: Tensor, tokens: Literal["all", "one"] = "all") -> TextEmbedding:
+        """The rows that dropped (B,) bool marks become the null text: zeros in sequence and pooled.
 
         Imagen's null text (Saharia et al. 2022, section 2.2); attention to zeros is defined, to nothing it is not.
+        tokens: `all` masks none of them, `one` all but the first. Cross-attention gives the same for any number of
+        equal tokens; where they share a softmax with something else, their number is their weight, and `all` would be
+        as many as the longest text of the batch has.
         """
         dropped = dropped.to(self.mask.device)
+        read = torch.ones_like(self.mask)
+        if tokens == "one":
+            read[:, 1:] = False
         return TextEmbedding(
             self.sequence.masked_fill(dropped[:, None, None], 0.0),
-            self.mask | dropped[:, None],
+            torch.where(dropped[:, None], read, self.mask),
             self.pooled.masked_fill(dropped[:, None], 0.0),
         )
 
-    def null(self) -> TextEmbedding:
+    def null(self, tokens: Literal["all", "one"] = "all") -> TextEmbedding:
         """As many null texts, of the same length."""
-        return self.zeroed(torch.ones(len(self.mask), dtype=torch.bool))
+        return self.zeroed(torch.ones(len(self.mask), dtype=torch.bool), tokens)
 
     def cond(self, shape: Reading, device: torch.device) -> dict[str, Tensor]:
         """The keyword arguments of a U-Net; those that it was not built to read are left out."""

@@ -34,6 +34,12 @@ class ScheduleConfig(Config):
     """Last beta of linear (DDPM: 0.02) and scaled-linear."""
     shift: float = 1.0
     """flow only: t' = shift t / (1 + (shift - 1) t), more noise for larger pictures (SD3, Eq. 23)."""
+    continuous: bool = False
+    """linear, scaled-linear and cosine-table only: train and sample at any time, also between the T steps (Imagen's
+    1024-px stage, SR3); else at these alone."""
+    conditioning: Literal["time", "gamma"] = "time"
+    """What the network is told: the time, or gamma = alpha^2, which tells the noise whatever the schedule (SR3, section
+    2.1); in units of T."""
 
     def check(self) -> None:
         self.require(self.steps >= 2, "steps", "be at least 2")
@@ -41,10 +47,20 @@ class ScheduleConfig(Config):
         self.require(self.beta_start <= self.beta_end < 1, "beta_end", "lie between beta_start and 1")
         self.require(self.shift > 0, "shift", "be positive")
         self.require(self.shift == 1 or self.kind == "flow", "shift", "be 1 unless kind is flow")
+        closed = self.kind in ("cosine", "flow")
+        self.require(not (self.continuous and closed), "continuous", f"be false: {self.kind} has no steps anyway")
+        self.require(self.conditioning == "time" or self.kind != "flow", "conditioning", "be time for flow")
 
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
     """The schedule that a config describes."""
+    schedule = _of_kind(config)
+    schedule.discrete = schedule.discrete and not config.continuous
+    schedule.tells_gamma = config.conditioning == "gamma"
+    return schedule
+
+
+def _of_kind(config: ScheduleConfig) -> Schedule:
     if config.kind == "flow":
         return FlowSchedule(config.steps, config.shift)
     if config.kind == "cosine":
@@ -66,6 +82,8 @@ class Schedule:
     """True where published networks saw only t = 1/T, 2/T, ..., 1 in training."""
     straight: bool = False
     """True where alpha + sigma = 1, so that the path from noise to picture is a straight line (rectified flow)."""
+    tells_gamma: bool = False
+    """Whether the network is told T alpha^2 in the place of the time."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at times t in [0, 1]."""
@@ -81,7 +99,9 @@ class Schedule:
         raise NotImplementedError
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told: the index i of t = (i + 1) / T."""
+        """What the network is told: the index i of t = (i + 1) / T, or gamma in units of T."""
+        if self.tells_gamma:
+            return self.alpha_sigma(t)[0] ** 2 * self.steps
         return t.double() * self.steps - 1
 
 

@@ -13,6 +13,7 @@ from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.layers import norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
+
 class Block(ResidualBlock):
     """A residual block of ADM, which may halve or double the picture on the way (appendix A)."""
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from diptych.config import Config
 from diptych.networks.layers import Attention, Downsample, Upsample, norm
-from diptych.networks.residual import ResidualBlock
 from diptych.networks.quantiser import Quantiser
+from diptych.networks.residual import ResidualBlock
 
 EPS = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
 
