@@ -14,7 +14,7 @@ from diptych.diffusion.schedule import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
-from tests.latents import CAPTIONS, arrays, config, same_picture, system, toy_batch
+from tests.latents import CAPTIONS, arrays, autoencoder, config, joint, same_picture, system, toy_batch
 
 FLOW = {"schedule": ScheduleConfig(kind="flow"), "prediction": "flow"}
 PROMPTS = [CAPTIONS[i % 2] + " with a cat" * (i % 3) for i in range(8)]
@@ -294,6 +294,12 @@ def test_the_scale_brings_the_first_latents_to_unit_deviation() -> None:
     x0, _ = model.prepare(batch, Fixed(lambda like: noise), torch.zeros(70, dtype=torch.bool))
     assert x0.std().item() == pytest.approx(1.0, abs=0.02)
     assert model.posterior(batch).log_variance.exp().mean() > 0.1, "samples deviate, not only their means"
+
+
+def test_a_scale_that_the_config_states_stays() -> None:
+    model = LatentDiffusion(config(latent_scale=0.25), autoencoder(), joint())
+    model.start(toy_batch([0, 1]))
+    assert model.scale == 0.25
 
 
 def test_prepare_scales_samples_and_drops_captions() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,14 @@ import torch
 from PIL import Image
 
 from diptych import cli
+from diptych.conditioning.classes import ClassConfig
 from diptych.errors import UserError
-from diptych.recipes import LatentTraining, Recipe, all_recipes, get, run
+from diptych.latent import LatentDiffusion
+from diptych.networks.autoencoder import Autoencoder
+from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get, run
+from diptych.stage import Stage
 from diptych.training.first_stage import FirstStageConfig
+from diptych.training.randomness import Draws
 from tests.latents import AUTOENCODER, JOINT, SIZE, autoencoder, system, write_pictures
 
 PUBLISHED = {
@@ -98,7 +105,7 @@ def test_a_mistaken_change_is_refused_in_one_line(assignments: list[str], says: 
 @pytest.mark.parametrize(
     ("name", "assignments", "says"),
     [
-        ("kl-f8", ["data.size=100"], r"data\.size must be a multiple of 8, not 100"),
+        ("kl-f8", ["data.size=100", "data.crop=none"], r"data\.size must be a multiple of 8, not 100"),
         ("kl-f8", ["data.size=384", "data.crop=100"], r"data\.crop must be a multiple of 8, not 100"),
         ("emoji-tiny-decoder", ["data.size=99"], r"data\.size must be a multiple of \d, not 99"),
         ("emoji-latent", ["data.crop=32"], r"data\.crop \(32\) and system\.model\.size \(64\) must be the same"),
@@ -109,6 +116,70 @@ def test_a_mistaken_change_is_refused_in_one_line(assignments: list[str], says: 
 def test_pictures_that_a_model_cannot_take_are_refused(name: str, assignments: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         get(name).override(assignments)
+
+
+@pytest.mark.parametrize(
+    ("name", "assignment"),
+    [
+        ("ldm-cin256-vq-f8", "system.diffusion.caption_dropout=0.1"),
+        ("ldm-imagenet-1", "system.diffusion.caption_dropout=0.1"),
+        ("imagenet-codes", "system.codes.caption_dropout=0.1"),
+        ("ldm-cin256", 'system.model.text={"kind":"class","classes":1001}'),
+    ],
+)
+def test_captions_are_not_dropped_where_nothing_stands_for_none(name: str, assignment: str) -> None:
+    with pytest.raises(UserError, match=r"caption_dropout must be 0, not 0\.1: no class stands for none"):
+        get(name).override([assignment])
+
+
+def shrunk(recipe: Recipe) -> Recipe:
+    """The same recipe with the smallest networks and images that its shape allows."""
+    model = recipe.system.model  # type: ignore[union-attr]
+    size = 4 * math.lcm(model.multiple, 2 * (model.size // model.low_size) if getattr(model, "low_size", None) else 1)
+    data = [f"data.{field}={size}" for field in ("size", "crop") if getattr(recipe.data, field) is not None]
+    data += [f"data.max_size={size}"] if recipe.data.max_size is not None else []
+    small = ["channels=8", "norm_groups=8", "blocks=1"]
+    fields = [f"system.model.{'unet' if model.kind == 'latent' else 'network'}.{field}" for field in small]
+    if model.kind == "latent":
+        fields += [f"system.model.autoencoder.{field}" for field in small]
+        fields += ["system.model.autoencoder.codebook=16"] * (model.autoencoder.codebook is not None)
+    heads = "unet" if model.kind == "latent" else "network"
+    fields += [f"system.model.{heads}.heads=1", f"system.model.{heads}.head_width=none"]
+    return recipe.override([*data, *fields, f"system.model.size={size}"])
+
+
+UNWORDED = [
+    name
+    for name, recipe in all_recipes().items()
+    if isinstance(recipe.system, LatentTraining | StageTraining)
+    and not name.startswith("emoji")
+    and (recipe.system.model.text is None or isinstance(recipe.system.model.text, ClassConfig))
+    and getattr(recipe.system.model, "low_size", None) is None
+    and not re.fullmatch("ldm-celeba-.*|ldm-imagenet-(2|4|16|32)|adm-(128|512)", name)  # as their relatives
+]
+
+
+@pytest.mark.parametrize("name", UNWORDED)
+def test_a_paper_s_recipe_trains_when_it_is_shrunk(name: str) -> None:
+    """Its fields fit each other where they come together: a batch, half of whose captions would be dropped if any are,
+    has a finite loss. Of recipes without words, whose encoders need files."""
+    system, size = shrunk(get(name)).system, shrunk(get(name)).data.side
+    assert isinstance(system, LatentTraining | StageTraining)
+    if isinstance(system, LatentTraining):
+        model: Any = LatentDiffusion(system.model, Autoencoder(system.model.autoencoder), reader(system.model.text))
+    else:
+        model = Stage(system.model, text=reader(system.model.text))
+    pictures = torch.rand(2, 3, size, size) * 2 - 1
+    batch = {"picture": pictures, "caption": ["7", "8"], "seed": torch.tensor([1, 2]), "key": ["a", "b"]}
+    model.start(batch)
+    dropped = torch.tensor([True, False]) & (system.diffusion.caption_dropout > 0)
+    x0, cond = model.prepare(batch, Draws(batch["seed"]), dropped)
+    loss = model.denoiser.loss(x0, torch.randn_like(x0), torch.tensor([0.2, 0.8]), cond)
+    assert torch.isfinite(loss).all()
+
+
+def reader(text: Any) -> Any:
+    return None if text is None else text.reader()
 
 
 def test_random_crops_train_what_reads_pictures_of_their_side() -> None:

@@ -44,6 +44,9 @@ def test_the_scale_is_the_other_model_s(source: Path) -> None:
     begin_from(model, str(source))
     model.start(toy_batch([1, 2, 3]))
     assert float(model.scale) == 0.5
+    begin_from(repainter(latent_scale=0.5), str(source))
+    with pytest.raises(UserError, match=r"latents times 0\.5, not 1: leave system\.model\.latent_scale none"):
+        begin_from(repainter(latent_scale=1.0), str(source))
 
 
 def test_what_has_no_place_is_left_out_and_what_is_new_is_said(

@@ -68,7 +68,7 @@ class LatentDiffusion(SecondStage):
         self.config = config
         self.unet = unet or build_network(config.unet)
         self.stand_on(autoencoder, text, tiny)
-        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("scale", torch.tensor(config.latent_scale or 1.0))
         self.begun = False  # from another model, whose scale it has
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
@@ -86,12 +86,13 @@ class LatentDiffusion(SecondStage):
 
     @torch.no_grad()
     def start(self, batch: dict[str, Any]) -> None:
-        """Set `scale` from the first batch: 1 / the deviation of its latents over all components (appendix G).
+        """Set `scale`, where the config states none, from the first batch: 1 / the deviation of its latents over all
+        components (appendix G).
 
         The latents are samples, so the posteriors' own variance counts beside that of their means. A model that began
         from another has its scale.
         """
-        if self.begun:
+        if self.begun or self.config.latent_scale is not None:
             return
         posterior = self.posterior(batch)
         self.scale.copy_((posterior.mean.var() + posterior.log_variance.exp().mean()).rsqrt())

@@ -39,6 +39,9 @@ class LatentConfig(Config):
     """How the times of sampling are laid out."""
     prediction: Literal["eps", "v", "x0", "flow"] = "eps"
     """What the U-Net predicts."""
+    latent_scale: float | None = None
+    """What latents are multiplied by: 1 for a codebook's, which are not rescaled (appendix D.1), 0.18215 in Stable
+    Diffusion 1 and 2. None for 1 / the deviation of the first batch's (appendix G)."""
     size: int = 512
     """Side of the pictures it was trained on, in pixels."""
     steps: int = 50
@@ -53,6 +56,8 @@ class LatentConfig(Config):
     def check(self) -> None:
         self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")
         self.require(self.steps >= 1, "steps", "be at least 1")
+        scale = self.latent_scale
+        self.require(scale is None or 0 < scale < math.inf, "latent_scale", "be more than 0, or none")
         self.require(math.isfinite(self.guidance), "guidance", "be finite")
         self.require(0 <= self.interval[0] <= self.interval[1] <= 1, "interval", "lie within 0 and 1, low before high")
         self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")

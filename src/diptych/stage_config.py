@@ -81,11 +81,14 @@ class StageConfig(Config):
             self.require(whole, "low_size", f"divide size ({self.size})")
         net, text = self.network, None if self.encoder is None else self.encoder.width
         classes = self.text.entries if isinstance(self.text, ClassConfig) else None
+        token = (
+            net.context_width if classes and isinstance(net, UNetConfig) else text
+        )  # of a class: as wide as it likes
         for name, value, wanted in (
             ("in_channels", net.in_channels, (3,)),
             ("concat_channels", net.concat_channels, (0 if self.low_size is None else 3,)),
             ("out_channels", net.out_channels, (6 if self.learned_variance else 3,)),
-            ("context_width", net.context_width, (text, None)),
+            ("context_width", net.context_width, (token, None)),
             ("pooled_width", net.pooled_width, (text, None)),
             ("classes", getattr(net, "classes", None), (classes,)),
         ):

@@ -31,8 +31,10 @@ def made(**changes: object) -> tuple[Codebook, Quantiser]:
     return Codebook(CodebookConfig(**changes), quantiser), quantiser  # type: ignore[arg-type]
 
 
-def test_the_gradients_go_where_equation_four_sends_them() -> None:
-    codebook, quantiser = made(weight=2.0, commitment=0.25)
+@pytest.mark.parametrize(("legacy", "of_latents", "of_entries"), [(False, 0.25, 1.0), (True, 1.0, 0.25)])
+def test_the_gradients_go_where_equation_four_sends_them(legacy: bool, of_latents: float, of_entries: float) -> None:
+    """With the paper's weight, or that which the published codebooks were trained with."""
+    codebook, quantiser = made(weight=2.0, commitment=0.25, legacy=legacy)
     latents = noise(2, 3, 4, 4).requires_grad_(True)
     entries = quantiser.entries(quantiser.indices(latents))
     losses = codebook.losses(latents, entries)
@@ -40,10 +42,12 @@ def test_the_gradients_go_where_equation_four_sends_them() -> None:
     torch.testing.assert_close(losses, expected)
     to_latents, to_entries = torch.autograd.grad(losses.sum(), [latents, quantiser.embedding.weight])
     each = 2.0 * 2 * (latents - entries).detach() / latents[0].numel()
-    torch.testing.assert_close(to_latents, 0.25 * each)
+    torch.testing.assert_close(to_latents, of_latents * each)
     torch.testing.assert_close(
         to_entries,
-        torch.zeros(8, 3).index_add_(0, quantiser.indices(latents).flatten(), -each.movedim(1, -1).flatten(0, 2)),
+        torch.zeros(8, 3).index_add_(
+            0, quantiser.indices(latents).flatten(), -of_entries * each.movedim(1, -1).flatten(0, 2)
+        ),
     )
 
 

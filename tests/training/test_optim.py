@@ -24,12 +24,13 @@ def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     optimizer.step()
 
 
-def test_only_matrices_and_kernels_decay() -> None:
+@pytest.mark.parametrize("decayed", ["matrices", "all"])
+def test_matrices_and_kernels_decay_and_the_rest_where_it_is_asked_for(decayed: str) -> None:
     net = module()
-    optimizer = build_optimizer(net, settings(weight_decay=0.5))
+    optimizer = build_optimizer(net, settings(weight_decay=0.5, decayed=decayed))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, p in net.named_parameters():
-        assert decay[id(p)] == (0.5 if p.ndim >= 2 else 0.0), name
+        assert decay[id(p)] == (0.5 if p.ndim >= 2 or decayed == "all" else 0.0), name
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "adafactor"])

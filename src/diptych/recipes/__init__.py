@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diptych.autoregressive_config import AutoregressiveConfig
+from diptych.conditioning.classes import ClassConfig
 from diptych.config import Config
 from diptych.data.dataset import DataConfig
 from diptych.errors import UserError, pick
@@ -43,6 +44,7 @@ class LatentTraining(Config):
     def check(self) -> None:
         if self.model.reads is not None and self.precomputed is not None:
             raise UserError("LatentTraining.precomputed must be none: what is concatenated is made from the pictures")
+        require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class AutoregressiveTraining(Config):
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
 
+    def check(self) -> None:
+        require_null("codes", self.model.text, self.codes.caption_dropout)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageTraining(Config):
@@ -72,6 +77,18 @@ class StageTraining(Config):
     """The stage."""
     diffusion: DiffusionTraining = DiffusionTraining()
     """Its objective, caption dropout and sample prompts."""
+
+    def check(self) -> None:
+        require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
+
+
+def require_null(field: str, text: Config | None, dropout: float) -> None:
+    """Raise a `UserError` where captions are dropped, and nothing stands for the class that they name."""
+    if dropout > 0 and isinstance(text, ClassConfig) and text.null is None:
+        raise UserError(
+            f"{field}.caption_dropout must be 0, not {dropout:g}: no class stands for none. Or set model.text.null, "
+            "and one class more in the network"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """OpenAI's guided-diffusion at full size (ADM: Dhariwal & Nichol 2021, appendix I): ImageNet by class, enlarged; LSUN.
 
-The captions of the data are classes, by number.
+The captions of the data are classes, by number. Classifiers are recipes of guides.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from diptych.data.dataset import DataConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.published.guided_diffusion import PUBLISHED, Shape, adm_stage
 from diptych.recipes import Recipe, StageTraining
-from diptych.recipes.imagen import training
+from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
 
 CLASSES = 1000
@@ -34,8 +34,9 @@ def recipe(
     dropout: float = 0.0,
     batch_size: int = 256,
     learning_rate: float = 1e-4,
+    sampling_steps: int | None = None,
 ) -> Recipe:
-    """A published U-Net and how it was trained."""
+    """A published U-Net and how it was trained: PyTorch's AdamW without decay, images mirrored at random."""
     inputs, channels, multipliers, attention = shape
     facts = PUBLISHED[shape]
     network = AdmUNetConfig(
@@ -50,12 +51,23 @@ def recipe(
         dropout=dropout,
     )
     model = adm_stage(network, facts)
+    if sampling_steps is not None:
+        model = dataclasses.replace(model, steps=sampling_steps)
     prompts = ("207", "88", "933", "980") if classes else ("1", "2", "3", "4")  # golden retriever, macaw, ...
     return Recipe(
         description=f"{description} (Dhariwal & Nichol 2021)",
         system=StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0, prompts=prompts)),
-        data=DataConfig(path=data, size=model.size),
-        training=dataclasses.replace(training(steps, batch_size, learning_rate, 0), optimizer="adamw"),
+        data=DataConfig(path=data, size=model.size, flip=0.5),
+        training=TrainingConfig(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup=0,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            clip=0.0,
+            ema=0.9999,
+        ),
     )
 
 
@@ -72,8 +84,14 @@ RECIPES = {
     "adm-128": recipe("ADM: 128-px ImageNet by class, 422 M U-Net", MIDDLE, 4_360_000),
     "adm-256": recipe("ADM: 256-px ImageNet by class, 554 M U-Net", LARGE, 1_980_000),
     "adm-256-unconditional": recipe("ADM: 256-px ImageNet, 553 M U-Net", LARGE, 1_980_000, classes=None),
-    "adm-bedrooms": recipe(  # half as many steps sufficed for LSUN's cats and horses
-        "ADM: 256-px bedrooms (LSUN), 553 M U-Net", LARGE, 500_000, classes=None, data="data/bedrooms", dropout=0.1
+    "adm-bedrooms": recipe(  # half as many training steps sufficed for LSUN's cats and horses
+        "ADM: 256-px bedrooms (LSUN), 553 M U-Net",
+        LARGE,
+        500_000,
+        classes=None,
+        data="data/bedrooms",
+        dropout=0.1,
+        sampling_steps=1000,
     ),
     "adm-512": recipe("ADM: 512-px ImageNet by class, 559 M U-Net", LARGEST, 1_940_000),
     "adm-64-256": recipe("ADM's upsampler 64 -> 256, by class, 312 M U-Net", ENLARGING, 500_000),

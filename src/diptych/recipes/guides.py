@@ -78,26 +78,38 @@ def latents(description: str, outputs: int, *, text: MiniLMConfig | None, batch_
     )
 
 
-def adm(size: int, shape: tuple, schedule: ScheduleConfig, blocks: int = 2) -> Recipe:
-    """A published classifier, trained as guided-diffusion's README says of the one for 128 px."""
+def adm(
+    size: int,
+    shape: tuple,
+    schedule: ScheduleConfig,
+    steps: int,
+    *,
+    blocks: int = 2,
+    batch_size: int = 256,
+    learning_rate: float = 3e-4,
+    weight_decay: float = 0.05,
+) -> Recipe:
+    """A published classifier (table 12; the flags for 128 px also in guided-diffusion's README), of random squares of
+    at least 0.8 of an image's shorter side."""
     _, _, multipliers, attention = shape
     encoder = AdmUNetConfig(channels=128, multipliers=multipliers, blocks=blocks, attention_levels=attention)
     return Recipe(
-        description=f"ADM's classifier of noisy {size}-px ImageNet pictures (Dhariwal & Nichol 2021)",
+        description=f"ADM's classifier of noisy {size}-px ImageNet images (Dhariwal & Nichol 2021)",
         system=GuideTraining(
             network=NoisyClassifierConfig(encoder=encoder, classes=IMAGENET, size=size),
             classes=ClassConfig(classes=IMAGENET),
             schedule=schedule,
         ),
-        data=DataConfig(path="data/imagenet", size=size),
+        data=DataConfig(path="data/imagenet", size=size, max_size=size * 5 // 4, crop=size, flip=0.5),
         training=TrainingConfig(
-            steps=300_000,
-            batch_size=256,
-            learning_rate=3e-4,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
             warmup=0,
             cooldown=1.0,
             betas=(0.9, 0.999),
-            weight_decay=0.05,
+            weight_decay=weight_decay,
+            decayed="all",
             clip=0.0,
             ema=0.0,
             sample_every=0,
@@ -125,8 +137,10 @@ RECIPES = {
         data=dataclasses.replace(DATA, size=32),
         training=training(4000, 64),
     ),
-    "adm-64-classifier": adm(64, SMALL, COSINE, blocks=4),
-    "adm-128-classifier": adm(128, MIDDLE, LINEAR),
-    "adm-256-classifier": adm(256, LARGE, LINEAR),
-    "adm-512-classifier": adm(512, LARGEST, LINEAR),
+    "adm-64-classifier": adm(
+        *(64, SMALL, COSINE, 300_000), blocks=4, batch_size=1024, learning_rate=6e-4, weight_decay=0.2
+    ),
+    "adm-128-classifier": adm(128, MIDDLE, LINEAR, 300_000),
+    "adm-256-classifier": adm(256, LARGE, LINEAR, 500_000),
+    "adm-512-classifier": adm(512, LARGEST, LINEAR, 500_000),
 }

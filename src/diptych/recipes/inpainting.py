@@ -11,7 +11,8 @@ from diptych.networks.adm_config import AdmUNetConfig
 from diptych.recipes import LatentTraining, Recipe
 from diptych.recipes.emoji import DATA_64, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.first_stages import VQ_F4_NOATTN
-from diptych.recipes.latent_diffusion import TIMES
+from diptych.recipes.latent_diffusion import L1, TIMES
+from diptych.recipes.latent_diffusion import training as ldm_training
 from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
 
@@ -63,7 +64,7 @@ RECIPES = {
         ),
     ),
     "ldm-inpainting": Recipe(
-        description="LDM-4 that repaints (big, 387 M U-Net), over vq-f4-noattn latents of 256-px pictures",
+        description="LDM that inpaints, 387 M U-Net over vq-f4-noattn latents of 256-px images (Rombach et al. 2022)",
         system=LatentTraining(
             model=LatentConfig(
                 autoencoder=VQ_F4_NOATTN,
@@ -72,13 +73,14 @@ RECIPES = {
                 text=None,
                 schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0205),
                 times=TIMES,
+                latent_scale=1.0,
                 size=256,
                 guidance=1.0,
             ),
-            diffusion=DiffusionTraining(caption_dropout=0.0),
+            diffusion=DiffusionTraining(objective=L1, caption_dropout=0.0),
             autoencoder="runs/vq-f4-noattn",
         ),
-        data=DataConfig(path="data/pictures", size=256),
-        training=TrainingConfig(steps=360_000, batch_size=128, learning_rate=1e-6, warmup=1000, ema=0.9999),
+        data=DataConfig(path="data/pictures", size=512, crop=256),
+        training=ldm_training(360_000, 128, 1.28e-4, 1000),
     ),
 }

@@ -20,8 +20,10 @@ from diptych.recipes import LatentTraining, Recipe
 from diptych.recipes.emoji import DATA_64, trained_on
 from diptych.recipes.emoji import RECIPES as EMOJI
 from diptych.recipes.first_stages import VQ_F4, VQ_F8
-from diptych.recipes.latent_diffusion import TIMES
+from diptych.recipes.latent_diffusion import L1, TIMES
+from diptych.recipes.latent_diffusion import training as ldm_training
 from diptych.training.config import TrainingConfig
+from diptych.training.diffusion import DiffusionTraining
 
 BETAS = ScheduleConfig(beta_start=0.0015, beta_end=0.0205)
 OPENIMAGES = UNetConfig(
@@ -68,10 +70,16 @@ SHOWN = (
 """Layouts of the sample grid: pairs that change places, several of a kind, overlapping, large and small."""
 
 
-def _published(description: str, first_stage: str, training: TrainingConfig, model: LatentConfig) -> Recipe:
+def _published(
+    description: str,
+    first_stage: str,
+    training: TrainingConfig,
+    model: LatentConfig,
+    diffusion: DiffusionTraining,
+) -> Recipe:
     return Recipe(
-        description=f"{description}, over {first_stage} latents of 256-px pictures",
-        system=LatentTraining(model=model, autoencoder=f"runs/{first_stage}"),
+        description=f"{description}, over {first_stage} latents of 256-px images (Rombach et al. 2022)",
+        system=LatentTraining(model=model, diffusion=diffusion, autoencoder=f"runs/{first_stage}"),
         data=DataConfig(path="data/layouts", size=256, caption_field=FIELD),
         training=training,
     )
@@ -84,6 +92,7 @@ def _paper(autoencoder, unet: UNetConfig) -> LatentConfig:
         text=LayoutConfig(),
         schedule=BETAS,
         times=TIMES,
+        latent_scale=1.0,
         size=256,
         steps=200,
         guidance=1.0,
@@ -113,15 +122,17 @@ def _small() -> Recipe:
 RECIPES = {
     "emoji-layout": _small(),
     "ldm-layout-openimages": _published(
-        "LDM of OpenImages from layouts, 306 M U-Net, 16-layer transformer trained with it",
+        "LDM of OpenImages from layouts, 246 M U-Net, 55 M transformer trained with it",
         "vq-f4",
-        TrainingConfig(steps=4_400_000, batch_size=24, learning_rate=4.8e-5, warmup=0, ema=0.9999),
+        ldm_training(4_400_000, 24, 4.8e-5),
         _paper(VQ_F4, OPENIMAGES),
+        DiffusionTraining(objective=L1, caption_dropout=0.0),
     ),
     "ldm-layout-coco": _published(
-        "LDM of COCO from layouts, 345 M U-Net, 16-layer transformer trained with it",
+        "LDM of COCO from layouts, 312 M U-Net, 55 M transformer trained with it",
         "vq-f8",
-        TrainingConfig(steps=170_000, batch_size=48, learning_rate=4.8e-5, warmup=0, ema=0.9999),
+        ldm_training(170_000, 48, 4.8e-5),
         _paper(VQ_F8, COCO),
+        DiffusionTraining(objective=L1, caption_dropout=0.0),
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -32,6 +33,11 @@ def begin_from(system: LatentDiffusion, source: str) -> None:
         raise UserError(f"{source} is no latent model: training cannot start from it")
     if fingerprint(other.autoencoder) != fingerprint(system.autoencoder):
         raise UserError(f"{source} stands on another first stage than system.autoencoder: its latents differ")
+    stated, scale = system.config.latent_scale, other.scale.item()
+    if stated is not None and not math.isclose(stated, scale, rel_tol=1e-4):
+        raise UserError(
+            f"{source} was trained on latents times {scale:.6g}, not {stated:g}: leave system.model.latent_scale none"
+        )
     theirs, own, new = other.unet.state_dict(), system.unet.state_dict(), []
     with torch.no_grad():
         for name, tensor in own.items():

@@ -1,4 +1,4 @@
-"""Models that enlarge pictures: ours over the shipped first stage and over pixels, and LDM-SR at full size."""
+"""Models that enlarge pictures: ours over the shipped first stage and over pixels, and LDM's at full size."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from diptych.recipes.emoji import DATA_64, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.emoji_cascade import OBJECTIVE
 from diptych.recipes.first_stages import VQ_F4
 from diptych.recipes.latent_diffusion import TIMES
+from diptych.recipes.latent_diffusion import training as ldm_training
 from diptych.stage_config import StageConfig
 from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
@@ -66,6 +67,41 @@ def over_pixels(degradation: DegradationConfig) -> StageTraining:
     return StageTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
 
 
+def _published(degradation: DegradationConfig, description: str) -> Recipe:
+    """LDM-SR of table 15, and LDM-BSR of the repository, which differs in how images are made small. Both read random
+    squares of half to all of the shorter side."""
+    network = AdmUNetConfig(
+        in_channels=3,
+        concat_channels=3,
+        out_channels=3,
+        channels=160,
+        multipliers=(1, 2, 2, 4),
+        attention_levels=(3,),
+        heads=None,
+        head_width=32,
+        scale_shift=False,
+        residual_resampling=False,
+    )
+    model = LatentConfig(
+        autoencoder=VQ_F4,
+        unet=network,
+        beside=LowConfig(factor=4, degradation=degradation),
+        text=None,
+        schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0155),
+        times=TIMES,
+        latent_scale=1.0,
+        size=256,
+        steps=100,
+        guidance=1.0,
+    )
+    return Recipe(
+        description=f"{description}, 114 M U-Net over vq-f4 latents (Rombach et al. 2022)",
+        system=LatentTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0), autoencoder="runs/vq-f4"),
+        data=DataConfig(path="data/pictures", size=256, max_size=512, crop=256),
+        training=ldm_training(860_000, 64, 6.4e-5),
+    )
+
+
 RECIPES = {
     "emoji-super-resolution": Recipe(
         description="LDM that enlarges 16 -> 64 px, over the shipped first stage, from the shipped U-Net; bicubic",
@@ -85,34 +121,6 @@ RECIPES = {
         data=DATA_64,
         training=training(steps=600, batch_size=16, learning_rate=1e-3),
     ),
-    "ldm-sr": Recipe(
-        description="LDM-SR: 64 -> 256 px over vq-f4 latents, 114 M U-Net, BSRGAN's chain (Rombach et al. 2022)",
-        system=LatentTraining(
-            model=LatentConfig(
-                autoencoder=VQ_F4,
-                unet=AdmUNetConfig(  # 113.6 M; with the first stage 169 M, as in the paper's table 5
-                    in_channels=3,
-                    concat_channels=3,
-                    out_channels=3,
-                    channels=160,
-                    multipliers=(1, 2, 2, 4),
-                    attention_levels=(3,),
-                    heads=None,
-                    head_width=32,
-                    scale_shift=False,
-                    residual_resampling=False,
-                ),
-                beside=LowConfig(factor=4, degradation=LIGHT),
-                text=None,
-                schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0155),
-                times=TIMES,
-                size=256,
-                steps=100,
-                guidance=1.0,
-            ),
-            autoencoder="runs/vq-f4",
-        ),
-        data=DataConfig(path="data/pictures", size=256),
-        training=TrainingConfig(steps=860_000, batch_size=64, learning_rate=6.4e-5, warmup=0, ema=0.9999),
-    ),
+    "ldm-sr": _published(DegradationConfig(), "LDM-SR: ImageNet 64 -> 256 px, bicubic"),
+    "ldm-sr-bsr": _published(LIGHT, "LDM-BSR: 64 -> 256 px, BSRGAN's chain"),
 }

@@ -1,7 +1,8 @@
 """The second stages that taming-transformers published, at full size (Esser et al. 2021, section 4.2 and appendix).
 
 Shapes are those of the paper and its repository: a class, or the start, is told by the embedding of a code. The sizes
-that it states, 1400 M and 801 M, fix all but the number of heads. Batch size, learning rate and steps are ours.
+that it states, 1400 M and 801 M, fix all but the number of heads. Batch size, learning rate and steps are ours. Their
+first stages are recipes of first_stages.py.
 """
 
 from __future__ import annotations
@@ -9,16 +10,12 @@ from __future__ import annotations
 from diptych.autoregressive_config import AutoregressiveConfig
 from diptych.conditioning.classes import ClassConfig
 from diptych.data.dataset import DataConfig
-from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
 from diptych.recipes import AutoregressiveTraining, Recipe
+from diptych.recipes.first_stages import VQGAN_F16, VQGAN_F16_1024
 from diptych.training.codes import CodesTraining
 from diptych.training.config import TrainingConfig
 
-VQGAN_F16 = AutoencoderConfig(latent_channels=256, multipliers=(1, 1, 2, 2, 4), attention_levels=(4,), codebook=16_384)
-VQGAN_F16_1024 = AutoencoderConfig(
-    latent_channels=256, multipliers=(1, 1, 2, 2, 4), attention_levels=(4,), codebook=1024
-)
 IMAGENET = CodeTransformerConfig(vocabulary=16_384, length=256, width=1536, layers=48, heads=16, classes=1000)
 FACES = CodeTransformerConfig(vocabulary=1024, length=256, width=1664, layers=24, heads=16, classes=None)
 

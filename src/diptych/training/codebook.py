@@ -22,12 +22,15 @@ class CodebookConfig(Config):
     """How the entries come to the latents, and the latents to the entries."""
 
     update: Literal["loss", "ema"] = "loss"
-    """Entries follow the latents by a term of the loss, as published, or as moving averages of the latents that are
-    nearest to them."""
+    """Entries follow the latents by a term of the loss (VQ-VAE's Eq. 3, VQGAN), or as moving averages of the latents
+    that are nearest to them."""
     weight: float = 1.0
     """Weight of both terms against the reconstruction error (a mean over components)."""
     commitment: float = 0.25
-    """Weight, among them, of the term that keeps latents near their entries."""
+    """Weight, among them, of the term that keeps latents near their entries (beta, VQ-VAE's Eq. 3)."""
+    legacy: bool = False
+    """Let `commitment` weigh the other term, that which brings entries to latents, as did the code by which VQGAN's and
+    latent-diffusion's codebooks were trained (its `legacy`, kept there for their sake); the paper weighs this one."""
     decay: float = 0.99
     """Of the moving averages: of how often each entry is used, and of the entries where these are averages."""
     restart: float = 0.0
@@ -40,6 +43,7 @@ class CodebookConfig(Config):
             self.require(getattr(self, field) >= 0, field, "be at least 0")
         self.require(0 <= self.decay < 1, "decay", "lie between 0 and 1, 1 left out")
         self.require(self.restart < 1, "restart", "be less than 1")
+        self.require(not self.legacy or self.update == "loss", "legacy", "be false where entries are moving averages")
 
 
 class Codebook(nn.Module):
@@ -75,13 +79,15 @@ class Codebook(nn.Module):
             self.place(quantiser, everyone, chosen(points, len(everyone)))
 
     def losses(self, latents: Tensor, entries: Tensor) -> Tensor:
-        """For each picture (B,): |sg[z] - e|^2 + commitment |z - sg[e]|^2, means over components (Eq. 4 of VQGAN); the
-        first term not where entries are moving averages."""
-        commitment = self.config.commitment * F.mse_loss(latents, entries.detach(), reduction="none")
-        terms = commitment
-        if self.config.update == "loss":
-            terms = commitment + F.mse_loss(entries, latents.detach(), reduction="none")
-        return self.config.weight * terms.flatten(1).mean(1)
+        """For each picture (B,): |sg[z] - e|^2 + commitment |z - sg[e]|^2, means over components (Eq. 4 of VQGAN, with
+        VQ-VAE's weight); with `legacy` the first term has the weight, and where entries are moving averages it is not
+        there."""
+        config = self.config
+        terms = F.mse_loss(latents, entries.detach(), reduction="none") * (1.0 if config.legacy else config.commitment)
+        if config.update == "loss":
+            towards = F.mse_loss(entries, latents.detach(), reduction="none")
+            terms = terms + (config.commitment * towards if config.legacy else towards)
+        return config.weight * terms.flatten(1).mean(1)
 
     @torch.no_grad()
     def see(self, latents: Tensor, indices: Tensor) -> None:

@@ -41,7 +41,9 @@ class TrainingConfig(Config):
     """Fraction of the steps, or of `minutes` where these are over first, at the end, over which the learning rate falls
     linearly."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of matrices and kernels (biases and norms have none)."""
+    """Decoupled weight decay."""
+    decayed: Literal["matrices", "all"] = "matrices"
+    """What decays: matrices and kernels, or biases and norms too, as PyTorch's optimizers do by themselves."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the first and second moments of Adam."""
     clip: float = 1.0

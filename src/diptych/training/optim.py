@@ -18,15 +18,16 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     """An optimizer over the parameters that want a gradient.
 
-    Weight decay is for matrices and kernels only: biases and norms (fewer than two dimensions) get none.
-    Adafactor keeps little more than two vectors a matrix or kernel, and ignores `betas`.
+    Weight decay is for matrices and kernels: biases and norms (fewer than two dimensions) get none, unless
+    `config.decayed` is `all`. Adafactor keeps little more than two vectors a matrix or kernel, and ignores `betas`.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise UserError(f"{type(module).__name__} has no parameter that wants a gradient: there is nothing to train")
+    small = config.weight_decay if config.decayed == "all" else 0.0
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": small},
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adafactor":
