@@ -90,7 +90,7 @@ def test_the_command_hands_on_what_was_said(monkeypatch: pytest.MonkeyPatch, fir
     command = ["evaluate", "reconstruction", "--data", str(first_stage), "--out", "o", "--model", str(first_stage)]
     assert cli.main([*command, "--perceptual", "none", *options]) == 0
     ((models, data, out), given) = calls[0]
-    assert [name for name, _ in models] == [str(first_stage)] and (data, out) == (Path("d"), Path("o"))
+    assert [name for name, _ in models] == [str(first_stage)] and (data, out) == (first_stage, Path("o"))
     assert given == {
         "split": "all",
         "pictures": 9,
