@@ -11,17 +11,22 @@ BIN := $(VENV)/bin
 # One thread: the tests' tensors are tiny, and a busy machine makes more threads wait for each other. So the cores take
 # files of tests side by side.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
-export PROMPT PYTHON
+# As they were typed: make would take $H out of $HOME.
+override PROMPT := $(value PROMPT)
+override OUT := $(value OUT)
+export PROMPT OUT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test tests test-all lint format gpu wheel default-model default-cascade clean
+.PHONY: help demo install test tests test-all lint format gpu wheel default-model default-cascade clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=25'
 
 demo: $(VENV)/.installed ## install, then paint PROMPT with both default models into OUT
-	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$(OUT)"
+	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$$OUT"
+
+install: $(VENV)/.installed-data ## install, with what draws the emoji data and plots
 
 test: $(VENV)/.installed-dev ## install, then check style, types and the fast tests
 	@$(MAKE) --jobs 2 lint tests
@@ -85,8 +90,9 @@ $(BIN)/python:
 	@"$$PYTHON" -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "diptych: $$PYTHON cannot make an environment: install its venv module (python3-venv on Debian)" >&2; exit 2; }
 
+COMMA := ,
 define install
-	@echo "Installing diptych$(1) into $(VENV) (PyTorch and friends: minutes the first time)"
+	@echo "Installing diptych$(1) into $(VENV): PyTorch, transformers and what they need, gigabytes, minutes the first time"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".$(1)" \
 	  $(if $(2),&& $(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(2)) || \
 	  { echo "diptych: the install failed: see above, then run make again" >&2; exit 2; }
@@ -97,7 +103,7 @@ $(VENV)/.installed: $(PINS) | $(BIN)/python
 	$(call install,)
 
 $(VENV)/.installed-data: $(PINS) | $(BIN)/python
-	$(call install,[data])
+	$(call install,[data$(COMMA)evaluate])
 
 # The reference for our LPIPS goes in without what it asks for: torchvision has no CPU build beside CPU torch.
 LPIPS := lpips==0.1.4

@@ -6,8 +6,10 @@ That commands and make targets exist is checked in test_documents.py.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ from diptych.latent import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import get
+from diptych.recipes import Recipe, get
+from diptych.recipes import run as recipes_run
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "diptych"
@@ -135,6 +138,23 @@ def tiny() -> LatentDiffusion:
     return LatentDiffusion(config, Autoencoder(autoencoder), encoder).eval()
 
 
+BRIEFLY = "training.steps=1 training.batch_size=1 training.sample_every=0 training.device=cpu".split()
+
+
+def train_briefly(recipe: Recipe, folder: str, train: Callable[..., Path]) -> Path:
+    return train(recipe.override([*BRIEFLY, "data.size=16"]), folder)
+
+
+def own_pictures(folder: Path, count: int) -> None:
+    """What README calls my-pictures."""
+    (folder / "my-pictures").mkdir()
+    for number in range(count):
+        colour = ("red", "green", "blue")[number % 3]
+        picture = folder / "my-pictures" / f"{number}.png"
+        Image.new("RGB", (20 + number, 24), colour).save(picture)
+        picture.with_suffix(".txt").write_text(f"something {colour}")
+
+
 WITH_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text())]
 
 
@@ -147,6 +167,8 @@ def test_python_runs(page: Path, tiny: LatentDiffusion, tmp_path: Path, monkeypa
     """The blocks of a page, top to bottom, in one namespace; `diptych.load()` gives a tiny model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diptych, "load", lambda source=None, device="cpu": tiny)
+    monkeypatch.setattr(recipes_run, "train", functools.partial(train_briefly, train=recipes_run.train))
+    own_pictures(tmp_path, 4)
     blocks = PYTHON.findall(page.read_text())
     space: dict[str, object] = {}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -154,7 +176,8 @@ def test_python_runs(page: Path, tiny: LatentDiffusion, tmp_path: Path, monkeypa
         for number, block in enumerate(blocks, 1):
             exec(compile(block, f"{page.name}, block {number}", "exec"), space)
     if page.name == "README.md":
-        assert {path.name for path in tmp_path.iterdir()} == {"a red apple 0.png", "a cat face 1.png"}
+        assert {path.name for path in tmp_path.glob("*.png")} == {"a red apple 0.png", "a cat face 1.png"}
+        assert (tmp_path / "runs" / "my-autoencoder-3" / "model" / "config.json").is_file()
 
 
 def assignments(page: Path) -> list[tuple[str, list[str]]]:
@@ -179,12 +202,7 @@ def test_settings_are_settings() -> None:
 def test_a_folder_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of the README, as they stand there, with few steps."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-pictures").mkdir()
-    for number in range(40):
-        colour = ("red", "green", "blue")[number % 3]
-        picture = tmp_path / "my-pictures" / f"{number}.png"
-        Image.new("RGB", (20 + number, 24), colour).save(picture)
-        picture.with_suffix(".txt").write_text(f"something {colour}")
+    own_pictures(tmp_path, 40)
     block = next(block for block in SHELL.findall((ROOT / "README.md").read_text()) if "my-pictures" in block)
     few = "training.steps=2 training.batch_size=2 training.validation_pictures=2 training.device=cpu".split()
     for line in block.splitlines():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,17 @@ def test_commands_are_found_in_a_block() -> None:
 def test_the_documents_tell_of_commands() -> None:
     assert {page.name for page, _ in ALL} >= {"README.md", "CONTRIBUTING.md"}
     assert MAKES
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("prompt", ["$HOME", "$(HOME)", "it's", 'a "b" `id` # c', "a  b $$x \\ 苹果"])
+def test_make_demo_draws_the_prompt_as_it_was_typed(tmp_path: Path, prompt: str) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/.installed"):
+        (tmp_path / name).touch()
+    echo = tmp_path / ".venv" / "bin" / "diptych"
+    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    done = subprocess.run(["make", "-s", "demo", f"PROMPT={prompt}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["demo", prompt, "--count", "2", "--out", "out"], done.stderr

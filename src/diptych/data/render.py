@@ -38,9 +38,7 @@ def fingerprint(icon_set: dict[str, Any], icon: str) -> str:
 def require_renderer() -> None:
     """Raise a `UserError` where SVG cannot be drawn."""
     if importlib.util.find_spec("resvg_py") is None:
-        raise UserError(
-            "resvg-py is needed to draw emoji: pip install resvg-py, or install diptych with its extra [data]"
-        )
+        raise UserError("resvg-py is needed to draw emoji: `make install` adds it, or `pip install resvg-py`")
 
 
 def render(icon_set: dict[str, Any], icon: str, size: int, margin: float) -> Image.Image:

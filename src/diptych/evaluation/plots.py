@@ -102,7 +102,7 @@ def _figure(*widths: float) -> tuple[Figure, list[Axes]]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("plots need matplotlib: pip install 'diptych[evaluate]'") from None
+        raise UserError("plots need matplotlib: `make install` adds it, or `pip install matplotlib`") from None
     figure = Figure(figsize=(5.2 * sum(widths), 4.6), layout="constrained")
     places = figure.add_gridspec(1, len(widths), width_ratios=widths)
     return figure, [figure.add_subplot(place) for place in places]

@@ -76,8 +76,12 @@ TwoStages = LatentTraining | AutoregressiveTraining
 """What is trained over a first stage."""
 
 
-def train(recipe: Recipe, folder: Path) -> Path:
-    """Train, or go on with, the run in `folder`; returns the folder of the finished model."""
+def train(recipe: Recipe, folder: str | Path) -> Path:
+    """Train, or go on with, the run in `folder`; returns the folder of the finished model.
+
+    Raises a `UserError` where the data, the folder or what the recipe names is not as it must be.
+    """
+    folder = Path(folder)
     seed_default(recipe.training.seed)  # of the first weights
     seeds = {"train": recipe.training.seed, "held-out": mix(recipe.training.seed, 3)}
     system = recipe.system
