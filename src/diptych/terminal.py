@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+WIDE = 10_000
+"""Letters of a line in a file or pipe."""
+
+
 def tell(text: str) -> None:
     """A line on standard output."""
     sys.stdout.write(printable(text) + "\n")
@@ -24,14 +28,17 @@ def say(text: str) -> None:
 
 
 def console(**options: Any) -> Console:
-    """For tables: a console that shows text as it is, and does not obey it."""
+    """For tables: a console that shows text as it is, and does not obey it. Only a terminal has an edge to break at."""
     from rich.console import Console
 
     class Plain(Console):
         def render_str(self, text: str, **how: Any) -> Any:
             return super().render_str(printable(text), **how)
 
-    return Plain(**options)
+    made = Plain(**options)
+    if "width" not in options and not made.is_terminal:
+        made.width = WIDE
+    return made
 
 
 def log_here() -> None:

@@ -11,13 +11,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from diptych.conditioning.classes import ClassConfig
 from diptych.errors import UserError
 from diptych.evaluation import report
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.study import evaluate
+from diptych.terminal import console
 from tests.evaluation import toys
 
 
@@ -130,3 +133,21 @@ def test_a_model_of_classes_is_asked_for_its_classes(judge: Judge, toy_data: Pat
     model.config.text = ClassConfig(classes=1, names=("a style",))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="no seen drawings of the model's classes"):
         run(model, toy_data, tmp_path / "other", judge)
+
+
+def test_what_too_few_images_cannot_tell_is_a_dash() -> None:
+    nan = math.nan
+    assert report.percent({"value": 0.5, "error": 0.25}) == "50.0±25.0"
+    assert report.percent({"value": 0.5, "error": nan}) == "50.0±–"
+    assert report.percent({"value": 0.5}) == "50.0"
+    assert report.number({"value": nan, "error": nan}, 2) == "–±–" and report.number(None, 2) == ""
+    assert report.signed({"value": 0.5, "error": nan}, 1) == "+0.5±–"
+    assert report.plain(nan, 2) == "–" and report.plain(None, 2) == "" and report.plain(1.0, 2) == "1.00"
+
+
+def test_a_table_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table("name", "words", box=box.MARKDOWN)
+    table.add_row("n", "a word " * 40)
+    console().print(table)
+    assert "a word " * 39 in capsys.readouterr().out

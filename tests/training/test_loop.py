@@ -87,12 +87,29 @@ def test_another_config_is_refused_by_field(finished: Path, change: dict[str, An
 
 def test_fields_outside_training_count_and_logging_does_not(tmp_path: Path) -> None:
     settle_config(tmp_path, {"training": {"steps": 5, "seed": 1}, "system": {"width": 8, "text": None}})
-    settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 8, "text": None}})
+    values = {"training": {"steps": 9, "seed": 1}, "system": {"width": 8, "text": None}}
+    assert settle_config(tmp_path, values) == ["training.steps=9 (was 5)"]
+    assert settle_config(tmp_path, values) == []
     assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 9
     with pytest.raises(UserError, match=r"system\.width=8, not 16"):
         settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 16, "text": None}})
     with pytest.raises(UserError, match=r"system\.text=null"):
         settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 8, "text": {"k": 1}}})
+
+
+def test_another_recipe_in_the_folder_is_named(tmp_path: Path) -> None:
+    settle_config(tmp_path, {"description": "small", "system": {"width": 8}})
+    settle_config(tmp_path, {"description": "small, worded anew", "system": {"width": 8}})
+    with pytest.raises(UserError, match=r"system\.width=8, not 9, of the recipe 'small, worded anew': train into "):
+        settle_config(tmp_path, {"description": "large", "system": {"width": 9}})
+
+
+def test_settings_that_change_as_a_run_goes_on_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(Toy(), batch_at, settings(steps=1), tmp_path, batch_at)
+    assert "goes on with" not in capsys.readouterr().err
+    train(Toy(), batch_at, settings(steps=2), tmp_path, batch_at)
+    told = capsys.readouterr().err
+    assert "the run goes on with training.steps=2 (was 1)\n" in told and ", 0:00 of training alone: " in told
 
 
 @pytest.mark.parametrize("change", [{"accumulation": 3}, {"accumulation": 4}, {"workers": 0}, {"workers": 3}])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from diptych.evaluation.scores import ROWS
 
+DASH = "–"
 GREEN, RED, GREY = "#1a9850", "#d73027", "#bbbbbb"
 
 
@@ -90,7 +92,7 @@ def _retrieval_table(results: dict[str, Any]) -> Table:
                 percent(found[row]["top5"]),
                 *("" if share is None else f"{100 * share:.0f}" for share in shares),
                 percent(found[row]["place"]) if "place" in found[row] else "",
-                "" if distance is None else f"{distance:.2f}",
+                plain(distance, 2),
             )
     return table
 
@@ -106,8 +108,7 @@ def _scene_table(scenes: dict[str, Any]) -> Table:
 
 def percent(share: dict[str, float]) -> str:
     """A share in percent with its standard error, where it has one; no spaces, so that no table breaks it."""
-    error = share.get("error")
-    return f"{100 * share['value']:.1f}" + (f"±{100 * error:.1f}" if error is not None else "")
+    return _with_error(share, 1, 100)
 
 
 def sweep_table(results: dict[str, Any]) -> Table:
@@ -126,7 +127,7 @@ def sweep_table(results: dict[str, Any]) -> Table:
         measures = [
             number(cell.get("alignment"), 3),
             percent(cell["top5"]),
-            "" if cell.get("frechet") is None else f"{cell['frechet']:.2f}",
+            plain(cell.get("frechet"), 2),
             f"{100 * cell['saturated']:.1f}" if "saturated" in cell else "",
         ]
         table.add_row(*titles, *measures, *([number(cell.get("psnr"), 2)] if with_psnr else []))
@@ -146,7 +147,24 @@ def short_name(model: str) -> str:
 
 def number(mean: dict[str, float] | None, places: int) -> str:
     """A mean with its standard error; nothing where there is none."""
-    return "" if mean is None else f"{mean['value']:.{places}f}±{mean['error']:.{places}f}"
+    return "" if mean is None else _with_error(mean, places)
+
+
+def signed(mean: dict[str, float], places: int) -> str:
+    """A difference with its standard error."""
+    return _with_error(mean, places, sign="+")
+
+
+def plain(value: float | None, places: int) -> str:
+    """A number; nothing where there is none, and a dash where too few images were left to have one."""
+    return "" if value is None else DASH if math.isnan(value) else f"{value:.{places}f}"
+
+
+def _with_error(mean: Mapping[str, float | None], places: int, times: float = 1, sign: str = "") -> str:
+    value, error = mean["value"], mean.get("error")
+    assert value is not None
+    told = DASH if math.isnan(value) else f"{times * value:{sign}.{places}f}"
+    return told if error is None else f"{told}±{plain(times * error, places)}"
 
 
 def sweep_sheet(

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from diptych.evaluation.reconstruction_report import side_by_side
-from diptych.evaluation.report import Cell, contact_sheet, number, short_name
+from diptych.evaluation.report import Cell, contact_sheet, number, short_name, signed
 
 MEASURES = {
     "psnr": ("PSNR, dB", 2),
@@ -59,11 +59,6 @@ def lines(row: dict[str, Any]) -> dict[str, str]:
         for name, (head, places) in MEASURES.items()
         if name in ahead and name != "consistency"
     }
-
-
-def signed(mean: dict[str, float], places: int) -> str:
-    """A difference with its standard error."""
-    return f"{mean['value']:+.{places}f}±{mean['error']:.{places}f}"
 
 
 def page(

@@ -107,27 +107,32 @@ CHANGEABLE = {
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
 
 
-def settle_config(folder: Path, resolved: dict[str, Any]) -> None:
+def settle_config(folder: Path, resolved: dict[str, Any]) -> list[str]:
     """Save the resolved config as `config.json`, or raise a `UserError` if the run there was started with another.
 
-    `resolved` has the training settings under "training"; those in `CHANGEABLE` may differ.
+    `resolved` has the training settings under "training"; those in `CHANGEABLE` may differ. Gives those that do, as
+    "training.steps=200 (was 100)".
     """
-    path = folder / "config.json"
+    path, changed = folder / "config.json", list[str]()
     if path.exists():
         before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
-        if found := _difference(before, json.loads(json.dumps(resolved))):
-            field, old, new = found
-            raise UserError(
-                f"{folder} holds a run with {field}={json.dumps(old)}, not {json.dumps(new)}: "
-                f"set {field} back to go on with it, or train into another folder"
-            )
+        found = _differences(before, json.loads(json.dumps(resolved)))
+        for field, old, new in found:
+            if field == "description":  # the recipe's, which a version may word anew
+                continue
+            if not (field.startswith("training.") and field.removeprefix("training.") in CHANGEABLE):
+                other = next((f", of the recipe {old!r}" for name, old, _ in found if name == "description"), "")
+                raise UserError(
+                    f"{folder} holds a run with {field}={json.dumps(old)}, not {json.dumps(new)}{other}: "
+                    f"train into another folder, or set {field} back to go on with it"
+                )
+            changed.append(f"{field}={json.dumps(new)} (was {json.dumps(old)})")
     write_text(path, json.dumps(resolved, indent=2) + "\n")
+    return changed
 
 
-def _difference(old: Any, new: Any, where: tuple[str, ...] = ()) -> tuple[str, Any, Any] | None:
-    """The first field that both have and that differs. Fields that only one has came or went with a version."""
+def _differences(old: Any, new: Any, where: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
+    """(field, old, new) where both differ. Fields that only one has came or went with a version."""
     if isinstance(old, dict) and isinstance(new, dict):
-        shared = [key for key in new if key in old and not (where == ("training",) and key in CHANGEABLE)]
-        found = (_difference(old[key], new[key], (*where, key)) for key in shared)
-        return next((difference for difference in found if difference), None)
-    return None if old == new else (".".join(where), old, new)
+        return [found for key in new if key in old for found in _differences(old[key], new[key], (*where, key))]
+    return [] if old == new else [(".".join(where), old, new)]

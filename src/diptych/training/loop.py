@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from diptych.disk import replacing
+from diptych.progress import clock
 from diptych.training import checkpoint
 from diptych.training.config import TrainingConfig, settle_config
 from diptych.training.distributed import Team, set_precision, team
@@ -91,12 +92,12 @@ class Run:
         return self.step >= self.config.steps or (limit is not None and self.seconds >= limit * 60)
 
     def run(self, resolved: dict[str, Any] | None) -> Path:
-        model = self.folder / "model"
+        model, changed = self.folder / "model", list[str]()
         with contextlib.ExitStack() as stack:
             if self.team.main:
                 checkpoint.require_run(self.folder)
                 stack.enter_context(checkpoint.locked(self.folder))
-                settle_config(self.folder, resolved or {"training": self.config.to_dict()})
+                changed = settle_config(self.folder, resolved or {"training": self.config.to_dict()})
                 checkpoint.clean(self.folder / "checkpoints")
             resumed = self.resume()
             journal = Journal(self.folder if self.team.main else None, self.step, self.config.steps)
@@ -106,6 +107,8 @@ class Run:
                 journal.say(f"{model} is finished ({self.step} steps); raise training.{limit} to train on")
                 return model
             journal.open()
+            if changed:
+                journal.say(f"the run goes on with {', '.join(changed)}")
             if resumed:
                 journal.say(f"going on from step {self.step}")
                 if line := jump(resumed.state, self.step, self.config, self.seconds):
@@ -122,7 +125,7 @@ class Run:
                     partial.mkdir()
                     self.trainable.save(partial)
             self.team.barrier()
-            journal.say(f"finished {self.step} steps in {self.seconds / 60:.1f} minutes: {model}")
+            journal.say(f"finished {self.step} steps, {clock(self.seconds)} of training alone: {model}")
         return model
 
     def start(self) -> None:
