@@ -12,11 +12,12 @@ import torch
 
 import diptych
 from diptych.conditioning.classes import ClassConfig
+from diptych.data import open_dataset
 from diptych.data.dataset import DataConfig
 from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.recipes import LatentTraining, Recipe, get
-from diptych.recipes.run import held_out, open_dataset, train
+from diptych.recipes.run import train
 from diptych.recipes.starting import begin_from, named
 from diptych.training.config import TrainingConfig
 from tests.latents import config, system, write_pictures
@@ -96,8 +97,8 @@ def test_only_what_enough_examples_are_called_is_kept(tmp_path: Path) -> None:
 
     def found(least: int) -> list[list[str]]:
         data = DataConfig(path=str(folder), size=16, caption_field="concept", least=least)
-        sets = (open_dataset(data), held_out(data))
-        return [sorted(one.meta(i)["captions"][0] for i in range(len(one))) for one in sets if one is not None]
+        train = open_dataset(data)
+        return [sorted(one.meta(i)["captions"][0] for i in range(len(one))) for one in (train, train.split("held-out"))]
 
     assert found(1) == [["ant", "bee", "cat", "cat", "cat", "dog", "dog"], ["ant", "cat", "dog"]]
     assert found(3) == [["cat", "cat", "cat", "dog", "dog"], ["cat", "dog"]]

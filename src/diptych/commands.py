@@ -345,35 +345,37 @@ def data_layouts(arguments: argparse.Namespace) -> None:
     tell(f"{pictures}: {told}; train with data.path={pictures} data.caption_field=layout")
 
 
+def data_captions(arguments: argparse.Namespace) -> None:
+    from diptych.data.annotations import write_captions
+
+    pictures = arguments.pictures
+    found = write_captions(arguments.annotations, pictures)
+    tell(
+        f"{pictures}: {found['captions']:,} captions of {found['pictures']:,} pictures; train with data.path={pictures}"
+    )
+
+
 def data_check(arguments: argparse.Namespace) -> int:
-    import collections
+    import logging
 
+    from diptych.data.checking import examine
     from diptych.data.dataset import DataConfig, open_dataset
-    from diptych.progress import track
 
-    dataset = open_dataset(DataConfig(path=arguments.path, split="all", max_failure_rate=1.0))
-    broken = dataset.quarantine.broken
-    unreadable = len(broken)  # those are not in the dataset at all
-    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    keys: set[str] = set()  # a broken example is replaced by another, which counts once
-    for index in track(range(len(dataset)), "reading"):
-        example = dataset[index]
-        if example.key not in keys:
-            keys.add(example.key)
-            for field in ("kind", "split", "style", "category"):
-                if field in example.meta:
-                    counts[field][example.meta[field]] += 1
-    read = len(dataset) - (len(broken) - unreadable)
-    listed = [{"shard": shard, "key": key, "reason": reason} for (shard, key), reason in broken.items()]
-    if arguments.json:
-        tell(json.dumps({"readable": read, "broken": listed, "counts": counts}, indent=2))
+    logging.getLogger("diptych.data").setLevel(logging.ERROR)  # the report says it, once
+    settings = {"path": arguments.path, "split": "all", "max_failure_rate": 1.0, "quarantine": None}
+    if arguments.recipe is None:
+        if arguments.assignments:
+            raise UserError(f"{arguments.assignments[0]} is a setting of a recipe: name it as --recipe")
+        report = examine(open_dataset(DataConfig(**settings)))
     else:
-        tell(f"{arguments.path}: {read:,} examples can be read, {len(broken):,} are broken")
-        for field, counter in counts.items():
-            tell(f"  {field}: " + ", ".join(f"{name} {count:,}" for name, count in counter.most_common()))
-        for entry in listed:
-            tell(f"  broken: {entry['key']} in {entry['shard']}: {entry['reason']}")
-    return 1 if broken else 0
+        from diptych.recipes import get, reading
+
+        report = examine(reading.open_all(get(arguments.recipe).override(arguments.assignments), settings))
+    if arguments.json:
+        tell(json.dumps({**report._asdict(), "whole": report.whole}, indent=2))
+    else:
+        tell("\n".join(report.lines()))
+    return 0 if report.whole else 1
 
 
 def chosen_settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:

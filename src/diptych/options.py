@@ -251,10 +251,16 @@ def build_parser() -> Parser:
     command.add_argument("--classes", metavar="CSV", type=Path, help="OpenImages' class-descriptions-boxable.csv")
     command.add_argument("--boxes", metavar="N", type=whole(1), help="keep the N largest of a picture (default: 30)")
     command.set_defaults(command=commands.data_layouts)
-    command = groups.add_parser("check", help="read everything; exit 1 if an example is broken")
+    command = groups.add_parser("captions", help="captions beside pictures, from COCO's")
+    command.add_argument("annotations", metavar="FILE", type=Path, help="captions_*.json")
+    command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
+    command.set_defaults(command=commands.data_captions)
+    command = groups.add_parser("check", help="read everything; exit 1 if training would not see all of it")
     command.add_argument("path", metavar="PATH", help="a folder of shards or pictures")
+    command.add_argument("assignments", metavar="a.b=c", nargs="*", help="settings of the recipe to change")
+    command.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does: with captions or without")
     command.add_argument("--json", action="store_true", help="for programs")
-    command.set_defaults(command=commands.data_check)
+    command.set_defaults(command=commands.data_check, more="assignments")
     return parser
 
 

@@ -103,14 +103,19 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_broken_pictures_are_set_aside_and_replaced(tmp_path, what, caplog):
     image_dataset(tmp_path / "a.tar", 30, {7: BROKEN[what]})
-    data = open_dataset(DataConfig(path=str(tmp_path), size=8))
+    record = tmp_path / "run" / "quarantine.jsonl"
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8), record=record)
     with caplog.at_level(logging.WARNING):
         instead = data[7]
     assert instead.key != "000000007"
     assert data[7].key == instead.key
-    assert open_dataset(DataConfig(path=str(tmp_path), size=8))[7].key == instead.key
     assert list(data.quarantine.broken) == [("a.tar", "000000007")]
-    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is written beside the pictures
+    record.parent.mkdir()
+    data.quarantine.flush()
+    again = open_dataset(DataConfig(path=str(tmp_path), size=8), record=record)
+    assert again[7].key == instead.key
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert [(line["shard"], line["key"]) for line in lines] == [("a.tar", "000000007")]  # once, though opened twice
     assert lines[0]["reason"]
     assert "000000007" in caplog.text
@@ -243,17 +248,32 @@ def test_captions_in_a_csv_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "line"),
     [
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name"\n', "metadata.jsonl"),
-        ("metadata.jsonl", '{"text": "x"}\n', "entry 1: no file_name"),
-        ("captions.csv", "picture,words\na.png,x\n", "entry 1: no file_name"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "x"}\n\n{"file_name"\n',
+            "line 3: metadata.jsonl is not JSON",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n[1]\n', "line 2: no object but a list"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n' + "[" * 10**5, "line 2: metadata.jsonl is nested"),
+        ("captions.csv", 'file_name,text\n\na.png,"x\ny"\n\nb.png,z\n', "line 6: its picture b.png is not there"),
+        ("captions.csv", "file_name,text\na.png,x\n,y\n", "line 3: no file_name"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_named(tmp_path, name, content, told):
+def test_a_row_of_a_table_that_cannot_be_used_is_left_out_with_its_line(tmp_path, name, content, line):
     put(tmp_path, "a.png")
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=told):
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8))
+    assert len(data) == 1 and data[0].captions[0].startswith("x")
+    (left,) = (f"{key}: {why}" for _, key, why in data.left_out)
+    assert line in left
+
+
+def test_a_table_of_which_nothing_can_be_read_is_in_the_error(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"name": "a.png", "text": "x"}\n')
+    with pytest.raises(UserError, match=r"a.png in .*: no caption; metadata.jsonl, line 1: no file_name"):
         read(tmp_path)
 
 

@@ -10,14 +10,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
+from diptych.conditioning.frozen import FrozenText, FrozenTextConfig, frozen, named_folder, pretrained_config
 from diptych.conditioning.tokens import load_tokenizer, require_ids, saved_tokenizer
-from diptych.config import Config
 from diptych.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniLMConfig(Config):
+class MiniLMConfig(FrozenTextConfig):
     """The frozen sentence encoder all-MiniLM-L6-v2: 6 layers, 384 wide, 22.7 M parameters."""
 
     kind: Literal["minilm"] = "minilm"
@@ -38,6 +37,10 @@ class MiniLMConfig(Config):
         """Where its files lie. A `UserError` where there are none."""
         return minilm_folder(self.path)
 
+    def load_tokenizer(self):
+        """As `FrozenTextConfig.load_tokenizer`."""
+        return folder_tokenizer(self.located())
+
     def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> MiniLM:
         """As `build_reader`."""
         return MiniLM(self, device)
@@ -48,7 +51,7 @@ class MiniLMConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertTextConfig(Config):
+class BertTextConfig(FrozenTextConfig):
     """A frozen BERT of any size, without its pooler."""
 
     kind: Literal["bert"] = "bert"
@@ -67,6 +70,10 @@ class BertTextConfig(Config):
     def located(self) -> Path:
         """Where its files lie. A `UserError` where there are none."""
         return named_folder(self.path, "BERT")
+
+    def load_tokenizer(self):
+        """As `FrozenTextConfig.load_tokenizer`."""
+        return folder_tokenizer(self.located())
 
     def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> Bert:
         """As `build_reader`."""
@@ -101,11 +108,7 @@ class Bert(FrozenText):
         from transformers import BertConfig, BertModel
 
         folder = config.located()
-        tokenizer = (
-            load_tokenizer(folder / "tokenizer.json")
-            if (folder / "tokenizer.json").is_file()
-            else saved_tokenizer(folder, "tokenizer.json", "vocab.txt", usual="BertTokenizer")[0]
-        )
+        tokenizer = folder_tokenizer(folder)
         shape = pretrained_config(BertConfig, folder, config.width)
         if shape.max_position_embeddings < config.max_tokens:
             raise UserError(f"{folder} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
@@ -119,6 +122,13 @@ class MiniLM(Bert):
 
     def __init__(self, config: MiniLMConfig | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__(config or MiniLMConfig(), device)
+
+
+def folder_tokenizer(folder: Path):
+    """The tokenizer in the folder of a BERT."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    return saved_tokenizer(folder, "tokenizer.json", "vocab.txt", usual="BertTokenizer")[0]
 
 
 def bert_shape(config: BertTextConfig | MiniLMConfig) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -50,6 +50,16 @@ class ClassConfig(Config):
                 "text.null and the network's classes, or choose other data"
             )
         return dataclasses.replace(self, names=tuple(found))
+
+    def fitting(self) -> Callable[[str], str]:
+        """What gives a prompt back if it is a class; a `UserError` where it is none."""
+        labels = ClassLabels(self)
+
+        def fit(prompt: str) -> str:
+            labels.number(prompt)
+            return prompt
+
+        return fit
 
     def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClassLabels:
         """As `build_reader`."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.frozen import (
     FrozenText,
+    FrozenTextConfig,
     built_as_shapes,
     folder_fingerprint,
     frozen,
@@ -23,7 +24,6 @@ from diptych.conditioning.frozen import (
     pretrained_config,
 )
 from diptych.conditioning.tokens import require_ids, saved_tokenizer, token_ids
-from diptych.config import Config
 from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.weights.checkpoint import fill
@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipTextConfig(Config):
+class ClipTextConfig(FrozenTextConfig):
     """CLIP's text transformer, frozen; ViT-L/14 in Stable Diffusion 1.x: 12 layers, 123,060,480 parameters."""
 
     kind: Literal["clip"] = "clip"
@@ -61,6 +61,10 @@ class ClipTextConfig(Config):
     def located(self) -> Path:
         """Where its files lie. A `UserError` where there are none."""
         return named_folder(self.path, "CLIP text model")
+
+    def load_tokenizer(self):
+        """As `FrozenTextConfig.load_tokenizer`."""
+        return saved_tokenizer(self.located(), "tokenizer.json", "vocab.json")[0]
 
     def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClipText:
         """As `build_reader`; `folder` holds it where the config names no other."""

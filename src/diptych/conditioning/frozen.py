@@ -15,7 +15,7 @@ from torch import nn
 
 from diptych.checks import said
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.tokens import first_line, require_no_code, tokenize
+from diptych.conditioning.tokens import first_line, fitted, require_no_code, tokenize
 from diptych.config import Config, read_json
 from diptych.errors import UserError
 from diptych.weights.checkpoint import Checkpoint, fill, require_shapes, weight_files
@@ -51,6 +51,21 @@ class FrozenText:
         with torch.autocast(self.device.type, enabled=False):
             hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B, L, width)
         return TextEmbedding.from_sequence(hidden.float().masked_fill(~mask.unsqueeze(-1), 0.0), mask)
+
+
+class FrozenTextConfig(Config):
+    """What the configs of frozen text encoders share."""
+
+    max_tokens: int
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer of its folder, without the weights. A `UserError` where it cannot be read."""
+        raise NotImplementedError
+
+    def fitting(self) -> Callable[[str], str]:
+        """What gives as much of a prompt as is read, all of it or up to the last whole word that fits, without the
+        weights."""
+        return functools.partial(fitted, self.load_tokenizer(), max_tokens=self.max_tokens)
 
 
 def named_folder(path: str | None, what: str) -> Path:

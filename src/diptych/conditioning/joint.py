@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.tokens import bert_tokenizer, load_tokenizer, tokenize
+from diptych.conditioning.tokens import bert_tokenizer, fitted, load_tokenizer, tokenize
 from diptych.config import Config
 from diptych.errors import UserError
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
@@ -69,6 +69,10 @@ class JointTransformer(nn.Module):
                 f"the tokenizer has {self.tokenizer.get_vocab_size()} tokens, "
                 f"more than text.network.vocabulary ({config.network.vocabulary})"
             )
+
+    def fit(self, prompt: str) -> str:
+        """As much of a prompt as is read, all of it or up to the last whole word that fits."""
+        return prompt if self.tokenizer is None else fitted(self.tokenizer, prompt, self.max_tokens)
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
         if self.tokenizer is None:

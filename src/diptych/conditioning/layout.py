@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -73,6 +73,11 @@ def read_layout(text: str) -> list[Box]:
     return boxes
 
 
+def largest_first(layout: str) -> list[Box]:
+    """The boxes of a layout, the largest first."""
+    return sorted(read_layout(layout), key=lambda box: (-box.area, box))
+
+
 def classes_of(layouts: Iterable[str]) -> tuple[str, ...]:
     """What the boxes of layouts hold, each name once, sorted."""
     return tuple(sorted({box.name for layout in layouts for box in read_layout(layout)}))
@@ -128,6 +133,16 @@ class LayoutConfig(Config):
     def framed(self) -> bool:
         """Whether two corners of the whole stand at the end."""
         return not self.joined and self.network.max_tokens == 3 * self.boxes + 2
+
+    def fitting(self) -> Callable[[str], str]:
+        """What gives as much of a layout as is read, all of it or its largest boxes; a `UserError` where it is none."""
+
+        def fit(layout: str) -> str:
+            boxes = largest_first(layout)
+            kept = (f"{b.name} {b.left:g} {b.top:g} {b.right:g} {b.bottom:g}" for b in boxes[: self.boxes])
+            return layout if len(boxes) <= self.boxes else "; ".join(kept)
+
+        return fit
 
     def check(self) -> None:
         self.require(self.boxes >= 1, "boxes", "be at least 1")
@@ -217,10 +232,17 @@ class LayoutTransformer(nn.Module):
 
         Raises a `UserError` where a box cannot be read, holds what the model does not know, or there are too many.
         """
-        boxes = sorted(read_layout(layout), key=lambda box: (-box.area, box))
+        boxes = largest_first(layout)
         if len(boxes) > self.config.boxes:
             raise UserError(f"a layout of {len(boxes)} boxes is too long: this model reads {self.config.boxes} at most")
         return [(self.number(b.name), self.corner(b.left, b.top), self.corner(b.right, b.bottom)) for b in boxes]
+
+    def fit(self, layout: str) -> str:
+        """As much of a layout as is read, all of it or its largest boxes. Raises a `UserError` as `tokens` does."""
+        shorter = self.config.fitting()(layout)
+        for box in read_layout(shorter):
+            self.number(box.name)
+        return shorter
 
     def corner(self, x: float, y: float) -> int:
         """The token of the place of the grid that is nearest to a corner, row by row."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diptych.checks import said
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.tokens import encoded
+from diptych.conditioning.tokens import encoded, ends
 from diptych.errors import UserError, warn
 from diptych.generation import Order
 
@@ -76,19 +76,19 @@ def parts_of(encoder: Any, prompt: str, order: Order) -> Iterator[Part]:
     sections = split(runs) if chosen.long == "chunks" else [runs]
     for number, section in enumerate(sections):
         text = "".join(run for run, _ in section)
-        ends = list(fitting(encoder, text))
-        if len(ends) > 1 and chosen.long == "refuse":
+        stops = list(ends(encoder.tokenizer, text, encoder.max_tokens))
+        if len(stops) > 1 and chosen.long == "refuse":
             count = len(encoded(encoder.tokenizer, text).ids)
             raise UserError(
                 f"the prompt has {count} tokens and this model reads {encoder.max_tokens}: shorten it (or choose "
-                f"--long-prompts cut or chunks), what does not fit begins at {text[ends[0] :].lstrip()[:40]!r}"
+                f"--long-prompts cut or chunks), what does not fit begins at {text[stops[0] :].lstrip()[:40]!r}"
             )
-        if len(ends) > 1 and chosen.long == "cut":
-            note["cut"] = text[ends[0] :].strip()
+        if len(stops) > 1 and chosen.long == "cut":
+            note["cut"] = text[stops[0] :].strip()
             warn(f"the prompt is beyond the {encoder.max_tokens} tokens that this model reads: cut off {note['cut']!r}")
-            ends = ends[:1]
+            stops = stops[:1]
         if text.strip() or number == 0:
-            yield from (between(section, start, end) for start, end in zip([0, *ends], ends, strict=False))
+            yield from (between(section, start, end) for start, end in zip([0, *stops], stops, strict=False))
 
 
 def literal(prompt: str, order: Order) -> list[str]:
@@ -107,21 +107,6 @@ def meant(mark: str) -> str:
     if mark == "AND" or (re.search(r"[:|]", mark) and mark.startswith("[")):
         return "diptych has no composition or alternation of prompts"
     return "--weights (weights=True) makes brackets weights of words"
-
-
-def fitting(encoder: Any, text: str) -> Iterator[int]:
-    """Where the parts of a text end that the encoder can read at once, in whole words where one has room."""
-    start = 0
-    while True:
-        rest = encoded(encoder.tokenizer, text[start:])
-        if len(rest.ids) <= encoder.max_tokens:
-            yield len(text)
-            return
-        last = encoder.max_tokens - 1  # one place is the closing token's
-        word = rest.token_to_word(last)
-        stop = rest.offsets[last][0] if word is None else rest.word_to_chars(word)[0]
-        start += stop or max(1, rest.offsets[last][0])
-        yield start
 
 
 def between(runs: Part, start: int, end: int) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from diptych.conditioning.embedding import TextEmbedding
-from diptych.conditioning.frozen import FrozenText, frozen, named_folder, pretrained_config
+from diptych.conditioning.frozen import FrozenText, FrozenTextConfig, frozen, named_folder, pretrained_config
 from diptych.conditioning.tokens import broken_tokenizers, load_tokenizer, require_ids, tokenize
-from diptych.config import Config
 from diptych.errors import UserError, pick
 
 T5_SHAPES = {
@@ -27,7 +27,7 @@ T5_SHAPES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5Config(Config):
+class T5Config(FrozenTextConfig):
     """A frozen T5 encoder; XXL in Imagen and DeepFloyd IF: 24 layers, 4,762,310,656 parameters."""
 
     kind: Literal["t5"] = "t5"
@@ -56,6 +56,24 @@ class T5Config(Config):
         """Where its files lie. A `UserError` where there are none."""
         return named_folder(self.path, "T5")
 
+    def load_tokenizer(self):
+        """As `FrozenTextConfig.load_tokenizer`."""
+        return t5_tokenizer(self.located() if self.tokenizer is None else Path(self.tokenizer))
+
+    def fitting(self) -> Callable[[str], str]:
+        """As `FrozenTextConfig.fitting`; a prompt that is cut is cleaned before."""
+        fit = super().fitting()
+
+        def fit_cleaned(prompt: str) -> str:
+            shorter = fit(cleaned := self.cleaned(prompt))
+            return prompt if shorter == cleaned else shorter
+
+        return fit_cleaned
+
+    def cleaned(self, prompt: str) -> str:
+        """What is done to a prompt first."""
+        return prompt.lower().strip() if self.cleaning == "lower" else prompt
+
     def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> T5:
         """As `build_reader`."""
         return T5(self, device)
@@ -83,7 +101,7 @@ class T5(FrozenText):
         from transformers import T5EncoderModel
 
         folder = config.located()
-        tokenizer = t5_tokenizer(folder if config.tokenizer is None else Path(config.tokenizer))
+        tokenizer = config.load_tokenizer()
         shape = pretrained_config(Shape, folder, config.width)
         require_ids(tokenizer, shape.vocab_size, folder if config.tokenizer is None else Path(config.tokenizer))
 
@@ -99,8 +117,7 @@ class T5(FrozenText):
     def encode(self, prompts: list[str]) -> TextEmbedding:
         if compute_dtype(self.config, self.device) == torch.bfloat16:  # moved to a GPU since it was built
             self.model.to(torch.bfloat16)
-        if self.config.cleaning == "lower":
-            prompts = [prompt.lower().strip() for prompt in prompts]
+        prompts = [self.config.cleaned(prompt) for prompt in prompts]
         return self.encode_padded(prompts) if self.config.padded else super().encode(prompts)
 
     @torch.no_grad()

@@ -50,6 +50,29 @@ def encoded(tokenizer, prompt: str) -> Any:
         raise UserError(f"the tokenizer cannot read the prompt {ascii(prompt)[:60]}: {first_line(error)}") from None
 
 
+def ends(tokenizer, text: str, max_tokens: int) -> Iterator[int]:
+    """Where the parts of a text end that can be read at once, in whole words where one has room."""
+    start = 0
+    while True:
+        rest = encoded(tokenizer, text[start:])
+        if len(rest.ids) <= max_tokens:
+            yield len(text)
+            return
+        last = max_tokens - 1  # one place is the closing token's
+        word = rest.token_to_word(last)
+        stop = rest.offsets[last][0] if word is None else rest.word_to_chars(word)[0]
+        start += stop or max(1, rest.offsets[last][0])
+        yield start
+
+
+def fitted(tokenizer, text: str, max_tokens: int) -> str:
+    """As much of a text as is read at once: all of it, or up to the last whole word that has room, opening and closing
+    token included; of a single word that is too long, its beginning."""
+    while (end := next(ends(tokenizer, text, max_tokens))) < len(text):
+        text = text[:end].rstrip()
+    return text
+
+
 def tokenize(tokenizer, prompts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) and mask (B, L), padded to the longest prompt. Raises as `token_ids` does."""
     rows = [torch.tensor(row) for row in token_ids(tokenizer, prompts, max_tokens)]

@@ -6,12 +6,14 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from diptych.config import read_json
+from diptych.data.files import no_data
 from diptych.data.layouts import FIELD, Sides, written
+from diptych.data.shards import PICTURES
 from diptych.errors import UserError
 from diptych.pictures import opened
 from diptych.progress import track
@@ -43,29 +45,63 @@ def write_layouts(annotations: Path, pictures: Path, classes: Path | None = None
     Raises:
         UserError: a file is missing or cannot be read, none of the pictures is known, or there is such a file already.
     """
-    target = pictures / TABLE
-    if not pictures.is_dir():
-        raise UserError(f"there is no folder {pictures}")
-    if target.exists():
-        raise UserError(f"{target} is there already: delete it to have it made again")
-    paths = {path.stem: path for path in sorted(pictures.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
+    paths = paths_of(pictures)
     found = read_openimages(annotations, classes, paths) if annotations.suffix == ".csv" else read_coco(annotations)
     known = [stem for stem in paths if stem in found]
     if not known:
         raise UserError(f"{annotations} has no boxes of the pictures in {pictures}")
     counts: Counter[str] = Counter()
-    partial = target.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for stem in track(known, "writing layouts"):
-            boxes = in_square(found[stem], size_of(paths[stem]))
-            boxes = sorted(boxes, key=lambda box: area(box[1]), reverse=True)[:most]
-            names = [name for name, _ in boxes]
-            counts.update(names)
-            text = ", ".join(dict.fromkeys(names)) or "a picture"
-            row = {"file_name": paths[stem].name, "text": text, FIELD: written(boxes)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, target)
+
+    def row(stem: str) -> dict[str, Any]:
+        boxes = in_square(found[stem], size_of(paths[stem]))
+        boxes = sorted(boxes, key=lambda box: area(box[1]), reverse=True)[:most]
+        names = [name for name, _ in boxes]
+        counts.update(names)
+        return {"text": ", ".join(dict.fromkeys(names)) or "a picture", FIELD: written(boxes)}
+
+    write_table(pictures, ((paths[stem], row(stem)) for stem in track(known, "writing layouts")))
     return {"pictures": len(known), "boxes": sum(counts.values()), "classes": dict(counts.most_common())}
+
+
+def write_captions(annotations: Path, pictures: Path) -> dict[str, int]:
+    """Write `metadata.jsonl` into a folder of pictures: of each the captions that COCO's `captions_*.json` has.
+
+    Returns {"pictures": how many have a row, "captions": how many}. Raises a `UserError` as `write_layouts` does.
+    """
+    paths = paths_of(pictures)
+    values = read_json(annotations)
+    captions: dict[str, list[str]] = {}
+    try:
+        names = {one["id"]: Path(one["file_name"]).stem for one in values["images"]}
+        for one in values["annotations"]:
+            captions.setdefault(names[one["image_id"]], []).append(" ".join(one["caption"].split()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{annotations} is not as COCO writes its captions: {type(error).__name__} {error}") from None
+    known = [stem for stem in paths if stem in captions]
+    if not known:
+        raise UserError(f"{annotations} has no captions of the pictures in {pictures}")
+    write_table(pictures, ((paths[stem], {"captions": captions[stem]}) for stem in known))
+    return {"pictures": len(known), "captions": sum(len(captions[stem]) for stem in known)}
+
+
+def paths_of(pictures: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names without what stands behind the last dot. A `UserError` where there is no
+    such folder, or a table in it already."""
+    if not pictures.is_dir():
+        raise UserError(f"there is no folder {pictures}")
+    if (pictures / TABLE).exists():
+        raise UserError(f"{pictures / TABLE} is there already: delete it to have it made again")
+    kept = (path for path in sorted(pictures.iterdir()) if not no_data(path.name))
+    return {path.stem: path for path in kept if path.suffix.lower().lstrip(".") in PICTURES}
+
+
+def write_table(pictures: Path, rows: Iterable[tuple[Path, dict[str, Any]]]) -> None:
+    """Write a row for each picture, whole or not at all."""
+    partial = (pictures / TABLE).with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for path, row in rows:
+            file.write(json.dumps({"file_name": path.name, **row}, ensure_ascii=False) + "\n")
+    os.replace(partial, pictures / TABLE)
 
 
 def read_coco(path: Path) -> Found:

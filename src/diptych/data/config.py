@@ -40,7 +40,11 @@ class DataConfig(Config):
     """Keep only single drawings of these styles; empty for all."""
     caption_field: str | None = None
     """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
-    classes of a model; `layout` for what stands where (see `data/layouts.py`); none for its captions."""
+    classes of a model; `folder` for the name of the folder that its picture lies in (`train/n01440764/x.JPEG`: class
+    folders, as ImageNet has them); `layout` for what stands where (see `data/layouts.py`); none for its captions."""
+    long_captions: Literal["cut", "skip"] = "cut"
+    """What becomes of captions that are longer than the model's text encoder reads, or layouts of more boxes: `cut`
+    keeps as much as fits, to the last whole word; `skip` leaves them out, and an example that has no other."""
     least: int = 1
     """Keep only examples whose caption field says what so many of these kinds and styles say, of whatever split: of
     fewer a class learns nothing."""
@@ -49,7 +53,8 @@ class DataConfig(Config):
     max_failure_rate: float = 0.05
     """Stop when more than this share of the examples read is broken (after at least 20)."""
     quarantine: str | None = None
-    """File that gets a JSON line for each broken example; none for quarantine.jsonl in the folder of the data."""
+    """File that gets a JSON line for each example that is left out; none for quarantine.jsonl in the folder of the run,
+    or beside that of a cache."""
     in_memory: bool = False
     """Keep decoded pictures in memory (3 bytes a pixel) after their first use."""
 

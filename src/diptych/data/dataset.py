@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from diptych.data.config import DataConfig, Split
+from diptych.data.files import walk
 from diptych.data.folders import FolderSource
 from diptych.data.hashing import stable_hash
-from diptych.data.layouts import FIELD, layout_of
+from diptych.data.layouts import FIELD, layout_of, require_layout
 from diptych.data.pictures import decode
-from diptych.data.quarantine import Quarantine
-from diptych.data.shards import PICTURES, Shard
+from diptych.data.quarantine import Broken, Quarantine, reason_of
+from diptych.data.shards import PICTURES, ShardSource
+from diptych.data.text import labels_of, one_line
 from diptych.errors import NothingThere, UserError
 from diptych.pictures import opened
 from diptych.progress import track
 
-__all__ = ["DataConfig", "Example", "PictureDataset", "Source", "Split", "open_dataset", "with_captions"]
+__all__ = ["DataConfig", "Example", "PictureDataset", "Source", "Split", "open_dataset"]
+Fit = Callable[[str], str]
+"""As much of a caption as a model reads, all of it where that fits. Raises a `UserError` for what it cannot read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Example:
     """uint8 (H, W, 3): the square that the config says, or more than that where training draws what it sees of it
     (`augment.view`)."""
     captions: tuple[str, ...]
-    """At least one."""
+    """At least one; the empty one alone where there is none and none is read."""
     meta: dict[str, Any]
     """What the data says about it: concept, style, objects, foils, ..."""
     key: str
@@ -41,80 +46,30 @@ class Example:
 class Source(Protocol):
     """Examples as they lie on disk, by index."""
 
+    left: dict[str, str]
+    """What looks like data and is no example or no part of one: its name, and why."""
+
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> tuple[str, str]:
-        """(shard or folder, key)."""
+        """(shard or folder, key), as text that can be shown."""
         ...
 
     def meta(self, index: int) -> dict[str, Any]:
-        """The metadata with "captions" in it. Raises any `Exception` when broken."""
+        """The metadata with "captions" in it, none or more. Raises any `Exception` when broken."""
         ...
 
     def picture(self, index: int) -> bytes:
         """The encoded picture. Raises any `Exception` when broken."""
         ...
 
-    def tells_split(self, index: int) -> bool:
-        """Whether the metadata of this example may state kind, style and split (if not, it need not be read)."""
+    def no_caption(self, index: int) -> Broken:
+        """The error of an example that has none."""
         ...
 
-
-class ShardSource:
-    """The examples of all shards of a folder, in the order of file names."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.shards = [Shard(path) for path in track(paths, "indexing shards")]
-        self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
-        self._tells: dict[int, bool] = {}
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def _at(self, index: int) -> tuple[Shard, int]:
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.shards[number], index - int(self.starts[number])
-
-    def key(self, index: int) -> tuple[str, str]:
-        shard, inner = self._at(index)
-        return shard.path.name, shard.entries[inner].key
-
-    def meta(self, index: int) -> dict[str, Any]:
-        shard, inner = self._at(index)
-        members = shard.entries[inner].members
-        meta = json.loads(shard.read(inner, "json")) if "json" in members else {}
-        if not isinstance(meta, dict):
-            raise ValueError("its .json holds no object")
-        text = shard.read(inner, "txt").decode("utf-8").strip() if "txt" in members and "captions" not in meta else None
-        return with_captions(meta, text)
-
-    def picture(self, index: int) -> bytes:
-        shard, inner = self._at(index)
-        extension = next((e for e in PICTURES if e in shard.entries[inner].members), None)
-        if extension is None:
-            raise ValueError("no picture (.png, .jpg, .jpeg or .webp)")
-        return shard.read(inner, extension)
-
-    def tells_split(self, index: int) -> bool:
-        """Decided by the first example of its shard, so that a large foreign shard is not read through at opening."""
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        if number not in self._tells:
-            try:
-                self._tells[number] = bool({"split", "kind", "style"} & set(self.meta(int(self.starts[number]))))
-            except Exception:
-                self._tells[number] = True
-        return self._tells[number]
-
-
-def with_captions(meta: dict[str, Any], text: str | None) -> dict[str, Any]:
-    """Metadata with a list "captions": its own, else the text beside it, else its "caption". Raises `ValueError`."""
-    captions = meta.get("captions") or ([text] if text else None) or [meta.get("caption") or meta.get("text") or ""]
-    if isinstance(captions, str):
-        captions = [captions]
-    kept = [caption.strip() for caption in captions if isinstance(caption, str) and caption.strip()]
-    if not kept:
-        raise ValueError("no caption")
-    return {**meta, "captions": kept}
+    def states_split(self, index: int) -> bool:
+        """Whether the metadata of this example may state kind, style and split (if not, it need not be read)."""
+        ...
 
 
 class PictureDataset:
@@ -123,14 +78,17 @@ class PictureDataset:
     Raises `UserError` when more than the stated share of what was read is broken.
     """
 
-    def __init__(self, source: Source, config: DataConfig, quarantine: Quarantine) -> None:
-        self.config, self.quarantine, self._source = config, quarantine, source
+    def __init__(self, source: Source, config: DataConfig, quarantine: Quarantine, captions: bool = True) -> None:
+        """captions: whether any are read; an example without one is broken then, and only then."""
+        self.config, self.quarantine, self.source, self.captions = config, quarantine, source, captions
+        self.fit: Fit | None = None
+        """What the model reads of a caption; none for all of it."""
+        quarantine.besides = source.left
         self._seen = bytearray(len(source))
-        self._indices = self._choose()
-        if not len(self._indices):
-            raise NothingThere(f"{config.path} has no example of split {config.split!r} with these kinds and styles")
         self._cache: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
         self._layouts: dict[int, str] = {}
+        self._chosen, self._held_out = self._choose()
+        self._indices = self._of_split(config.split)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -144,82 +102,183 @@ class PictureDataset:
             if example is not None:
                 return example
             tried = stable_hash("instead", str(index), str(attempt)) % len(self)
-        raise UserError(f"{self.config.path}: no readable example found in 64 tries")
+        raise UserError(f"{self.config.path}: no readable example found in 64 tries ({self.quarantine.reasons()})")
 
-    def _read(self, index: int) -> Example | None:
-        where, key = self._source.key(index)
-        if (where, key) in self.quarantine.broken:
-            return None
-        if index in self._cache:
-            picture, meta = self._cache[index]
-        else:
-            try:
-                meta = self._meta(index)
-                picture = decode(self._source.picture(index), self.config.resized, square=not self.config.drawn)
-            except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
-                self._count(index)
-                self.quarantine.add(where, key, _reason(error))
-                self.quarantine.check()
-                return None
-            self._count(index)
-            if self.config.in_memory:
-                self._cache[index] = picture, meta
-        return Example(picture=picture, captions=tuple(meta["captions"]), meta=meta, key=key)
+    def split(self, name: Split, **changes: Any) -> PictureDataset:
+        """Another split of the same data, what is broken in it counted with this one's; held-out pictures as they are,
+        without flips. `changes` are of the config. Raises `NothingThere` where it has no example."""
+        config = self.config.unchanged if name == "held-out" else self.config
+        other = copy.copy(self)
+        other.config, other._cache = dataclasses.replace(config, split=name, **changes), {}
+        other._indices = other._of_split(name)
+        return other
+
+    def readable(self) -> Iterator[Example]:
+        """Every example that can be read, once, in order; the others are set aside."""
+        for index in map(int, self._indices):
+            if (example := self._read(index)) is not None:
+                yield example
+
+    def all_captions(self) -> Iterator[str]:
+        """Every caption of every example as training reads it; what is broken is set aside."""
+        for index in map(int, self._indices):
+            if self.source.key(index) not in self.quarantine.broken:
+                self.quarantine.seen += 1
+                meta = self._guarded(index, lambda i: self._meta(i))
+                yield from () if meta is None else meta["captions"]
+        self.quarantine.check()
+        self.quarantine.restart()
 
     def meta(self, index: int) -> dict[str, Any]:
         """Metadata of an example without decoding its picture. Raises whatever a broken one raises."""
         return self._meta(int(self._indices[index]))
 
-    def _meta(self, index: int) -> dict[str, Any]:
-        meta, field = self._source.meta(index), self.config.caption_field
-        if field == FIELD:
-            if index not in self._layouts:
-                self._layouts[index] = layout_of(meta, lambda: decode(self._source.picture(index), self.config.size))
-            return {**meta, "captions": [self._layouts[index]]}
-        return meta if field is None else {**meta, "captions": [str(meta[field])]}
-
     def sides(self, index: int) -> tuple[int, int]:
         """Width and height of a picture as it is stored. Raises whatever a broken one raises."""
-        with opened(self._source.picture(int(self._indices[index]))) as picture:
+        with opened(self.source.picture(int(self._indices[index]))) as picture:
             return picture.size
+
+    @property
+    def left_out(self) -> list[tuple[str, str, str]]:
+        """(where, name, why) of all that is known not to be seen: what is no example, then what is broken."""
+        where = one_line(str(self.config.path))
+        named = [(where, name, why) for name, why in self.source.left.items()]
+        return named + [(where, key, why) for (where, key), why in self.quarantine.broken.items()]
+
+    def _read(self, index: int) -> Example | None:
+        where, key = self.source.key(index)
+        if (where, key) in self.quarantine.broken:
+            return None
+        if index in self._cache:
+            picture, meta = self._cache[index]
+        else:
+            found = self._guarded(index, lambda i: (self._meta(i), self._decoded(i)))
+            self._count(index)
+            if found is None:
+                self.quarantine.check()
+                return None
+            meta, picture = found
+            if self.config.in_memory:
+                self._cache[index] = picture, meta
+        return Example(picture=picture, captions=tuple(meta["captions"]), meta=meta, key=key)
+
+    def _guarded(self, index: int, read: Callable[[int], Any]) -> Any:
+        """What `read` makes of an example, or none where that fails: then the example is set aside."""
+        try:
+            return read(index)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
+            where, key = self.source.key(index)
+            self.quarantine.add(where, key, reason_of(error, f"{key} in {where}"))
+            return None
+
+    def _decoded(self, index: int) -> np.ndarray:
+        return decode(self.source.picture(index), self.config.resized, square=not self.config.drawn)
+
+    def _meta(self, index: int) -> dict[str, Any]:
+        return self._captioned(index, self.source.meta(index))
+
+    def _captioned(self, index: int, meta: dict[str, Any], opening: bool = False) -> dict[str, Any]:
+        """Metadata with the captions that are read. At the opening no layout is measured and nothing is fitted."""
+        field = self.config.caption_field
+        if not self.captions:
+            return {**meta, "captions": meta["captions"] or [""]}
+        if field == FIELD:
+            require_layout(meta)
+            captions = [""] if opening else [self._layout(index, meta)]
+        else:
+            captions = meta["captions"] if field is None else labels_of(meta, field)
+        if not captions:
+            raise self.source.no_caption(index)
+        return {**meta, "captions": captions if opening or self.fit is None else self._fitted(index, captions)}
+
+    def _layout(self, index: int, meta: dict[str, Any]) -> str:
+        if index not in self._layouts:
+            self._layouts[index] = layout_of(meta, lambda: decode(self.source.picture(index), self.config.size))
+        return self._layouts[index]
+
+    def _fitted(self, index: int, captions: list[str]) -> list[str]:
+        assert self.fit is not None
+        kept, why = fitted_captions(captions, self.fit, self.config.long_captions)
+        if not kept:
+            raise Broken(why)
+        if why:
+            self.quarantine.note(*self.source.key(index), why)
+        return kept
 
     def _count(self, index: int) -> None:
         if not self._seen[index]:
             self._seen[index] = 1
             self.quarantine.seen += 1
 
-    def _choose(self) -> np.ndarray:
-        config = self.config
-        kept: list[tuple[int, str, str]] = []  # where, split, what the caption field says
-        for index in track(range(len(self._source)), "reading captions"):
-            where, key = self._source.key(index)
-            meta: dict[str, Any] = {}
-            if config.least > 1 or self._source.tells_split(index):
+    def _choose(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of the examples of these kinds and styles, and which of them are held out."""
+        config, source = self.config, self.source
+        chosen: list[int] = []
+        held_out = bytearray()
+        said: list[str] = []  # what the caption field says
+        for index in track(range(len(source)), "reading captions"):
+            meta: dict[str, Any] | None = {}
+            if config.least > 1 or source.states_split(index):
                 self.quarantine.seen += 1
-                try:
-                    meta = self._source.meta(index)
-                except Exception as error:
-                    self.quarantine.add(where, key, _reason(error))
-                    continue
-            split = meta.get("split") or (
-                "held-out" if stable_hash("split", key) < config.held_out * 2**64 else "train"
-            )
+                meta = self._guarded(index, lambda i: self._captioned(i, source.meta(i), opening=True))
+            if meta is None:
+                continue
             if config.kinds and meta.get("kind") not in config.kinds:
                 continue
             if config.styles and meta.get("kind", "single") == "single" and meta.get("style") not in config.styles:
                 continue
-            kept.append((index, split, str(meta.get(config.caption_field or "", ""))))
+            drawn = stable_hash("split", source.key(index)[1]) < config.held_out * 2**64
+            chosen.append(index)
+            held_out.append(meta["split"] == "held-out" if meta.get("split") else drawn)
+            if config.least > 1:
+                said.append(str(meta.get(config.caption_field or "", "")))
         self.quarantine.check()
         self.quarantine.restart()
-        times = Counter(said for _, _, said in kept)
-        chosen = [
-            index for index, split, said in kept if config.split in ("all", split) and times[said] >= config.least
-        ]
-        return np.array(chosen, dtype=np.int64)
+        if config.least > 1:
+            times = Counter(said)
+            kept = [place for place, one in enumerate(said) if times[one] >= config.least]
+            chosen, held_out = [chosen[place] for place in kept], bytearray(held_out[place] for place in kept)
+        return np.array(chosen, dtype=np.int64), np.frombuffer(held_out, dtype=np.uint8).astype(bool)
+
+    def _of_split(self, split: Split) -> np.ndarray:
+        """The places of the examples of a split. Raises `NothingThere`, or a `UserError` where nothing can be read."""
+        config, chosen = self.config, self._chosen
+        indices = chosen if split == "all" else chosen[self._held_out == (split == "held-out")]
+        if len(indices):
+            return indices
+        if not len(chosen) and len(self.quarantine.broken) >= len(self.source) > 0:
+            raise UserError(
+                f"{config.path}: none of {len(self.source)} examples can be read ({self.quarantine.reasons()})"
+            )
+        kinds = " with these kinds and styles" if config.kinds or config.styles else ""
+        raise NothingThere(f"{config.path} has no example of split {split!r}{kinds}")
 
 
-def open_dataset(config: DataConfig) -> PictureDataset:
+def fitted_captions(captions: list[str], fit: Fit, long_captions: str) -> tuple[list[str], str]:
+    """Captions as a model reads them, cut or left out where they are too long, and what was done to the last such one
+    (empty: nothing)."""
+    kept, why = [], ""
+    for caption in captions:
+        try:
+            shorter = fit(caption)
+        except UserError as error:
+            why = f"its caption cannot be read by this model: {error}"
+            continue
+        if shorter != caption:
+            cut = f"cut after {shorter[-30:]!r}" if long_captions == "cut" and shorter else "left out"
+            why = f"its caption is longer than the text encoder reads: {cut}"
+        if shorter == caption or (long_captions == "cut" and shorter):
+            kept.append(shorter)
+    return kept, why
+
+
+def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | None = None) -> PictureDataset:
     """Open a folder of shards, or of pictures with captions, as `config.path` says.
+
+    captions: whether any are read; without, pictures need none. record: the file that gets a line for each example that
+    is left out, where the config names none.
 
     Raises `UserError` when there is nothing to read there.
     """
@@ -228,22 +287,37 @@ def open_dataset(config: DataConfig) -> PictureDataset:
         raise UserError(
             f"no data at {path}: give a folder of .tar shards or of pictures (`diptych data emoji` makes one)"
         )
-    quarantine = Quarantine(Path(config.quarantine) if config.quarantine else _beside(path), config.max_failure_rate)
-    tars = [path] if path.suffix == ".tar" else sorted(path.rglob("*.tar"))
-    source: Source = ShardSource(tars) if tars else FolderSource(path)
+    if not path.is_dir() and path.suffix != ".tar":
+        raise UserError(f"{path} is a file: give a folder of .tar shards or of pictures, or one .tar")
+    quarantine = Quarantine(Path(config.quarantine) if config.quarantine else record, config.max_failure_rate)
+    source = open_source(path)
     if isinstance(source, ShardSource):
         for shard in source.shards:
             if shard.problem:
                 quarantine.seen += 1
-                quarantine.add(shard.path.name, f"{shard.path.name} after {len(shard)} examples", shard.problem)
+                name = one_line(shard.path.name)
+                quarantine.add(name, f"{name} after {len(shard)} examples", shard.problem)
     if not len(source):
-        raise UserError(f"{path} holds no .tar shards and no pictures with captions")
-    return PictureDataset(source, config, quarantine)
+        quarantine.besides = source.left
+        reasons = quarantine.reasons()
+        raise UserError(
+            f"{path} holds no .tar shards and no pictures with captions" + (f" ({reasons})" if reasons else "")
+        )
+    return PictureDataset(source, config, quarantine, captions)
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _beside(path: Path) -> Path:
-    return (path if path.is_dir() else path.parent) / "quarantine.jsonl"
+def open_source(path: Path) -> FolderSource | ShardSource:
+    """The shards under a folder, or else its pictures; `path` may be one shard."""
+    left: dict[str, str] = {}
+    if not path.is_dir():
+        return ShardSource([path], left)
+    others: list[Path] = []
+    tars = [file for file in walk(path, left) if file.suffix == ".tar" or others.append(file)]
+    if not tars:
+        return FolderSource(path)
+    for file in others:
+        if file.suffix.casefold().lstrip(".") in PICTURES:
+            left[one_line(str(file.relative_to(path)))] = (
+                "a picture beside shards: the shards are read, and nothing else"
+            )
+    return ShardSource(sorted(tars), left)

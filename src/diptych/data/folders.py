@@ -1,73 +1,204 @@
 """Folders of picture files with their captions beside them or in a table.
 
-A caption is found in this order: a row of `metadata.jsonl`, `captions.jsonl`, `metadata.csv` or `captions.csv` in the
-picture's folder or one above it (`file_name` and `text`, as Hugging Face's imagefolder has them, or `caption` or
-`captions`); `name.txt`; `name.json`.
+A caption is found in this order: rows of `metadata.jsonl`, `captions.jsonl`, `metadata.csv` or `captions.csv` in the
+picture's folder or one above it (`file_name` and `text`, as Hugging Face's imagefolder has them, or any other field of
+`text.CAPTION_FIELDS`; several rows of a picture are several captions); `name.txt`, `name.caption`, `name.png.txt`; a
+`name.json`. Upper and lower case are the same. The folder that a picture lies in is its field `folder`: a class.
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import io
+import os
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.data.shards import PICTURES
-from diptych.errors import UserError
+from diptych.data.files import read_bounded, walk
+from diptych.data.quarantine import Broken, reason_of
+from diptych.data.shards import CONVERT, OTHER_PICTURES, PICTURES, TEXTS
+from diptych.data.text import (
+    LONGEST_TEXT,
+    SPLITS,
+    decoded,
+    metadata,
+    one_line,
+    parsed,
+    spoken,
+    with_captions,
+)
 
 TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv")
+NO_TABLES = ("metadata.parquet", "captions.parquet", "metadata.json", "captions.json", "metadata.tsv", "captions.tsv")
+NAME_FIELDS = ("file_name", "file", "image", "filename", "file_path", "image_path", "path")
+"""Fields of a table that may name the picture, in any case."""
+NO_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "requirements")
+"""Names of texts that lie in folders of data and belong to no picture."""
+LARGEST_TABLE = 2**32
+csv.field_size_limit(LONGEST_TEXT)
 
 
 class FolderSource:
-    """Every picture under a folder, in the order of their paths."""
+    """Every picture under a folder, in the order of their paths.
+
+    `left` holds what training will not see: the path from the folder, and why.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._paths = sorted(p for p in folder.rglob("*") if p.suffix.lower().lstrip(".") in PICTURES and p.is_file())
-        self._rows: dict[Path, dict[str, Any]] = {}
+        self.folder, self.left = folder, dict[str, str]()
+        self._paths: list[Path] = []
+        self._beside: dict[str, dict[str, list[str]]] = defaultdict(dict)  # folder -> name in lower case -> names
+        tables: list[Path] = []
+        for path in walk(folder, self.left):
+            name, extension = path.name.casefold(), path.suffix.casefold().lstrip(".")
+            if extension in PICTURES:
+                self._paths.append(path)
+            elif name in TABLES:
+                tables.append(path)
+            elif name in NO_TABLES:
+                self.left[self._named(path)] = "not read: write it as metadata.jsonl, an object with file_name a line"
+            elif extension in (*TEXTS, "json"):
+                self._beside[str(path.parent)].setdefault(name, []).append(path.name)
+            elif extension in OTHER_PICTURES:
+                self.left[self._named(path)] = f".{extension} pictures are not read: {CONVERT}"
+            elif path.name.casefold().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip")):
+                self.left[self._named(path)] = "an archive that is compressed: unpack it"
+        self._paths.sort()
+        self._known = {os.path.normpath(path): str(path) for path in self._paths}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
         for name in reversed(TABLES):
-            for table in sorted(folder.rglob(name)):
-                self._rows.update(_read_table(table))
+            for table in sorted(table for table in tables if table.name.casefold() == name):
+                self._rows.update(self._read_table(table))
+        self._splits = self._split_folders()
+        self._note_unused()
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def key(self, index: int) -> tuple[str, str]:
-        return str(self.folder), str(self._paths[index].relative_to(self.folder))
+        return one_line(str(self.folder)), self._named(self._paths[index])
 
     def meta(self, index: int) -> dict[str, Any]:
-        from diptych.data.dataset import with_captions
-
         path = self._paths[index]
-        if path in self._rows:
-            return with_captions(self._rows[path], None)
-        text, beside = path.with_suffix(".txt"), path.with_suffix(".json")
-        meta = json.loads(beside.read_text("utf-8")) if beside.exists() else {}
-        if not isinstance(meta, dict):
-            raise ValueError(f"{beside.name} holds no object")
-        return with_captions(meta, text.read_text("utf-8").strip() if text.exists() else None)
+        top, *deeper = path.relative_to(self.folder).parts
+        own = {"folder": [top, *deeper][-2]} if deeper else {}
+        if top in self._splits:
+            own["split"] = self._splits[top]
+        rows = [with_captions({**own, **row}) for row in self._rows.get(str(path), ())]
+        if captions := [caption for row in rows for caption in row["captions"]]:
+            return {**rows[0], "captions": captions}
+        meta, text = {}, None
+        if (beside := self._file(path, ("json",))) is not None:
+            meta = metadata(parsed(self._text(beside), beside.name), beside.name)
+        if (beside := self._file(path, TEXTS)) is not None:
+            text = self._text(beside)
+        row = {key: value for key, value in rows[0].items() if key != "captions"} if rows else {}
+        return with_captions({**own, **meta, **row}, text)
 
     def picture(self, index: int) -> bytes:
-        return self._paths[index].read_bytes()
+        return read_bounded(self._paths[index])
 
-    def tells_split(self, index: int) -> bool:
+    def no_caption(self, index: int) -> Broken:
+        """The error of a picture of which nothing says a caption."""
+        path = self._paths[index]
+        found = self._file(path, (*TEXTS, "json"))
+        return Broken(f"no caption in {found.name}" if found is not None else "no caption")
+
+    def states_split(self, index: int) -> bool:
         return True
 
+    def _text(self, path: Path) -> str:
+        return decoded(read_bounded(path, LONGEST_TEXT), path.name)
 
-def _read_table(table: Path) -> dict[Path, dict[str, Any]]:
-    """Rows by the picture that they describe. Raises `UserError` with the line that cannot be read."""
-    rows: dict[Path, dict[str, Any]] = {}
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            if table.suffix == ".csv":
-                entries: list[Any] = list(csv.DictReader(file))
-            else:
-                entries = [json.loads(line) for line in file if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"cannot read {table}: {error}") from None
-    for number, entry in enumerate(entries, 1):
-        name = entry.get("file_name") or entry.get("file") or entry.get("image") if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            raise UserError(f"{table}, entry {number}: no file_name (the picture's path from the table's folder)")
-        rows[table.parent / name] = entry
-    return rows
+    def _named(self, path: Path) -> str:
+        return one_line(os.path.relpath(path, self.folder))
+
+    def _file(self, picture: Path, extensions: tuple[str, ...]) -> Path | None:
+        """What lies beside a picture: cat.txt or cat.png.txt of cat.png, in any case, its own case first."""
+        beside = self._beside.get(str(picture.parent), {})
+        for name in (f"{stem}.{extension}" for stem in (picture.stem, picture.name) for extension in extensions):
+            if names := beside.get(name.casefold()):
+                return picture.parent / (name if name in names else names[0])
+        return None
+
+    def _read_table(self, table: Path) -> dict[str, list[dict[str, Any]]]:
+        """Rows by the path of the picture that they describe; those that cannot be used are left out, with the line."""
+        rows: dict[str, list[dict[str, Any]]] = {}
+        named = self._named(table)
+        try:
+            text = decoded(read_bounded(table, LARGEST_TABLE), table.name)
+            for line, row in csv_rows(text) if table.suffix.casefold() == ".csv" else json_rows(text, table.name):
+                try:
+                    rows.setdefault(self._described(table, row), []).append(row)
+                except Broken as error:
+                    self.left[f"{named}, line {line}"] = str(error)
+        except Broken as error:
+            self.left[named] = str(error)
+        except csv.Error as error:
+            self.left[named] = f"no table ({error})"
+        except OSError as error:
+            self.left[named] = reason_of(error, str(table))
+        return rows
+
+    def _described(self, table: Path, row: Any) -> str:
+        """The path of the picture that a row of a table describes. Raises `Broken` where it is of none."""
+        if isinstance(row, Broken):
+            raise row
+        if not isinstance(row, dict):
+            raise Broken(f"no object but {spoken(row)}")
+        fields = {str(key).casefold(): value for key, value in reversed(row.items())}
+        name = next((n for field in NAME_FIELDS if isinstance(n := fields.get(field), str) and n), None)
+        if name is None:
+            raise Broken("no file_name (the picture's path from the table's folder)")
+        for written in (name, name.replace("\\", "/")):
+            if (path := os.path.normpath(os.path.join(table.parent, written))) in self._known:
+                return self._known[path]
+        raise Broken(f"its picture {one_line(name)[:200]} is not there")
+
+    def _split_folders(self) -> dict[str, str]:
+        """Folders at the top that are named train and val, or the like: their pictures are of these splits, where
+        there are both."""
+        tops = {path.relative_to(self.folder).parts[0] for path in self._paths}
+        found = {name: SPLITS[name.casefold()] for name in tops if name.casefold() in SPLITS}
+        return found if len(set(found.values())) == 2 else {}
+
+    def _note_unused(self) -> None:
+        """Name captions without a picture: texts in a folder that holds pictures, and a JSON where others in its folder
+        lie beside pictures."""
+        used: dict[str, set[str]] = defaultdict(set)
+        for path in self._paths:
+            beside = self._beside.get(str(path.parent), {})
+            for stem in (path.stem.casefold(), path.name.casefold()):
+                used[str(path.parent)] |= {n for e in (*TEXTS, "json") if (n := f"{stem}.{e}") in beside}
+        for folder, others in used.items():
+            alike = any(name.endswith(".json") for name in others)
+            for name in sorted(self._beside.get(folder, {}).keys() - others):
+                if name.partition(".")[0] not in NO_CAPTIONS and (alike or not name.endswith(".json")):
+                    for one in self._beside[folder][name]:
+                        self.left[self._named(Path(folder, one))] = "a caption without a picture"
+
+
+def json_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
+    """(line, value) of a file with JSON on each line; `Broken` where a line holds none."""
+    for line, row in enumerate(text.split("\n"), 1):
+        if row.strip():
+            try:
+                yield line, parsed(row, name, line)
+            except Broken as error:
+                yield line, error
+
+
+def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line on which it begins, row) of a table with a head. Raises `csv.Error`."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    head = next(reader, [])
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        if row:
+            yield line, dict(zip(head, row, strict=False))

@@ -7,7 +7,7 @@ import hashlib
 
 def stable_hash(*parts: str) -> int:
     """64 bits that depend on the words alone."""
-    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()[:8], "big")
 
 
 def mix(*numbers: int) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from diptych.data.quarantine import Broken
+
 FIELD = "layout"
 """As `data.caption_field`: an example's layout in the place of its captions."""
 WORD = "written word"
@@ -34,18 +36,26 @@ def written(boxes: Sequence[tuple[str, Sides]]) -> str:
 
 def layout_of(meta: dict[str, Any], picture: Callable[[], np.ndarray]) -> str:
     """The layout of an example: what its metadata say, else its objects and written word, else the one thing that it
-    shows, in a box around what is drawn in its picture (H, W, 3). Raises `ValueError` where nothing says what it shows.
+    shows, in a box around what is drawn in its picture (H, W, 3). Raises `Broken` where nothing says what it shows.
     """
+    require_layout(meta)
     if isinstance(meta.get(FIELD), str):
         return meta[FIELD]
     if "objects" in meta:
-        boxes = [(one["concept"], one["box"]) for one in meta["objects"]]
-        if isinstance(text := meta.get("text"), dict):
-            boxes.append((WORD, text["box"]))
-        return written(boxes)
-    if not isinstance(meta.get("concept"), str):
-        raise ValueError("neither a layout nor objects nor a concept")
+        try:
+            boxes = [(one["concept"], one["box"]) for one in meta["objects"]]
+            if isinstance(text := meta.get("text"), dict):
+                boxes.append((WORD, text["box"]))
+            return written(boxes)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise Broken("its objects are not each a concept with a box of four numbers") from None
     return written([(meta["concept"], drawn(picture()))])
+
+
+def require_layout(meta: dict[str, Any]) -> None:
+    """Raises `Broken` where metadata says nothing of what `layout_of` reads."""
+    if not (isinstance(meta.get(FIELD), str) or "objects" in meta or isinstance(meta.get("concept"), str)):
+        raise Broken("neither a layout nor objects nor a concept")
 
 
 def drawn(picture: np.ndarray) -> Sides:

@@ -1,62 +1,101 @@
 """Where the members of a tar file lie: headers alone, some six times as fast as `tarfile`, no broken one passed over.
 
 POSIX.1-1988 (ustar), GNU long names and POSIX.1-2001 (pax) `path` and `size`; every header's checksum is verified.
+Time and memory are linear in the file's size, whatever its headers say.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BLOCK = 512
+LONGEST_HEADER = 2**20
+"""Bytes of an extension header (a long name, pax records): no name is longer."""
 _EMPTY = bytes(BLOCK)
 _REGULAR = b"0\x007"
+_NO_CONTENT = b"123456"
+"""Links, devices, folders and pipes: whatever size they state, nothing follows."""
+_PACKED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PK\3\4", "zip"),
+)
+Left = Callable[[str, str], None]
 
 
-def members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of each regular file in the archive.
+def members(path: Path, left: Left | None = None) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of each regular file in the archive; `left` is told name and reason of what else has one.
 
     Raises `ValueError` at the first header that is broken or cut off, after all members before it.
     """
-    if path.stat().st_size == 0:
+    with open(path, "rb") as file:
+        yield from members_of(file.fileno(), left)
+
+
+def members_of(number: int, left: Left | None = None) -> Iterator[tuple[str, int, int]]:
+    """As `members`, of an open file."""
+    if os.fstat(number).st_size == 0:
         raise ValueError("the file is empty")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at, name, size = 0, None, None  # name and size that an extension header gave for the next member
-        while at < len(data):
-            header = data[at : at + BLOCK]
-            if header == _EMPTY:
-                return
-            kind, length = header[156:157], _checked_size(header, at)
-            start = at + BLOCK
-            if kind in b"xgLK":
-                body = data[start : start + length]
-                if kind == b"L":
-                    name = body.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-                elif kind == b"x":
-                    told = _pax(body, at)
-                    name, size = told.get("path", name), int(told["size"]) if "size" in told else size
-            else:
-                length = length if size is None else size
-                own = name if name is not None else _name(header)
-                if kind in _REGULAR and not own.endswith("/"):
-                    yield own, start, length
-                name = size = None
-            at = start + -(-length // BLOCK) * BLOCK
-        if at > len(data):
-            raise ValueError("the file is cut off")
+    with mmap.mmap(number, 0, access=mmap.ACCESS_READ) as data:
+        packed = next((name for mark, name in _PACKED if data[: len(mark)] == mark), None)
+        if packed is not None:
+            raise ValueError(f"it is compressed with {packed}: unpack it")
+        yield from _members(data, left or (lambda name, reason: None))
+
+
+def _members(data: mmap.mmap, left: Left) -> Iterator[tuple[str, int, int]]:
+    at, name, size, sparse = 0, None, None, False  # what an extension header says of the next member
+    while at < len(data):
+        header = data[at : at + BLOCK]
+        if header == _EMPTY:
+            return
+        kind, length = header[156:157], _checked_size(header, at)
+        start = at + BLOCK
+        if kind in b"xgLK":
+            if length > LONGEST_HEADER:
+                raise ValueError(f"an extension header of {length:,} bytes at byte {at}")
+            body = data[start : start + length]
+            if kind == b"L":
+                name = body.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            elif kind == b"x":
+                records = _pax(body, at)
+                name, size = records.get("path", name), int(records["size"]) if "size" in records else size
+                sparse = any(key.startswith("GNU.sparse") for key in records)
+        else:
+            length = 0 if kind in _NO_CONTENT else length if size is None else size
+            own = name if name is not None else _name(header)
+            if start + length > len(data):
+                raise ValueError(f"the file is cut off within {own[:200]!r}")
+            if kind == b"S" or sparse:
+                left(own, "a sparse file: pack it without --sparse")
+                more = header[482:483] if kind == b"S" else b""
+                while more == b"\1":  # blocks with more of its map
+                    more, start = data[start + 504 : start + 505], start + BLOCK
+            elif kind in b"12":
+                left(own, "a link: pack the file itself (tar --dereference --hard-dereference)")
+            elif kind in _REGULAR and not own.endswith("/"):
+                yield own, start, length
+            name, size, sparse = None, None, False
+        at = start + -(-length // BLOCK) * BLOCK
+    if at > len(data):
+        raise ValueError("the file is cut off")
 
 
 def _checked_size(header: bytes, at: int) -> int:
     """The size in a header. Raises `ValueError` unless the header is whole."""
     try:
-        told = int(header[148:156].strip(b" \0"), 8)
+        stated = int(header[148:156].strip(b" \0"), 8)
         raw = header[124:136]
         size = int.from_bytes(raw[1:], "big") if raw[0] == 0x80 else int(raw.strip(b" \0") or b"0", 8)
     except (ValueError, IndexError):
-        told, size = -1, 0
+        stated, size = -1, 0
     # the checksum is taken as if its own eight bytes were spaces
-    if len(header) < BLOCK or told != sum(header[:148]) + 8 * 32 + sum(header[156:]) or size < 0:
+    if len(header) < BLOCK or stated != sum(header[:148]) + 8 * 32 + sum(header[156:]) or size < 0:
         raise ValueError(f"broken header at byte {at}")
     return size
 
@@ -68,16 +107,18 @@ def _name(header: bytes) -> str:
 
 
 def _pax(body: bytes, at: int) -> dict[str, str]:
-    """Records of the form "<length> <key>=<value>\\n"."""
-    told: dict[str, str] = {}
-    while body.strip(b"\0"):
-        number, _, _ = body.partition(b" ")
+    """Records of the form "<length> <key>=<value>\\n". Raises `ValueError`."""
+    records: dict[str, str] = {}
+    place, end = 0, len(body.rstrip(b"\0"))
+    while place < end:
+        number = body[place : place + 20].partition(b" ")[0]
         length = int(number) if number.isdigit() else 0
-        key, equals, value = body[len(number) + 1 : length - 1].partition(b"=")
-        if not equals or length > len(body):
+        key, equals, value = body[place + len(number) + 1 : place + length - 1].partition(b"=")
+        if not equals or place + length > len(body):
             raise ValueError(f"broken extension header at byte {at}")
-        told[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        body = body[length:]
-    if not told.get("size", "0").isdigit():
+        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        place += length
+    size = records.get("size", "0")
+    if not (size.isascii() and size.isdigit() and len(size) <= 20):
         raise ValueError(f"broken extension header at byte {at}")
-    return told
+    return records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.config import Config
-from diptych.data.dataset import PictureDataset, open_dataset
+from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.prompts import concept_of, is_scene
@@ -127,8 +126,7 @@ class JudgeTrainable:
 
     def __init__(self, config: ContrastConfig, dataset: PictureDataset, words: WordFeatures | None = None) -> None:
         self.config = config
-        everything = open_dataset(dataclasses.replace(dataset.config, split="all", in_memory=False))
-        self.meta = read_meta(everything)
+        self.meta = read_meta(dataset.split("all", in_memory=False))
         self.concepts = sorted({concept_of(m) for m in self.meta.values() if not is_scene(m)})
         self.place = {concept: row for row, concept in enumerate(self.concepts)}
         self.judge = Judge(config.judge, words)

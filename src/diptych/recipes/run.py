@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,11 +29,10 @@ from diptych.conditioning.text import (
     text_network,
     train_tokenizer,
 )
-from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
-from diptych.data.stream import SampleStream, make_batch
 from diptych.devices import find_device
-from diptych.errors import NothingThere, UserError
+from diptych.errors import UserError
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
 from diptych.latent import LatentConfig, LatentDiffusion
@@ -56,6 +54,17 @@ from diptych.recipes import (
     get,
 )
 from diptych.recipes.guiding import guide_task, guided_model
+from diptych.recipes.reading import (
+    QUARANTINE,
+    all_captions,
+    batches,
+    caption_fit,
+    fit_all,
+    fit_stored,
+    flip_of,
+    learned_fit,
+    open_splits,
+)
 from diptych.recipes.starting import begin_from, named
 from diptych.seeding import seed_default
 from diptych.stage import Stage
@@ -63,6 +72,7 @@ from diptych.stage_config import StageConfig, read_stage
 from diptych.training.codes import CodesTask
 from diptych.training.diffusion import DiffusionTask
 from diptych.training.distillation import Distillation, DistillationConfig
+from diptych.training.feed import BatchAt
 from diptych.training.first_stage import FirstStage, FirstStageConfig, PerceptualConfig
 from diptych.training.guides import GuideTraining
 from diptych.training.loop import Trainable
@@ -71,7 +81,6 @@ from diptych.training.precompute import EmbeddedTexts, Kept, PrecomputedLatents,
 from diptych.training.precompute import precompute as run_precompute
 from diptych.weights.checkpoint import shapes_only
 
-BatchAt = Callable[[list[int]], dict[str, Any]]
 TwoStages = LatentTraining | AutoregressiveTraining
 """What is trained over a first stage."""
 
@@ -100,7 +109,8 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
             raise UserError(
                 f"{store} holds {kept} of shape {found}, not {wanted}: make it again with `diptych precompute`"
             )
-        return _run(recipe, folder, second_stage(system, autoencoder, store), splits["train"], splits.get("held-out"))
+        task = second_stage(system, autoencoder, store)
+        return _run(recipe, folder, task, fitted_store(recipe, store, splits, task))
     if isinstance(system, GuideTraining) and system.guided is not None and system.precomputed is not None:
         store, guided = Path(system.precomputed), guided_model(system.guided)
         names = precomputed_splits(store)
@@ -108,24 +118,21 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
             name: PrecomputedLatents(store, name, seeds[name], guided.autoencoder, flip=flip_of(recipe, name))
             for name in names
         }
-        task = guide_task(system, stored_captions(store), guided)
-        return _run(recipe, folder, task, splits["train"], splits.get("held-out"))
-    dataset, validation = open_dataset(recipe.data), held_out(recipe.data)
-    recipe = named(recipe, lambda: all_captions(dataset))
-    return _run(
-        recipe,
-        folder,
-        build(recipe, dataset, *([] if validation is None else [validation])),
-        batches(dataset, seeds["train"]),
-        None if validation is None else batches(validation, seeds["held-out"]),
-    )
+        fitted = fitted_store(recipe, store, splits)
+        captions = {caption for row in splits["train"].captions for caption in row}
+        return _run(recipe, folder, guide_task(system, sorted(captions), guided), fitted)
+    datasets = open_splits(recipe, folder / QUARANTINE)
+    recipe = named(recipe, lambda: all_captions(datasets["train"]))
+    fit_all(caption_fit(recipe.system), *datasets.values())  # of classes, now that they have names
+    task = build(recipe, *datasets.values())
+    return _run(recipe, folder, task, {name: batches(one, seeds[name]) for name, one in datasets.items()})
 
 
-def _run(recipe: Recipe, folder: Path, task: Trainable, batch_at: BatchAt, validation_at: BatchAt | None) -> Path:
+def _run(recipe: Recipe, folder: Path, task: Trainable, splits: dict[str, BatchAt]) -> Path:
     resolved = recipe.to_dict()
     if isinstance(task, FirstStage) and task.distance_name is not None:
         resolved["perceptual_distance"] = task.distance_name
-    return run_loop(task, batch_at, recipe.training, folder, validation_at, resolved=resolved)
+    return run_loop(task, splits["train"], recipe.training, folder, splits.get("held-out"), resolved=resolved)
 
 
 def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> Trainable:
@@ -137,11 +144,15 @@ def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> T
         return distillation(system)
     if isinstance(system, TwoStages):
         read = (dataset, *others) if isinstance(system.model.text, LayoutConfig) else (dataset,)
-        return second_stage(system, first_stage(system), captions=lambda: all_captions(*read))
+        task = second_stage(system, first_stage(system), captions=lambda: all_captions(*read))
+        fit_all(learned_fit(task), dataset, *others)
+        return task
     if isinstance(system, StageTraining):
         joint = isinstance(system.model.encoder, JointTransformerConfig)  # whose tokenizer learns from training alone
         read = () if system.model.encoder is None else (dataset,) if joint else (dataset, *others)
-        return stage_task(system, all_captions(*read))
+        task = stage_task(system, all_captions(*read))
+        fit_all(learned_fit(task), dataset, *others)
+        return task
     if isinstance(system, GuideTraining):
         return guide_task(system, all_captions(dataset), None if system.guided is None else guided_model(system.guided))
     return JudgeTrainable(system, dataset)
@@ -189,25 +200,6 @@ def joint_text(config: JointTransformerConfig, captions: list[str]) -> JointTran
     return JointTransformer(config, tokenizer)
 
 
-def batches(dataset: PictureDataset, seed: int) -> BatchAt:
-    """What the loop asks for: the batch of a list of stream positions."""
-    stream = SampleStream(len(dataset), seed)
-    return lambda positions: make_batch(dataset, stream, positions)
-
-
-def flip_of(recipe: Recipe, split: str) -> float:
-    """With what probability the pictures of a split are mirrored: those of validation are not."""
-    return recipe.data.flip if split == "train" else 0.0
-
-
-def held_out(config: DataConfig) -> PictureDataset | None:
-    """The held-out split of some training data, as it is, or none where it has none."""
-    try:
-        return open_dataset(dataclasses.replace(config.unchanged, split="held-out"))
-    except NothingThere:
-        return None
-
-
 def first_stage(system: TwoStages) -> Autoencoder:
     """The trained autoencoder that a latent model or a transformer over codes stands on."""
     module = open_autoencoder(system.autoencoder)
@@ -251,10 +243,15 @@ def second_stage(
     return DiffusionTask(model, system.diffusion)
 
 
-def all_captions(*datasets: PictureDataset) -> list[str]:
-    """Every caption of some datasets once, sorted."""
-    metas = (one.meta(index) for one in datasets for index in range(len(one)))
-    return sorted({caption for meta in metas for caption in meta["captions"]})
+def fitted_store(
+    recipe: Recipe, store: Path, splits: dict[str, PrecomputedLatents], task: DiffusionTask | CodesTask | None = None
+) -> dict[str, BatchAt]:
+    """Precomputed splits with captions as the model reads them; those that were embedded are so already."""
+    if not (store / "text.safetensors").is_file():
+        fit = caption_fit(recipe.system) or learned_fit(task)
+        for split in splits.values():
+            fit_stored(split, fit, recipe.data.long_captions)
+    return dict(splits)
 
 
 def stored_captions(store: Path, *splits: str) -> list[str]:
@@ -272,9 +269,7 @@ def precompute(recipe: Recipe, out: Path) -> Path:
         raise UserError("only recipes over latents or codes have something to precompute")
     if recipe.data.drawn:
         raise UserError(f"{KEEPS_NONE}: set data.crop=none and data.center_shift=0, or train without precomputing")
-    datasets = {"train": open_dataset(recipe.data)}
-    if (validation := held_out(recipe.data)) is not None:
-        datasets["held-out"] = validation
+    datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
     device = find_device(recipe.training.device)
     if not isinstance(system, TwoStages):
         return run_precompute(datasets, guided_model(str(guided)).autoencoder, None, out, device)

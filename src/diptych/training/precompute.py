@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from diptych.conditioning.cache import EmbeddedTexts
 from diptych.conditioning.parts import read_precomputed
 from diptych.conditioning.text import TextEncoder
 from diptych.data.augment import flipped
-from diptych.data.dataset import PictureDataset
+from diptych.data.dataset import PictureDataset, fitted_captions
 from diptych.data.hashing import mix
 from diptych.data.stream import SampleStream, collate
 from diptych.disk import replacing, write_text
@@ -138,11 +139,29 @@ class PrecomputedLatents:
         self.flip, self.stored = flip, tensors[name]
         self.mirrored = tensors.get(name + FLIPPED, self.stored)
         examples = read_precomputed(folder / f"examples-{split}.json")
-        self.captions, self.keys = examples["captions"], examples["keys"]
-        self.stream = SampleStream(len(self.keys), seed)
+        self.captions, self.keys, self.seed = examples["captions"], examples["keys"], seed
+        self.places = list(range(len(self.keys)))
+        self.stream = SampleStream(len(self.places), seed)
+
+    def fit_captions(self, fit: Callable[[str], str], long_captions: str) -> dict[str, str]:
+        """Let captions be as a reader reads them; what does not fit is cut or left out, as `DataConfig.long_captions`
+        says. Returns what was changed or left out: keys, and why. Raises a `UserError` where nothing is left."""
+        changed: dict[str, str] = {}
+        for place in self.places:
+            key = self.keys[place]
+            kept, why = fitted_captions(self.captions[place], fit, long_captions)
+            if why:
+                changed[key] = why
+            self.captions[place] = kept
+        self.places = [place for place in self.places if self.captions[place]]
+        if not self.places:
+            raise UserError(f"no example is left ({next(iter(changed.values()))})")
+        self.stream = SampleStream(len(self.places), self.seed)
+        return changed
 
     def __call__(self, positions: list[int]) -> dict[str, Any]:
-        pairs = [self.stream[position] for position in positions]
+        drawn = [self.stream[position] for position in positions]
+        pairs = [(self.places[place], seed) for place, seed in drawn]
         return {
             self.key: torch.stack(
                 [(self.mirrored if flipped(self.flip, seed) else self.stored)[index] for index, seed in pairs]

@@ -1,0 +1,115 @@
+"""Reading places of many large files with few of them open: shards outnumber what a process may open."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from diptych.errors import UserError
+
+FEWEST, MOST = 8, 512
+Identity = tuple[int, int, int, int]
+"""Device, number, size and time of a file: another file of the same name has others."""
+
+
+@dataclasses.dataclass
+class _Open:
+    number: int
+    users: int = 0
+
+
+class OpenFiles:
+    """Files opened for reading, the least recently read closed when there are too many. Safe for several threads.
+
+    One that is opened again must be the one that it was: a folder swapped meanwhile never mixes two builds.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most or limit()
+        self._open: collections.OrderedDict[tuple[Path, Identity], _Open] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def identify(self, path: Path) -> Identity:
+        """Open a file and say which it is. Raises `OSError`."""
+        with self._lock:
+            number = self._new(path)
+            identity = identity_of(os.fstat(number))
+            if (path, identity) in self._open:
+                os.close(number)
+            else:
+                self._open[path, identity] = _Open(number)
+        return identity
+
+    @contextlib.contextmanager
+    def opened(self, path: Path, identity: Identity) -> Iterator[int]:
+        """The descriptor of a file that `identify` named. Raises `OSError`, or a `UserError` if it is another now."""
+        key = path, identity
+        with self._lock:
+            if key not in self._open:
+                number = self._new(path)
+                if identity_of(os.fstat(number)) != identity:
+                    os.close(number)
+                    raise UserError(f"{path} was replaced while it was read: start again")
+                self._open[key] = _Open(number)
+            self._open.move_to_end(key)
+            file = self._open[key]
+            file.users += 1
+        try:
+            yield file.number
+        finally:
+            with self._lock:
+                file.users -= 1
+
+    def _new(self, path: Path) -> int:
+        """Open one more, after others were closed if there are too many, for this limit or the process's."""
+        self._close_idle(self.most - 1)
+        try:
+            return opened_with_room(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.most = max(1, len(self._open) // 2)  # others need them too
+            self._close_idle(self.most - 1)
+            return opened_with_room(path)
+
+    def _close_idle(self, most: int) -> None:
+        """Close what nobody reads, the least recently read first, until at most so many are open."""
+        for key in [key for key, file in self._open.items() if not file.users]:
+            if len(self._open) <= most:
+                return
+            os.close(self._open.pop(key).number)
+
+
+def opened_with_room(path: Path) -> int:
+    """The descriptor of a file, if there is room for another one then (to map it). Raises `OSError`."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        os.close(os.dup(number))
+    except OSError:
+        os.close(number)
+        raise
+    return number
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def limit() -> int:
+    """How many files to hold: a quarter of what the process may open, so that what else it opens has room."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return FEWEST * 8
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if soft == resource.RLIM_INFINITY else max(FEWEST, min(MOST, soft // 4))
+
+
+FILES = OpenFiles()
+"""Shared by all shards of the process."""

@@ -1,0 +1,149 @@
+"""The data that a recipe reads: opened once for training and validation, with captions as its model reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from diptych.conditioning.classes import ClassConfig
+from diptych.conditioning.joint import JointTransformer, JointTransformerConfig, train_tokenizer
+from diptych.data.dataset import Fit, PictureDataset, open_dataset
+from diptych.data.stream import SampleStream, make_batch
+from diptych.errors import NothingThere
+from diptych.evaluation.judge_training import ContrastConfig
+from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
+from diptych.terminal import say
+from diptych.training.feed import BatchAt
+from diptych.training.guides import GuideTraining
+from diptych.training.precompute import PrecomputedLatents
+
+QUARANTINE = "quarantine.jsonl"
+
+
+def prompt_reader(system: Any) -> Any:
+    """The config of what reads a system's captions: a text encoder, classes, layouts; none where none are read."""
+    if isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining)):
+        return system.model.text
+    if isinstance(system, GuideTraining):
+        return system.text if system.classes is None else system.classes
+    return None
+
+
+def reads_captions(system: Any) -> bool:
+    """Whether a system reads captions: first stages, unconditional models and those that only enlarge do not."""
+    return isinstance(system, ContrastConfig) or prompt_reader(system) is not None
+
+
+def caption_fit(system: Any) -> Fit | None:
+    """What gives as much of a caption as a system reads, without its weights; none where that is learned from the
+    captions themselves (a tokenizer, the names of classes), or none are read."""
+    reader = prompt_reader(system)
+    if isinstance(reader, JointTransformerConfig):
+        return None if reader.tokenizer is None else JointTransformer(reader).fit
+    if isinstance(reader, ClassConfig) and reader.named and not reader.names:
+        return None
+    return None if reader is None else reader.fitting()
+
+
+def open_splits(recipe: Recipe, record: Path) -> dict[str, PictureDataset]:
+    """The training data of a recipe and, where it has one, the held-out split, as "train" and "held-out".
+
+    record: the file that lists what is left out. Says in one line what there is, and what is left out of it. Every
+    process reads the data; the first alone speaks and keeps the record of the opening.
+    """
+    main = os.environ.get("RANK", "0") == "0"
+    log, level = logging.getLogger("diptych.data"), logging.getLogger("diptych.data").level
+    if not main:
+        log.setLevel(logging.ERROR)
+    try:
+        train = open_dataset(recipe.data, captions=reads_captions(recipe.system), record=record)
+        splits = {"train": train, **held_out(train)}
+    finally:
+        log.setLevel(level)
+    fit_all(caption_fit(recipe.system), *splits.values())
+    if main:
+        say(described(splits))
+        if recipe.data.held_out and "held-out" not in splits:
+            say(
+                f"data.held_out={recipe.data.held_out:g} sets none of these {len(train)} apart: nothing is validated; "
+                "raise it, or give some examples the split held-out"
+            )
+    else:
+        train.quarantine.forget()
+    return splits
+
+
+def open_all(recipe: Recipe, settings: dict[str, Any]) -> PictureDataset:
+    """All the data that a recipe reads, as its model reads it, with `settings` of its data, to be checked."""
+    data = dataclasses.replace(recipe.data, **settings)
+    dataset = open_dataset(data, captions=reads_captions(recipe.system))
+    fit, reader = caption_fit(recipe.system), prompt_reader(recipe.system)
+    if fit is None and isinstance(reader, JointTransformerConfig):
+        fit = JointTransformer(reader, train_tokenizer(all_captions(dataset), reader.network.vocabulary)).fit
+    fit_all(fit, dataset)
+    return dataset
+
+
+def held_out(train: PictureDataset) -> dict[str, PictureDataset]:
+    """The held-out split of training data as "held-out", or nothing where there is none."""
+    try:
+        return {"held-out": train.split("held-out")}
+    except NothingThere:
+        return {}
+
+
+def described(splits: dict[str, PictureDataset]) -> str:
+    """How many examples there are, and how many are known to be left out and for what reason."""
+    train = splits["train"]
+    counts = f"{len(train):,} examples to train on, {len(splits.get('held-out', ())):,} held out"
+    left = train.left_out
+    if not left:
+        return f"{train.config.path}: {counts}"
+    _, name, why = left[0]
+    others = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
+    return (
+        f"{train.config.path}: {counts}, {len(left):,} left out ({name}: {why}{others}; `diptych data check` lists all)"
+    )
+
+
+def fit_all(fit: Fit | None, *datasets: PictureDataset) -> None:
+    """Let the captions of data be read as `fit` has them; none leaves them as they are."""
+    for dataset in datasets:
+        dataset.fit = fit or dataset.fit
+
+
+def learned_fit(task: Any) -> Fit | None:
+    """As `caption_fit`, of a task whose text encoder has a tokenizer, or classes, that were learned from captions."""
+    return getattr(getattr(getattr(task, "system", None), "text", None), "fit", None)
+
+
+def fit_stored(stored: PrecomputedLatents, fit: Fit | None, long_captions: str) -> None:
+    """Let precomputed examples be read as a model reads their captions, and say what that changes."""
+    changed = {} if fit is None else stored.fit_captions(fit, long_captions)
+    if changed:
+        key, why = next(iter(changed.items()))
+        say(f"{len(changed):,} captions are not read whole: {key}: {why}" + (" ..." if len(changed) > 1 else ""))
+
+
+def batches(dataset: PictureDataset, seed: int) -> BatchAt:
+    """What the loop asks for: the batch of a list of stream positions."""
+    stream = SampleStream(len(dataset), seed)
+
+    def batch_at(positions: list[int]) -> dict[str, Any]:
+        dataset.quarantine.flush()  # what was left out at the opening, now that there is a folder
+        return make_batch(dataset, stream, positions)
+
+    return batch_at
+
+
+def flip_of(recipe: Recipe, split: str) -> float:
+    """With what probability the pictures of a split are mirrored: those of validation are not."""
+    return recipe.data.flip if split == "train" else 0.0
+
+
+def all_captions(*datasets: PictureDataset) -> list[str]:
+    """Every caption of some datasets once, sorted."""
+    return sorted({caption for dataset in datasets for caption in dataset.all_captions()})

@@ -1,0 +1,272 @@
+"""What training does not see is told; what is hostile costs neither time nor memory nor a run."""
+
+import errno
+import io
+import json
+import os
+import resource
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych import cli
+from diptych.data import DataConfig, open_dataset
+from diptych.data.files import no_data
+from diptych.data.openfiles import OpenFiles
+from diptych.data.pictures import decode
+from diptych.data.quarantine import Broken
+from diptych.data.shards import OTHER_PICTURES, PICTURES
+from diptych.errors import UserError
+from tests.data.tiny import foreign_shard, image_dataset, png
+
+
+def check(capsys, path, *words):
+    """Exit code and report of `data check`."""
+    code = cli.main(["data", "check", str(path), "--json", *words])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def put(folder, **files):
+    for name, data in files.items():
+        (folder / name.replace("__", ".")).write_bytes(data)
+
+
+def test_whole_data_is_whole(tmp_path, capsys):
+    put(tmp_path, a__png=png(), a__txt=b"x", README__txt=b"about", LICENSE=b"", manifest__json=b"{}")
+    put(tmp_path, **{"._a.png": b"\0\5\x16\7", "._a.txt": b"\0", "Thumbs.db": b"", ".DS_Store": b""})
+    code, report = check(capsys, tmp_path)
+    assert (code, report["readable"], report["whole"]) == (0, 1, True)
+    assert no_data("._x.png") and not no_data(".")
+
+
+LEFT = {
+    "b.txt": b"a caption alone",
+    "c.gif": b"",
+    "d.avif": b"",
+    "metadata.parquet": b"PAR1",
+    "shards.tar.gz": b"",
+    "captions.csv": b"file_name,text\ngone.png,x\n",
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_lies_beside_is_named(tmp_path, capsys, name):
+    put(tmp_path, a__png=png(), a__txt=b"x", **{name: LEFT[name]})
+    code, report = check(capsys, tmp_path)
+    assert code == 1 and report["readable"] == 1
+    assert name in report["left_out"][0]["name"] and report["left_out"][0]["reason"]
+
+
+@pytest.mark.parametrize("extension", sorted({*PICTURES, *OTHER_PICTURES}))
+def test_every_extension_of_a_picture_is_read_or_named(tmp_path, capsys, extension):
+    put(tmp_path, a__png=png(), a__txt=b"x", **{f"b.{extension.upper()}": png(), "b.txt": b"y"})
+    _, report = check(capsys, tmp_path)
+    told = [one["name"] for one in report["left_out"]]
+    assert report["readable"] == 2 or f"b.{extension.upper()}" in told
+
+
+def test_links_and_pipes(tmp_path, capsys):
+    put(tmp_path, a__png=png(), a__txt=b"x")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "again").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "other").mkdir()
+    put(tmp_path / "other", b__png=png(), b__txt=b"y")
+    (tmp_path / "linked.png").symlink_to(tmp_path / "other" / "b.png")
+    (tmp_path / "linked.txt").write_text("z")
+    _, report = check(capsys, tmp_path)
+    assert report["readable"] == 3
+    assert {one["name"] for one in report["left_out"]} == {"gone.png", "again", "pipe.png"}
+
+
+def test_names_that_are_no_utf_8_or_hold_escape_codes(tmp_path, capsys):
+    for name in (b"caf\xe9", b"red\x1b[31m", "日本".encode()):
+        for end, data in ((b".png", png()), (b".txt", b"x")):
+            (tmp_path / os.fsdecode(name + end)).write_bytes(data)
+    code, report = check(capsys, tmp_path)
+    assert (code, report["readable"]) == (0, 3)
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8, held_out=0.5, split="all"))
+    keys = [data[i].key for i in range(3)]
+    assert sorted(keys) == ["caf\\xe9.png", "red\\x1b[31m.png", "日本.png"]
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).unlink()
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    assert "caf\\xe9.png" in capsys.readouterr().out
+
+
+SHARDS = {
+    "a dot in the name": ([("22.05.png", png()), ("22.05.txt", b"x")], "a dot in its name"),
+    "twice": ([("1.png", png()), ("1.txt", b"x"), ("1.png", png())], "the same name twice"),
+    "another format": ([("1.gif", b"GIF89a"), ("1.txt", b"x")], ".gif pictures are not read"),
+}
+
+
+@pytest.mark.parametrize("what", SHARDS)
+def test_members_that_are_not_read_are_named(tmp_path, capsys, what):
+    members, reason = SHARDS[what]
+    foreign_shard(tmp_path / "a.tar", [("0.png", png()), ("0.txt", b"x"), *members, ("._0.png", b""), ("0.cls", b"1")])
+    code, report = check(capsys, tmp_path)
+    assert code == 1
+    assert any(reason in one["reason"] for one in report["left_out"])
+
+
+def test_members_that_do_not_stand_together(tmp_path, capsys):
+    foreign_shard(
+        tmp_path / "a.tar", [(f"{i}.{e}", png() if e == "png" else b"x") for e in ("png", "txt") for i in (0, 1)]
+    )
+    code, report = check(capsys, tmp_path)
+    assert (code, report["readable"], len(report["broken"])) == (1, 0, 2)
+    assert all("do not stand together" in one["reason"] for one in report["broken"])
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_packed_shard_and_pictures_beside_shards(tmp_path, capsys, kind):
+    image_dataset(tmp_path / "whole.tar", 2)
+    with tarfile.open(tmp_path / "packed.tar", f"w:{kind}") as tar:
+        tar.addfile(tarfile.TarInfo("x.png"))
+    put(tmp_path, loose__png=png(), empty__tar=b"")
+    code, report = check(capsys, tmp_path)
+    assert code == 1 and report["readable"] == 2
+    reasons = sorted(one["reason"] for one in [*report["broken"], *report["left_out"]])
+    assert [reason.split(":")[0].split(" with")[0] for reason in reasons] == [
+        "a picture beside shards",
+        "it is compressed",
+        "the file is empty",
+    ]
+
+
+@pytest.mark.parametrize("names", [["a.png"], [f"{i}.png" for i in range(5)]])
+def test_a_small_set_says_why_nothing_can_be_read(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_bytes(png())
+    more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+    with pytest.raises(
+        UserError, match=f"none of {len(names)} examples can be read .*{names[0]} in .*: no caption{more}"
+    ):
+        open_dataset(DataConfig(path=str(tmp_path), size=8))
+
+
+# Hostile files
+
+
+@pytest.mark.parametrize("shape", [(30000, 1), (1, 30000), (340, 20), (20, 340)])
+@pytest.mark.parametrize("square", [True, False])
+def test_a_strip_is_left_out_before_it_is_enlarged(shape, square):
+    with pytest.raises(Broken, match=f"{shape[0]} x {shape[1]} pixels: its longer side is more than 16 times"):
+        decode(png(shape), 512, square=square)
+
+
+def test_an_enlargement_has_a_limit():
+    with pytest.raises(Broken, match=r"16 x 256 pixels: more than 67,108,864 once resized to 4096"):
+        decode(png((16, 256)), 4096)
+    assert decode(png((20, 320)), 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "")]
+)
+def test_a_machine_that_has_no_more_sets_nothing_aside(tmp_path, monkeypatch, error):
+    image_dataset(tmp_path / "a.tar", 3)
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("diptych.data.dataset.decode", fail)
+    with pytest.raises(UserError, match=r"out of memory while|too many open files while"):
+        data[0]
+    assert not data.quarantine.broken
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    """Also from several threads; a shard that was replaced meanwhile is not mixed in."""
+    for number in range(40):
+        foreign_shard(tmp_path / f"{number:02d}.tar", [("0.png", png()), ("0.txt", b"%d" % number)])
+    few = OpenFiles(most=4)
+    where = {path: few.identify(path) for path in sorted(tmp_path.glob("*.tar"))}
+    assert len(few._open) <= 4
+    for path, identity in where.items():
+        with few.opened(path, identity) as number:
+            assert os.pread(number, 5, 0) == b"0.png"
+    assert len(few._open) <= 4
+    first = next(iter(where))
+    foreign_shard(first, [("other.png", png())])
+    with pytest.raises(UserError, match="was replaced while it was read"), few.opened(first, where[first]):
+        pass
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 12, hard))
+    try:
+        data = open_dataset(DataConfig(path=str(tmp_path), size=8, max_failure_rate=0.0))
+        assert sorted(int(data[i].captions[0]) for i in range(1, 40)) == list(range(1, 40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def pax(records: bytes) -> bytes:
+    """A tar whose first header is of pax, with these records, before a file."""
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    body = records + bytes(-len(records) % 512)
+    return info.tobuf(tarfile.USTAR_FORMAT) + body + tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT) + bytes(1024)
+
+
+def test_headers_take_linear_time(tmp_path):
+    for records in (b"8 a=bb\n\n" * 2**17, b"8 a=bb\n\n" * 2**19, b"\0" * 2**22, b"9" * 2**22):
+        (tmp_path / "a.tar").write_bytes(pax(records))
+        began = time.perf_counter()
+        with pytest.raises(UserError):
+            open_dataset(DataConfig(path=str(tmp_path), size=8))[0]
+        assert time.perf_counter() - began < 2
+
+
+def test_sizes_beyond_the_file_are_never_read(tmp_path):
+    members = [("0.png", png()), ("0.txt", b"x"), ("1.png", png())]
+    for size in (2**40, 2**62, 8**11 - 1):
+        info = tarfile.TarInfo("2.png")
+        info.size = size
+        foreign_shard(tmp_path / "a.tar", members)
+        data = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
+        data += bytes(-len(data) % 512) + info.tobuf(tarfile.GNU_FORMAT)
+        (tmp_path / "a.tar").write_bytes(data)
+        opened = open_dataset(DataConfig(path=str(tmp_path), size=8))
+        assert opened[0].captions == ("x",)
+        assert any("cut off within '2.png'" in reason for reason in opened.quarantine.broken.values())
+
+
+def test_sparse_members_and_links_are_named(tmp_path, capsys):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, kind in (("s.png", tarfile.GNUTYPE_SPARSE), ("h.png", tarfile.LNKTYPE), ("l.txt", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, "0.png", 600 if kind == tarfile.GNUTYPE_SPARSE else 0
+            tar.addfile(info, io.BytesIO(bytes(600)) if info.size else None)
+        for name, data in (("0.png", png()), ("0.txt", b"x")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    code, report = check(capsys, tmp_path)
+    assert (code, report["readable"]) == (1, 1)
+    assert [one["name"].split()[0] for one in report["left_out"]] == ["s.png", "h.png", "l.txt"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+def test_a_huge_sparse_file_is_not_read(tmp_path, name):
+    put(tmp_path, a__png=png(), b__png=png(), b__txt=b"x")
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(2**40)
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8))
+    assert [data[i].captions for i in range(len(data))] == [("x",)]
+    assert "larger than 16 MiB" in data.quarantine.reasons()
+
+
+def test_the_same_array_whatever_the_extension(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((9, 9, 3), 77, np.uint8)).save(buffer, "JPEG")
+    for name in ("a.jfif", "b.JPE", "c.png"):
+        put(tmp_path, **{name: buffer.getvalue(), name.split(".")[0] + ".txt": b"x"})
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8))
+    assert len({data[i].picture.tobytes() for i in range(3)}) == 1
