@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "pictures": {"errors", "disk", "checks"},
     "devices": {"errors"},
     "checks": {"errors"},
-    "generation": {"errors", "checks"},
+    "generation": {"errors", "checks", "weights"},
+    "version": set(),
+    "metadata": {"errors", "version"},
     "weights": {"errors", "disk", "config", "progress"},
     "networks": {"errors", "config"},
     "diffusion": {"errors", "config", "seeding", "checks"},
@@ -64,13 +66,15 @@ MAY_IMPORT = {
         *("autoregressive", "autoregressive_config"),
     },
     "diptych": {"errors", "devices", "latent", "stage", "cascade", "autoregressive", "opening", "published"},
+    "regenerate": {*GROUND, "metadata", "weights", "arguments"},
     "painting": {*GROUND, "diffusion", "diptych", "opening", "evaluation"},  # its contact sheets
     "arguments": {"errors"},
     "commands": {
         *GROUND,
         *("arguments", "diptych", "recipes", "evaluation", "data", "painting", "opening", "published", "guides"),
+        *("metadata", "regenerate"),
     },
-    "options": {"errors", "arguments", "commands"},
+    "options": {"errors", "arguments", "commands", "version"},
     "cli": {"errors", "terminal", "options"},
     "__main__": {"cli"},
 }
@@ -78,7 +82,7 @@ MAY_IMPORT = {
 
 AT_START = {
     "cli": {"errors", "terminal", "options"},
-    "options": {"errors", "arguments", "commands"},
+    "options": {"errors", "arguments", "commands", "version"},
     "commands": {"errors", "terminal", "arguments"},
     "__main__": {"cli"},
 }

@@ -100,7 +100,7 @@ def test_the_metadata_is_enough_to_make_each_picture_again(model: Autoregressive
     result = model.generate(list(CAPTIONS), seeds=np.array([3, 4]), **options)
     assert [image.size for image in result.images] == [(SIZE, 20)] * 2
     for image, told in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
-        prompt, seed = told.pop("prompt"), told.pop("seed")
+        prompt, seed, _ = told.pop("prompt"), told.pop("seed"), told.pop("notes", None)
         assert same_picture(model.generate(prompt, seeds=[seed], **told).images[0], image)
 
 
@@ -110,7 +110,8 @@ def test_what_is_not_said_is_the_models_own(told: str) -> None:
     own = {"temperature": 0.9, "top_k": 5, "top_p": 0.8, "guidance": 2.0, "size": [SIZE, SIZE], "negative": None}
     own |= {"guidance": 1.0} if told == "free" else {}
     prompts = PROMPTS[told][:2]
-    assert model.generate(prompts).metadata == [{"prompt": p, "seed": i, **own} for i, p in enumerate(prompts)]
+    rows = [{key: value for key, value in row.items() if key != "notes"} for row in model.generate(prompts).metadata]
+    assert rows == [{"prompt": p, "seed": i, **own} for i, p in enumerate(prompts)]
     given = {key: value for key, value in own.items() if key != "negative"}
     assert torch.equal(written(model, prompts), written(system(told), prompts, **given))
 
@@ -269,8 +270,13 @@ def test_the_command_line_paints_and_tells(tmp_path: Path, monkeypatch: pytest.M
     assert len(paths) == 4
     for path in paths:
         with Image.open(path) as picture:
-            told = json.loads(picture.text["parameters"])  # type: ignore[attr-defined]
-            assert told.pop("model") == "codes" and told["temperature"] == 0.7 and told["top_k"] == 5
+            told = json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
+            assert (
+                told.pop("diptych")
+                and told.pop("model")["source"] == "codes"
+                and told["temperature"] == 0.7
+                and told["top_k"] == 5
+            )
             prompt, seed = told.pop("prompt"), told.pop("seed")
             assert same_picture(system("class").generate(prompt, seeds=[seed], **told).images[0], picture)
     for option, says in (

@@ -17,6 +17,7 @@ import diptych
 from diptych import cli, commands
 from diptych.arguments import Jobs
 from diptych.errors import UserError
+from diptych.version import version
 
 
 @dataclass
@@ -85,10 +86,10 @@ def test_generate_writes_a_picture_that_says_how_to_make_it_again(model: FakeMod
     assert path == Path("out/a-red-apple-ü-s5.png")
     with Image.open(path) as picture:
         assert picture.getpixel((0, 0)) == (5, 5, 5)
-        assert picture.text["Software"] == f"diptych {commands.version()}"  # type: ignore[attr-defined]
-        parameters = json.loads(picture.text["parameters"])  # type: ignore[attr-defined]
+        assert picture.text["Software"] == f"diptych {version()}"  # type: ignore[attr-defined]
+        parameters = json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
     how = {"steps": 3, "guidance": 2.0, "sampler": "ddim"}
-    assert parameters == {"model": "default", "prompt": "A red apple, ü!", "seed": 5, **how}
+    assert parameters == {"diptych": version(), "prompt": "A red apple, ü!", "seed": 5, **how}
 
 
 def test_generate_leaves_what_is_not_said_to_the_model(model: FakeModel) -> None:
@@ -466,7 +467,7 @@ def test_help_and_mistakes_answer_without_loading_pytorch() -> None:
 
 def test_it_runs_as_a_module() -> None:
     done = run("--version")
-    assert (done.returncode, done.stdout) == (0, f"diptych {commands.version()}\n")
+    assert (done.returncode, done.stdout) == (0, f"diptych {version()}\n")
     done = run("generate", "")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
 

@@ -77,7 +77,7 @@ def test_a_tiny_decoder_stands_in_for_the_autoencoders_own(tmp_path: Path) -> No
     given, found = model.generate(PROMPT, decoder=decoder), model.generate(PROMPT, decoder=tmp_path)
     assert abs(arrays(given) - arrays(found)).max() <= 3, "bfloat16"
     assert (arrays(given) != arrays(model.generate(PROMPT))).any()
-    assert given.metadata[0]["decoder"] == fingerprint(decoder)
+    assert given.metadata[0]["decoder"] == {"fingerprint": fingerprint(decoder)}
     assert "decoder" not in model.generate(PROMPT).metadata[0]
 
 
@@ -121,9 +121,9 @@ def test_the_command_line_hands_both_on(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     assert cli.main(["generate", PROMPT, *options]) == 0
     with Image.open(capsys.readouterr().out.strip()) as picture:
-        told = picture.info["parameters"]
+        told = picture.info["diptych"]
         assert picture.size == (32, 16)
-    assert '"tile": 16' in told and '"decoder": "' in told
+    assert '"tile": 16' in told and '"decoder": {"source": "' in told
     for words, says in ((["--tile", "15"], "tile must be a multiple of 2"), (["--size", "4y"], "whole number")):
         assert cli.main(["generate", PROMPT, *words]) == 2
         assert says in capsys.readouterr().err

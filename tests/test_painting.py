@@ -79,7 +79,7 @@ def generate(model: str, *options: str) -> Path:
 
 def told(path: Path | str) -> dict[str, Any]:
     with Image.open(path) as picture:
-        return json.loads(picture.text["parameters"])  # type: ignore[attr-defined]
+        return json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
 
 
 def pixels(path: Path | str) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_a_cascade_paints_and_keeps_its_stages(cascade: str, capsys) -> None:
         for path, image in zip([*earlier, final], images, strict=True):
             assert np.array_equal(pixels(path), np.asarray(image))
             assert told(path)["size"] == list(image.size)
-            assert (told(path)["seed"], told(path)["model"]) == (place, cascade)
+            assert (told(path)["seed"], told(path)["model"]["source"]) == (place, cascade)
     assert [stage["stage"] for stage in told(paths[0])["stages"]] == ["8", "8-16", "16-32"]
     assert [stage["stage"] for stage in told(paths[2])["stages"]] == ["8", "8-16"]
 
@@ -310,7 +310,7 @@ def test_both_panels_are_shown_side_by_side(panels: dict[str, Path], capsys) -> 
         panel = path.removesuffix(".png").rpartition("-")[2]
         own = diptych.load(panel).generate("a cat", seeds=[told(path)["seed"]]).images[0]
         assert np.abs(pixels(path).astype(int) - np.asarray(own).astype(int)).max() <= 1
-        assert told(path)["model"] == panel
+        assert told(path)["model"]["source"] == panel
     shown = pixels(sheet)
     assert shown.shape[1] > 4 * 256  # two pictures for each of two seeds
     corner = np.repeat(np.repeat(pixels(paths[0]), 16, 0), 16, 1)  # the latent's, 16 px, first of all

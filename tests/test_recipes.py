@@ -269,7 +269,7 @@ def test_from_pictures_to_a_painting(here: Path, capsys, name: str, assignments:
     for path in paths:
         with Image.open(path) as picture:
             assert picture.size == (SIZE, SIZE)
-            told = json.loads(picture.text["parameters"])  # type: ignore[attr-defined]
+            told = json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
         assert told["prompt"] in words and told["steps"] == 2 and told["sampler"] == "dpmpp-2m"
     assert cli.main(["train", "emoji-latent", "--run", f"runs/{name}", *assignments]) == 0
     assert "is finished" in capsys.readouterr().err

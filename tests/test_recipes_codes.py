@@ -92,7 +92,7 @@ def test_from_pictures_to_a_painting(here: Path, capsys, name: str) -> None:
     for path in paths:
         with Image.open(path) as picture:
             assert picture.size == (SIZE, SIZE)
-            assert json.loads(picture.text["parameters"])["top_k"] == 9  # type: ignore[attr-defined]
+            assert json.loads(picture.text["diptych"])["top_k"] == 9  # type: ignore[attr-defined]
     assert cli.main(["info", "runs/kept"]) == 0
     assert "transformer" in capsys.readouterr().out
     metas = [{"captions": [word]} for word in ("red", "blue", "red")]

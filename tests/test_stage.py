@@ -140,7 +140,7 @@ def test_the_metadata_is_enough_to_make_each_picture_again(kind: str) -> None:
     for i, told in enumerate(json.loads(json.dumps(result.metadata))):
         prompt, seed, size, _ = told.pop("prompt"), told.pop("seed"), told.pop("size"), told.pop("cost")
         assert tuple(size) == result.images[i].size
-        assert told.pop("low", None) == ("given" if low else None)
+        assert ("low" in told) == bool(low) and told.pop("low", {"in_memory": [8, 8]})["in_memory"] == [8, 8]
         own = {"low": low["low"][i]} if low else {"size": size}
         assert same_picture(model.generate(prompt, seeds=[seed], **own, **told).images[0], result.images[i])
 
@@ -153,7 +153,8 @@ def test_what_is_not_said_is_the_stages_own(painter: Stage, enlarger: Stage) -> 
     told = enlarger.generate("red", low=drawing()).metadata[0]
     own = {"steps": 2, "guidance": 1.0, "sampler": "dpmpp-2m", "threshold": "static", "augmentation": 0.2}
     own["cost"] = {"calls": 2, "gradients": 0}
-    assert told == {"prompt": "red", "negative": None, "seed": 0, **own, "size": [16, 16], "low": "given"}
+    assert told.pop("low")["in_memory"] == [8, 8]
+    assert told == {"prompt": "red", "negative": None, "seed": 0, **own, "size": [16, 16]}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -165,7 +166,7 @@ def test_given_noise_takes_the_place_of_the_seeds_own(painter: Stage, sampler: s
     assert np.array_equal(arrays(usual), arrays(given))
     other = painter.generate(list(CAPTIONS), seeds=[7, 8], noise=-noise, sampler=sampler)
     assert np.abs(arrays(other) - arrays(usual)).max() > 1
-    assert all(told["noise"] == "given" for told in given.metadata)
+    assert [told["noise"]["in_memory"] for told in given.metadata] == [[3, 8, 8]] * 2
 
 
 def test_given_noise_leaves_the_noise_on_the_low_resolution_picture_to_the_seeds(enlarger: Stage) -> None:

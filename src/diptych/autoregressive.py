@@ -25,6 +25,7 @@ from diptych.networks.code_transformer import CodeTransformer
 from diptych.pictures import to_images
 from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
 from diptych.weights.files import load_into, load_weights, save_weights
+from diptych.weights.identity import identity
 
 NOT_YET = -1
 """Where a code has not been drawn."""
@@ -134,7 +135,9 @@ class Autoregressive(SecondStage):
         images = to_images(
             pictures, "what the decoder makes of the codes", remedy(next(self.autoencoder.parameters()).dtype)
         )
-        return Result(images, order.metadata({**drawn, "guidance": guidance, "size": sides}))
+        return Result(
+            images, order.metadata(identity(self, "autoregressive"), {**drawn, "guidance": guidance, "size": sides})
+        )
 
     def written(
         self, order: Order, shape: tuple[int, int], look: Look, choice: Choice, callback: Callback | None = None

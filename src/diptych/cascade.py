@@ -37,6 +37,7 @@ from diptych.stage_config import (
     require_trained,
 )
 from diptych.weights.folders import CASCADE
+from diptych.weights.identity import identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +213,10 @@ class Cascade:
         ]
         common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size), **told_guides(guides)}
         common |= {} if original is None else original.told()
-        common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
-        return Result(kept[-1], order.metadata(common), kept if keep else [])
+        common |= {} if low is None else {"start": numbers.start}
+        common |= {} if numbers.stop == len(self.configs) else {"stop": numbers.stop}
+        handed = {"image": image, "mask": mask, "low": low, "noise": noise}
+        return Result(kept[-1], order.metadata(identity(self, "cascade"), common, **handed), kept if keep else [])
 
     def _numbers(self, low: Any, start: int | None, stop: int | None) -> range:
         """The stages that run."""

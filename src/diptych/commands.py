@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import re
 import unicodedata
@@ -33,6 +32,12 @@ OPENING = "revision offline allow_pickle tokenizer dtype ema prediction".split()
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    recorded = None
+    if arguments.again is not None:
+        from diptych.regenerate import Recorded
+
+        recorded = Recorded.read(arguments.again)
+        recorded.complete(arguments)
     vary(arguments)
     jobs = read_jobs(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -45,13 +50,16 @@ def generate(arguments: argparse.Namespace) -> None:
     painting.check(given, lora_files(arguments))
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     settings = painting.fitting(model, name, given | opened_guides(arguments))
+    if recorded is not None:
+        recorded.verify(model, settings)
     for image, told, earlier in painting.paint(model, jobs, arguments.batch, **settings):
-        told = {"model": name, **told}
         path = save(image, arguments.out, stem(told), told)
+        if recorded is not None:
+            recorded.compare(image)
         for number, picture in enumerate(earlier, 1):
             stages = told["stages"][:number]  # of "32-128", the picture has 128 pixels
             size = stages[-1]["stage"].rpartition("-")[2]
-            own = {**told, "stages": stages, "size": list(picture.size)}
+            own = {**told, "stages": stages, "size": list(picture.size), "stop": number + told.get("start", 0)}
             save(picture, arguments.out, f"{path.stem}-stage-{size}", own)
 
 
@@ -84,7 +92,6 @@ def demo(arguments: argparse.Namespace) -> None:
             continue
         panels[panel] = []
         for image, told, _ in painting.paint(model, jobs, arguments.batch, f"painting: {panel}"):
-            told = {"model": panel, **told}
             save(image, arguments.out, f"{stem(told)}-{panel}", told)
             panels[panel].append(image)
     if not panels:
@@ -128,10 +135,10 @@ def read_jobs(arguments: argparse.Namespace) -> Jobs:
 
 def save(image: Image, folder: Path, stem: str, parameters: dict[str, Any]) -> Path:
     """Write a PNG with its parameters inside under a name that is not taken yet, and print the name."""
+    from diptych.metadata import png_texts
     from diptych.painting import write_png
 
-    # JSON in ASCII, as this chunk demands
-    path = write_png(image, folder, stem, {"Software": f"diptych {version()}", "parameters": json.dumps(parameters)})
+    path = write_png(image, folder, stem, png_texts(parameters))
     tell(str(path))
     return path
 
@@ -380,10 +387,3 @@ def data_check(arguments: argparse.Namespace) -> int:
 
 def chosen_settings(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-
-
-def version() -> str:
-    try:
-        return importlib.metadata.version("diptych")
-    except importlib.metadata.PackageNotFoundError:  # run from the sources, not installed
-        return "unknown"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from diptych.checks import said, texts, wholes
 from diptych.errors import UserError, pick
+from diptych.weights.identity import named_file
 
 MOST_STEPS, LONGEST_SIDE, MOST_GUIDANCE = 10_000, 8192, 1000
 """Beyond these a number is a slip of the keyboard."""
@@ -92,15 +95,41 @@ class Order:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def metadata(self, common: dict[str, Any]) -> list[dict[str, Any]]:
-        """What each picture is made from, `common` being the settings of all."""
-        rows = zip(self.prompts, self.negatives, self.seeds, strict=True)
-        common = {**common, **self.reading.metadata()}
-        made = [{"prompt": p, "negative": n or None, "seed": s, **common} for p, n, s in rows]
-        for row in made:
-            notes = {"prompt": self.notes.get(row["prompt"]), "negative": self.notes.get(row["negative"] or "")}
-            row |= {"notes": said} if (said := {key: note for key, note in notes.items() if note}) else {}
-        return made
+    def metadata(self, model: dict[str, Any], common: dict[str, Any], **given: Any) -> list[dict[str, Any]]:
+        """All that makes each image again: `model` says which model it was, `common` are the settings of all, `given`
+        the images and the noise that a user handed in, one or one for each, None where there are none.
+        """
+        common = {**common, **self.reading.metadata(), **({"model": model} if model else {})}
+        handed = {key: handed_in(value, len(self)) for key, value in given.items() if value is not None}
+        rows = []
+        for i, (prompt, negative, seed) in enumerate(zip(self.prompts, self.negatives, self.seeds, strict=True)):
+            row = {"prompt": prompt, "negative": negative or None, "seed": seed, **common}
+            row |= {key: each[i] for key, each in handed.items()}
+            notes = {"prompt": self.notes.get(prompt), "negative": self.notes.get(negative) if negative else None}
+            rows.append(row | ({"notes": told} if (told := {k: note for k, note in notes.items() if note}) else {}))
+        return rows
+
+
+def handed_in(value: Any, count: int) -> list[dict[str, Any]]:
+    """What a user handed in for `count` images, as metadata: a file's name and the SHA-256 of its content, or of what
+    is in memory that of its values.
+    """
+    if isinstance(value, Tensor):
+        rows = [described(one) for one in value]
+    else:
+        rows = [described(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
+    return rows * count if len(rows) == 1 else rows
+
+
+def described(one: Any) -> dict[str, Any]:
+    if isinstance(one, (str, Path)):
+        return named_file(one)
+    if isinstance(one, Tensor):
+        values, shape = one.detach().float().cpu().contiguous().numpy().tobytes(), list(one.shape)
+    else:
+        image = one.convert("RGBA")
+        values, shape = image.tobytes(), list(image.size)
+    return {"sha256": hashlib.sha256(values).hexdigest(), "in_memory": shape}
 
 
 def read_steps(steps: Any) -> int:

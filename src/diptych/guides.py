@@ -22,12 +22,13 @@ from diptych.conditioning.tokens import saved_tokenizer, token_ids
 from diptych.config import read_json
 from diptych.diffusion.gradients import Guide, Score, Space
 from diptych.errors import UserError
-from diptych.evaluation.judge import Judge, load_judge
+from diptych.evaluation.judge import SHIPPED, Judge, load_judge
 from diptych.networks.noisy_classifier import NoisyClassifier
 from diptych.opening import find, is_published, read_config, read_options
 from diptych.published import open_published
 from diptych.published.guided_diffusion import COSINE, LINEAR
 from diptych.weights.checkpoint import Checkpoint, fill
+from diptych.weights.identity import Origin
 
 JUDGE = "judge"
 """The name of the judge in the package."""
@@ -49,12 +50,17 @@ def open_guide(source: str | Path, *, through: bool = True, **opening: Any) -> G
     Raises:
         UserError: there is nothing there that guides, or its files are damaged.
     """
-    name = Path(source).name
-    if str(source) == JUDGE and not Path(source).exists():
-        return PairGuide(load_judge(), JUDGE, through)
-    path = find(source, **opening)
+    embedded = str(source) == JUDGE and not Path(source).exists()
+    path = SHIPPED if embedded else find(source, **opening)
+    guide: Any = opened(path, Path(source).name, through, opening.get("allow_pickle", False))
+    guide.origin = Origin(str(source), path)
+    return guide
+
+
+def opened(path: Path, name: str, through: bool, allow_pickle: bool) -> Guide:
+    """What guides in a folder or file."""
     if is_published(path):
-        network = open_published(path, read_options(opening.get("allow_pickle", False)))
+        network = open_published(path, read_options(allow_pickle))
         if not isinstance(network, NoisyClassifier):
             raise UserError(f"{path} holds no classifier of noisy pictures")
         return published_guide(network, path.stem)

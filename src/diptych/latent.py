@@ -44,6 +44,7 @@ from diptych.training.distillation import load_tiny_decoder, require_fits, save_
 from diptych.training.randomness import KEPT, POSTERIOR, Draws
 from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.identity import identity, named_file
 
 TINY = "tiny"
 """As `decoder`: the tiny decoder in the model's own folder."""
@@ -284,15 +285,15 @@ class LatentDiffusion(SecondStage):
         if tiles is not None:
             common["tile"] = tile
         if decoder is not None:
-            common["decoder"] = fingerprint(decoding)
+            named = {} if isinstance(decoder, TinyDecoder) else {"source": str(decoder)}
+            common["decoder"] = {**named, "fingerprint": fingerprint(decoding)}
         if original is not None:
             pictures, common = original.pasted(pictures), {**common, **original.told()}
-        # What the seed alone does not make again:
-        common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
         if changed := adapted(self.unet, network_of(self.text)):
-            common["lora"] = [{"file": Path(name).name, "scale": scale} for name, scale in changed.items()]
+            common["lora"] = [{**named_file(name), "scale": scale} for name, scale in changed.items()]
         images = to_images(pictures, "what the decoder makes of the latents", remedy(next(decoding.parameters()).dtype))
-        return Result(images, order.metadata(common))
+        given = {"image": image, "mask": mask, "low": low, "noise": noise}
+        return Result(images, order.metadata(identity(self, "latent"), common, **given))
 
     def guided(
         self,

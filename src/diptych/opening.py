@@ -10,6 +10,7 @@ import torch
 from diptych.config import read_json
 from diptych.errors import NothingThere, UserError, pick
 from diptych.weights.hub import fetched, hub_id
+from diptych.weights.identity import Origin
 from diptych.weights.pickles import ENDINGS
 
 if TYPE_CHECKING:
@@ -125,6 +126,14 @@ def open_model(
     """The system in a folder or file, or on the hub, on the CPU, ready to generate; `diptych.load` says the rest."""
     options = read_options(allow_pickle, tokenizer, dtype, ema, prediction)
     path = find(source, revision=revision, offline=offline, allow_pickle=allow_pickle)
+    said = {"revision": revision, "dtype": dtype if dtype != "float32" else None, "ema": ema or None}
+    said |= {"prediction": prediction, "tokenizer": None if tokenizer is None else str(tokenizer)}
+    origin = Origin(str(source or "latent"), path, {key: value for key, value in said.items() if value is not None})
+
+    def known_by(system: Any) -> Any:
+        system.origin = origin
+        return system
+
     if is_published(path):
         from diptych.published import open_published
 
@@ -132,11 +141,11 @@ def open_model(
         if not hasattr(system, "generate"):
             what = NOT_PAINTING.get(type(system).__name__, "a network")
             raise UserError(f"{path} holds {what} alone, which does not paint; `diptych info` describes it")
-        return system
+        return known_by(system)
     for name, given in (("tokenizer", tokenizer), ("ema", ema), ("dtype", dtype != "float32")):
         if given:
             raise UserError(f"{name} is for published weights, which {path} is not")
-    return open_own(path)
+    return known_by(open_own(path))
 
 
 def open_autoencoder(source: str | Path | None, **opening: Any) -> Autoencoder:

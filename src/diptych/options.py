@@ -11,6 +11,7 @@ from typing import IO, Any, NoReturn
 from diptych import commands
 from diptych.arguments import SEED_LIMIT, each, fraction, guide, lora, number, seeds, several, sides, whole
 from diptych.errors import UserError, hint, unknown
+from diptych.version import version
 
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     parser = Parser(prog="diptych", description="Text to image: latent diffusion and cascaded pixel diffusion.")
-    parser.add_argument("--version", action="version", version=f"diptych {commands.version()}")
+    parser.add_argument("--version", action="version", version=f"diptych {version()}")
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command = groups.add_parser("generate", help="paint pictures from words")
@@ -64,6 +65,13 @@ def build_parser() -> Parser:
         command.add_argument(
             option, metavar="FOLDER[:SCALE]", type=guide, action="append", help=f"steer by {told}; several add up"
         )
+    command.add_argument(
+        "--from",
+        metavar="PNG",
+        type=Path,
+        dest="again",
+        help="make this image again, from what it says of itself; other options change that",
+    )
     again = command.add_argument_group("from a picture")
     again.add_argument("--image", metavar="PICTURE", type=Path, help="paint this over")
     again.add_argument(

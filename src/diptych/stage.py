@@ -39,6 +39,7 @@ from diptych.stage_config import Settings, StageConfig, read_low, read_painted, 
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
 from diptych.weights.checkpoint import Checkpoint, fill
 from diptych.weights.files import load_stated, save_weights
+from diptych.weights.identity import identity
 
 
 class Stage(nn.Module):
@@ -229,9 +230,8 @@ class Stage(nn.Module):
         )
         common = {**settings.told(), "size": [width, height], **({} if original is None else original.told())}
         common |= told(guides) | cost.told()
-        # What the seed alone does not make again:
-        common |= {name: "given" for name, value in (("noise", noise), ("low", low)) if value is not None}
-        return Result(to_images(pictures), order.metadata(common))
+        handed = {"image": image, "mask": mask, "low": low, "noise": noise}
+        return Result(to_images(pictures), order.metadata(identity(self, "stage"), common, **handed))
 
     def words(self, order: Order) -> tuple[TextEmbedding, TextEmbedding] | None:
         """The prompts and what to steer away from: the negatives, or no words."""

@@ -22,6 +22,7 @@ from diptych.cli import main
 from diptych.errors import UserError
 from diptych.networks.lora import Adapter, LowRank, adapt, adapted
 from diptych.published.lora import LoRA
+from diptych.weights.identity import named_file
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within
 from tests.published import sd_models
@@ -368,7 +369,8 @@ def test_load_and_generate_take_files(pipeline, folder: Path, tmp_path: Path, ca
     two = written(tmp_path, peft(changes(pipeline, lambda name: "mlp" in name, seed=1)), "two.safetensors")
     model = diptych.load(folder, "cpu", lora=[one, (str(two), -0.5)])
     result = model.generate("a red apple", steps=2)
-    told = [{"file": "one.safetensors", "scale": 1.0}, {"file": "two.safetensors", "scale": -0.5}]
+    told = [{**named_file(one), "scale": 1.0}, {**named_file(two), "scale": -0.5}]
+    assert [row["file"] for row in told] == ["one.safetensors", "two.safetensors"]
     assert result.metadata[0]["lora"] == told
     LoRA.open(one).remove(model)
     LoRA.open(two).remove(model)
@@ -378,7 +380,7 @@ def test_load_and_generate_take_files(pipeline, folder: Path, tmp_path: Path, ca
     words = f"generate apple --steps 2 --device cpu --model {folder} --out {tmp_path} --lora {one} --lora {two}:-0.5"
     assert main(words.split()) == 0
     with Image.open(tmp_path / "apple-s0.png") as picture:
-        assert json.loads(picture.text["parameters"])["lora"] == told  # pyright: ignore[reportAttributeAccessIssue]
+        assert json.loads(picture.text["diptych"])["lora"] == told  # pyright: ignore[reportAttributeAccessIssue]
     assert main(["generate", "apple", "--model", str(folder), "--out", str(tmp_path), "--lora", f"{one}:inf"]) == 2
     assert "must be a number" in capsys.readouterr().err
 

@@ -74,9 +74,9 @@ class Original:
         return torch.where(self.mask.to(painted.device).bool(), painted, self.pictures.to(painted))
 
     def told(self) -> dict[str, Any]:
-        """As metadata. The pictures themselves are not in it."""
-        told: dict[str, Any] = {"image": "given", "strength": self.strength}
-        return told if self.mask is None else {**told, "mask": "given", "paste": self.paste}
+        """As metadata, the pictures aside."""
+        told: dict[str, Any] = {"strength": self.strength}
+        return told if self.mask is None else {**told, "paste": self.paste}
 
 
 def taken(steps: int, strength: float) -> int:

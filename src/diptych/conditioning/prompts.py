@@ -80,8 +80,8 @@ def parts_of(encoder: Any, prompt: str, order: Order) -> Iterator[Part]:
         if len(stops) > 1 and chosen.long == "refuse":
             count = len(encoded(encoder.tokenizer, text).ids)
             raise UserError(
-                f"the prompt has {count} tokens and this model reads {encoder.max_tokens}: shorten it (or choose "
-                f"--long-prompts cut or chunks), what does not fit begins at {text[stops[0] :].lstrip()[:40]!r}"
+                f"the prompt has {count} tokens and this model reads {encoder.max_tokens}: shorten it, or choose "
+                f"--long-prompts cut or chunks; what does not fit begins at {text[stops[0] :].lstrip()[:40]!r}"
             )
         if len(stops) > 1 and chosen.long == "cut":
             note["cut"] = text[stops[0] :].strip()
@@ -208,7 +208,7 @@ def factor_of(text: str) -> float:
 
 
 def unread_words(tokenizer: Any, text: str) -> list[str]:
-    """What of a text becomes the token for unknown words, or no token at all."""
+    """What of a text becomes the token for unknown words, or no token at all; punctuation aside."""
     found = encoded(tokenizer, text)
     unknown = {tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")} - {None}
     seen, lost = [False] * len(text), [False] * len(text)
@@ -219,4 +219,4 @@ def unread_words(tokenizer: Any, text: str) -> list[str]:
     for place, letter in enumerate(text):
         lost[place] = not seen[place] and (lost[place] or unicodedata.category(letter) not in SILENT)
     words = re.findall(r"\S+", "".join(letter if gone else " " for letter, gone in zip(text, lost, strict=True)))
-    return list(dict.fromkeys(words))
+    return [word for word in dict.fromkeys(words) if any(unicodedata.category(letter)[0] != "P" for letter in word)]

@@ -182,7 +182,11 @@ def steered(denoiser: Denoising, guides: Guides, prompts: Sequence[str], space: 
 
 def told(guides: Guides) -> dict[str, Any]:
     """As metadata; nothing where there are none."""
-    return {"guides": [{"guide": guide.name, "scale": scale} for guide, scale in guides]} if guides else {}
+    rows = []
+    for guide, scale in guides:
+        origin = getattr(guide, "origin", None)  # of one that was opened: its source, and the hash of its files
+        rows.append({"guide": guide.name, "scale": scale, **({} if origin is None else origin.metadata())})
+    return {"guides": rows} if rows else {}
 
 
 class Cost:
