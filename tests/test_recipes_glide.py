@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import diptych
 from diptych import cli
-from diptych.recipes import run
+from diptych.recipes import StageTraining, get, run
+from diptych.training.guides import GuideTraining
 from tests.latents import write_pictures
 
 RELEASED = {"glide-base-small": 385_030_726, "glide-upsampler-small": 398_361_286}
@@ -45,3 +47,26 @@ def test_from_pictures_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model: Any = diptych.load("run", "cpu")
     assert model.generate("a red picture").images[0].size == (16, 16)
     assert model.joint_text.tokenizer.token_to_id("red") is not None
+    fine = [*changes, "system.initial=run", "system.model.masks.thin=1", "system.model.network.concat_channels=4"]
+    assert cli.main(["train", "emoji-glide", "--run", "inpainting", *fine]) == 0
+    repaints: Any = diptych.load("inpainting", "cpu")
+    assert repaints.joint_text.tokenizer.to_str() == model.joint_text.tokenizer.to_str()
+    picture = model.generate("a red picture").images[0]
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (8, 0, 16, 16))
+    assert repaints.generate("blue", image=picture, mask=mask).images[0].crop((0, 0, 8, 16)) == picture.crop(
+        (0, 0, 8, 16)
+    )
+    assert cli.main(["train", "emoji-glide", "--run", "other", *changes, "system.initial=latent"]) == 2
+
+
+def test_the_paper_is_followed_in_what_is_fine_tuned() -> None:
+    dropout = {name: get(name).system for name in ("glide-base", "glide-base-guided", "glide-base-inpainting")}
+    assert all(isinstance(system, StageTraining) for system in dropout.values())
+    rates = [system.diffusion.caption_dropout for system in dropout.values()]  # type: ignore[union-attr]
+    begun = [system.initial for system in dropout.values()]  # type: ignore[union-attr]
+    assert (rates, begun) == ([0.0, 0.2, 0.2], [None, "runs/glide-base", "runs/glide-base-guided"])
+    guide = get("glide-noisy-clip").system
+    base = get("glide-base-guided").system
+    assert isinstance(guide, GuideTraining) and isinstance(base, StageTraining)
+    assert guide.schedule == base.model.schedule and guide.network.size == base.model.size

@@ -15,6 +15,7 @@ from diptych.checks import initial, remedy
 from diptych.conditioning.degradations import degraded
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
+from diptych.conditioning.masks import drawn_masks
 from diptych.conditioning.original import Original
 from diptych.conditioning.prompts import read_prompts
 from diptych.conditioning.text import JointTransformer, JointTransformerConfig, TextEmbedding, build_reader
@@ -96,13 +97,15 @@ class Stage(nn.Module):
         """The pictures x0 (B, 3, H, W), whole or crops, and the condition of a training batch.
 
         dropped (B,) bool marks captions whose embedding is zeroed. The low-resolution picture is made from x0 itself,
-        and spoiled at a level drawn for each picture.
+        and spoiled at a level drawn for each picture; masks are drawn for each as well.
         """
         x0 = batch["picture"]
         cond = {} if self.config.text is None else self.cond(self.read(batch["caption"], dropped))
         if self.config.low_size is not None:
             level = training_levels(draws.uniform(LEVEL), self.config.augmentation).to(x0.device)
             cond |= self.enlarged(self.reduced(x0, batch["seed"]), level, lambda like: draws.normal(like, AUGMENTATION))
+        if self.config.masks is not None:
+            cond = masked_beside(cond, x0, drawn_masks(self.config.masks, x0.shape[-2:], batch["seed"]))
         return x0, cond
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
@@ -113,15 +116,22 @@ class Stage(nn.Module):
 
     @property
     def remakes(self) -> bool:
-        """Whether it makes pictures of pictures: it enlarges them."""
-        return self.config.low_size is not None
+        """Whether it makes pictures of pictures: it enlarges or repaints them."""
+        return self.config.low_size is not None or self.config.masks is not None
 
     @torch.no_grad()
     def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) made small, and enlarged again by this stage at its own settings."""
+        """Pictures (B, 3, H, W) made small or masked, and enlarged or repainted by this stage at its own settings."""
         require_trained(self.network, f"the stage {self.config.name}")
-        low, order = self.reduced(pictures, torch.tensor(seeds)), Order(captions, [""] * len(captions), seeds)
-        return low, self.sample(self.words(order), seeds, self.settings(), low=low)
+        size, order = (pictures.shape[-2], pictures.shape[-1]), Order(captions, [""] * len(captions), seeds)
+        low = original = None
+        shown = pictures
+        if self.config.masks is not None:
+            masks = drawn_masks(self.config.masks, size, torch.tensor(seeds))
+            original, shown = Original(pictures, masks, 1.0, False), pictures * (1 - masks.to(pictures))
+        if self.config.low_size is not None:
+            low = shown = self.reduced(pictures, torch.tensor(seeds))
+        return shown, self.sample(self.words(order), seeds, self.settings(), size=size, low=low, original=original)
 
     def reduced(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """The low-resolution truth (B, 3, H / factor, W / factor) of pictures (B, 3, H, W) with these seeds (B,)."""
@@ -265,6 +275,11 @@ class Stage(nn.Module):
             cond, uncond = {**cond, **extra}, {**uncond, **extra}
             size = (extra["concat"].shape[-2], extra["concat"].shape[-1])
         assert size is not None, "a base stage has to be told the size"
+        if self.config.masks is not None:  # enlarging alone, it knows nothing of the large picture
+            nothing = torch.zeros(1, 3, *size), torch.ones(1, 1, *size)
+            known = nothing if original is None or original.mask is None else (original.pictures, original.mask)
+            known = tuple(part.to(self.device).expand(len(seeds), -1, -1, -1) for part in known)
+            cond, uncond = masked_beside(cond, *known), masked_beside(uncond, *known)
         source = NoiseSource([stage_seed(seed, self.config) for seed in seeds], (3, *size), device=self.device)
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         x = own if noise is None else noise.to(self.device)
@@ -320,6 +335,13 @@ class Stage(nn.Module):
         require_trained(network, f"the stage in {folder}")
         joint = isinstance(config.text, JointTransformerConfig)
         return cls(config, build_reader(config.text, folder / "text") if joint else None, network).eval()
+
+
+def masked_beside(cond: Cond, pictures: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """A condition with what is left of pictures (B, 3, H, W) by masks (B, 1, H, W), and these, concatenated last."""
+    masks = masks.to(pictures)
+    parts = [*([cond["concat"]] if "concat" in cond else []), pictures * (1 - masks), masks]
+    return {**cond, "concat": torch.cat(parts, 1)}
 
 
 def check_stated(config: StageConfig, folder: Path) -> None:

@@ -16,6 +16,7 @@ from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.degradations import DegradationConfig
 from diptych.conditioning.enlarging import read_lows
 from diptych.conditioning.low_resolution import AugmentationConfig
+from diptych.conditioning.masks import MaskConfig
 from diptych.conditioning.original import Canvas, Original, read_original
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig
 from diptych.config import Config, read_json
@@ -59,6 +60,10 @@ class StageConfig(Config):
     """How training pictures are made small; averaged over boxes if none."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """What is done to the picture that it enlarges."""
+    masks: MaskConfig | None = None
+    """Masks that training draws, for a stage that repaints a part of a picture (GLIDE, section 4.3): the last four
+    channels of what is concatenated are the picture without what is masked, and the mask, 1 where to paint. A
+    super-resolution stage reads all of its small picture, and so much of the large one. None for any other stage."""
     steps: int = 50
     """Default number of sampling steps."""
     guidance: float = 1.0
@@ -86,7 +91,7 @@ class StageConfig(Config):
         )  # of a class: as wide as it likes
         for name, value, wanted in (
             ("in_channels", net.in_channels, (3,)),
-            ("concat_channels", net.concat_channels, (0 if self.low_size is None else 3,)),
+            ("concat_channels", net.concat_channels, (self.concat_channels,)),
             ("out_channels", net.out_channels, (6 if self.learned_variance else 3,)),
             ("context_width", net.context_width, (token, None)),
             ("pooled_width", net.pooled_width, (text, None)),
@@ -106,6 +111,11 @@ class StageConfig(Config):
     def encoder(self) -> FrozenConfig | JointTransformerConfig | None:
         """The text encoder, where there are words and not classes."""
         return None if isinstance(self.text, ClassConfig) else self.text
+
+    @property
+    def concat_channels(self) -> int:
+        """Of what stands beside the noisy picture."""
+        return (0 if self.low_size is None else 3) + (0 if self.masks is None else 4)
 
     @property
     def null_tokens(self) -> Literal["all", "one"]:
@@ -226,7 +236,8 @@ def read_painted(
     unit = grown = 1
     for config in reversed(configs):
         unit, grown = math.lcm(unit, config.multiple * grown), grown * config.factor
-    return read_original(Canvas(configs[-1].size, unit), count, steps, size, **given)
+    repaints = configs[0].masks is not None and configs[0].low_size is None
+    return read_original(Canvas(configs[-1].size, unit, repaints), count, steps, size, **given)
 
 
 def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageConfig] = ()) -> list[Image.Image] | None:

@@ -77,6 +77,9 @@ class StageTraining(Config):
     """The stage."""
     diffusion: DiffusionTraining = DiffusionTraining()
     """Its objective, caption dropout and sample prompts."""
+    initial: str | None = None
+    """Stage whose network training starts from, and whose text encoder where that is trained along; none for random
+    weights. Input channels that it lacks, such as those of a mask, start as if they were not there."""
 
     def check(self) -> None:
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)

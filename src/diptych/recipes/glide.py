@@ -3,6 +3,9 @@
 The transformer's tokens stand before the pixels in every attention, and its last token is added to the time. Of the two
 models in the paper we know widths and depths, and counts in round numbers; of the smaller two that were released, all.
 Their tokenizer is GPT's; ours is made from the captions of the data, as large as that, unless `text.tokenizer` is one.
+
+The base is trained with all captions first, and then fine-tuned to be guided, with a fifth of them left out (section
+4.2); what repaints is fine-tuned from that and from the upsampler (4.3); the noisy pair is trained by itself (4.4).
 """
 
 from __future__ import annotations
@@ -12,17 +15,22 @@ from typing import Any
 
 from diptych.conditioning.joint import JointTransformerConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
+from diptych.conditioning.masks import MaskConfig
+from diptych.conditioning.text import ClipTextConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
 from diptych.networks.adm_config import AdmUNetConfig
+from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.recipes import Recipe, StageTraining
 from diptych.recipes.emoji import DATA_64, PROMPTS
 from diptych.recipes.emoji_cascade import training as small_training
 from diptych.recipes.imagen import LINEAR, training
 from diptych.stage_config import StageConfig
+from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
+from diptych.training.guides import GuideTraining
 
 GPT = 50_257
 """Tokens of GPT's vocabulary."""
@@ -43,9 +51,13 @@ def reader(width: int, layers: int, vocabulary: int = GPT, head_width: int = 64)
     return JointTransformerConfig(network=network, padded=True, pooled="last")
 
 
-def base(text: JointTransformerConfig, channels: int, **changes: Any) -> StageTraining:
+LARGE = reader(2048, 24)
+"""Of the paper's base."""
+
+
+def base(text: JointTransformerConfig, channels: int, caption_dropout: float = 0.2, **changes: Any) -> StageTraining:
     """64 px from words: ADM's U-Net for ImageNet at 64 px, but for its width. Steps and guidance as in the notebooks of
-    the release; a fifth of the captions are left out (section 4.1)."""
+    the release; not guided where no caption is left out in training."""
     network: dict[str, Any] = {"multipliers": (1, 2, 3, 4), "blocks": 3, "attention_levels": (1, 2, 3)}
     network |= {"channels": channels, "context_width": text.width, "pooled_width": text.width, "context_norm": False}
     model = StageConfig(
@@ -58,10 +70,10 @@ def base(text: JointTransformerConfig, channels: int, **changes: Any) -> StageTr
         size=64,
         low_size=None,
         steps=100,
-        guidance=3.0,
+        guidance=3.0 if caption_dropout else 1.0,
         threshold=ThresholdConfig(kind="static"),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.2))
+    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=caption_dropout))
 
 
 def upsampler(text: JointTransformerConfig, channels: int) -> StageTraining:
@@ -91,11 +103,51 @@ def upsampler(text: JointTransformerConfig, channels: int) -> StageTraining:
         sampler="ddim",
         threshold=ThresholdConfig(kind="static"),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.2))
+    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0))  # the base alone is guided
+
+
+def repainting(system: StageTraining, initial: str) -> StageTraining:
+    """Told the rest of a picture and a mask in four more channels, which are zeros to begin with (section 4.3). The
+    paper erases "random regions": LaMa's are a choice."""
+    model = system.model
+    network = dataclasses.replace(model.network, concat_channels=model.network.concat_channels + 4)
+    model = dataclasses.replace(model, network=network, masks=MaskConfig())
+    return dataclasses.replace(system, model=model, initial=initial)
+
+
+def noisy_clip() -> Recipe:
+    """A noisy pair at 64 px for the base's noise (section 4.4), trained as CLIP is (Radford et al. 2021, table 18).
+
+    GLIDE's two halves are transformers that both learn from nothing; here the pictures' is the encoder of ADM's U-Net,
+    and the words' the text half of a CLIP (`system.text.path`), frozen beneath a layer that learns.
+    """
+    encoder = AdmUNetConfig(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention_levels=(1, 2, 3))
+    return Recipe(
+        description="a noisy CLIP at 64 px to guide GLIDE's base, over a frozen CLIP's text half (Nichol et al. 2021)",
+        system=GuideTraining(
+            network=NoisyClassifierConfig(encoder=encoder, classes=768, size=64),
+            classes=None,
+            text=ClipTextConfig(),
+            schedule=ScheduleConfig(kind="cosine-table"),
+        ),
+        data=DataConfig(path="data/pictures", size=64),
+        training=TrainingConfig(
+            steps=390_000,
+            batch_size=32_768,
+            learning_rate=4e-4,
+            warmup=2000,
+            schedule="cosine",
+            betas=(0.9, 0.98),
+            weight_decay=0.2,
+            ema=0.0,
+            sample_every=0,
+        ),
+    )
 
 
 def _recipe(description: str, system: StageTraining, steps: int, batch_size: int) -> Recipe:
-    """Steps and batch are the paper's (section 4); the learning rate is ADM's."""
+    """Steps and batch are the paper's (section 4), but for the steps of fine-tuning, which are a choice: a tenth. On
+    the learning rate the paper is silent: ADM's is a choice."""
     return Recipe(
         description=f"{description} (Nichol et al. 2021)",
         system=system,
@@ -118,7 +170,23 @@ def _small() -> StageTraining:
 
 
 RECIPES = {
-    "glide-base": _recipe("GLIDE: 64 px, 2.3 B U-Net, 1.3 B text", base(reader(2048, 24), 512), 2_500_000, 2048),
+    "glide-base": _recipe("GLIDE: 64 px, 2.3 B U-Net, 1.3 B text", base(LARGE, 512, 0.0), 2_500_000, 2048),
+    "glide-base-guided": _recipe(
+        "GLIDE's 64 px fine-tuned to be guided",
+        dataclasses.replace(base(LARGE, 512), initial="runs/glide-base"),
+        250_000,
+        2048,
+    ),
+    "glide-base-inpainting": _recipe(
+        "GLIDE's 64 px that repaints", repainting(base(LARGE, 512), "runs/glide-base-guided"), 250_000, 2048
+    ),
+    "glide-upsampler-inpainting": _recipe(
+        "GLIDE's 64 -> 256 px that repaints",
+        repainting(upsampler(reader(1024, 24), 384), "runs/glide-upsampler"),
+        160_000,
+        512,
+    ),
+    "glide-noisy-clip": noisy_clip(),
     "glide-upsampler": _recipe("GLIDE's 64 -> 256 px, 1.5 B", upsampler(reader(1024, 24), 384), 1_600_000, 512),
     "glide-base-small": _recipe("GLIDE as released: 64 px, 385 M", base(reader(512, 16), 192), 2_500_000, 2048),
     "glide-upsampler-small": _recipe(

@@ -65,7 +65,7 @@ from diptych.recipes.reading import (
     learned_fit,
     open_splits,
 )
-from diptych.recipes.starting import begin_from, named
+from diptych.recipes.starting import begin_from, begin_stage, initial_stage, named
 from diptych.seeding import seed_default
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig, read_stage
@@ -185,13 +185,18 @@ def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
     encoder goes. One that is trained along stays.
     """
     texts, text = None, system.model.encoder
+    before = None if system.initial is None else initial_stage(system.initial)
     if isinstance(text, JointTransformerConfig):
-        texts = joint_text(text, captions)
+        known = None if before is None or before.joint_text is None else before.joint_text.tokenizer
+        texts = joint_text(text, captions) if known is None else JointTransformer(text, known)
     elif text is not None:
         texts = CachedTexts(text, text_cache())
         texts.read([*captions, *system.diffusion.prompts])
         texts.unload()
-    return DiffusionTask(Stage(system.model, texts), system.diffusion)
+    stage = Stage(system.model, texts)
+    if before is not None:
+        begin_stage(stage, before, str(system.initial))
+    return DiffusionTask(stage, system.diffusion)
 
 
 def joint_text(config: JointTransformerConfig, captions: list[str]) -> JointTransformer:

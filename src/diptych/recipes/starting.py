@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.conditioning.cache import EmbeddedTexts
 from diptych.conditioning.classes import ClassConfig
@@ -17,6 +17,7 @@ from diptych.latent import LatentDiffusion
 from diptych.networks.unet import UNet
 from diptych.opening import open_model
 from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
+from diptych.stage import Stage
 from diptych.terminal import say
 from diptych.weights.fingerprint import fingerprint
 
@@ -38,22 +39,47 @@ def begin_from(system: LatentDiffusion, source: str) -> None:
         raise UserError(
             f"{source} was trained on latents times {scale:.6g}, not {stated:g}: leave system.model.latent_scale none"
         )
-    theirs, own, new = other.unet.state_dict(), system.unet.state_dict(), []
+    theirs = dict(other.unet.state_dict())
+    if (words := spoken(system, other)) is not None:
+        theirs["label.weight"] = words
     with torch.no_grad():
-        for name, tensor in own.items():
-            found = theirs.get(name)
-            if name == "label.weight" and (words := spoken(system, other)) is not None:
-                found = words
-            if found is None or not fits(found.shape, tensor.shape):
-                new.append(name)
-                continue
-            tensor.zero_()
-            tensor[:, : found.shape[1]].copy_(found) if tensor.ndim > 1 else tensor.copy_(found)
+        copy_weights(system.unet, theirs, source)
         if isinstance(reader := system.text, LayoutTransformer) and begins(reader, other):
             names = [*reader.classes, ""]
             reader.begin_with(EmbeddedTexts.compute(other.text, names).encode(names).pooled)
         system.scale.copy_(other.scale)
     system.begun = True
+
+
+def initial_stage(source: str) -> Stage:
+    """The stage from which another starts. A `UserError` where it is none."""
+    other = open_model(source)
+    if not isinstance(other, Stage):
+        raise UserError(f"{source} is no stage of a cascade: training cannot start from it")
+    return other
+
+
+def begin_stage(stage: Stage, other: Stage, source: str) -> None:
+    """Give a new stage the weights of another, as `begin_from`; of a text encoder that is trained along, all of it."""
+    if stage.joint_text is not None:
+        if other.joint_text is None or other.joint_text.config.network != stage.joint_text.config.network:
+            raise UserError(f"{source} has no text encoder of the shape of system.model.text, which is trained along")
+        stage.joint_text.load_state_dict(other.joint_text.state_dict())
+    copy_weights(stage.network, other.network.state_dict(), source)
+
+
+@torch.no_grad()
+def copy_weights(network: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
+    """Copy what has the same name and shape, or fewer input channels, and say what starts anew. A `UserError` where
+    that is most of it."""
+    own, new = network.state_dict(), []
+    for name, tensor in own.items():
+        found = theirs.get(name)
+        if found is None or not fits(found.shape, tensor.shape):
+            new.append(name)
+            continue
+        tensor.zero_()
+        tensor[:, : found.shape[1]].copy_(found) if tensor.ndim > 1 else tensor.copy_(found)
     if 2 * len(new) > len(own):
         raise UserError(
             f"of {len(own)} tensors of this U-Net only {len(own) - len(new)} have their shape in {source}: give it the "
