@@ -114,6 +114,7 @@ def test_what_we_do_not_have_is_refused_by_field(changes: dict[str, Any], says: 
     [
         ({"prediction": "flow"}, "LatentConfig.prediction = 'flow'"),
         ({"schedule": {"kind": "cosine"}}, "LatentConfig.schedule.kind = 'cosine'"),
+        ({"schedule": {"conditioning": "gamma"}}, "LatentConfig.schedule.conditioning = 'gamma'"),
     ],
 )
 def test_what_they_do_not_have_is_refused_by_field(changes: dict[str, Any], says: str) -> None:

@@ -84,6 +84,7 @@ def scheduler_json(config: LatentConfig) -> dict[str, Any]:
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     for field, value, known in (
         ("schedule.kind", config.schedule.kind, kinds),
+        ("schedule.conditioning", config.schedule.conditioning, ("time",)),
         ("prediction", config.prediction, predictions),
         ("sampler", config.sampler, CLASSES),
     ):
