@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.errors import UserError, pick
 
 
@@ -238,3 +241,49 @@ def test_pick_lists_what_there_is() -> None:
     assert pick("sampler", "b", ["b", "a"]) == "b"
     with pytest.raises(UserError, match="unknown sampler 'c': choose one of a, b"):
         pick("sampler", "c", {"b": 1, "a": 2})
+
+
+def subclasses(cls: type[Config]) -> Iterator[type[Config]]:
+    for sub in cls.__subclasses__():
+        if sub.__module__.startswith("diptych."):
+            yield sub
+            yield from subclasses(sub)
+
+
+def number_fields() -> Iterator[tuple[type[Config], str]]:
+    """Each field of each config of diptych's that may be a number."""
+    import diptych.recipes.run  # brings all of them  # noqa: F401
+
+    for cls in dict.fromkeys(subclasses(Config)):
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if {int, float} & {hints[field.name], *typing.get_args(hints[field.name])}:
+                yield cls, field.name
+
+
+def test_no_number_of_any_config_may_be_absurd() -> None:
+    fields = list(number_fields())
+    assert len(fields) > 100
+    for cls, name in fields:
+        for value in (10**30, -(10**30), 10**12 if name != "seed" else 2**64, 1e300, math.inf):
+            with pytest.raises(UserError, match=name):
+                cls(**{name: value, **({"description": "d"} if cls.__name__ == "Recipe" else {})})
+
+
+def test_a_field_states_its_bounds() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Bounded(Config):
+        most = 50
+        seed: Annotated[int, Within(0, 2**63)] = 0
+        parts: Annotated[tuple[int, ...], Within(1)] = (1,)
+        free: float = 0.0
+
+    assert Bounded(seed=2**63, parts=(1, 50), free=-50).override(["seed=7", "parts=2,3"]).parts == (2, 3)
+    assert Bounded.from_dict(Bounded(seed=2**62).to_dict()).seed == 2**62
+    for changes, told in (
+        ({"seed": 2**63 + 1}, r"seed must lie between 0 and 9,223,372,036,854,775,808, not 9223372036854775809"),
+        ({"parts": (1, 0)}, r"parts must lie between 1 and 50, not 0"),
+        ({"free": 50.5}, r"free must lie between -50 and 50, not 50\.5"),
+    ):
+        with pytest.raises(UserError, match=told):
+            Bounded(**changes)

@@ -357,3 +357,10 @@ def test_stable_diffusion_is_trained_to_repaint_where_its_network_has_the_channe
     assert isinstance(changed, LatentTraining) and changed.model.repaints
     with pytest.raises(UserError, match="concat_channels must be 0"):
         get("sd1").override([f"system.model.unet.concat_channels={latent}"])
+
+
+@pytest.mark.parametrize("width", [30_000, 65_536])
+def test_networks_that_no_memory_holds_are_refused_before_they_are_built(tmp_path: Path, capsys, width: int) -> None:
+    change = f"system.network.multipliers={width},{width}"
+    assert cli.main(["train", "emoji-autoencoder", "--run-dir", str(tmp_path / "run"), change]) == 2
+    assert "the networks of this recipe" in capsys.readouterr().err and not (tmp_path / "run").exists()

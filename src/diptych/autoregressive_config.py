@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.text import TextConfig
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.errors import UserError
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
@@ -29,7 +29,7 @@ class AutoregressiveConfig(Config):
     """The transformer over its codes."""
     text: TextConfig | ClassConfig | None = ClassConfig(classes=1000)
     """What reads the prompts, or the classes that they name; none for a model that paints whatever it likes."""
-    size: int = 256
+    size: Annotated[int, Within(0, 2**16)] = 256
     """Side of the pictures it was trained on, in pixels."""
     temperature: float = 1.0
     """Default temperature of the logits."""

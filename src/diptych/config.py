@@ -34,17 +34,34 @@ _SPOKEN = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """The bounds of a field's numbers, both included: `steps: Annotated[int, Within(1)]`.
+
+    Every number has some: what a field does not state is that of its class (`Config.most`).
+    """
+
+    low: float
+    high: float | None = None
+    """None is `Config.most`."""
+
+
 class Config:
     """Base of every config. Subclasses are `@dataclass(frozen=True, kw_only=True)` and may define `check`."""
 
     unnamed: ClassVar[bool] = False
     """Whether values without a `kind` are of this class where several could be meant: in files that are older than the
     others."""
+    most: ClassVar[float] = 10**9
+    """The largest number, and the least below zero, of a field that states no `Within`: beyond it is a slip of the
+    keyboard, or a file that would take all memory."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints, bounds = typing.get_type_hints(type(self)), typing.get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = _coerce(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
+            where = f"{type(self).__name__}.{field.name}"
+            value = _coerce(getattr(self, field.name), hints[field.name], where)
+            _require_within(value, bounds[field.name], self.most, where)
             object.__setattr__(self, field.name, value)
         self.check()
 
@@ -249,6 +266,16 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if wrong or (hint is float and math.isnan(value)):
         raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}")
     return value
+
+
+def _require_within(value: Any, hint: Any, most: float, where: str) -> None:
+    """Raise where a number, or one in a list or object, is out of its field's bounds."""
+    bounds = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Within)), Within(-most))
+    low, high = bounds.low, most if bounds.high is None else bounds.high
+    numbers = value if isinstance(value, (tuple, list)) else value.values() if isinstance(value, dict) else (value,)
+    for number in numbers:
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and not low <= number <= high:
+            raise UserError(f"{where} must lie between {low:,} and {high:,}, not {number!r}")
 
 
 def _coerce_union(value: Any, hint: Any, where: str) -> Any:

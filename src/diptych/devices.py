@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import torch
 
 from diptych.errors import UserError, hint
@@ -31,3 +34,23 @@ def find_device(name: str = "auto") -> torch.device:
             + (", and mps" if counts["mps"] else ", and no mps" if device.type == "mps" else "")
         )
     return device
+
+
+def require_memory(count: Callable[[], dict[str, int]], device: torch.device) -> None:
+    """Raise a `UserError` where weights alone are more than a device holds, before a network is built.
+
+    `count` builds the networks and gives the parameters of each by its name; text encoders are not counted.
+    """
+    try:
+        with torch.device("meta"):
+            each = count()
+    except RuntimeError:  # a tensor of more numbers than can be counted
+        raise UserError("the networks of this recipe are too large to be built: make them smaller") from None
+    if device.type == "cuda":
+        have = torch.cuda.get_device_properties(device).total_memory
+    else:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = 4 * sum(number for name, number in each.items() if not name.startswith("text"))
+    if need > have:
+        told = f"weights of {need / 2**30:,.0f} GiB, and {device} has {have / 2**30:,.0f}"
+        raise UserError(f"the networks of this recipe have {told}: make them smaller")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from diptych.conditioning.beside import BesideConfig, LowConfig, MaskedConfig
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.text import ClipTextConfig, TextConfig
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
 from diptych.errors import UserError
@@ -42,7 +42,7 @@ class LatentConfig(Config):
     latent_scale: float | None = None
     """What latents are multiplied by: 1 for a codebook's, which are not rescaled (appendix D.1), 0.18215 in Stable
     Diffusion 1 and 2. None for 1 / the deviation of the first batch's (appendix G)."""
-    size: int = 512
+    size: Annotated[int, Within(0, 2**16)] = 512
     """Side of the pictures it was trained on, in pixels."""
     steps: int = 50
     """Default number of sampling steps."""

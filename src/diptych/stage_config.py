@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 from torch import nn
@@ -19,7 +19,7 @@ from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.masks import MaskConfig
 from diptych.conditioning.original import Canvas, Original, read_original
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig
-from diptych.config import Config, read_json
+from diptych.config import Config, Within, read_json
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, TimesConfig, build_schedule
@@ -52,9 +52,9 @@ class StageConfig(Config):
     """What the network predicts."""
     learned_variance: bool = False
     """The network's output has a second half, the variance (Nichol & Dhariwal 2021)."""
-    size: int = 256
+    size: Annotated[int, Within(0, 2**16)] = 256
     """Side of the pictures that it makes, in pixels."""
-    low_size: int | None = 64
+    low_size: Annotated[int | None, Within(0, 2**16)] = 64
     """Side of the pictures that it enlarges; none for a base stage, which starts from words alone."""
     degradation: DegradationConfig | None = None
     """How training pictures are made small; averaged over boxes if none."""

@@ -231,7 +231,7 @@ def test_latents_have_no_threshold(judge: Judge, toy_data: Path, tmp_path: Path)
 def test_without_matplotlib_nothing_is_painted(judge: Judge, toy_data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     model = Fading()
-    with pytest.raises(UserError, match="diptych\\[evaluate\\]"):
+    with pytest.raises(UserError, match="make install"):
         guide(model, toy_data, tmp_path, judge)
     assert not model.calls
 

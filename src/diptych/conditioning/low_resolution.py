@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.diffusion.schedule import CosineSchedule, TableSchedule, cosine_betas
 from diptych.errors import UserError
 
@@ -41,7 +41,7 @@ class AugmentationConfig(Config):
     """Highest level in training."""
     level: float = 0.1
     """Level at sampling where none is chosen."""
-    table: int | None = None
+    table: Annotated[int | None, Within(1, 10**6)] = None
     """noise only: entries of the table of the cosine schedule whose levels these are (DeepFloyd IF: 1000, level 0.25 is
     entry 250; at level 0 too there is the little noise of the first), or none."""
     blur: float = 4.0

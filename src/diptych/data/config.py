@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.data.layouts import FIELD
 
 Split = Literal["train", "held-out", "all"]
@@ -17,13 +17,13 @@ class DataConfig(Config):
 
     path: str = "data/emoji"
     """Folder of WebDataset shards (*.tar), or of pictures with captions."""
-    size: int = 64
+    size: Annotated[int, Within(0, 2**16)] = 64
     """Pixels to which the shorter side of each picture is resized; without `crop`, the side of the square from its
     centre that is trained on."""
-    max_size: int | None = None
+    max_size: Annotated[int | None, Within(0, 2**16)] = None
     """Resize the shorter side to a length drawn from `size` to this, before a random `crop`: 320 with size 256 and crop
     256 are ADM's random crops of at least 0.8 of a picture. None for `size` always."""
-    crop: int | None = None
+    crop: Annotated[int | None, Within(0, 2**16)] = None
     """Side in pixels of a square cut at random from anywhere in the resized picture, every place as likely (size 384
     and crop 256: the first stages of latent diffusion); none for the centre."""
     center_shift: float = 0.0

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.errors import UserError
 
 Spacing = Literal["trailing", "leading", "linspace", "karras"]
@@ -26,7 +26,7 @@ Spacing = Literal["trailing", "leading", "linspace", "karras"]
 class ScheduleConfig(Config):
     kind: Literal["linear", "scaled-linear", "cosine", "cosine-table", "flow"] = "scaled-linear"
     """linear (DDPM), scaled-linear (Stable Diffusion), cosine (closed form), cosine-table (clipped betas), flow."""
-    steps: int = 1000
+    steps: Annotated[int, Within(1, 10**6)] = 1000
     """T, the number of discrete steps; for closed forms, the units in which the network is told the time."""
     beta_start: float = 0.00085
     """First beta of linear (DDPM: 1e-4) and scaled-linear."""

@@ -13,13 +13,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.config import Config, read_json
+from diptych.config import Config, Within, read_json
 from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.evaluation.words import WordFeatures
@@ -32,17 +33,19 @@ SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "judge"
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig(Config):
+    most = 2**16
+
     size: int = 64
     """Side in pixels of the square that the picture tower reads; other sizes are resized to it, antialiased."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
     """Channels of the picture tower's stages, from half the resolution down, each half the one before."""
-    blocks: tuple[int, ...] = (1, 1, 2, 1)
+    blocks: Annotated[tuple[int, ...], Within(0, 1000)] = (1, 1, 2, 1)
     """Residual blocks of each stage."""
     token_width: int = 384
     """Width of the frozen word features (MiniLM: 384)."""
     text_width: int = 256
     """Width of the trained transformer over the words."""
-    text_layers: int = 1
+    text_layers: Annotated[int, Within(0, 1000)] = 1
     """Its layers."""
     tokens: int = 64
     """The most word pieces that it reads; a longer caption is cut."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from diptych.config import Config
+from diptych.config import Config, Within
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdmUNetConfig(Config):
     """The shape of an `AdmUNet`. The defaults are ADM's, unconditional, for 256-px pictures."""
+
+    most = 2**16
 
     kind: Literal["adm"] = "adm"
     """Which network this is."""
@@ -25,7 +27,7 @@ class AdmUNetConfig(Config):
     multipliers: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
     """One for each level; the first may be 0.5 (ADM for 512-px pictures). Between levels the height and width are
     halved."""
-    blocks: int | tuple[int, ...] = 2
+    blocks: Annotated[int | tuple[int, ...], Within(0, 1000)] = 2
     """Residual blocks of a level on the way down, for all or for each; one more on the way up."""
     attention_levels: tuple[int, ...] = (3, 4, 5)
     """Levels whose residual blocks are each followed by attention. The middle always has one."""
@@ -35,7 +37,7 @@ class AdmUNetConfig(Config):
     """Channels of an attention head at every level, or none to derive it from `heads`."""
     self_attention: bool = True
     """Whether attention reads the picture too; else the text alone (DeepFloyd IF's larger stages)."""
-    classes: int | None = None
+    classes: Annotated[int | None, Within(0, 2**24)] = None
     """Number of classes, one of which is told, or none."""
     context_width: int | None = None
     """Width of text tokens, which every attention reads beside the picture (GLIDE, DeepFloyd IF), or none."""

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.networks.layers import Attention, Downsample, Upsample, norm
 from diptych.networks.quantiser import Quantiser
 from diptych.networks.residual import ResidualBlock
@@ -22,6 +22,8 @@ EPS = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
 class AutoencoderConfig(Config):
     """The shape of an `Autoencoder`. The defaults are Stable Diffusion 1.x (KL-f8): 83,653,863 parameters."""
 
+    most = 2**16
+
     picture_channels: int = 3
     """Channels of a picture, with values in [-1, 1]."""
     latent_channels: int = 4
@@ -30,7 +32,7 @@ class AutoencoderConfig(Config):
     """Channels of the first level; level i has channels * multipliers[i]."""
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     """One for each level. Between levels the height and width are halved: factor 2 ** (levels - 1)."""
-    blocks: int = 2
+    blocks: Annotated[int, Within(0, 1000)] = 2
     """Residual blocks of a level of the encoder; the decoder's levels have one more."""
     patch: int = 1
     """Side of the patches that are folded into channels before the first convolution and unfolded after the last: 2
@@ -40,7 +42,7 @@ class AutoencoderConfig(Config):
     attention_levels: tuple[int, ...] = ()
     """Levels whose residual blocks each end in such a layer too; the published VQ-f8, VQ-f16, KL-f16, KL-f32 have it at
     the last ones."""
-    codebook: int | None = None
+    codebook: Annotated[int | None, Within(0, 2**24)] = None
     """Entries of the codebook to whose nearest one decoding rounds every position of a latent (VQ), or none for a
     KL-regularised latent."""
     norm_groups: int = 32

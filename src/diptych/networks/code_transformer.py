@@ -7,25 +7,28 @@ the picture is made from stands in front: a start token, the token of a class, o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeTransformerConfig(Config):
     """The shape of a `CodeTransformer`. The defaults are the published one for ImageNet: 1,410,640,896 parameters."""
 
-    vocabulary: int = 16_384
+    most = 2**16
+
+    vocabulary: Annotated[int, Within(0, 2**24)] = 16_384
     """Number of codes: entries of the first stage's codebook."""
     length: int = 256
     """Codes of a picture, row by row."""
     width: int = 1536
     """Width of a token."""
-    layers: int = 48
+    layers: Annotated[int, Within(0, 1000)] = 48
     """Transformer blocks."""
     heads: int = 16
     """Attention heads of each block."""
@@ -33,7 +36,7 @@ class CodeTransformerConfig(Config):
     """Dropout of the embedded codes, the attention weights, and what each half of a block adds."""
     context_width: int | None = None
     """Width of a text's tokens, which stand in front of the codes; none for a model without text."""
-    classes: int | None = 1000
+    classes: Annotated[int | None, Within(0, 2**24)] = 1000
     """Number of classes, the null class included, one of which is the first token; none for a model without classes."""
     shared_start: bool = True
     """Tell class c by the embedding of code c, and the start of a model without classes by that of code 0, as the

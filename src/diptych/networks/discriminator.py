@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 
 KERNEL = 4
 SLOPE = 0.2
@@ -22,11 +22,13 @@ class DiscriminatorConfig(Config):
     """The shape of a `Discriminator`. The defaults are those of VQGAN and latent-diffusion: 2,765,633 parameters, and
     patches of 70 x 70 pixels."""
 
+    most = 2**16
+
     picture_channels: int = 3
     """Channels of a picture."""
     channels: int = 64
     """Channels of the first layer; each further one has twice as many, at most 8 times."""
-    layers: int = 3
+    layers: Annotated[int, Within(0, 1000)] = 3
     """Convolutions that halve the picture. They decide how large a patch each verdict is about: `patch`."""
     norm: Literal["batch", "group"] = "batch"
     """Between the convolutions: batch norm as published, or group norm, under which the verdict on a picture does not

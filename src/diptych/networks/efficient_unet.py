@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.networks.embedding import Embedded, TextPooling, check_size
 from diptych.networks.layers import SpatialTransformer, norm, zero_init
 from diptych.networks.residual import ResidualBlock
@@ -18,6 +18,8 @@ from diptych.networks.residual import ResidualBlock
 @dataclass(frozen=True, kw_only=True)
 class EfficientUNetConfig(Config):
     """The shape of an `EfficientUNet`. The defaults are the 64 -> 256 stage as Imagen's authors describe it."""
+
+    most = 2**16
 
     kind: Literal["efficient-unet"] = "efficient-unet"
     """Which network this is."""
@@ -31,7 +33,7 @@ class EfficientUNetConfig(Config):
     """Channels at full size; level i, at 1 / 2 ** (i + 1) of the size, has channels * multipliers[i]."""
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
     """One for each level."""
-    blocks: tuple[int, ...] = (2, 4, 8, 8)
+    blocks: Annotated[tuple[int, ...], Within(0, 1000)] = (2, 4, 8, 8)
     """Residual blocks of each level, on the way down and again on the way up: few where pictures are large."""
     skips: Literal["block", "level"] = "block"
     """What the way up reads: each block its twin on the way down, or the first of a level what that level left there.

@@ -6,13 +6,13 @@ What it says of a picture's class is differentiated by the picture, and so guide
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.networks.adm import AdmEncoder
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.layers import norm, zero_init
@@ -25,11 +25,13 @@ HIDDEN = 2048
 class NoisyClassifierConfig(Config):
     """The shape of a `NoisyClassifier`. The defaults are those of ADM's for 256-px pictures."""
 
+    most = 2**16
+
     kind: Literal["noisy-classifier"] = "noisy-classifier"
     """Which network this is."""
     encoder: AdmUNetConfig = AdmUNetConfig(channels=128)
     """The U-Net whose way down and middle it has; nothing is put out there, so `out_channels` says nothing."""
-    classes: int = 1000
+    classes: Annotated[int, Within(0, 2**24)] = 1000
     """Number of classes that it tells apart."""
     pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"
     """How features become one vector: by the attention of their mean to all of them (as published), by their mean, or

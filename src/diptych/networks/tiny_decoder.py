@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.networks.layers import Upsample, zero_init
 
 FAR = 3.0
@@ -24,13 +25,15 @@ FAR = 3.0
 class TinyDecoderConfig(Config):
     """The shape of a `TinyDecoder`. The defaults are for a factor of 8, as Stable Diffusion's: 853,443 parameters."""
 
+    most = 2**16
+
     latent_channels: int = 4
     """Channels of a latent."""
     picture_channels: int = 3
     """Channels of a picture."""
     channels: tuple[int, ...] = (64, 64, 64, 64)
     """Channels of each level, the finest first. Between levels height and width are doubled."""
-    blocks: int = 3
+    blocks: Annotated[int, Within(0, 1000)] = 3
     """Residual blocks of a level; the finest has one."""
     patch: int = 1
     """Side of the patches of pixels that the last convolution gives for each place, in channels."""

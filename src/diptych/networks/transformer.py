@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.networks.layers import Attention
 
 
@@ -15,13 +16,15 @@ from diptych.networks.layers import Attention
 class TextTransformerConfig(Config):
     """The shape of a `TextTransformer`. LDM's 1.45 B text model uses 32 layers of width 1280 and BERT's vocabulary."""
 
-    vocabulary: int = 8192
+    most = 2**16
+
+    vocabulary: Annotated[int, Within(0, 2**24)] = 8192
     """Number of token ids."""
     max_tokens: int = 77
     """Longest sequence, special tokens included."""
     width: int = 256
     """Width of a token."""
-    layers: int = 4
+    layers: Annotated[int, Within(0, 1000)] = 4
     """Transformer blocks."""
     heads: int = 4
     """Attention heads of each block."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.networks.embedding import Embedded, check_size
 from diptych.networks.layers import Downsample, SpatialTransformer, Upsample, norm, zero_init
 from diptych.networks.residual import ResidualBlock
@@ -18,6 +18,8 @@ from diptych.networks.residual import ResidualBlock
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(Config):
     """The shape of a `UNet`. The defaults are Stable Diffusion 1.x: 859,520,964 parameters."""
+
+    most = 2**16
 
     unnamed: ClassVar[bool] = True
     kind: Literal["unet"] = "unet"
@@ -32,11 +34,11 @@ class UNetConfig(Config):
     """Channels of the first level; level i has channels * multipliers[i]."""
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     """One for each level. Between levels the height and width are halved."""
-    blocks: int = 2
+    blocks: Annotated[int, Within(0, 1000)] = 2
     """Residual blocks of a level on the way down; one more on the way up."""
     attention_levels: tuple[int, ...] = (0, 1, 2)
     """Levels whose residual blocks are each followed by a spatial transformer. The middle always has one."""
-    depth: int = 1
+    depth: Annotated[int, Within(0, 1000)] = 1
     """Transformer blocks in each spatial transformer."""
     feed_forward: int = 4
     """Width of their feed-forward layers, in widths of the tokens; 0 leaves them out (Imagen, ADM)."""
@@ -46,7 +48,7 @@ class UNetConfig(Config):
     """Channels of an attention head at every level (SD 2.x: 64), or none to derive it from `heads`."""
     context_width: int | None = 768
     """Width of the tokens that cross-attention reads, or none for self-attention alone."""
-    classes: int | None = None
+    classes: Annotated[int | None, Within(0, 2**24)] = None
     """Number of classes, the null class included, one of which is told as a single token (LDM on ImageNet), or none."""
     pooled_width: int | None = None
     """Width of a pooled condition that is added to the time embedding (Imagen, section 2.5), or none."""

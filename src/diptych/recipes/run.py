@@ -31,7 +31,7 @@ from diptych.conditioning.text import (
 )
 from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
-from diptych.devices import find_device
+from diptych.devices import find_device, require_memory
 from diptych.errors import UserError
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
@@ -86,11 +86,9 @@ TwoStages = LatentTraining | AutoregressiveTraining
 
 
 def train(recipe: Recipe, folder: str | Path) -> Path:
-    """Train, or go on with, the run in `folder`; returns the folder of the finished model.
-
-    Raises a `UserError` where the data, the folder or what the recipe names is not as it must be.
-    """
+    """Train, or go on with, the run in `folder`; returns the folder of the finished model, or raises a `UserError`."""
     folder = Path(folder)
+    require_memory(lambda: counts(_networks(recipe.system))["networks"], find_device(recipe.training.device))
     seed_default(recipe.training.seed)  # of the first weights
     seeds = {"train": recipe.training.seed, "held-out": mix(recipe.training.seed, 3)}
     system = recipe.system

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from diptych.config import Config, read_json
+from diptych.config import Config, Within, read_json
 from diptych.disk import write_text
 from diptych.errors import UserError
 
@@ -21,7 +21,7 @@ class TrainingConfig(Config):
     minutes: float | None = None
     """Finish after so many minutes of training (interruptions not counted), if the steps are not done before. A falling
     learning rate reaches its end then, so two runs have the same bits only if they are as quick."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Within(1, 2**20)] = 64
     """Pictures a step, over all processes and accumulated parts."""
     accumulation: int = 1
     """Parts that each process splits its share of a batch into, to save memory; the result is the same."""
@@ -52,15 +52,15 @@ class TrainingConfig(Config):
     """Decay of the moving average of the weights, which is what is validated, sampled and saved."""
     ema_warmup: bool = True
     """Let the average forget the first steps sooner: decay min(ema, (1 + s) / (10 + s))."""
-    seed: int = 0
+    seed: Annotated[int, Within(-(2**63), 2**63 - 1)] = 0
     """Seed of everything random in the run."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bfloat16 autocast on CUDA devices that support it, else float32. On most CPUs bf16 is far slower."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`."""
-    threads: int | None = None
+    threads: Annotated[int | None, Within(1, 1024)] = None
     """CPU threads of PyTorch; none leaves PyTorch's choice."""
-    workers: int = 1
+    workers: Annotated[int, Within(0, 256)] = 1
     """Threads that prepare batches ahead while the device computes; 0 prepares each when it is needed."""
     log_every: int = 50
     """Steps between two lines of metrics."""
