@@ -51,6 +51,12 @@ class Display(Progress):
         super().update(task_id, **changes)
         self.tell(task_id)
 
+    def reached(self, task_id: TaskID, completed: float) -> None:
+        """So much is done, of it perhaps some by an earlier run, which does not count for the rate."""
+        since, before = self.began[task_id]
+        self.began[task_id] = since, before + max(0, completed - self._tasks[task_id].completed)
+        self.update(task_id, completed=completed)
+
     def tell(self, task_id: TaskID) -> None:
         """A line, if there is no bar and it is time for one."""
         if not self.disable:

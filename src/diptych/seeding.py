@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -35,3 +39,14 @@ def seed_generator(made: torch.Generator, seed: int) -> torch.Generator:
         state[WORDS] = torch.from_numpy(key.astype("<u8").view(np.uint8))
         made.set_state(state)
     return made
+
+
+@contextlib.contextmanager
+def drawn_apart(seed: int, what: str) -> Iterator[None]:
+    """Within, PyTorch's default generator on the CPU follows from `seed` and `what` alone; afterwards it goes on as if
+    nothing had been drawn. So the first weights of a network depend on nothing that was built before it.
+    """
+    digest = hashlib.blake2b(f"{seed}/{what}".encode(), digest_size=8).digest()
+    with torch.random.fork_rng(devices=[]):
+        seed_generator(torch.default_generator, int.from_bytes(digest) >> 1)
+        yield

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from diptych import progress
 from diptych.conditioning import cache as module
 from diptych.conditioning.cache import CachedTexts, EmbeddedTexts, encoder_fingerprint, text_cache
 from diptych.conditioning.text import JointTransformerConfig, T5Config, TextEmbedding, build_text_encoder
@@ -140,7 +141,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_valid_cache(tmp_path:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == -signal.SIGKILL
-    assert list(tmp_path.rglob(".*.partial/text.safetensors")), "it had begun"
+    assert list(tmp_path.rglob(".diptych-partial-*/new/*/text.safetensors")), "it had begun"
     encoder = Letters()
     close(CachedTexts(encoder, tmp_path).encode(["killed", "before"]), Letters().encode(["killed", "before"]))
     assert encoder.read == ["killed"]
@@ -309,10 +310,9 @@ def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert text_cache() == Path.home() / ".cache" / "diptych" / "text"
 
 
-def test_only_many_prompts_get_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[str] = []
-    monkeypatch.setattr(module, "track", lambda items, description: shown.append(description) or items)
+def test_many_prompts_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(progress, "FIRST", 0.0)
     CachedTexts(Letters()).encode([f"{i}" for i in range(module.QUIET)])
-    assert not shown
-    CachedTexts(Letters()).encode([f"{i}" for i in range(module.QUIET + 1)])
-    assert shown == ["embedding captions"]
+    assert not capsys.readouterr().err
+    CachedTexts(Letters()).encode([f"{i}" for i in range(2 * module.BATCH)])
+    assert capsys.readouterr().err.startswith("embedding captions: 64 of 128, ")

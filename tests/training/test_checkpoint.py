@@ -88,6 +88,64 @@ def test_a_broken_newest_falls_back_to_the_whole_one_before_with_a_warning(
     check(newest(tmp_path), 2)
 
 
+def test_an_older_one_goes_only_when_a_newer_one_is_whole_by_its_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With keep=1, a newest one that was flipped, and a run that goes on from the one before and is told to stop."""
+    save(tmp_path, 10)
+    flip(save(tmp_path, 20))
+    save(tmp_path, 12, keep=1)
+    check(newest(tmp_path), 12)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000012", "step-00000020"]
+    real = checkpoint._sha256
+
+    def failing(path: Path) -> str:
+        hashed.append(path)
+        return "read otherwise" if hashed.count(path) == 2 else real(path)
+
+    hashed: list[Path] = []
+    monkeypatch.setattr(checkpoint, "_sha256", failing)  # what the disk gives back is not what it got
+    with pytest.raises(UserError, match=r"read back of .*step-00000013 is not what was written"):
+        save(tmp_path, 13, keep=1)
+    check(newest(tmp_path), 12)
+    monkeypatch.undo()
+    save(tmp_path, 21, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000021"]
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, lose, lose_manifest, cut_manifest])
+def test_where_no_checkpoint_is_whole_it_is_said_and_nothing_is_touched(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    for step in (1, 2):
+        harm(save(tmp_path, step))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole \(step-00000002: .*move .* away") as caught:
+        checkpoint.latest(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_what_is_no_part_of_a_checkpoint_is_never_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (save(tmp_path, 1) / "notes.txt").write_text("mine")
+    for name in (".step-00000009.partial", ".step-mine", "step-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    (tmp_path / ".step-00000008.partial").mkdir()  # as earlier versions left it
+    (tmp_path / ".step-00000008.partial" / "weights.safetensors").write_text("half")
+    checkpoint.clean(tmp_path)
+    save(tmp_path, 2, keep=1)
+    assert "step-00000001 stays: it holds notes.txt" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *(".step-00000009.partial", ".step-mine", "step-00000001", "step-00000002", "step-mine")
+    ]
+    assert len(list(tmp_path.rglob("notes.txt"))) == 4
+    (tmp_path / "step-00000003").mkdir()
+    (tmp_path / "step-00000003" / "cat.png").write_text("mine")
+    with pytest.raises(UserError, match=r"holds cat\.png"):
+        save(tmp_path, 3)
+
+
 def test_a_whole_checkpoint_of_the_same_step_is_never_put_at_risk(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     before = {p.name: p.stat().st_ino for p in path.iterdir()}
@@ -182,3 +240,6 @@ def test_one_process_a_folder(tmp_path: Path) -> None:
         pass
     with checkpoint.locked(tmp_path):
         pass
+    (tmp_path / ".lock").write_text("mine")
+    with checkpoint.locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == "mine"

@@ -205,3 +205,56 @@ def test_batches_are_prepared_ahead_in_order_and_errors_come_through() -> None:
     with pytest.raises(UserError, match="picture 7"):
         next(batches)
     assert threading.current_thread().name not in names
+
+
+class Spoiling(Toy):
+    """Its loss stays finite, and a step makes a weight that it does not use infinite."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.module.register_parameter("spare", torch.nn.Parameter(torch.zeros(2)))
+        self.at = at
+
+    def loss(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if batch["step"] == self.at:
+            with torch.no_grad():
+                self.module.get_parameter("spare").fill_(torch.inf)
+        return super().loss(batch)
+
+
+@pytest.mark.parametrize("at", [5, 7, 9])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, at: int) -> None:
+    def run(toy: Toy) -> Path:
+        return train(toy, batch_at, settings(steps=10, schedule="constant"), tmp_path)
+
+    seen = 8 if at < 8 else 10  # when the next checkpoint is due
+    with pytest.raises(UserError, match=f"after step {seen} the weights spare hold"):
+        run(Spoiling(at))
+    found = checkpoint.latest(tmp_path / "checkpoints")
+    assert found is not None and found.step == at // 4 * 4
+    assert not (tmp_path / "model").exists()
+    assert all(torch.isfinite(tensor).all() for tensor in found.load("weights").values())
+
+
+def test_a_run_whose_checkpoints_are_all_broken_stops_and_keeps_what_there_is(tmp_path: Path) -> None:
+    train(Toy(), batch_at, settings(steps=8, schedule="constant"), tmp_path)
+    for file in tmp_path.glob("checkpoints/*/weights.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        train(Toy(), batch_at, settings(steps=12, schedule="constant"), tmp_path)
+    after = contents(tmp_path)
+    assert {k: v for k, v in after.items() if k != "config.json"} == {
+        k: v for k, v in before.items() if k != "config.json"
+    }
+
+
+def test_a_finished_model_is_replaced_only_while_it_is_ours(tmp_path: Path) -> None:
+    train(Toy(), batch_at, settings(steps=4, schedule="constant"), tmp_path)
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt, which is no part of a trained model"):
+        train(Toy(), batch_at, settings(steps=8, schedule="constant"), tmp_path)
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    (tmp_path / "model" / "notes.txt").unlink()
+    train(Toy(), batch_at, settings(steps=8, schedule="constant"), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.safetensors"]

@@ -190,13 +190,94 @@ def test_a_precompute_that_is_cut_short_leaves_the_old_folder(
     def broken(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "embed_captions", broken)
-    for out in ("store", "new"):
-        with pytest.raises(KeyboardInterrupt):
-            precompute(datasets, autoencoder(2), Words(), tmp_path / out, CPU)
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "embed_captions", broken)
+        for out in ("store", "new"):
+            with pytest.raises(KeyboardInterrupt):
+                precompute(datasets, autoencoder(2), Words(), tmp_path / out, CPU)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.unfinished", ".store.unfinished", "store"]
     PrecomputedLatents(tmp_path / "store", "train", 0, autoencoder())
     assert json.loads((tmp_path / "store" / "config.json").read_text())["examples"] == {"train": 9, "held-out": 3}
+    with monkeypatch.context() as patch:  # the pictures are not encoded again
+        patch.setattr(module, "encode", broken)
+        precompute(datasets, autoencoder(2), Words(), tmp_path / "new", CPU)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".store.unfinished", "new", "store"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_interrupted_anywhere_the_work_goes_on_and_ends_with_the_same_bytes(
+    datasets: dict[str, PictureDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "PART", 4)
+    flipping = {split: open_dataset(dataclasses.replace(data.config, flip=0.5)) for split, data in datasets.items()}
+    precompute(flipping, autoencoder(), Words(), tmp_path / "whole", CPU)
+    encode, encoded, killed = module.encode, 0, 0
+
+    class Dying(Words):
+        def encode(self, prompts: list[str]) -> TextEmbedding:
+            die()
+            return super().encode(prompts)
+
+    def die() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal encoded
+        die()
+        encoded += 1
+        return encode(*arguments)
+
+    monkeypatch.setattr(module, "encode", dying)
+    for left in [3, 5, 4, 6, 100, 100]:  # noqa: B007 (counted down by what dies)
+        try:
+            precompute(flipping, autoencoder(), Dying(), tmp_path / "parts", CPU)
+        except KeyboardInterrupt:
+            killed += 1
+            assert not (tmp_path / "parts").exists() and (tmp_path / ".parts.unfinished").is_dir()
+    assert killed >= 3
+    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+
+
+def test_only_precomputed_data_is_replaced(
+    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any) -> Any:
+        raise AssertionError("refused before any work")
+
+    pictures = write_pictures(tmp_path / "pictures")
+    mixed, work = Path(shutil.copytree(store, tmp_path / "mixed")), tmp_path / ".new.unfinished"
+    (mixed / "notes.txt").write_text("mine")
+    work.mkdir()
+    (work / "cat.png").write_text("mine")
+    monkeypatch.setattr(module, "encode", never)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (pictures, mixed, tmp_path, tmp_path / "new", mixed / "notes.txt"):
+        with pytest.raises(UserError, match=r"not precomputed data|notes.txt, which|not unfinished work"):
+            precompute(datasets, autoencoder(), None, out, CPU)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_data_or_models_do_not_go_on_with_what_is_left(
+    datasets: dict[str, PictureDataset], tmp_path: Path
+) -> None:
+    asked = {"precompute": "latents"}
+    with pytest.raises(KeyboardInterrupt), module.unfinished(tmp_path / "store", asked) as work:
+        (work / "train-000000.safetensors").write_text("of something else")
+        (work / "train-000000.json").write_text("{}")
+        with pytest.raises(UserError, match="another process is precomputing"):
+            precompute(datasets, autoencoder(), None, tmp_path / "store", CPU)
+        raise KeyboardInterrupt
+    assert (work / "train-000000.json").is_file()
+    precompute(datasets, autoencoder(), None, tmp_path / "store", CPU)
+    PrecomputedLatents(tmp_path / "store", "train", 0, autoencoder())
 
 
 def test_a_run_on_precomputed_data_goes_on_with_the_same_bits(store: Path, tmp_path: Path) -> None:

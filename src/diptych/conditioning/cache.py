@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,26 +25,40 @@ from diptych.conditioning.text import (
     config_fingerprint,
 )
 from diptych.config import Config
-from diptych.disk import remove, replacing
+from diptych.disk import Written, remove, replacing
 from diptych.errors import UserError
-from diptych.progress import track
+from diptych.progress import bar
 from diptych.weights.files import load_metadata
 from diptych.weights.fingerprint import fingerprint
 
 BATCH = 64
-QUIET = 200
-"""Prompts that are embedded without a progress bar."""
+QUIET = BATCH
+"""Prompts that are embedded without a word of progress."""
+CACHED = Written(
+    "a part of the cache of texts",
+    ("text.safetensors", "captions.json"),
+    lambda folder: re.fullmatch("[0-9a-f]{16}", folder.name) is not None and not folder.is_symlink(),
+)
 KEPT_AT_ONCE = 16
 """Batches after which `CachedTexts` writes: what a killed run loses at most."""
 
 
 def embedded(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[Part]:
-    """Each prompt read once, in batches of similar length; with a progress bar if they are many."""
-    order = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
-    starts: Iterable[int] = range(0, len(order), BATCH)
-    for start in track(starts, "embedding captions") if len(order) > QUIET else starts:
-        batch = order[start : start + BATCH]
-        yield Part.of(batch, encoder.encode(batch))
+    """Each prompt read once, in batches of similar length; it tells how far it is if they are many."""
+    order = in_order(prompts)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(bar()) if len(order) > QUIET else None
+        task = progress.add_task("embedding captions", total=len(order)) if progress else None
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            yield Part.of(batch, encoder.encode(batch))
+            if progress is not None and task is not None:
+                progress.advance(task, len(batch))
+
+
+def in_order(prompts: Iterable[str]) -> list[str]:
+    """Each prompt once, in the order in which they are embedded: similar lengths stand together."""
+    return sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
 
 
 class EmbeddedTexts:
@@ -178,7 +194,8 @@ class CachedTexts(EmbeddedTexts):
                 try:
                     self.learn(Part.load(self.folder / name, self.width))  # type: ignore[operator]
                 except UserError:
-                    remove(self.folder / name)  # type: ignore[operator]
+                    if CACHED.sign(path := self.folder / name) and CACHED.foreign(path) is None:  # type: ignore[operator]
+                        remove(path)
 
     def unload(self) -> None:
         """Free the memory of the real encoder; it is built again for the next prompt that is not known."""

@@ -7,8 +7,9 @@ never cut in silence.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from diptych.conditioning.joint import JointTransformer, JointTransformerConfig,
 from diptych.conditioning.layout import LayoutConfig, LayoutTransformer
 from diptych.conditioning.t5 import T5, T5Config, t5_shape
 from diptych.conditioning.tokens import load_tokenizer, token_ids, tokenize
+from diptych.seeding import drawn_apart
 
 __all__ = [
     "Bert",
@@ -78,14 +80,21 @@ def build_reader(
 ) -> FrozenText | Learned | ClassLabels | None:
     """What reads a model's prompts: a text encoder, classes, or nothing. `folder` holds tokenizer and weights of one
     that was trained along, or of a CLIP whose config names no other place."""
-    return None if config is None else config.reader(folder, device)
+    return None if config is None else _built(config, folder, device)
 
 
 def build_text_encoder(
     config: TextConfig, folder: Path | None = None, device: str | torch.device = "cpu"
 ) -> FrozenText | Learned:
     """As `build_reader`, where there are words."""
-    return config.reader(folder, device)
+    return _built(config, folder, device)
+
+
+def _built(config: Any, folder: Path | None, device: str | torch.device) -> Any:
+    """Of a frozen encoder all weights are read: what is drawn while it is built must not change what is drawn later,
+    as it is not built at all where its answers are known."""
+    with drawn_apart(0, "frozen") if isinstance(config, FrozenConfig) else contextlib.nullcontext():
+        return config.reader(folder, device)
 
 
 def config_fingerprint(config: FrozenConfig) -> str:

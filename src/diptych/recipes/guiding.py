@@ -12,6 +12,8 @@ from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.opening import find, is_published, open_autoencoder, open_model, read_config
+from diptych.recipes.starting import FIRST_WEIGHTS
+from diptych.seeding import drawn_apart
 from diptych.training.guides import GuideTask, GuideTraining
 from diptych.weights.fingerprint import fingerprint
 
@@ -37,9 +39,9 @@ def guided_model(source: str) -> Guided:
     raise UserError(f"{source} is no latent model: name one as system.guided, or none for a guide of pixels")
 
 
-def guide_task(system: GuideTraining, captions: Sequence[str], guided: Guided | None) -> GuideTask:
-    """A guide to train, of the classes or texts that `captions` of the training data are. The texts of a pair are
-    embedded before the first step, or were by an earlier run."""
+def guide_task(system: GuideTraining, captions: Sequence[str], guided: Guided | None, seed: int = 0) -> GuideTask:
+    """A guide to train, of the classes or texts that `captions` of the training data are; `seed` decides its first
+    weights. The texts of a pair are embedded before the first step, or were by an earlier run."""
     texts = None
     if system.text is not None:
         texts = CachedTexts(system.text, text_cache())
@@ -53,4 +55,6 @@ def guide_task(system: GuideTraining, captions: Sequence[str], guided: Guided | 
         first_stage=None if guided is None else fingerprint(guided.autoencoder),
         scale=None if guided is None else guided.scale,
     )
-    return GuideTask(system, NoisyGuide(config, texts), None if guided is None else guided.autoencoder, captions)
+    with drawn_apart(seed, FIRST_WEIGHTS):
+        guide = NoisyGuide(config, texts)
+    return GuideTask(system, guide, None if guided is None else guided.autoencoder, captions)

@@ -65,19 +65,35 @@ from diptych.recipes.reading import (
     learned_fit,
     open_splits,
 )
-from diptych.recipes.starting import begin_from, begin_stage, initial_stage, named
-from diptych.seeding import seed_default
+from diptych.recipes.starting import (
+    FIRST_WEIGHTS,
+    begin_from,
+    begin_stage,
+    distillation,
+    first_stage_task,
+    initial_stage,
+    named,
+)
+from diptych.seeding import drawn_apart, seed_default
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig, read_stage
+from diptych.training.checkpoint import require_run
 from diptych.training.codes import CodesTask
 from diptych.training.diffusion import DiffusionTask
-from diptych.training.distillation import Distillation, DistillationConfig
+from diptych.training.distillation import DistillationConfig
 from diptych.training.feed import BatchAt
-from diptych.training.first_stage import FirstStage, FirstStageConfig, PerceptualConfig
+from diptych.training.first_stage import FirstStage, FirstStageConfig
 from diptych.training.guides import GuideTraining
 from diptych.training.loop import Trainable
 from diptych.training.loop import train as run_loop
-from diptych.training.precompute import EmbeddedTexts, Kept, PrecomputedLatents, precomputed_splits, read_precomputed
+from diptych.training.precompute import (
+    PRECOMPUTED,
+    EmbeddedTexts,
+    Kept,
+    PrecomputedLatents,
+    precomputed_splits,
+    read_precomputed,
+)
 from diptych.training.precompute import precompute as run_precompute
 from diptych.weights.checkpoint import shapes_only
 
@@ -88,8 +104,9 @@ TwoStages = LatentTraining | AutoregressiveTraining
 def train(recipe: Recipe, folder: str | Path) -> Path:
     """Train, or go on with, the run in `folder`; returns the folder of the finished model, or raises a `UserError`."""
     folder = Path(folder)
+    require_run(folder)  # before hours of embedding
     require_memory(lambda: counts(_networks(recipe.system))["networks"], find_device(recipe.training.device))
-    seed_default(recipe.training.seed)  # of the first weights
+    seed_default(recipe.training.seed)
     seeds = {"train": recipe.training.seed, "held-out": mix(recipe.training.seed, 3)}
     system = recipe.system
     if isinstance(system, TwoStages) and system.precomputed is not None:
@@ -107,7 +124,7 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
             raise UserError(
                 f"{store} holds {kept} of shape {found}, not {wanted}: make it again with `diptych precompute`"
             )
-        task = second_stage(system, autoencoder, store)
+        task = second_stage(system, autoencoder, recipe.training.seed, store)
         return _run(recipe, folder, task, fitted_store(recipe, store, splits, task))
     if isinstance(system, GuideTraining) and system.guided is not None and system.precomputed is not None:
         store, guided = Path(system.precomputed), guided_model(system.guided)
@@ -118,7 +135,7 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
         }
         fitted = fitted_store(recipe, store, splits)
         captions = {caption for row in splits["train"].captions for caption in row}
-        return _run(recipe, folder, guide_task(system, sorted(captions), guided), fitted)
+        return _run(recipe, folder, guide_task(system, sorted(captions), guided, recipe.training.seed), fitted)
     datasets = open_splits(recipe, folder / QUARANTINE)
     recipe = named(recipe, lambda: all_captions(datasets["train"]))
     fit_all(caption_fit(recipe.system), *datasets.values())  # of classes, now that they have names
@@ -134,51 +151,35 @@ def _run(recipe: Recipe, folder: Path, task: Trainable, splits: dict[str, BatchA
 
 
 def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> Trainable:
-    """The model of a recipe as the training loop sees it, reading `dataset`, and in validation the others."""
-    system = recipe.system
+    """The model of a recipe as the training loop sees it, reading `dataset`, and in validation the others.
+
+    What is trained draws its first weights from a generator of its own: they follow from the seed alone, and not from
+    what was built before, or was not because a cache knew its answers.
+    """
+    system, seed = recipe.system, recipe.training.seed
     if isinstance(system, FirstStageConfig):
-        return first_stage_task(system)
+        return first_stage_task(system, seed)
     if isinstance(system, DistillationConfig):
-        return distillation(system)
+        return distillation(system, seed)
     if isinstance(system, TwoStages):
         read = (dataset, *others) if isinstance(system.model.text, LayoutConfig) else (dataset,)
-        task = second_stage(system, first_stage(system), captions=lambda: all_captions(*read))
+        task = second_stage(system, first_stage(system), seed, captions=lambda: all_captions(*read))
         fit_all(learned_fit(task), dataset, *others)
         return task
     if isinstance(system, StageTraining):
         joint = isinstance(system.model.encoder, JointTransformerConfig)  # whose tokenizer learns from training alone
         read = () if system.model.encoder is None else (dataset,) if joint else (dataset, *others)
-        task = stage_task(system, all_captions(*read))
+        task = stage_task(system, all_captions(*read), seed)
         fit_all(learned_fit(task), dataset, *others)
         return task
     if isinstance(system, GuideTraining):
-        return guide_task(system, all_captions(dataset), None if system.guided is None else guided_model(system.guided))
-    return JudgeTrainable(system, dataset)
+        guided = None if system.guided is None else guided_model(system.guided)
+        return guide_task(system, all_captions(dataset), guided, seed)
+    with drawn_apart(seed, FIRST_WEIGHTS):
+        return JudgeTrainable(system, dataset)
 
 
-def first_stage_task(system: FirstStageConfig) -> FirstStage:
-    """An autoencoder to train, with the perceptual distance and the autoencoder to start from that its config names."""
-    module = None
-    if system.initial is not None:
-        module = open_autoencoder(system.initial).train()
-        if module.config != system.network:
-            raise UserError(f"the autoencoder in {system.initial} has another shape than the recipe's system.network")
-    return FirstStage(system, module, distance_of(system.perceptual))
-
-
-def distillation(system: DistillationConfig) -> Distillation:
-    """A tiny decoder, its teacher opened."""
-    return Distillation(system, open_autoencoder(system.teacher), distance_of(system.perceptual))
-
-
-def distance_of(config: PerceptualConfig | None) -> nn.Module | None:
-    """The perceptual distance that a recipe names."""
-    from diptych.evaluation.perceptual import perceptual_distance
-
-    return None if config is None else perceptual_distance(config.features, config.path)
-
-
-def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
+def stage_task(system: StageTraining, captions: list[str], seed: int) -> DiffusionTask:
     """A stage whose captions and sample prompts are embedded before the first step, or were by an earlier run; then the
     encoder goes. One that is trained along stays.
     """
@@ -186,21 +187,27 @@ def stage_task(system: StageTraining, captions: list[str]) -> DiffusionTask:
     before = None if system.initial is None else initial_stage(system.initial)
     if isinstance(text, JointTransformerConfig):
         known = None if before is None or before.joint_text is None else before.joint_text.tokenizer
-        texts = joint_text(text, captions) if known is None else JointTransformer(text, known)
+        texts = joint_text(text, captions, seed, known)
     elif text is not None:
         texts = CachedTexts(text, text_cache())
         texts.read([*captions, *system.diffusion.prompts])
         texts.unload()
-    stage = Stage(system.model, texts)
+    with drawn_apart(seed, FIRST_WEIGHTS):
+        stage = Stage(system.model, texts)
     if before is not None:
         begin_stage(stage, before, str(system.initial))
     return DiffusionTask(stage, system.diffusion)
 
 
-def joint_text(config: JointTransformerConfig, captions: list[str]) -> JointTransformer:
-    """A text encoder to train along, and its tokenizer: the one that is named, or one made of the captions."""
-    tokenizer = train_tokenizer(captions, config.network.vocabulary) if config.tokenizer is None else None
-    return JointTransformer(config, tokenizer)
+def joint_text(
+    config: JointTransformerConfig, captions: list[str], seed: int, tokenizer: Any = None
+) -> JointTransformer:
+    """A text encoder to train along, and its tokenizer: the given one, the one that is named, or one made of the
+    captions."""
+    if tokenizer is None and config.tokenizer is None:
+        tokenizer = train_tokenizer(captions, config.network.vocabulary)
+    with drawn_apart(seed, f"{FIRST_WEIGHTS} of the text encoder"):
+        return JointTransformer(config, tokenizer)
 
 
 def first_stage(system: TwoStages) -> Autoencoder:
@@ -224,23 +231,29 @@ def what_is_kept(system: TwoStages) -> tuple[Kept, tuple[int, ...]]:
 def second_stage(
     system: TwoStages,
     autoencoder: Autoencoder,
+    seed: int,
     store: Path | None = None,
     captions: Callable[[], list[str]] = list,
 ) -> DiffusionTask | CodesTask:
     """The model over its first stage; its text encoder answers from `store` where captions were embedded."""
     text = system.model.text
     if isinstance(text, JointTransformerConfig) and text.tokenizer is None:
-        encoder: Any = joint_text(text, stored_captions(store) if store else captions())
+        encoder: Any = joint_text(text, stored_captions(store) if store else captions(), seed)
     elif isinstance(text, LayoutConfig):
         layouts = captions if store is None else lambda: stored_captions(store, *precomputed_splits(store))
-        encoder = LayoutTransformer(text, () if text.classes else classes_of(layouts()))
+        classes = () if text.classes else classes_of(layouts())
+        with drawn_apart(seed, f"{FIRST_WEIGHTS} of the text encoder"):
+            encoder = LayoutTransformer(text, classes)
     else:
-        encoder = build_reader(text)
+        with drawn_apart(seed, f"{FIRST_WEIGHTS} of the text encoder"):  # of one with a tokenizer that is named
+            encoder = build_reader(text)
         if store is not None and (store / "text.safetensors").is_file():
             encoder = EmbeddedTexts.load(encoder, store)
     if isinstance(system, AutoregressiveTraining):
-        return CodesTask(Autoregressive(system.model, autoencoder, encoder), system.codes)
-    model = LatentDiffusion(system.model, autoencoder, encoder)
+        with drawn_apart(seed, FIRST_WEIGHTS):
+            return CodesTask(Autoregressive(system.model, autoencoder, encoder), system.codes)
+    with drawn_apart(seed, FIRST_WEIGHTS):
+        model = LatentDiffusion(system.model, autoencoder, encoder)
     if system.initial is not None:
         begin_from(model, system.initial)
     return DiffusionTask(model, system.diffusion)
@@ -272,6 +285,7 @@ def precompute(recipe: Recipe, out: Path) -> Path:
         raise UserError("only recipes over latents or codes have something to precompute")
     if recipe.data.drawn:
         raise UserError(f"{KEEPS_NONE}: set data.crop=none and data.center_shift=0, or train without precomputing")
+    PRECOMPUTED.require(out)
     datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
     device = find_device(recipe.training.device)
     if not isinstance(system, TwoStages):

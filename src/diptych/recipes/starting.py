@@ -1,4 +1,5 @@
-"""What a model has before its first step: the U-Net of another model, as far as it fits; names for its classes."""
+"""What a model has before its first step: a first stage and its losses; the U-Net of another model, as far as it fits;
+names for its classes."""
 
 from __future__ import annotations
 
@@ -15,11 +16,17 @@ from diptych.conditioning.layout import LayoutTransformer
 from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.networks.unet import UNet
-from diptych.opening import open_model
+from diptych.opening import open_autoencoder, open_model
 from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
+from diptych.seeding import drawn_apart
 from diptych.stage import Stage
 from diptych.terminal import say
+from diptych.training.distillation import Distillation, DistillationConfig
+from diptych.training.first_stage import FirstStage, FirstStageConfig, PerceptualConfig
 from diptych.weights.fingerprint import fingerprint
+
+FIRST_WEIGHTS = "first weights"
+"""What is drawn apart (`seeding.drawn_apart`) by the seed of a run."""
 
 
 def begin_from(system: LatentDiffusion, source: str) -> None:
@@ -124,3 +131,29 @@ def fits(found: torch.Size, wanted: torch.Size) -> bool:
     if found == wanted:
         return True
     return len(found) == len(wanted) == 4 and found[0] == wanted[0] and found[2:] == wanted[2:] and found[1] < wanted[1]
+
+
+def first_stage_task(system: FirstStageConfig, seed: int) -> FirstStage:
+    """An autoencoder to train, with the perceptual distance and the autoencoder to start from that its config names."""
+    module = None
+    if system.initial is not None:
+        module = open_autoencoder(system.initial).train()
+        if module.config != system.network:
+            raise UserError(f"the autoencoder in {system.initial} has another shape than the recipe's system.network")
+    distance = distance_of(system.perceptual)
+    with drawn_apart(seed, FIRST_WEIGHTS):
+        return FirstStage(system, module, distance)
+
+
+def distillation(system: DistillationConfig, seed: int) -> Distillation:
+    """A tiny decoder, its teacher opened."""
+    teacher, distance = open_autoencoder(system.teacher), distance_of(system.perceptual)
+    with drawn_apart(seed, FIRST_WEIGHTS):
+        return Distillation(system, teacher, distance)
+
+
+def distance_of(config: PerceptualConfig | None) -> nn.Module | None:
+    """The perceptual distance that a recipe names."""
+    from diptych.evaluation.perceptual import perceptual_distance
+
+    return None if config is None else perceptual_distance(config.features, config.path)

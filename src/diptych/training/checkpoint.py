@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diptych.disk import Written, disk_errors, make_folder, remove, replacing, sweep, values_of
+from diptych.disk import Written, disk_errors, make_folder, remove, replacing, sweep, sync_all, values_of
 from diptych.errors import UserError
 from diptych.terminal import say
 from diptych.weights.files import load_safetensors, save_safetensors
@@ -70,11 +70,12 @@ def save(
             (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=2) + "\n")
             manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        if problem := fault(target):
-            raise UserError(
-                f"{target} was written, but what is read back differs ({problem}): the disk or the memory is failing. "
-                "Earlier checkpoints are untouched"
-            )
+            sync_all(partial)
+            if problem := fault(partial):
+                raise UserError(
+                    f"what is read back of {target} is not what was written ({problem}): the disk or the memory is "
+                    "failing; earlier checkpoints are untouched"
+                )
     prune(folder, target, keep)
     return target
 

@@ -8,37 +8,55 @@ autoencoder and text encoder they come from.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diptych.conditioning.cache import EmbeddedTexts
-from diptych.conditioning.parts import read_precomputed
+from diptych.conditioning.cache import EmbeddedTexts, encoder_fingerprint, in_order
+from diptych.conditioning.parts import Part, read_precomputed
 from diptych.conditioning.text import TextEncoder
 from diptych.data.augment import flipped
 from diptych.data.dataset import PictureDataset, fitted_captions
 from diptych.data.hashing import mix
 from diptych.data.stream import SampleStream, collate
-from diptych.disk import replacing, write_text
+from diptych.disk import Written, make_folder, remove, replacing, sweep, values_of, write_text
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
-from diptych.progress import track
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.progress import bar
+from diptych.weights.files import join_safetensors, load_safetensors, save_safetensors
 from diptych.weights.fingerprint import fingerprint
 
 __all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_splits", "read_precomputed"]
 
 BATCH = 64
+PART = 16 * BATCH
+"""Pictures, or captions, of a part: what an interruption loses at most."""
 Kept = Literal["latents", "codes"]
 """What is kept of a picture: the encoder's moments in half precision, or the codes of a VQ."""
 NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes")}
 """How it is called in its file, and in a batch."""
+TEXTS = ("text.safetensors", "captions.json")
 FLIPPED = "_flipped"
 """Behind that name in its file: the same of the mirror images."""
+
+
+PRECOMPUTED = Written(
+    "precomputed data",
+    ("config.json", "latents-*.safetensors", "codes-*.safetensors", "examples-*.json", *TEXTS),
+    lambda folder: {"autoencoder", "examples"} <= values_of(folder / "config.json").keys(),
+)
+UNFINISHED = Written(
+    "unfinished work of `diptych precompute`",
+    ("asked.json", "*-*.safetensors", "*-*.json", *(f"text-*/{name}" for name in TEXTS)),
+    lambda folder: "precompute" in values_of(folder / "asked.json"),
+)
 
 
 def encode(autoencoder: Autoencoder, pictures: Tensor, kept: Kept) -> Tensor:
@@ -49,27 +67,6 @@ def encode(autoencoder: Autoencoder, pictures: Tensor, kept: Kept) -> Tensor:
     return autoencoder.codes(pictures).to("cpu", torch.int16 if small else torch.int32)
 
 
-@torch.no_grad()
-def encode_dataset(
-    dataset: PictureDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept = "latents"
-) -> dict[str, Any]:
-    """What is kept of every picture, under its name, captions and keys of every example. Where pictures are flipped,
-    what is kept of each one's mirror image too, as an encoder's latents are not the mirrored ones."""
-    encoded, mirrored, captions, keys = [], [], [], []
-    autoencoder.to(device).eval()
-    for start in track(range(0, len(dataset), BATCH), "encoding pictures"):
-        examples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
-        pictures = collate(examples, [0] * len(examples))["picture"].to(device)
-        encoded.append(encode(autoencoder, pictures, kept))
-        if dataset.config.flip:
-            mirrored.append(encode(autoencoder, pictures.flip(-1), kept))
-        captions += [list(example.captions) for example in examples]
-        keys += [example.key for example in examples]
-    name = NAMES[kept][0]
-    found = {name: torch.cat(encoded), "captions": captions, "keys": keys}
-    return {**found, name + FLIPPED: torch.cat(mirrored)} if mirrored else found
-
-
 def precompute(
     datasets: dict[str, PictureDataset],
     autoencoder: Autoencoder,
@@ -78,32 +75,155 @@ def precompute(
     device: torch.device,
     kept: Kept = "latents",
 ) -> Path:
-    """Write everything that training reads of these datasets (by split) into the folder `out`."""
-    with replacing(out) as partial:
-        partial.mkdir(parents=True)
-        splits: dict[str, int] = {}
-        captions: list[str] = []
+    """Write everything that training reads of these datasets (by split) into the folder `out`.
+
+    The work is written in parts, so that memory does not grow with the data, into a folder beside `out`: the same call
+    goes on behind the last part after an interruption, and nothing is at `out` before all is. Raises a `UserError`
+    where `out` holds anything but precomputed data, or another process is at it.
+    """
+    PRECOMPUTED.require(out)
+    asked = {
+        "precompute": kept,
+        "autoencoder": fingerprint(autoencoder),
+        "text": None if text is None else encoder_fingerprint(text),
+        "data": {split: contents_of(dataset) for split, dataset in datasets.items()},
+    }
+    with unfinished(out, asked) as work:
+        parts, rows = {}, {}
         for split, dataset in datasets.items():
-            encoded, name = encode_dataset(dataset, autoencoder, device, kept), NAMES[kept][0]
-            tensors = {key: encoded.pop(key) for key in (name, name + FLIPPED) if key in encoded}
-            save_safetensors(tensors, partial / f"{kept}-{split}.safetensors")
-            write_text(partial / f"examples-{split}.json", json.dumps(encoded))
-            captions += [caption for row in encoded["captions"] for caption in row]
-            splits[split] = len(encoded["keys"])
-        if text is not None:
-            embed_captions(text, captions, out).save(partial)
-        config = {"autoencoder": fingerprint(autoencoder), "examples": splits}
-        write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
+            parts[split] = encode_dataset(dataset, autoencoder, device, kept, work, split)
+            examples = [read_precomputed(part.with_suffix(".json")) for part in parts[split]]
+            rows[split] = {key: [row for some in examples for row in some[key]] for key in ("captions", "keys")}
+        captions = [caption for split in rows.values() for row in split["captions"] for caption in row]
+        texts = [] if text is None else embed_captions(text, captions, out, work)
+        with replacing(out, PRECOMPUTED) as partial:
+            partial.mkdir()
+            for split in datasets:
+                join_safetensors(parts[split], partial / f"{kept}-{split}.safetensors")
+                write_text(partial / f"examples-{split}.json", json.dumps(rows[split]))
+            if text is not None:
+                join_parts(texts, partial, str(asked["text"]), text.width)
+            counts = {split: len(found["keys"]) for split, found in rows.items()}
+            config = {"autoencoder": asked["autoencoder"], "examples": counts}
+            write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
     return out
 
 
-def embed_captions(text: TextEncoder, captions: list[str], folder: Path) -> EmbeddedTexts:
-    """Every caption embedded; what an earlier run left in `folder` is not embedded again."""
-    found = None
+@contextlib.contextmanager
+def unfinished(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
+    """The folder in which work on `out` is kept until it is finished, with what an earlier call left of the same work;
+    it goes afterwards, and stays when the work is broken off. Held by a lock."""
+    place = Path(os.path.realpath(out))
+    work = place.with_name(f".{place.name}.unfinished")
+    if work.is_dir():
+        sweep(work)
+    UNFINISHED.require(work)
+    make_folder(work)
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is precomputing {out}: wait for it, or name another folder") from None
+        if values_of(work / "asked.json") != asked:
+            for path in work.iterdir():  # of other data, or of another model
+                remove(path)
+            write_text(work / "asked.json", json.dumps(asked, indent=2) + "\n")
+        yield work
+        if UNFINISHED.foreign(work) is None:
+            remove(work)
+    finally:
+        os.close(descriptor)
+
+
+def contents_of(dataset: PictureDataset) -> str:
+    """A hash of what decides what is kept of a data set: how it is read, and the files that it lies in."""
+    path, digest = Path(dataset.config.path), hashlib.sha256(json.dumps(dataset.config.to_dict()).encode())
+    for file in sorted(path.rglob("*") if path.is_dir() else [path]):
+        if file.is_file() and not file.name.startswith(("quarantine", ".")):
+            stat = file.stat()
+            digest.update(f"{os.fsencode(file.relative_to(path))} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def encode_dataset(
+    dataset: PictureDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept, work: Path, split: str
+) -> list[Path]:
+    """What is kept of every picture, in parts: of each a file of tensors, and beside it captions and keys as JSON.
+    Those that are in `work` already are not made again.
+
+    Where pictures are flipped, what is kept of each one's mirror image too, as an encoder's latents are not the
+    mirrored ones.
+    """
+    autoencoder.to(device).eval()
+    name, found = NAMES[kept][0], []
+    with bar() as progress:
+        task = progress.add_task(f"encoding pictures ({split})", total=len(dataset))
+        for number, start in enumerate(range(0, len(dataset), PART)):
+            path = work / f"{split}-{number:06d}.safetensors"
+            found.append(path)
+            indices = range(start, min(start + PART, len(dataset)))
+            if path.is_file() and path.with_suffix(".json").is_file():  # both whole: they are renamed to their places
+                progress.reached(task, indices.stop)
+                continue
+            tensors: dict[str, list[Tensor]] = {}
+            captions, keys = [], []
+            for first in indices[::BATCH]:
+                examples = [dataset[index] for index in range(first, min(first + BATCH, indices.stop))]
+                pictures = collate(examples, [0] * len(examples))["picture"].to(device)
+                tensors.setdefault(name, []).append(encode(autoencoder, pictures, kept))
+                if dataset.config.flip:
+                    tensors.setdefault(name + FLIPPED, []).append(encode(autoencoder, pictures.flip(-1), kept))
+                captions += [list(example.captions) for example in examples]
+                keys += [example.key for example in examples]
+                progress.advance(task, len(examples))
+            joined = {key: torch.cat(parts) for key, parts in tensors.items()}
+            if not all(torch.isfinite(tensor).all() for tensor in joined.values()):
+                raise UserError(f"the autoencoder gives NaN or Inf for pictures from {keys[0]} to {keys[-1]}")
+            write_text(path.with_suffix(".json"), json.dumps({"captions": captions, "keys": keys}))
+            save_safetensors(joined, path)
+    return found
+
+
+def embed_captions(text: TextEncoder, captions: list[str], folder: Path, work: Path) -> list[Path]:
+    """Every caption, and the empty one, embedded, in folders of a part each; what an earlier run left in `folder`, or
+    an interrupted one in `work`, is not embedded again."""
+    answers: TextEncoder = text
     if (folder / "captions.json").is_file():
         with contextlib.suppress(UserError):  # damaged, or of another encoder: made again
-            found = EmbeddedTexts.load(text, folder)
-    return EmbeddedTexts.compute(text, captions, known=found)
+            answers = EmbeddedTexts.load(text, folder)
+    prompts, found = in_order([*captions, ""]), []
+    with bar() as progress:
+        task = progress.add_task("embedding captions", total=len(prompts))
+        for number, start in enumerate(range(0, len(prompts), PART)):
+            some, path = prompts[start : start + PART], work / f"text-{number:06d}"
+            found.append(path)
+            if not path.is_dir():
+                batches = []
+                for first in range(0, len(some), BATCH):
+                    batch = some[first : first + BATCH]
+                    batches.append(Part.of(batch, answers.encode(batch)))
+                    progress.advance(task, len(batch))
+                with replacing(path) as partial:
+                    partial.mkdir()
+                    Part.join(batches).save(partial, encoder_fingerprint(text))
+            progress.reached(task, start + len(some))
+    return found
+
+
+def join_parts(folders: list[Path], out: Path, encoder: str, width: int) -> None:
+    """All the prompts of several parts, and their embeddings, as one."""
+    if any(Part.load(folder, width).pooled is not None for folder in folders):  # then all need their own
+        for folder in folders:
+            part = Part.load(folder, width)
+            if part.pooled is None:
+                part._replace(pooled=part.means()).save(folder, encoder)
+    join_safetensors(
+        [folder / "text.safetensors" for folder in folders], out / "text.safetensors", {"encoder": encoder}
+    )
+    prompts = [prompt for folder in folders for prompt in read_precomputed(folder / "captions.json")]
+    write_text(out / "captions.json", json.dumps(prompts))
 
 
 def precomputed_splits(folder: Path) -> list[str]:
