@@ -199,7 +199,7 @@ class Stage(nn.Module):
             noise: initial noise (B, 3, H, W) with unit deviation, in the place of the seeds' own.
             size: (width, height) of a base stage's pictures, multiples of `config.multiple`.
             image, strength, mask, paste: as for the latent panel, for a base stage; what the mask leaves alone keeps
-                its pixels in any case.
+                its pixels in any case. A base stage that was trained to repaint (`config.masks`) wants both.
             guides: as for the latent panel. They are held to the threshold too, as guidance by words is.
             weights, long_prompts: as for the latent panel.
             callback: called with (step, steps, x0 estimate (B, 3, H, W)); raise to cancel.
