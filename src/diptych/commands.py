@@ -363,25 +363,22 @@ def data_captions(arguments: argparse.Namespace) -> None:
 
 
 def data_check(arguments: argparse.Namespace) -> int:
-    import logging
-
     from diptych.data.checking import examine
     from diptych.data.dataset import DataConfig, open_dataset
+    from diptych.data.quarantine import silent
 
-    logging.getLogger("diptych.data").setLevel(logging.ERROR)  # the report says it, once
     settings = {"path": arguments.path, "split": "all", "max_failure_rate": 1.0, "quarantine": None}
-    if arguments.recipe is None:
-        if arguments.assignments:
-            raise UserError(f"{arguments.assignments[0]} is a setting of a recipe: name it as --recipe")
-        report = examine(open_dataset(DataConfig(**settings)))
-    else:
-        from diptych.recipes import get, reading
+    if arguments.recipe is None and arguments.assignments:
+        raise UserError(f"{arguments.assignments[0]} is a setting of a recipe: name it as --recipe")
+    with silent():  # the report says it, once
+        if arguments.recipe is None:
+            dataset = open_dataset(DataConfig(**settings))
+        else:
+            from diptych.recipes import get, reading
 
-        report = examine(reading.open_all(get(arguments.recipe).override(arguments.assignments), settings))
-    if arguments.json:
-        tell(json.dumps({**report._asdict(), "whole": report.whole}, indent=2))
-    else:
-        tell("\n".join(report.lines()))
+            dataset = reading.open_all(get(arguments.recipe).override(arguments.assignments), settings)
+        report = examine(dataset)
+    tell(json.dumps({**report._asdict(), "whole": report.whole}, indent=2) if arguments.json else report.text())
     return 0 if report.whole else 1
 
 

@@ -33,7 +33,7 @@ class Report(NamedTuple):
         """Whether training sees all of it."""
         return not (self.broken or self.left_out or self.changed)
 
-    def lines(self) -> list[str]:
+    def text(self) -> str:
         """For people: what is the same reason is said once."""
         found = [
             f"{self.path}: {self.readable:,} examples can be read, {len(self.broken):,} are broken"
@@ -45,7 +45,7 @@ class Report(NamedTuple):
         found += grouped("broken", [(f"{e['key']} in {e['shard']}", e["reason"]) for e in self.broken])
         found += grouped("left out", [(e["name"], e["reason"]) for e in self.left_out])
         found += grouped("changed", [(f"{e['key']} in {e['shard']}", e["change"]) for e in self.changed])
-        return found
+        return "\n".join(found)
 
 
 def examine(dataset: PictureDataset) -> Report:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from diptych.errors import UserError
@@ -38,6 +39,18 @@ def reason_of(error: Exception, what: str) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     return f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+
+
+@contextlib.contextmanager
+def silent(quiet: bool = True) -> Iterator[None]:
+    """Within, nothing is said of what is set aside: a report will, or another process does."""
+    before = log.level
+    if quiet:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 class Quarantine:

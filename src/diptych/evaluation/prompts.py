@@ -31,9 +31,11 @@ def asked(captions: Sequence[str], scene: bool) -> str:
     return captions[0 if scene or len(captions) < 2 else 1]
 
 
-def drawn(data: Path | str, split: Split, size: int, pictures: int, seed: int) -> tuple[list[int], list[Example]]:
-    """So many examples of a data set, two or more, drawn by `seed`, and their places in it."""
-    dataset = open_dataset(DataConfig(path=str(data), size=size, split=split))
+def drawn(
+    data: Path | str, split: Split, size: int, pictures: int, seed: int, captions: bool = True
+) -> tuple[list[int], list[Example]]:
+    """So many examples of a data set, two or more, drawn by `seed`, and their places in it; with `captions` or not."""
+    dataset = open_dataset(DataConfig(path=str(data), size=size, split=split), captions=captions)
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
     if len(chosen) < 2:
         raise UserError(f"two pictures or more are needed; split {split!r} of {data} has {len(dataset)}")

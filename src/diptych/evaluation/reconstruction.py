@@ -95,10 +95,10 @@ def evaluate_reconstruction(
     judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
     unit = math.lcm(*(model.config.factor for _, model in models))
     if size is None:
-        size = side_of(open_dataset(DataConfig(path=str(data), split=split))) // unit * unit
+        size = side_of(open_dataset(DataConfig(path=str(data), split=split), captions=False)) // unit * unit
     if size % unit or size < WINDOW:
         raise UserError(f"the size must be a multiple of {unit} and at least {WINDOW}, not {size}: set --size")
-    _, examples = drawn(data, split, size, pictures, seed)
+    _, examples = drawn(data, split, size, pictures, seed, captions=False)
     originals = [Image.fromarray(example.picture) for example in examples]
     found = [Rebuilt(name, described(model)) for name, model in models]
     head = {

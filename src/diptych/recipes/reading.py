@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.joint import JointTransformer, JointTransformerConfig, train_tokenizer
 from diptych.data.dataset import Fit, PictureDataset, open_dataset
+from diptych.data.quarantine import silent
 from diptych.data.stream import SampleStream, make_batch
 from diptych.errors import NothingThere
 from diptych.evaluation.judge_training import ContrastConfig
@@ -55,14 +55,9 @@ def open_splits(recipe: Recipe, record: Path) -> dict[str, PictureDataset]:
     process reads the data; the first alone speaks and keeps the record of the opening.
     """
     main = os.environ.get("RANK", "0") == "0"
-    log, level = logging.getLogger("diptych.data"), logging.getLogger("diptych.data").level
-    if not main:
-        log.setLevel(logging.ERROR)
-    try:
+    with silent(not main):
         train = open_dataset(recipe.data, captions=reads_captions(recipe.system), record=record)
         splits = {"train": train, **held_out(train)}
-    finally:
-        log.setLevel(level)
     fit_all(caption_fit(recipe.system), *splits.values())
     if main:
         say(described(splits))
