@@ -18,6 +18,7 @@ from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get, run
+from diptych.recipes.sources import Source, all_sources, table
 from diptych.stage import Stage
 from diptych.training.first_stage import FirstStageConfig
 from diptych.training.randomness import Draws
@@ -30,13 +31,91 @@ PUBLISHED = {
 }
 
 
+DOCS = Path(__file__).parent.parent / "docs"
+TABLES = {part.split("\n", 1)[0]: f"## {part}" for part in (DOCS / "recipes.md").read_text().split("\n## ")[1:]}
+OF_PAPERS = [name for name in all_recipes() if not name.startswith(("emoji", "judge"))]
+TRAINED = ("steps", "batch_size", "learning_rate", "warmup", "schedule", "optimizer", "weight_decay", "clip", "ema")
+
+
 @pytest.mark.parametrize("name", all_recipes())
 def test_every_recipe_is_described_on_the_meta_device(name: str) -> None:
-    described = run.describe(name)
-    assert described["total"] == sum(described["networks"].values()) > 0
+    """Its networks are counted once, for all that is said of them: the published counts, sizes in words, sources."""
+    described, recipe = run.describe(name), get(name)
+    counts = described["networks"]
+    assert described["total"] == sum(counts.values()) > 0
     for part, count in PUBLISHED.get(name, {}).items():
-        assert described["networks"][part] == count
-    assert Recipe.from_dict(json.loads(json.dumps(described["config"]))) == get(name)
+        assert counts[part] == count
+    assert Recipe.from_dict(json.loads(json.dumps(described["config"]))) == recipe
+    for line in (recipe.description, *(row for row in task_rows() if row.startswith(f"| `{name}` |"))):
+        assert not wrong_sizes(line, counts), line
+    if name in OF_PAPERS:
+        assert not [problem for source in all_sources()[name] if (problem := source.problem(recipe, counts))]
+        assert TABLES[name].strip() == table(name, counts).strip(), "diptych recipes --sources > docs/recipes.md"
+
+
+def task_rows() -> list[str]:
+    return [line for line in (DOCS / "tasks.md").read_text().splitlines() if line.startswith("| `")]
+
+
+def wrong_sizes(line: str, counts: dict[str, int]) -> list[str]:
+    """Numbers of parameters in a line ("401 M", "2.3 B", "385,030,726") that are those of no network, nor of all."""
+    known = [*counts.values(), sum(counts.values())]
+    rounded, exact = r"(?<![\w.,])(\d[\d,]*(?:\.(\d+))?) ([MB])\b", r"(?<![\w.,])(\d{1,3}(?:,\d{3}){2,})(?![\w,])"
+    wrong = [number for number in re.findall(exact, line) if int(number.replace(",", "")) not in known]
+    for number, decimals, unit in re.findall(rounded, line):
+        values = {round(count / {"M": 1e6, "B": 1e9}[unit], len(decimals)) for count in known}
+        if float(number.replace(",", "")) not in values:
+            wrong.append(f"{number} {unit}")
+    return wrong
+
+
+def test_the_test_of_sizes_sees_a_wrong_one() -> None:
+    counts = {"unet": 245_620_000, "text": 54_656_000}
+    right = "246 M and 54.7 M, 0.2 B, 300.3 M in all; 245,620,000 and 300,276,000 at 1,000 px"
+    assert not wrong_sizes(right, counts)
+    assert wrong_sizes("306 M U-Net of 245,620,001", counts) == ["245,620,001", "306 M"]
+
+
+def test_every_recipe_of_a_paper_has_sources_for_how_it_is_trained() -> None:
+    sources = all_sources()
+    assert set(sources) == set(OF_PAPERS) == set(TABLES)
+    for name, entries in sources.items():
+        fields = [entry.field for entry in entries]
+        assert len(fields) == len(set(fields)), name
+        betas = () if get(name).training.optimizer == "adafactor" else ("betas",)
+        needed = {*(f"training.{field}" for field in (*TRAINED, *betas)), "data.crop", "data.flip"}
+        assert needed <= set(fields), name
+        assert any(field.startswith("parameters") for field in fields), name
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (Source("training.warmup", "same", 7, "table 1"), "training.warmup is 10,000, and table 1 says 7"),
+        (Source("training.warmup", "differs", 10_000, "table 1", "because"), "as table 1 says: it no longer differs"),
+        (Source("training.warmup", "differs", 7, "table 1"), "nothing says why"),
+        (Source("training.warmup", "silent"), "nothing says why"),
+        (Source("parameters.unet", "same", 2e9, "table 1", within=0.1), "and table 1 says"),
+        (Source("training.warmup", "same", 10_000, "table 1"), None),
+        (Source("parameters.unet", "same", 1e9, "table 1", within=0.1), None),
+    ],
+)
+def test_a_source_that_does_not_describe_its_recipe_is_found(source: Source, says: str | None) -> None:
+    problem = source.problem(get("sd1"), {"unet": 1_050_000_000})
+    assert problem is None if says is None else says in str(problem)
+
+
+def test_a_source_of_a_field_that_is_not_there_is_refused() -> None:
+    for field, says in (("training.stepz", "no field 'stepz'"), ("parameters.net", "no network 'net'")):
+        with pytest.raises(UserError, match=says):
+            Source(field, "same", 1, "table 1").problem(get("sd1"), {"unet": 1})
+
+
+def test_sources_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes", "--sources", "kl-f4"]) == 0
+    assert capsys.readouterr().out.strip() == TABLES["kl-f4"].strip()
+    assert cli.main(["recipes", "--sources", "emoji-latent"]) == 2
+    assert "recipe with sources 'emoji-latent'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", all_recipes())

@@ -328,6 +328,12 @@ def show_networks(described: dict[str, Any]) -> None:
 def list_recipes(arguments: argparse.Namespace) -> None:
     from diptych.recipes import all_recipes
 
+    if arguments.sources is not None:
+        from diptych.recipes.sources import document, table
+
+        for line in (table(arguments.sources) if arguments.sources else document()).splitlines():
+            tell(line)
+        return
     known = all_recipes()
     for name, recipe in known.items():
         tell(f"{name:<{max(map(len, known))}}  {recipe.description}")

@@ -241,7 +241,14 @@ def build_parser() -> Parser:
     add_opening(command, dtype="of what is written: stored (default), float32, float16 or bfloat16")
     command.set_defaults(command=commands.convert)
 
-    command = groups.add_parser("recipes", help="list the recipes")
+    command = groups.add_parser("recipes", help="list the recipes, or where their values come from")
+    command.add_argument(
+        "--sources",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="what papers and repositories say of each value, as Markdown, of one recipe or of all that have sources",
+    )
     command.set_defaults(command=commands.list_recipes)
 
     data = groups.add_parser("data", help="make or check training data")

@@ -94,7 +94,7 @@ RECIPES = {
     "if-1-l": recipe("DeepFloyd IF-I-L: 64 px from T5-XXL text, 0.9 B U-Net", base(320), 3200, 2_500_000, 1e-4),
     "if-1-m": recipe("DeepFloyd IF-I-M: 64 px from T5-XXL text, 0.4 B U-Net", base(192), 3072, 2_500_000),
     "if-2-l": recipe("DeepFloyd IF-II-L: 64 -> 256 px, 1.2 B U-Net", second(192, (1, 2, 4, 6, 6)), 1536, 2_500_000),
-    "if-2-m": recipe("DeepFloyd IF-II-M: 64 -> 256 px, 0.45 B U-Net", second(128, (1, 2, 4, 5, 5)), 1536, 2_500_000),
+    "if-2-m": recipe("DeepFloyd IF-II-M: 64 -> 256 px, 0.44 B U-Net", second(128, (1, 2, 4, 5, 5)), 1536, 2_500_000),
     "if-3-l": recipe(
         "DeepFloyd IF-III-L: 256 -> 1024 px, 0.7 B U-Net, never released",
         stage(128, (1, 2, 3, 4, 6, 8), 256, blocks=(2, 2, 3, 3, 4, 4), attention_levels=(5,)),

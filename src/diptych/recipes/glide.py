@@ -170,7 +170,7 @@ def _small() -> StageTraining:
 
 
 RECIPES = {
-    "glide-base": _recipe("GLIDE: 64 px, 2.3 B U-Net, 1.3 B text", base(LARGE, 512, 0.0), 2_500_000, 2048),
+    "glide-base": _recipe("GLIDE: 64 px, 2.2 B U-Net, 1.3 B text", base(LARGE, 512, 0.0), 2_500_000, 2048),
     "glide-base-guided": _recipe(
         "GLIDE's 64 px fine-tuned to be guided",
         dataclasses.replace(base(LARGE, 512), initial="runs/glide-base"),
@@ -187,7 +187,7 @@ RECIPES = {
         512,
     ),
     "glide-noisy-clip": noisy_clip(),
-    "glide-upsampler": _recipe("GLIDE's 64 -> 256 px, 1.5 B", upsampler(reader(1024, 24), 384), 1_600_000, 512),
+    "glide-upsampler": _recipe("GLIDE's 64 -> 256 px, 1.6 B", upsampler(reader(1024, 24), 384), 1_600_000, 512),
     "glide-base-small": _recipe("GLIDE as released: 64 px, 385 M", base(reader(512, 16), 192), 2_500_000, 2048),
     "glide-upsampler-small": _recipe(
         "GLIDE as released: 64 -> 256 px, 398 M", upsampler(reader(512, 16), 192), 1_600_000, 512

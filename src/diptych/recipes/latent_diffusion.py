@@ -181,7 +181,7 @@ def analysed(of: Analysed, factor: int) -> Recipe:
 
 RECIPES = {
     "ldm-text": _recipe(
-        "LDM's text-to-image model: 32-layer transformer trained with the U-Net, 1.45 B",
+        "LDM's text-to-image model: 872 M U-Net, 543 M transformer trained with it",
         "kl-f8",
         training(390_000, 680, 1e-4, 10_000),
         diffusion=DiffusionTraining(caption_dropout=0.1),
