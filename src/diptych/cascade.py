@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diptych.checks import initial, wholes
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.embedding import network_of
+from diptych.conditioning.familiar import Familiar
 from diptych.conditioning.original import Original, taken
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
 from diptych.config import Config
@@ -71,6 +72,7 @@ class Cascade:
         self._open: dict[int, Stage] = {}
         self._encoders: dict[FrozenConfig | JointTransformerConfig | ClassConfig, Any] = {}  # frozen ones
         self.device = torch.device("cpu")
+        self.familiar: Familiar | None = None
 
     @classmethod
     def of(cls, stages: Sequence[Stage]) -> Cascade:
@@ -275,7 +277,9 @@ class Cascade:
             for number in numbers:
                 if (stage := self.configs[number]).text == config:
                     key = (stage.null, stage.null_tokens, stage.guidable)
-                    alike[key] = words[number] = alike.get(key) or embed_order(self._encoders[config], order, stage)
+                    alike[key] = words[number] = alike.get(key) or embed_order(
+                        self._encoders[config], order, stage, self.familiar
+                    )
         if one_at_a_time:
             self._encoders.clear()
         return words
@@ -300,7 +304,9 @@ class Cascade:
             raise UserError(f"{folder / 'config.json'}: {error}") from None
         for config, one in zip(configs, folders, strict=True):
             check_stated(config, one)
-        return cls(configs, folders)
+        cascade = cls(configs, folders)
+        cascade.familiar = Familiar.load(folder)
+        return cascade
 
 
 def assemble(sources: Sequence[Path], out: Path, published: Mapping[Path, Callable[[], Any]] | None = None) -> Path:

@@ -368,6 +368,13 @@ def data_captions(arguments: argparse.Namespace) -> None:
     )
 
 
+def data_familiar(arguments: argparse.Namespace) -> None:
+    from diptych.evaluation.familiar import write_familiar
+
+    for path in write_familiar(arguments.path, arguments.models, **chosen_settings(arguments, "least")):
+        tell(str(path))
+
+
 def data_check(arguments: argparse.Namespace) -> int:
     from diptych.data.checking import examine
     from diptych.data.dataset import DataConfig, open_dataset

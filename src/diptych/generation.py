@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.checks import said, texts, wholes
-from diptych.errors import UserError, pick
+from diptych.errors import UserError, pick, warn
 from diptych.weights.identity import named_file
 
 MOST_STEPS, LONGEST_SIDE, MOST_GUIDANCE = 10_000, 8192, 1000
 """Beyond these a number is a slip of the keyboard."""
+FAR = 1.5
+"""Sides, on average, from which on a model repeats or loses what it shows."""
 Callback = Callable[[int, int, Tensor], None]
 """Called after each step with (step, steps, estimate of x0); raise to cancel."""
 
@@ -165,6 +167,17 @@ def read_size(size: Sequence[int], multiple: int) -> list[int]:
             f"size is width and height, both multiples of {multiple} up to {LONGEST_SIDE}, not {said(sides)}"
         )
     return sides
+
+
+def warn_of_size(sides: Sequence[int], trained: int) -> None:
+    """Warn of a width and height that a model which was trained on squares of one side has no idea of."""
+    across, down = sides
+    ratio = math.sqrt(across * down) / trained
+    if not 1 / FAR <= ratio <= FAR or max(sides) > 2 * trained:
+        warn(
+            f"{across} x {down} pixels are far from the {trained} x {trained} that this model was trained on: expect "
+            "things repeated or lost"
+        )
 
 
 def one_each(name: str, value: Any, numbers: range, count: int) -> dict[int, Any]:

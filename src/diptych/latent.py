@@ -15,6 +15,7 @@ from diptych.checks import initial, remedy, said
 from diptych.conditioning.beside import Latents, LowConfig, MaskedConfig
 from diptych.conditioning.embedding import network_of
 from diptych.conditioning.enlarging import read_enlarged
+from diptych.conditioning.familiar import Familiar
 from diptych.conditioning.original import Original, read_original
 from diptych.conditioning.prompts import read_prompts
 from diptych.conditioning.text import ClipText, build_reader
@@ -28,7 +29,7 @@ from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.disk import write_text
 from diptych.errors import UserError, pick
-from diptych.generation import Callback, Order, Reading, Result, read_guidance, read_size, read_steps
+from diptych.generation import Callback, Order, Reading, Result, read_guidance, read_size, read_steps, warn_of_size
 from diptych.latent_config import LatentConfig
 from diptych.networks import tiling
 from diptych.networks.adm import AdmUNet
@@ -70,6 +71,7 @@ class LatentDiffusion(SecondStage):
         self.unet = unet or build_network(config.unet)
         self.stand_on(autoencoder, text, tiny)
         self.register_buffer("scale", torch.tensor(config.latent_scale or 1.0))
+        self.familiar: Familiar | None = None
         self.begun = False  # from another model, whose scale it has
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
@@ -142,7 +144,11 @@ class LatentDiffusion(SecondStage):
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
         if self.text is None:
             return {}
-        read = self.text.encode(prompts) if order is None else read_prompts(self.text, prompts, order)
+        read = (
+            self.text.encode(prompts)
+            if order is None
+            else read_prompts(self.text, prompts, order, self.familiar if prompts is order.prompts else None)
+        )
         return read.cond(self.config.unet, self.device)
 
     def latents(self, pictures: Tensor, draws: Draws, stream: int, tiles: Tiling | None = None) -> Tensor:
@@ -260,6 +266,8 @@ class LatentDiffusion(SecondStage):
         else:
             original = read_original(config, len(order), steps, size, image, strength, mask, paste, factor)
             sides = sides if original is None else original.sides
+        if original is None and small is None:
+            warn_of_size(sides, config.size)
         decoding = self.decoder(decoder)
         shape = (config.autoencoder.latent_channels, sides[1] // factor, sides[0] // factor)
         source = NoiseSource(order.seeds, shape, device=self.device)
@@ -384,4 +392,5 @@ class LatentDiffusion(SecondStage):
         tiny = load_tiny_decoder(folder / "tiny_decoder") if (folder / "tiny_decoder").is_dir() else None
         model = cls(config, autoencoder, build_reader(config.text, folder / "text"), unet, tiny)
         model.scale.fill_(scale)
+        model.familiar = Familiar.load(folder)
         return model.eval()

@@ -270,6 +270,13 @@ def build_parser() -> Parser:
     command.add_argument("annotations", metavar="FILE", type=Path, help="captions_*.json")
     command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
     command.set_defaults(command=commands.data_captions)
+    command = groups.add_parser("familiar", help="let models tell prompts that are far from this data")
+    command.add_argument("path", metavar="PATH", help="a folder of shards or pictures")
+    command.add_argument(
+        "--model", metavar="FOLDER", type=Path, action="append", dest="models", required=True, help="once for each"
+    )
+    command.add_argument("--least", metavar="X", type=fraction, help="likeness below which a prompt is told")
+    command.set_defaults(command=commands.data_familiar)
     command = groups.add_parser("check", help="read everything; exit 1 if training would not see all of it")
     command.add_argument("path", metavar="PATH", help="a folder of shards or pictures")
     command.add_argument("assignments", metavar="a.b=c", nargs="*", help="settings of the recipe to change")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diptych.checks import initial, remedy
 from diptych.conditioning.degradations import degraded
 from diptych.conditioning.embedding import network_of
+from diptych.conditioning.familiar import Familiar
 from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
 from diptych.conditioning.masks import drawn_masks
 from diptych.conditioning.original import Original
@@ -29,7 +30,7 @@ from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Reading, Result, read_size
+from diptych.generation import Callback, Order, Reading, Result, read_size, warn_of_size
 from diptych.networks.adm import AdmUNet
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
@@ -219,6 +220,7 @@ class Stage(nn.Module):
             width, height = original.sides
         elif lows is None:
             width, height = read_size((self.config.size,) * 2 if size is None else size, self.config.multiple)
+            warn_of_size((width, height), self.config.size)
         elif size is None:
             width, height = (side * self.config.factor for side in lows[0].size)
         else:
@@ -351,10 +353,12 @@ def check_stated(config: StageConfig, folder: Path) -> None:
             raise UserError(f"{folder / 'network'} holds the weights of stage {stated}, not of stage {config.name}")
 
 
-def embed_order(text, order: Order, config: StageConfig) -> tuple[TextEmbedding, TextEmbedding]:
+def embed_order(
+    text, order: Order, config: StageConfig, familiar: Familiar | None = None
+) -> tuple[TextEmbedding, TextEmbedding]:
     """The embeddings of prompts and of negatives, the latter for a stage that can be guided; an empty negative is what
     stands for no words."""
-    prompts = negatives = read_prompts(text, order.prompts, order)
+    prompts = negatives = read_prompts(text, order.prompts, order, familiar)
     if not config.guidable:
         return prompts, prompts
     if any(order.negatives) or config.null == "empty":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diptych.checks import said
 from diptych.conditioning.embedding import TextEmbedding
+from diptych.conditioning.familiar import Familiar
 from diptych.conditioning.tokens import encoded, ends
 from diptych.errors import UserError, warn
 from diptych.generation import Order
@@ -38,9 +39,9 @@ Part = list[tuple[str, float]]
 """Texts that stand one behind the other, and the weight of each."""
 
 
-def read_prompts(encoder: Any, prompts: Sequence[str], order: Order) -> Any:
+def read_prompts(encoder: Any, prompts: Sequence[str], order: Order, familiar: Familiar | None = None) -> Any:
     """What a text encoder (or a reader of classes or layouts) makes of prompts (B), read as the order asks; what it
-    cannot read is warned of, and kept in `order.notes`.
+    cannot read, and what is far from all `familiar` ones, is warned of, and kept in `order.notes`.
 
     Raises a `UserError` for a prompt beyond the limit where that is not to be cut or read in parts.
     """
@@ -51,15 +52,30 @@ def read_prompts(encoder: Any, prompts: Sequence[str], order: Order) -> Any:
         return encoder.encode(list(prompts))
     parts = [list(parts_of(encoder, prompt, order)) for prompt in prompts]
     if all(len(each) == 1 and each[0][0][1] == 1 and len(each[0]) == 1 for each in parts):
-        return encoder.encode([each[0][0][0] for each in parts])
-    rows = [joined(encoder, each) for each in parts]
+        embedding = encoder.encode([each[0][0][0] for each in parts])
+    else:
+        embedding = padded([joined(encoder, each) for each in parts], has_pooled(encoder))
+    if familiar is not None and familiar.encoder == encoder_name(encoder):
+        plain = ["".join(text for part in each for text, _ in part) for each in parts]
+        for prompt, likeness in zip(prompts, familiar.likeness(plain, embedding.pooled).tolist(), strict=True):
+            if prompt and likeness < familiar.least:
+                warn(f"{said(prompt)} is far from all that this model was trained on: do not expect to see it")
+                order.notes.setdefault(prompt, {})["likeness"] = round(likeness, 3)
+    return embedding
+
+
+def encoder_name(encoder: Any) -> str | None:
+    """By what embeddings of one text encoder are told from another's."""
+    return getattr(encoder, "fingerprint", None)
+
+
+def padded(rows: Sequence[tuple[Tensor, Tensor]], own_pooled: bool) -> TextEmbedding:
+    """Tokens (L, width) of each prompt and what stands for all of them, as one embedding."""
     sequence = nn.utils.rnn.pad_sequence([row for row, _ in rows], batch_first=True)  # (B, L, width)
     lengths = torch.tensor([len(row) for row, _ in rows], device=sequence.device)
     mask = torch.arange(sequence.shape[1], device=sequence.device) < lengths[:, None]
     embedding = TextEmbedding.from_sequence(sequence, mask)
-    if has_pooled(encoder):
-        return embedding._replace(pooled=torch.stack([pooled for _, pooled in rows]))
-    return embedding
+    return embedding._replace(pooled=torch.stack([pooled for _, pooled in rows])) if own_pooled else embedding
 
 
 def parts_of(encoder: Any, prompt: str, order: Order) -> Iterator[Part]:

@@ -1,0 +1,73 @@
+"""What a model was trained on, as the small file from which `generate` tells a prompt that is far from all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import diptych
+from diptych.conditioning.cache import CachedTexts, text_cache
+from diptych.conditioning.familiar import Familiar
+from diptych.conditioning.text import FrozenConfig
+from diptych.data.dataset import DataConfig, Split, open_dataset
+from diptych.errors import UserError
+from diptych.weights.identity import FAMILIAR
+
+BATCH = 256
+LEAST = 0.5
+"""Likeness below which a prompt is told: what `benchmarks/familiar.py` found best for the emoji captions."""
+
+
+def write_familiar(data: str, models: Sequence[Path], least: float = LEAST) -> list[Path]:
+    """Write the file for models that were trained on this data, and read prompts by one text encoder. The files of
+    models that stand side by side are equal.
+
+    Raises a `UserError` where a folder is no model, or reads prompts by a text encoder that learned with it.
+    """
+    encoders = {encoder_of(folder) for folder in models}
+    if len(encoders) != 1:
+        raise UserError("these models read prompts by different text encoders: name one at a time")
+    (config,) = encoders
+    reader = CachedTexts(config, text_cache())
+    prompts = wordings(data, "train")
+    made = Familiar.of(prompts, pooled(reader, prompts), reader.fingerprint, least)
+    for folder in models:
+        made.save(folder)
+    return [folder / FAMILIAR for folder in models]
+
+
+def wordings(data: str, split: Split) -> list[str]:
+    """The first caption of each drawing, which names it, and the first two of each scene; each once."""
+    dataset, found = open_dataset(DataConfig(path=data, split=split)), dict[str, None]()
+    for index in range(len(dataset)):
+        meta = dataset.meta(index)
+        scene = meta.get("kind", "single") != "single"
+        found |= dict.fromkeys(meta["captions"][: 2 if scene else 1])
+    return list(found)
+
+
+def pooled(reader: CachedTexts, prompts: Sequence[str]) -> Tensor:
+    """Embeddings (N, width) of prompts."""
+    reader.read(list(prompts))
+    return torch.cat(
+        [reader.encode(list(prompts[start : start + 256])).pooled for start in range(0, len(prompts), 256)]
+    )
+
+
+def reader_of(folder: Path) -> CachedTexts:
+    """What reads the prompts of a model; embeddings are kept in the cache of texts."""
+    return CachedTexts(encoder_of(folder), text_cache())
+
+
+def encoder_of(folder: Path) -> Any:
+    """The config of the frozen text encoder that a model reads prompts by."""
+    model: Any = diptych.load(folder, "cpu")
+    configs = getattr(model, "configs", None) or [model.config]  # of a cascade, one for each stage
+    texts = {config.text for config in configs if config.text is not None}
+    if len(texts) != 1 or not isinstance(text := texts.pop(), FrozenConfig):
+        raise UserError(f"the model in {folder} reads prompts by no frozen text encoder, or by several")
+    return text
