@@ -107,20 +107,34 @@ def replacing(target: Path, kind: Written | None = None) -> Iterator[Path]:
             made = holding / "new" / target.name
             made.parent.mkdir()
             yield made
-            sync_all(made)
-            if target.is_dir():  # a folder cannot be renamed onto a folder
-                guard.require(shown)
-                old = holding / "old" / target.name
-                old.parent.mkdir()
-                os.rename(target, old)
-                try:
-                    os.rename(made, target)
-                except BaseException:
-                    os.rename(old, target)
-                    raise
-            else:
-                os.replace(made, target)
-            sync(target.parent)
+            _put(made, shown, target, guard, holding)
+
+
+def put(made: Path, target: Path, kind: Written) -> None:
+    """Give a finished folder its place, on the same disk, as `replacing` does."""
+    shown, target = Path(target), Path(os.path.realpath(target))
+    kind.require(shown)
+    with disk_errors(shown):
+        make_folder(target.parent)
+        with _holding(target.parent) as holding:
+            _put(made, shown, target, kind, holding)
+
+
+def _put(made: Path, shown: Path, target: Path, kind: Written, holding: Path) -> None:
+    sync_all(made)
+    if target.is_dir():  # a folder cannot be renamed onto a folder
+        kind.require(shown)
+        old = holding / "old" / target.name
+        old.parent.mkdir()
+        os.rename(target, old)
+        try:
+            os.rename(made, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+    else:
+        os.replace(made, target)
+    sync(target.parent)
 
 
 def write_new(folder: Path, stem: str, suffix: str, write: Callable[[Path], Any]) -> Path:

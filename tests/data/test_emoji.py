@@ -175,10 +175,16 @@ def test_an_earlier_build_is_replaced_and_other_folders_are_not(tmp_path):
     build_from(tiny_sources(("noto", "fluent")), out, size=16, scenes=0, seed=0)
     assert {e.meta["style"] for e in everything(out)} == {"noto", "fluent"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds files that are not emoji shards"):
-        build(tmp_path / "mine", size=32)
+    for place in ("mine", ".new.partial"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "thesis.txt").write_text("precious")
+    (tmp_path / "mine" / "manifest.json").write_text("{}")
+    (out / "cat.png").write_text("precious")
+    for name, says in (("mine", "not emoji shards"), ("new", "not an unfinished build"), ("out", r"holds cat\.png")):
+        with pytest.raises(UserError, match=says):
+            build(tmp_path / name, size=32)
+    assert (out / "cat.png").is_file() and len(list(tmp_path.rglob("thesis.txt"))) == 2
+    (out / "cat.png").unlink()
     with pytest.raises(UserError, match="size must be between"):
         build(out, size=4)
 

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,3 +152,37 @@ def test_a_table_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str], monkeypa
     table.add_row("n", "a word " * 40)
     console().print(table)
     assert "a word " * 39 in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"pictures": 2}, {"steps": 7}, {"model": Noise()}, {"name": "other"}])
+def test_a_folder_holds_one_evaluation(judge: Judge, toy_data: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"model": Perfect(), "pictures": 3, "scenes": 0, "steps": 5}
+
+    def study(**more: Any) -> dict:
+        model = (asked := settings | more).pop("model")
+        return run(model, toy_data, tmp_path, judge, **asked)
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    results, before = study(), files()
+    with pytest.raises(UserError, match=r"holds the results with other (settings|model|data)"):
+        study(**change)
+    assert files() == before
+    assert study() == results and files() == before, "the same again shows what is there"
+    for name in ("results.json", "results.md"):  # killed before its end, it goes on
+        (tmp_path / name).unlink()
+    assert study() == results and files() == before
+
+
+def test_results_of_something_else_are_never_overwritten(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    for name in ("results.json", "results.md", "pictures.jsonl", "seen.png"):
+        out = tmp_path / name.replace(".", "-")
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(UserError, match=f"holds the results of something else .{name}"):
+            run(Perfect(), toy_data, out, judge, pictures=3, scenes=0)
+        assert [path.read_text() for path in out.iterdir()] == ["mine"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file: name a folder"):
+        run(Perfect(), toy_data, tmp_path / "file", judge)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from diptych.config import read_json
 from diptych.data.files import no_data
 from diptych.data.layouts import FIELD, Sides, written
 from diptych.data.shards import PICTURES
+from diptych.disk import replacing
 from diptych.errors import UserError
 from diptych.pictures import opened
 from diptych.progress import track
@@ -97,11 +97,9 @@ def paths_of(pictures: Path) -> dict[str, Path]:
 
 def write_table(pictures: Path, rows: Iterable[tuple[Path, dict[str, Any]]]) -> None:
     """Write a row for each picture, whole or not at all."""
-    partial = (pictures / TABLE).with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(pictures / TABLE) as partial, partial.open("w", encoding="utf-8") as file:
         for path, row in rows:
             file.write(json.dumps({"file_name": path.name, **row}, ensure_ascii=False) + "\n")
-    os.replace(partial, pictures / TABLE)
 
 
 def read_coco(path: Path) -> Found:

@@ -11,8 +11,6 @@ import collections
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from diptych.data.names import Drawing, drawings
 from diptych.data.render import fingerprint, require_renderer
 from diptych.data.shards import Shard, write_shard
 from diptych.data.sources import SETS, Sources, load_sources
+from diptych.disk import Written, make_folder, put, remove, values_of, write_text
 from diptych.errors import UserError
 
 FORMAT = "diptych-emoji-1"
@@ -35,6 +34,26 @@ SHARD_SIZE = 1000
 SPOKEN = {one.style: one.spoken for one in SETS}
 Sample = tuple[str, dict[str, bytes]]
 Counts = dict[str, collections.Counter[str]]
+
+
+SHARDS = Written(
+    "emoji shards",
+    ("manifest.json", "single-*.tar", "scene-*.tar"),
+    lambda folder: str(values_of(folder / "manifest.json").get("format")).startswith("diptych-emoji"),
+)
+UNFINISHED = Written(
+    "an unfinished build of emoji shards",
+    ("build.json", "manifest.json", "*.tar", ".*.tar.partial"),
+    lambda folder: any(
+        str(values_of(folder / name).get("format")).startswith("diptych-emoji")
+        for name in ("build.json", "manifest.json")
+    ),
+)
+
+
+def unfinished(out: Path) -> Path:
+    """Where a build works until it is finished."""
+    return out.with_name(f".{out.name}.partial")
 
 
 def build(
@@ -58,10 +77,8 @@ def build(
         raise UserError(f"scenes must be at least 0, not {scenes}")
     if workers is not None and workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: choose a folder")
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").exists():
-        raise UserError(f"{out} holds files that are not emoji shards: choose a new folder")
+    SHARDS.require(out)
+    UNFINISHED.require(unfinished(out))
     require_renderer()
     return build_from(load_sources(cache), out, size, scenes, seed, workers)
 
@@ -71,7 +88,7 @@ def build_from(
 ) -> dict[str, Any]:
     """`build` from sources already at hand."""
     out, workers = out.absolute(), workers or cores()
-    partial = out.with_name(f".{out.name}.partial")
+    partial = unfinished(out)
     begin(partial, sources, size, scenes, seed)
     drawn, failures = render_drawings(drawings(sources), sources, size, partial, workers)
     known = [drawing for drawing in drawings(sources) if drawing.key in drawn]
@@ -98,11 +115,12 @@ def build_from(
         "shards": shards,
         "sha256": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
     }
+    write_text(partial / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    kept = {"manifest.json", *(shard["file"] for shard in shards)}
     for path in partial.iterdir():
-        if path.name not in {shard["file"] for shard in shards}:
+        if path.name not in kept:
             path.unlink()
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    _swap(partial, out)
+    put(partial, out, SHARDS)
     return manifest
 
 
@@ -123,8 +141,9 @@ def begin(partial: Path, sources: Sources, size: int, scenes: int, seed: int) ->
     with contextlib.suppress(OSError, ValueError):
         if json.loads(mark.read_text("utf-8")) == wanted:
             return
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    UNFINISHED.require(partial)
+    remove(partial)
+    make_folder(partial)
     mark.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
 
 
@@ -207,13 +226,3 @@ def _write(folder: Path, name: str, samples: Iterable[Sample], counts: Counts) -
 def _credit(sources: Sources, style: str) -> dict[str, Any]:
     info = sources.icons[style]["info"]
     return {"style": style, "name": info["name"], "author": info["author"], "licence": info["license"]}
-
-
-def _swap(partial: Path, out: Path) -> None:
-    """Put the finished folder in place; a reader that has the old files open keeps them."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
