@@ -118,6 +118,7 @@ class Cascade:
         steps: Any = None,
         guidance: Any = None,
         sampler: Any = None,
+        schedule_type: Any = None,
         threshold: Any = None,
         augmentation: Any = None,
         negative: str | Sequence[str] | None = None,
@@ -140,9 +141,9 @@ class Cascade:
 
         Args:
             prompts, seeds, negative: as for the latent panel. Each stage draws noise of its own from a picture's seed.
-            steps, guidance, sampler, threshold, augmentation: one value for all stages, or a list with one for each (of
-                those that run, or of all), in which None is the stage's own default. Augmentation is for those that
-                enlarge, guidance for those with words.
+            steps, guidance, sampler, schedule_type, threshold, augmentation: one value for all stages, or a list with
+                one for each (of those that run, or of all), in which None is the stage's own default. Augmentation is
+                for those that enlarge, guidance for those with words.
             low: a picture of your own (PIL or a path), one or one for each prompt, in the place of the first stages.
             start: number of the stage (from 0) that enlarges `low`; the first that enlarges if none.
             stop: number of the stage after which to stop, counted from 1; all if none.
@@ -162,7 +163,7 @@ class Cascade:
         """
         order = Order.read(prompts, seeds, negative, image is not None, reading=Reading.read(weights, long_prompts))
         numbers = self._numbers(low, start, stop)
-        settings = self._settings(numbers, steps, guidance, sampler, threshold, augmentation)
+        settings = self._settings(numbers, steps, guidance, sampler, schedule_type, threshold, augmentation)
         first, *later = self.configs[numbers.start : numbers.stop]
         images = read_low(first, low, len(order), later)
         asked = {"image": image, "strength": strength, "mask": mask, "paste": paste}
@@ -251,7 +252,7 @@ class Cascade:
 
     def _settings(self, numbers: range, *given: Any) -> dict[int, Settings]:
         """Each stage's settings, from what was given for all or for each."""
-        names = ("steps", "guidance", "sampler", "threshold", "augmentation")
+        names = ("steps", "guidance", "sampler", "schedule_type", "threshold", "augmentation")
         count = len(self.configs)
         each = {name: one_each(name, value, numbers, count) for name, value in zip(names, given, strict=True)}
         return {n: read_settings(self.configs[n], **{name: each[name][n] for name in names}) for n in numbers}

@@ -24,11 +24,11 @@ from diptych.diffusion.finite import FiniteCheck
 from diptych.diffusion.gradients import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.repaint import painted_over
-from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.disk import write_text
-from diptych.errors import UserError, pick
+from diptych.errors import UserError
 from diptych.generation import Callback, Order, Reading, Result, read_guidance, read_size, read_steps, warn_of_size
 from diptych.latent_config import LatentConfig
 from diptych.networks import tiling
@@ -195,6 +195,7 @@ class LatentDiffusion(SecondStage):
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        schedule_type: str | None = None,
         negative: str | Sequence[str] | None = None,
         noise: Tensor | None = None,
         size: tuple[int, int] | None = None,
@@ -217,6 +218,8 @@ class LatentDiffusion(SecondStage):
                 they only name the pictures, and nothing is guided. With an image, or low, they may be empty.
             seeds: one for each prompt; picture i depends on seeds[i] and not on its neighbours. 0, 1, ... if none.
             steps, guidance, sampler: the model's own defaults if none. A guidance weight of 1 is no guidance.
+            schedule_type: times of another kind than the model's own: "karras", "exponential" or "beta", curves along
+                which the noise falls, or "trailing", "leading" or "linspace" (`diffusion.times`).
             negative: what to steer away from, one text for all or one for each prompt; nothing by default.
             noise: initial noise (B, latent channels, height / factor, width / factor) with unit deviation, in the place
                 of the seeds' own.
@@ -251,14 +254,12 @@ class LatentDiffusion(SecondStage):
         steps = read_steps(config.steps if steps is None else steps)
         guidance = read_guidance(config.guidance if guidance is None else guidance)
         guidance = guidance if config.guidable else 1.0  # nothing to be guided by
-        sampler = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
+        sampler = read_sampler(sampler, config.sampler, config.stands_in_for)
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         others = {"size": size, "image": image, "strength": strength, "mask": mask, "paste": paste}
         small, original, extra = read_enlarged(config, low, len(order), **others), None, {}
-        tiles, draws = (
-            None if tile is None else Tiling.of_pixels(tile, factor),
-            Draws(torch.tensor(order.seeds), whole=True),
-        )
+        tiles = None if tile is None else Tiling.of_pixels(tile, factor)
+        draws = Draws(torch.tensor(order.seeds), whole=True)
         if small is not None and isinstance(config.reads, LowConfig):
             latents = self.latents_beside(draws, tiles)
             extra["concat"] = config.reads.shown(config.autoencoder, small.to(self.device), latents)
@@ -274,14 +275,14 @@ class LatentDiffusion(SecondStage):
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         start = own if noise is None else initial(noise, (len(order), *shape)).to(self.device)
 
-        times = config.times.times(self.schedule, steps, sampler)
-        first = config.times.first_noise(self.schedule, times, sampler) * start
+        times, first, schedule = config.times.course(self.schedule, steps, sampler, schedule_type)
+        first, denoiser = first * start, self.denoiser.on(schedule)
         check = FiniteCheck("this model", times, remedy(next(self.unet.parameters()).dtype, guidance))
         walk = check.sampler(partial(SAMPLERS[sampler], schedule=self.schedule, noise=source, callback=callback))
-        cost = Cost(self.denoiser, len(order))
+        cost = Cost(denoiser, len(order))
 
         def guided(**extra: Tensor) -> Denoising:
-            return check.around(self.guided(order, guidance, guides, decoding, **extra))
+            return check.around(self.guided(denoiser, order, guidance, guides, decoding, **extra))
 
         if original is None:
             latents = walk(guided(**extra), first, times)
@@ -289,6 +290,7 @@ class LatentDiffusion(SecondStage):
             latents = self.redone(original, draws, guided, walk, start, first, times, tiles)
         pictures = self.decoded(latents, tiles, decoding)
         common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
+        common |= {} if schedule_type is None else {"schedule_type": schedule_type}
         common |= told(guides) | cost.told()
         if tiles is not None:
             common["tile"] = tile
@@ -305,26 +307,27 @@ class LatentDiffusion(SecondStage):
 
     def guided(
         self,
+        denoiser: Denoiser,
         order: Order,
         guidance: float,
         guides: Guides = (),
         decoder: Autoencoder | TinyDecoder | None = None,
         **extra: Tensor,
     ) -> Denoising:
-        """The denoiser for an order; `extra` are more of the U-Net's keyword arguments. Guides of pictures see what
-        `decoder` makes of its estimates."""
+        """The denoiser, guided for an order; `extra` are more of the U-Net's keyword arguments. Guides of pictures see
+        what `decoder` makes of its estimates."""
         cond = uncond = self.embed(order.prompts, order)
         if self.config.guidable:
             uncond = self.embed(order.negatives if any(order.negatives) else [""], order)
         both = {**cond, **extra}, {**uncond, **extra}
-        denoiser = ClassifierFreeGuidance(self.denoiser, *both, guidance, self.config.interval)
+        guided = ClassifierFreeGuidance(denoiser, *both, guidance, self.config.interval)
         if not guides:
-            return denoiser
+            return guided
         pictures = partial(self.decoded, decoder=decoder)
         stated = next(self.autoencoder.parameters()).dtype == torch.float32  # in other types the hash differs
         known = fingerprint(self.autoencoder) if stated else None
         space = Space(self.schedule, self.device, pictures, known, float(self.scale))
-        return steered(denoiser, guides, order.prompts, space)
+        return steered(guided, guides, order.prompts, space)
 
     def redone(
         self,

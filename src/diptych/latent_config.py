@@ -11,7 +11,8 @@ from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.text import ClipTextConfig, TextConfig
 from diptych.config import Config, Within
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig
@@ -52,6 +53,8 @@ class LatentConfig(Config):
     """Times between which guidance is applied (Kynkäänniemi et al. 2024)."""
     sampler: str = "ddim"
     """Default sampler."""
+    stands_in_for: str | None = None
+    """The scheduler with which the model was published, where the default sampler is but the nearest to it."""
 
     def check(self) -> None:
         self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")

@@ -55,6 +55,9 @@ def build_parser() -> Parser:
     )
     add_model(command)
     add_sampling(command)
+    command.add_argument(
+        "--schedule-type", metavar="T", type=each(str), help="times along karras, exponential or beta; or trailing ..."
+    )
     add_pictures(command, batch=8)
     command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
     command.add_argument("--weights", **FLAG, help="read (word:1.3), (word) and [word] as weights of words")

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.times import SCHEDULE_TYPES
 from diptych.disk import write_new
 from diptych.errors import UserError, pick
 from diptych.generation import LONG_PROMPTS, read_guidance, read_steps
@@ -27,6 +28,7 @@ DIFFUSING = "models that walk from noise to picture"
 WRITING = "models that write a picture code by code"
 USES = {
     "sampler": DIFFUSING,
+    "schedule_type": DIFFUSING,
     "steps": DIFFUSING,
     "temperature": WRITING,
     "top_k": WRITING,
@@ -76,6 +78,7 @@ def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
     """
     readers: dict[str, Callable[[Any], Any]] = {
         "sampler": lambda name: pick("sampler", name, SAMPLERS),
+        "schedule_type": lambda name: pick("schedule type", name, SCHEDULE_TYPES),
         "steps": read_steps,
         "guidance": read_guidance,
         "long_prompts": lambda how: pick("long_prompts", how, LONG_PROMPTS),

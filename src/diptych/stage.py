@@ -170,6 +170,7 @@ class Stage(nn.Module):
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        schedule_type: str | None = None,
         threshold: str | ThresholdConfig | None = None,
         negative: str | Sequence[str] | None = None,
         low: Any = None,
@@ -195,6 +196,7 @@ class Stage(nn.Module):
             steps, guidance, sampler, threshold, augmentation: the stage's own defaults if none. A threshold is "none",
                 "static", "dynamic", or "dynamic:0.95:1.5" with its percentile and cap; augmentation is the level, from
                 0 to 1, at which the low-resolution picture is spoiled.
+            schedule_type: as for the latent panel.
             low: for a super-resolution stage, the picture to enlarge (PIL, or a path), one or one for each prompt; its
                 shorter side is brought to `config.low_size`.
             noise: initial noise (B, 3, H, W) with unit deviation, in the place of the seeds' own.
@@ -211,7 +213,12 @@ class Stage(nn.Module):
         nothing_to_say = image is not None or (low is not None and self.config.text is None)
         order = Order.read(prompts, seeds, negative, nothing_to_say, reading=Reading.read(weights, long_prompts))
         settings = self.settings(
-            steps=steps, guidance=guidance, sampler=sampler, threshold=threshold, augmentation=augmentation
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            schedule_type=schedule_type,
+            threshold=threshold,
+            augmentation=augmentation,
         )
         given = {"image": image, "strength": strength, "mask": mask, "paste": paste}
         original = read_painted([self.config], len(order), settings.steps, size, **given)
@@ -285,13 +292,13 @@ class Stage(nn.Module):
         source = NoiseSource([stage_seed(seed, self.config) for seed in seeds], (3, *size), device=self.device)
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         x = own if noise is None else noise.to(self.device)
-        denoiser = ClassifierFreeGuidance(self.denoiser, cond, uncond, settings.guidance)
+        course = self.config.times.course(self.schedule, settings.steps, settings.sampler, settings.schedule_type)
+        times, first = course.times, course.first_noise * x
+        denoiser = ClassifierFreeGuidance(self.denoiser.on(course.schedule), cond, uncond, settings.guidance)
         space = Space(self.schedule, self.device, lambda x0: x0)
-        times = self.config.times.times(self.schedule, settings.steps, settings.sampler)
         advice = remedy(next(self.network.parameters()).dtype, settings.guidance)
         check = FiniteCheck(f"the stage {self.config.name}", times, advice)
         denoiser = settings.threshold.around(check.around(steered(denoiser, guides, prompts, space)))
-        first = self.config.times.first_noise(self.schedule, times, settings.sampler) * x
         variance = "learned-range" if self.config.learned_variance else self.config.variance
         options = {"variance": variance} if settings.sampler == "ddpm" else {}
         sampler = partial(

@@ -21,9 +21,10 @@ from diptych.conditioning.original import Canvas, Original, read_original
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig
 from diptych.config import Config, Within, read_json
 from diptych.diffusion.guidance import ThresholdConfig
-from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig, TimesConfig, build_schedule
-from diptych.errors import UserError, pick
+from diptych.diffusion.samplers import SAMPLERS, read_sampler
+from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.times import TimesConfig
+from diptych.errors import UserError
 from diptych.generation import read_guidance, read_number, read_steps
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
@@ -73,6 +74,8 @@ class StageConfig(Config):
     variance: Literal["fixed-small", "fixed-large"] = "fixed-small"
     """Of what the ddpm sampler draws, where it is not learned: that of the posterior, beta-tilde, or that of a step
     towards noise, beta (SR3)."""
+    stands_in_for: str | None = None
+    """The scheduler with which the stage was published, where the default sampler is but the nearest to it."""
     threshold: ThresholdConfig = ThresholdConfig()
     """Default bound on the estimate."""
 
@@ -177,6 +180,8 @@ class Settings:
     threshold: ThresholdConfig
     augmentation: float | None
     """Level at which the low-resolution picture is spoiled; none for a base stage."""
+    schedule_type: str | None = None
+    """Times of another kind than the stage's own, or none."""
 
     def told(self) -> dict[str, Any]:
         """As metadata."""
@@ -186,6 +191,7 @@ class Settings:
             "sampler": self.sampler,
             "threshold": str(self.threshold),
         }
+        told |= {} if self.schedule_type is None else {"schedule_type": self.schedule_type}
         return told if self.augmentation is None else {**told, "augmentation": self.augmentation}
 
 
@@ -195,6 +201,7 @@ def read_settings(
     steps: Any = None,
     guidance: Any = None,
     sampler: Any = None,
+    schedule_type: Any = None,
     threshold: Any = None,
     augmentation: Any = None,
 ) -> Settings:
@@ -203,10 +210,8 @@ def read_settings(
     What the stage has no use for is read all the same, and left out.
     """
     count = read_steps(config.steps if steps is None else steps)
-    name = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
-    config.times.times(
-        build_schedule(config.schedule), count, name
-    )  # or an error: no more steps than a table's entries
+    name = read_sampler(sampler, config.sampler, config.stands_in_for)
+    config.times.course(build_schedule(config.schedule), count, name, schedule_type)  # or an error
     weight = read_guidance(config.guidance if guidance is None else guidance)
     level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
     if not 0 <= level <= 1:
@@ -219,6 +224,7 @@ def read_settings(
         name,
         config.threshold if threshold is None else ThresholdConfig.parse(threshold),
         None if config.low_size is None else level,
+        None if schedule_type is None else str(schedule_type),
     )
 
 

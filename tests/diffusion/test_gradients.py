@@ -6,7 +6,8 @@ from diptych.diffusion.gradients import Cost, GradientGuidance, Space, ascent, s
 from diptych.diffusion.guidance import ClassifierFreeGuidance, StaticThreshold, Wrapper
 from diptych.diffusion.repaint import Repaint
 from diptych.diffusion.samplers import SAMPLERS, NoiseSource
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
+from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from tests.diffusion.oracles import Gaussian, Net
 

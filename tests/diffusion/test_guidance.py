@@ -11,7 +11,8 @@ from diptych.diffusion.guidance import (
     quantile,
 )
 from diptych.diffusion.samplers import SAMPLERS, NoiseSource
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
+from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from tests.diffusion.oracles import Net
 

@@ -5,7 +5,8 @@ import torch
 
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.samplers import SAMPLERS, NoiseSource, euler
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule, timesteps
+from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from tests.diffusion.oracles import Gaussian, Mixture, Net
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diptych.diffusion.objective import ObjectiveConfig, training_times
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule, cosine_betas, timesteps
+from diptych.diffusion.schedule import ScheduleConfig, build_schedule, cosine_betas
+from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 
 KINDS = ("linear", "scaled-linear", "cosine", "cosine-table", "flow")

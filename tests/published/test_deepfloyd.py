@@ -26,7 +26,7 @@ from diptych.weights.files import load_safetensors, load_weights, save_safetenso
 from tests.conditioning.tiny_encoders import write_spiece
 from tests.networks.reference import noise, relative_error
 from tests.parity import within
-from tests.published.tiny_if import BASE, ENLARGING, LAST, WIDTH, Draws, pipeline
+from tests.published.tiny_if import BASE, ENLARGING, LAST, SIZES, WIDTH, Draws, pipeline
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -271,10 +271,10 @@ REFUSED: list[tuple[Callable[[Path], Any], str]] = [
     (edit(UNET, in_channels=3), "a super-resolution stage has 6 input channels"),
     (edit(UNET, sample_size=None), "sample_size must be a whole number, not None"),
     (edit(UNET, cross_attention_dim=64), r"unet: key '.*' has shape"),
-    (edit(SCHEDULER, _class_name="DDIMScheduler"), r"scheduler/scheduler_config\.json: _class_name is 'DDIMScheduler'"),
-    (edit(SCHEDULER, variance_type="fixed_small"), "variance_type is 'fixed_small'"),
-    (edit(SCHEDULER, beta_schedule="sigmoid"), "beta_schedule is 'sigmoid'"),
-    (edit(SCHEDULER, rescale_betas_zero_snr=True), "rescale_betas_zero_snr is True"),
+    (edit(SCHEDULER, _class_name="EDMEulerScheduler"), r"scheduler/scheduler_config\.json: _class_name 'EDMEuler"),
+    (edit(SCHEDULER, tomorrow=1), "does not know the setting tomorrow = 1"),
+    (edit(SCHEDULER, variance_type="fixed_small"), "variance_type 'fixed_small' is none of learned_range"),
+    (edit(SCHEDULER, beta_schedule="sigmoid"), "beta_schedule 'sigmoid' is none of"),
     (edit(NOISING, beta_schedule="linear"), "image_noising.*beta_schedule must be 'squaredcos_cap_v2', not 'linear'"),
     (lambda folder: shutil.rmtree(folder / "scheduler"), r"there is no file .*scheduler_config\.json"),
     (weights(lambda tensors: tensors.pop(WITHIN)), rf"key '{WITHIN}' is missing"),
@@ -304,6 +304,33 @@ def test_what_is_told_of_a_folder(pairs: dict[str, Pair], joined: Path) -> None:
         counts |= {"text": pair.theirs.text_encoder.num_parameters()} if name != "III" else {}
         assert described["networks"] == counts and described["config"]["size"] == SHAPES[name]["sample_size"]
     assert sorted(describe(joined)["networks"]) == ["stage 32-128", "stage 8", "stage 8-32", "text"]
+
+
+@pytest.mark.parametrize("spacing", [None, "leading"])
+@pytest.mark.parametrize("saved", ["DDPMScheduler", "DPMSolverMultistepScheduler"])
+@torch.no_grad()
+def test_a_solver_gives_the_pictures_of_the_pipeline(
+    pairs: dict[str, Pair], drawing: Draws, tmp_path: Path, saved: str, spacing: str | None
+) -> None:
+    """A folder saved with DPM-Solver++, or with DDPM and sampled with it, at the times of its own class."""
+    folder, kind = tmp_path / "I", "DPMSolverMultistepScheduler"
+    shutil.copytree(pairs["I"].folder, folder)
+    values = {**json.loads((folder / SCHEDULER).read_text()), "timestep_spacing": spacing, "_class_name": saved}
+    (folder / SCHEDULER).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    stage, theirs = diptych.load(folder, "cpu"), pairs["I"].theirs
+    assert isinstance(stage, Stage)
+    assert stage.config.sampler == ("ddpm" if saved == "DDPMScheduler" else "dpmpp-2m")
+    usual, read = theirs.scheduler, getattr(diffusers, saved).from_pretrained(folder / "scheduler")
+    theirs.scheduler = getattr(diffusers, kind).from_config(read.config)
+    drawing.queue = [source(stage, SIZES[0]).draw()]
+    try:
+        want = theirs(PROMPTS, num_inference_steps=6, guidance_scale=4.0, negative_prompt=[""] * 2)
+    finally:
+        theirs.scheduler = usual
+    got = stage.generate(PROMPTS, seeds=SEEDS, steps=6, guidance=4.0, sampler="dpmpp-2m")
+    apart = np.abs(pictures(got) - pictures(want)).max()
+    within(FAMILY, FILES, "pictures of stage I by DPM-Solver++, of 255", float(apart), 1.0)
+    assert pictures(want).std() > 5
 
 
 # Full size

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import diptych
 from diptych.cli import main
-from diptych.diffusion.schedule import TimesConfig, build_schedule
+from diptych.diffusion.schedule import build_schedule
+from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig

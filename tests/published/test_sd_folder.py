@@ -13,7 +13,7 @@ import torch
 
 import diptych
 from diptych.conditioning.clip import ClipText
-from diptych.diffusion.schedule import TimesConfig
+from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.latent import LatentDiffusion
 from diptych.weights.files import load_safetensors, save_safetensors

@@ -5,6 +5,7 @@ Everything else in the library asks one question, "which picture x_0 is in this 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
@@ -69,10 +70,33 @@ class Denoiser:
         self.network, self.schedule = network, schedule
         self.prediction = pick("prediction", prediction, ("eps", "v", "x0", "flow"))
         self.learned_variance = learned_variance
-        self.calls = 0
+        self._counts = {"calls": 0, "gradients": 0}
+
+    @property
+    def calls(self) -> int:
         """Pictures that the network has seen so far: a batch of 4 counts 4."""
-        self.gradients = 0
+        return self._counts["calls"]
+
+    @calls.setter
+    def calls(self, count: int) -> None:
+        self._counts["calls"] = count
+
+    @property
+    def gradients(self) -> int:
         """Pictures for which a wrapper around it took the gradient of a score."""
+        return self._counts["gradients"]
+
+    @gradients.setter
+    def gradients(self, count: int) -> None:
+        self._counts["gradients"] = count
+
+    def on(self, schedule: Schedule) -> Denoiser:
+        """The same network on another schedule; both count together."""
+        if schedule is self.schedule:
+            return self
+        other = copy.copy(self)
+        other.schedule = schedule
+        return other
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
         """x (B, C, ...) at time t (a number, or (B,)) -> the estimate of x_0, in float32 at least."""

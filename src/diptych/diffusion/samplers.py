@@ -10,14 +10,15 @@ afresh. They differ in how much is fresh. Those that look twice, or remember wha
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
 from diptych.diffusion.schedule import Schedule
-from diptych.diffusion.solvers import dpmpp_2m, dpmpp_2m_sde, heun, unipc
+from diptych.diffusion.solvers import dpm_2m, dpmpp, dpmpp_2m, dpmpp_2m_sde, heun, unipc
 from diptych.diffusion.steps import Callback, Denoise, Level, NoiseSource, Sampler, drawn, levels, look, recombine
-from diptych.errors import UserError, pick
+from diptych.errors import UserError, pick, warn
 
 Variance = Literal["fixed-small", "fixed-large", "learned-range"]
 
@@ -87,12 +88,15 @@ def ddpm(
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
     variance: Variance = "fixed-small",
+    noisy_end: bool = False,
 ) -> Tensor:
     """DDPM (Ho et al. 2020, Alg. 2): the mean of q(x_then | x_now, x_0) (Eq. 7), and noise of one of three variances.
 
     variance: `fixed-small` is that of q, beta-tilde; `fixed-large` is that of the forward step, beta; `learned-range`
       lets the network choose between their logarithms (Nichol & Dhariwal 2021, Eq. 15) and needs a `Denoiser` with
       `learned_variance`, or a wrapper of one.
+    noisy_end: draw in a last step from a table's second entry, as diffusers does, where leading times with an offset
+      end; fixed-large leaves that much noise in the result.
     """
     learned = pick("variance", variance, ("fixed-small", "fixed-large", "learned-range")) == "learned-range"
     estimate = getattr(denoise, "estimate", None) if learned else None
@@ -102,7 +106,8 @@ def ddpm(
             callback(step, len(times) - 1, x0)
         small, large = posterior_std(now, then), forward_std(now, then)
         x = recombine(x, x0, now, then, fresh=small)  # the mean of q is the DDIM step that leaves room for its noise
-        if then.sigma == 0:  # the last step draws nothing
+        second = noisy_end and round(now.t * schedule.steps, 3) == 2
+        if then.sigma == 0 and not second:  # the last step draws nothing
             continue
         std = large if variance == "fixed-large" else small
         if learned:
@@ -126,12 +131,24 @@ def forward_std(now: Level, then: Level) -> float:
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
+    "ddpm-fixed-large": partial(ddpm, variance="fixed-large", noisy_end=True),
     "ddim": ddim,
     "euler": euler,
     "euler-ancestral": euler_ancestral,
     "heun": heun,
+    "dpm-2m": dpm_2m,
     "dpmpp-2m": dpmpp_2m,
+    "dpmpp-2m-heun": partial(dpmpp, rule="heun"),
     "dpmpp-2m-sde": dpmpp_2m_sde,
+    "dpmpp-2m-sde-heun": partial(dpmpp, rule="heun", eta=1.0),
+    "dpmpp-3m": partial(dpmpp, order=3),
     "unipc": unipc,
 }
 """Every sampler, by its name on the command line."""
+
+
+def read_sampler(sampler: str | None, own: str, stands_in_for: str | None) -> str:
+    """The name of a sampler, the model's own if none is given, which is said where it only stands in for another."""
+    if sampler is None and stands_in_for is not None:
+        warn(f"{stands_in_for} is not among the samplers: {own} stands in for it; choose any by --sampler (sampler=)")
+    return pick("sampler", own if sampler is None else str(sampler), SAMPLERS)

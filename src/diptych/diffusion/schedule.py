@@ -9,6 +9,7 @@ schedule reaches sigma / alpha = 20,000.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor
 
 from diptych.config import Config, Within
-from diptych.errors import UserError
 
-Spacing = Literal["trailing", "leading", "linspace", "karras"]
+Told = Literal["exact", "nearest", "below"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,10 @@ class ScheduleConfig(Config):
     conditioning: Literal["time", "gamma"] = "time"
     """What the network is told: the time, or gamma = alpha^2, which tells the noise whatever the schedule (SR3, section
     2.1); in units of T."""
+    zero_snr: bool = False
+    """Tables of betas only: rescaled so that nothing of an image is left at the last step (Lin et al. 2024, Alg. 1)."""
+    between: Told = "exact"
+    """Tables only: what a network is told of a time between two entries, see `Schedule.telling`."""
 
     def check(self) -> None:
         self.require(self.steps >= 2, "steps", "be at least 2")
@@ -50,11 +54,12 @@ class ScheduleConfig(Config):
         closed = self.kind in ("cosine", "flow")
         self.require(not (self.continuous and closed), "continuous", f"be false: {self.kind} has no steps anyway")
         self.require(self.conditioning == "time" or self.kind != "flow", "conditioning", "be time for flow")
+        self.require(not self.zero_snr or self.kind not in ("cosine", "flow"), "zero_snr", f"be false for {self.kind}")
 
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
     """The schedule that a config describes."""
-    schedule = _of_kind(config)
+    schedule = _of_kind(config).telling(config.between)
     schedule.discrete = schedule.discrete and not config.continuous
     schedule.tells_gamma = config.conditioning == "gamma"
     return schedule
@@ -66,11 +71,12 @@ def _of_kind(config: ScheduleConfig) -> Schedule:
     if config.kind == "cosine":
         return CosineSchedule(config.steps)
     if config.kind == "cosine-table":
-        return TableSchedule(cosine_betas(config.steps))
+        return TableSchedule(cosine_betas(config.steps), config.zero_snr)
     start, end = config.beta_start, config.beta_end
     if config.kind == "scaled-linear":
-        return TableSchedule(torch.linspace(start**0.5, end**0.5, config.steps, dtype=torch.float64) ** 2)
-    return TableSchedule(torch.linspace(start, end, config.steps, dtype=torch.float64))
+        betas = torch.linspace(start**0.5, end**0.5, config.steps, dtype=torch.float64) ** 2
+        return TableSchedule(betas, config.zero_snr)
+    return TableSchedule(torch.linspace(start, end, config.steps, dtype=torch.float64), config.zero_snr)
 
 
 class Schedule:
@@ -84,6 +90,17 @@ class Schedule:
     """True where alpha + sigma = 1, so that the path from noise to picture is a straight line (rectified flow)."""
     tells_gamma: bool = False
     """Whether the network is told T alpha^2 in the place of the time."""
+    told: Told = "exact"
+    """What a network is told of a time between two entries of a table."""
+
+    def telling(self, told: Told) -> Schedule:
+        """The same schedule, whose networks are told the times between two entries of a table as they are, or the
+        nearest entry, or the one below, as some published samplers do."""
+        if told == self.told:
+            return self
+        view = copy.copy(self)
+        view.told = told
+        return view
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at times t in [0, 1]."""
@@ -106,13 +123,21 @@ class Schedule:
 
 
 class TableSchedule(Schedule):
-    """A schedule of T discrete steps, given by its betas (DDPM, Eq. 4: alpha_i^2 = prod_{j <= i} (1 - beta_j))."""
+    """A schedule of T discrete steps, given by its betas (DDPM, Eq. 4: alpha_i^2 = prod_{j <= i} (1 - beta_j)).
+
+    zero_snr: shift and scale alpha so that the last is 0 and the first stays (Lin et al. 2024, Alg. 1). As published
+      samplers have it, the last alpha^2 is 2^-24 and not 0, so that sigma / alpha stays finite.
+    """
 
     discrete = True
 
-    def __init__(self, betas: Tensor):
+    def __init__(self, betas: Tensor, zero_snr: bool = False):
         self.steps = len(betas)
         alpha_squared = torch.cumprod(1 - betas.double(), 0)
+        if zero_snr:
+            first, last = alpha_squared[[0, -1]].sqrt()
+            alpha_squared = ((alpha_squared.sqrt() - last) * first / (first - last)) ** 2
+            alpha_squared[-1] = 2.0**-24
         self.table = alpha_squared.log() - torch.log1p(-alpha_squared)  # (T,) log-SNR, falling
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -125,6 +150,14 @@ class TableSchedule(Schedule):
     def _before_first(self, fraction: Tensor) -> Tensor:
         variance = torch.sigmoid(-self.table[0]).to(fraction.device) * fraction.clamp(0, 1)
         return torch.log1p(-variance) - variance.log()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        index = super().network_time(t)
+        if self.tells_gamma:
+            return index
+        if self.told == "below":  # as published: 999 itself, through a logarithm in float32, comes out as 998
+            return (index - 1e-4).floor().clamp(min=0)
+        return index.round() if self.told == "nearest" else index
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         rising, wanted = -self.table.to(log_snr.device), -log_snr.double()
@@ -186,99 +219,3 @@ class FlowSchedule(Schedule):
     def network_time(self, t: Tensor) -> Tensor:
         """T sigma: the network is told the shifted time, 1000 at pure noise."""
         return self.alpha_sigma(t)[1] * self.steps
-
-
-def timesteps(
-    schedule: Schedule,
-    steps: int,
-    spacing: Spacing = "trailing",
-    *,
-    offset: int = 0,
-    drop_last: bool = False,
-    final: Literal["clean", "first"] = "clean",
-    between: bool = False,
-) -> Tensor:
-    """The N + 1 times that a sampler visits, falling, float64: N where the network runs, and where the result stands.
-
-    spacing: how the N indices are laid out over 0 .. T-1 ("Common Diffusion Noise Schedules and Sample Steps are
-      Flawed", Table 2): `trailing` starts at T-1; `leading` is the multiples of T // N; `linspace` has both ends;
-      `karras` keeps the ends of linspace and spaces sigma / alpha between them by EDM's Eq. 5 with rho = 7.
-    offset: added to the indices of `leading` (Stable Diffusion 1: 1).
-    drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
-    final: `clean` ends at t = 0; `first` ends at index 0, which keeps a little noise (Stable Diffusion 1 with DDIM).
-    between: linspace only: leave the indices where they fall, between those that a discrete schedule has.
-    """
-    total = schedule.steps
-    points = steps + (drop_last and spacing in ("leading", "linspace"))
-    if steps < 1 or (schedule.discrete and points > total):
-        raise UserError(f"steps must lie between 1 and {total + steps - points}, not {steps}")
-    if spacing == "trailing":
-        index = total - torch.arange(points, dtype=torch.float64) * (total / points)
-        index = (index.round() if schedule.discrete else index) - 1
-    elif spacing == "leading":
-        index = (total // points) * torch.arange(points - 1, -1, -1, dtype=torch.float64) + offset
-    elif spacing in ("linspace", "karras"):
-        index = torch.linspace(total - 1, 0, points, dtype=torch.float64)
-    else:
-        raise UserError(f"unknown spacing {spacing!r}: choose one of karras, leading, linspace, trailing")
-    if schedule.discrete and not (between and spacing == "linspace"):
-        index = index.round()  # published networks were never told anything between
-    times = ((index + 1) / total).clamp(0, 1)[:steps]
-    if spacing == "karras":
-        times = _karras(schedule, times)
-    end = 0.0 if final == "clean" else 1 / total
-    return torch.cat([times, times.new_tensor([end])])
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimesConfig(Config):
-    """How the times that a sampler visits are laid out: see `timesteps`."""
-
-    spacing: Literal["trailing", "leading", "linspace", "karras", "published"] = "trailing"
-    """As in `timesteps`; published: as each sampler was published for Stable Diffusion, leading for DDIM and DDPM and
-    linspace for the others."""
-    offset: int = 0
-    """Added to the indices of leading (Stable Diffusion: 1)."""
-    final: Literal["clean", "first"] = "clean"
-    """Where DDIM and DDPM end; the others always end at the picture."""
-
-    def check(self) -> None:
-        self.require(0 <= self.offset <= 1, "offset", "be 0 or 1")
-
-    def times(self, schedule: Schedule, steps: int, sampler: str) -> Tensor:
-        """The times (N + 1,) of a sampler by its name, as `timesteps` gives them.
-
-        The multistep solvers were published with one index more than steps, of which the lowest is dropped, and Euler's
-        kin with indices that are not rounded.
-        """
-        plain = sampler in ("ddim", "ddpm")
-        spacing = self.spacing
-        if spacing == "published":
-            spacing = "leading" if plain else "linspace"
-        return timesteps(
-            schedule,
-            steps,
-            spacing,
-            offset=self.offset,
-            drop_last=sampler in ("dpmpp-2m", "dpmpp-2m-sde", "unipc") and spacing != "trailing",
-            final=self.final if plain else "clean",
-            between=sampler in ("euler", "euler-ancestral", "heun"),
-        )
-
-    def first_noise(self, schedule: Schedule, times: Tensor, sampler: str) -> float:
-        """Deviation of the noise that sampling starts from.
-
-        1, but for Euler's kin where the times have both ends: as published they start from sigma / alpha times unit
-        noise, with nothing of a picture in it, which is sigma of unit noise here.
-        """
-        if sampler not in ("euler", "euler-ancestral", "heun") or self.spacing in ("trailing", "leading"):
-            return 1.0
-        return float(schedule.alpha_sigma(times[:1])[1])
-
-
-def _karras(schedule: Schedule, times: Tensor, rho: float = 7.0) -> Tensor:
-    """As many times between the same ends, with (sigma / alpha)^(1 / rho) evenly spaced (Karras et al. 2022, Eq. 5)."""
-    ends = schedule.log_snr(times[[0, -1]]).clamp(min=CosineSchedule.lowest)  # flow starts at alpha = 0
-    most, least = (-ends / 2 / rho).exp().tolist()
-    ratio = torch.linspace(most, least, len(times), dtype=torch.float64) ** rho
-    return schedule.inverse_log_snr(-2 * ratio.log())

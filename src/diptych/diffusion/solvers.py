@@ -9,6 +9,7 @@ The second line is DDIM. What the solvers add is a better guess of x_0 along the
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from diptych.diffusion.steps import Callback, Denoise, Level, NoiseSource, drawn
 
 Look = tuple[Level, Tensor]
 """Where the denoiser was asked, and its x_0."""
+LONG = 15
+"""Walks of so many steps keep their order to the end, as published; `midway` has its own reason to lower it."""
 
 
 def heun(
@@ -48,6 +51,41 @@ def heun(
     return x
 
 
+def dpmpp(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+    eta: float = 0.0,
+    order: Literal[2, 3] = 2,
+    rule: Literal["midpoint", "heun"] = "midpoint",
+) -> Tensor:
+    """DPM-Solver++ in multistep form: x_0 continued along the curve through the last `order` looks (Lu et al. 2022).
+
+    eta: 0 solves the ODE, 1 the SDE (SDE-DPM-Solver++), with fresh noise in each step.
+    order, rule: 2 with `midpoint` takes x_0 halfway through the step (Alg. 2), with `heun` the exact integral of the
+      line; 3 that of the parabola (section 4.3). As published, orders fall at the end of walks of less than 15 steps.
+    """
+    looks: list[Look] = []  # the last two, newest first
+    for step, now, then in levels(times, schedule):
+        x0 = look(denoise, x, now, step, times, callback)
+        kept = decay(now, then)
+        left = len(times) - 1 - step if len(times) <= LONG else order
+        reach = looks[: min(order, left) - 1]
+        if len(reach) < 2 and rule == "midpoint":
+            guess = midway(x0, now, then, reach[0] if reach else None)
+        else:
+            guess = integrated(x0, now, then, reach, 1 + eta)
+        x = then.sigma / now.sigma * kept**eta * x + then.alpha * (1 - kept ** (1 + eta)) * guess
+        if eta > 0:
+            x = x + then.sigma * math.sqrt(1 - kept ** (2 * eta)) * drawn(noise)
+        looks = [(now, x0), *looks[:1]]
+    return x
+
+
 def dpmpp_2m(
     denoise: Denoise,
     x: Tensor,
@@ -58,19 +96,8 @@ def dpmpp_2m(
     callback: Callback | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_0 continued along the line through the last two looks.
-
-    eta: 0 solves the ODE, 1 the SDE (SDE-DPM-Solver++(2M)), with fresh noise in each step.
-    """
-    before: Look | None = None
-    for step, now, then in levels(times, schedule):
-        x0 = look(denoise, x, now, step, times, callback)
-        kept, guess = decay(now, then), midway(x0, now, then, before)
-        x = then.sigma / now.sigma * kept**eta * x + then.alpha * (1 - kept ** (1 + eta)) * guess
-        if eta > 0:
-            x = x + then.sigma * math.sqrt(1 - kept ** (2 * eta)) * drawn(noise)
-        before = now, x0
-    return x
+    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): x_0 continued along the line through the last two looks."""
+    return dpmpp(denoise, x, times, schedule, noise=noise, callback=callback, eta=eta)
 
 
 def dpmpp_2m_sde(
@@ -85,6 +112,32 @@ def dpmpp_2m_sde(
 ) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022): `dpmpp_2m` with fresh noise in each step."""
     return dpmpp_2m(denoise, x, times, schedule, noise=noise, callback=callback, eta=eta)
+
+
+def dpm_2m(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    *,
+    noise: NoiseSource | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DPM-Solver of order 2 in multistep form, which continues the noise and not x_0 (Lu et al. 2022a, section 3.2).
+
+    x' = (alpha' / alpha) x - sigma' (e^h - 1) eps, halfway through the step: a DDIM step, and what eps changes. The
+    last step, to sigma = 0, is DDIM's.
+    """
+    before: Look | None = None
+    for step, now, then in levels(times, schedule):
+        x0 = look(denoise, x, now, step, times, callback)
+        eps = (x - now.alpha * x0) / now.sigma
+        x = recombine(x, x0, now, then)
+        if before is not None and then.sigma > 0 and (step < len(times) - 2 or len(times) > LONG):
+            h = then.log_ratio - now.log_ratio
+            x = x + then.sigma * math.expm1(h) * (eps - midway(eps, now, then, before))
+        before = now, eps
+    return x
 
 
 def unipc(
@@ -109,7 +162,8 @@ def unipc(
             last = looks[-1][0]
             x = now.sigma / last.sigma * start + now.alpha * (1 - decay(last, now)) * corrected(looks, now, x0)
         start = x
-        guess = midway(x0, now, then, looks[-1] if looks else None)
+        at_the_end = step == len(times) - 2 and then.t * schedule.steps <= 1  # as published, that step is of order 1
+        guess = midway(x0, now, then, looks[-1] if looks and not at_the_end else None)
         x = then.sigma / now.sigma * x + then.alpha * (1 - decay(now, then)) * guess
         looks = [*looks[-1:], (now, x0)]
     return x
@@ -130,6 +184,26 @@ def midway(x0: Tensor, now: Level, then: Level, before: Look | None) -> Tensor:
     level, seen = before
     ratio = (now.log_ratio - level.log_ratio) / (then.log_ratio - now.log_ratio)
     return x0 + (x0 - seen) / (2 * ratio)
+
+
+def integrated(x0: Tensor, now: Level, then: Level, before: list[Look], scale: float) -> Tensor:
+    """The mean of x_0 over the step, weighed as the ODE does (scale 1) or the SDE (2), on the line or parabola in
+    lambda through this look and those before it, newest first (DPM-Solver++, section 4.3, in divided differences)."""
+    if not before or then.sigma == 0:
+        return x0
+    h = then.log_ratio - now.log_ratio
+    growth = -math.expm1(-scale * h)  # 1 - e^-H, with H = scale h: the weight of x_0 itself
+    linear = (1 - growth / (scale * h)) / growth
+    level, seen = before[0]
+    r0 = (now.log_ratio - level.log_ratio) / h
+    slope = (x0 - seen) / r0
+    if len(before) == 1:
+        return x0 + linear * slope
+    earlier, older = before[1]
+    r1 = (level.log_ratio - earlier.log_ratio) / h
+    bend = (slope - (seen - older) / r1) / (r0 + r1)
+    square = (1 / 2 - (scale * h - growth) / (scale * h) ** 2) / growth
+    return x0 + linear * (slope + r0 * bend) + square * bend
 
 
 def corrected(looks: list[Look], now: Level, x0: Tensor) -> Tensor:

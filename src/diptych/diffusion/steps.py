@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,7 +24,7 @@ Sampler = Callable[..., Tensor]
 """sampler(denoise, x, times, schedule, *, noise, callback=None, **its own options) -> x
 
 x (B, ...) at times[0] (standard normal at t = 1) becomes x (B, ...) at times[-1]. times: N + 1 falling values, see
-`schedule.timesteps`. noise: for those that draw in each step; the deterministic ones leave it alone.
+`times.timesteps`. noise: for those that draw in each step; the deterministic ones leave it alone.
 """
 
 
@@ -76,11 +77,13 @@ class Level(NamedTuple):
 
 
 def levels(times: Tensor, schedule: Schedule) -> Iterator[tuple[int, Level, Level]]:
-    """(step, the level now, the level after it) for each of the N steps."""
+    """(step, the level now, the level after it) for each of the N steps; steps of no length are left out, of which the
+    layouts for almost as many steps as a table has entries may have one."""
     times = times.double().cpu()
     alpha, sigma = schedule.alpha_sigma(times)
     every = [Level(*values) for values in zip(times.tolist(), alpha.tolist(), sigma.tolist(), strict=True)]
-    return ((step, every[step], every[step + 1]) for step in range(len(every) - 1))
+    pairs = enumerate(itertools.pairwise(every))
+    return ((step, now, then) for step, (now, then) in pairs if now.t != then.t)
 
 
 def look(denoise: Denoise, x: Tensor, now: Level, step: int, times: Tensor, callback: Callback | None) -> Tensor:

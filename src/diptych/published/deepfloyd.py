@@ -14,9 +14,11 @@ import torch
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import T5Config
 from diptych.diffusion.guidance import ThresholdConfig
-from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
+from diptych.published import schedulers
 from diptych.published.adm_keys import diffusers_adm
 from diptych.published.pieces import pieces
 from diptych.published.source import Family, Source
@@ -96,7 +98,6 @@ def stage_config(source: Source) -> StageConfig:
         # The defaults of diffusers' pipelines
         steps=50 if enlarging else 100,
         guidance=4.0 if enlarging else 7.0,
-        sampler="ddpm",
     )
 
 
@@ -175,24 +176,26 @@ def text_config(source: Source, width: Any) -> T5Config:
 
 
 def noise_config(source: Source) -> dict[str, Any]:
-    """The schedule, its times, what is predicted and what bounds it."""
-    values, where = source.config("scheduler", "scheduler_config.json"), source.path / "scheduler/scheduler_config.json"
-    if values.get("thresholding"):
-        percentile, cap = values.get("dynamic_thresholding_ratio", 0.995), values.get("sample_max_value", 1.0)
+    """The schedule, its times, the sampler, what is predicted and what bounds it."""
+    values = source.config("scheduler", "scheduler_config.json")
+    where = f"{source.path / 'scheduler' / 'scheduler_config.json'}"
+    kind, said = schedulers.kind_of(values, where), schedulers.said(values)
+    schedulers.check(values, where)
+    if said.get("thresholding"):
+        percentile, cap = said.get("dynamic_thresholding_ratio", 0.995), said.get("sample_max_value", 1.0)
         threshold = ThresholdConfig(kind="dynamic", percentile=percentile, cap=float(cap))
     else:
-        demand(values, "clip_sample_range", (1.0, None), where)
-        threshold = ThresholdConfig(kind="static" if values.get("clip_sample", True) else "none")
-    demand(values, "_class_name", ("DDPMScheduler",), where)
-    demand(values, "variance_type", ("learned_range",), where)
-    demand(values, "rescale_betas_zero_snr", (False, None), where)
-    predictions: dict[str, Any] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-    demand(values, "prediction_type", (*predictions, None), where)
-    demand(values, "timestep_spacing", ("leading", "linspace", "trailing", None), where)
+        schedulers.only(said, "clip_sample_range", 1.0, where)
+        threshold = ThresholdConfig(kind="static" if said.get("clip_sample", kind.sampler == "ddpm") else "none")
+    sampler = schedulers.sampler_of(values, where)
+    if kind.sampler == "ddpm" and said.get("variance_type") != "learned_range":
+        raise schedulers.none_of(where, "variance_type", values.get("variance_type"), ("learned_range",))
     return {
-        "schedule": schedule_config(values, where),
-        "times": TimesConfig(spacing=values.get("timestep_spacing") or "leading", offset=values.get("steps_offset", 0)),
-        "prediction": predictions[values.get("prediction_type") or "epsilon"],
+        "schedule": ScheduleConfig.from_dict(schedulers.schedule_values(values, where)),
+        "times": TimesConfig.from_dict(schedulers.times_values(values, where)),
+        "prediction": schedulers.prediction_of(values, where),
+        "sampler": sampler,
+        "stands_in_for": None if kind.same else values["_class_name"],
         "learned_variance": True,
         "threshold": threshold,
     }
@@ -202,20 +205,10 @@ def augmentation_config(source: Source, level: float) -> AugmentationConfig:
     """How the low-resolution picture is spoiled: after it is enlarged, by the noise of a table."""
     file = "scheduler_config.json"
     values, where = source.config("image_noising_scheduler", file), source.path / "image_noising_scheduler" / file
-    schedule = schedule_config(values, where)
+    schedule = ScheduleConfig.from_dict(schedulers.schedule_values(values, str(where)))
     if schedule.kind != "cosine-table":
         raise UserError(f"{where}: beta_schedule must be 'squaredcos_cap_v2', not {values.get('beta_schedule')!r}")
     return AugmentationConfig(where="high", upsample="bilinear", align_corners=True, level=level, table=schedule.steps)
-
-
-def schedule_config(values: dict[str, Any], where: Path) -> ScheduleConfig:
-    """A table of betas."""
-    kinds: dict[str, Any] = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine-table"}
-    demand(values, "beta_schedule", tuple(kinds), where)
-    demand(values, "trained_betas", (None,), where)
-    names = {"steps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}
-    given = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
-    return ScheduleConfig.from_dict({"kind": kinds[values["beta_schedule"]], **given})
 
 
 def demand(values: dict[str, Any], field: str, allowed: tuple[Any, ...], where: Path) -> None:

@@ -21,7 +21,8 @@ from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.config import Config
 from diptych.diffusion.guidance import ThresholdConfig
-from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig

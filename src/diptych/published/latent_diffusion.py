@@ -15,7 +15,8 @@ import torch
 from diptych.conditioning.classes import ClassConfig, ClassLabels
 from diptych.conditioning.text import JointTransformer, JointTransformerConfig
 from diptych.conditioning.tokens import bert_tokenizer
-from diptych.diffusion.schedule import ScheduleConfig, TableSchedule, TimesConfig, build_schedule
+from diptych.diffusion.schedule import ScheduleConfig, TableSchedule, build_schedule
+from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.latent import LatentConfig, LatentDiffusion
 from diptych.networks.adm import AdmUNet

@@ -19,7 +19,8 @@ from diptych.conditioning.masks import MaskConfig
 from diptych.conditioning.text import ClipTextConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.guidance import ThresholdConfig
-from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.times import TimesConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.networks.transformer import TextTransformerConfig

@@ -12,7 +12,8 @@ from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.text import JointTransformerConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.objective import ObjectiveConfig
-from diptych.diffusion.schedule import ScheduleConfig, TimesConfig
+from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.times import TimesConfig
 from diptych.latent import LatentConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig

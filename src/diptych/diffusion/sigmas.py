@@ -1,0 +1,62 @@
+"""Curves along which sigma / alpha falls from its largest value to its smallest: (most, least, N) -> (N,) float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Curve = Literal["karras", "exponential", "beta", "lu"]
+
+
+def karras(most: float, least: float, count: int, rho: float = 7.0) -> Tensor:
+    """The rho-th root is evenly spaced: more steps where there is little noise (Karras et al. 2022, Eq. 5)."""
+    return torch.linspace(most ** (1 / rho), least ** (1 / rho), count, dtype=torch.float64) ** rho
+
+
+def exponential(most: float, least: float, count: int) -> Tensor:
+    """The logarithm is evenly spaced, as lambda is for DPM-Solver (Lu et al. 2022, section 3.4)."""
+    return torch.linspace(math.log(most), math.log(least), count, dtype=torch.float64).exp()
+
+
+def beta(most: float, least: float, count: int, shape: float = 0.6) -> Tensor:
+    """Quantiles of Beta(0.6, 0.6): more steps at both ends ("Beta Sampling is All You Need", Lee et al. 2024)."""
+    levels = 1 - torch.linspace(0, 1, count, dtype=torch.float64)
+    return least + (most - least) * beta_quantiles(levels, shape)
+
+
+def beta_quantiles(levels: Tensor, shape: float) -> Tensor:
+    """Where the distribution function of Beta(shape, shape) reaches levels (N,) in [0, 1], by bisection.
+
+    In u = x^shape the density of x <= 1/2 is (1 - u^(1 / shape))^(shape - 1) / shape, which has no pole at 0; the other
+    half is its mirror image.
+    """
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(200))
+
+    def mass(u: Tensor) -> Tensor:
+        """The integral from 0 to u (N,), by Gauss's rule."""
+        points = u[:, None] * (nodes + 1) / 2
+        return ((1 - points ** (1 / shape)) ** (shape - 1) * weights).sum(1) * u / 2
+
+    top = torch.tensor([0.5**shape], dtype=torch.float64)
+    wanted = torch.minimum(levels, 1 - levels) * 2 * mass(top)
+    low, high = torch.zeros_like(wanted), top.expand_as(wanted)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = mass(middle) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    half = ((low + high) / 2) ** (1 / shape)
+    return torch.where(levels <= 0.5, half, 1 - half)
+
+
+CURVES: dict[str, Callable[[float, float, int], Tensor]] = {
+    "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+    "lu": exponential,
+}
+"""lu is the name under which DPM-Solver's own scheduler is saved with evenly spaced lambda."""

@@ -1,0 +1,246 @@
+"""The times that a sampler visits: how N of them are laid out, and the noise from which they start.
+
+Published samplers differ in this as much as in their formulas, and a saved scheduler is known by it. What a sampler
+does where nothing else is said is its `Layout`, what a model says is its `TimesConfig`, and what a user asks for is a
+`schedule_type`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from diptych.config import Config
+from diptych.diffusion.schedule import CosineSchedule, Schedule, Told
+from diptych.diffusion.sigmas import CURVES, Curve
+from diptych.errors import UserError, pick
+
+Spacing = Literal["trailing", "leading", "linspace", "karras"]
+SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")
+"""What a user may ask for in the place of a model's own times."""
+
+
+class Layout(NamedTuple):
+    """How a sampler was published with Stable Diffusion (diffusers' scheduler of its name)."""
+
+    spacing: Literal["leading", "linspace"]
+    """Where nothing is said."""
+    multistep: bool = False
+    """leading and linspace lay out one index more than there are steps and drop the lowest, and curves of sigmas run
+    between the ends of the table."""
+    between: bool = False
+    """linspace leaves its indices where they fall, between those of a table; with it and with trailing, sampling starts
+    from sigma / alpha times unit noise and nothing of an image."""
+    curves: tuple[str, ...] = ()
+    """Those of a model's curves that it follows; others leave its times alone."""
+
+
+class Course(NamedTuple):
+    """What a sampler is given besides the denoiser."""
+
+    times: Tensor
+    """(N + 1,), falling."""
+    first_noise: float
+    """Deviation of the noise that it starts from."""
+    schedule: Schedule
+    """As the network is to be told of the times."""
+
+
+PLAIN = Layout("leading")
+EULER = Layout("linspace", between=True, curves=("karras", "exponential", "beta"))
+MULTISTEP = Layout("linspace", multistep=True, curves=("karras", "exponential", "beta", "lu"))
+LAYOUTS = {
+    "ddim": PLAIN,
+    "ddpm": PLAIN,
+    "ddpm-fixed-large": PLAIN,
+    "euler": EULER,
+    "euler-ancestral": EULER._replace(curves=()),
+    "heun": EULER,
+    "dpm-2m": MULTISTEP,
+    "dpmpp-2m": MULTISTEP,
+    "dpmpp-2m-heun": MULTISTEP,
+    "dpmpp-2m-sde": MULTISTEP,
+    "dpmpp-2m-sde-heun": MULTISTEP,
+    "dpmpp-3m": MULTISTEP,
+    "unipc": MULTISTEP._replace(curves=("karras", "exponential", "beta")),
+}
+"""Sampler -> its layout."""
+
+
+def timesteps(
+    schedule: Schedule,
+    steps: int,
+    spacing: Spacing = "trailing",
+    *,
+    offset: int = 0,
+    drop_last: bool = False,
+    final: Literal["clean", "first"] = "clean",
+    between: bool = False,
+    used: int | None = None,
+) -> Tensor:
+    """The N + 1 times that a sampler visits, falling, float64: N where the network runs, and where the result stands.
+
+    spacing: how the N indices are laid out over 0 .. T-1 ("Common Diffusion Noise Schedules and Sample Steps are
+      Flawed", Table 2): `trailing` starts at T-1; `leading` is the multiples of T // N; `linspace` has both ends;
+      `karras` keeps the ends of linspace and spaces sigma / alpha between them by EDM's Eq. 5 with rho = 7.
+    offset: added to the indices of `leading` (Stable Diffusion 1: 1).
+    drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
+    final: `clean` ends at t = 0; `first` ends at index 0, which keeps a little noise (Stable Diffusion 1 with DDIM).
+    between: linspace only: leave the indices where they fall, between those that a discrete schedule has.
+    used: so many of the table's entries, the first ones; all if none.
+
+    Raises `UserError` for an unknown spacing, and for more steps than a table has entries.
+    """
+    total = schedule.steps
+    last = total if used is None else used
+    points = steps + (drop_last and spacing in ("leading", "linspace"))
+    if steps < 1 or (schedule.discrete and points > last):
+        raise UserError(f"steps must lie between 1 and {last + steps - points}, not {steps}")
+    if spacing == "trailing":
+        index = last - torch.arange(points, dtype=torch.float64) * (last / points)
+        index = (index.round() if schedule.discrete else index) - 1
+    elif spacing == "leading":
+        index = (last // points) * torch.arange(points - 1, -1, -1, dtype=torch.float64) + offset
+    elif spacing in ("linspace", "karras"):
+        index = torch.linspace(last - 1, 0, points, dtype=torch.float64)
+    else:
+        raise UserError(f"unknown spacing {spacing!r}: choose one of karras, leading, linspace, trailing")
+    if schedule.discrete and not (between and spacing == "linspace"):
+        index = index.round()  # published networks were never told anything between
+    times = ((index + 1) / total).clamp(0, 1)[:steps]
+    if spacing == "karras":
+        times = along(schedule, times[[0, -1]], steps, "karras")
+    end = 0.0 if final == "clean" else 1 / total
+    return torch.cat([times, times.new_tensor([end])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimesConfig(Config):
+    """How the times that a sampler visits are laid out: see `timesteps`."""
+
+    spacing: Literal["trailing", "leading", "linspace", "karras", "published"] = "trailing"
+    """As in `timesteps`; published: as each sampler was published for Stable Diffusion, leading for DDIM and DDPM and
+    linspace for the others."""
+    offset: int = 0
+    """Added to the indices of leading (Stable Diffusion: 1)."""
+    final: Literal["clean", "first"] = "clean"
+    """Where DDIM ends."""
+    final_sigma: Literal["zero", "least"] = "zero"
+    """Where the others end, DDPM and Heun aside: at the image, or at the least noise of a table."""
+    sigmas: Literal["own", "karras", "exponential", "beta", "lu"] = "own"
+    """The curve along which sigma / alpha falls between the first and the last time, for samplers that were published
+    with it (see `diptych.diffusion.sigmas`); own: that of the times themselves."""
+    sigma_min: float | None = None
+    """Lower end of that curve, sigma / alpha; that of the times if none."""
+    sigma_max: float | None = None
+    """Upper end of that curve, likewise."""
+    lambda_min: float | None = None
+    """Least log(alpha / sigma) at which the DPM solvers start, on a table (DPM-Solver's own code: -5.1 for cosine)."""
+
+    def check(self) -> None:
+        self.require(0 <= self.offset <= 1, "offset", "be 0 or 1")
+        low, high = self.sigma_min, self.sigma_max
+        self.require(low is None or low > 0, "sigma_min", "be positive, or none")
+        self.require(high is None or high > (low or 0), "sigma_max", "be larger than sigma_min and 0, or none")
+
+    def of_type(self, schedule_type: str | None) -> TimesConfig:
+        """The same with times of this type, if any: a curve of sigmas, or how the times themselves are laid out.
+
+        Raises `UserError` for an unknown type.
+        """
+        if schedule_type is None:
+            return self
+        kind: Any = pick("schedule type", str(schedule_type), SCHEDULE_TYPES)
+        if kind not in CURVES:
+            return replace(self, spacing=kind, sigmas="own")
+        return replace(self, sigmas=kind, spacing="published" if self.spacing == "karras" else self.spacing)
+
+    def times(self, schedule: Schedule, steps: int, sampler: str, schedule_type: str | None = None) -> Tensor:
+        """The times (N + 1,) of a sampler by its name, as `timesteps` gives them.
+
+        schedule_type: one of `SCHEDULE_TYPES` in the place of the config's; then a sampler that was published without
+        such a curve follows it too.
+        """
+        layout, said = LAYOUTS[sampler], self.of_type(schedule_type)
+        spacing = said.spaced(sampler)
+        first = said.final == "first" or (spacing == "leading" and schedule.steps // max(steps, 1) <= said.offset)
+        clean = not first if sampler == "ddim" else said.final_sigma == "zero" or sampler in ("ddpm", "heun")
+        curved = self._curve(sampler, schedule_type) is not None
+        times = timesteps(
+            schedule,
+            steps,
+            spacing,
+            offset=said.offset,
+            drop_last=layout.multistep,
+            final="clean" if clean else "first",
+            between=layout.between,
+            used=said._used(schedule) if sampler.startswith("dpm") and not curved else None,
+        )
+        if not curved:
+            return times
+        ends = times.new_tensor([1.0, 1 / schedule.steps]) if layout.multistep else times[[0, -2]]
+        curve = along(schedule, ends, steps, cast(Curve, said.sigmas), said.sigma_min, said.sigma_max)
+        return torch.cat([curve, times[-1:]])
+
+    def course(self, schedule: Schedule, steps: int, sampler: str, schedule_type: str | None = None) -> Course:
+        """The times of a sampler, how loud the noise is at the first, and what the network is told of them.
+
+        Raises `UserError` for an unknown schedule type, and for more steps than a table has entries.
+        """
+        times = self.times(schedule, steps, sampler, schedule_type)
+        first = self.first_noise(schedule, times, sampler, schedule_type)
+        return Course(times, first, schedule.telling(self.told(sampler, schedule_type)))
+
+    def first_noise(self, schedule: Schedule, times: Tensor, sampler: str, schedule_type: str | None = None) -> float:
+        """Deviation of the noise that sampling starts from.
+
+        1, but for Euler's kin where the times start at the table's end: as published they start from sigma / alpha
+        times unit noise, with nothing of an image in it, which is sigma of unit noise here.
+        """
+        if not LAYOUTS[sampler].between or self.of_type(schedule_type).spaced(sampler) == "leading":
+            return 1.0
+        return float(schedule.alpha_sigma(times[:1])[1])
+
+    def told(self, sampler: str, schedule_type: str | None = None) -> Told:
+        """What a network is told of times between two entries of a table: where the multistep solvers follow a curve,
+        they were published with whole numbers."""
+        curve = self._curve(sampler, schedule_type)
+        if curve is None or not LAYOUTS[sampler].multistep:
+            return "exact"
+        return "nearest" if curve in ("karras", "lu") else "below"
+
+    def _curve(self, sampler: str, schedule_type: str | None) -> Curve | None:
+        """The curve that a sampler follows: one that was asked for, or a config's that it was published with."""
+        curve = self.of_type(schedule_type).sigmas
+        follows = curve in LAYOUTS[sampler].curves or schedule_type is not None
+        return curve if curve != "own" and follows else None
+
+    def spaced(self, sampler: str) -> Spacing:
+        """The spacing for a sampler."""
+        return LAYOUTS[sampler].spacing if self.spacing == "published" else self.spacing
+
+    def _used(self, schedule: Schedule) -> int | None:
+        """How many entries of a table `lambda_min` leaves."""
+        if self.lambda_min is None or not schedule.discrete:
+            return None
+        every = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
+        return int((schedule.log_snr(every) / 2 >= self.lambda_min).sum())
+
+
+def along(
+    schedule: Schedule,
+    ends: Tensor,
+    count: int,
+    curve: Curve,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Tensor:
+    """So many times between two (2,), sigma / alpha falling along a curve, whose ends may be given in the place of
+    theirs."""
+    at_ends = schedule.log_snr(ends).clamp(min=CosineSchedule.lowest)  # flow starts at alpha = 0
+    most, least = (-at_ends / 2).exp().tolist()
+    ratio = CURVES[curve](most if sigma_max is None else sigma_max, least if sigma_min is None else sigma_min, count)
+    return schedule.inverse_log_snr(-2 * ratio.log())
