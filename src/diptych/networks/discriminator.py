@@ -32,7 +32,7 @@ class DiscriminatorConfig(Config):
     """Convolutions that halve the picture. They decide how large a patch each verdict is about: `patch`."""
     norm: Literal["batch", "group"] = "batch"
     """Between the convolutions: batch norm as published, or group norm, under which the verdict on a picture does not
-    depend on the others in its batch."""
+    depend on the others in its batch: for one or two pictures a process, of which batch norm makes too little."""
     norm_groups: int = 32
     """Groups of a group norm."""
 

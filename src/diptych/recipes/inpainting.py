@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from diptych.conditioning.beside import MaskedConfig
 from diptych.conditioning.masks import MaskConfig
 from diptych.data.dataset import DataConfig
@@ -28,6 +30,33 @@ BIG = AdmUNetConfig(
     scale_shift=False,
 )
 """As published in models/ldm/inpainting_big: ADM's residual blocks halve and double, three levels attend."""
+SMALL = dataclasses.replace(BIG, channels=128, multipliers=(1, 4, 8), attention_levels=(), residual_resampling=False)
+"""That of table 15: the middle alone attends."""
+
+
+def _published(size: str, unet: AdmUNetConfig, warmup: int) -> Recipe:
+    """Steps, batch and rate are table 15's for the small one. Its rate, 1e-6, is the config's for one image: all other
+    columns of the table have that times the batch."""
+    return Recipe(
+        description=f"LDM that inpaints, {size} U-Net over vq-f4-noattn latents of 256-px images (Rombach et al. 2022)",
+        system=LatentTraining(
+            model=LatentConfig(
+                autoencoder=VQ_F4_NOATTN,
+                unet=unet,
+                beside=MaskedConfig(masks=MaskConfig(thin=0, medium=0)),
+                text=None,
+                schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0205),
+                times=TIMES,
+                latent_scale=1.0,
+                size=256,
+                guidance=1.0,
+            ),
+            diffusion=DiffusionTraining(objective=L1, caption_dropout=0.0),
+            autoencoder="runs/vq-f4-noattn",
+        ),
+        data=DataConfig(path="data/pictures", size=512, crop=256),
+        training=ldm_training(360_000, 128, 1.28e-4, warmup),
+    )
 
 
 BESIDE = MaskedConfig(fill="smooth", fine=True)
@@ -63,24 +92,6 @@ RECIPES = {
             checkpoint_every=100,
         ),
     ),
-    "ldm-inpainting": Recipe(
-        description="LDM that inpaints, 387 M U-Net over vq-f4-noattn latents of 256-px images (Rombach et al. 2022)",
-        system=LatentTraining(
-            model=LatentConfig(
-                autoencoder=VQ_F4_NOATTN,
-                unet=BIG,
-                beside=MaskedConfig(masks=MaskConfig(thin=0, medium=0)),
-                text=None,
-                schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0205),
-                times=TIMES,
-                latent_scale=1.0,
-                size=256,
-                guidance=1.0,
-            ),
-            diffusion=DiffusionTraining(objective=L1, caption_dropout=0.0),
-            autoencoder="runs/vq-f4-noattn",
-        ),
-        data=DataConfig(path="data/pictures", size=512, crop=256),
-        training=ldm_training(360_000, 128, 1.28e-4, 1000),
-    ),
+    "ldm-inpainting": _published("387 M", BIG, 1000),
+    "ldm-inpainting-small": _published("215 M", SMALL, 0),
 }

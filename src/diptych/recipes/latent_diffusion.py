@@ -61,6 +61,15 @@ CLASSES = UNetConfig(
 CLASSES_VQ_F8 = UNetConfig(
     **HEADS_OF_32, channels=256, multipliers=(1, 2, 4), attention_levels=(0, 1, 2), context_width=512, classes=1000
 )
+TEXT_VQ_F4 = UNetConfig(
+    **HEADS_OF_32,
+    in_channels=3,
+    out_channels=3,
+    channels=192,
+    multipliers=(1, 2, 3, 5),
+    attention_levels=(1, 2, 3),
+    context_width=640,
+)
 PICTURES = DataConfig(path="data/pictures", size=256)
 IMAGENET = DataConfig(path="data/imagenet", size=256, crop=256)
 """Random squares of images whose shorter side is 256 px."""
@@ -191,6 +200,17 @@ RECIPES = {
         unet=UNetConfig(context_width=1280),
         schedule=ScheduleConfig(beta_start=0.00085, beta_end=0.012),
         steps=50,
+        guidance=5.0,
+    ),
+    "ldm-text-vq-f4": _recipe(
+        "LDM's smaller text-to-image model: 404 M U-Net, 167 M transformer trained with it",
+        "vq-f4",
+        training(390_000, 28, 5.6e-5),
+        diffusion=DiffusionTraining(caption_dropout=0.1),
+        autoencoder=VQ_F4,
+        text=text(640),
+        unet=TEXT_VQ_F4,
+        steps=100,
         guidance=5.0,
     ),
     "ldm-cin256": _recipe(

@@ -114,6 +114,22 @@ def analysed(of: Analysed, factor: int) -> Sources:
     )
 
 
+INPAINTING = (
+    *differs(
+        "training.learning_rate",
+        1e-6,
+        "table 15",
+        "that is the base rate of the config; all other columns have it times the batch, which is 1.28e-4",
+    ),
+    *LOOP,
+    *L1,
+    *UNSCALED,
+    *betas(0.0015, 0.0205, "inpainting_big/config.yaml"),
+    *same("appendix E.2.2: random crops of 256 px", under("data", crop=256)),
+    *silent("of Places at 512 px, as the model was tested on", "data.size"),
+    *silent("appendix E.2.2 names LaMa's code: its thick masks alone", f"{MODEL}.beside.masks.medium"),
+    *silent("not mirrored", "data.flip"),
+)
 SUPER_RESOLUTION = (
     *CONSTANT,
     *LOOP,
@@ -184,6 +200,24 @@ SOURCES: dict[str, Sources] = {
         *UNKNOWN_DATA,
         *sampled("LD README: 50 DDIM steps, eta=0, scale 5", 50, "ddim", 5.0),
     ),
+    "ldm-text-vq-f4": (
+        *silent("that of the larger model; trained on LAION first, says LD README", "training.steps"),
+        *same(
+            "text2img256/config.yaml: base rate of 2e-6 x batch", under("training", batch_size=28, learning_rate=5.6e-5)
+        ),
+        *CONSTANT,
+        *LOOP,
+        *MSE,
+        *UNSCALED,
+        *betas(0.0015, 0.0195),
+        *shape("text2img256/config.yaml", 192, (1, 2, 3, 5), (1, 2, 3), head_width=32, context_width=640),
+        *same("text2img256/config.yaml", under(f"{MODEL}.text.network", layers=32, width=640)),
+        *silent("counted here: the source gives none", "parameters.unet", "parameters.text"),
+        *silent("as Ho & Salimans and Stable Diffusion", f"{DIFFUSION}.caption_dropout"),
+        *UNKNOWN_DATA,
+        *same("LD README: 100 DDIM steps, eta=0", under(MODEL, steps=100, sampler="ddim")),
+        *silent("that of the larger model", f"{MODEL}.guidance"),
+    ),
     "ldm-cin256": (
         *run("table 15", 178_000, 1200, 1e-4),
         *CONSTANT,
@@ -233,12 +267,6 @@ SOURCES: dict[str, Sources] = {
     "ldm-inpainting": (
         *silent("table 15 has 360 k steps for the model of 215 M; of the big one nothing is said", "training.steps"),
         *silent("table 15 has 128 for the model of 215 M", "training.batch_size"),
-        *differs(
-            "training.learning_rate",
-            1e-6,
-            "table 15",
-            "that is the base rate of the config; all other columns have it times the batch, which is 1.28e-4",
-        ),
         *same("inpainting_big/config.yaml: `warm_up_steps`", under("training", warmup=1000)),
         *differs(
             "training.schedule",
@@ -246,16 +274,17 @@ SOURCES: dict[str, Sources] = {
             "inpainting_big/config.yaml: to a thousandth, of a tenth, in 50 k steps",
             "so small a rate adapts a model that is trained and trains none",
         ),
-        *LOOP,
-        *L1,
-        *UNSCALED,
-        *betas(0.0015, 0.0205, "inpainting_big/config.yaml"),
+        *INPAINTING,
         *shape("inpainting_big/config.yaml", 256, (1, 2, 3, 4), (1, 2, 3), heads=8, residual_resampling=True),
         *counts("section 4.5", unet=387e6),
-        *same("appendix E.2.2: random crops of 256 px", under("data", crop=256)),
-        *silent("of Places at 512 px, as the model was tested on", "data.size"),
-        *silent("appendix E.2.2 names LaMa's code: its thick masks alone", f"{MODEL}.beside.masks.medium"),
-        *silent("not mirrored", "data.flip"),
+    ),
+    "ldm-inpainting-small": (
+        *same("table 15", under("training", steps=360_000, batch_size=128)),
+        *silent("no config was published", "training.warmup", "training.schedule"),
+        *INPAINTING,
+        *shape("table 15", 128, (1, 4, 8), ()),
+        *silent("that of semantic synthesis, of the same shape; 1 in table 15", f"{UNET}.heads"),
+        *counts("table 15", 0.002, unet=215e6),
     ),
     "ldm-sr": (
         *run("table 15", 860_000, 64, 6.4e-5),
