@@ -27,7 +27,7 @@ what stands in its place; parameters are counted, and sources round them.
 Tables, sections, appendices and figures are those of the paper that a recipe names. LD is CompVis/latent-diffusion, and
 `config` the model's own there; TT is CompVis/taming-transformers, GD openai/guided-diffusion, GL openai/glide-text2im.
 
-Models of these papers that have no recipe: semantic synthesis of latent-diffusion (215 M, table 15), which reads maps of
+Models of these papers that have no recipe: latent-diffusion's semantic synthesis (215 M, table 15), which reads maps of
 classes, and no data here has these; its larger LDM-SR (552 M, table 5), of which no shape is published.
 """
 HEADER = "| Value | Source | Where it differs |\n|-|-|-|\n"
