@@ -211,6 +211,14 @@ def test_captions_are_not_dropped_where_nothing_stands_for_none(name: str, assig
         get(name).override([assignment])
 
 
+def test_what_is_guided_by_default_has_learned_what_none_is() -> None:
+    for name, recipe in all_recipes().items():
+        system: Any = recipe.system
+        if getattr(getattr(system, "model", None), "guidance", 1.0) != 1.0:
+            training = system.codes if hasattr(system, "codes") else system.diffusion
+            assert system.model.guidable and training.caption_dropout > 0, name
+
+
 def shrunk(recipe: Recipe) -> Recipe:
     """The same recipe with the smallest networks and images that its shape allows."""
     model = recipe.system.model  # type: ignore[union-attr]

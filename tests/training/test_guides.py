@@ -213,3 +213,9 @@ def test_names_come_from_the_data_into_the_model(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "model" / "config.json").read_text())["classes"]["names"] == sorted(CAPTIONS)
     with pytest.raises(UserError, match="2 classes"):
         task(network=network(3), classes=ClassConfig(classes=3, named=True))
+
+
+@pytest.mark.parametrize("objective", [{"loss": "l1"}, {"weighting": "min-snr"}])
+def test_a_guide_has_no_loss_of_a_denoiser(objective: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"GuideTraining\.objective: a guide has no loss or weighting"):
+        GuideTraining.from_dict({"objective": objective})

@@ -110,7 +110,9 @@ def sr3(network: AdmUNetConfig, low_size: int, size: int, augmentation: Augmenta
         threshold=ThresholdConfig(kind="static"),
     )
     # Table 5: L1 11.3, L2 11.8 in FID.
-    return StageTraining(model=model, diffusion=DiffusionTraining(objective=ObjectiveConfig(loss="l1")))
+    return StageTraining(
+        model=model, diffusion=DiffusionTraining(objective=ObjectiveConfig(loss="l1"), caption_dropout=0.0)
+    )
 
 
 def sr3_network(multipliers: tuple[int, ...], attention: int, dropout: float) -> AdmUNetConfig:
@@ -229,6 +231,7 @@ RECIPES = {
                 steps=1000,
                 threshold=ThresholdConfig(kind="static"),
             ),
+            diffusion=DiffusionTraining(caption_dropout=0.0),
         ),
         data=DataConfig(path="data/pictures", size=32, flip=0.5),
         training=training(800_000, 128, 2e-4, 5000),

@@ -30,7 +30,7 @@ def _recipe(
         ),
         data=DataConfig(path=data, size=model.size),
         training=TrainingConfig(
-            steps=1_000_000, batch_size=32, learning_rate=4.5e-6 * 32, betas=(0.9, 0.95), ema=0.0, warmup=0
+            steps=1_000_000, batch_size=32, learning_rate=4.5e-6 * 32, betas=(0.9, 0.95), clip=0.0, ema=0.0, warmup=0
         ),
     )
 
