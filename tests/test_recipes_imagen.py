@@ -212,7 +212,7 @@ def test_pictures_without_words(pictures: Path, tmp_path: Path, name: str, size:
     assert cli.main(["train", name, "--run", str(tmp_path / "run"), *settings]) == 0
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses
-    model = diptych.load(str(tmp_path / "run"))
+    model: Any = diptych.load(str(tmp_path / "run"))
     low: dict[str, Any] = {"low": sorted(pictures.rglob("*.png"))[0]} if name == "sr3" else {}
     first, again = (model.generate("a picture", seeds=[3], steps=3, **low).images[0] for _ in range(2))
     assert first.size == (16, 16)
