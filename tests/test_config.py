@@ -245,9 +245,9 @@ def test_pick_lists_what_there_is() -> None:
 
 def subclasses(cls: type[Config]) -> Iterator[type[Config]]:
     for sub in cls.__subclasses__():
-        if sub.__module__.startswith("diptych."):
+        if sub.__module__.startswith("diptych.") and dataclasses.is_dataclass(sub):
             yield sub
-            yield from subclasses(sub)
+        yield from subclasses(sub)
 
 
 def number_fields() -> Iterator[tuple[type[Config], str]]:
