@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
     "latent_config": {*GROUND, "networks", "diffusion", "conditioning"},
-    "second_stage": {"networks", "conditioning"},
+    "second_stage": {"networks", "conditioning", "generation"},
     "latent": {
         *GROUND,
         *("weights", "networks", "diffusion", "conditioning", "training", "latent_config", "second_stage"),
@@ -65,7 +65,18 @@ MAY_IMPORT = {
         *("latent", "latent_config", "stage", "stage_config", "cascade", "opening", "published"),
         *("autoregressive", "autoregressive_config"),
     },
-    "diptych": {"errors", "devices", "latent", "stage", "cascade", "autoregressive", "opening", "published"},
+    "diptych": {
+        "errors",
+        "version",
+        "generation",
+        "devices",
+        "latent",
+        "stage",
+        "cascade",
+        "autoregressive",
+        "opening",
+        "published",
+    },
     "regenerate": {*GROUND, "metadata", "weights", "arguments"},
     "painting": {*GROUND, "diffusion", "diptych", "opening", "evaluation"},  # its contact sheets
     "arguments": {"errors"},

@@ -224,7 +224,7 @@ def test_stages_with_and_without_words_stand_together() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["a", ""]}, "empty"),
-    ({"seeds": [1, 2]}, "1 prompts, 2 seeds"),
+    ({"seeds": []}, "1 prompts, 0 seeds"),
     ({"stop": 0}, "stop must be a number of stages, 1 to 3, not 0"),
     ({"stop": 4}, "stop must be a number of stages, 1 to 3, not 4"),
     ({"stop": "two"}, "stop must be whole"),

@@ -4,6 +4,7 @@ import errno
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import diptych
 from diptych import cli, commands
 from diptych.arguments import Jobs
 from diptych.errors import UserError
+from diptych.options import SAMPLERS as NAMED
 from diptych.version import version
 
 
@@ -441,6 +443,24 @@ def test_data_check_counts_what_can_be_read_and_what_is_broken(tmp_path: Path, c
     report = json.loads(capsys.readouterr().out)
     assert report["readable"] == 5
     assert [entry["key"] for entry in report["broken"]] == ["3.png"]
+
+
+# help
+
+
+def test_help_names_every_sampler_and_its_examples_can_be_read(capsys, monkeypatch) -> None:
+    from diptych.diffusion.samplers import SAMPLERS
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    told = capsys.readouterr().out
+    assert sorted(SAMPLERS) == NAMED
+    assert f"{', '.join(NAMED)} (default: the model's own)" in told
+    examples = [shlex.split(line) for line in told.splitlines() if line.startswith("  diptych ")]
+    assert len(examples) == 2
+    for words in examples:
+        cli.parse(words[1:])
 
 
 # start-up

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.errors import UserError
 
@@ -17,10 +17,26 @@ if TYPE_CHECKING:
 
     from diptych.autoregressive import Autoregressive
     from diptych.cascade import Cascade
+    from diptych.generation import Result
     from diptych.latent import LatentDiffusion
     from diptych.stage import Stage
 
-__all__ = ["UserError", "load"]
+    __version__: str
+
+__all__ = ["Result", "UserError", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is asked for, so that the command answers at once."""
+    if name == "Result":
+        from diptych.generation import Result
+
+        return Result
+    if name == "__version__":
+        from diptych.version import version
+
+        return version()
+    raise AttributeError(f"module 'diptych' has no attribute {name!r}")
 
 
 def load(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.checks import said, texts, wholes
 from diptych.errors import UserError, pick, warn
@@ -33,6 +36,34 @@ class Result:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     stages: list[list[Image.Image]] = field(default_factory=list)
     """A cascade's pictures of each of its stages, smallest first, where they were asked for."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the images, each above its prompt and seed."""
+        rows = zip(self.images, [*self.metadata, *({} for _ in self.images)], strict=False)
+        return "".join(
+            '<figure style="display: inline-block; margin: 4px">'
+            f'<img src="data:image/png;base64,{_png(image)}" width="{image.width}" height="{image.height}">'
+            f"<figcaption>{html.escape(str(values.get('prompt', '')))} {values.get('seed', '')}</figcaption></figure>"
+            for image, values in rows
+        )
+
+    def __repr__(self) -> str:
+        return f"Result({len(self.images)} images: {said([values.get('prompt') for values in self.metadata])})"
+
+
+def _png(image: Image.Image) -> str:
+    """An image as PNG in base64."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def brief(model: Any, sizes: Sequence[int], parts: Iterable[tuple[str, nn.Module]], device: Any) -> str:
+    """What a model shows as itself: `LatentDiffusion(64 px; unet 10.2 M, autoencoder 3.8 M; cpu)`."""
+    counts = ((name, sum(p.numel() for p in part.parameters())) for name, part in parts)
+    told = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts if count)
+    shape = " -> ".join(map(str, sizes))
+    return f"{type(model).__name__}({'; '.join(part for part in (f'{shape} px', told, str(device)) if part)})"
 
 
 LONG_PROMPTS = ("refuse", "cut", "chunks")
@@ -86,6 +117,8 @@ class Order:
         if not prompts or not (silent or all(prompt.strip() for prompt in prompts)):
             raise UserError("a prompt is empty: say what the picture should show")
         prompts = [prompt if prompt.strip() else "" for prompt in prompts]
+        if len(prompts) == 1 and len(seeds) > 1:  # several images of one prompt
+            prompts, negatives = prompts * len(seeds), negatives * len(seeds) if len(negatives) == 1 else negatives
         if len(seeds) != len(prompts):
             raise UserError(f"give one seed for each prompt: {len(prompts)} prompts, {len(seeds)} seeds")
         if any(not 0 <= seed < 2**63 for seed in seeds):

@@ -47,7 +47,8 @@ def infotext(row: dict[str, Any]) -> str:
 def pairs(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings under the names of the web UIs, of a cascade those of the first stage that ran."""
     first = {**row, **(row["stages"][0] if row.get("stages") else {})}
-    model = row.get("model") if isinstance(row.get("model"), dict) else {}
+    named = row.get("model")
+    model: dict[str, Any] = named if isinstance(named, dict) else {}
     yield "Steps", first.get("steps", 1)
     yield "Sampler", SAMPLERS.get(first.get("sampler", ""), first.get("sampler", "autoregressive"))
     if "guidance" in first:

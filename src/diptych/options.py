@@ -16,6 +16,16 @@ from diptych.version import version
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
 
+SAMPLERS = "ddim ddpm dpmpp-2m dpmpp-2m-sde euler euler-ancestral heun unipc".split()
+"""Those of `diffusion.samplers`, which help names without loading PyTorch."""
+EXAMPLES = """\
+The defaults are the model's own; each PNG says what was used, and `diptych info MODEL --json` lists them.
+
+examples:
+  diptych generate "a red apple" "a cat face" --count 4 --sampler dpmpp-2m --steps 20 --guidance 5
+  diptych generate "a red apple" --model cascade --seed 1-4,9 --steps 24,8,8 --threshold dynamic:0.95,,
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """Says a mistake in one line; `--help` says the rest."""
@@ -49,7 +59,12 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"diptych {version()}")
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    command = groups.add_parser("generate", help="paint pictures from words")
+    command = groups.add_parser(
+        "generate",
+        help="paint pictures from words",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
     command.add_argument(
         "prompts", metavar="PROMPT", nargs="*", help="what to paint; each is painted with each seed; none with --image"
     )
@@ -105,7 +120,7 @@ def build_parser() -> Parser:
     codes.add_argument("--top-p", metavar="P", type=fraction, help="draw among the likeliest that have P together")
     stages = command.add_argument_group(
         "for cascades",
-        "--sampler, --steps, --guidance, --threshold and --augmentation also take one value for each stage: "
+        "--sampler, --steps, --guidance, --threshold and --augmentation also take one value for each stage:\n"
         "--steps 24,8,8. An empty one, or -, is the stage's own: --steps 24,,",
     )
     stages.add_argument(
@@ -325,11 +340,14 @@ def add_opening(command: Parser, dtype: str = "of the networks: float32 (default
 
 def add_sampling(command: Parser) -> None:
     command.add_argument(
-        "--sampler", metavar="S", type=each(str), help="how to walk from noise to picture, for example dpmpp-2m"
+        "--sampler", metavar="S", type=each(str), help=f"{', '.join(SAMPLERS)} (default: the model's own)"
     )
-    command.add_argument("--steps", metavar="N", type=each(whole(1)), help="sampling steps")
+    command.add_argument("--steps", metavar="N", type=each(whole(1)), help="of sampling (default: the model's own)")
     command.add_argument(
-        "--guidance", metavar="G", type=each(number), help="how closely to follow the words; 1 is plainly"
+        "--guidance",
+        metavar="G",
+        type=each(number),
+        help="how closely to follow the words; 1 is off (default: own)",
     )
 
 
@@ -346,7 +364,9 @@ def add_pictures(command: Parser, batch: int) -> None:
     command.add_argument(
         "--batch", metavar="N", type=whole(1), default=batch, help=f"pictures at a time (default: {batch})"
     )
-    command.add_argument("--device", metavar="D", default="auto", help="cpu, cuda, or auto: cuda if there is one")
+    command.add_argument(
+        "--device", metavar="D", default="auto", help="cpu, cuda, mps, or auto (default): cuda if there is one"
+    )
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
 
 

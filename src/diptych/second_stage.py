@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diptych.conditioning.embedding import network_of
+from diptych.generation import brief
 from diptych.networks.autoencoder import Autoencoder
 
 ENCODED_AT_ONCE = 32
@@ -20,6 +21,7 @@ class SecondStage(nn.Module):
     saved with it, and move with it. A text encoder that is trained along is a part of it, `joint_text`.
     """
 
+    config: Any
     _frozen: tuple[Any, ...]
 
     def stand_on(self, autoencoder: Autoencoder, text: Any, *beside: nn.Module | None) -> None:
@@ -35,6 +37,10 @@ class SecondStage(nn.Module):
     @property
     def text(self):
         return self._frozen[1]
+
+    def __repr__(self) -> str:
+        parts = [*self.named_children(), ("autoencoder", self.autoencoder)]
+        return brief(self, [self.config.size], parts, next(self.parameters()).device)
 
     def _apply(self, fn, recurse: bool = True):
         """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""

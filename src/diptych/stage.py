@@ -30,7 +30,7 @@ from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Reading, Result, read_size, warn_of_size
+from diptych.generation import Callback, Order, Reading, Result, brief, read_size, warn_of_size
 from diptych.networks.adm import AdmUNet
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
@@ -74,6 +74,10 @@ class Stage(nn.Module):
     def reads(self) -> bool:
         """Whether the text encoder is in memory."""
         return self._text[0] is not None
+
+    def __repr__(self) -> str:
+        low = [] if self.config.low_size is None else [self.config.low_size]
+        return brief(self, [*low, self.config.size], [("network", self.network)], self.device)
 
     @property
     def device(self) -> torch.device:

@@ -141,7 +141,7 @@ def saved_tokenizer(folder: Path, *files: str, usual: Literal["CLIPTokenizer", "
     return tokenizer, pad
 
 
-def require_no_code(values: dict[str, Any], path: Path) -> None:
+def require_no_code(values: dict[str, Any], path: Path | str) -> None:
     """Raise a `UserError` for a config that asks for classes out of its own folder or from the hub."""
     if values.get("auto_map"):
         raise UserError(f"{path}: auto_map asks for code that comes with the model, which diptych never runs")

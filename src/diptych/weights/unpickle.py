@@ -73,7 +73,7 @@ class Machine:
         self.room = LIMIT + size
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.steps: dict[bytes, Callable[[], None]] = {
+        self.steps: dict[bytes, Callable[[], Any]] = {
             b"0": lambda: self.stack.pop() if self.stack else self.pop(),
             b"1": lambda: self.marked() and None,
             b"2": lambda: self.stack.append(self.top()),
