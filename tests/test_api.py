@@ -32,7 +32,7 @@ def test_a_model_shows_itself_in_one_line() -> None:
     assert re.fullmatch(r"LatentDiffusion\(\d+ px; unet 0\.\d M, .*autoencoder 0\.\d M; cpu\)", repr(model))
     cascade = stages.cascade()
     sizes = " -> ".join(str(config.size) for config in cascade.configs)
-    assert repr(cascade).startswith(f"Cascade({sizes} px; ") and "\n" not in repr(cascade)
+    assert repr(cascade) == f"Cascade({sizes} px; cpu)"
     low, size = cascade.configs[1].low_size, cascade.configs[1].size
     assert repr(cascade.stage(1)).startswith(f"Stage({low} -> {size} px; network ")
 

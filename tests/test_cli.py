@@ -451,7 +451,7 @@ def test_data_check_counts_what_can_be_read_and_what_is_broken(tmp_path: Path, c
 def test_help_names_every_sampler_and_its_examples_can_be_read(capsys, monkeypatch) -> None:
     from diptych.diffusion.samplers import SAMPLERS
 
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit):
         cli.main(["generate", "--help"])
     told = capsys.readouterr().out

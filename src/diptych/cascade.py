@@ -25,7 +25,7 @@ from diptych.diffusion.gradients import Cost, Guides
 from diptych.diffusion.gradients import told as told_guides
 from diptych.disk import replacing, write_text
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Reading, Result, brief, counted, one_each
+from diptych.generation import Callback, Order, Reading, Result, Shown, counted, one_each
 from diptych.pictures import to_images, to_tensor
 from diptych.stage import Stage, check_stated, embed_order
 from diptych.stage_config import (
@@ -60,7 +60,7 @@ class CascadeConfig(Config):
         return cls(stages=tuple(f"stage-{stage.name}" for stage in stages))
 
 
-class Cascade:
+class Cascade(Shown):
     """A base stage and the super-resolution stages behind it. Each was trained alone; they meet only here.
 
     Stages that lie in folders are opened when they are first needed, and so are the text encoders.
@@ -98,10 +98,6 @@ class Cascade:
         if number not in self._open:
             self._open[number] = open_stage(self._folders[number]).to(self.device)
         return self._open[number]
-
-    def __repr__(self) -> str:
-        stages = ((config.name, stage.network) for n, config in enumerate(self.configs) if (stage := self._open.get(n)))
-        return brief(self, [config.size for config in self.configs], stages, self.device)
 
     @property
     def networks(self) -> list[nn.Module]:

@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -58,12 +58,23 @@ def _png(image: Image.Image) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def brief(model: Any, sizes: Sequence[int], parts: Iterable[tuple[str, nn.Module]], device: Any) -> str:
-    """What a model shows as itself: `LatentDiffusion(64 px; unet 10.2 M, autoencoder 3.8 M; cpu)`."""
-    counts = ((name, sum(p.numel() for p in part.parameters())) for name, part in parts)
-    told = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts if count)
-    shape = " -> ".join(map(str, sizes))
-    return f"{type(model).__name__}({'; '.join(part for part in (f'{shape} px', told, str(device)) if part)})"
+class Shown:
+    """A model that shows itself in one line: `LatentDiffusion(64 px; unet 10.2 M, autoencoder 3.8 M; cpu)`."""
+
+    def __repr__(self) -> str:
+        configs = getattr(self, "configs", None) or [getattr(self, "config")]  # noqa: B009
+        low = getattr(configs[0], "low_size", None)
+        sizes = [*([] if low is None else [low]), *(config.size for config in configs)]
+        parts = dict(self.named_children()) if isinstance(self, nn.Module) else {}
+        if (first_stage := getattr(self, "autoencoder", None)) is not None:
+            parts["autoencoder"] = first_stage
+        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        told = [
+            " -> ".join(map(str, sizes)) + " px",
+            ", ".join(f"{name} {n / 1e6:.1f} M" for name, n in counts.items()),
+        ]
+        device = next(self.parameters()).device if isinstance(self, nn.Module) else getattr(self, "device", "")
+        return f"{type(self).__name__}({'; '.join(filter(None, [*told, str(device)]))})"
 
 
 LONG_PROMPTS = ("refuse", "cut", "chunks")

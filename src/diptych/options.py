@@ -16,8 +16,11 @@ from diptych.version import version
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
 
-SAMPLERS = "ddim ddpm dpmpp-2m dpmpp-2m-sde euler euler-ancestral heun unipc".split()
-"""Those of `diffusion.samplers`, which help names without loading PyTorch."""
+SAMPLERS = """
+ddim ddpm ddpm-fixed-large dpm-2m dpmpp-2m dpmpp-2m-heun dpmpp-2m-sde dpmpp-2m-sde-heun
+dpmpp-3m euler euler-ancestral heun unipc
+""".split()
+"""Those of `diffusion.samplers`, without PyTorch."""
 EXAMPLES = """\
 The defaults are the model's own; each PNG says what was used, and `diptych info MODEL --json` lists them.
 

@@ -7,21 +7,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from diptych.conditioning.embedding import network_of
-from diptych.generation import brief
+from diptych.generation import Shown
 from diptych.networks.autoencoder import Autoencoder
 
 ENCODED_AT_ONCE = 32
 """Pictures that the first stage sees at a time: its activations are the largest of all."""
 
 
-class SecondStage(nn.Module):
+class SecondStage(Shown, nn.Module):
     """Base of the systems whose network works on what an autoencoder makes of pictures.
 
     The autoencoder, the text encoder and what else is frozen stand beside the module: they are neither trained nor
     saved with it, and move with it. A text encoder that is trained along is a part of it, `joint_text`.
     """
 
-    config: Any
     _frozen: tuple[Any, ...]
 
     def stand_on(self, autoencoder: Autoencoder, text: Any, *beside: nn.Module | None) -> None:
@@ -37,10 +36,6 @@ class SecondStage(nn.Module):
     @property
     def text(self):
         return self._frozen[1]
-
-    def __repr__(self) -> str:
-        parts = [*self.named_children(), ("autoencoder", self.autoencoder)]
-        return brief(self, [self.config.size], parts, next(self.parameters()).device)
 
     def _apply(self, fn, recurse: bool = True):
         """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""

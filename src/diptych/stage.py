@@ -30,7 +30,7 @@ from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.generation import Callback, Order, Reading, Result, brief, read_size, warn_of_size
+from diptych.generation import Callback, Order, Reading, Result, Shown, read_size, warn_of_size
 from diptych.networks.adm import AdmUNet
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
@@ -44,7 +44,7 @@ from diptych.weights.files import load_stated, save_weights
 from diptych.weights.identity import identity
 
 
-class Stage(nn.Module):
+class Stage(Shown, nn.Module):
     """A network over pixels and the text encoder beside it, which is frozen and no part of its state; one that is
     trained along is `joint_text`, a part of it."""
 
@@ -74,10 +74,6 @@ class Stage(nn.Module):
     def reads(self) -> bool:
         """Whether the text encoder is in memory."""
         return self._text[0] is not None
-
-    def __repr__(self) -> str:
-        low = [] if self.config.low_size is None else [self.config.low_size]
-        return brief(self, [*low, self.config.size], [("network", self.network)], self.device)
 
     @property
     def device(self) -> torch.device:
