@@ -98,6 +98,7 @@ def analysed(of: Analysed, factor: int) -> Sources:
     fields = {"channels": channels, "multipliers": multipliers, "blocks": 2, **heads}
     fields["attention_levels"] = tuple(range(levels - 3, levels))
     network = "network" if factor == 1 else "unet"
+    sampling = "figure 6: 100 DDIM steps, kappa 0" if of == "imagenet" else "figure 7: 10 to 200 DDIM steps"
     rounded = "this count is that of 400 M in tables 3 and 10" if (of, factor) == ("imagenet", 4) else ""
     return (
         *run(table, 2_000_000 if of == "imagenet" else 500_000, batch_size, rate),
@@ -109,8 +110,7 @@ def analysed(of: Analysed, factor: int) -> Sources:
         *same(table, under(f"{MODEL}.{network}", **fields)),
         *same(table, {f"parameters.{network}": parameters}, 0.03 if rounded else 0.01, rounded),
         *(CROPPED if of == "imagenet" else UNCHANGED),
-        *same("figure 6: 100 DDIM steps" if of == "imagenet" else "figure 7: 10 to 200", under(MODEL, steps=100)),
-        *silent("DDIM with eta 0, as most of its relatives", f"{MODEL}.sampler"),
+        *same(sampling, under(MODEL, steps=100, sampler="ddim")),
     )
 
 
