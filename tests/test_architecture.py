@@ -50,7 +50,7 @@ MAY_IMPORT = {
         *("latent", "latent_config", "stage", "stage_config", "cascade"),
     },
     "opening": {
-        *("errors", "config", "weights", "networks", "training"),
+        *("errors", "config", "checks", "weights", "networks", "training"),
         *("latent", "stage", "cascade", "autoregressive", "published"),
     },
     "guides": {*GROUND, "weights", "networks", "diffusion", "conditioning", "opening", "published", "evaluation"},

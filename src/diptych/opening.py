@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from diptych.checks import said
 from diptych.config import read_json
 from diptych.errors import NothingThere, UserError, pick
 from diptych.weights.hub import fetched, hub_id
 from diptych.weights.identity import Origin
-from diptych.weights.pickles import ENDINGS
+from diptych.weights.pickles import is_weights
 
 if TYPE_CHECKING:
     from diptych.autoregressive import Autoregressive
@@ -27,7 +28,7 @@ EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
 MADE_BY = {"latent": "default-model", "cascade": "default-cascade"}
 DTYPES = ("float32", "float16", "bfloat16")
 """What networks may be of."""
-NOT_PAINTING = {"Autoencoder": "a first stage", "NoisyClassifier": "a noisy classifier"}
+NOT_PAINTING = {"Autoencoder": "an autoencoder (a first stage)", "NoisyClassifier": "a noisy classifier"}
 """Classes of networks that are published alone."""
 
 
@@ -56,6 +57,11 @@ def model_folder(source: str | Path | None) -> Path:
         return path / "model"
     if (path / "checkpoints").is_dir():
         raise UserError(f"the run in {path} is not finished: go on with `diptych train` and the same arguments")
+    if not (path / "config.json").is_file():
+        from diptych.published.foreign import other_folder
+
+        if (what := other_folder(path)) is not None:
+            raise UserError(f"{path} {what}")
     return path
 
 
@@ -83,7 +89,7 @@ def find(
 def is_published(path: Path) -> bool:
     """A file of weights, or a folder in a published layout; one with a config of ours is ours, whatever lies in it."""
     if path.is_file():
-        return path.suffix in (".safetensors", *ENDINGS)
+        return is_weights(path)
     if (path / "model_index.json").is_file() or _published_config(path / "config.json"):
         return True
     if (path / "config.json").exists() or (path / "model" / "config.json").is_file():
@@ -107,8 +113,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     values = read_json(path, missing=f"{folder} is no model: it has no config.json")
     if isinstance(values, dict) and {"system", "training"} <= values.keys():
         raise UserError(f"the run in {folder} is not finished: go on with `diptych train` and the same arguments")
-    if not isinstance(values, dict) or "kind" not in values:
-        raise UserError(f"{path} does not say what kind of model it is")
+    if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+        model = values.get("model_type") if isinstance(values, dict) else None
+        what = f": it is of a model of transformers ({said(model)}), a text encoder or the like alone" if model else ""
+        raise UserError(f"{path} does not say what kind of model it is{what}")
     return values
 
 
@@ -142,9 +150,7 @@ def open_model(
             what = NOT_PAINTING.get(type(system).__name__, "a network")
             raise UserError(f"{path} holds {what} alone, which does not paint; `diptych info` describes it")
         return known_by(system)
-    for name, given in (("tokenizer", tokenizer), ("ema", ema), ("dtype", dtype != "float32")):
-        if given:
-            raise UserError(f"{name} is for published weights, which {path} is not")
+    require_unread(options, path)
     return known_by(open_own(path))
 
 
@@ -165,6 +171,7 @@ def open_autoencoder(source: str | Path | None, **opening: Any) -> Autoencoder:
         if (module := open_published_first_stage(path, options)) is not None:
             return module
     else:
+        require_unread(options, path)
         values = read_config(path)
         fields = {"latent": "autoencoder", "autoregressive": "autoencoder", "autoencoder": "network"}
         field = fields.get(values["kind"])
@@ -201,6 +208,18 @@ def read_options(
     return Options(
         allow_pickle=allow_pickle, tokenizer=folder, dtype=getattr(torch, dtype), ema=ema, prediction=prediction
     )
+
+
+def require_unread(options: Options, where: Path | str) -> None:
+    """Raise a `UserError` for an option that says how a published model is read, where there is none."""
+    for name, given in (
+        ("tokenizer", options.tokenizer),
+        ("ema", options.ema),
+        ("dtype", options.dtype != torch.float32),
+        ("prediction", options.prediction),
+    ):
+        if given:
+            raise UserError(f"{name} is for published weights, which {where} is not")
 
 
 def open_own(folder: Path) -> LatentDiffusion | Stage | Cascade | Autoregressive:

@@ -107,17 +107,20 @@ class ClipText(FrozenText):
         config: ClipTextConfig,
         shape: CLIPTextConfig,
         tensors: Mapping[str, Tensor],
-        tokenizer: Path,
+        tokenizer: Path | None,
         source: str,
         dtype: torch.dtype | None = torch.float32,
     ) -> ClipText:
         """From its tensors, by their names in transformers without the prefix "text_model.", and the folder of its
-        tokenizer. `source` is named in errors; floating tensors become `dtype` (none: as stored).
+        tokenizer; without one it has parameters, and reads no prompt. `source` is named in errors; floating tensors
+        become `dtype` (none: as stored).
         """
         encoder = cls.__new__(cls)
-        encoder._read(config, shape, tokenizer)
+        encoder.tokenizer = None
+        if tokenizer is not None:
+            encoder._read(config, shape, tokenizer)
         network = clip_network(shape, tensors, source, dtype)
-        FrozenText.__init__(encoder, config, tokenizer, network, encoder.tokenizer)
+        FrozenText.__init__(encoder, config, tokenizer or Path(), network, encoder.tokenizer)
         encoder.alone = False
         return encoder
 

@@ -117,6 +117,9 @@ def text_shape(kind, values: dict[str, Any], where: Path | str):
         value = given.get(field, 0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
             raise UserError(f"{where}: {field} must be a number, not {said(value)}")
+    for field in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if type(given.get(field, 0)) is not int or not 0 <= given.get(field, 0) <= SIZES["vocab_size"]:
+            raise UserError(f"{where}: {field} must be the number of a token, not {said(given[field])}")
     try:
         return kind.from_dict({field: given[field] for field in (*SIZES, *NUMBERS, *KEPT) if field in given})
     except Exception as error:  # of many kinds: transformers checks values in its own way

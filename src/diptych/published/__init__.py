@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import UserError
+from diptych.published.foreign import foreign_file, foreign_folder
 from diptych.published.source import Family, Options, Source
 
 FAMILIES = ("sd_folder", "deepfloyd", "sd_file", "latent_diffusion", "guided_diffusion", "vae_folder")
@@ -33,7 +34,9 @@ def open_published(path: Path, options: Options | None = None) -> Any:
     """
     source = Source(path, options)
     with named(source):
-        return family_of(source).read(source)
+        family = family_of(source)
+        source.options.without_effect(family.takes, f"{path} ({family.name})")
+        return family.read(source)
 
 
 def open_published_first_stage(path: Path, options: Options | None = None) -> Any:
@@ -44,6 +47,7 @@ def open_published_first_stage(path: Path, options: Options | None = None) -> An
     source = Source(path, options)
     with named(source):
         read = family_of(source).first_stage
+        source.options.without_effect((), f"the autoencoder in {path}")
         return None if read is None else read(source)
 
 
@@ -58,8 +62,12 @@ def named(source: Source) -> Iterator[None]:
 
 def family_of(source: Source) -> Family:
     """The first family that a source is one of; a `UserError` where there is none."""
-    if not source.folder:
-        len(source.checkpoint)  # what is no file of weights says so before any family is asked
+    if not source.folder:  # what is no file of weights says so before any family is asked
+        foreign = foreign_file(source.checkpoint.shapes, source.options.ema)
+    else:
+        foreign = foreign_folder(source)
+    if foreign is not None:
+        raise UserError(f"{source.path} is {foreign}")
     for family in families():
         if family.fits(source):
             return family

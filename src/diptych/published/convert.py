@@ -133,12 +133,17 @@ def written_at(target: Path, overwrite: bool) -> Written | None:
 def read_parts(source: Path, options: Options, tokenizer: bool = True) -> Parts:
     """What a folder or file of any of the layouts holds. Raises a `UserError` for another kind of model."""
     if source.is_dir() and not (source / "model_index.json").is_file():
+        options.without_effect((), f"{source}, a model of ours")
         return own_parts(source)
     found = Source(source, options)
-    if sd_folder.fits(found):
-        return sd_folder.parts(found)
-    if sd_file.fits(found):
-        return sd_file.parts(found, tokenizer)
+    for family, read in (
+        (sd_folder, lambda: sd_folder.parts(found)),
+        (sd_file, lambda: sd_file.parts(found, tokenizer)),
+    ):
+        if family.fits(found):
+            takes = [name for name in family.FAMILY.takes if tokenizer or name != "tokenizer"]
+            options.without_effect(tuple(takes), f"{source} ({family.FAMILY.name}) in this layout")
+            return read()
     raise UserError(f"{source} is no Stable Diffusion 1.x or 2.x, which is all that is converted")
 
 

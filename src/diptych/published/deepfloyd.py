@@ -165,6 +165,8 @@ def text_config(source: Source, width: Any) -> T5Config:
     encoder = source.path / "text_encoder"
     tokenizer = source.options.tokenizer or source.path / "tokenizer"
     there = (encoder / "config.json").is_file()
+    if not there:
+        source.options.without_effect((), f"{source.path}, which has no text encoder")
     return T5Config(
         path=str(encoder.resolve()) if there else None,
         tokenizer=str(tokenizer.resolve()) if there else None,
@@ -231,4 +233,4 @@ def number(values: dict[str, Any], field: str, where: Path) -> int:
     return value
 
 
-FAMILY = Family("DeepFloyd IF", fits, read)
+FAMILY = Family("DeepFloyd IF", fits, read, takes=("tokenizer",))

@@ -252,4 +252,4 @@ def told(source: Source, known: Facts) -> Facts:
         raise UserError(f"{path}: {error}") from None
 
 
-FAMILY = Family("guided-diffusion", fits, read)
+FAMILY = Family("guided-diffusion", fits, read, takes=())

@@ -8,6 +8,7 @@ and follows what the networks were published with. First stages that were publis
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ from diptych.networks.transformer import TextTransformer, TextTransformerConfig
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.published.adm_keys import adm_of_shapes, compvis_adm
 from diptych.published.pieces import Layout, Piece, pieces
-from diptych.published.sd_file import SCALE_KEY, UNREAD, scale_of, unet_of
+from diptych.published.sd_file import AVERAGED, SCALE_KEY, UNREAD, scale_of, unet_of, unet_shapes
 from diptych.published.sd_keys import FIRST_STAGE, UNET, compvis_autoencoder, compvis_unet, names
-from diptych.published.sd_shapes import Names, autoencoder_of_shapes, unet_of_shapes
+from diptych.published.sd_shapes import Names, Shapes, autoencoder_of_shapes, unet_of_shapes
 from diptych.published.source import Family, Options, Source
+from diptych.published.stated import stated
 from diptych.weights.checkpoint import Checkpoint, fill
 from diptych.weights.hub import cached
 
@@ -60,7 +62,8 @@ ALONE = {"token": "token_emb", "position": "pos_emb.emb.weight"}
 
 def fits(source: Source) -> bool:
     """A U-Net under CompVis's name that is not Stable Diffusion's, which is asked before; or a first stage alone."""
-    return not source.folder and (any(key.startswith(UNET) for key in source.checkpoint) or is_first_stage(source))
+    whole = (UNET, AVERAGED + "diffusion_model", FIRST_STAGE)
+    return not source.folder and (any(key.startswith(whole) for key in source.checkpoint) or is_first_stage(source))
 
 
 def is_first_stage(source: Source) -> bool:
@@ -72,12 +75,15 @@ def is_first_stage(source: Source) -> bool:
 def read(source: Source) -> LatentDiffusion | Autoencoder:
     """The model in a file. A `UserError` names the key at fault, or says that a tokenizer is needed."""
     found, name, dtype = source.checkpoint, str(source.path), source.options.dtype
-    if is_first_stage(source):
-        return read_first_stage(found.only(key for key in found if not key.startswith(BESIDE)), "", dtype).eval()
+    if is_first_stage(source) or not any(key.startswith((UNET, AVERAGED + "diffusion_model")) for key in found):
+        source.options.without_effect((), f"{name}, an autoencoder alone")
+        return first_stage(source)
     known = (UNET, FIRST_STAGE, CONDITION)
     if unknown := [key for key in found if not key.startswith(known) and not UNREAD.fullmatch(key)]:
         raise UserError(f"{name}: unexpected key {min(unknown)!r} ({len(unknown)} in all)")
-    config = config_of(found, name)
+    config = config_of(source)
+    if not isinstance(config.text, JointTransformerConfig):
+        source.options.without_effect(("ema", "prediction"), f"{name}, which reads no text")
     condition = found.only(key for key in found if key.startswith(CONDITION) and not key.startswith(LOGITS))
     text: Any = None
     if isinstance(config.text, JointTransformerConfig):
@@ -99,11 +105,16 @@ def first_stage(source: Source) -> Autoencoder:
     return read_first_stage(stored, "" if alone else FIRST_STAGE, source.options.dtype).eval()
 
 
-def config_of(found: Checkpoint, source: str) -> LatentConfig:
-    """What shapes and buffers say. A `UserError` names what is missing or is none of our networks."""
+def config_of(given: Source) -> LatentConfig:
+    """What shapes and buffers say, and what is stated. A `UserError` names what is missing or is none of ours."""
+    found, source, said = given.checkpoint, str(given.path), stated(given)
     autoencoder = autoencoder_of_shapes(found.shapes, source)
     text = condition_of(found)
-    unet = unet_config(found, autoencoder, text, source)
+    unet = unet_config(unet_shapes(given), found, autoencoder, text, source)
+    if said.terminal is not None:
+        raise UserError(
+            f"{said.terminal} says that betas are rescaled to zero terminal SNR, which diptych has not here"
+        )
     if unet.concat_channels:
         raise UserError(
             f"{source}: the U-Net reads {unet.concat_channels} channels beside the {unet.in_channels} of the latent: "
@@ -114,11 +125,19 @@ def config_of(found: Checkpoint, source: str) -> LatentConfig:
         usual = (50, 5.0)
     elif isinstance(text, ClassConfig):
         usual = (50, 3.0) if text.null is not None else (200, 1.0)
+    schedule = schedule_of(found, autoencoder, text)
+    for field, ours in (("beta_start", "beta_start"), ("beta_end", "beta_end"), ("num_train_timesteps", "steps")):
+        if field in said.schedule and not math.isclose(
+            said.schedule[field].value, getattr(schedule, ours), rel_tol=1e-4
+        ):
+            statement, known = said.schedule[field], getattr(schedule, ours)
+            raise UserError(f"{statement.where} is {statement.value}, and the betas of {source} have {known}")
     return LatentConfig(
         autoencoder=autoencoder,
         unet=unet,
         text=text,
-        schedule=schedule_of(found, autoencoder, text),
+        schedule=schedule,
+        prediction=given.options.prediction or said.prediction() or "eps",
         times=TimesConfig(spacing="published", offset=1, final="first"),
         size=SIZE if SIZE % autoencoder.factor == 0 else autoencoder.factor,
         steps=usual[0],
@@ -163,7 +182,7 @@ def condition_of(found: Checkpoint) -> Condition:
 
 
 def unet_config(
-    found: Checkpoint, autoencoder: AutoencoderConfig, text: Condition, source: str
+    shapes: Shapes, found: Checkpoint, autoencoder: AutoencoderConfig, text: Condition, source: str
 ) -> UNetConfig | AdmUNetConfig:
     """The U-Net's config: with transformers where there is a condition to read, else of ADM's kind."""
     latent, quantised = autoencoder.latent_channels, autoencoder.codebook is not None
@@ -171,12 +190,12 @@ def unet_config(
     if text is None:
         if not quantised:  # LSUN-Churches
             heads = {"heads": 8, "head_width": None}
-        return adm_of_shapes(found.shapes, source, latent, UNET, **heads)
+        return adm_of_shapes(shapes, source, latent, UNET, **heads)
     if isinstance(text, JointTransformerConfig) and not quantised:  # 1.45 B
         heads = {"heads": 8, "head_width": None}
     if isinstance(text, ClassConfig) and latent == 3:  # LDM-VQ-4 (cin256-v2); LDM-VQ-8 has four channels
         heads = {"heads": 1, "head_width": None}
-    config = unet_of_shapes(found.shapes, source, latent)
+    config = unet_of_shapes(shapes, source, latent)
     classes = found.shapes[CLASSES][0] if isinstance(text, ClassConfig) else None
     return dataclasses.replace(config, classes=classes, **heads)
 

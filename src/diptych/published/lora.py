@@ -11,7 +11,6 @@ Several may be applied at once. One whose keys or shapes do not fit is refused b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,16 +26,18 @@ from diptych.generation import read_number
 from diptych.latent import LatentDiffusion
 from diptych.networks.lora import Adapter, Layer, LowRank, adapt, adapters
 from diptych.networks.unet import UNet
+from diptych.published.lora_settings import Settings, stated_settings
 from diptych.published.sd_keys import compvis_unet, diffusers_unet
 from diptych.weights.checkpoint import Checkpoint
-from diptych.weights.files import load_metadata, save_safetensors
+from diptych.weights.files import save_safetensors
 
 Given = str | Path | tuple[str | Path, float]
 """A file, alone or with its scale."""
 STYLES = ("kohya", "diffusers")
-NAME_IN_FOLDER = "pytorch_lora_weights"
-SETTINGS = "lora_adapter_metadata"
-"""Where diffusers states alphas: JSON in the header of a safetensors file."""
+NAMES_IN_FOLDER = ("pytorch_lora_weights", "adapter_model")
+"""How diffusers and PEFT name the file in a folder."""
+PEFT = "base_model.model."
+"""What stands before PEFT's names."""
 
 ENDINGS = {
     ".lora_down.weight": "down",  # kohya
@@ -90,6 +91,17 @@ OLD_NAMES = {  # in text encoders alone
 }
 
 
+OTHER_PREFIXES = {
+    "model.diffusion_model.": "diffusion_model.",  # ComfyUI, with CompVis' names behind it
+    "text_encoders.clip_l.transformer.": "text_encoder.",
+    "clip_l.transformer.": "text_encoder.",
+    "lora_unet.": "unet.",  # OneTrainer, with diffusers' names
+    "lora_te.": "text_encoder.",
+    "lora_te1.": "text_encoder.",
+}
+"""What other programs put before the names of a network's layers."""
+
+
 class Pair(NamedTuple):
     """The two matrices of one layer, as the file has them."""
 
@@ -109,7 +121,9 @@ class LoRA:
 
     @classmethod
     def open(cls, path: str | Path, allow_pickle: bool = False) -> LoRA:
-        """Read a file, or a folder with pytorch_lora_weights.safetensors. It is known by its path from then on.
+        """Read a file, or a folder as diffusers or PEFT saves one. It is known by its path from then on.
+
+        What a file of PEFT's states in adapter_config.json beside it, and one of diffusers' in its header, is followed.
 
         Args:
             allow_pickle: read .pt and .bin files too: their tensors and plain values, never code.
@@ -119,7 +133,8 @@ class LoRA:
                 the message names the key.
         """
         path = Path(path)
-        file = Checkpoint.open(path, NAME_IN_FOLDER, allow_pickle)
+        place, name = located(path)
+        file = Checkpoint.open(place, name, allow_pickle)
         parts: dict[str, dict[str, str]] = {}
         for key in file:
             layer, part = parsed(key, file.source)
@@ -128,7 +143,8 @@ class LoRA:
             parts[layer][part] = key
         if not parts:
             raise UserError(f"{file.source} holds no tensors, and so no LoRA")
-        settings = stated_settings(path)
+        of_peft = name == NAMES_IN_FOLDER[1] or any(key.startswith(PEFT) for key in file)
+        settings = stated_settings(place, of_peft)
         return cls({layer: pair(layer, keys, file, settings) for layer, keys in parts.items()}, identity(path))
 
     def attach(self, system: Any, scale: float = 1.0) -> None:
@@ -232,6 +248,18 @@ def identity(path: Path) -> str:
     return str(path.resolve())
 
 
+def located(path: Path) -> tuple[Path, str]:
+    """The file, and its name without its ending; of a folder the one that diffusers or PEFT saves in it."""
+    if not path.is_dir():
+        return path, path.stem
+    for name in NAMES_IN_FOLDER:
+        for ending in (".safetensors", ".bin"):
+            if (path / f"{name}{ending}").is_file():
+                return path / f"{name}{ending}", name
+    known = " or ".join(f"{name}.safetensors" for name in NAMES_IN_FOLDER)
+    raise UserError(f"{path} holds no LoRA: there is no {known}")
+
+
 def parsed(key: str, source: str) -> tuple[str, str]:
     """The layer that a key is for, by a name in one of the styles of today, and the part that it is of its change."""
     for pattern, method in OTHER_METHODS.items():
@@ -244,17 +272,23 @@ def parsed(key: str, source: str) -> tuple[str, str]:
 
 
 def today(layer: str) -> str:
-    """The name of a layer without what only older versions of diffusers, or PEFT alone, wrote."""
+    """The name of a layer without what only older versions of diffusers, PEFT, ComfyUI or OneTrainer wrote."""
     if "." not in layer:
         return layer  # kohya's
-    layer = layer.removeprefix("base_model.model.").replace(".processor.", ".")
+    layer = layer.removeprefix(PEFT).replace(".processor.", ".")
+    for other, ours in OTHER_PREFIXES.items():
+        if layer.startswith(other):
+            layer = ours + layer.removeprefix(other)
+            break
     for old, new in OLD_NAMES.items():
         layer = layer.removesuffix(old) + new if layer.endswith(old) else layer
     layer += ".0" if layer.endswith(".to_out") else ""
+    if re.match(r"text_model\.|encoder\.layers\.", layer):
+        return f"text_encoder.{layer}"
     return f"unet.{layer}" if re.match(r"(down|up|mid)_block|conv_in|conv_out|time_embedding", layer) else layer
 
 
-def pair(layer: str, keys: Mapping[str, str], file: Checkpoint, settings: Mapping[str, Any]) -> Pair:
+def pair(layer: str, keys: Mapping[str, str], file: Checkpoint, settings: Settings) -> Pair:
     """A layer's two matrices and its alpha, with ranks that agree."""
     if missing := {"down", "up"} - keys.keys():
         there = keys.get("down", keys.get("up", keys.get("alpha")))
@@ -266,45 +300,13 @@ def pair(layer: str, keys: Mapping[str, str], file: Checkpoint, settings: Mappin
     if down.shape[0] != up.shape[1]:
         ranks = f"{keys['down']!r} has rank {down.shape[0]}, but {keys['up']!r} rank {up.shape[1]}"
         raise UserError(f"{file.source}: {ranks}; they belong together")
-    alpha = stated_alpha(layer, down.shape[0], settings, file.source)
+    alpha = settings.alpha(layer, down.shape[0])
     if "alpha" in keys:
         stated = file[keys["alpha"]]
         if stated.numel() != 1 or stated.item() <= 0:
             raise UserError(f"{file.source}: key {keys['alpha']!r} must be one positive number")
         alpha = float(stated)
     return Pair(keys["down"], down, up, alpha)
-
-
-def stated_settings(path: Path) -> dict[str, Any]:
-    """What diffusers wrote into the header: `unet.lora_alpha` and so on."""
-    file = path / f"{NAME_IN_FOLDER}.safetensors" if path.is_dir() else path
-    if file.suffix != ".safetensors":
-        return {}
-    try:
-        settings = json.loads(load_metadata(file).get(SETTINGS, "{}"))
-    except json.JSONDecodeError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{file}: {SETTINGS} in its header is no JSON object")
-    return settings
-
-
-def stated_alpha(layer: str, rank: int, settings: Mapping[str, Any], source: str) -> float:
-    """A layer's alpha as the header has it, its rank where it has none.
-
-    A pattern names layers by their whole names or by how these end. Rank-stabilised LoRA (Kalajdzievski 2023) divides
-    by the root of the rank, which is another alpha.
-    """
-    network, _, inner = layer.partition(".")
-    patterns = settings.get(f"{network}.alpha_pattern") or {}
-    try:
-        matching = [value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", inner)]
-    except (re.error, AttributeError):
-        raise UserError(f"{source}: {SETTINGS} in its header has no patterns of layers, but {said(patterns)}") from None
-    alpha = (matching or [settings.get(f"{network}.lora_alpha", rank)])[0]
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
-        raise UserError(f"{source}: {SETTINGS} in its header has the alpha {said(alpha)} for {layer}")
-    return alpha * rank**0.5 if settings.get(f"{network}.use_rslora") else float(alpha)
 
 
 # Where it goes.
@@ -319,7 +321,7 @@ def named_layers(system: Any) -> Iterator[tuple[list[str], Layer]]:
     for tensor, piece in diffusers_unet(config).items():
         if (layer := ours.get(tensor.removesuffix(".weight"))) is not None:
             place, older = (key.removesuffix(".weight") for key in (piece.key, compvis[tensor].key))
-            yield [f"unet.{place}", kohya("unet", place), kohya("unet", older)], layer
+            yield [f"unet.{place}", kohya("unet", place), kohya("unet", older), f"diffusion_model.{older}"], layer
     for text in texts:
         for name, layer in layers(text).items():
             inner = name.removeprefix("text_model.")  # which some versions of transformers have, and others not

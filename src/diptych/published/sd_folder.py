@@ -93,4 +93,5 @@ FAMILY = Family(
     fits,
     read,
     lambda source: first_stage(parts(source), source.options.dtype),
+    ("tokenizer",),
 )

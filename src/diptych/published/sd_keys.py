@@ -6,6 +6,7 @@ of latent-diffusion as well, and of whatever came from it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -180,6 +181,22 @@ def averaged(layout: Layout) -> dict[str, Piece]:
 
 def averaged_key(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+WORD = re.compile(
+    r"input_blocks|output_blocks|middle_block|time_embed|in_layers|emb_layers|out_layers|skip_connection"
+    r"|transformer_blocks|proj_in|proj_out|attn[12]|to_[qkv]|to_out|norm[123]?|net|proj|ff|op|conv|out|weight|bias|\d+"
+)
+"""What names of a U-Net's tensors are made of between their dots."""
+
+
+def trained_key(key: str) -> str:
+    """The inverse of `averaged_key`: which word of a name ends where follows from all words that there are."""
+    words = WORD.findall(key.removeprefix("model_ema.diffusion_model"))
+    for place, word in enumerate(words[:-1]):
+        if word in ("input_blocks", "output_blocks") and len(number := words[place + 1]) > 1:
+            words[place + 1] = f"{number[:-1]}.{number[-1]}"  # of the block, and in it, where no more than nine are
+    return UNET + ".".join(words)
 
 
 def unet_names(config: UNetConfig) -> list[str]:

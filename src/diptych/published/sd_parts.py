@@ -13,7 +13,7 @@ from diptych.errors import UserError
 from diptych.latent import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.unet import UNet, UNetConfig
-from diptych.weights.checkpoint import Checkpoint, fill
+from diptych.weights.checkpoint import Checkpoint, fill, reading_shapes
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
@@ -52,7 +52,7 @@ def system(parts: Parts, dtype: torch.dtype | None = torch.float32) -> LatentDif
     """The model on the CPU, its networks of `dtype` (none: as stored). A `UserError` names the key at fault."""
     config = parts.config
     assert isinstance(config.text, ClipTextConfig) and isinstance(config.unet, UNetConfig)
-    if parts.tokenizer is None:
+    if parts.tokenizer is None and not reading_shapes():
         raise UserError(f"{parts.unet.source} has no tokenizer: give its folder by --tokenizer FOLDER (tokenizer=)")
     with torch.device("meta"):  # shapes alone, until the files are known to have them
         unet = UNet(config.unet)

@@ -17,7 +17,8 @@ from diptych.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How the user wants a published model read."""
+    """How the user wants a published model read. `allow_pickle` is a leave, which need not be made use of; any other
+    that is given must have an effect."""
 
     allow_pickle: bool = False
     """Read .ckpt, .pt and .bin files too: their tensors and plain values, never code."""
@@ -29,6 +30,12 @@ class Options:
     """Of a CompVis file that holds both, the averaged weights; those that were trained otherwise, as diffusers."""
     prediction: Literal["eps", "v"] | None = None
     """What the U-Net of a single file predicts, which the file need not say; none: as `sd_file.prediction_of` finds."""
+
+    def without_effect(self, takes: tuple[str, ...], what: str) -> None:
+        """Raise a `UserError` that names the first option that is given and is not among those that `what` takes."""
+        for name in ("tokenizer", "ema", "prediction"):
+            if getattr(self, name) and name not in takes:
+                raise UserError(f"{name} has no effect on {what}: leave it out")
 
 
 class Source:
@@ -77,6 +84,8 @@ class Family(NamedTuple):
     """The system in it: a `LatentDiffusion`, `Stage` or `Cascade`."""
     first_stage: Callable[[Source], Any] | None = None
     """The autoencoder in it alone, the rest left unread; none for a family that has no autoencoders."""
+    takes: tuple[str, ...] = ("tokenizer", "ema", "prediction")
+    """Of `Options`, those that have an effect on it beside `allow_pickle` and `dtype`."""
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -29,4 +29,4 @@ def read(source: Source) -> Autoencoder:
     return autoencoder.eval()
 
 
-FAMILY = Family("an autoencoder alone, folder of diffusers", fits, read, read)
+FAMILY = Family("an autoencoder alone, folder of diffusers", fits, read, read, ())

@@ -41,7 +41,7 @@ from diptych.networks.build import build_network
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.networks.noisy_classifier import NoisyClassifier
 from diptych.networks.tiny_decoder import TinyDecoder
-from diptych.opening import find, is_published, open_autoencoder, read_config, read_options
+from diptych.opening import find, is_published, open_autoencoder, read_config, read_options, require_unread
 from diptych.published import open_published
 from diptych.published.source import Options
 from diptych.recipes import (
@@ -310,7 +310,12 @@ def describe(name: str | Path, **opening: Any) -> dict[str, Any]:
     """A recipe or model (by name, or where it lies): its config and the exact parameter counts of its networks, built
     on the meta device. `opening` goes to `opening.find` and to `opening.read_options`, as in `diptych.load`.
     """
+    opening = {"dtype": "float32", **opening}
+    if opening.pop("dtype") != "float32":
+        raise UserError("dtype has no effect on how many parameters there are: leave it out")
     if isinstance(name, str) and name in all_recipes():
+        if opening:
+            raise UserError(f"{next(iter(opening))} is for models, and {name} is a recipe")
         recipe = get(name)
         system, config = recipe.system, recipe.to_dict()
     else:
@@ -319,6 +324,7 @@ def describe(name: str | Path, **opening: Any) -> dict[str, Any]:
         how = {key: value for key, value in opening.items() if key not in ("revision", "offline")}
         if is_published(path):
             return {"name": str(name), **published_counts(path, read_options(**how))}
+        require_unread(read_options(**how), path)
         system, config = saved(path)
     with torch.device("meta"):
         networks = _networks(system)

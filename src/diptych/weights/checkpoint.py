@@ -34,6 +34,11 @@ def shapes_only() -> Iterator[None]:
         _NOTHING_READ.reset(token)
 
 
+def reading_shapes() -> bool:
+    """Whether this runs within `shapes_only`."""
+    return _NOTHING_READ.get()
+
+
 class Checkpoint(Mapping[str, Tensor]):
     """Named tensors in files, each read when it is asked for, to the CPU and in the type in which it is stored.
 

@@ -24,7 +24,8 @@ _FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer (fetch the real file with `git lfs pull`)",
     b"<": "an HTML or XML page",
     b"\x1f\x8b": "a gzip archive",
-    b"GGUF": "a GGUF file",
+    b"GGUF": "a GGUF file, whose weights are quantised,",
+    b"\x89HDF": "an HDF5 file, as Keras writes it,",
 }
 
 
