@@ -113,9 +113,14 @@ def fuzz(model: Model, folder: Path, chosen: Callable[[int], bool] = lambda numb
         if (what := failure(model, folder)) is not None:
             shown = "missing" if value is MISSING else value
             found.append(Failure(str(path.relative_to(folder)), ".".join(map(str, at)), shown, what))
-            print("  ", *found[-1], flush=True)
+            report("  ", *found[-1])
         path.write_text(before)
     return tried, found
+
+
+def report(*words: Any) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
 
 
 def generated(source: Path, **opening: Any) -> None:
@@ -210,7 +215,7 @@ def main(names: list[str]) -> None:
                 signal.alarm(0)
 
         tried, found = fuzz(model._replace(use=use), folder, lambda number: number % step == 0)
-        print(f"{name}: {len(found)} of {tried}", flush=True)
+        report(f"{name}: {len(found)} of {tried}")
         shutil.rmtree(folder)
 
 

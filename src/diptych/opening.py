@@ -28,7 +28,7 @@ EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
 MADE_BY = {"latent": "default-model", "cascade": "default-cascade"}
 DTYPES = ("float32", "float16", "bfloat16")
 """What networks may be of."""
-NOT_PAINTING = {"Autoencoder": "an autoencoder (a first stage)", "NoisyClassifier": "a noisy classifier"}
+NOT_PAINTING = {"Autoencoder": "an autoencoder or first stage", "NoisyClassifier": "a noisy classifier"}
 """Classes of networks that are published alone."""
 
 

@@ -99,11 +99,16 @@ def test_the_schedule_and_the_heads_are_followed(files: Path, tmp_path: Path) ->
     assert (found["unet"]["heads"], found["unet"]["head_width"]) == (4, None)
 
 
+@pytest.mark.parametrize("line", ["zero_terminal_snr: true", "rescale_betas_zero_snr: true", "ztsnr: 1"])
+def test_zero_terminal_snr_is_followed(files: Path, tmp_path: Path, line: str) -> None:
+    beside = YAML.replace("{}", 'parameterization: "v"\n    ' + line)
+    plain = config(files, tmp_path, "sd1", YAML.replace("{}", ""))["schedule"]
+    assert config(files, tmp_path, "sd1", beside)["schedule"] == {**plain, "zero_snr": True} != plain
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("zero_terminal_snr: true", "zero_terminal_snr in .* zero terminal SNR"),
-        ("rescale_betas_zero_snr: true", "zero terminal SNR"),
         ("beta_schedule: cosine", "beta_schedule = 'cosine'"),
         ("mystery: 3", "'mystery' = 3"),
         ("linear_start: -1", "linear_start in .* must be a positive number"),

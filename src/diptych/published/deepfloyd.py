@@ -179,7 +179,7 @@ def text_config(source: Source, width: Any) -> T5Config:
 
 def noise_config(source: Source) -> dict[str, Any]:
     """The schedule, its times, the sampler, what is predicted and what bounds it."""
-    values = source.config("scheduler", "scheduler_config.json")
+    values = source.scheduler()
     where = f"{source.path / 'scheduler' / 'scheduler_config.json'}"
     kind, said = schedulers.kind_of(values, where), schedulers.said(values)
     schedulers.check(values, where)
@@ -206,7 +206,7 @@ def noise_config(source: Source) -> dict[str, Any]:
 def augmentation_config(source: Source, level: float) -> AugmentationConfig:
     """How the low-resolution picture is spoiled: after it is enlarged, by the noise of a table."""
     file = "scheduler_config.json"
-    values, where = source.config("image_noising_scheduler", file), source.path / "image_noising_scheduler" / file
+    values, where = source.scheduler("image_noising_scheduler"), source.path / "image_noising_scheduler" / file
     schedule = ScheduleConfig.from_dict(schedulers.schedule_values(values, str(where)))
     if schedule.kind != "cosine-table":
         raise UserError(f"{where}: beta_schedule must be 'squaredcos_cap_v2', not {values.get('beta_schedule')!r}")

@@ -31,7 +31,7 @@ from diptych.published.sd_file import AVERAGED, SCALE_KEY, UNREAD, scale_of, une
 from diptych.published.sd_keys import FIRST_STAGE, UNET, compvis_autoencoder, compvis_unet, names
 from diptych.published.sd_shapes import Names, Shapes, autoencoder_of_shapes, unet_of_shapes
 from diptych.published.source import Family, Options, Source
-from diptych.published.stated import stated
+from diptych.published.stated import Stated, stated
 from diptych.weights.checkpoint import Checkpoint, fill
 from diptych.weights.hub import cached
 
@@ -81,7 +81,7 @@ def read(source: Source) -> LatentDiffusion | Autoencoder:
     known = (UNET, FIRST_STAGE, CONDITION)
     if unknown := [key for key in found if not key.startswith(known) and not UNREAD.fullmatch(key)]:
         raise UserError(f"{name}: unexpected key {min(unknown)!r} ({len(unknown)} in all)")
-    config = config_of(source)
+    config = config_of(found, name, source)
     if not isinstance(config.text, JointTransformerConfig):
         source.options.without_effect(("ema", "prediction"), f"{name}, which reads no text")
     condition = found.only(key for key in found if key.startswith(CONDITION) and not key.startswith(LOGITS))
@@ -105,12 +105,13 @@ def first_stage(source: Source) -> Autoencoder:
     return read_first_stage(stored, "" if alone else FIRST_STAGE, source.options.dtype).eval()
 
 
-def config_of(given: Source) -> LatentConfig:
-    """What shapes and buffers say, and what is stated. A `UserError` names what is missing or is none of ours."""
-    found, source, said = given.checkpoint, str(given.path), stated(given)
+def config_of(found: Checkpoint, source: str, given: Source | None = None) -> LatentConfig:
+    """What shapes and buffers say, and what is stated of a `given` file. A `UserError` names what is none of ours."""
+    said = Stated() if given is None else stated(given)
+    shapes = found.shapes if given is None else unet_shapes(given)
     autoencoder = autoencoder_of_shapes(found.shapes, source)
     text = condition_of(found)
-    unet = unet_config(unet_shapes(given), found, autoencoder, text, source)
+    unet = unet_config(shapes, found, autoencoder, text, source)
     if said.terminal is not None:
         raise UserError(
             f"{said.terminal} says that betas are rescaled to zero terminal SNR, which diptych has not here"
@@ -137,7 +138,7 @@ def config_of(given: Source) -> LatentConfig:
         unet=unet,
         text=text,
         schedule=schedule,
-        prediction=given.options.prediction or said.prediction() or "eps",
+        prediction=(given and given.options.prediction) or said.prediction() or "eps",
         times=TimesConfig(spacing="published", offset=1, final="first"),
         size=SIZE if SIZE % autoencoder.factor == 0 else autoencoder.factor,
         steps=usual[0],

@@ -48,7 +48,7 @@ def parts(source: Source) -> Parts:
     autoencoder = autoencoder_config(vae, where["vae"])
     shape = shape_of_json(source.path / "text_encoder" / "config.json")
     file = "scheduler_config.json"
-    scheduler = source.config("scheduler", file)
+    scheduler = source.scheduler()
     config = LatentConfig(
         autoencoder=autoencoder,
         unet=unet,

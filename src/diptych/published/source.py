@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from diptych.checks import said
 from diptych.config import read_json
 from diptych.errors import UserError
 from diptych.weights.checkpoint import Checkpoint
@@ -72,6 +73,42 @@ class Source:
     def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
         """A JSON file of the sub-folder `name` ("" is the folder itself)."""
         return read_object(self.path / name / file)
+
+    def scheduler(self, name: str = "scheduler") -> dict[str, Any]:
+        """The scheduler_config.json of the sub-folder `name`. A `UserError` for a value that none can have."""
+        file = "scheduler_config.json"
+        values, where = self.config(name, file), self.path / name / file
+        for field, value in values.items():
+            largest = SCHEDULER_NUMBERS.get(field)
+            number = type(value) is int if type(largest) is int else type(value) in (int, float)
+            if value is not None and largest and not (number and 0 <= value <= largest):
+                kind = "whole number" if type(largest) is int else "number"
+                raise UserError(f"{where}: {field} must be a {kind} from 0 to {largest:,}, not {said(value)}")
+            if value is not None and field in SCHEDULER_WORDS and not isinstance(value, str):
+                raise UserError(f"{where}: {field} must be a text, not {said(value)}")
+        if values.get("num_train_timesteps") == 0:
+            raise UserError(f"{where}: num_train_timesteps must be at least 1, not 0")
+        return values
+
+
+SCHEDULER_NUMBERS: dict[str, int | float] = {
+    "num_train_timesteps": 100_000,
+    "steps_offset": 100_000,
+    "beta_start": 1.0,
+    "beta_end": 1.0,
+    "dynamic_thresholding_ratio": 1.0,
+    "sample_max_value": 1e6,
+    "clip_sample_range": 1e6,
+}
+"""Fields of diffusers' schedulers that are numbers, and more than any of them is; whole ones are whole."""
+SCHEDULER_WORDS = {
+    "_class_name",
+    "beta_schedule",
+    "prediction_type",
+    "timestep_spacing",
+    "algorithm_type",
+    "variance_type",
+}
 
 
 class Family(NamedTuple):

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -60,17 +61,18 @@ class Statement(NamedTuple):
     where: str
 
 
-class Stated(NamedTuple):
+@dataclass
+class Stated:
     """All that is stated of a file."""
 
-    predictions: list[Statement]
-    terminal: str | None
+    predictions: list[Statement] = field(default_factory=list)
+    terminal: str | None = None
     """What says that the betas are rescaled to zero terminal SNR; none where nothing does."""
-    schedule: dict[str, Statement]
+    schedule: dict[str, Statement] = field(default_factory=dict)
     """By the fields of diffusers' schedulers."""
-    scale: Statement | None
+    scale: Statement | None = None
     """By what latents are multiplied."""
-    unet: dict[str, Statement]
+    unet: dict[str, Statement] = field(default_factory=dict)
     """Of the U-Net's params, those of `UNET_SHAPES`."""
 
     def prediction(self) -> Literal["eps", "v"] | None:
@@ -87,7 +89,7 @@ class Stated(NamedTuple):
 
 def stated(source: Source) -> Stated:
     """What is stated of a single file. Raises a `UserError` for what cannot be followed, and where it is stated."""
-    found = Stated([], None, {}, None, {})
+    found = Stated()
     name = str(source.path)
     header = metadata(source)
     if word := header.get("modelspec.prediction_type"):
@@ -97,7 +99,7 @@ def stated(source: Source) -> Stated:
     if "v_pred" in source.checkpoint:
         found.predictions.append(Statement("v", f"the key v_pred of {name}"))
     if "ztsnr" in source.checkpoint:
-        found = found._replace(terminal=f"the key ztsnr of {name}")
+        found.terminal = f"the key ztsnr of {name}"
     for ending in (".yaml", ".yml", ".json"):
         path = source.path.with_suffix(ending)
         if path.is_file() and path != source.path:
@@ -164,15 +166,15 @@ def compvis(found: Stated, params: Any, where: str) -> Stated:
     """CompVis' params of a whole model."""
     if not isinstance(params, Mapping):
         raise UserError(f"{where} is no object but {said(params)}")
-    for field, value in params.items():
-        known = field in WITHOUT_EFFECT or field in SCHEDULE or TERMINAL.fullmatch(str(field))
+    for word, value in params.items():
+        known = word in WITHOUT_EFFECT or word in SCHEDULE or TERMINAL.fullmatch(str(word))
         if not known and value not in (None, False):
-            raise UserError(f"{where}: diptych does not know what {said(field)} = {said(value)} means for images")
+            raise UserError(f"{where}: diptych does not know what {said(word)} = {said(value)} means for images")
     if params.get("parameterization") is not None:
         found.predictions.append(prediction(params["parameterization"], f"parameterization in {where}"))
-    for field, usual in (("beta_schedule", "linear"), ("given_betas", None)):
-        if params.get(field) not in (usual, None):
-            raise UserError(f"{where}: diptych has no {field} = {said(params[field])} for such a file")
+    for word, usual in (("beta_schedule", "linear"), ("given_betas", None)):
+        if params.get(word) not in (usual, None):
+            raise UserError(f"{where}: diptych has no {word} = {said(params[word])} for such a file")
     text = params.get("cond_stage_config")
     if isinstance(text, Mapping) and isinstance(inner := text.get("params"), Mapping):
         usual = "penultimate" if "OpenCLIP" in str(text.get("target")) else "last"
@@ -183,25 +185,25 @@ def compvis(found: Stated, params: Any, where: str) -> Stated:
             )
     unet = params.get("unet_config")
     if isinstance(unet, Mapping) and isinstance(shapes := unet.get("params"), Mapping):
-        given = {field: shapes[field] for field in UNET_SHAPES if shapes.get(field) not in (None, -1)}
-        for field, value in given.items():
+        given = {word: shapes[word] for word in UNET_SHAPES if shapes.get(word) not in (None, -1)}
+        for word, value in given.items():
             if type(value) is not int or not 0 < value < 2**20:
-                raise UserError(f"{where}: unet_config.params.{field} must be a whole number, not {said(value)}")
-        found.unet.update({field: Statement(value, f"unet_config in {where}") for field, value in given.items()})
+                raise UserError(f"{where}: unet_config.params.{word} must be a whole number, not {said(value)}")
+        found.unet.update({word: Statement(value, f"unet_config in {where}") for word, value in given.items()})
     if params.get("scale_factor") is not None:
         scale = number(params["scale_factor"], f"scale_factor in {where}", 1e30)
-        found = found._replace(scale=Statement(scale, f"scale_factor in {where}"))
+        found.scale = Statement(scale, f"scale_factor in {where}")
     return schedule(found, params, where)
 
 
 def schedule(found: Stated, values: Mapping[str, Any], where: str) -> Stated:
     """How betas are spaced, in the words of CompVis or of diffusers."""
-    for field, value in values.items():
-        if TERMINAL.fullmatch(str(field)) and value not in (None, False, 0):
-            found = found._replace(terminal=f"{field} in {where}")
-        if field in SCHEDULE and value is not None:
-            read = number(value, f"{field} in {where}", 1e6)
-            found.schedule[SCHEDULE[field]] = Statement(read, f"{field} in {where}")
+    for word, value in values.items():
+        if TERMINAL.fullmatch(str(word)) and value not in (None, False, 0):
+            found.terminal = f"{word} in {where}"
+        if word in SCHEDULE and value is not None:
+            read = number(value, f"{word} in {where}", 1e6)
+            found.schedule[SCHEDULE[word]] = Statement(read, f"{word} in {where}")
     if values.get("beta_schedule") not in ("linear", "scaled_linear", None):  # as CompVis and diffusers call it
         raise UserError(f"{where}: diptych has no beta_schedule = {said(values['beta_schedule'])} for a single file")
     return found
