@@ -164,14 +164,11 @@ def open_autoencoder(source: str | Path | None, **opening: Any) -> Autoencoder:
     from diptych.published import open_published_first_stage
     from diptych.training.first_stage import load_autoencoder
 
-    where = {key: opening[key] for key in ("revision", "offline", "allow_pickle") if key in opening}
-    options = read_options(**{key: opening[key] for key in opening if key not in ("revision", "offline")})
-    path = find(source, **where)
+    path, options = located(source, **opening)
     if is_published(path):
         if (module := open_published_first_stage(path, options)) is not None:
             return module
     else:
-        require_unread(options, path)
         values = read_config(path)
         fields = {"latent": "autoencoder", "autoregressive": "autoencoder", "autoencoder": "network"}
         field = fields.get(values["kind"])
@@ -208,6 +205,16 @@ def read_options(
     return Options(
         allow_pickle=allow_pickle, tokenizer=folder, dtype=getattr(torch, dtype), ema=ema, prediction=prediction
     )
+
+
+def located(source: str | Path | None, **opening: Any) -> tuple[Path, Options]:
+    """Where a model is, and how it is to be read. A `UserError` for an option that has no effect on one of ours."""
+    where = {key: opening[key] for key in ("revision", "offline", "allow_pickle") if key in opening}
+    options = read_options(**{key: opening[key] for key in opening if key not in ("revision", "offline")})
+    path = find(source, **where)
+    if not is_published(path):
+        require_unread(options, path)
+    return path, options
 
 
 def require_unread(options: Options, where: Path | str) -> None:

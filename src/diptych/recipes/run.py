@@ -41,7 +41,7 @@ from diptych.networks.build import build_network
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.networks.noisy_classifier import NoisyClassifier
 from diptych.networks.tiny_decoder import TinyDecoder
-from diptych.opening import find, is_published, open_autoencoder, read_config, read_options, require_unread
+from diptych.opening import find, is_published, located, open_autoencoder, read_config
 from diptych.published import open_published
 from diptych.published.source import Options
 from diptych.recipes import (
@@ -308,23 +308,19 @@ def assemble(sources: Sequence[str], out: Path, allow_pickle: bool = False) -> P
 
 def describe(name: str | Path, **opening: Any) -> dict[str, Any]:
     """A recipe or model (by name, or where it lies): its config and the exact parameter counts of its networks, built
-    on the meta device. `opening` goes to `opening.find` and to `opening.read_options`, as in `diptych.load`.
-    """
-    opening = {"dtype": "float32", **opening}
-    if opening.pop("dtype") != "float32":
-        raise UserError("dtype has no effect on how many parameters there are: leave it out")
+    on the meta device. `opening` is as in `diptych.load`."""
+    given = [option for option, value in opening.items() if value not in (None, False, "float32")]
     if isinstance(name, str) and name in all_recipes():
-        if opening:
-            raise UserError(f"{next(iter(opening))} is for models, and {name} is a recipe")
+        if given:
+            raise UserError(f"{given[0]} is for models, and {name} is a recipe")
         recipe = get(name)
         system, config = recipe.system, recipe.to_dict()
     else:
-        where = {key: value for key, value in opening.items() if key in ("revision", "offline", "allow_pickle")}
-        path = find(name, **where)
-        how = {key: value for key, value in opening.items() if key not in ("revision", "offline")}
+        if "dtype" in given:
+            raise UserError("dtype has no effect on how many parameters there are: leave it out")
+        path, options = located(name, **opening)
         if is_published(path):
-            return {"name": str(name), **published_counts(path, read_options(**how))}
-        require_unread(read_options(**how), path)
+            return {"name": str(name), **published_counts(path, options)}
         system, config = saved(path)
     with torch.device("meta"):
         networks = _networks(system)
