@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diptych.checks import initial, wholes
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.embedding import network_of
+from diptych.conditioning.enlarging import fit_of
 from diptych.conditioning.familiar import Familiar
 from diptych.conditioning.original import Original, taken
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
@@ -130,6 +131,7 @@ class Cascade(Shown):
         strength: float | None = None,
         mask: Any = None,
         paste: bool = False,
+        fit: str | None = None,
         keep: bool = False,
         one_at_a_time: bool = False,
         guides: Guides = (),
@@ -148,7 +150,7 @@ class Cascade(Shown):
             start: number of the stage (from 0) that enlarges `low`; the first that enlarges if none.
             stop: number of the stage after which to stop, counted from 1; all if none.
             noise: initial noise (B, 3, H, W) of the first stage that runs, in the place of the seeds' own.
-            image, strength, mask, paste: as for the latent panel, the picture at the size of the last stage. The base
+            image, strength, mask, paste, fit: as for the latent panel, at the size of the last stage. The base
                 paints it over, made small, and the others enlarge that; of what a mask leaves alone each stage is shown
                 the picture at its own size, and those pixels stay as they are in any case.
             keep: give the pictures of every stage too, as `Result.stages`. One of them, as `low` of the next stage and
@@ -165,8 +167,9 @@ class Cascade(Shown):
         numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, schedule_type, threshold, augmentation)
         first, *later = self.configs[numbers.start : numbers.stop]
-        images = read_low(first, low, len(order), later)
-        asked = {"image": image, "strength": strength, "mask": mask, "paste": paste}
+        images = read_low(first, low, len(order), later, fit)
+        fitted = {"fit": how} if (how := fit_of(images)) else {}
+        asked = {"image": image, "strength": strength, "mask": mask, "paste": paste, "fit": None if images else fit}
         original = read_painted([first, *later], len(order), settings[numbers.start].steps, **asked)
         originals = {} if original is None else self._originals(original, numbers)
         width, height = (side * first.factor for side in images[0].size) if images else (first.size, first.size)
@@ -210,13 +213,11 @@ class Cascade(Shown):
             if one_at_a_time:
                 self._open.clear()
                 self._encoders.clear()
-        told = [
-            {"stage": self.configs[number].name, **settings[number].told(), **cost}
-            for number, cost in zip(numbers, costs, strict=True)
-        ]
+        each = zip(numbers, costs, strict=True)
+        told = [{"stage": self.configs[n].name, **settings[n].told(), **cost} for n, cost in each]
         common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size), **told_guides(guides)}
         common |= {} if original is None else original.told()
-        common |= {} if low is None else {"start": numbers.start}
+        common |= {} if low is None else {"start": numbers.start, **fitted}
         common |= {} if numbers.stop == len(self.configs) else {"stop": numbers.stop}
         handed = {"image": image, "mask": mask, "low": low, "noise": noise}
         return Result(kept[-1], order.metadata(identity(self, "cascade"), common, **handed), kept if keep else [])

@@ -22,7 +22,7 @@ PANELS = ("latent", "cascade")
 """The embedded models, by the names that `diptych.load` knows."""
 SAMPLING = "sampler steps guidance threshold augmentation negative low start stop keep one_at_a_time".split()
 SAMPLING += "temperature top_k top_p image strength mask paste size tile decoder weights long_prompts".split()
-SAMPLING += ["schedule_type"]
+SAMPLING += ["schedule_type", "fit"]
 """Options of `generate` that go to the model, as its arguments."""
 VARIED = 0.6
 """Strength of variations."""

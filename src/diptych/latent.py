@@ -41,14 +41,11 @@ from diptych.networks.tiny_decoder import TinyDecoder
 from diptych.networks.unet import UNet
 from diptych.pictures import to_images, to_tensor
 from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
-from diptych.training.distillation import load_tiny_decoder, require_fits, save_tiny_decoder
+from diptych.training.distillation import choose_tiny_decoder, load_tiny_decoder, save_tiny_decoder
 from diptych.training.randomness import KEPT, POSTERIOR, Draws
 from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.identity import identity, named_file
-
-TINY = "tiny"
-"""As `decoder`: the tiny decoder in the model's own folder."""
 
 
 class LatentDiffusion(SecondStage):
@@ -169,22 +166,10 @@ class LatentDiffusion(SecondStage):
         return tiling.decode(decoder, (latents / self.scale).to(next(decoder.parameters()).dtype), tiles).float()
 
     def decoder(self, chosen: TinyDecoder | Path | str | None) -> Autoencoder | TinyDecoder:
-        """What decodes: the autoencoder where none is chosen, the tiny decoder in the model ("tiny") or in a folder.
-
-        Raises a `UserError` where there is none, or one of another first stage.
-        """
+        """What decodes: the autoencoder where none is chosen, or as `choose_tiny_decoder` has it."""
         if chosen is None:
             return self.autoencoder
-        if isinstance(chosen, TinyDecoder):
-            decoder = chosen
-        elif str(chosen) == TINY:
-            if self.tiny is None:
-                raise UserError("no tiny decoder came with this model: name the folder of one")
-            decoder = self.tiny
-        else:
-            decoder = load_tiny_decoder(chosen)
-        require_fits(decoder, self.autoencoder)
-        return decoder.to(self.device)
+        return choose_tiny_decoder(chosen, self.autoencoder, self.tiny).to(self.device)
 
     @torch.no_grad()
     def generate(
@@ -203,6 +188,7 @@ class LatentDiffusion(SecondStage):
         strength: float | None = None,
         mask: Any = None,
         paste: bool = False,
+        fit: str | None = None,
         low: Any = None,
         tile: int | None = None,
         decoder: TinyDecoder | Path | str | None = None,
@@ -231,6 +217,8 @@ class LatentDiffusion(SecondStage):
             mask: what of the picture to paint anew: white there, black elsewhere (or a tensor (B, 1, H, W) in [0, 1]).
                 Models that were trained to repaint need it; others are shown the rest of the picture at each step.
             paste: put the pixels that the mask leaves alone back in the end; the autoencoder changes them a little.
+            fit: what is done to image, mask or low of another shape: "crop", "pad" or "stretch"; what does not come out
+                even is cropped if none.
             low: for a model that enlarges, the picture to enlarge (PIL, a path, or a tensor (B, 3, h, w) in [-1, 1]),
                 one or one for each prompt, of any size: what is painted is `config.low_factor` times as large.
             tile: side in pixels of the overlapping tiles in which larger pictures are encoded and decoded, one by one,
@@ -257,7 +245,7 @@ class LatentDiffusion(SecondStage):
         sampler = read_sampler(sampler, config.sampler, config.stands_in_for)
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         others = {"size": size, "image": image, "strength": strength, "mask": mask, "paste": paste}
-        small, original, extra = read_enlarged(config, low, len(order), **others), None, {}
+        (small, fitted), original, extra = read_enlarged(config, low, len(order), fit, **others), None, {}
         tiles = None if tile is None else Tiling.of_pixels(tile, factor)
         draws = Draws(torch.tensor(order.seeds), whole=True)
         if small is not None and isinstance(config.reads, LowConfig):
@@ -265,7 +253,7 @@ class LatentDiffusion(SecondStage):
             extra["concat"] = config.reads.shown(config.autoencoder, small.to(self.device), latents)
             sides = [factor * side for side in reversed(extra["concat"].shape[-2:])]
         else:
-            original = read_original(config, len(order), steps, size, image, strength, mask, paste, factor)
+            original = read_original(config, len(order), steps, size, image, strength, mask, paste, factor, fit)
             sides = sides if original is None else original.sides
         if original is None and small is None:
             warn_of_size(sides, config.size)
@@ -291,6 +279,7 @@ class LatentDiffusion(SecondStage):
         pictures = self.decoded(latents, tiles, decoding)
         common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
         common |= {} if schedule_type is None else {"schedule_type": schedule_type}
+        common |= {} if fitted is None else {"fit": fitted}
         common |= told(guides) | cost.told()
         if tiles is not None:
             common["tile"] = tile

@@ -119,5 +119,7 @@ class LatentConfig(Config):
 
     @property
     def multiple(self) -> int:
-        """What a picture's sides are multiples of, so that every level of both networks halves evenly."""
-        return self.autoencoder.factor * 2 ** (len(self.unet.multipliers) - 1)
+        """What an image's sides are multiples of: the autoencoder's factor, and what an `AdmUNet` halves evenly. A
+        `UNet` takes latents of any size."""
+        halvings = 0 if isinstance(self.unet, UNetConfig) else len(self.unet.multipliers) - 1
+        return self.autoencoder.factor * 2**halvings

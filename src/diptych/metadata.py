@@ -19,12 +19,16 @@ from diptych.version import version
 KEY = "diptych"
 SAMPLERS = {
     "ddpm": "DDPM",
+    "ddpm-fixed-large": "DDPM",
     "ddim": "DDIM",
     "euler": "Euler",
     "euler-ancestral": "Euler a",
     "heun": "Heun",
     "dpmpp-2m": "DPM++ 2M",
+    "dpmpp-2m-heun": "DPM++ 2M Heun",
     "dpmpp-2m-sde": "DPM++ 2M SDE",
+    "dpmpp-2m-sde-heun": "DPM++ 2M SDE Heun",
+    "dpmpp-3m": "DPM++ 3M",
     "unipc": "UniPC",
 }
 """Samplers by the names that galleries know."""
@@ -51,6 +55,8 @@ def pairs(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     model: dict[str, Any] = named if isinstance(named, dict) else {}
     yield "Steps", first.get("steps", 1)
     yield "Sampler", SAMPLERS.get(first.get("sampler", ""), first.get("sampler", "autoregressive"))
+    if first.get("schedule_type"):
+        yield "Schedule type", first["schedule_type"].capitalize()
     if "guidance" in first:
         yield "CFG scale", f"{first['guidance']:g}"
     yield "Seed", row.get("seed", 0)

@@ -73,9 +73,7 @@ def build_parser() -> Parser:
     )
     add_model(command)
     add_sampling(command)
-    command.add_argument(
-        "--schedule-type", metavar="T", type=each(str), help="times along karras, exponential or beta; or trailing ..."
-    )
+    command.add_argument("--schedule-type", metavar="T", type=each(str), help="times by karras, exponential, beta ...")
     add_pictures(command, batch=8)
     command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
     command.add_argument("--weights", **FLAG, help="read (word:1.3), (word) and [word] as weights of words")
@@ -108,6 +106,7 @@ def build_parser() -> Parser:
         type=whole(1),
         help="N pictures like it: --count N with --strength 0.6",
     )
+    again.add_argument("--fit", metavar="HOW", help="crop, pad or stretch what has another shape; of --low too")
     again.add_argument("--paste", **FLAG, help="put the pixels that the mask leaves alone back in the end")
     command.add_argument("--size", metavar="WxH", type=sides, help="in pixels (default: what it was trained on)")
     coding = command.add_argument_group("for latent models")

@@ -16,7 +16,7 @@ from diptych.diffusion.times import SCHEDULE_TYPES
 from diptych.disk import write_new
 from diptych.errors import UserError, pick
 from diptych.generation import LONG_PROMPTS, read_guidance, read_steps
-from diptych.pictures import read_picture
+from diptych.pictures import FITS, read_picture
 from diptych.progress import bar
 
 SIDE = 256
@@ -44,6 +44,7 @@ USES = {
     "strength": DIFFUSING,
     "mask": DIFFUSING,
     "paste": DIFFUSING,
+    "fit": DIFFUSING,
     "size": "models of one stage, from words",
     "tile": LATENT,
     "decoder": LATENT,
@@ -83,6 +84,7 @@ def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
         "guidance": read_guidance,
         "long_prompts": lambda how: pick("long_prompts", how, LONG_PROMPTS),
         "threshold": ThresholdConfig.parse,
+        "fit": lambda how: pick("fit", how, FITS),
         "image": read_picture,
         "mask": read_picture,
         "low": read_picture,

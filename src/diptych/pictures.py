@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,16 @@ from torch import Tensor
 
 from diptych.checks import require_finite
 from diptych.disk import replacing
-from diptych.errors import UserError
+from diptych.errors import UserError, pick
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LEAST, MOST = 8, 4096  # pixels a side of a picture that somebody hands in
+FITS = ("crop", "pad", "stretch")
+"""What may be done to a picture whose shape is not the one that is needed."""
+FITTED = "diptych.fit"
+"""Where a picture of Pillow's says which of them was done."""
+LOST = 0.01
+"""Less of a picture's shape than this may be cropped away without looking for a size that fits better."""
 LONGEST = 4
 """A picture that another is made from may be so many times as long as it is wide."""
 
@@ -90,9 +97,10 @@ def read_picture(source: Path | str | Image.Image) -> Image.Image:
         raise UserError(f"{path} is {_defect(data)}") from None
 
 
-def fitted_size(what: str, size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
+def fitted_size(what: str, size: tuple[int, int], side: int, unit: int, slack: float = 1 / 8) -> tuple[int, int]:
     """Width and height, multiples of `unit`, of a picture of `size` when its shorter side is brought to `side`, itself
-    a multiple; a `UserError` that says `what` it is where it is too long.
+    a multiple, or a little below: to the largest multiple, `slack` of it below at most, at which less than a hundredth
+    of its shape is lost, or else the least. A `UserError` says `what` it is where it is too long.
     """
     short, long = sorted(size)
     if long > LONGEST * short:
@@ -100,8 +108,51 @@ def fitted_size(what: str, size: tuple[int, int], side: int, unit: int) -> tuple
             f"the {what} has {size[0]} x {size[1]} pixels: crop it, "
             f"its longer side may be at most {LONGEST} times the shorter"
         )
-    across, down = (round(length * side / short / unit) * unit for length in size)  # length >= short: never 0
-    return across, down
+    found: list[tuple[float, tuple[int, int]]] = []
+    for least in range(side, max(unit, math.ceil(side * (1 - slack))) - 1, -unit):
+        across, down = (round(length * least / short / unit) * unit for length in size)  # length >= short: never 0
+        ratio = across / down * size[1] / size[0]
+        found.append((1 - min(ratio, 1 / ratio), (across, down)))
+        if found[-1][0] < LOST:
+            return across, down
+    return min(found, key=lambda one: one[0])[1]
+
+
+def fit_picture(
+    picture: Image.Image, size: tuple[int, int], fit: str | None = None, *, boxes: bool = False, fill: int | None = None
+) -> Image.Image:
+    """A picture of this width and height, by Lanczos; with `boxes` averaged over boxes where it is a whole factor.
+
+    fit: where its shape is another, `crop` (also if none) cuts what is beyond, as much on either side; `pad` puts its
+      edge pixels around it, or pixels of value `fill`; `stretch` changes its shape. `info[FITTED]` then says which.
+    """
+    if picture.size == size:
+        return picture
+    fit = pick("fit", "crop" if fit is None else str(fit), FITS)
+    (width, height), (across, down) = picture.size, size
+    kernel, box, inner = Image.Resampling.LANCZOS, None, size
+    same = width * down == height * across
+    if same and boxes and width % across == 0:
+        kernel = Image.Resampling.BOX
+    if not same and fit == "crop":
+        scale = max(across / width, down / height)
+        kept = min(across / scale, width), min(down / scale, height)
+        left, top = (width - kept[0]) / 2, (height - kept[1]) / 2
+        box = (left, top, left + kept[0], top + kept[1])
+    elif not same and fit == "pad":
+        scale = min(across / width, down / height)
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+    found = picture.resize(inner, kernel, box=box)
+    if inner != size:
+        before = (across - inner[0]) // 2, (down - inner[1]) // 2
+        margins: list[tuple[int, int]] = [(before[axis], size[axis] - inner[axis] - before[axis]) for axis in (1, 0)]
+        values = np.asarray(found)
+        margins += [(0, 0)] * (values.ndim - 2)
+        padded = np.pad(values, margins, mode="edge") if fill is None else np.pad(values, margins, constant_values=fill)
+        found = Image.fromarray(padded)
+    if not same:
+        found.info[FITTED] = fit
+    return found
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diptych.checks import initial, remedy
 from diptych.conditioning.degradations import degraded
 from diptych.conditioning.embedding import network_of
+from diptych.conditioning.enlarging import fit_of
 from diptych.conditioning.familiar import Familiar
 from diptych.conditioning.low_resolution import augmented, reduce, told_level, training_levels
 from diptych.conditioning.masks import drawn_masks
@@ -181,6 +182,7 @@ class Stage(Shown, nn.Module):
         strength: float | None = None,
         mask: Any = None,
         paste: bool = False,
+        fit: str | None = None,
         guides: Guides = (),
         weights: bool = False,
         long_prompts: str = "refuse",
@@ -201,6 +203,7 @@ class Stage(Shown, nn.Module):
                 shorter side is brought to `config.low_size`.
             noise: initial noise (B, 3, H, W) with unit deviation, in the place of the seeds' own.
             size: (width, height) of a base stage's pictures, multiples of `config.multiple`.
+            fit: as for the latent panel, of `image` or `low`.
             image, strength, mask, paste: as for the latent panel, for a base stage; what the mask leaves alone keeps
                 its pixels in any case. A base stage that was trained to repaint (`config.masks`) wants both.
             guides: as for the latent panel. They are held to the threshold too, as guidance by words is.
@@ -220,9 +223,15 @@ class Stage(Shown, nn.Module):
             threshold=threshold,
             augmentation=augmentation,
         )
-        given = {"image": image, "strength": strength, "mask": mask, "paste": paste}
+        given = {
+            "image": image,
+            "strength": strength,
+            "mask": mask,
+            "paste": paste,
+            "fit": fit if low is None else None,
+        }
         original = read_painted([self.config], len(order), settings.steps, size, **given)
-        lows = read_low(self.config, low, len(order))
+        lows = read_low(self.config, low, len(order), fit=fit)
         if original is not None:
             width, height = original.sides
         elif lows is None:
@@ -249,6 +258,7 @@ class Stage(Shown, nn.Module):
         )
         common = {**settings.told(), "size": [width, height], **({} if original is None else original.told())}
         common |= told(guides) | cost.told()
+        common |= {"fit": fitted} if (fitted := fit_of(lows)) else {}
         handed = {"image": image, "mask": mask, "low": low, "noise": noise}
         return Result(to_images(pictures), order.metadata(identity(self, "stage"), common, **handed))
 

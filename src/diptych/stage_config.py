@@ -233,7 +233,7 @@ def read_painted(
 ) -> Original | None:
     """The picture that is painted over by a stage and those behind it, at the size of the last, or none.
 
-    steps: of the first stage. given: image, strength, mask and paste, as for `read_original`.
+    steps: of the first stage. given: image, strength, mask, paste and fit, as for `read_original`.
     """
     if given["image"] is not None and configs[0].low_size is not None:
         raise UserError(
@@ -246,7 +246,9 @@ def read_painted(
     return read_original(Canvas(configs[-1].size, unit, repaints), count, steps, size, **given)
 
 
-def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageConfig] = ()) -> list[Image.Image] | None:
+def read_low(
+    config: StageConfig, low: Any, count: int, later: Sequence[StageConfig] = (), fit: str | None = None
+) -> list[Image.Image] | None:
     """A user's low-resolution pictures for `count` prompts, at a stage's input size; none for a base stage.
 
     later: the stages that follow; each must be able to halve what comes to it.
@@ -263,4 +265,4 @@ def read_low(config: StageConfig, low: Any, count: int, later: Sequence[StageCon
     unit = grown = 1
     for one in (config, *later):
         unit, grown = math.lcm(unit, one.unit // math.gcd(one.unit, grown)), grown * one.factor
-    return read_lows(low, count, config.low_size, unit)
+    return read_lows(low, count, config.low_size, unit, fit)

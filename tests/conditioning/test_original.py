@@ -16,8 +16,8 @@ from diptych.latent_config import LatentConfig
 from diptych.pictures import to_images
 from tests.latents import config
 
-SIZE, FACTOR, UNIT = 16, 2, 4
-"""Of the tiny model: the side that it was trained on, of a latent's place, and what sides are multiples of."""
+SIZE, FACTOR = 16, 2
+"""Of the tiny model: the side that it was trained on, and of a latent's place, of which sides are multiples."""
 
 
 def picture(width: int = SIZE, height: int = SIZE, seed: int = 0) -> Image.Image:
@@ -88,6 +88,34 @@ def test_a_picture_keeps_its_shape(size: tuple[int, int], sides: list[int]) -> N
     assert original.sides == sides and original.pictures.shape[2:] == original.pictures.shape[:1:-1][::-1]
     assert original.mask is not None and original.mask.shape == (1, 1, sides[1], sides[0])
     assert original.mask.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_does_not_come_out_even_is_cropped_and_said() -> None:
+    """To the size at which least is lost; what is left keeps its shape, and the mask stays where it was."""
+    wide = Image.new("L", (365, 320))
+    wide.paste(255, (0, 0, 40, 320))
+    original = read(image=wide.convert("RGB"), mask=wide)
+    width, height = original.sides
+    assert abs(width / height / (365 / 320) - 1) < 0.02 and original.told()["fit"] == "crop"
+    assert original.mask is not None and torch.equal(original.mask > 0, original.pictures[:, :1] > 0)
+    assert "fit" not in read(image=picture(40, 20)).told(), "its shape is a size"
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_picture_is_fitted_to_another_shape_as_it_is_told(fit: str) -> None:
+    """A band of the picture's middle half and the mask of it end up in one place."""
+    values = np.zeros((32, 64), np.uint8)
+    values[:, 16:48] = 255
+    band = Image.fromarray(values)
+    original = read(image=band.convert("RGB"), mask=band, size=(32, 32), fit=fit)
+    assert original.sides == [32, 32] and original.told()["fit"] == fit and original.mask is not None
+    rows, columns = original.mask[0, 0].any(1).sum(), original.mask[0, 0].any(0).sum()
+    assert (int(rows), int(columns)) == {"crop": (32, 32), "pad": (16, 16), "stretch": (32, 16)}[fit]
+    shown = original.pictures[0, 0] > 0
+    if fit == "pad":
+        assert shown[:, 16].all(), "edge pixels go on where there was nothing, and are not painted"
+        shown[:8], shown[24:] = False, False
+    assert torch.equal(shown, original.mask[0, 0] > 0)
 
 
 def test_a_size_that_is_asked_for_is_given() -> None:
@@ -198,14 +226,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"image": picture(16, 7)}, "too small: 16 x 7 pixels"),
     ({"image": Image.new("F", (16, 16))}, "numbers of no known range"),
     ({"image": picture(40, 20), "size": (16, 16)}, "the picture has 40 x 20 pixels: crop it to the shape of 16 x 16"),
-    ({"size": (18, 16)}, "multiples of 4"),
+    ({"image": None, "fit": "crop"}, "fit is for a picture that another is made from"),
+    ({"fit": "shrink"}, "unknown fit 'shrink': choose one of crop, pad, stretch"),
+    ({"image": picture(80, 16), "fit": "crop"}, "its longer side may be at most 4 times"),
+    ({"size": (17, 16)}, "multiples of 2"),
     ({"image": torch.zeros(3, 16, 16)}, r"image must be a tensor of shape \(1 or 2, 3, H, W\), not \(3, 16, 16\)"),
     ({"image": torch.zeros(3, 3, 16, 16)}, r"not \(3, 3, 16, 16\)"),
     ({"image": torch.zeros(1, 4, 16, 16)}, r"not \(1, 4, 16, 16\)"),
     ({"image": torch.full((1, 3, 16, 16), 200.0)}, "the values of image must lie between -1 and 1"),
     ({"image": torch.full((1, 3, 16, 16), torch.nan)}, "the values of image must lie between -1 and 1"),
-    ({"image": torch.zeros(1, 3, 16, 18)}, "multiples of 4"),
-    ({"image": torch.zeros(1, 3, 16, 0)}, "multiples of 4"),
+    ({"image": torch.zeros(1, 3, 16, 17)}, "multiples of 2"),
+    ({"image": torch.zeros(1, 3, 16, 0)}, "multiples of 2"),
     ({"image": torch.zeros(1, 3, 16, 16), "size": (32, 16)}, "the image has 16 x 16 values, and size is 32 x 16"),
     ({"mask": "nowhere.png"}, "nowhere.png is no file"),
     ({"mask": [mask()] * 3}, "give one mask for all 2 prompts or one for each, not 3"),

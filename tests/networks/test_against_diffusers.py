@@ -73,11 +73,12 @@ def pair(config: UNetConfig):
     return ours, theirs
 
 
+@pytest.mark.parametrize("size", [(16, 16), (13, 10), (1, 3)], ids=["halved evenly", "odd", "tiny"])
 @pytest.mark.parametrize("config", [SD1, SD2, PLAIN], ids=["sd1", "sd2", "no-context"])
 @torch.no_grad()
-def test_the_unet_gives_their_numbers(config: UNetConfig) -> None:
+def test_the_unet_gives_their_numbers(config: UNetConfig, size: tuple[int, int]) -> None:
     ours, theirs = pair(config)
-    x, time = noise(2, 4, 16, 16), torch.tensor([981.0, 3.0])
+    x, time = noise(2, 4, *size), torch.tensor([981.0, 3.0])
     context = noise(2, 7, config.context_width or SILENT, seed=2)
     expected = theirs(x, time, context).sample
     own = ours(x, time) if config.context_width is None else ours(x, time, context=context)

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from diptych.checks import one_or_each
 from diptych.conditioning.beside import masked_latent
 from diptych.conditioning.low_resolution import reduce
-from diptych.errors import UserError
+from diptych.errors import UserError, pick
 from diptych.generation import read_number, read_size
-from diptych.pictures import fitted_size, read_picture, to_tensor
+from diptych.pictures import FITS, FITTED, fit_picture, fitted_size, read_picture, to_tensor
 
 STRENGTH = 0.8
 """Of what is painted over, where none is chosen; what a mask marks is painted anew, at strength 1."""
@@ -40,6 +40,8 @@ class Original:
     """The last so many of the steps are taken, as a fraction."""
     paste: bool
     """Put the pixels that the mask leaves alone back in the end."""
+    fit: str | None = None
+    """How pictures of another shape were brought to this one."""
 
     @property
     def sides(self) -> list[int]:
@@ -61,7 +63,7 @@ class Original:
         paint in it is painted: its mean is not known."""
         sides = (self.pictures.shape[-2] // factor, self.pictures.shape[-1] // factor)
         mask = None if self.mask is None else F.max_pool2d(self.mask, factor)
-        return Original(reduce(self.pictures, sides), mask, strength, self.paste)
+        return Original(reduce(self.pictures, sides), mask, strength, self.paste, self.fit)
 
     def later(self, times: Tensor) -> Tensor:
         """The times (N + 1,) that are left."""
@@ -76,6 +78,7 @@ class Original:
     def told(self) -> dict[str, Any]:
         """As metadata, the pictures aside."""
         told: dict[str, Any] = {"strength": self.strength}
+        told |= {} if self.fit is None else {"fit": self.fit}
         return told if self.mask is None else {**told, "paste": self.paste}
 
 
@@ -105,7 +108,16 @@ class Canvas:
 
 
 def read_original(
-    config: Shape, count: int, steps: int, size: Any, image: Any, strength: Any, mask: Any, paste: Any, factor: int = 1
+    config: Shape,
+    count: int,
+    steps: int,
+    size: Any,
+    image: Any,
+    strength: Any,
+    mask: Any,
+    paste: Any,
+    factor: int = 1,
+    fit: Any = None,
 ) -> Original | None:
     """What a user gave for `count` prompts, or none. A `UserError` names what is wrong or missing. What is painted is
     `factor` times as small.
@@ -114,6 +126,8 @@ def read_original(
       there is none the shorter side to the training size; or a tensor (1 or count, 3, H, W) in [-1, 1].
     mask: likewise, white where to paint, of the picture's shape; or a tensor (1 or count, 1, H, W) in [0, 1]. What is
       transparent counts as white, as everywhere, and grey is white from its middle on.
+    fit: what is done to a picture, and to its mask, whose shape is not that of the size: see `fit_picture`. Without it
+      what does not come out even is cropped, and a picture of quite another shape than `size` is an error.
     """
     if config.repaints and (image is None or mask is None):
         raise UserError(
@@ -121,7 +135,12 @@ def read_original(
             "--image and --mask (image=, mask=)"
         )
     if image is None:
-        for name, given in (("mask", mask is not None), ("strength", strength is not None), ("paste", bool(paste))):
+        for name, given in (
+            ("mask", mask is not None),
+            ("strength", strength is not None),
+            ("paste", bool(paste)),
+            ("fit", fit is not None),
+        ):
             if given:
                 raise UserError(f"{name} is for a picture that another is made from: give that as --image (image=)")
         return None
@@ -135,46 +154,55 @@ def read_original(
     if not taken(steps, strength):
         raise UserError(f"strength {strength:g} of {steps} steps leaves none to take: raise one of them")
     sides = None if size is None else read_size(size, config.multiple)
-    pictures, shapes = read_pictures(image, count, sides, config.size, config.multiple)
-    masks = None if mask is None else read_masks(mask, count, (pictures.shape[-1], pictures.shape[-2]), shapes)
-    original = Original(pictures, masks, strength, bool(paste))
+    fit = None if fit is None else pick("fit", str(fit), FITS)
+    pictures, shapes, fitted = read_pictures(image, count, sides, config.size, config.multiple, fit)
+    masks = None if mask is None else read_masks(mask, count, (pictures.shape[-1], pictures.shape[-2]), shapes, fit)
+    original = Original(pictures, masks, strength, bool(paste), fitted)
     if masks is not None and not original.small_mask(factor).flatten(1).any(1).all():
         raise UserError("the mask marks nothing that can be painted: it is white where to paint, black where not")
     return original
 
 
 def read_pictures(
-    image: Any, count: int, sides: Sequence[int] | None, side: int, unit: int
-) -> tuple[Tensor, list[tuple[int, int]]]:
-    """The pictures at one size, and the (width, height) of each as it was given."""
+    image: Any, count: int, sides: Sequence[int] | None, side: int, unit: int, fit: str | None = None
+) -> tuple[Tensor, list[tuple[int, int]], str | None]:
+    """The pictures at one size, the (width, height) of each as it was given, and how they were fitted, if they were."""
     if isinstance(image, Tensor):
         tensor = checked("image", image, count, 3, -1.0)
         width, height = tensor.shape[-1], tensor.shape[-2]
         if sides is not None and [width, height] != list(sides):
             raise UserError(f"the image has {width} x {height} values, and size is {sides[0]} x {sides[1]}")
         read_size((width, height), unit)
-        return tensor, [(width, height)]
+        return tensor, [(width, height)], None
     given = [read_picture(one) for one in one_or_each("picture", image, count)]
-    found = [fitting(picture, sides, side, unit) for picture in given]
+    found = [fitting(picture, sides, side, unit, fit) for picture in given]
     if any(size != found[0] for size in found):
         raise UserError("the pictures have different shapes: give them one at a time")
-    return to_tensor([resized(picture, found[0]) for picture in given]), [picture.size for picture in given]
+    made = [fit_picture(picture, found[0], fit) for picture in given]
+    fitted = next((one.info[FITTED] for one in made if FITTED in one.info), None)
+    return to_tensor(made), [picture.size for picture in given], fitted
 
 
-def fitting(picture: Image.Image, sides: Sequence[int] | None, side: int, unit: int) -> tuple[int, int]:
+def fitting(
+    picture: Image.Image, sides: Sequence[int] | None, side: int, unit: int, fit: str | None
+) -> tuple[int, int]:
     """The size at which a picture is read."""
     if sides is None:
         return fitted_size("picture", picture.size, side, unit)
     width, height = sides
-    if abs(picture.width * height / picture.height - width) >= unit:
+    if fit is None and abs(picture.width * height / picture.height - width) >= unit:
         raise UserError(
-            f"the picture has {picture.width} x {picture.height} pixels: crop it to the shape of {width} x {height}"
+            f"the picture has {picture.width} x {picture.height} pixels: crop it to the shape of {width} x {height}, "
+            "or say how it is to fit: --fit crop, pad or stretch (fit=)"
         )
     return width, height
 
 
-def read_masks(mask: Any, count: int, sides: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """Masks (1 or count, 1, H, W) at the size of the pictures, which had these shapes."""
+def read_masks(
+    mask: Any, count: int, sides: tuple[int, int], shapes: Sequence[tuple[int, int]], fit: str | None = None
+) -> Tensor:
+    """Masks (1 or count, 1, H, W) at the size of the pictures, which had these shapes, fitted as they were; nothing is
+    painted in what is padded."""
     if isinstance(mask, Tensor):
         tensor = checked("mask", mask, count, 1, 0.0)
         if (found := (tensor.shape[-1], tensor.shape[-2])) != sides:
@@ -188,7 +216,7 @@ def read_masks(mask: Any, count: int, sides: tuple[int, int], shapes: Sequence[t
                 f"the mask has {one.width} x {one.height} pixels and the picture {width} x {height}: "
                 "give a mask of the picture's shape"
             )
-    values = np.stack([np.asarray(resized(one.convert("L"), sides)) for one in given])  # (B, H, W)
+    values = np.stack([np.asarray(fit_picture(one.convert("L"), sides, fit, fill=0)) for one in given])  # (B, H, W)
     marked = torch.from_numpy(values >= 128).float()[:, None]
     for whole, source in zip(marked.flatten(1).all(1).tolist(), one_or_each("mask", mask, count), strict=True):
         if whole and see_through(source):  # as of a white brush on a transparent layer, which is another mask
@@ -203,10 +231,6 @@ def see_through(source: Path | str | Image.Image) -> bool:
     with contextlib.ExitStack() as stack:
         picture = source if isinstance(source, Image.Image) else stack.enter_context(Image.open(source))
         return picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255)
-
-
-def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def checked(name: str, tensor: Tensor, count: int, channels: int, least: float) -> Tensor:

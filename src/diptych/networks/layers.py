@@ -6,6 +6,7 @@ Shapes: B pictures, C channels, H x W positions, N = H * W positions in a row, L
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +53,20 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: nearest neighbour, then a convolution, which may change the number of channels."""
+    """Twice the height and width: nearest neighbour, then a convolution, which may change the number of channels.
+
+    forward(x (B, C, H, W), size (H', W') or none) -> (B, out_channels, 2H, 2W), or at that size: a level whose sides
+    were odd is one smaller than that.
+    """
 
     def __init__(self, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out_channels or channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, out, 2H, 2W)
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        if size is None or tuple(size) == (2 * x.shape[-2], 2 * x.shape[-1]):
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, tuple(size), mode="nearest"))
 
 
 class Attention(nn.Module):

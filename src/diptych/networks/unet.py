@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config, Within
-from diptych.networks.embedding import Embedded, check_size
+from diptych.networks.embedding import Embedded
 from diptych.networks.layers import Downsample, SpatialTransformer, Upsample, norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
@@ -108,8 +108,8 @@ class UNet(Embedded):
 
     forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
     context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W),
-    level (B,) in [0, 1], label (B,) int64 in the place of the context) -> (B, out_channels, H, W). H and W must be
-    divisible by 2 ** (levels - 1).
+    level (B,) in [0, 1], label (B,) int64 in the place of the context) -> (B, out_channels, H, W). H and W may be any:
+    halves are rounded up.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -176,7 +176,6 @@ class UNet(Embedded):
         level: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        check_size(x, halvings=len(self.config.multipliers) - 1)
         embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
         context = self.read(context if label is None else self.read_label(label))
         x = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
@@ -195,5 +194,5 @@ class UNet(Embedded):
         for stage in self.up:  # each stage reads what the way down left at its size
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context, context_mask)
             if isinstance(stage.resample, Upsample):
-                x = stage.resample(x)
+                x = stage.resample(x, skips[-1].shape[-2:])
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, out_channels, H, W)

@@ -134,6 +134,29 @@ def load_tiny_decoder(source: Path | str) -> TinyDecoder:
     return module.eval()
 
 
+TINY = "tiny"
+"""The tiny decoder in the model's own folder."""
+
+
+def choose_tiny_decoder(
+    chosen: TinyDecoder | Path | str, autoencoder: Autoencoder, own: TinyDecoder | None
+) -> TinyDecoder:
+    """The tiny decoder that is meant: itself, the model's `own` ("tiny"), or that in a folder.
+
+    Raises a `UserError` where there is none, or one of another first stage.
+    """
+    if isinstance(chosen, TinyDecoder):
+        decoder = chosen
+    elif str(chosen) == TINY:
+        if own is None:
+            raise UserError("no tiny decoder came with this model: name the folder of one")
+        decoder = own
+    else:
+        decoder = load_tiny_decoder(chosen)
+    require_fits(decoder, autoencoder)
+    return decoder
+
+
 def require_fits(decoder: TinyDecoder, autoencoder: Autoencoder) -> None:
     """Raise a `UserError` unless the decoder was trained after this autoencoder, as far as can be told: in a type that
     is not float32 weights have another fingerprint, and only the shapes of latents are compared.
