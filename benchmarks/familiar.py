@@ -168,9 +168,8 @@ def main() -> None:
     if model.familiar is None:
         parser.error(f"{arguments.model} has no file of its training prompts: make it with `diptych data familiar`")
     reader = reader_of(Path(model.origin.path))
-    scenes = [
-        text for text in wordings(arguments.data, "held-out") if text not in set(wordings(arguments.data, "train"))
-    ]
+    seen = set(wordings(arguments.data, "train"))
+    scenes = [text for text in wordings(arguments.data, "held-out") if text not in seen]
     near, far, held_out = (model.familiar.likeness(texts, pooled(reader, texts)) for texts in (NEAR, FAR, scenes))
     bound = best(near[::2], far[::2])
     print("| prompts | number | least | 5% | median | 95% | largest |\n|-|-|-|-|-|-|-|")
