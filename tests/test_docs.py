@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 import diptych
-from diptych import cli
 from diptych.conditioning.text import JointTransformerConfig, build_text_encoder, train_tokenizer
 from diptych.latent import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
@@ -196,16 +195,3 @@ def test_settings_are_settings() -> None:
     assert any(settings for _, settings in told)
     for recipe, settings in told:
         get(recipe).override(settings)
-
-
-@pytest.mark.slow
-def test_a_folder_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines of the README, as they stand there, with few steps."""
-    monkeypatch.chdir(tmp_path)
-    own_pictures(tmp_path, 40)
-    block = next(block for block in SHELL.findall((ROOT / "README.md").read_text()) if "my-pictures" in block)
-    few = "training.steps=2 training.batch_size=2 training.validation_pictures=2 training.device=cpu".split()
-    for line in block.splitlines():
-        words = shlex.split(line)[1:]
-        assert cli.main(words + few if words[0] == "train" else words) == 0, line
-    assert list((tmp_path / "out").glob("*.png"))

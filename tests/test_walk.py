@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from diptych import cli
 from diptych.commands import read_jobs, slug, vary
 from diptych.recipes import get
+from tests.test_docs import own_pictures
 from tests.test_documents import ROOT, blocks
 
 YOURS = {"my-pictures", "v1-5.safetensors", "clip-tokenizer", "style.safetensors"}
@@ -44,7 +48,7 @@ def read_by(arguments: Any) -> set[str]:
     ]
     names += [str(name) for key in ("classifier", "clip", "lora") for name, _ in given.get(key) or ()]
     names += [*(given.get("models") or ()), *(given.get("stages") or ())]
-    if given.get("recipe"):
+    if arguments.command.__name__ in ("train", "precompute"):
         recipe = get(given["recipe"]).override(given["assignments"])
         names += [text for text in texts(recipe.to_dict()) if text.startswith(PLACES) or text in YOURS]
         if arguments.command.__name__ == "precompute" and hasattr(recipe.system, "precomputed"):
@@ -144,3 +148,35 @@ def test_what_is_missing_is_seen(tmp_path: Path) -> None:
             follow(page, set(YOURS))
     page.write_text("```bash\ndiptych generate x\ndiptych generate y --image out/x-s0.png\n```\n")
     assert follow(page, set(YOURS)) == 2
+
+
+FEW = "training.steps=2 training.batch_size=2 training.validation_pictures=2 training.device=cpu".split()
+"""What makes training short."""
+
+
+def briefly(words: list[str]) -> list[str]:
+    """A command with the least work that still takes its road: two sampling steps, two training steps."""
+    if words[0] == "train":
+        return words + FEW
+    if words[0] == "generate":
+        if "--steps" not in words:
+            return [*words, "--steps", "2"]
+        at = words.index("--steps") + 1
+        return [*words[:at], re.sub(r"\d+", "2", words[at]), *words[at + 1 :]]
+    return words
+
+
+@pytest.mark.slow
+def test_readme_runs_as_far_as_it_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the emoji sets, which are downloaded: each line in its order, in a fresh folder."""
+    monkeypatch.chdir(tmp_path)
+    own_pictures(tmp_path, 40)
+    count = 0
+    for line in itertools.takewhile(lambda line: line != "make install", lines(README)):
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["python3"]:
+            subprocess.run([sys.executable, *words[1:]], check=True)
+        elif words[:1] == ["diptych"] and not re.search(r"stable-diffusion|v1-5", line):
+            assert cli.main(briefly(words[1:])) == 0, line
+            count += 1
+    assert count > 15

@@ -94,17 +94,11 @@ def build_parser() -> Parser:
     again = command.add_argument_group("from a picture")
     again.add_argument("--image", metavar="PICTURE", type=Path, help="paint this over")
     again.add_argument(
-        "--strength",
-        metavar="S",
-        type=fraction,
-        help="how much of it may change (default: 0.8; 1 with a mask)",
+        "--strength", metavar="S", type=fraction, help="how much of it may change (default: 0.8; 1 with a mask)"
     )
     again.add_argument("--mask", metavar="PICTURE", type=Path, help="paint anew only where this is white")
     again.add_argument(
-        "--variations",
-        metavar="N",
-        type=whole(1),
-        help="N pictures like it: --count N with --strength 0.6",
+        "--variations", metavar="N", type=whole(1), help="N pictures like it: --count N with --strength 0.6"
     )
     again.add_argument("--fit", metavar="HOW", help="crop, pad or stretch what has another shape; of --low too")
     again.add_argument("--paste", **FLAG, help="put the pixels that the mask leaves alone back in the end")
@@ -346,21 +340,13 @@ def add_sampling(command: Parser) -> None:
     )
     command.add_argument("--steps", metavar="N", type=each(whole(1)), help="of sampling (default: the model's own)")
     command.add_argument(
-        "--guidance",
-        metavar="G",
-        type=each(number),
-        help="how closely to follow the words; 1 is off (default: own)",
+        "--guidance", metavar="G", type=each(number), help="how closely to follow the words; 1 is off (default: own)"
     )
 
 
 def add_pictures(command: Parser, batch: int) -> None:
     command.add_argument(
-        "--seed",
-        metavar="N",
-        type=seeds,
-        action="extend",
-        default=[],
-        help="(default: 0) 0,4-7 are five; -1 draws one",
+        "--seed", metavar="N", type=seeds, action="extend", default=[], help="(default: 0) 0,4-7 are five; -1 draws one"
     )
     command.add_argument("--count", metavar="N", type=whole(1), help="seeds to use from the first one on")
     command.add_argument(
