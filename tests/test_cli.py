@@ -276,6 +276,7 @@ def test_a_folder_that_cannot_be_made_is_named(model: FakeModel, capsys) -> None
         assert says in one_line(capsys, "generate", "a cat", "--out", out)
     Path("loop").symlink_to("loop")
     assert "loop" in one_line(capsys, "generate", "a cat", "--out", "loop/out")
+    assert "loop" in one_line(capsys, "assemble", ".", "--out", "loop")
 
 
 @pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO, errno.ENOENT, errno.ELOOP, errno.ESTALE, errno.EMFILE])

@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:  # a full disk, a name that is too long, a file where a folder should be, ...
         return complain(str(disk_error(error)))
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # what Python before 3.13 raises of links in a circle
+            raise
+        return complain(f"{error}: name another place")
 
 
 @contextlib.contextmanager

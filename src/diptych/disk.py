@@ -68,8 +68,8 @@ class Written:
         if not folder.is_dir():
             what = "a link to nothing" if folder.is_symlink() else "a file"
             raise UserError(f"{folder} is {what}, not {self.what}: name another folder")
-        place = folder.resolve()
-        if place == Path.cwd() or place == Path.home().resolve() or place in Path.cwd().parents:
+        place = real(folder)
+        if place == Path.cwd() or place == real(Path.home()) or place in Path.cwd().parents:
             raise UserError(f"{folder} is the folder {place} itself: name a new folder in it for {self.what}")
         if not any(folder.iterdir()):
             return
@@ -77,6 +77,11 @@ class Written:
             raise UserError(f"{folder} is there already and is not {self.what}: name another folder")
         if name := self.foreign(folder):
             raise UserError(f"{folder} holds {name}, which is no part of {self.what}: move it, or name another folder")
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, whatever links there are; links in a circle lead nowhere and are no error here."""
+    return Path(os.path.realpath(path))
 
 
 def values_of(path: Path) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def replacing(target: Path, kind: Written | None = None) -> Iterator[Path]:
     old `target` or the new one, never a part (between the two renames that replace a folder: none, and the next run
     puts the old one back). When the body fails, what it wrote is removed. What the disk refuses raises a `UserError`.
     """
-    shown, target = Path(target), Path(os.path.realpath(target))
+    shown, target = Path(target), real(target)
     guard = kind or Written("a file", (), lambda folder: False)
     if kind is not None or target.is_dir():
         guard.require(shown)
@@ -112,7 +117,7 @@ def replacing(target: Path, kind: Written | None = None) -> Iterator[Path]:
 
 def put(made: Path, target: Path, kind: Written) -> None:
     """Give a finished folder its place, on the same disk, as `replacing` does."""
-    shown, target = Path(target), Path(os.path.realpath(target))
+    shown, target = Path(target), real(target)
     kind.require(shown)
     with disk_errors(shown):
         make_folder(target.parent)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diptych.conditioning.clip import ClipTextConfig, clip_network, copy_tokenizer
-from diptych.disk import Written, replacing, write_text
+from diptych.disk import Written, real, replacing, write_text
 from diptych.errors import UserError, pick
 from diptych.latent import LatentConfig
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
@@ -99,7 +99,7 @@ def convert(
     to = pick("layout", to or ("single-file" if single else "diffusers" if ours else "diptych"), LAYOUTS)
     if (to == "single-file") != single:
         raise UserError(f"{target}: a single file's name ends in .safetensors, and a folder's does not; --to is {to}")
-    if source.resolve() == target.resolve() or target.resolve() in source.resolve().parents:
+    if real(source) == real(target) or real(target) in real(source).parents:
         raise UserError(f"{target} holds what is to be converted: write to another place")
     kind = written_at(target, overwrite)
     parts = read_parts(source, options, tokenizer=to != "single-file")

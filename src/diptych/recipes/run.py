@@ -32,6 +32,7 @@ from diptych.conditioning.text import (
 from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
 from diptych.devices import find_device, require_memory
+from diptych.disk import real
 from diptych.errors import UserError
 from diptych.evaluation.judge import Judge, JudgeConfig
 from diptych.evaluation.judge_training import ContrastConfig, JudgeTrainable
@@ -299,7 +300,7 @@ def assemble(sources: Sequence[str], out: Path, allow_pickle: bool = False) -> P
     """Trained stages, base first, as one cascade in `out`: run folders, model folders, published models."""
     folders = [find(source, allow_pickle=allow_pickle) for source in sources]
     for folder in folders:
-        if out.resolve().is_relative_to(folder.resolve()):
+        if real(out).is_relative_to(real(folder)):
             raise UserError(f"{out} lies in the stage {folder}: choose a folder of its own for the cascade")
     stored = Options(dtype=None, allow_pickle=allow_pickle)
     published = {path: functools.partial(open_published, path, stored) for path in folders if is_published(path)}

@@ -46,6 +46,8 @@ class Journal:
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
         except ImportError:
             self.say("TensorBoard is not installed: metrics go to metrics.jsonl alone")
+        except UnicodeError:
+            self.say(f"TensorBoard cannot write to {self.folder}: metrics go to metrics.jsonl alone")
         self.bar.start()
         self.since = time.perf_counter()
 
