@@ -154,8 +154,7 @@ def _run(recipe: Recipe, folder: Path, task: Trainable, splits: dict[str, BatchA
 def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> Trainable:
     """The model of a recipe as the training loop sees it, reading `dataset`, and in validation the others.
 
-    What is trained draws its first weights from a generator of its own: they follow from the seed alone, and not from
-    what was built before, or was not because a cache knew its answers.
+    First weights are drawn apart: they follow from the seed alone, not from what was built, or cached, before.
     """
     system, seed = recipe.system, recipe.training.seed
     if isinstance(system, FirstStageConfig):
@@ -203,8 +202,7 @@ def stage_task(system: StageTraining, captions: list[str], seed: int) -> Diffusi
 def joint_text(
     config: JointTransformerConfig, captions: list[str], seed: int, tokenizer: Any = None
 ) -> JointTransformer:
-    """A text encoder to train along, and its tokenizer: the given one, the one that is named, or one made of the
-    captions."""
+    """A text encoder to train along; its tokenizer is the given one, the one that is named, or made of the captions."""
     if tokenizer is None and config.tokenizer is None:
         tokenizer = train_tokenizer(captions, config.network.vocabulary)
     with drawn_apart(seed, f"{FIRST_WEIGHTS} of the text encoder"):
