@@ -10,6 +10,7 @@ import torch
 from diptych.checks import said
 from diptych.config import read_json
 from diptych.errors import NothingThere, UserError, pick
+from diptych.weights.bounds import bounded, stored_tensors
 from diptych.weights.hub import fetched, hub_id
 from diptych.weights.identity import Origin
 from diptych.weights.pickles import is_weights
@@ -230,8 +231,13 @@ def require_unread(options: Options, where: Path | str) -> None:
 
 
 def open_own(folder: Path) -> LatentDiffusion | Stage | Cascade | Autoregressive:
-    """The system in a model folder of ours."""
+    """The system in a model folder of ours. A `UserError` for configs that describe more than the files hold."""
     values = read_config(folder)
+    with bounded(stored_tensors(folder), folder):
+        return _opened(values, folder)
+
+
+def _opened(values: dict[str, Any], folder: Path) -> LatentDiffusion | Stage | Cascade | Autoregressive:
     kind = values["kind"]
     if kind == "latent":
         from diptych.latent import LatentDiffusion

@@ -128,7 +128,7 @@ def saved_tokenizer(folder: Path, *files: str, usual: Literal["CLIPTokenizer", "
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object; get or make it again")
     require_no_code(values, path)
-    named = values.get("tokenizer_class") or usual
+    named = usual if values.get("tokenizer_class") is None else values["tokenizer_class"]
     if not isinstance(named, str) or named not in TOKENIZER_CLASSES:
         known = ", ".join(TOKENIZER_CLASSES)
         raise UserError(f"{path}: tokenizer_class {named!r} is none that diptych reads: {known}")

@@ -46,7 +46,7 @@ class ScheduleConfig(Config):
     """Tables only: what a network is told of a time between two entries, see `Schedule.telling`."""
 
     def check(self) -> None:
-        self.require(self.steps >= 2, "steps", "be at least 2")
+        self.require(2 <= self.steps <= 100_000, "steps", "be at least 2 and at most 100,000")
         self.require(0 < self.beta_start < 1, "beta_start", "lie between 0 and 1")
         self.require(self.beta_start <= self.beta_end < 1, "beta_end", "lie between beta_start and 1")
         self.require(self.shift > 0, "shift", "be positive")

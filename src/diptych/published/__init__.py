@@ -11,6 +11,7 @@ from typing import Any
 from diptych.errors import UserError
 from diptych.published.foreign import foreign_file, foreign_folder
 from diptych.published.source import Family, Options, Source
+from diptych.weights.bounds import bounded, stored_tensors
 
 FAMILIES = ("sd_folder", "deepfloyd", "sd_file", "latent_diffusion", "guided_diffusion", "vae_folder")
 """The modules beside this one that each hold a `FAMILY`, in the order in which they are asked."""
@@ -53,9 +54,15 @@ def open_published_first_stage(path: Path, options: Options | None = None) -> An
 
 @contextlib.contextmanager
 def named(source: Source) -> Iterator[None]:
-    """Within, every `UserError` says which source it is of: one of a config that shapes led to has its field alone."""
+    """Within, every `UserError` says which source it is of: one of a config that shapes led to has its field alone.
+
+    No more is built than the files hold, and what their configs break is a `UserError` too.
+    """
+    pickled = source.folder and source.options.allow_pickle
     try:
-        yield
+        tensors = stored_tensors(source.path) if source.folder else len(source.checkpoint)
+        with bounded(tensors + (100_000 if pickled else 0), source.path):
+            yield
     except UserError as error:
         raise error if str(source.path) in str(error) else UserError(f"{source.path}: {error}") from None
 
