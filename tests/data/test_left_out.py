@@ -74,12 +74,13 @@ def test_links_and_pipes(tmp_path, capsys):
     (tmp_path / "again").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "root").symlink_to("/")
     put(tmp_path / "other", b__png=png(), b__txt=b"y")
     (tmp_path / "linked.png").symlink_to(tmp_path / "other" / "b.png")
     (tmp_path / "linked.txt").write_text("z")
     _, report = check(capsys, tmp_path)
     assert report["readable"] == 3
-    assert {one["name"] for one in report["left_out"]} == {"gone.png", "again", "pipe.png"}
+    assert {one["name"] for one in report["left_out"]} == {"gone.png", "again", "pipe.png", "other/root"}
 
 
 def test_names_that_are_no_utf_8_or_hold_escape_codes(tmp_path, capsys):
@@ -214,7 +215,14 @@ def pax(records: bytes) -> bytes:
 
 
 def test_headers_take_linear_time(tmp_path):
-    for records in (b"8 a=bb\n\n" * 2**17, b"8 a=bb\n\n" * 2**19, b"\0" * 2**22, b"9" * 2**22):
+    for records in (
+        b"8 a=bb\n\n" * 2**17,
+        b"8 a=bb\n\n" * 2**19,
+        b"\0" * 2**22,
+        b"9" * 2**22,
+        b"0 a=b\n" * 9,
+        b"1 a=b\n",
+    ):
         (tmp_path / "a.tar").write_bytes(pax(records))
         began = time.perf_counter()
         with pytest.raises(UserError):

@@ -296,7 +296,7 @@ def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | No
             if shard.problem:
                 quarantine.seen += 1
                 name = one_line(shard.path.name)
-                quarantine.add(name, f"{name} after {len(shard)} examples", shard.problem)
+                quarantine.add(name, f"what follows example {len(shard)}", shard.problem)
     if not len(source):
         quarantine.besides = source.left
         reasons = quarantine.reasons()

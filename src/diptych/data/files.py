@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diptych.data.quarantine import Broken
+from diptych.data.text import one_line
 
 NO_DATA = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
 """What systems leave in folders, besides names that begin with a dot."""
@@ -22,24 +23,33 @@ def no_data(name: str) -> bool:
 
 
 def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
-    """Every regular file under a folder, links to folders followed, each folder once.
+    """Every regular file under a folder, links to folders followed, each folder once, and none that holds this one.
 
     What cannot be read gets an entry in `problems`: its path from the folder, and why. A pipe or a socket is never
     opened, so none can stop a reader.
     """
     seen: set[tuple[int, int]] = set()
 
-    def note(error: OSError) -> None:
-        problems[os.path.relpath(str(error.filename), folder)] = f"cannot be read: {error.strerror}"
+    def named(path: str | Path) -> str:
+        return one_line(os.path.relpath(path, folder))
 
+    def note(error: OSError) -> None:
+        problems[named(str(error.filename))] = f"cannot be read: {error.strerror}"
+
+    here = os.path.realpath(folder)
     for place, folders, files in os.walk(folder, followlinks=True, onerror=note):
         with contextlib.suppress(OSError):
             status = os.stat(place)
             if (status.st_dev, status.st_ino) in seen:  # also a link in a circle
-                problems[os.path.relpath(place, folder)] = "a link to a folder that is read already"
+                problems[named(place)] = "a link to a folder that is read already"
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
+        for name in [name for name in folders if os.path.islink(os.path.join(place, name))]:
+            target = os.path.realpath(os.path.join(place, name))
+            if os.path.commonpath((here, target)) == target:  # up, to more than was meant: the root of all, perhaps
+                problems[named(os.path.join(place, name))] = "a link to a folder that holds this one"
+                folders.remove(name)
         folders[:] = sorted(name for name in folders if not no_data(name))
         for name in sorted(files):
             if no_data(name):
@@ -53,7 +63,7 @@ def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
             if reason is None:
                 yield path
             else:
-                problems[os.path.relpath(path, folder)] = reason
+                problems[named(path)] = reason
 
 
 def read_bounded(path: Path, most: int = LARGEST) -> bytes:

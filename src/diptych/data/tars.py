@@ -113,8 +113,9 @@ def _pax(body: bytes, at: int) -> dict[str, str]:
     while place < end:
         number = body[place : place + 20].partition(b" ")[0]
         length = int(number) if number.isdigit() else 0
-        key, equals, value = body[place + len(number) + 1 : place + length - 1].partition(b"=")
-        if not equals or place + length > len(body):
+        begins, ends = place + len(number) + 1, place + length - 1  # between the blank and the line break
+        key, equals, value = body[begins:ends].partition(b"=")
+        if not equals or begins >= ends or ends >= len(body):
             raise ValueError(f"broken extension header at byte {at}")
         records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         place += length
