@@ -187,6 +187,7 @@ def test_a_mistaken_change_is_refused_in_one_line(assignments: list[str], says: 
         ("kl-f8", ["data.size=100", "data.crop=none"], r"data\.size must be a multiple of 8, not 100"),
         ("kl-f8", ["data.size=384", "data.crop=100"], r"data\.crop must be a multiple of 8, not 100"),
         ("emoji-tiny-decoder", ["data.size=99"], r"data\.size must be a multiple of \d, not 99"),
+        ("emoji-classifier-pixels", ["data.size=99"], r"data\.size.* \(?99\)?|multiple of \d+, not 99"),
         ("emoji-latent", ["data.crop=32"], r"data\.crop \(32\) and system\.model\.size \(64\) must be the same"),
         ("emoji-latent", ["data.size=80", "data.crop=64", "system.precomputed=x"], "latents are not kept"),
         ("emoji-latent", ["data.center_shift=0.1", "system.precomputed=x"], "latents are not kept"),

@@ -140,3 +140,14 @@ def test_pictures_need_captions_only_where_they_are_read(tmp_path, put):
     assert [data[i].captions for i in range(2)] == [("",), ("",)]
     with pytest.raises(UserError, match="no caption"):
         opened(tmp_path)[0]
+
+
+def test_the_folder_itself_by_any_name(tmp_path, monkeypatch):
+    in_folder(
+        tmp_path / "d", {"0.png": png(), "0.txt": b"x", "e/1.png": png(), "metadata.csv": b"image,text\ne/1.png,y\n"}
+    )
+    monkeypatch.chdir(tmp_path / "d")
+    for name in (".", "./", "../d", "e/..", str(tmp_path / "d") + "/"):
+        data = opened(name)
+        assert [(data[i].key, data[i].captions) for i in range(2)] == [("0.png", ("x",)), ("e/1.png", ("y",))]
+        assert not data.left_out

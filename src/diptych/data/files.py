@@ -68,8 +68,7 @@ def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
 
 def read_bounded(path: Path, most: int = LARGEST) -> bytes:
     """The bytes of a file. Raises `Broken` where it is larger than `most`: it may be sparse, and fill all memory."""
-    with open(path, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise Broken(f"larger than {most // 2**20} MiB")
-    return data
+    with open(path, "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise Broken(f"larger than {most // 2**20} MiB")
+        return file.readall()

@@ -48,6 +48,7 @@ class FolderSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.left = folder, dict[str, str]()
+        self._where = one_line(str(folder))
         self._paths: list[Path] = []
         self._beside: dict[str, dict[str, list[str]]] = defaultdict(dict)  # folder -> name in lower case -> names
         tables: list[Path] = []
@@ -60,7 +61,7 @@ class FolderSource:
             elif name in NO_TABLES:
                 self.left[self._named(path)] = "not read: write it as metadata.jsonl, an object with file_name a line"
             elif extension in (*TEXTS, "json"):
-                self._beside[str(path.parent)].setdefault(name, []).append(path.name)
+                self._beside[os.path.dirname(path)].setdefault(name, []).append(path.name)
             elif extension in OTHER_PICTURES:
                 self.left[self._named(path)] = f".{extension} pictures are not read: {CONVERT}"
             elif path.name.casefold().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip")):
@@ -78,11 +79,11 @@ class FolderSource:
         return len(self._paths)
 
     def key(self, index: int) -> tuple[str, str]:
-        return one_line(str(self.folder)), self._named(self._paths[index])
+        return self._where, self._named(self._paths[index])
 
     def meta(self, index: int) -> dict[str, Any]:
         path = self._paths[index]
-        top, *deeper = path.relative_to(self.folder).parts
+        top, *deeper = self._inside(path).split(os.sep)
         own = {"folder": [top, *deeper][-2]} if deeper else {}
         if top in self._splits:
             own["split"] = self._splits[top]
@@ -113,14 +114,21 @@ class FolderSource:
         return decoded(read_bounded(path, LONGEST_TEXT), path.name)
 
     def _named(self, path: Path) -> str:
-        return one_line(os.path.relpath(path, self.folder))
+        return one_line(self._inside(path))
+
+    def _inside(self, path: Path) -> str:
+        """The path from the folder."""
+        whole, prefix = str(path), os.path.join(self.folder, "")
+        return whole[len(prefix) :] if whole.startswith(prefix) else os.path.relpath(whole, self.folder)
 
     def _file(self, picture: Path, extensions: tuple[str, ...]) -> Path | None:
         """What lies beside a picture: cat.txt or cat.png.txt of cat.png, in any case, its own case first."""
-        beside = self._beside.get(str(picture.parent), {})
-        for name in (f"{stem}.{extension}" for stem in (picture.stem, picture.name) for extension in extensions):
-            if names := beside.get(name.casefold()):
-                return picture.parent / (name if name in names else names[0])
+        folder, whole = os.path.split(picture)
+        if beside := self._beside.get(folder):
+            for stem in (os.path.splitext(whole)[0], whole):
+                for extension in extensions:
+                    if names := beside.get(f"{stem}.{extension}".casefold()):
+                        return Path(folder, name if (name := f"{stem}.{extension}") in names else names[0])
         return None
 
     def _read_table(self, table: Path) -> dict[str, list[dict[str, Any]]]:
@@ -160,7 +168,7 @@ class FolderSource:
     def _split_folders(self) -> dict[str, str]:
         """Folders at the top that are named train and val, or the like: their pictures are of these splits, where
         there are both."""
-        tops = {path.relative_to(self.folder).parts[0] for path in self._paths}
+        tops = {self._inside(path).partition(os.sep)[0] for path in self._paths}
         found = {name: SPLITS[name.casefold()] for name in tops if name.casefold() in SPLITS}
         return found if len(set(found.values())) == 2 else {}
 
@@ -169,9 +177,9 @@ class FolderSource:
         lie beside pictures."""
         used: dict[str, set[str]] = defaultdict(set)
         for path in self._paths:
-            beside = self._beside.get(str(path.parent), {})
+            beside = self._beside.get(os.path.dirname(path), {})
             for stem in (path.stem.casefold(), path.name.casefold()):
-                used[str(path.parent)] |= {n for e in (*TEXTS, "json") if (n := f"{stem}.{e}") in beside}
+                used[os.path.dirname(path)] |= {n for e in (*TEXTS, "json") if (n := f"{stem}.{e}") in beside}
         for folder, others in used.items():
             alike = any(name.endswith(".json") for name in others)
             for name in sorted(self._beside.get(folder, {}).keys() - others):

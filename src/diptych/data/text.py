@@ -129,4 +129,6 @@ def spoken(value: Any) -> str:
 def one_line(name: str) -> str:
     """A file name as any terminal and file can show it: bytes that are no UTF-8, control characters and line breaks
     written out."""
+    if name.isascii() and name.isprintable():
+        return name
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")

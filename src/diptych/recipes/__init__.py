@@ -117,22 +117,16 @@ class Recipe(Config):
 
     def check(self) -> None:
         system, data = self.system, self.data
-        if isinstance(system, StageTraining):  # a crop is of pictures of its size, or of larger ones to that size
-            if system.model.size not in (data.size, data.side):
-                sizes = f"data.size ({data.size}) and system.model.size ({system.model.size})"
-                raise UserError(f"Recipe: {sizes} must be the same: set both")
-            multiple = math.lcm(system.model.multiple, system.model.factor)
-            if data.side % multiple:
-                field = "size" if data.crop is None else "crop"
-                raise UserError(f"Recipe: data.{field} must be a multiple of {multiple}, not {data.side}")
-        elif (wanted := read_side(system)) is not None and data.side != wanted[1]:
-            field = "size" if data.crop is None else "crop"
-            raise UserError(
-                f"Recipe: data.{field} ({data.side}) and {wanted[0]} ({wanted[1]}) must be the same: set both"
-            )
-        if isinstance(system, (FirstStageConfig, DistillationConfig)) and data.side % system.network.factor:
-            field, factor = "size" if data.crop is None else "crop", system.network.factor
-            raise UserError(f"Recipe: data.{field} must be a multiple of {factor}, not {data.side}")
+        field = "data.size" if data.crop is None else "data.crop"
+        wanted, unit = read_side(system), read_unit(system)
+        if isinstance(system, StageTraining) and system.model.size not in (data.size, data.side):
+            # a crop is of pictures of its size, or of larger ones to that size
+            sizes = f"data.size ({data.size}) and system.model.size ({system.model.size})"
+            raise UserError(f"Recipe: {sizes} must be the same: set both")
+        if wanted is not None and data.side != wanted[1]:
+            raise UserError(f"Recipe: {field} ({data.side}) and {wanted[0]} ({wanted[1]}) must be the same: set both")
+        if data.side % unit:
+            raise UserError(f"Recipe: {field} must be a multiple of {unit}, not {data.side}")
         if data.drawn and getattr(system, "precomputed", None) is not None:
             raise UserError(f"Recipe: {KEEPS_NONE}: set system.precomputed=none")
 
@@ -147,6 +141,17 @@ def read_side(system: Any) -> tuple[str, int] | None:
     if isinstance(system, GuideTraining) and system.guided is None and system.network.size is not None:
         return "system.network.size", system.network.size
     return None
+
+
+def read_unit(system: Any) -> int:
+    """What the sides of the pictures that a system reads are multiples of, where they may be several."""
+    if isinstance(system, StageTraining):
+        return math.lcm(system.model.multiple, system.model.factor)
+    if isinstance(system, (FirstStageConfig, DistillationConfig)):
+        return system.network.factor
+    if isinstance(system, GuideTraining) and system.guided is None:
+        return 2 ** (len(system.network.encoder.multipliers) - 1)
+    return 1
 
 
 def all_recipes() -> dict[str, Recipe]:

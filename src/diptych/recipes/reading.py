@@ -18,7 +18,7 @@ from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, Stag
 from diptych.terminal import say
 from diptych.training.feed import BatchAt
 from diptych.training.guides import GuideTraining
-from diptych.training.precompute import PrecomputedLatents
+from diptych.training.precompute import PrecomputedLatents, read_precomputed
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -121,6 +121,23 @@ def fit_stored(stored: PrecomputedLatents, fit: Fit | None, long_captions: str) 
     if changed:
         key, why = next(iter(changed.items()))
         say(f"{len(changed):,} captions are not read whole: {key}: {why}" + (" ..." if len(changed) > 1 else ""))
+
+
+def fitted_store(
+    recipe: Recipe, store: Path, splits: dict[str, PrecomputedLatents], task: Any = None
+) -> dict[str, BatchAt]:
+    """Precomputed splits with captions as the model reads them; those that were embedded are so already."""
+    if not (store / "text.safetensors").is_file():
+        fit = caption_fit(recipe.system) or learned_fit(task)
+        for split in splits.values():
+            fit_stored(split, fit, recipe.data.long_captions)
+    return dict(splits)
+
+
+def stored_captions(store: Path, *splits: str) -> list[str]:
+    """Every caption of these splits of precomputed data, by default of the training data, once, sorted."""
+    rows = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits or ("train",)]
+    return sorted({caption for captions in rows for row in captions for caption in row})
 
 
 def batches(dataset: PictureDataset, seed: int) -> BatchAt:

@@ -61,10 +61,11 @@ from diptych.recipes.reading import (
     batches,
     caption_fit,
     fit_all,
-    fit_stored,
+    fitted_store,
     flip_of,
     learned_fit,
     open_splits,
+    stored_captions,
 )
 from diptych.recipes.starting import (
     FIRST_WEIGHTS,
@@ -93,7 +94,6 @@ from diptych.training.precompute import (
     Kept,
     PrecomputedLatents,
     precomputed_splits,
-    read_precomputed,
 )
 from diptych.training.precompute import precompute as run_precompute
 from diptych.weights.checkpoint import shapes_only
@@ -174,6 +174,8 @@ def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> T
         return task
     if isinstance(system, GuideTraining):
         guided = None if system.guided is None else guided_model(system.guided)
+        if guided is not None and dataset.config.side % (factor := guided.autoencoder.config.factor):
+            raise UserError(f"data.size must be a multiple of {factor}, not {dataset.config.side}")
         return guide_task(system, all_captions(dataset), guided, seed)
     with drawn_apart(seed, FIRST_WEIGHTS):
         return JudgeTrainable(system, dataset)
@@ -256,23 +258,6 @@ def second_stage(
     if system.initial is not None:
         begin_from(model, system.initial)
     return DiffusionTask(model, system.diffusion)
-
-
-def fitted_store(
-    recipe: Recipe, store: Path, splits: dict[str, PrecomputedLatents], task: DiffusionTask | CodesTask | None = None
-) -> dict[str, BatchAt]:
-    """Precomputed splits with captions as the model reads them; those that were embedded are so already."""
-    if not (store / "text.safetensors").is_file():
-        fit = caption_fit(recipe.system) or learned_fit(task)
-        for split in splits.values():
-            fit_stored(split, fit, recipe.data.long_captions)
-    return dict(splits)
-
-
-def stored_captions(store: Path, *splits: str) -> list[str]:
-    """Every caption of these splits of precomputed data, by default of the training data, once, sorted."""
-    rows = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits or ("train",)]
-    return sorted({caption for captions in rows for row in captions for caption in row})
 
 
 def precompute(recipe: Recipe, out: Path) -> Path:
