@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedule import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
-from diptych.errors import UserError
+from diptych.errors import DiptychWarning, UserError
 from diptych.latent import LatentDiffusion
 from tests.latents import CAPTIONS, arrays, autoencoder, config, joint, same_picture, system, toy_batch
 
@@ -64,6 +65,24 @@ def test_what_is_not_said_is_the_models_own(model: LatentDiffusion) -> None:
     own = {"steps": 3, "guidance": 3.0, "sampler": "ddim", "size": [16, 16], "negative": None}
     own |= {"cost": {"calls": 6, "gradients": 0}}
     assert result.metadata == [{"prompt": p, "seed": i, **own} for i, p in enumerate(CAPTIONS)]
+
+
+def test_a_schedule_type_is_followed_and_kept(model: LatentDiffusion) -> None:
+    usual = model.generate("a", steps=4, sampler="euler")
+    curved = model.generate("a", steps=4, sampler="euler", schedule_type="karras")
+    assert curved.metadata[0]["schedule_type"] == "karras" and "schedule_type" not in usual.metadata[0]
+    assert np.abs(arrays(curved) - arrays(usual)).max() > 1
+    with pytest.raises(UserError, match="unknown schedule type 'simple'"):
+        model.generate("a", schedule_type="simple")
+
+
+def test_a_default_that_stands_in_is_said_where_it_is_used() -> None:
+    own = "PNDMScheduler is not among the samplers: ddim stands in"
+    with pytest.warns(DiptychWarning, match=own):
+        assert read_sampler(None, "ddim", "PNDMScheduler") == "ddim"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_sampler("euler", "ddim", "PNDMScheduler") == "euler" and read_sampler(None, "ddim", None) == "ddim"
 
 
 def test_given_noise_takes_the_place_of_the_seeds(model: LatentDiffusion) -> None:
