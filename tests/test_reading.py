@@ -137,6 +137,8 @@ def test_texts_are_cut_between_words() -> None:
             short = fitted(tokenizer, text, tokens)
             assert text.startswith(short) and len(tokenizer.encode(short).ids) <= tokens
             assert short or not text.strip() or tokens == 3
+    endless = ["y" * 10**6, "a red ball on a blue box"]  # a word that is learned from would take an hour
+    assert train_tokenizer(endless, 64).get_vocab() == train_tokenizer(["", endless[1]], 64).get_vocab()
     assert fitted(tokenizer, LONG, 8) == "a red ball on a blue"
     assert minilm().encode([MiniLMConfig().fitting()(LONG)]).sequence.shape[1] <= 77
     network = JOINT.to_dict()["network"]

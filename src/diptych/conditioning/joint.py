@@ -105,6 +105,17 @@ class JointTransformer(nn.Module):
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
+LONGEST_WORD = 100
+"""Letters of a word beyond which WordPiece reads it as unknown."""
+
+
+def without_endless_words(caption: str) -> str:
+    """A caption without words that no WordPiece reads: the time to learn from one grows with its length squared."""
+    if len(caption) <= LONGEST_WORD or all(len(word) <= LONGEST_WORD for word in caption.split()):
+        return caption
+    return " ".join(word for word in caption.split() if len(word) <= LONGEST_WORD)
+
+
 def train_tokenizer(captions: Iterable[str], vocabulary: int):
     """A lower-casing WordPiece tokenizer (as BERT's) of at most `vocabulary` tokens, learned from captions.
 
@@ -112,7 +123,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int):
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    captions = list(captions)
+    captions = [without_endless_words(caption) for caption in captions]
     normalizer = normalizers.BertNormalizer(lowercase=True)
     counts = Counter(letter for caption in captions for letter in normalizer.normalize_str(caption) if letter.strip())
     # A letter takes two places, at the start of a word and within it: left alone, rare ones crowd the words out.

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diptych.conditioning.bert import MiniLMConfig
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.joint import JointTransformer, JointTransformerConfig, train_tokenizer
 from diptych.data.dataset import Fit, PictureDataset, open_dataset
@@ -29,12 +30,12 @@ def prompt_reader(system: Any) -> Any:
         return system.model.text
     if isinstance(system, GuideTraining):
         return system.text if system.classes is None else system.classes
-    return None
+    return MiniLMConfig() if isinstance(system, ContrastConfig) else None
 
 
 def reads_captions(system: Any) -> bool:
     """Whether a system reads captions: first stages, unconditional models and those that only enlarge do not."""
-    return isinstance(system, ContrastConfig) or prompt_reader(system) is not None
+    return prompt_reader(system) is not None
 
 
 def caption_fit(system: Any) -> Fit | None:
