@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,8 @@ def test_nothing_is_said_where_nothing_is_misread(prompt: str, reading: dict[str
 
 def test_a_model_of_classes_has_no_use_for_them() -> None:
     labels = ClassConfig(classes=3).reader()
-    assert read(labels, "2")[0].label.tolist() == [2]
+    embedding: Any = read(labels, "2")[0]
+    assert embedding.label.tolist() == [2]
     with pytest.raises(UserError, match="for models with a text encoder"):
         read(labels, "2", weights=True)
 
