@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 # One thread: the tests' tensors are tiny, and a busy machine makes more threads wait for each other. So the cores take
 # files of tests side by side.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# Compiled modules are kept, whatever the environment says: each process would compile PyTorch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 # As they were typed: make would take $H out of $HOME.
 override PROMPT := $(value PROMPT)
 override OUT := $(value OUT)

@@ -91,14 +91,6 @@ def test_named_functions_exist(page: Path) -> None:
             assert text.strip("`") in names(path), f"{path.relative_to(ROOT)} has no {text}"
 
 
-def test_files_are_as_long_as_it_is_said() -> None:
-    page = ROOT / "docs" / "tasks.md"
-    told = re.findall(r"\]\((\.\./src/[\w/.]+)\)(?: in [\w.]+)?, (\d+) lines", page.read_text())
-    assert len(told) > 10
-    lengths = {path: len((page.parent / path).read_text().splitlines()) for path, _ in told}
-    assert {path: int(lines) for path, lines in told} == lengths
-
-
 def test_the_pages_name_functions() -> None:
     for name, least in (("house.md", 30), ("mathematics.md", 30)):
         named = [text for text, path, _ in relative(ROOT / "docs" / name) if path.suffix == ".py"]
