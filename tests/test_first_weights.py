@@ -21,8 +21,7 @@ __all__ = ["here", "workshop"]
 BASE = [
     *QUICK,
     *(f"system.model.size={SIZE}", "system.model.network.channels=16", "system.model.network.multipliers=1,2"),
-    *("system.model.network.blocks=1,1", "system.model.network.self_attention_levels=1"),
-    *("system.model.network.cross_attention_levels=1", "system.model.network.head_width=8", "system.model.steps=2"),
+    *("system.model.network.attention_levels=1", "system.model.network.head_width=8", "system.model.steps=2"),
     'system.diffusion.prompts=["a cat"]',
 ]
 PAIR = [

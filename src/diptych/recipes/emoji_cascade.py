@@ -9,6 +9,7 @@ from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.objective import ObjectiveConfig
 from diptych.diffusion.schedule import ScheduleConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
+from diptych.networks.unet import UNetConfig
 from diptych.recipes import Recipe, StageTraining
 from diptych.recipes.emoji import PROMPTS
 from diptych.stage_config import StageConfig
@@ -60,38 +61,64 @@ def enlarging(low_size: int, size: int) -> StageTraining:
     return StageTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
 
 
-RECIPES = {
-    "emoji-base": Recipe(
-        description="cascade stage 32: pixel diffusion from frozen MiniLM text, the CPU-trained cascade's base",
+def base(description: str, network: UNetConfig | EfficientUNetConfig) -> Recipe:
+    """The first stage: 32 px from words."""
+    model = StageConfig(
+        network=network,
+        text=MiniLMConfig(),
+        schedule=ScheduleConfig(kind="cosine"),
+        prediction="x0",
+        size=32,
+        low_size=None,
+        steps=24,
+        guidance=7.0,
+        sampler="dpmpp-2m",
+        threshold=ThresholdConfig(kind="static"),  # half of a drawing is white: a percentile tells nothing
+    )
+    return Recipe(
+        description=f"cascade stage 32: pixel diffusion from frozen MiniLM text, {description}",
         system=StageTraining(
-            model=StageConfig(
-                network=EfficientUNetConfig(
-                    concat_channels=0,
-                    channels=32,
-                    multipliers=(2, 3, 3),
-                    blocks=(2, 2, 2),
-                    self_attention_levels=(1, 2),
-                    cross_attention_levels=(1, 2),
-                    head_width=32,
-                    feed_forward=1,
-                    context_width=384,
-                    pooled_width=384,
-                    augmented=False,
-                ),
-                text=MiniLMConfig(),
-                schedule=ScheduleConfig(kind="cosine"),
-                prediction="x0",
-                size=32,
-                low_size=None,
-                steps=24,
-                guidance=7.0,
-                sampler="dpmpp-2m",
-                threshold=ThresholdConfig(kind="static"),  # half of a drawing is white: a percentile tells nothing
-            ),
+            model=model,
             diffusion=DiffusionTraining(objective=OBJECTIVE, prompts=PROMPTS, save_dtype="bfloat16"),
         ),
         data=DataConfig(path="data/emoji-64", size=32, in_memory=True),
         training=training(steps=6400, batch_size=64, learning_rate=1e-3),
+    )
+
+
+RECIPES = {
+    "emoji-base": base(
+        "plain U-Net",
+        UNetConfig(
+            in_channels=3,
+            out_channels=3,
+            channels=32,
+            multipliers=(1, 2, 4, 4),
+            blocks=1,
+            attention_levels=(2, 3),
+            heads=None,
+            head_width=32,
+            feed_forward=2,
+            context_width=384,
+            pooled_width=384,
+            norm_groups=16,
+        ),
+    ),
+    "emoji-base-efficient": base(
+        "Efficient U-Net: the base of the cascade in the package",
+        EfficientUNetConfig(
+            concat_channels=0,
+            channels=32,
+            multipliers=(2, 3, 3),
+            blocks=(2, 2, 2),
+            self_attention_levels=(1, 2),
+            cross_attention_levels=(1, 2),
+            head_width=32,
+            feed_forward=1,
+            context_width=384,
+            pooled_width=384,
+            augmented=False,
+        ),
     ),
     "emoji-sr-128": Recipe(
         description="cascade stage 32 -> 128: Efficient U-Net on 64-px crops, the CPU-trained cascade's second stage",
