@@ -252,7 +252,8 @@ def subclasses(cls: type[Config]) -> Iterator[type[Config]]:
 
 def number_fields() -> Iterator[tuple[type[Config], str]]:
     """Each field of each config of diptych's that may be a number."""
-    import diptych.recipes.run  # brings all of them  # noqa: F401
+    import diptych.recipes.adm
+    import diptych.recipes.run  # bring all of them  # noqa: F401
 
     for cls in dict.fromkeys(subclasses(Config)):
         hints = typing.get_type_hints(cls)
@@ -268,6 +269,18 @@ def test_no_number_of_any_config_may_be_absurd() -> None:
         for value in (10**30, -(10**30), 10**12 if name != "seed" else 2**64, 1e300, math.inf):
             with pytest.raises(UserError, match=name):
                 cls(**{name: value, **({"description": "d"} if cls.__name__ == "Recipe" else {})})
+
+
+BELOW_ZERO = {"guidance", "mean", "lambda_min", "seed"}
+"""Numbers that may be negative."""
+
+
+def test_numbers_that_count_or_weigh_are_not_negative() -> None:
+    for cls, name in number_fields():
+        given = {"description": "d"} if cls.__name__ == "Recipe" else {}
+        for value in (-1, -0.5) if name not in BELOW_ZERO else ():
+            with pytest.raises(UserError, match=name):
+                cls(**{name: value, **given})
 
 
 def test_a_field_states_its_bounds() -> None:

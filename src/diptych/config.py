@@ -75,7 +75,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, nested configs included."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any]) -> C:
@@ -113,6 +113,26 @@ def read_json(path: Path, missing: str | None = None, damaged: str | None = None
         raise UserError(damaged or f"{path} is not readable JSON") from None
 
 
+def differences(before: Any, now: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """(path of the field, saved value, value now) where values that were saved are not those of a config, or of a dict.
+
+    A field that came with a later version than the file had its default until then. One that is gone is left out, and
+    so are the fields of configs of two kinds, but for that.
+    """
+    kinds = [one.get("kind") if isinstance(one, dict) else getattr(one, "kind", None) for one in (before, now)]
+    if isinstance(before, dict) and kinds[0] != kinds[1]:
+        yield ".".join((*where, "kind")), *kinds
+    elif isinstance(before, dict) and isinstance(now, (dict, Config)):
+        defaults = {} if isinstance(now, dict) else {f.name: f.default for f in dataclasses.fields(now)}  # type: ignore
+        for name, value in now.items() if isinstance(now, dict) else ((name, getattr(now, name)) for name in defaults):
+            if name in before:
+                yield from differences(before[name], value, (*where, name))
+            elif defaults.get(name, value) != value:
+                yield ".".join((*where, name)), plain(defaults[name]), plain(value)
+    elif before != plain(now):
+        yield ".".join(where), before, plain(now)
+
+
 def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """The dotted path of each value."""
     for name, value in values.items():
@@ -121,13 +141,14 @@ def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{prefix}{name}.")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The values of a config, of what holds some, as JSON has them."""
     if isinstance(value, Config):
         return value.to_dict()
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     return value
 
 
@@ -152,7 +173,7 @@ def _assign(cls: type[Config], values: dict[str, Any], path: list[str], text: st
         raise unknown(f"no field {name!r} in {whole!r}", name, names)
     hint = typing.get_type_hints(cls)[name]
     if not rest:
-        values[name] = _plain(_parse(text, hint, whole))
+        values[name] = plain(_parse(text, hint, whole))
         return
     if values.get(name) is None:  # an optional part: its other fields take their defaults
         values[name] = {}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,8 @@ from tests.training.processes import finish, start
 
 
 def parts(step: int, size: int = 100) -> dict[str, dict[str, torch.Tensor]]:
-    return {"weights": {"a": torch.full((size,), float(step))}, "optimizer": {"a/m": torch.full((size,), step * 2.0)}}
+    values = {"weights": ("a", 1.0), "ema": ("a", 0.5), "optimizer": ("a/m", 2.0)}
+    return {part: {name: torch.full((size,), step * factor)} for part, (name, factor) in values.items()}
 
 
 def save(folder: Path, step: int, **options: int) -> Path:
@@ -70,10 +74,41 @@ def cut_manifest(path: Path) -> None:
     (path / "manifest.json").write_text((path / "manifest.json").read_text()[:40])
 
 
+def nested_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("[" * 100_000)
+
+
+def folder_for_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").mkdir()
+
+
+def short_manifest(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({"state.json": manifest["state.json"]}))
+
+
+def stating(**changes: Any) -> Callable[[Path], None]:
+    """A state that says something else, and hashes that say that it is as it was written."""
+
+    def harm(path: Path) -> None:
+        state = {**json.loads((path / "state.json").read_text()), **changes}
+        (path / "state.json").write_text(json.dumps({key: value for key, value in state.items() if value != "gone"}))
+        manifest = json.loads((path / "manifest.json").read_text())
+        size, digest = (path / "state.json").stat().st_size, checkpoint._sha256(path / "state.json")
+        manifest["state.json"] = {"bytes": size, "sha256": digest}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+    return harm
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [(truncate, "bytes instead of"), (flip, "SHA-256"), (lose, "missing"), (lose_manifest, "missing"),
-     (cut_manifest, "not readable")],
+     (cut_manifest, "not readable"), (nested_manifest, "not readable"), (folder_for_manifest, "cannot be read"),
+     (short_manifest, "does not list weights"), (stating(step=3), "says step 3"),
+     (stating(step="gone"), "not readable"), (stating(seconds=None), "seconds None"),
+     (stating(seconds=math.nan), "seconds nan"), (stating(learning_rate="x"), "learning_rate 'x'")],
 )  # fmt: skip
 def test_a_broken_newest_falls_back_to_the_whole_one_before_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], None], said: str
@@ -84,8 +119,9 @@ def test_a_broken_newest_falls_back_to_the_whole_one_before_with_a_warning(
     warning = capsys.readouterr().err
     assert "step-00000002" in warning
     assert said in warning
-    save(tmp_path, 2)  # the run comes there again and writes it anew
-    check(newest(tmp_path), 2)
+    if harm is not folder_for_manifest:  # which no checkpoint has, and so is not replaced
+        save(tmp_path, 2)  # the run comes there again and writes it anew
+        check(newest(tmp_path), 2)
 
 
 def test_an_older_one_goes_only_when_a_newer_one_is_whole_by_its_hashes(
@@ -188,12 +224,12 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
-    checkpoint.save(tiny_disk, 1, parts(1, 50_000), {})  # 400 kB
+    checkpoint.save(tiny_disk, 1, parts(1, 30_000), {"seconds": 1.0})  # 360 kB
     with pytest.raises(UserError, match="disk is full") as caught:
-        checkpoint.save(tiny_disk, 2, parts(2, 100_000), {})
+        checkpoint.save(tiny_disk, 2, parts(2, 60_000), {"seconds": 2.0})
     assert "\n" not in str(caught.value)
     assert [p.name for p in tiny_disk.iterdir()] == ["step-00000001"]
-    assert newest(tiny_disk).load("weights")["a"].shape == (50_000,)
+    assert newest(tiny_disk).load("weights")["a"].shape == (30_000,)
 
 
 def die_at(folder: str, operation: int) -> None:

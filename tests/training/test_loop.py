@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from diptych.errors import UserError
+from diptych.recipes import get
 from diptych.training import checkpoint
 from diptych.training.config import TrainingConfig, settle_config
 from diptych.training.feed import prefetched
@@ -95,6 +96,25 @@ def test_fields_outside_training_count_and_logging_does_not(tmp_path: Path) -> N
         settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 16, "text": None}})
     with pytest.raises(UserError, match=r"system\.text=null"):
         settle_config(tmp_path, {"training": {"steps": 9, "seed": 1}, "system": {"width": 8, "text": {"k": 1}}})
+
+
+def test_a_field_that_came_with_a_later_version_had_its_default(tmp_path: Path) -> None:
+    """A run whose config lacks it goes on where the recipe has the default, and is refused where it has not."""
+    saved = get("ddpm").to_dict()
+    del saved["data"]["flip"], saved["data"]["center_shift"], saved["system"]["model"]["schedule"]["conditioning"]
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "gone": 1}))
+    with pytest.raises(UserError, match=r"holds a run with data\.flip=0\.0, not 0\.5: .* set data\.flip back"):
+        settle_config(tmp_path, get("ddpm"))
+    several = ["data.flip=0", "training.seed=3", "training.steps=7", "system.model.network=" + json.dumps(OTHER)]
+    with pytest.raises(UserError) as told:
+        settle_config(tmp_path, get("ddpm").override(several))
+    assert 'network.kind="unet", not "adm", training.seed=0, not 3: ' in str(told.value)
+    assert settle_config(tmp_path, get("ddpm").override(["data.flip=0"]), {"found": "x"}) == []
+    with pytest.raises(UserError, match='found="x", not "y"'):
+        settle_config(tmp_path, get("ddpm").override(["data.flip=0"]), {"found": "y"})
+
+
+OTHER = {"kind": "adm", "out_channels": 3}
 
 
 def test_another_recipe_in_the_folder_is_named(tmp_path: Path) -> None:
@@ -220,6 +240,18 @@ class Spoiling(Toy):
             with torch.no_grad():
                 self.module.get_parameter("spare").fill_(torch.inf)
         return super().loss(batch)
+
+
+@pytest.mark.parametrize("part", ["weights", "ema", "optimizer"])
+def test_a_checkpoint_that_was_saved_with_what_is_not_finite_is_not_gone_on_from(tmp_path: Path, part: str) -> None:
+    train(Toy(), batch_at, settings(steps=4, schedule="constant"), tmp_path)
+    found = checkpoint.latest(tmp_path / "checkpoints")
+    assert found is not None
+    parts = {name: found.load(name) for name in ("weights", "ema", "optimizer")}
+    next(tensor for name, tensor in parts[part].items() if name.startswith("0.weight") and tensor.ndim)[0] = torch.nan
+    checkpoint.save(tmp_path / "checkpoints", 6, parts, found.state)
+    with pytest.raises(UserError, match=r"step-00000006 the .* 0\.weight.* hold NaN or Inf.*: move that folder away"):
+        train(Toy(), batch_at, settings(steps=8, schedule="constant"), tmp_path)
 
 
 @pytest.mark.parametrize("at", [5, 7, 9])

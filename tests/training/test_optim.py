@@ -13,7 +13,7 @@ from diptych.training.optim import build_optimizer, load_optimizer_tensors, opti
 from tests.training.toy import settings
 
 
-def module() -> nn.Module:
+def module() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(36, 2))
 
@@ -57,6 +57,20 @@ def test_state_of_another_model_is_refused_by_key() -> None:
     optimizer = build_optimizer(net, settings())
     with pytest.raises(UserError, match=r"'9\.weight/exp_avg'"):
         load_optimizer_tensors(optimizer, net, {"9.weight/exp_avg": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(("own", "other"), [("adamw", "adafactor"), ("adafactor", "adam")])
+def test_state_of_another_optimizer_or_shape_is_refused(own: str, other: str) -> None:
+    net, wide = module(), nn.Sequential(*module()[:3], nn.Linear(36, 3))
+    each = ((net, own), (net, other), (wide, own))
+    optimizer, theirs, wider = (build_optimizer(network, settings(optimizer=name)) for network, name in each)
+    for one, network in ((theirs, net), (wider, wide)):
+        step(network, one, 0)
+        with pytest.raises(
+            UserError, match=r"optimizer state of .* another optimizer or model: it has .*, not"
+        ) as told:
+            load_optimizer_tensors(optimizer, net, optimizer_tensors(one, network))
+        assert "\n" not in str(told.value)
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:

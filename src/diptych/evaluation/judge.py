@@ -35,28 +35,29 @@ SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "judge"
 class JudgeConfig(Config):
     most = 2**16
 
-    size: int = 64
+    size: Annotated[int, Within(1)] = 64
     """Side in pixels of the square that the picture tower reads; other sizes are resized to it, antialiased."""
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    widths: Annotated[tuple[int, ...], Within(1)] = (32, 64, 128, 256)
     """Channels of the picture tower's stages, from half the resolution down, each half the one before."""
-    blocks: Annotated[tuple[int, ...], Within(0, 1000)] = (1, 1, 2, 1)
+    blocks: Annotated[tuple[int, ...], Within(1, 1000)] = (1, 1, 2, 1)
     """Residual blocks of each stage."""
-    token_width: int = 384
+    token_width: Annotated[int, Within(1)] = 384
     """Width of the frozen word features (MiniLM: 384)."""
-    text_width: int = 256
+    text_width: Annotated[int, Within(1)] = 256
     """Width of the trained transformer over the words."""
     text_layers: Annotated[int, Within(0, 1000)] = 1
     """Its layers."""
-    tokens: int = 64
+    tokens: Annotated[int, Within(1)] = 64
     """The most word pieces that it reads; a longer caption is cut."""
-    heads: int = 4
+    heads: Annotated[int, Within(1)] = 4
     """Attention heads, in both towers."""
-    embedding: int = 256
+    embedding: Annotated[int, Within(1)] = 256
     """Dimensions of the space that pictures and words share."""
     dropout: float = 0.1
     """Dropout in both towers' transformers."""
 
     def check(self) -> None:
+        self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
         self.require(len(self.widths) == len(self.blocks) > 0, "blocks", "have one entry for each of widths")
         self.require(self.size % 2 ** len(self.widths) == 0, "size", f"be divisible by {2 ** len(self.widths)}")
         self.require(self.widths[-1] % self.heads == 0 == self.text_width % self.heads, "heads", "divide both widths")

@@ -7,14 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
 from diptych.evaluation.judge import Judge, JudgeConfig
@@ -37,15 +37,15 @@ class ContrastConfig(Config):
     """Which system this is."""
     judge: JudgeConfig = JudgeConfig()
     """The network."""
-    negatives: int = 4096
+    negatives: Annotated[int, Within(0)] = 4096
     """The most concepts that stand as wrong captions beside those of the batch itself; of more, so many are drawn."""
-    foils: int = 2
+    foils: Annotated[int, Within(0)] = 2
     """Wrong captions of each scene (its own foils, wrong in one attribute) drawn for a step."""
-    scale: float = 0.2
+    scale: Annotated[float, Within(0, 1)] = 0.2
     """Pictures are zoomed by up to this fraction, scenes only out, so that nothing leaves the picture."""
-    shift: float = 0.1
+    shift: Annotated[float, Within(0, 1)] = 0.1
     """Pictures are moved by up to this fraction of their side."""
-    colour: float = 0.2
+    colour: Annotated[float, Within(0, 1)] = 0.2
     """Brightness, contrast and saturation are changed by up to this fraction."""
     flip: bool = True
     """Mirror half of the single drawings, but none with letters, arrows, clocks or a side in the name."""

@@ -12,14 +12,14 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
-from diptych.config import Config
+from diptych.config import Config, Within
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
 from diptych.diffusion.times import TimesConfig
@@ -44,14 +44,14 @@ COSINE = ScheduleConfig(kind="cosine-table")
 class Facts(Config):
     """What the shapes of a guided-diffusion file do not show. The defaults are as most of them were trained."""
 
-    size: int | None = None
+    size: Annotated[int | None, Within(1, 2**16)] = None
     """Side of the pictures, in pixels (`image_size` there, `large_size` of an upsampler); a classifier that pools by
     attention shows its own."""
-    low_size: int | None = None
+    low_size: Annotated[int | None, Within(1, 2**16)] = None
     """Side of the pictures that an upsampler enlarges (`small_size`)."""
-    heads: int | None = None
+    heads: Annotated[int | None, Within(1, 2**16)] = None
     """Attention heads (`num_heads`), or none to derive them from `head_width`."""
-    head_width: int | None = 64
+    head_width: Annotated[int | None, Within(1, 2**16)] = 64
     """Channels of a head (`num_head_channels`), or none to derive it from `heads`."""
     new_attention_order: bool = False
     """`use_new_attention_order`: of query, key and value, all heads of one come before those of the next."""

@@ -145,10 +145,9 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
 
 
 def _run(recipe: Recipe, folder: Path, task: Trainable, splits: dict[str, BatchAt]) -> Path:
-    resolved = recipe.to_dict()
-    if isinstance(task, FirstStage) and task.distance_name is not None:
-        resolved["perceptual_distance"] = task.distance_name
-    return run_loop(task, splits["train"], recipe.training, folder, splits.get("held-out"), resolved=resolved)
+    named = isinstance(task, FirstStage) and task.distance_name is not None
+    facts = {"perceptual_distance": task.distance_name} if named else {}
+    return run_loop(task, splits["train"], recipe.training, folder, splits.get("held-out"), recipe, facts)
 
 
 def build(recipe: Recipe, dataset: PictureDataset, *others: PictureDataset) -> Trainable:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -24,12 +25,10 @@ from diptych.errors import UserError
 from diptych.terminal import say
 from diptych.weights.files import load_safetensors, save_safetensors
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.json"
 STEP = re.compile(r"step-\d{8,}")
 PARTS = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors")
-CHECKPOINT = Written(
-    "a checkpoint", (*PARTS, "state.json", MANIFEST), lambda folder: STEP.fullmatch(folder.name) is not None
-)
+CHECKPOINT = Written("a checkpoint", (*PARTS, STATE, MANIFEST), lambda folder: STEP.fullmatch(folder.name) is not None)
 """A broken one is told from others' folders by its name and what is in it: any of its files may be what is broken."""
 RUN = ("config.json", "metrics.jsonl", "checkpoints", "model", "samples", "tensorboard")
 """What a run writes into its folder."""
@@ -67,7 +66,7 @@ def save(
             partial.mkdir()
             for part, tensors in parts.items():
                 save_safetensors(tensors, partial / f"{part}.safetensors")
-            (partial / "state.json").write_text(json.dumps({**state, "step": step}, indent=2) + "\n")
+            (partial / STATE).write_text(json.dumps({**state, "step": step}, indent=2) + "\n")
             manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
             sync_all(partial)
@@ -91,7 +90,7 @@ def latest(folder: Path) -> Checkpoint | None:
             continue
         for one in broken:
             say(f"skipping broken checkpoint {folder}/{one}")
-        return Checkpoint(path, json.loads((path / "state.json").read_text()))
+        return Checkpoint(path, json.loads((path / STATE).read_text()))
     if broken:
         raise UserError(
             f"no checkpoint in {folder} is whole ({broken[0]}): nothing was changed. Bring one back from a copy, or, "
@@ -104,8 +103,8 @@ def fault(path: Path, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint folder, or None when every file is there with its size and hash."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        if "state.json" not in manifest:
-            return f"{MANIFEST} does not list state.json"
+        if missing := [name for name in (*PARTS, STATE) if name not in manifest]:
+            return f"{MANIFEST} does not list {missing[0]}"
         for name, expected in manifest.items():
             file = path / name
             if not file.is_file():
@@ -114,10 +113,23 @@ def fault(path: Path, hashes: bool = True) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
             if hashes and _sha256(file) != expected["sha256"]:
                 return f"{name} does not have the content that was written (SHA-256 differs)"
+        return _fault_of_state(json.loads((path / STATE).read_text()), path)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is not readable"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} or {STATE} is not readable"
+
+
+def _fault_of_state(state: dict[str, Any], path: Path) -> str | None:
+    """What is wrong with what `state.json` of a checkpoint says, whose folder is named by its step."""
+    step = int(path.name.removeprefix("step-"))
+    if state["step"] != step:
+        return f"{STATE} says step {state['step']!r} in the folder of step {step}"
+    for name, value in (("seconds", state["seconds"]), ("learning_rate", state.get("learning_rate", 0.0))):
+        if not (type(value) in (int, float) and 0 <= value < math.inf):
+            return f"{STATE} says {name} {value!r}"
     return None
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from diptych.config import Config, Within, read_json
+from diptych.config import Config, Within, differences, plain, read_json
 from diptych.disk import write_text
 from diptych.errors import UserError
 
@@ -105,34 +106,38 @@ CHANGEABLE = {
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
+LISTED = 8
+"""So many settings that differ are named in one line."""
 
 
-def settle_config(folder: Path, resolved: dict[str, Any]) -> list[str]:
-    """Save the resolved config as `config.json`, or raise a `UserError` if the run there was started with another.
+def settle_config(
+    folder: Path, config: Config | Mapping[str, Any], facts: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Save a config as `config.json`, or raise a `UserError` if the run there was started with another.
 
-    `resolved` has the training settings under "training"; those in `CHANGEABLE` may differ. Gives those that do, as
-    "training.steps=200 (was 100)".
+    config: the recipe, which has the training settings under "training"; those in `CHANGEABLE` may differ. facts: what
+    else is kept beside it. Gives those that do differ, as "training.steps=200 (was 100)".
     """
-    path, changed = folder / "config.json", list[str]()
+    path, changed, refused = folder / "config.json", list[str](), list[tuple[str, Any, Any]]()
+    resolved = {**plain(config), **(facts or {})}
     if path.exists():
         before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
-        found = _differences(before, json.loads(json.dumps(resolved)))
+        found = [*differences(before, config), *differences(before, dict(facts or {}))]
         for field, old, new in found:
-            if field == "description":  # the recipe's, which a version may word anew
-                continue
-            if not (field.startswith("training.") and field.removeprefix("training.") in CHANGEABLE):
-                other = next((f", of the recipe {old!r}" for name, old, _ in found if name == "description"), "")
-                raise UserError(
-                    f"{folder} holds a run with {field}={json.dumps(old)}, not {json.dumps(new)}{other}: "
-                    f"train into another folder, or set {field} back to go on with it"
-                )
-            changed.append(f"{field}={json.dumps(new)} (was {json.dumps(old)})")
+            if field.startswith("training.") and field.removeprefix("training.") in CHANGEABLE:
+                changed.append(f"{field}={json.dumps(new)} (was {json.dumps(old)})")
+            elif field != "description":  # the recipe's, which a version may word anew
+                refused.append((field, old, new))
+        if refused:
+            listed = ", ".join(
+                f"{field}={json.dumps(old)}, not {json.dumps(new)}" for field, old, new in refused[:LISTED]
+            )
+            more = f", and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+            other = next((f", of the recipe {old!r}" for name, old, _ in found if name == "description"), "")
+            them = " and ".join(field for field, *_ in refused) if len(refused) <= 2 else "these"
+            raise UserError(
+                f"{folder} holds a run with {listed}{more}{other}: train into another folder, or set {them} back to go "
+                "on with it"
+            )
     write_text(path, json.dumps(resolved, indent=2) + "\n")
     return changed
-
-
-def _differences(old: Any, new: Any, where: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
-    """(field, old, new) where both differ. Fields that only one has came or went with a version."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [found for key in new if key in old for found in _differences(old[key], new[key], (*where, key))]
-    return [] if old == new else [(".".join(where), old, new)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.config import Config, read_json
+from diptych.config import Config, Within, read_json
 from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
@@ -36,14 +36,18 @@ class DistillationConfig(Config):
     teacher: str | None = None
     """What holds the autoencoder whose decoder is the teacher: a run or model folder, or a published model; none for
     the default model in the package."""
-    after_teacher: float = 1.0
+    after_teacher: Annotated[float, Within(0)] = 1.0
     """Weight of the mean absolute difference from what the teacher decodes."""
-    after_truth: float = 0.2
+    after_truth: Annotated[float, Within(0)] = 0.2
     """Weight of the mean absolute difference from the true picture."""
     perceptual: PerceptualConfig | None = None
     """A perceptual distance from what the teacher decodes, or none."""
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """How the finished model's kernels are stored."""
+
+    def check(self) -> None:
+        some = self.after_teacher > 0 or self.after_truth > 0 or self.perceptual is not None
+        self.require(some, "after_teacher", "be more than 0, or after_truth, or perceptual be set: nothing is learned")
 
 
 class Distillation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -21,7 +22,7 @@ def refuse(
 
     seen: of each part of the batch, the keys of its examples and their losses (B,).
     """
-    require_finite(step, module, {})
+    require_finite(step, module, {}, {})
     bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
     every = [str(key) for keys, _ in seen for key in keys]
     chain = itertools.chain.from_iterable
@@ -33,14 +34,36 @@ def refuse(
     )
 
 
+def require_finite(
+    step: int,
+    module: nn.Module,
+    average: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    read: Path | None = None,
+) -> None:
+    """Raise a `UserError` where what a checkpoint would hold is not finite (`not_finite`), or what one did hold that
+    was read. It is the same in all processes."""
+    if not (what := not_finite(module, average, optimizer)):
+        return
+    if read is not None:
+        raise UserError(
+            f"in {read} {what} NaN or Inf, which earlier versions did save: move that folder away, and the run goes on "
+            "from the checkpoint before"
+        )
+    raise UserError(
+        f"after step {step} {what} NaN or Inf: the run stops, and the checkpoint before stays as it is. Lower "
+        "training.learning_rate (or training.precision=fp32) and go on from there in a copy"
+    )
+
+
 @torch.no_grad()
-def require_finite(step: int, module: nn.Module, average: Mapping[str, Tensor]) -> None:
-    """Raise a `UserError` where weights or their average hold NaN or Inf. They are the same in all processes."""
-    names = dict(module.named_parameters())
-    averaged = ((name, tensor) for name, tensor in average.items() if name in names)  # a buffer, a mask say, may be inf
-    for name, tensor in itertools.chain(names.items(), averaged):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(
-                f"after step {step} the weights {name} hold NaN or Inf: the run stops, and the checkpoint before stays "
-                "as it is. Lower training.learning_rate (or training.precision=fp32) and go on from there in a copy"
-            )
+def not_finite(module: nn.Module, average: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> str | None:
+    """The weights, their average, state of the optimizer or buffer that hold NaN or Inf, as "the weights x hold"; of a
+    buffer, which may be a mask, NaN alone."""
+    weights = dict(module.named_parameters())
+    averages = {name: tensor for name, tensor in average.items() if name in weights}
+    for of, tensors in (("weights", weights), ("averaged weights", averages), ("moments", optimizer)):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return f"the {of} {name} hold"
+    return next((f"the buffer {name} holds" for name, tensor in module.named_buffers() if tensor.isnan().any()), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ class Journal:
         if self.folder is None:
             return
         file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
         kept = [line for line in lines if _step(line) <= self.step]
         if kept != lines:
             write_text(file, "".join(line + "\n" for line in kept))
@@ -111,8 +112,8 @@ class Means:
 
 
 def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; a line cut by a kill counts as infinitely late."""
+    """The step of a line of metrics.jsonl; a line cut by a kill, or otherwise odd, counts as infinitely late."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return math.inf

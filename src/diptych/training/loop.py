@@ -12,15 +12,17 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from diptych.config import Config
 from diptych.disk import replacing
 from diptych.progress import clock
+from diptych.terminal import say
 from diptych.training import checkpoint
 from diptych.training.config import TrainingConfig, settle_config
 from diptych.training.distributed import Team, set_precision, team
@@ -47,21 +49,22 @@ def train(
     config: TrainingConfig,
     folder: Path | str,
     validation_at: BatchAt | None = None,
-    resolved: dict[str, Any] | None = None,
+    recipe: Config | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, or go on with, the run in `folder`; returns `folder/model`, the finished model.
 
     `batch_at` and `validation_at` give the batch of a list of stream positions (called from background threads).
-    `resolved` is the whole config to keep in `config.json`, the training settings under "training". The caller seeds
-    the first weights. SIGTERM and SIGINT finish the step, save a checkpoint and raise `SystemExit`. Raises a
-    `UserError` for a changed config, a folder in use or with files of something else, checkpoints of which none is
-    whole, a full disk, a loss or gradient that is not finite (before it reaches the weights), or weights that are not
-    (before they are saved); the checkpoints stay as they are.
+    `recipe` is the whole config to keep in `config.json`, the training settings under "training", and `facts` what else
+    is kept there and must stay. The caller seeds the first weights. SIGTERM and SIGINT finish the step, save a
+    checkpoint and raise `SystemExit`. Raises a `UserError` for a changed config, a folder in use or with files of
+    something else, checkpoints of which none is whole, a full disk, a loss or gradient that is not finite (before it
+    reaches the weights), or weights that are not (before they are saved); the checkpoints stay as they are.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     with team(config.device) as here:
-        return Run(trainable, batch_at, config, Path(folder), validation_at, here).run(resolved)
+        return Run(trainable, batch_at, config, Path(folder), validation_at, here).run(recipe, facts)
 
 
 class Run:
@@ -91,13 +94,13 @@ class Run:
         limit = self.config.minutes
         return self.step >= self.config.steps or (limit is not None and self.seconds >= limit * 60)
 
-    def run(self, resolved: dict[str, Any] | None) -> Path:
+    def run(self, recipe: Config | None, facts: Mapping[str, Any] | None) -> Path:
         model, changed = self.folder / "model", list[str]()
         with contextlib.ExitStack() as stack:
             if self.team.main:
                 checkpoint.require_run(self.folder)
                 stack.enter_context(checkpoint.locked(self.folder))
-                changed = settle_config(self.folder, resolved or {"training": self.config.to_dict()})
+                changed = settle_config(self.folder, recipe or {"training": self.config}, facts)
                 checkpoint.clean(self.folder / "checkpoints")
             resumed = self.resume()
             journal = Journal(self.folder if self.team.main else None, self.step, self.config.steps)
@@ -131,17 +134,16 @@ class Run:
     def start(self) -> None:
         """Let the model look at the first pictures (for example at their scale), and give every process the result."""
         self.seed("start")
+        batch = self.batch_at(list(range(min(self.config.batch_size, START_PICTURES))))
         with torch.no_grad():
-            batch = self.batch_at(list(range(min(self.config.batch_size, START_PICTURES))))
             self.trainable.start(to_device(batch, self.team.device))
         self.team.broadcast(list(self.module.state_dict().values()))
         self.ema = EMA(self.module, self.config.ema, self.config.ema_warmup)
 
     def train(self, journal: Journal) -> None:
         """Take steps until the run is finished or a signal came; leave a checkpoint of the last one."""
-        config = self.config
+        config, logged = self.config, Means()
         began = time.monotonic() - self.seconds
-        logged = Means()
         pieces = (part for step in range(self.step, config.steps) for part in self.parts(step))
         self.module.train()
         with contextlib.closing(prefetched(self.batch_at, pieces, config.workers)) as batches:
@@ -156,7 +158,6 @@ class Run:
                     with self.averaged():
                         journal.picture(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
-                    require_finite(self.step, self.module, self.ema.state_dict())
                     self.save_checkpoint()
 
     def take_step(self, batches: Iterator[Batch], logged: Means, seconds: float) -> float:
@@ -194,8 +195,7 @@ class Run:
     def validate(self, validation_at: BatchAt) -> dict[str, float]:
         """Metrics over the first validation pictures, always the same, with the averaged weights."""
         size = -(-self.config.batch_size // (self.team.size * self.config.accumulation))
-        mine = self.team.share(range(self.config.validation_pictures))
-        means = Means()
+        mine, means = self.team.share(range(self.config.validation_pictures)), Means()
         with self.averaged():
             for i in range(0, len(mine), size):
                 part = mine[i : i + size]
@@ -213,9 +213,8 @@ class Run:
 
     def parts(self, step: int) -> list[list[int]]:
         """This process's positions of a step's batch, in as many parts as there are accumulated."""
-        size = self.config.batch_size
+        size, parts = self.config.batch_size, self.config.accumulation
         mine = self.team.share(range(step * size, (step + 1) * size))
-        parts = self.config.accumulation
         split = [mine[i * len(mine) // parts : (i + 1) * len(mine) // parts] for i in range(parts)]
         return [part for part in split if part]
 
@@ -229,12 +228,10 @@ class Run:
         torch.manual_seed(int.from_bytes(digest))
 
     def save_checkpoint(self) -> None:
+        average, moments = self.ema.state_dict(), optimizer_tensors(self.optimizer, self.module)
+        require_finite(self.step, self.module, average, moments)
         if self.team.main:
-            parts = {
-                "weights": self.module.state_dict(),
-                "ema": self.ema.state_dict(),
-                "optimizer": optimizer_tensors(self.optimizer, self.module),
-            }
+            parts = {"weights": self.module.state_dict(), "ema": average, "optimizer": moments}
             rate = learning_rate_at(self.step, self.config, self.seconds)  # that of the next step
             state = {"seconds": self.seconds, "learning_rate": rate}
             checkpoint.save(self.folder / "checkpoints", self.step, parts, state, self.config.keep)
@@ -244,7 +241,10 @@ class Run:
         found = self.team.gather(checkpoint.latest(self.folder / "checkpoints") if self.team.main else None)[0]
         if found is not None:
             load_into(self.module, found.load("weights"), str(found.path))
-            self.ema.load_state_dict(found.load("ema"))
-            load_optimizer_tensors(self.optimizer, self.module, found.load("optimizer"))
+            average, moments = found.load("ema"), found.load("optimizer")
+            require_finite(found.step, self.module, average, moments, found.path)
+            self.ema.load_state_dict(average)
+            if load_optimizer_tensors(self.optimizer, self.module, moments) and self.team.main:
+                say("Adafactor went by other moments in earlier versions: the run goes on from what these say of ours")
             self.step, self.seconds = found.step, found.state["seconds"]
         return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from diptych.errors import UserError
-from diptych.training.adafactor import Adafactor, translated
+from diptych.training.adafactor import Adafactor, moment_shapes, translated
 from diptych.training.config import TrainingConfig
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -48,17 +48,36 @@ def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tens
     }
 
 
-def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; a parameter that the module lacks raises a `UserError`."""
+def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Put back what `optimizer_tensors` gave; whether it is PyTorch's Adafactor's and was made into ours. Raises a
+    `UserError` for what is of another model or optimizer."""
     order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     index = {name: order[id(p)] for name, p in module.named_parameters() if id(p) in order}
-    state: dict[int, dict[str, Tensor]] = {}
+    own = dict(module.named_parameters())
+    found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition("/")
         if name not in index:
             raise UserError(f"the optimizer state has {key!r}, but the model trains no parameter {name!r}")
-        state.setdefault(index[name], {})[kind] = tensor
-    if isinstance(optimizer, Adafactor):
-        shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        state = {place: translated(values, shapes[place]) for place, values in state.items()}
+        found.setdefault(name, {})[kind] = tensor
+    state: dict[int, dict[str, Tensor]] = {}
+    older = False
+    for name, values in found.items():
+        if isinstance(optimizer, Adafactor):
+            values = translated(given := values, own[name].shape)
+            older |= values.keys() != given.keys()
+        shapes = {kind: value.shape for kind, value in values.items()}
+        if shapes != (wanted := state_shapes(optimizer, own[name].shape)):
+            held, needed = (", ".join(f"{kind} {tuple(s)}" for kind, s in each.items()) for each in (shapes, wanted))
+            raise UserError(
+                f"the optimizer state of {name!r} is that of another optimizer or model: it has {held}, not {needed}"
+            )
+        state[index[name]] = values
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return older
+
+
+def state_shapes(optimizer: Optimizer, shape: torch.Size) -> dict[str, torch.Size]:
+    """What an optimizer that `build_optimizer` makes keeps of a parameter of that shape, once it took a step."""
+    moments = moment_shapes(shape) if isinstance(optimizer, Adafactor) else {"exp_avg": shape, "exp_avg_sq": shape}
+    return {"step": torch.Size(), **moments}
