@@ -56,8 +56,9 @@ gpu: ## run what wants a GPU, best value first, within BUDGET minutes; a rerun g
 	@run="$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo "$$PYTHON")"; \
 	PYTHONPATH="src:.$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" -m benchmarks.gpu --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
 
-default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (hours on a CPU)
+default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (a GPU: minutes; a CPU: a day and more)
 	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64
+	$(BIN)/diptych data emoji --size 128 --scenes 5000 --out data/emoji-128
 	$(BIN)/diptych train judge --run-dir runs/judge
 	$(BIN)/diptych train emoji-autoencoder --run-dir runs/emoji-autoencoder
 	$(BIN)/diptych precompute emoji-latent --out cache/emoji-latent
@@ -66,7 +67,7 @@ default-model: $(VENV)/.installed-data ## make the data and train the models in 
 	cp -r runs/emoji-latent/model/. src/diptych/assets/latent
 	cp -r runs/judge/model/. src/diptych/assets/judge
 	@echo "Bring MODEL_CARD.md in src/diptych/assets/latent and judge up to date."
-	$(BIN)/diptych evaluate --data data/emoji-64 --out runs/emoji-latent/evaluation
+	$(BIN)/diptych evaluate --data data/emoji-128 --out runs/emoji-latent/evaluation
 
 default-cascade: $(VENV)/.installed-data ## as default-model, for the cascade in src/diptych/assets (hours on a CPU)
 	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64

@@ -15,13 +15,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "src" / "diptych" / "assets"
 
-# The recipes and what is other on a GPU: 128 px, one level more in the U-Net. The networks stay small, because all the
-# shipped weights together stay below 40 MiB. A time limit ends the training, so the learning rate stays constant.
+# The recipes and what is other on a GPU: a time limit ends the training, and the learning rate cools down by the clock.
+# The networks stay small, because all the shipped weights together stay below 90 MiB.
 AUTOENCODER, LATENT, JUDGE = "emoji-autoencoder", "emoji-latent", "judge"
-UNET_128 = {"channels": "80", "multipliers": "1,2,2", "attention_levels": "1,2", "head_width": "40"}
-LIMIT = 40 * 2**20
+SMALL_AUTOENCODER, SMALL_LATENT = "emoji-64-autoencoder", "emoji-64-latent"
+LIMIT = 90 * 2**20
 """Bytes that all the shipped weights may have together."""
-STEADY = {"steps": "1000000", "schedule": "constant", "cooldown": "0", "ema": "0.999", "checkpoint_every": "1000"}
+STEADY = {"steps": "1000000", "schedule": "constant", "cooldown": "0.4", "ema": "0.999", "checkpoint_every": "1000"}
 
 # Where things lie, relative to the root.
 DATA, LARGE_DATA, CACHE, RUNS = "data/emoji-128", "data/emoji-512", "cache/gpu", "runs/gpu"
@@ -93,11 +93,7 @@ def train(recipe: str, run: str, minutes: float, batch: int, rate: float, *more:
     return ("train", recipe, "--run-dir", run, *data, *settings("training", STEADY), *limits, *more)
 
 
-LATENT_SETTINGS = (
-    *settings("system.model.unet", UNET_128),
-    *("system.model.size=128", "data.size=128", f"data.path={DATA}"),
-    *(f"system.autoencoder={AUTOENCODER_RUN}", f"system.precomputed={CACHE}"),
-)
+LATENT_SETTINGS = (*(f"data.path={DATA}", f"system.autoencoder={AUTOENCODER_RUN}", f"system.precomputed={CACHE}"),)
 
 
 def study(out: str, *model: str) -> tuple[str, ...]:
@@ -173,7 +169,7 @@ FIRST = (
     Job(
         name="autoencoder",
         minutes=5,
-        run=train(AUTOENCODER, AUTOENCODER_RUN, 4.5, 64, 1e-3, "data.size=128"),
+        run=train(AUTOENCODER, AUTOENCODER_RUN, 4.5, 64, 1e-3),
         needs=("data",),
         resumes=True,
     ),
@@ -248,26 +244,26 @@ THEN = (
     Job(
         name="words-autoencoder",
         minutes=2,
-        run=("train", AUTOENCODER, "--run-dir", f"{WORDS}/autoencoder", "data.path=data/emoji-64"),
+        run=("train", SMALL_AUTOENCODER, "--run-dir", f"{WORDS}/autoencoder", "data.path=data/emoji-64"),
         needs=("words-data",),
         resumes=True,
     ),
     Job(
         name="words-precompute",
         minutes=1,
-        run=("precompute", LATENT, "--out", f"{WORDS}/cache", f"system.autoencoder={WORDS}/autoencoder"),
+        run=("precompute", SMALL_LATENT, "--out", f"{WORDS}/cache", f"system.autoencoder={WORDS}/autoencoder"),
         needs=("words-autoencoder",),
     ),
-    words("emoji-latent"),
+    words(SMALL_LATENT),
     words("emoji-latent-joint"),
     Job(
         name="unseen-words",
         minutes=1,
         run=(
-            *("unseen", "--model", f"{WORDS}/emoji-latent", "--model", f"{WORDS}/emoji-latent-joint"),
+            *("unseen", "--model", f"{WORDS}/{SMALL_LATENT}", "--model", f"{WORDS}/emoji-latent-joint"),
             *("--data", "data/emoji-64", "--out", f"{WORDS}/unseen"),
         ),
-        needs=("words-emoji-latent", "words-emoji-latent-joint"),
+        needs=(f"words-{SMALL_LATENT}", "words-emoji-latent-joint"),
         result=f"{WORDS}/unseen/results.json",
     ),
 )
@@ -279,14 +275,14 @@ SMALL_DATA = "data.path=data/emoji-64"
 CODES = (SMALL_DATA, f"system.autoencoder={VQ_RUN}", f"system.precomputed={RUNS}/codes-cache")
 
 
-def small(name: str, run: str, minutes: float, batch: int, *more: str, needs: tuple[str, ...]) -> Job:
-    """A model over the 64-px pictures, trained for so many minutes."""
-    command = train(name, run, minutes, batch, 1e-3, SMALL_DATA, *more)
+def timed(name: str, run: str, minutes: float, batch: int, *more: str, needs: tuple[str, ...]) -> Job:
+    """A model trained for so many minutes."""
+    command = train(name, run, minutes, batch, 1e-3, *more)
     return Job(name=run.rpartition("/")[2], minutes=minutes + 0.5, run=command, needs=needs, resumes=True)
 
 
 FORERUNNER = (
-    small("emoji-features", FEATURES, 1, 256, needs=("words-data",)),
+    timed("emoji-features", FEATURES, 1, 256, SMALL_DATA, needs=("words-data",)),
     Job(
         name="first-stages",
         minutes=8,
@@ -307,14 +303,14 @@ FORERUNNER = (
         ),
         needs=("words-data",),
     ),
-    small("emoji-vq", VQ_RUN, 3, 64, f"system.perceptual.path={FEATURES}", needs=("features",)),
+    timed("emoji-vq", VQ_RUN, 3, 64, SMALL_DATA, f"system.perceptual.path={FEATURES}", needs=("features",)),
     Job(
         name="codes-precompute",
         minutes=0.5,
         run=("precompute", "emoji-codes", "--out", f"{RUNS}/codes-cache", *CODES[:2]),
         needs=("vq",),
     ),
-    small("emoji-codes", CODES_RUN, 3, 256, *CODES[1:], needs=("codes-precompute",)),
+    timed("emoji-codes", CODES_RUN, 3, 256, *CODES, needs=("codes-precompute",)),
     Job(
         name="codes-study",
         minutes=2,

@@ -13,7 +13,7 @@ from diptych.cascade import Cascade
 from diptych.latent import LatentDiffusion
 from diptych.opening import ASSETS
 
-LIMIT = 40 * 2**20  # bytes of all committed weights together, so that a checkout stays light
+LIMIT = 90 * 2**20  # bytes of all committed weights together, so that a checkout stays light
 FEW = 4
 """Sampling steps: enough for colours and shapes."""
 

@@ -139,7 +139,7 @@ def test_the_description_counts_what_is_built() -> None:
 
 
 def test_the_joint_recipe_differs_in_what_reads_the_words_alone() -> None:
-    frozen, joint = get("emoji-latent"), get("emoji-latent-joint")
+    frozen, joint = get("emoji-64-latent"), get("emoji-latent-joint")
     assert isinstance(frozen.system, LatentTraining)
     back = joint.override(
         [
@@ -171,7 +171,7 @@ def test_a_model_folder_is_described_too(tmp_path: Path) -> None:
         (["training.steps"], "write it as field=value"),
         (["system.model.unet.channels=97"], "divide|head_width"),
         (["system.model.prediction=noise"], "system.model.prediction must be one of"),
-        (["data.size=128"], "data.size \\(128\\) and system.model.size \\(64\\) must be the same"),
+        (["data.size=64"], "data.size \\(64\\) and system.model.size \\(128\\) must be the same"),
         (["system.model.unet.in_channels=4"], "in_channels must be 8"),
     ],
 )
@@ -188,8 +188,8 @@ def test_a_mistaken_change_is_refused_in_one_line(assignments: list[str], says: 
         ("kl-f8", ["data.size=384", "data.crop=100"], r"data\.crop must be a multiple of 8, not 100"),
         ("emoji-tiny-decoder", ["data.size=99"], r"data\.size must be a multiple of \d, not 99"),
         ("emoji-classifier-pixels", ["data.size=99"], r"data\.size.* \(?99\)?|multiple of \d+, not 99"),
-        ("emoji-latent", ["data.crop=32"], r"data\.crop \(32\) and system\.model\.size \(64\) must be the same"),
-        ("emoji-latent", ["data.size=80", "data.crop=64", "system.precomputed=x"], "latents are not kept"),
+        ("emoji-latent", ["data.crop=32"], r"data\.crop \(32\) and system\.model\.size \(128\) must be the same"),
+        ("emoji-latent", ["data.size=160", "data.crop=128", "system.precomputed=x"], "latents are not kept"),
         ("emoji-latent", ["data.center_shift=0.1", "system.precomputed=x"], "latents are not kept"),
     ],
 )

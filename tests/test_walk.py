@@ -133,7 +133,7 @@ def test_a_page_works_on_what_readme_and_it_made(page: Path) -> None:
 def test_what_is_missing_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     for line, missing in (
-        ("diptych train emoji-latent", "data/emoji-64, runs/emoji-autoencoder"),
+        ("diptych train emoji-latent", "data/emoji-128, runs/emoji-autoencoder"),
         ("diptych generate x --model runs/y", "runs/y"),
         ("diptych generate x --image out/x-s0.png", "out/x-s0.png"),
         ("diptych data emoji", "make install"),

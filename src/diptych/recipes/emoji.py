@@ -1,4 +1,4 @@
-"""Our own models, trained on `diptych data emoji`: the defaults that are shipped, at CPU scale and at GPU scale."""
+"""Our own models, trained on `diptych data emoji`: the default that is shipped, a smaller one for a CPU, the judge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from diptych.training.config import TrainingConfig
 from diptych.training.diffusion import DiffusionTraining
 from diptych.training.first_stage import FirstStageConfig
 
+DATA = DataConfig(path="data/emoji-128", size=128, in_memory=True)
+"""Of the default and of what goes on from it."""
 DATA_64 = DataConfig(path="data/emoji-64", size=64, in_memory=True)
+"""Of the judge, and of what two CPU cores can train."""
 
 PROMPTS = (
     "a red apple",
@@ -51,45 +54,28 @@ SMALL_VQ = AutoencoderConfig(
     latent_channels=8, channels=32, multipliers=(1, 2, 3), blocks=1, patch=2, norm_groups=8, codebook=1024
 )
 
-RECIPES = {
-    "emoji-autoencoder": Recipe(
-        description="KL autoencoder, factor 8, 64-px emoji pictures: first stage of the CPU-trained default",
+
+def first_stage(description: str, data: DataConfig, training: TrainingConfig) -> Recipe:
+    return Recipe(
+        description=description,
         system=FirstStageConfig(network=SMALL_AUTOENCODER, l2=1.0, kl=2e-3, save_dtype="bfloat16"),
-        data=DATA_64,
-        training=TrainingConfig(
-            steps=4500,
-            batch_size=16,
-            learning_rate=2e-3,
-            warmup=200,
-            schedule="cosine",
-            ema=0.998,
-            weight_decay=0.0,
-            validate_every=500,
-            sample_every=500,
-            checkpoint_every=500,
-        ),
-    ),
-    "emoji-latent": Recipe(
-        description="latent diffusion on 64-px emoji pictures, frozen MiniLM text: the CPU-trained default",
+        data=data,
+        training=training,
+    )
+
+
+def latent(description: str, name: str, unet: UNetConfig, data: DataConfig, training: TrainingConfig) -> Recipe:
+    """Rectified flow over the latents of `runs/NAME-autoencoder` from frozen MiniLM text."""
+    return Recipe(
+        description=description,
         system=LatentTraining(
             model=LatentConfig(
                 autoencoder=SMALL_AUTOENCODER,
                 text=MiniLMConfig(),
-                unet=UNetConfig(
-                    in_channels=8,
-                    out_channels=8,
-                    channels=96,
-                    multipliers=(1, 2),
-                    blocks=1,
-                    attention_levels=(0, 1),
-                    heads=None,
-                    head_width=32,
-                    context_width=384,
-                    pooled_width=384,
-                ),
+                unet=unet,
                 schedule=ScheduleConfig(kind="flow"),
                 prediction="flow",
-                size=64,
+                size=data.size,
                 steps=24,
                 guidance=7.0,
                 sampler="dpmpp-2m",
@@ -97,22 +83,77 @@ RECIPES = {
             diffusion=DiffusionTraining(
                 objective=ObjectiveConfig(times="logit-normal"), prompts=PROMPTS, save_dtype="bfloat16"
             ),
-            autoencoder="runs/emoji-autoencoder",
-            precomputed="cache/emoji-latent",
+            autoencoder=f"runs/{name}-autoencoder",
+            precomputed=f"cache/{name}-latent",
         ),
-        data=DATA_64,
-        training=TrainingConfig(
-            steps=8400,
-            batch_size=64,
-            learning_rate=1e-3,
-            warmup=200,
-            cooldown=0.3,
-            ema=0.998,
-            weight_decay=0.01,
-            validate_every=500,
-            sample_every=500,
-            checkpoint_every=250,
-        ),
+        data=data,
+        training=training,
+    )
+
+
+def unet(multipliers: tuple[int, ...], blocks: int) -> UNetConfig:
+    """Attention to the latent itself and to the words at every level."""
+    return UNetConfig(
+        in_channels=8,
+        out_channels=8,
+        channels=96,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention_levels=tuple(range(len(multipliers))),
+        heads=None,
+        head_width=32,
+        context_width=384,
+        pooled_width=384,
+    )
+
+
+AUTOENCODER_TRAINING = TrainingConfig(
+    steps=4500,
+    batch_size=16,
+    learning_rate=2e-3,
+    warmup=200,
+    schedule="cosine",
+    ema=0.998,
+    weight_decay=0.0,
+    validate_every=500,
+    sample_every=500,
+    checkpoint_every=500,
+)
+LATENT_TRAINING = TrainingConfig(
+    steps=8400,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup=200,
+    cooldown=0.3,
+    ema=0.998,
+    weight_decay=0.01,
+    validate_every=500,
+    sample_every=500,
+    checkpoint_every=250,
+)
+
+RECIPES = {
+    "emoji-autoencoder": first_stage(
+        "KL autoencoder, factor 8, 128-px emoji images: first stage of the default",
+        DATA,
+        dataclasses.replace(AUTOENCODER_TRAINING, steps=1900, batch_size=64, learning_rate=1.5e-3),
+    ),
+    "emoji-latent": latent(
+        "latent diffusion on 128-px emoji images, frozen MiniLM text: the default, minutes of a GPU",
+        "emoji",
+        unet((1, 2, 2), blocks=2),
+        DATA,
+        dataclasses.replace(LATENT_TRAINING, steps=1660, batch_size=512, warmup=300, ema=0.9993),
+    ),
+    "emoji-64-autoencoder": first_stage(
+        "KL autoencoder, factor 8, 64-px emoji images: first stage of emoji-64-latent", DATA_64, AUTOENCODER_TRAINING
+    ),
+    "emoji-64-latent": latent(
+        "latent diffusion on 64-px emoji images, frozen MiniLM text: two hours of two CPU cores",
+        "emoji-64",
+        unet((1, 2), blocks=1),
+        DATA_64,
+        LATENT_TRAINING,
     ),
     "judge": Recipe(
         description="the judge: pictures and words in one space, trained apart from every generator",
@@ -175,8 +216,8 @@ def learning_words(recipe: Recipe, text: JointTransformerConfig, description: st
 
 
 RECIPES["emoji-latent-joint"] = learning_words(
-    RECIPES["emoji-latent"],
+    RECIPES["emoji-64-latent"],
     JointTransformerConfig(network=TextTransformerConfig(vocabulary=4096, width=192, layers=4, heads=6, head_width=32)),
-    "emoji-latent with a small transformer, trained along, in MiniLM's place: what frozen text is compared with",
+    "emoji-64-latent with a small transformer, trained along, in MiniLM's place: what frozen text is compared with",
     steps=4200,
 )

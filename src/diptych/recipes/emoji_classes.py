@@ -6,10 +6,10 @@ import dataclasses
 
 from diptych.conditioning.classes import ClassConfig
 from diptych.recipes import Recipe
-from diptych.recipes.emoji import DATA_64, trained_on
-from diptych.recipes.emoji import RECIPES as EMOJI
+from diptych.recipes.emoji import DATA as EMOJI_DATA
+from diptych.recipes.emoji import LATENT_TRAINING, trained_on
 
-DATA = dataclasses.replace(DATA_64, kinds=("single",), caption_field="concept", least=6)
+DATA = dataclasses.replace(EMOJI_DATA, kinds=("single",), caption_field="concept", least=6)
 """What all six styles drew: 825 concepts. Of a third of them one drawing is held out."""
 CLASSES = ClassConfig(classes=825, null=825, named=True)
 """The concepts and one that stands for none. Their names are in the data, and come from there into the model."""
@@ -38,7 +38,7 @@ def _recipe(description: str, text: ClassConfig | None, prompts: tuple[str, ...]
         ),
         data=DATA,
         training=dataclasses.replace(
-            EMOJI["emoji-latent"].training,
+            LATENT_TRAINING,
             steps=steps,
             learning_rate=5e-4,
             warmup=50,

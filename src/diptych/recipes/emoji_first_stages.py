@@ -6,7 +6,7 @@ import dataclasses
 
 from diptych.networks.discriminator import DiscriminatorConfig
 from diptych.recipes import Recipe
-from diptych.recipes.emoji import DATA_64, SMALL_AUTOENCODER, SMALL_VQ
+from diptych.recipes.emoji import DATA, DATA_64, SMALL_AUTOENCODER, SMALL_VQ
 from diptych.recipes.emoji import RECIPES as EMOJI
 from diptych.training.adversarial import AdversarialConfig
 from diptych.training.codebook import CodebookConfig
@@ -74,7 +74,7 @@ RECIPES = {
             adversarial=adversarial(start=100),
             save_dtype="bfloat16",
         ),
-        data=DATA_64,
+        data=DATA,
         training=training(1500, learning_rate=3e-4),
     ),
 }

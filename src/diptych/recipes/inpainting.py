@@ -11,7 +11,7 @@ from diptych.diffusion.schedule import ScheduleConfig
 from diptych.latent import LatentConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.recipes import LatentTraining, Recipe
-from diptych.recipes.emoji import DATA_64, SMALL_AUTOENCODER, trained_on
+from diptych.recipes.emoji import DATA, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.first_stages import VQ_F4_NOATTN
 from diptych.recipes.latent_diffusion import L1, TIMES
 from diptych.recipes.latent_diffusion import training as ldm_training
@@ -65,7 +65,7 @@ of one value for each would not say what a thin stroke hides."""
 
 RECIPES = {
     "emoji-inpainting": Recipe(
-        description="repaints a part of 64-px emoji pictures, told the rest: begun from the default, over its latents",
+        description="repaints a part of 128-px emoji pictures, told the rest: begun from the default, over its latents",
         system=trained_on(
             unet={
                 "concat_channels": BESIDE.channels(SMALL_AUTOENCODER),
@@ -77,7 +77,7 @@ RECIPES = {
             text=None,
             guidance=1.0,
         ),
-        data=DATA_64,
+        data=DATA,
         training=TrainingConfig(
             steps=1200,
             batch_size=32,

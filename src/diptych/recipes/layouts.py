@@ -17,8 +17,7 @@ from diptych.latent import LatentConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import LatentTraining, Recipe
-from diptych.recipes.emoji import DATA_64, trained_on
-from diptych.recipes.emoji import RECIPES as EMOJI
+from diptych.recipes.emoji import DATA, LATENT_TRAINING, trained_on
 from diptych.recipes.first_stages import VQ_F4, VQ_F8
 from diptych.recipes.latent_diffusion import L1, TIMES
 from diptych.recipes.latent_diffusion import training as ldm_training
@@ -103,9 +102,9 @@ def _small() -> Recipe:
     return Recipe(
         description="emoji pictures from boxes and names: the default latent model, trained on with layouts for words",
         system=trained_on(diffusion={"prompts": SHOWN}, precomputed="cache/emoji-layout", text=SMALL, guidance=4.0),
-        data=dataclasses.replace(DATA_64, styles=("noto",), caption_field=FIELD),  # three scenes to one drawing
+        data=dataclasses.replace(DATA, styles=("noto",), caption_field=FIELD),  # three scenes to one drawing
         training=dataclasses.replace(
-            EMOJI["emoji-latent"].training,
+            LATENT_TRAINING,
             steps=1600,
             batch_size=32,
             learning_rate=6e-4,

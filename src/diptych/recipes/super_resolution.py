@@ -14,7 +14,7 @@ from diptych.latent import LatentConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.recipes import LatentTraining, Recipe, StageTraining
-from diptych.recipes.emoji import DATA_64, SMALL_AUTOENCODER, trained_on
+from diptych.recipes.emoji import DATA, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.emoji_cascade import OBJECTIVE
 from diptych.recipes.first_stages import VQ_F4
 from diptych.recipes.latent_diffusion import TIMES
@@ -56,8 +56,8 @@ def over_pixels(degradation: DegradationConfig) -> StageTraining:
         network=EfficientUNetConfig(channels=32, multipliers=(1, 2, 3), blocks=(1, 2, 2), **network),
         schedule=ScheduleConfig(kind="cosine"),
         prediction="x0",
-        size=64,
-        low_size=16,
+        size=128,
+        low_size=32,
         degradation=degradation,
         augmentation=AugmentationConfig(kind="none", upsample="bicubic"),
         steps=24,
@@ -104,21 +104,21 @@ def _published(degradation: DegradationConfig, description: str) -> Recipe:
 
 RECIPES = {
     "emoji-super-resolution": Recipe(
-        description="LDM that enlarges 16 -> 64 px, over the shipped first stage, from the shipped U-Net; bicubic",
+        description="LDM that enlarges 32 -> 128 px, over the shipped first stage, from the shipped U-Net; bicubic",
         system=enlarging(DegradationConfig()),
-        data=DATA_64,
+        data=DATA,
         training=training(steps=1600, batch_size=32, learning_rate=6e-4),
     ),
     "emoji-super-resolution-bsr": Recipe(
         description="emoji-super-resolution for pictures that are blurred, noisy or JPEG: BSRGAN's chain, milder",
         system=enlarging(LIGHT),
-        data=DATA_64,
+        data=DATA,
         training=training(steps=480, batch_size=32, learning_rate=5e-4),
     ),
     "emoji-super-resolution-pixels": Recipe(
-        description="emoji-super-resolution without a first stage: Efficient U-Net over 64-px pictures, as SR3",
+        description="emoji-super-resolution without a first stage: Efficient U-Net over 128-px pictures, as SR3",
         system=over_pixels(DegradationConfig()),
-        data=DATA_64,
+        data=DATA,
         training=training(steps=600, batch_size=16, learning_rate=1e-3),
     ),
     "ldm-sr": _published(DegradationConfig(), "LDM-SR: ImageNet 64 -> 256 px, bicubic"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diptych.networks.tiny_decoder import TinyDecoderConfig
 from diptych.recipes import Recipe
-from diptych.recipes.emoji import DATA_64
+from diptych.recipes.emoji import DATA
 from diptych.training.config import TrainingConfig
 from diptych.training.distillation import DistillationConfig
 
@@ -14,7 +14,7 @@ RECIPES = {
         system=DistillationConfig(
             network=TinyDecoderConfig(latent_channels=8, channels=(24, 40, 56), blocks=1, patch=2)
         ),
-        data=DATA_64,
+        data=DATA,
         training=TrainingConfig(
             steps=2000,
             batch_size=16,
