@@ -242,7 +242,7 @@ class LatentDiffusion(SecondStage):
         steps = read_steps(config.steps if steps is None else steps)
         guidance = read_guidance(config.guidance if guidance is None else guidance)
         guidance = guidance if config.guidable else 1.0  # nothing to be guided by
-        sampler = read_sampler(sampler, config.sampler, config.stands_in_for)
+        sampler = read_sampler(sampler, config)
         sides = read_size((config.size, config.size) if size is None else size, config.multiple)
         others = {"size": size, "image": image, "strength": strength, "mask": mask, "paste": paste}
         (small, fitted), original, extra = read_enlarged(config, low, len(order), fit, **others), None, {}

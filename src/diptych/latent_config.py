@@ -55,6 +55,8 @@ class LatentConfig(Config):
     """Default sampler."""
     stands_in_for: str | None = None
     """The scheduler with which the model was published, where the default sampler is but the nearest to it."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(sampler, why) of those that cannot be had as the published scheduler asks; "" is the default."""
 
     def check(self) -> None:
         self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")

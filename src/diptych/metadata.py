@@ -30,6 +30,7 @@ SAMPLERS = {
     "dpmpp-2m-sde-heun": "DPM++ 2M SDE Heun",
     "dpmpp-3m": "DPM++ 3M",
     "unipc": "UniPC",
+    "unipc-bh1": "UniPC",
 }
 """Samplers by the names that galleries know."""
 

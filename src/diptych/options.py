@@ -17,8 +17,8 @@ FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
 
 SAMPLERS = """
-ddim ddpm ddpm-fixed-large dpm-2m dpmpp-2m dpmpp-2m-heun dpmpp-2m-sde dpmpp-2m-sde-heun
-dpmpp-3m euler euler-ancestral heun unipc
+ddim ddpm ddpm-fixed-large dpm-2m dpm-2m-sde dpmpp-1m dpmpp-1m-sde dpmpp-2m dpmpp-2m-heun
+dpmpp-2m-sde dpmpp-2m-sde-heun dpmpp-3m euler euler-ancestral heun unipc unipc-bh1
 """.split()
 """Those of `diffusion.samplers`, without PyTorch."""
 EXAMPLES = """\

@@ -76,6 +76,8 @@ class StageConfig(Config):
     towards noise, beta (SR3)."""
     stands_in_for: str | None = None
     """The scheduler with which the stage was published, where the default sampler is but the nearest to it."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(sampler, why) of those that cannot be had as the published scheduler asks; "" is the default."""
     threshold: ThresholdConfig = ThresholdConfig()
     """Default bound on the estimate."""
 
@@ -210,7 +212,7 @@ def read_settings(
     What the stage has no use for is read all the same, and left out.
     """
     count = read_steps(config.steps if steps is None else steps)
-    name = read_sampler(sampler, config.sampler, config.stands_in_for)
+    name = read_sampler(sampler, config)
     config.times.course(build_schedule(config.schedule), count, name, schedule_type)  # or an error
     weight = read_guidance(config.guidance if guidance is None else guidance)
     level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)

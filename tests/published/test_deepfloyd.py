@@ -22,6 +22,7 @@ from diptych.published.adm_keys import diffusers_adm
 from diptych.recipes import get
 from diptych.recipes.run import describe
 from diptych.stage import Stage, stage_seed
+from diptych.stage_config import read_settings
 from diptych.weights.files import load_safetensors, load_weights, save_safetensors
 from tests.conditioning.tiny_encoders import write_spiece
 from tests.networks.reference import noise, relative_error
@@ -292,8 +293,15 @@ def test_what_cannot_be_followed_is_refused_by_name(
     shutil.copytree(pairs["II"].folder, folder)
     spoil(folder)
     with pytest.raises(UserError, match=says) as caught:
-        diptych.load(folder, "cpu")
+        read_settings(diptych.load(folder, "cpu").config)  # the sampler's when it is used
     assert "\n" not in str(caught.value)
+
+
+def test_what_its_own_sampler_cannot_follow_another_does_not_need(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    folder = tmp_path / "II"
+    shutil.copytree(pairs["II"].folder, folder)
+    edit(SCHEDULER, tomorrow=1, variance_type="fixed_large_log", clip_sample=False, clip_sample_range=2.0)(folder)
+    assert read_settings(diptych.load(folder, "cpu").config, sampler="dpmpp-2m").sampler == "dpmpp-2m"
 
 
 def test_what_is_told_of_a_folder(pairs: dict[str, Pair], joined: Path) -> None:

@@ -9,23 +9,28 @@ from typing import Any
 import pytest
 import torch
 
+from diptych.config import Config
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.samplers import SAMPLERS, NoiseSource
+from diptych.diffusion.samplers import SAMPLERS, NoiseSource, read_sampler
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.latent import LatentConfig
-from diptych.published.schedulers import CLASSES, SETTINGS, page
-from diptych.published.sd_scheduler import SAVED, sampling_config, scheduler_json
+from diptych.published.scheduler_page import page
+from diptych.published.schedulers import CLASSES, SAVED, SETTINGS
+from diptych.published.sd_scheduler import sampling_config, sampling_fields, scheduler_json
 from tests.diffusion.oracles import Net
 from tests.diffusion.test_against_reference import SEEDS, SHAPE, reference, relative
 from tests.published import sd_models
 
 diffusers = pytest.importorskip("diffusers")
 
-DPM = "DPMSolverMultistepScheduler"
+DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+EULER = "EulerDiscreteScheduler"
+UNCURVED = ("ddim", "ddpm", "euler-ancestral")
+"""Whose classes follow no curve of sigmas."""
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-CURVED = ("HeunDiscreteScheduler", "EulerDiscreteScheduler", DPM, "UniPCMultistepScheduler")
+CURVED = ("HeunDiscreteScheduler", "EulerDiscreteScheduler", DPM, UNIPC)
 ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
 ROOT = Path(__file__).parent.parent.parent
 NOISES: list[dict[str, Any]] = [
@@ -51,7 +56,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 def compared(values: dict[str, Any], sampler: str, scheduler: Any, steps: int, asked: str | None = None) -> float:
     """The relative difference of the last x from what diffusers makes with the same network and noises."""
-    found, noise = sampling_config(values, "a file"), NoiseSource(SEEDS, SHAPE)
+    found, noise = sampling_fields(values, "a file"), NoiseSource(SEEDS, SHAPE)
     scheduler.set_timesteps(steps)
     x = noise.draw()
     want = reference(scheduler, x * scheduler.init_noise_sigma, Net())
@@ -144,9 +149,7 @@ def test_very_many_steps(sampler: str, spacing: str, steps: int) -> None:
     assert compared(values, sampler, getattr(diffusers, kind).from_config(values, **extra), steps) < 5e-5
 
 
-@pytest.mark.parametrize(
-    "sampler", [*ASKED, "dpm-2m", "dpmpp-3m", "dpmpp-2m-heun", "dpmpp-2m-sde-heun", "ddpm-fixed-large"]
-)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_few_and_too_many_steps(sampler: str) -> None:
     """What is sampled is finite, or one line says how many steps there may be; diffusers gives NaN for some of them."""
     for spacing in ("leading", "linspace", "trailing"):
@@ -178,10 +181,15 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
     (DPM, {"use_lu_lambdas": True}),
     (DPM, {"solver_order": 3}),
+    (DPM, {"solver_order": 1, "lower_order_final": False}),
+    (DPM, {"solver_order": 1, "algorithm_type": "sde-dpmsolver++"}),
     (DPM, {"solver_type": "heun"}),
     (DPM, {"solver_type": "heun", "algorithm_type": "sde-dpmsolver++"}),
     (DPM, {"final_sigmas_type": "sigma_min"}),
     (DPM, {"final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver"}),
+    (DPM, {"final_sigmas_type": "sigma_min", "algorithm_type": "sde-dpmsolver"}),
+    (UNIPC, {"final_sigmas_type": "sigma_min", "solver_type": "bh1"}),
+    ("EulerAncestralDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),  # which it does not read
     (DPM, {"lambda_min_clipped": -2.0}),
     (DPM, {"lambda_min_clipped": -2.0, "timestep_spacing": "leading"}),
     ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
@@ -189,7 +197,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda one: str(one))
+@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
 def test_settings_are_followed(name: str, settings: dict[str, Any]) -> None:
     values = {"_class_name": name, **SD, "steps_offset": 1, **settings}
     for steps in (5, 20):
@@ -226,7 +234,7 @@ def test_the_page_has_the_table() -> None:
 def test_what_we_write_diffusers_reads(sampler: str, prediction: str) -> None:
     values: dict[str, Any] = {"sampler": sampler, "prediction": prediction}
     values["times"] = {"spacing": "trailing", "offset": 1, "final": "first"}
-    values["times"] |= {"final_sigma": "least"} if sampler == "dpm-2m" else {}
+    values["times"] |= {"final_sigma": "least"} if sampler.startswith("dpm-2m") else {}
     config = LatentConfig.from_dict({**values, "schedule": {"kind": "linear", "beta_start": 0.001, "beta_end": 0.01}})
     written = scheduler_json(config)
     theirs = getattr(diffusers, written["_class_name"]).from_config(written)
@@ -260,13 +268,18 @@ def test_curves_of_sigmas_go_there_and_back() -> None:
         ({"_class_name": DPM, "lambda_min_clipped": "low"}, "lambda_min_clipped must be a number, not 'low'"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name"),
         ({"a_setting_of_tomorrow": 0.3}, "does not know the setting a_setting_of_tomorrow = 0.3"),
-        ({"use_flow_sigmas": True}, "use_flow_sigmas"),
-        ({"_class_name": DPM, "solver_order": 1}, "solver_order 1 is none of 2, 3"),
-        ({"_class_name": DPM, "solver_order": 3, "algorithm_type": "sde-dpmsolver++"}, "solver_order 3 is none of 2"),
-        ({"_class_name": DPM, "algorithm_type": "sde-dpmsolver"}, "algorithm_type 'sde-dpmsolver'"),
+        ({"_class_name": DPM, "use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"_class_name": "SchedulerOfTomorrow"}, "_class_name 'SchedulerOfTomorrow'"),
+        ({"_class_name": DPM, "solver_order": 4}, "solver_order 4 is none of 1, 2, 3"),
+        (
+            {"_class_name": DPM, "solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
+            "solver_order 3 is none of 1, 2",
+        ),
+        ({"_class_name": DPM, "solver_order": 1, "algorithm_type": "sde-dpmsolver"}, "solver_order 1 is none of 2"),
         ({"_class_name": DPM, "solver_order": 3, "lower_order_final": False}, "lower_order_final False"),
         ({"_class_name": DPM, "use_karras_sigmas": True, "use_beta_sigmas": True}, "only one of use_karras_sigmas and"),
-        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "solver_type 'bh1' is none of bh2"),
+        ({"_class_name": UNIPC, "solver_order": 3}, "solver_order 3 is none of 2"),
+        ({"_class_name": UNIPC, "predict_x0": False}, "predict_x0 False"),
         ({"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}, "interpolation_type"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type"),
         ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}, "variance_type 'fixed_large_log'"),
@@ -282,6 +295,56 @@ def test_curves_of_sigmas_go_there_and_back() -> None:
 def test_what_we_do_not_have_is_refused_by_field(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         sampling_config({"_class_name": "DDIMScheduler", **SD, **changes}, "a file")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"_class_name": EULER, "interpolation_type": "log_linear"}, {"euler"}),
+        ({"_class_name": EULER, "timestep_type": "continuous"}, {"euler"}),
+        ({"_class_name": EULER, "a_setting_of_tomorrow": 2}, {"euler"}),
+        ({"_class_name": UNIPC, "solver_order": 3, "predict_x0": False}, set()),
+        ({"_class_name": DPM, "solver_order": 3, "solver_type": "heun"}, set()),
+        (
+            {"_class_name": DPM, "lambda_min_clipped": -2.0, "timestep_spacing": "trailing"},
+            {"dpmpp-2m", "dpmpp-2m-sde"},
+        ),
+        ({"_class_name": "DDIMScheduler", "thresholding": True}, {"ddim", "ddpm", "dpmpp-2m", "dpmpp-2m-sde", "unipc"}),
+        ({"_class_name": DPM, "use_flow_sigmas": True}, {"dpmpp-2m", "dpmpp-2m-sde", "unipc"}),
+        ({"_class_name": EULER, "use_beta_sigmas": True, "use_karras_sigmas": True}, {*ASKED} - {*UNCURVED}),
+        ({"_class_name": "SchedulerOfTomorrow", "trick": 3}, set()),
+    ],
+    ids=str,
+)
+def test_what_is_refused_is_refused_where_it_is_used_alone(settings: dict[str, Any], kept: set[str]) -> None:
+    """By default, and by samplers whose class reads it: all others sample as `from_config` of that file makes them."""
+    values: dict[str, Any] = {"_class_name": "DDIMScheduler", **SD, "steps_offset": 1, **settings}
+    config = LatentConfig.from_dict({**jsonable(sampling_fields(values, "a file"))})
+    with pytest.raises(UserError, match=r"a file: .*; what can be had is --sampler"):
+        read_sampler(None, config)
+    for sampler, (kind, extra) in ASKED.items():
+        if sampler in kept:
+            with pytest.raises(UserError, match="a file: "):
+                read_sampler(sampler, config)
+            continue
+        assert read_sampler(sampler, config) == sampler
+        plain = {"solver_order": 2, "solver_type": "bh2" if kind == UNIPC else "midpoint", "predict_x0": True}
+        names = inspect.signature(getattr(diffusers, kind).__init__).parameters
+        theirs = getattr(diffusers, kind).from_config(values, **extra, **{k: v for k, v in plain.items() if k in names})
+        assert compared(values, sampler, theirs, 5) < 5e-5
+
+
+def jsonable(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.to_dict() if isinstance(value, Config) else value for name, value in fields.items()}
+
+
+def test_readers_are_the_classes_that_read_it() -> None:
+    for field, setting in SETTINGS.items():
+        for name in CLASSES.keys() - {"DPMSolverSDEScheduler"}:  # needs torchsde
+            reads = field in inspect.signature(getattr(diffusers, name).__init__).parameters
+            # What a sampler's name says is asked of none but those that are chosen by it.
+            if setting.readers and not setting.named:
+                assert reads == (name in setting.readers), (field, name)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,9 @@ def test_the_schedule_and_the_heads_are_followed(files: Path, tmp_path: Path) ->
 def test_zero_terminal_snr_is_followed(files: Path, tmp_path: Path, line: str) -> None:
     beside = YAML.replace("{}", 'parameterization: "v"\n    ' + line)
     plain = config(files, tmp_path, "sd1", YAML.replace("{}", ""))["schedule"]
-    assert config(files, tmp_path, "sd1", beside)["schedule"] == {**plain, "zero_snr": True} != plain
+    found = config(files, tmp_path, "sd1", beside)
+    assert found["schedule"] == {**plain, "zero_snr": True} != plain
+    assert found["times"]["spacing"] == "trailing"
 
 
 @pytest.mark.parametrize(

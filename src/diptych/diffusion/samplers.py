@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -137,18 +137,44 @@ SAMPLERS: dict[str, Sampler] = {
     "euler-ancestral": euler_ancestral,
     "heun": heun,
     "dpm-2m": dpm_2m,
+    "dpm-2m-sde": partial(dpm_2m, eta=1.0),
+    "dpmpp-1m": partial(dpmpp, order=1),
+    "dpmpp-1m-sde": partial(dpmpp, order=1, eta=1.0),
     "dpmpp-2m": dpmpp_2m,
     "dpmpp-2m-heun": partial(dpmpp, rule="heun"),
     "dpmpp-2m-sde": dpmpp_2m_sde,
     "dpmpp-2m-sde-heun": partial(dpmpp, rule="heun", eta=1.0),
     "dpmpp-3m": partial(dpmpp, order=3),
     "unipc": unipc,
+    "unipc-bh1": partial(unipc, variant="bh1"),
 }
 """Every sampler, by its name on the command line."""
 
 
-def read_sampler(sampler: str | None, own: str, stands_in_for: str | None) -> str:
-    """The name of a sampler, the model's own if none is given, which is said where it only stands in for another."""
-    if sampler is None and stands_in_for is not None:
-        warn(f"{stands_in_for} is not among the samplers: {own} stands in for it; choose any by --sampler (sampler=)")
-    return pick("sampler", own if sampler is None else str(sampler), SAMPLERS)
+class Sampled(Protocol):
+    """What a model's config says of samplers."""
+
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def stands_in_for(self) -> str | None: ...
+    @property
+    def refused(self) -> tuple[tuple[str, str], ...]: ...
+
+
+def read_sampler(sampler: str | None, config: Sampled) -> str:
+    """The name of a sampler, the model's own if none is given, which is said where it only stands in for another.
+
+    Raises `UserError` for an unknown one, and for one that cannot be had as the model was published.
+    """
+    name = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
+    refused = dict(config.refused)
+    if reason := refused.get("" if sampler is None else name):
+        others = ", ".join(other for other in SAMPLERS if other not in refused)
+        raise UserError(f"{reason}; what can be had is --sampler (sampler=) {others}")
+    if sampler is None and config.stands_in_for is not None:
+        warn(
+            f"{config.stands_in_for} is not among the samplers: {name} stands in for it; choose any by --sampler "
+            "(sampler=)"
+        )
+    return name

@@ -60,14 +60,15 @@ def dpmpp(
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
     eta: float = 0.0,
-    order: Literal[2, 3] = 2,
+    order: Literal[1, 2, 3] = 2,
     rule: Literal["midpoint", "heun"] = "midpoint",
 ) -> Tensor:
     """DPM-Solver++ in multistep form: x_0 continued along the curve through the last `order` looks (Lu et al. 2022).
 
     eta: 0 solves the ODE, 1 the SDE (SDE-DPM-Solver++), with fresh noise in each step.
-    order, rule: 2 with `midpoint` takes x_0 halfway through the step (Alg. 2), with `heun` the exact integral of the
-      line; 3 that of the parabola (section 4.3). As published, orders fall at the end of walks of less than 15 steps.
+    order, rule: 1 keeps x_0 as it is (DDIM, and its like for the SDE); 2 with `midpoint` takes x_0 halfway through the
+      step (Alg. 2), with `heun` the exact integral of the line; 3 that of the parabola (section 4.3). As published,
+      orders fall at the end of walks of less than 15 steps.
     """
     looks: list[Look] = []  # the last two, newest first
     for step, now, then in levels(times, schedule):
@@ -122,20 +123,29 @@ def dpm_2m(
     *,
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
+    eta: float = 0.0,
 ) -> Tensor:
     """DPM-Solver of order 2 in multistep form, which continues the noise and not x_0 (Lu et al. 2022a, section 3.2).
 
     x' = (alpha' / alpha) x - sigma' (e^h - 1) eps, halfway through the step: a DDIM step, and what eps changes. The
     last step, to sigma = 0, is DDIM's.
+
+    eta: 0 solves the ODE, 1 the SDE, where eps counts twice and sigma' sqrt(e^2h - 1) of fresh noise is added.
     """
     before: Look | None = None
     for step, now, then in levels(times, schedule):
         x0 = look(denoise, x, now, step, times, callback)
         eps = (x - now.alpha * x0) / now.sigma
         x = recombine(x, x0, now, then)
-        if before is not None and then.sigma > 0 and (step < len(times) - 2 or len(times) > LONG):
+        if then.sigma > 0:
             h = then.log_ratio - now.log_ratio
-            x = x + then.sigma * math.expm1(h) * (eps - midway(eps, now, then, before))
+            second = before is not None and (step < len(times) - 2 or len(times) > LONG)
+            halfway = midway(eps, now, then, before) if second else eps
+            if second:
+                x = x + then.sigma * math.expm1(h) * (eps - halfway)
+            if eta > 0:
+                x = x - eta * then.sigma * math.expm1(h) * halfway
+                x = x + then.sigma * math.sqrt(eta * math.expm1(2 * h)) * drawn(noise)
         before = now, eps
     return x
 
@@ -148,8 +158,11 @@ def unipc(
     *,
     noise: NoiseSource | None = None,
     callback: Callback | None = None,
+    variant: Literal["bh1", "bh2"] = "bh2",
 ) -> Tensor:
-    """UniPC of order 2 with B(h) = e^-h - 1 (Zhao et al. 2023, Alg. 1 and 2, predicting x_0).
+    """UniPC of order 2 (Zhao et al. 2023, Alg. 1 and 2, predicting x_0).
+
+    variant: B(h) is e^-h - 1 with `bh2`, -h with `bh1`, which goes further along what a look adds (section 3.1).
 
     Each look serves twice: it corrects the step that led to it (UniC), then it predicts the next (UniP, which at
     order 2 is DPM-Solver++(2M)).
@@ -160,10 +173,14 @@ def unipc(
         x0 = look(denoise, x, now, step, times, callback)
         if looks:
             last = looks[-1][0]
-            x = now.sigma / last.sigma * start + now.alpha * (1 - decay(last, now)) * corrected(looks, now, x0)
+            better = corrected(looks, now, x0)
+            if variant == "bh1" and len(looks) == 1:  # from then on B(h) cancels
+                better = stretched(looks[0][1], better, last, now)
+            x = now.sigma / last.sigma * start + now.alpha * (1 - decay(last, now)) * better
         start = x
         at_the_end = step == len(times) - 2 and then.t * schedule.steps <= 1  # as published, that step is of order 1
         guess = midway(x0, now, then, looks[-1] if looks and not at_the_end else None)
+        guess = stretched(x0, guess, now, then) if variant == "bh1" else guess
         x = then.sigma / now.sigma * x + then.alpha * (1 - decay(now, then)) * guess
         looks = [*looks[-1:], (now, x0)]
     return x
@@ -172,6 +189,12 @@ def unipc(
 def decay(now: Level, then: Level) -> float:
     """e^-h, written so that alpha = 0 (pure noise) and sigma' = 0 (the picture) give 0."""
     return now.alpha * then.sigma / (now.sigma * then.alpha)
+
+
+def stretched(x0: Tensor, guess: Tensor, now: Level, then: Level) -> Tensor:
+    """What changed from x_0 to a guess, h / (1 - e^-h) times over, where the step is finite."""
+    h = then.log_ratio - now.log_ratio
+    return guess if math.isinf(h) else x0 + h / -math.expm1(-h) * (guess - x0)
 
 
 def midway(x0: Tensor, now: Level, then: Level, before: Look | None) -> Tensor:

@@ -52,6 +52,7 @@ class Course(NamedTuple):
 PLAIN = Layout("leading")
 EULER = Layout("linspace", between=True, curves=("karras", "exponential", "beta"))
 MULTISTEP = Layout("linspace", multistep=True, curves=("karras", "exponential", "beta", "lu"))
+UNIPC = MULTISTEP._replace(curves=("karras", "exponential", "beta"))
 LAYOUTS = {
     "ddim": PLAIN,
     "ddpm": PLAIN,
@@ -60,14 +61,20 @@ LAYOUTS = {
     "euler-ancestral": EULER._replace(curves=()),
     "heun": EULER,
     "dpm-2m": MULTISTEP,
+    "dpm-2m-sde": MULTISTEP,
+    "dpmpp-1m": MULTISTEP,
+    "dpmpp-1m-sde": MULTISTEP,
     "dpmpp-2m": MULTISTEP,
     "dpmpp-2m-heun": MULTISTEP,
     "dpmpp-2m-sde": MULTISTEP,
     "dpmpp-2m-sde-heun": MULTISTEP,
     "dpmpp-3m": MULTISTEP,
-    "unipc": MULTISTEP._replace(curves=("karras", "exponential", "beta")),
+    "unipc": UNIPC,
+    "unipc-bh1": UNIPC,
 }
 """Sampler -> its layout."""
+CLEAN = ("ddpm", "ddpm-fixed-large", "euler-ancestral", "heun")
+"""Those that were published with an end at the image alone; `ddim` has one of its own."""
 
 
 def timesteps(
@@ -129,7 +136,7 @@ class TimesConfig(Config):
     final: Literal["clean", "first"] = "clean"
     """Where DDIM ends."""
     final_sigma: Literal["zero", "least"] = "zero"
-    """Where the others end, DDPM and Heun aside: at the image, or at the least noise of a table."""
+    """Where the others end, those of `CLEAN` aside: at the image, or at the least noise of a table."""
     sigmas: Literal["own", "karras", "exponential", "beta", "lu"] = "own"
     """The curve along which sigma / alpha falls between the first and the last time, for samplers that were published
     with it (see `diptych.diffusion.sigmas`); own: that of the times themselves."""
@@ -167,7 +174,7 @@ class TimesConfig(Config):
         layout, said = LAYOUTS[sampler], self.of_type(schedule_type)
         spacing = said.spaced(sampler)
         first = said.final == "first" or (spacing == "leading" and schedule.steps // max(steps, 1) <= said.offset)
-        clean = not first if sampler == "ddim" else said.final_sigma == "zero" or sampler in ("ddpm", "heun")
+        clean = not first if sampler == "ddim" else said.final_sigma == "zero" or sampler in CLEAN
         curved = self._curve(sampler, schedule_type) is not None
         times = timesteps(
             schedule,
@@ -227,7 +234,10 @@ class TimesConfig(Config):
         if self.lambda_min is None or not schedule.discrete:
             return None
         every = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
-        return int((schedule.log_snr(every) / 2 >= self.lambda_min).sum())
+        left = int((schedule.log_snr(every) / 2 >= self.lambda_min).sum())
+        if left < 2:
+            raise UserError(f"lambda_min {self.lambda_min:g} leaves no times to sample at")
+        return left
 
 
 def along(

@@ -34,7 +34,7 @@ from diptych.published.sd_keys import (
     unet_names,
 )
 from diptych.published.sd_parts import Parts
-from diptych.published.sd_scheduler import sampling_config, scheduler_json
+from diptych.published.sd_scheduler import sampling_fields, scheduler_json
 from diptych.published.sd_shapes import unet_of_shapes
 from diptych.published.sd_text import (
     CLIP,
@@ -298,7 +298,7 @@ def unsaid(parts: Parts, to: str) -> Iterator[str]:
 def scheduler_of(parts: Parts) -> dict[str, Any]:
     """The scheduler_config.json that the model came with, while it says what our config says; or else a new one."""
     if parts.scheduler is not None:
-        said = sampling_config(parts.scheduler, SCHEDULER)
+        said = sampling_fields(parts.scheduler, SCHEDULER)
         if all(getattr(parts.config, field) == value for field, value in said.items()):
             return parts.scheduler
     return scheduler_json(parts.config)

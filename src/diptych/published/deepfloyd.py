@@ -187,17 +187,21 @@ def noise_config(source: Source) -> dict[str, Any]:
         percentile, cap = said.get("dynamic_thresholding_ratio", 0.995), said.get("sample_max_value", 1.0)
         threshold = ThresholdConfig(kind="dynamic", percentile=percentile, cap=float(cap))
     else:
-        schedulers.only(said, "clip_sample_range", 1.0, where)
-        threshold = ThresholdConfig(kind="static" if said.get("clip_sample", kind.sampler == "ddpm") else "none")
-    sampler = schedulers.sampler_of(values, where)
+        clipped = said.get("clip_sample", values["_class_name"] in schedulers.CLIPPING)
+        if clipped:
+            schedulers.only(said, "clip_sample_range", 1.0, where)
+        threshold = ThresholdConfig(kind="static" if clipped else "none")
+    refused = schedulers.refusals(values, where, latent=False)
     if kind.sampler == "ddpm" and said.get("variance_type") != "learned_range":
-        raise schedulers.none_of(where, "variance_type", values.get("variance_type"), ("learned_range",))
+        reason = schedulers.none_of(where, "variance_type", values.get("variance_type"), ("learned_range",))
+        refused.setdefault("", str(reason))
     return {
         "schedule": ScheduleConfig.from_dict(schedulers.schedule_values(values, where)),
         "times": TimesConfig.from_dict(schedulers.times_values(values, where)),
         "prediction": schedulers.prediction_of(values, where),
-        "sampler": sampler,
+        "sampler": kind.sampler if "" in refused else schedulers.sampler_of(values, where),
         "stands_in_for": None if kind.same else values["_class_name"],
+        "refused": tuple(refused.items()),
         "learned_variance": True,
         "threshold": threshold,
     }

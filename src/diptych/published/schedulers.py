@@ -1,15 +1,16 @@
 """What becomes of a saved scheduler: diffusers' classes and their settings, each followed, without effect, or refused.
 
-This is the one table of it. `python -m diptych.published.schedulers docs/published.md` writes it into the page.
+A setting is refused where it is used: by the class that is saved, where no sampler is asked for, or by the class of the
+sampler that is. How a sampler steps is what its name says, whatever is saved; what it takes over is the noise, the
+prediction and the times.
+
+This is the one table of it; `scheduler_page` writes it into the documentation.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from diptych.errors import UserError
@@ -48,12 +49,44 @@ CLASSES = {
     "TCDScheduler": Kind("ddim", same=False, betas=("scaled_linear", 0.00085, 0.012)),
     "UniPCMultistepScheduler": Kind("unipc"),
 }
-"""Class -> what samples in its place. All others are refused: those of flow matching and EDM have no betas."""
+"""Class -> what samples in its place."""
+OTHERS = ("EDM", "FlowMatch", "Consistency", "CMStochastic", "ScoreSde", "Karras")
+"""In the names of classes that are of other families, whatever betas a file names."""
 
 BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine-table"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-DPM, UNIPC, DDPM = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDPMScheduler"
-EULER = "EulerDiscreteScheduler"
+DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+DDIM, DDPM, EULER = "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"
+SOLVERS = ("DEISMultistepScheduler", DPM, "DPMSolverSinglestepScheduler", "SASolverScheduler", UNIPC)
+"""Those that know flow matching too."""
+CURVED = (EULER, "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler")
+CURVED += ("KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", *SOLVERS)
+"""Those that follow curves of sigmas."""
+CLIPPING = (DDIM, "DDIMParallelScheduler", DDPM, "DDPMParallelScheduler")
+"""Those that clip the estimate unless they are told not to."""
+THRESHOLDING = (*CLIPPING, "LCMScheduler", "TCDScheduler", *SOLVERS)
+"""Those that can bound it dynamically."""
+
+SAVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": (DDIM, {}),
+    "ddpm": (DDPM, {}),
+    "ddpm-fixed-large": (DDPM, {"variance_type": "fixed_large"}),
+    "dpm-2m": (DPM, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    "dpm-2m-sde": (DPM, {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}),
+    "dpmpp-1m": (DPM, {"algorithm_type": "dpmsolver++", "solver_order": 1}),
+    "dpmpp-1m-sde": (DPM, {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}),
+    "dpmpp-2m": (DPM, {"algorithm_type": "dpmsolver++"}),
+    "dpmpp-2m-heun": (DPM, {"algorithm_type": "dpmsolver++", "solver_type": "heun"}),
+    "dpmpp-2m-sde": (DPM, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp-2m-sde-heun": (DPM, {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
+    "dpmpp-3m": (DPM, {"algorithm_type": "dpmsolver++", "solver_order": 3}),
+    "euler": (EULER, {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "unipc": (UNIPC, {}),
+    "unipc-bh1": (UNIPC, {"solver_type": "bh1"}),
+}
+"""Sampler -> the class under which it is saved, and the settings that make it this variant."""
 
 
 class Setting(NamedTuple):
@@ -67,6 +100,11 @@ class Setting(NamedTuple):
     note: str
     readers: tuple[str, ...] = ()
     """The classes that read it: said in the file of another it does no harm. All if none."""
+    named: bool = False
+    """Whether it is a matter of how a sampler steps, which its name says where one is asked for."""
+
+    def takes(self, value: Any) -> bool:
+        return self.allowed is None or value in self.allowed
 
 
 SWITCH = (True, False)
@@ -83,50 +121,64 @@ SETTINGS = {
     "timestep_spacing": Setting(
         "followed", ("leading", "linspace", "trailing"), "for every sampler; unsaid, each has its own class's"
     ),
-    "steps_offset": Setting("followed", (0, 1), "of `leading`; always 1 for Stable Diffusion, as in pipelines"),
+    "steps_offset": Setting("followed", None, "of `leading`, 0 or 1; always 1 for Stable Diffusion, as in pipelines"),
     "set_alpha_to_one": Setting("followed", SWITCH, "where `ddim` ends"),
     "final_sigmas_type": Setting("followed", ("zero", "sigma_min"), "where all but `ddim`, `ddpm` and `heun` end"),
-    "use_karras_sigmas": Setting("followed", SWITCH, "by `euler`, `heun`, the DPM solvers and `unipc`"),
-    "use_exponential_sigmas": Setting("followed", SWITCH, "likewise"),
-    "use_beta_sigmas": Setting("followed", SWITCH, "likewise"),
-    "use_lu_lambdas": Setting("followed", SWITCH, "by the DPM solvers"),
+    "use_karras_sigmas": Setting(
+        "followed", SWITCH, "by `euler`, `heun`, the DPM solvers and `unipc`, one of the four at a time", CURVED
+    ),
+    "use_exponential_sigmas": Setting("followed", SWITCH, "likewise", CURVED),
+    "use_beta_sigmas": Setting("followed", SWITCH, "likewise", CURVED),
+    "use_lu_lambdas": Setting("followed", SWITCH, "by the DPM solvers", (DPM,)),
     "sigma_min": Setting("followed", None, "the lower end of those curves"),
     "sigma_max": Setting("followed", None, "the upper end of those curves"),
-    "lambda_min_clipped": Setting("followed", None, "by the DPM solvers; not with `trailing`"),
+    "lambda_min_clipped": Setting("followed", None, "by the DPM solvers; not with `trailing`", SOLVERS[1:4]),
     "algorithm_type": Setting(
         "followed",
-        ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "deis"),
-        "`dpmpp-2m`, `dpmpp-2m-sde` or `dpm-2m`; `deis` means `dpmsolver++` there too",
+        ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"),
+        "`dpmpp-2m`, `dpmpp-2m-sde`, `dpm-2m` or `dpm-2m-sde`; `deis` means `dpmsolver++` there too",
         (DPM,),
+        named=True,
     ),
-    "solver_order": Setting("followed", (2, 3), "3 is `dpmpp-3m`, of the ODE alone; 2 for `unipc`", (DPM, UNIPC)),
+    "solver_order": Setting(
+        "followed",
+        (1, 2, 3),
+        "1 is `dpmpp-1m`, 3 is `dpmpp-3m`, of the ODE alone; 2 for `unipc`",
+        (DPM, UNIPC),
+        named=True,
+    ),
     "solver_type": Setting(
         "followed",
         ("midpoint", "heun", "logrho", "bh1", "bh2"),
-        "`heun` is `dpmpp-2m-heun` or `dpmpp-2m-sde-heun`; the words of other classes mean the default",
+        "`heun` is `dpmpp-2m-heun` or `dpmpp-2m-sde-heun`, `bh1` is `unipc-bh1`; the words of other classes mean the "
+        "default",
         (DPM, UNIPC),
+        named=True,
     ),
     "variance_type": Setting(
         "followed",
         ("fixed_small", "fixed_small_log", "fixed_large", "learned_range", None),
         "`fixed_large` is `ddpm-fixed-large`; `learned_range` is for DeepFloyd IF alone, and needed there",
         (DDPM, "DDPMParallelScheduler"),
+        named=True,
     ),
     "clip_sample": Setting("followed", SWITCH, "for DeepFloyd IF; Stable Diffusion never clips, as in pipelines"),
-    "clip_sample_range": Setting("without effect", None, "for DeepFloyd IF it must be 1"),
-    "thresholding": Setting("followed", SWITCH, "for DeepFloyd IF; refused for latents"),
+    "clip_sample_range": Setting("without effect", None, "where DeepFloyd IF is clipped it must be 1"),
+    "thresholding": Setting("followed", SWITCH, "for DeepFloyd IF; refused for latents", THRESHOLDING),
     "dynamic_thresholding_ratio": Setting("followed", None, "where `thresholding` is"),
     "sample_max_value": Setting("followed", None, "where `thresholding` is"),
-    "lower_order_final": Setting("followed", SWITCH, "false is refused where it would change a step", (DPM, UNIPC)),
-    "euler_at_final": Setting("followed", SWITCH, "true is refused where it would change a step", (DPM,)),
+    "lower_order_final": Setting(
+        "followed", SWITCH, "false is refused where it would change a step", (DPM, UNIPC), named=True
+    ),
+    "euler_at_final": Setting("followed", SWITCH, "true is refused where it would change a step", (DPM,), named=True),
     "interpolation_type": Setting(
         "refused", ("linear",), "log_linear: times and sigmas that do not belong together", (EULER,)
     ),
     "timestep_type": Setting("refused", ("discrete",), "EDM's times", (EULER,)),
-    "predict_x0": Setting("refused", (True,), "UniPC of the noise", (UNIPC,)),
-    "disable_corrector": Setting("refused", ([],), "UniP at some steps", (UNIPC,)),
-    "solver_p": Setting("refused", (None,), "another predictor", (UNIPC,)),
-    "use_flow_sigmas": Setting("refused", (False,), "flow matching"),
+    "predict_x0": Setting("refused", (True,), "UniPC of the noise", (UNIPC,), named=True),
+    "disable_corrector": Setting("refused", ([],), "UniP at some steps", (UNIPC,), named=True),
+    "solver_p": Setting("refused", (None,), "another predictor", (UNIPC,), named=True),
+    "use_flow_sigmas": Setting("refused", (False,), "flow matching", SOLVERS),
     "shift_terminal": Setting("without effect", None, "of flow matching alone"),
     "flow_shift": Setting("without effect", None, "of flow matching alone"),
     "use_dynamic_shifting": Setting("without effect", None, "of flow matching alone"),
@@ -152,37 +204,75 @@ def said(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(values: Mapping[str, Any], where: str) -> Kind:
-    """What samples in the place of a saved scheduler's class; a `UserError` for one of another family."""
+    """What samples in the place of a saved scheduler's class; a `UserError` for one of another family.
+
+    Of a class that is not among them, whose betas are said all the same, nothing is known but those.
+    """
     name = values.get("_class_name")
-    if not isinstance(name, str) or name not in CLASSES:
-        raise none_of(where, "_class_name", name, sorted(CLASSES))
-    return CLASSES[name]
+    if isinstance(name, str) and name in CLASSES:
+        return CLASSES[name]
+    if isinstance(name, str) and "beta_schedule" in said(values) and not any(word in name for word in OTHERS):
+        return Kind("ddim", same=False)
+    raise none_of(where, "_class_name", name, sorted(CLASSES))
 
 
 def check(values: Mapping[str, Any], where: str) -> None:
-    """Raise a `UserError` that names the first setting, or value of one, that cannot be followed."""
-    name = values["_class_name"]
+    """Raise a `UserError` that names the first setting that every class reads and whose value cannot be followed."""
     for field, value in said(values).items():
-        if (setting := SETTINGS.get(field)) is None:
-            if value not in NOTHING:
-                raise UserError(f"{where}: diptych does not know the setting {field} = {value!r}")
-        elif setting.readers and name not in setting.readers:
-            continue
-        elif setting.allowed is not None and value not in setting.allowed:
+        setting = SETTINGS.get(field)
+        if setting is not None and not setting.readers and not setting.takes(value):
             raise none_of(where, field, value, setting.allowed)
 
 
+def refusals(values: Mapping[str, Any], where: str, latent: bool) -> dict[str, str]:
+    """Sampler -> why it cannot be had as the saved scheduler asks, of those that cannot; under "" that of none asked
+    for."""
+    name, found = values["_class_name"], {}
+    try:
+        if name not in CLASSES:
+            raise none_of(where, "_class_name", name, sorted(CLASSES))
+        require_read(values, name, where, latent)
+        sampler_of(values, where)
+    except UserError as error:
+        found[""] = str(error)
+    for sampler, (theirs, _) in SAVED.items():
+        try:
+            require_read(values, theirs, where, latent, asked=True)
+        except UserError as error:
+            found[sampler] = str(error)
+    return found
+
+
+def require_read(values: Mapping[str, Any], name: str, where: str, latent: bool, asked: bool = False) -> None:
+    """Raise a `UserError` that names the first setting that a class would read, of any other's file too, and that
+    cannot be followed. `asked` leaves out what the name of a sampler says."""
+    found = said(values)
+    for field, value in found.items():
+        if (setting := SETTINGS.get(field)) is None:
+            if value not in NOTHING and name == values["_class_name"]:
+                raise UserError(f"{where}: diptych does not know the setting {field} = {value!r}")
+        elif name in setting.readers and not (asked and setting.named):
+            if not setting.takes(value):
+                raise none_of(where, field, value, setting.allowed)
+            if field == "thresholding" and latent:
+                only(found, field, False, where)
+            low = lowest(found, where) if field == "lambda_min_clipped" else None
+            if low is not None and found.get("timestep_spacing") == "trailing":
+                raise UserError(f"{where}: diptych has no lambda_min_clipped with timestep_spacing trailing")
+    if len(curves := [field for field in CURVES if found.get(field) and name in SETTINGS[field].readers]) > 1:
+        raise UserError(f"{where}: only one of {' and '.join(curves)} can be true")
+
+
 def sampler_of(values: Mapping[str, Any], where: str) -> str:
-    """Our sampler for a saved scheduler, its variant chosen by the settings."""
+    """Our sampler for a saved scheduler, its variant chosen by the settings; a `UserError` names one that we lack."""
     name, found = values["_class_name"], said(values)
     sampler = kind_of(values, where).sampler
     if name == DPM:
         sampler = dpm_solver(found, where)
     elif name == UNIPC:
         only(found, "solver_order", 2, where)
-        if found.get("solver_type") == "bh1":
-            raise none_of(where, "solver_type", "bh1", ("bh2",))
         only(found, "lower_order_final", True, where)
+        sampler = "unipc-bh1" if found.get("solver_type") == "bh1" else "unipc"
     elif sampler == "ddpm" and found.get("variance_type") == "fixed_large":
         sampler = "ddpm-fixed-large"
     return sampler
@@ -191,25 +281,29 @@ def sampler_of(values: Mapping[str, Any], where: str) -> str:
 def dpm_solver(found: Mapping[str, Any], where: str) -> str:
     """The variant of the DPM solvers."""
     algorithm, order = found.get("algorithm_type", "dpmsolver++"), found.get("solver_order", 2)
+    stochastic, noise = algorithm.startswith("sde-"), algorithm.removeprefix("sde-") == "dpmsolver"
     heun = found.get("solver_type") == "heun"
+    if order == 1:  # of the ODE it is the same step for both, and of no rule
+        if noise and stochastic:
+            raise none_of(where, "solver_order", 1, (2,))
+        return "dpmpp-1m-sde" if stochastic else "dpmpp-1m"
     if order == 3 or found.get("final_sigmas_type") == "sigma_min":  # else the last step is the first order's anyway
         only(found, "lower_order_final", True, where)
         only(found, "euler_at_final", False, where)
-    if algorithm == "dpmsolver" or order == 3:
-        if heun:
-            raise none_of(where, "solver_type", "heun", ("midpoint",))
-        if algorithm == "dpmsolver":
-            only(found, "solver_order", 2, where)
-            return "dpm-2m"
-        if algorithm == "sde-dpmsolver++":
-            raise none_of(where, "solver_order", 3, (2,))
+    if order == 3 and (noise or stochastic):
+        raise none_of(where, "solver_order", 3, (1, 2))
+    if heun and (noise or order == 3):
+        raise none_of(where, "solver_type", "heun", ("midpoint",))
+    if noise:
+        return "dpm-2m-sde" if stochastic else "dpm-2m"
+    if order == 3:
         return "dpmpp-3m"
-    return ("dpmpp-2m-sde" if algorithm == "sde-dpmsolver++" else "dpmpp-2m") + ("-heun" if heun else "")
+    return ("dpmpp-2m-sde" if stochastic else "dpmpp-2m") + ("-heun" if heun else "")
 
 
 def schedule_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a `ScheduleConfig`."""
-    found, usual = said(values), CLASSES[values["_class_name"]].betas if "_class_name" in values else Kind("").betas
+    found, usual = said(values), CLASSES.get(values.get("_class_name", ""), Kind("")).betas
     kind = found.get("beta_schedule", usual[0])
     if kind not in tuple(BETAS):
         raise none_of(where, "beta_schedule", kind, BETAS)
@@ -233,14 +327,7 @@ CURVES = {
 def times_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a `TimesConfig`. What is not said is each sampler's own, also of one that takes another's place."""
     found = said(values)
-    curves = [field for field in CURVES if found.get(field)]
-    if len(curves) > 1:
-        raise UserError(f"{where}: only one of {' and '.join(curves)} can be true")
-    lambda_min = found.get("lambda_min_clipped", -math.inf)
-    if isinstance(lambda_min, bool) or not isinstance(lambda_min, (int, float)):
-        raise UserError(f"{where}: lambda_min_clipped must be a number, not {lambda_min!r}")
-    if lambda_min > -math.inf and found.get("timestep_spacing") == "trailing":
-        raise UserError(f"{where}: diptych has no lambda_min_clipped with timestep_spacing trailing")
+    curves = [field for field in CURVES if found.get(field)]  # more than one are refused where they are read
     return {
         "spacing": found.get("timestep_spacing", "published"),
         "offset": found.get("steps_offset", 0),
@@ -249,8 +336,16 @@ def times_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         "sigmas": CURVES[curves[0]] if curves else "own",
         "sigma_min": found.get("sigma_min"),
         "sigma_max": found.get("sigma_max"),
-        "lambda_min": None if lambda_min == -math.inf else float(lambda_min),
+        "lambda_min": lowest(found, where),
     }
+
+
+def lowest(found: Mapping[str, Any], where: str) -> float | None:
+    """lambda_min_clipped, where it says anything."""
+    value = found.get("lambda_min_clipped", -math.inf)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{where}: lambda_min_clipped must be a number, not {value!r}")
+    return None if value == -math.inf else float(value)
 
 
 def prediction_of(values: Mapping[str, Any], where: str) -> str:
@@ -269,36 +364,3 @@ def only(found: Mapping[str, Any], field: str, value: Any, where: str) -> None:
 
 def none_of(where: str, field: str, value: Any, known: Any) -> UserError:
     return UserError(f"{where}: {field} {value!r} is none of {', '.join(str(one) for one in known)}")
-
-
-# The page
-
-BEGIN, END = "<!-- schedulers: begin -->", "<!-- schedulers: end -->"
-
-
-def page() -> str:
-    """The table as markdown."""
-    lines = ["| saved class | sampler | |", "|-|-|-|"]
-    for name, kind in CLASSES.items():
-        lines.append(f"| {name} | `{kind.sampler}` | {'' if kind.same else 'stands in'} |")
-    lines += ["", "| setting | values | | |", "|-|-|-|-|"]
-    for field, setting in SETTINGS.items():
-        values = "any" if setting.allowed is None else ", ".join(map(shown, setting.allowed))
-        where = "" if not setting.readers else "; of " + ", ".join(setting.readers)
-        lines.append(f"| `{field}` | {values} | {setting.treatment} | {setting.note}{where} |")
-    return "\n".join(lines)
-
-
-def shown(value: Any) -> str:
-    """A value as JSON has it."""
-    return json.dumps(value).strip('"')
-
-
-def write(path: Path) -> None:
-    """Put the table in its place in a page."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{page()}\n{END}{rest.partition(END)[2]}")
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))

@@ -176,7 +176,9 @@ def sampling_of(said: Stated, prediction: str, name: str) -> dict[str, Any]:
     if said.terminal is None:
         return sampling_config({**SCHEDULER, **given}, name)
     try:
-        return sampling_config({**SCHEDULER, **given, "rescale_betas_zero_snr": True}, name)
+        # Sampling is to start at the last step, the one without an image (Lin et al. 2024, section 3.3).
+        rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return sampling_config({**SCHEDULER, **given, **rescaled}, name)
     except UserError as error:
         raise UserError(f"{said.terminal} says that betas are rescaled to zero terminal SNR: {error}") from None
 

@@ -11,7 +11,7 @@ from diptych.published.pieces import pieces
 from diptych.published.sd_json import autoencoder_config, scaling_factor, unet_config
 from diptych.published.sd_keys import diffusers_autoencoder, diffusers_unet
 from diptych.published.sd_parts import Parts, first_stage, system
-from diptych.published.sd_scheduler import sampling_config
+from diptych.published.sd_scheduler import sampling_fields
 from diptych.published.sd_text import shape_of_json, text_config, text_of_folder
 from diptych.published.source import Family, Source
 
@@ -54,7 +54,7 @@ def parts(source: Source) -> Parts:
         unet=unet,
         text=text_config(shape),
         size=latent_size(source.config("unet"), where["unet"]) * autoencoder.factor,
-        **sampling_config(scheduler, str(source.path / "scheduler" / file)),
+        **sampling_fields(scheduler, str(source.path / "scheduler" / file)),
     )
     stored = source.part("vae")
     return Parts(

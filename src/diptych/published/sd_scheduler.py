@@ -10,38 +10,32 @@ from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.latent import LatentConfig
 from diptych.published import schedulers
+from diptych.published.schedulers import SAVED
 
 OFFSET = 1
 """Whatever steps_offset says: diffusers' Stable Diffusion pipelines set it, as they set clip_sample to false."""
-SAVED: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "ddpm-fixed-large": ("DDPMScheduler", {"variance_type": "fixed_large"}),
-    "dpm-2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
-    "dpmpp-2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmpp-2m-heun": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_type": "heun"}),
-    "dpmpp-2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpmpp-2m-sde-heun": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
-    "dpmpp-3m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 3}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
-"""Sampler -> the class under which it is saved, and the settings that make it this variant."""
 
 
 def sampling_config(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields `schedule`, `prediction`, `times`, `sampler` and `stands_in_for` of a `LatentConfig`.
+    """The fields `schedule`, `prediction`, `times`, `sampler`, `stands_in_for` and `refused` of a `LatentConfig`.
 
     Raises a `UserError` that names the field for a class or a setting that we do not have.
     """
+    found = sampling_fields(values, where)
+    if reason := dict(found["refused"]).get(""):
+        raise UserError(reason)
+    return found
+
+
+def sampling_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same also where what the default sampler would need is refused: others may be asked for."""
     kind = schedulers.kind_of(values, where)
     schedulers.check(values, where)
-    schedulers.only(schedulers.said(values), "thresholding", False, where)
+    refused = schedulers.refusals(values, where, latent=True)
     if schedulers.said(values).get("variance_type") == "learned_range" and kind.sampler == "ddpm":
-        raise UserError(f"{where}: variance_type 'learned_range' needs a U-Net that predicts it, and this one does not")
-    sampler = schedulers.sampler_of(values, where)
+        reason = f"{where}: variance_type 'learned_range' needs a U-Net that predicts it, and this one does not"
+        refused.setdefault("", reason)
+    sampler = kind.sampler if "" in refused else schedulers.sampler_of(values, where)
     times = TimesConfig.from_dict({**schedulers.times_values(values, where), "offset": OFFSET})
     schedule = {**schedulers.schedule_values(values, where), "between": times.told(sampler)}
     return {
@@ -50,6 +44,7 @@ def sampling_config(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         "times": times,
         "sampler": sampler,
         "stands_in_for": None if kind.same else values["_class_name"],
+        "refused": tuple(refused.items()),
     }
 
 
@@ -58,6 +53,8 @@ def scheduler_json(config: LatentConfig) -> dict[str, Any]:
 
     Raises a `UserError` that names the field for a schedule or prediction that no scheduler there has.
     """
+    if reason := dict(config.refused).get(""):
+        raise UserError(f"the scheduler that this model came with cannot be written: {reason}")
     kinds = {ours: theirs for theirs, ours in schedulers.BETAS.items()}
     predictions = {ours: theirs for theirs, ours in schedulers.PREDICTIONS.items()}
     for field, value, known in (
