@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ LOST = 0.01
 """Less of a picture's shape than this may be cropped away without looking for a size that fits better."""
 LONGEST = 4
 """A picture that another is made from may be so many times as long as it is wide."""
+_FILTERS = threading.Lock()
 
 
 def to_images(
@@ -174,19 +176,31 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
     Raises an exception of any kind that Pillow has for broken pictures, and passes on those of its body.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _quiet():
         try:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:  # its own words name a place in memory
             raise ValueError("not a PNG, JPEG or WebP picture") from None
-        with picture:
-            yield picture
+    with picture:
+        pixels, most = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+        if most is not None and pixels > most:
+            raise Image.DecompressionBombError(f"{pixels} pixels exceed the limit of {most} pixels")
+        yield picture
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, Pillow warns of nothing. The filters of warnings are the whole process's: one thread at a time."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF says, any mode to RGB, transparent parts on white. Reads the pixels where they are not yet."""
     picture.load()
+    with _quiet():  # of EXIF that is damaged
+        picture.getexif()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         picture = _eight_bits(picture)

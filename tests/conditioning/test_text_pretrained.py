@@ -110,6 +110,17 @@ def test_bert_gives_the_reference_tokens(bert: Path) -> None:
     agrees(build_text_encoder(small_bert(bert)).encode(PROMPTS), expected, inputs["attention_mask"].bool())
 
 
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_a_prompt_gives_the_same_bits_among_any_others(kind: str, request: pytest.FixtureRequest) -> None:
+    small = {"t5": small_t5, "bert": small_bert}[kind]
+    encoder = build_text_encoder(small(request.getfixturevalue(kind)))
+    among = encoder.encode(PROMPTS)
+    assert len(among.mask.sum(1).unique()) > 2
+    for index, prompt in enumerate(PROMPTS):
+        alone = encoder.encode([prompt])
+        assert torch.equal(alone.sequence[0], among.sequence[index, : alone.sequence.shape[1]])
+
+
 def test_old_berts_open_too(bert: Path, tmp_path: Path) -> None:
     """Old releases call a norm's weights gamma and beta, and have no tokenizer.json."""
     shutil.copytree(bert, tmp_path / "old")
@@ -168,11 +179,13 @@ def test_t5_computes_in_what_it_is_told(t5: Path) -> None:
     coarse = build_text_encoder(small_t5(t5, dtype="bfloat16"))
     assert {p.dtype for p in coarse.model.parameters()} == {torch.bfloat16}
     ours = coarse.encode(PROMPTS)
-    ids, mask = tokenize(coarse.tokenizer, PROMPTS, 64, torch.device("cpu"))
-    with torch.no_grad():
-        theirs = T5EncoderModel.from_pretrained(t5).to(torch.bfloat16)(input_ids=ids, attention_mask=mask.long())
+    theirs = T5EncoderModel.from_pretrained(t5).to(torch.bfloat16)
     assert ours.sequence.dtype == torch.float32
-    assert torch.equal(ours.sequence[mask], theirs.last_hidden_state[mask].float())
+    for prompt, sequence in zip(PROMPTS, ours.sequence, strict=True):
+        ids, mask = tokenize(coarse.tokenizer, [prompt], 64, torch.device("cpu"))
+        with torch.no_grad():
+            expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state[0].float()
+        assert torch.equal(sequence[: len(expected)], expected)
     assert not torch.allclose(ours.sequence, exact, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         inside = build_text_encoder(small_t5(t5, dtype="float32")).encode(PROMPTS).sequence

@@ -7,6 +7,7 @@ import os
 import resource
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -101,6 +102,8 @@ SHARDS = {
     "a dot in the name": ([("22.05.png", png()), ("22.05.txt", b"x")], "a dot in its name"),
     "twice": ([("1.png", png()), ("1.txt", b"x"), ("1.png", png())], "the same name twice"),
     "another format": ([("1.gif", b"GIF89a"), ("1.txt", b"x")], ".gif pictures are not read"),
+    "two pictures": ([("1.jpg", png()), ("1.png", png()), ("1.txt", b"x")], "another picture of its example"),
+    "two captions": ([("1.png", png()), ("1.txt", b"x"), ("1.caption", b"y")], "another caption of its example"),
 }
 
 
@@ -278,3 +281,92 @@ def test_the_same_array_whatever_the_extension(tmp_path):
         put(tmp_path, **{name: buffer.getvalue(), name.split(".")[0] + ".txt": b"x"})
     data = open_dataset(DataConfig(path=str(tmp_path), size=8))
     assert len({data[i].picture.tobytes() for i in range(3)}) == 1
+
+
+def test_shards_and_examples_of_one_name_are_told_apart(tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    foreign_shard(tmp_path / "a.TAR", [("0.png", b"broken"), ("0.txt", b"x"), ("1.png", png()), ("1.txt", b"y")])
+    twice = [("0.png", png()), ("0.txt", b"x"), ("1.png", png()), ("1.txt", b"y"), ("0.png", b""), ("0.txt", b"z")]
+    foreign_shard(tmp_path / "sub" / "a.TAR", twice)
+    code, report = check(capsys, tmp_path)
+    assert (code, report["readable"]) == (1, 3)
+    assert {one["shard"] for one in report["broken"]} == {"a.TAR", "sub/a.TAR"}
+
+
+def test_a_pipe_named_as_a_shard_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "a.tar")
+    assert cli.main(["data", "check", str(tmp_path / "a.tar")]) == 2
+    assert "give a folder" in capsys.readouterr().err
+
+
+def test_the_limit_on_pixels_holds_in_every_thread(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+
+    def refused(_: int) -> None:
+        with pytest.raises(Broken, match="more than 200 pixels"):
+            decode(png(), 8)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(refused, range(200)))) == 200
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_exif_is_no_noise():
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(data, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(data.getvalue(), 8).shape == (8, 8, 3)
+
+
+TABLES = {
+    "semicolons": ("metadata.csv", "file_name;text\na.png;x\n"),
+    "Excel": ("metadata.csv", "sep=;\r\nfile_name;text\r\na.png;x\r\n"),
+    "tabs": ("captions.tsv", "file_name\ttext\na.png\tx\n"),
+    "blanks": ("metadata.csv", "\n\nfile_name, text\na.png, x\n"),
+    "another case": ("metadata.csv", "file_name,text\nA.PNG,x\n"),
+}
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_tables_as_programs_write_them(tmp_path, what):
+    name, text = TABLES[what]
+    put(tmp_path, a__png=png(), **{name: text.encode()})
+    assert open_dataset(DataConfig(path=str(tmp_path), size=8))[0].captions == ("x",)
+
+
+BROKEN_TABLES = {
+    "no head": ("metadata.csv", "z.png,x\nq.png,y\n", "metadata.csv", "its first line names no field"),
+    "an open quote": ("metadata.csv", 'file_name,text\na.png,"x\nz.png,y\n', "metadata.csv, line 2", "never closed"),
+    "a list": ("metadata.jsonl", '[\n{"file_name": "a.png", "text": "x"}\n]', "metadata.jsonl", "a list over several"),
+    "two tables": (
+        *("metadata.csv", "file_name,text\nz.png,other\n", "metadata.csv, z.png"),
+        "another caption of it is in metadata.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_TABLES)
+def test_what_of_a_table_is_not_read_is_named_once(tmp_path, capsys, what):
+    name, text, where, reason = BROKEN_TABLES[what]
+    rest = {"captions.csv": b"file_name,text\nz.png,x\n"}
+    if what == "two tables":
+        rest = {"metadata.jsonl": b'{"file_name": "z.png", "text": "x"}'}
+    put(tmp_path, a__png=png(), a__txt=b"x", z__png=png(), **{name: text.encode()}, **rest)
+    code, report = check(capsys, tmp_path)
+    assert (code, report["readable"], len(report["left_out"])) == (1, 2, 1)
+    assert report["left_out"][0]["name"] == where and reason in report["left_out"][0]["reason"]
+
+
+@pytest.mark.parametrize("caption", ["\u200b\u200d", "\x00\x07", "\ufeff \n"])
+def test_a_caption_in_which_nothing_is_to_be_seen_is_none(tmp_path, capsys, caption):
+    put(tmp_path, a__png=png(), a__txt=caption.encode(), b__png=png(), b__txt="❤\ufe0f".encode())
+    code, report = check(capsys, tmp_path)
+    assert (code, report["readable"]) == (1, 1) and "no caption" in report["broken"][0]["reason"]
+
+
+def test_classes_of_shards(tmp_path):
+    members = [("0.png", png()), ("0.cls", b"3\n"), ("1.png", png()), ("1.cls", b"\x80\x04N.")]
+    foreign_shard(tmp_path / "a.tar", members)
+    config = DataConfig(path=str(tmp_path), size=8, caption_field="cls", split="all")
+    data = open_dataset(config)
+    assert [one.captions for one in data.readable()] == [("3",)]
+    assert [one.captions for one in open_dataset(DataConfig(path=str(tmp_path), size=8), captions=False).readable()]

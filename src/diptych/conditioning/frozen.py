@@ -48,9 +48,16 @@ class FrozenText:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
         ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # (B, L, width)
-        return TextEmbedding.from_sequence(hidden.float().masked_fill(~mask.unsqueeze(-1), 0.0), mask)
+        sequence = torch.zeros(*ids.shape, self.width, device=self.device)
+        lengths = mask.sum(1)
+        for length in filter(
+            None, lengths.unique().tolist()
+        ):  # none is padded: what it gives does not depend on the others
+            some = lengths == length
+            with torch.autocast(self.device.type, enabled=False):
+                hidden = self.model(input_ids=ids[some, :length], attention_mask=mask[some, :length].long())
+            sequence[some, :length] = hidden.last_hidden_state.float()
+        return TextEmbedding.from_sequence(sequence, mask)
 
 
 class FrozenTextConfig(Config):

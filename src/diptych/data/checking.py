@@ -6,7 +6,7 @@ import collections
 from typing import Any, NamedTuple
 
 from diptych.data.dataset import PictureDataset
-from diptych.data.text import LABELS
+from diptych.data.text import LABELS, one_line
 from diptych.progress import track
 
 LISTED = 20
@@ -41,7 +41,7 @@ class Report(NamedTuple):
         ]
         for field, counter in self.counts.items():
             common = sorted(counter.items(), key=lambda item: -item[1])
-            found.append(f"  {field}: " + ", ".join(f"{name} {count:,}" for name, count in common))
+            found.append(f"  {field}: " + ", ".join(f"{one_line(name)} {count:,}" for name, count in common))
         found += grouped("broken", [(f"{e['key']} in {e['shard']}", e["reason"]) for e in self.broken])
         found += grouped("left out", [(e["name"], e["reason"]) for e in self.left_out])
         found += grouped("changed", [(f"{e['key']} in {e['shard']}", e["change"]) for e in self.changed])

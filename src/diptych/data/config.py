@@ -41,7 +41,8 @@ class DataConfig(Config):
     caption_field: str | None = None
     """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
     classes of a model; `folder` for the name of the folder that its picture lies in (`train/n01440764/x.JPEG`: class
-    folders, as ImageNet has them); `layout` for what stands where (see `data/layouts.py`); none for its captions."""
+    folders, as ImageNet has them); `cls` for what a shard's `.cls` members say; `layout` for what stands where (see
+    `data/layouts.py`); none for its captions."""
     long_captions: Literal["cut", "skip"] = "cut"
     """What becomes of captions that are longer than the model's text encoder reads, or layouts of more boxes: `cut`
     keeps as much as fits, to the last whole word; `skip` leaves them out, and an example that has no other."""

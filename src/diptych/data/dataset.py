@@ -84,7 +84,7 @@ class PictureDataset:
         self.fit: Fit | None = None
         """What the model reads of a caption; none for all of it."""
         quarantine.besides = source.left
-        self._seen = bytearray(len(source))
+        self._seen, self._broken = bytearray(len(source)), bytearray(len(source))
         self._cache: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
         self._layouts: dict[int, str] = {}
         self._chosen, self._held_out = self._choose()
@@ -122,7 +122,7 @@ class PictureDataset:
     def all_captions(self) -> Iterator[str]:
         """Every caption of every example as training reads it; what is broken is set aside."""
         for index in map(int, self._indices):
-            if self.source.key(index) not in self.quarantine.broken:
+            if not self._broken[index]:
                 self.quarantine.seen += 1
                 meta = self._guarded(index, lambda i: self._meta(i))
                 yield from () if meta is None else meta["captions"]
@@ -146,8 +146,7 @@ class PictureDataset:
         return named + [(where, key, why) for (where, key), why in self.quarantine.broken.items()]
 
     def _read(self, index: int) -> Example | None:
-        where, key = self.source.key(index)
-        if (where, key) in self.quarantine.broken:
+        if self._broken[index]:
             return None
         if index in self._cache:
             picture, meta = self._cache[index]
@@ -160,7 +159,7 @@ class PictureDataset:
             meta, picture = found
             if self.config.in_memory:
                 self._cache[index] = picture, meta
-        return Example(picture=picture, captions=tuple(meta["captions"]), meta=meta, key=key)
+        return Example(picture=picture, captions=tuple(meta["captions"]), meta=meta, key=self.source.key(index)[1])
 
     def _guarded(self, index: int, read: Callable[[int], Any]) -> Any:
         """What `read` makes of an example, or none where that fails: then the example is set aside."""
@@ -171,6 +170,7 @@ class PictureDataset:
         except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
             where, key = self.source.key(index)
             self.quarantine.add(where, key, reason_of(error, f"{key} in {where}"))
+            self._broken[index] = 1  # it alone: another may have its key
             return None
 
     def _decoded(self, index: int) -> np.ndarray:
@@ -287,15 +287,14 @@ def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | No
         raise UserError(
             f"no data at {path}: give a folder of .tar shards or of pictures (`diptych data emoji` makes one)"
         )
-    if not path.is_dir() and path.suffix != ".tar":
+    if not path.is_dir() and not (path.is_file() and path.suffix.casefold() == ".tar"):
         raise UserError(f"{path} is a file: give a folder of .tar shards or of pictures, or one .tar")
     quarantine = Quarantine(Path(config.quarantine) if config.quarantine else record, config.max_failure_rate)
     source = open_source(path)
     if isinstance(source, ShardSource):
-        for shard in source.shards:
+        for name, shard in zip(source.names, source.shards, strict=True):
             if shard.problem:
                 quarantine.seen += 1
-                name = one_line(shard.path.name)
                 quarantine.add(name, f"what follows example {len(shard)}", shard.problem)
     if not len(source):
         quarantine.besides = source.left
@@ -310,9 +309,9 @@ def open_source(path: Path) -> FolderSource | ShardSource:
     """The shards under a folder, or else its pictures; `path` may be one shard."""
     left: dict[str, str] = {}
     if not path.is_dir():
-        return ShardSource([path], left)
+        return ShardSource([path], path.parent, left)
     others: list[Path] = []
-    tars = [file for file in walk(path, left) if file.suffix == ".tar" or others.append(file)]
+    tars = [file for file in walk(path, left) if file.suffix.casefold() == ".tar" or others.append(file)]
     if not tars:
         return FolderSource(path)
     for file in others:
@@ -320,4 +319,4 @@ def open_source(path: Path) -> FolderSource | ShardSource:
             left[one_line(str(file.relative_to(path)))] = (
                 "a picture beside shards: the shards are read, and nothing else"
             )
-    return ShardSource(sorted(tars), left)
+    return ShardSource(sorted(tars), path, left)

@@ -1,6 +1,6 @@
 """Folders of picture files with their captions beside them or in a table.
 
-A caption is found in this order: rows of `metadata.jsonl`, `captions.jsonl`, `metadata.csv` or `captions.csv` in the
+A caption is found in this order: rows of `metadata.jsonl`, `captions.jsonl`, or the same as `.csv` or `.tsv`, in the
 picture's folder or one above it (`file_name` and `text`, as Hugging Face's imagefolder has them, or any other field of
 `text.CAPTION_FIELDS`; several rows of a picture are several captions); `name.txt`, `name.caption`, `name.png.txt`; a
 `name.json`. Upper and lower case are the same. The folder that a picture lies in is its field `folder`: a class.
@@ -30,8 +30,8 @@ from diptych.data.text import (
     with_captions,
 )
 
-TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv")
-NO_TABLES = ("metadata.parquet", "captions.parquet", "metadata.json", "captions.json", "metadata.tsv", "captions.tsv")
+TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.tsv", "captions.tsv")
+NO_TABLES = ("metadata.parquet", "captions.parquet", "metadata.json", "captions.json")
 NAME_FIELDS = ("file_name", "file", "image", "filename", "file_path", "image_path", "path")
 """Fields of a table that may name the picture, in any case."""
 NO_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "requirements")
@@ -68,10 +68,16 @@ class FolderSource:
                 self.left[self._named(path)] = "an archive that is compressed: unpack it"
         self._paths.sort()
         self._known = {os.path.normpath(path): str(path) for path in self._paths}
+        self._any_case = {path.casefold(): whole for path, whole in self._known.items()} if tables else {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
-        for name in reversed(TABLES):
-            for table in sorted(table for table in tables if table.name.casefold() == name):
-                self._rows.update(self._read_table(table))
+        read_from: dict[str, str] = {}
+        for table in sorted(tables, key=lambda table: (-TABLES.index(table.name.casefold()), table)):
+            found, named = self._read_table(table), self._named(table)
+            for path in found.keys() & self._rows.keys():
+                name = f"{read_from[path]}, {self._named(Path(path))}"
+                self.left[name] = f"another caption of it is in {named}, which is read"
+            self._rows |= found
+            read_from |= dict.fromkeys(found, named)
         self._splits = self._split_folders()
         self._note_unused()
 
@@ -137,7 +143,7 @@ class FolderSource:
         named = self._named(table)
         try:
             text = decoded(read_bounded(table, LARGEST_TABLE), table.name)
-            for line, row in csv_rows(text) if table.suffix.casefold() == ".csv" else json_rows(text, table.name):
+            for line, row in rows_of(text, table.name):
                 try:
                     rows.setdefault(self._described(table, row), []).append(row)
                 except Broken as error:
@@ -161,8 +167,9 @@ class FolderSource:
         if name is None:
             raise Broken("no file_name (the picture's path from the table's folder)")
         for written in (name, name.replace("\\", "/")):
-            if (path := os.path.normpath(os.path.join(table.parent, written))) in self._known:
-                return self._known[path]
+            path = os.path.normpath(os.path.join(table.parent, written))
+            if found := self._known.get(path) or self._any_case.get(path.casefold()):
+                return found
         raise Broken(f"its picture {one_line(name)[:200]} is not there")
 
     def _split_folders(self) -> dict[str, str]:
@@ -188,9 +195,18 @@ class FolderSource:
                         self.left[self._named(Path(folder, one))] = "a caption without a picture"
 
 
+def rows_of(text: str, name: str) -> Iterator[tuple[int, Any]]:
+    """(line, row) of a table; `Broken` in the place of one that cannot be read."""
+    return json_rows(text, name) if name.casefold().endswith(".jsonl") else csv_rows(text)
+
+
 def json_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
     """(line, value) of a file with JSON on each line; `Broken` where a line holds none."""
-    for line, row in enumerate(text.split("\n"), 1):
+    lines = text.split("\n")
+    first = next(filter(str.strip, lines), "").strip()
+    if first.startswith("[") and not first.endswith("]"):
+        raise Broken("a list over several lines: write each of its objects on a line of its own")
+    for line, row in enumerate(lines, 1):
         if row.strip():
             try:
                 yield line, parsed(row, name, line)
@@ -198,15 +214,33 @@ def json_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
                 yield line, error
 
 
-def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line on which it begins, row) of a table with a head. Raises `csv.Error`."""
-    reader = csv.reader(io.StringIO(text, newline=""))
-    head = next(reader, [])
+def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str] | Broken]]:
+    """(line on which it begins, row) of a table with a head, its fields parted by commas, semicolons or tabs: by what
+    parts the head so that one of them names the picture. Raises `csv.Error`, or `Broken` where no head does."""
+    lines = io.StringIO(text, newline="")
+    before, head, parted = 0, "", ","
+    for head in lines:
+        before += 1
+        if head.strip() and not head.casefold().startswith("sep="):  # Excel's first line
+            break
+    for parted in ",;\t":
+        fields = [field.strip() for field in next(csv.reader([head], delimiter=parted), [])]
+        if not {field.casefold() for field in fields}.isdisjoint(NAME_FIELDS):
+            break
+    else:
+        if head.strip():
+            raise Broken("its first line names no field file_name (the picture's path from the table's folder)")
+        return
+    taken: list[str] = []
+    reader = csv.reader((taken.append(line) or line for line in lines), delimiter=parted, skipinitialspace=True)
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
+        taken.clear()
         try:
             row = next(reader)
         except StopIteration:
             return
-        if row:
-            yield line, dict(zip(head, row, strict=False))
+        if len(taken) > 1 and "".join(taken).count('"') % 2:
+            yield line, Broken("its quotation mark is never closed: what follows would be its caption")
+        elif row:
+            yield line, dict(zip(fields, row, strict=False))

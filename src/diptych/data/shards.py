@@ -7,6 +7,7 @@ unpickled. What a name's first dot parts is key and extension, as WebDataset has
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -35,7 +36,9 @@ OTHER_PICTURES = (
 CONVERT = "convert them to PNG, JPEG or WebP"
 TEXTS = ("txt", "caption")
 """Extensions of captions."""
-ALLOWED = (*PICTURES, *TEXTS, "json")
+CLASS = "cls"
+"""Extension, and field, of an example's class."""
+ALLOWED = (*PICTURES, *TEXTS, "json", CLASS)
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> dict:
@@ -138,6 +141,11 @@ class Shard:
             entries.append(Entry(key, {}))
         elif extension in entries[-1].members:
             self.left[name] = "the same name twice: the last is read, as tar does"
+        else:
+            others = entries[-1].members
+            for kind, what in ((PICTURES, "picture"), (TEXTS, "caption")):
+                if extension in kind and (two := [one for one in kind if one in others or one == extension])[1:]:
+                    self.left[f"{key}.{two[-1]}"] = f"another {what} of its example: .{two[0]} is read"
         entries[-1].members[extension] = place
 
     def _leave(self, name: str, reason: str) -> None:
@@ -156,14 +164,15 @@ class Shard:
 class ShardSource:
     """The examples of all shards, in the order of file names. `left`: what else is known not to be read, and why."""
 
-    def __init__(self, paths: list[Path], left: dict[str, str]) -> None:
+    def __init__(self, paths: list[Path], folder: Path, left: dict[str, str]) -> None:
         self.shards = [Shard(path) for path in track(paths, "indexing shards")]
+        self.names = [one_line(os.path.relpath(path, folder)) for path in paths]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self.left = left
-        for shard in self.shards:
-            left.update({f"{one_line(n)} in {one_line(shard.path.name)}": why for n, why in shard.left.items()})
+        for where, shard in zip(self.names, self.shards, strict=True):
+            left.update({f"{one_line(name)} in {where}": why for name, why in shard.left.items()})
             if not len(shard) and shard.problem is None:
-                left[one_line(shard.path.name)] = "a shard without pictures or captions"
+                left[where] = "a shard without pictures or captions"
         self._states: dict[int, bool] = {}
 
     def __len__(self) -> int:
@@ -174,8 +183,8 @@ class ShardSource:
         return self.shards[number], index - int(self.starts[number])
 
     def key(self, index: int) -> tuple[str, str]:
-        shard, inner = self._at(index)
-        return one_line(shard.path.name), one_line(shard.entries[inner].key)
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.names[number], one_line(self.shards[number].entries[index - int(self.starts[number])].key)
 
     def meta(self, index: int) -> dict[str, Any]:
         shard, inner = self._at(index)
@@ -187,8 +196,11 @@ class ShardSource:
         text = None
         if (extension := next((e for e in TEXTS if e in members), None)) is not None and not meta.get("captions"):
             text = decoded(shard.read(inner, extension), f"{name}.{extension}")
-        folder = {"folder": key.split("/")[-2]} if "/" in key else {}
-        return with_captions({**folder, **meta}, text)
+        own = {"folder": key.split("/")[-2]} if "/" in key else {}
+        if CLASS in members:
+            with contextlib.suppress(Broken):  # of no text: an example without a class
+                own[CLASS] = decoded(shard.read(inner, CLASS), f"{name}.{CLASS}").strip()
+        return with_captions({**own, **meta}, text)
 
     def picture(self, index: int) -> bytes:
         shard, inner = self._at(index)

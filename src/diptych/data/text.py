@@ -27,6 +27,8 @@ SPLITS = {
 """What metadata, or the folders of a data set, may call the two splits."""
 LONGEST_TEXT = 16 * 2**20
 """Bytes of a caption file or a JSON beside a picture: more is no caption."""
+INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*")
+"""Text in which there is nothing to see: blanks, control characters, marks of direction and of no width."""
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the beginning of this one
@@ -95,7 +97,7 @@ def texts_of(value: Any) -> list[str]:
     """The texts of a text or of a list of them, stripped; none of what is neither. Raises `Broken` for half a character
     (a lone surrogate, as JSON can write it)."""
     values = value if isinstance(value, list) else [value]
-    texts = [one.strip() for one in values if isinstance(one, str) and one.strip()]
+    texts = [one.strip() for one in values if isinstance(one, str) and not INVISIBLE.fullmatch(one)]
     for one in texts:
         if re.search("[\ud800-\udfff]", one):
             raise Broken(f"its caption {ascii(one)[:60]} is no valid Unicode text")
