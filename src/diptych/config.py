@@ -119,9 +119,9 @@ def differences(before: Any, now: Any, where: tuple[str, ...] = ()) -> Iterator[
     A field that came with a later version than the file had its default until then. One that is gone is left out, and
     so are the fields of configs of two kinds, but for that.
     """
-    kinds = [one.get("kind") if isinstance(one, dict) else getattr(one, "kind", None) for one in (before, now)]
-    if isinstance(before, dict) and kinds[0] != kinds[1]:
-        yield ".".join((*where, "kind")), *kinds
+    old, new = (one.get("kind") if isinstance(one, dict) else getattr(one, "kind", None) for one in (before, now))
+    if isinstance(before, dict) and old != new:
+        yield ".".join((*where, "kind")), old, new
     elif isinstance(before, dict) and isinstance(now, (dict, Config)):
         defaults = {} if isinstance(now, dict) else {f.name: f.default for f in dataclasses.fields(now)}  # type: ignore
         for name, value in now.items() if isinstance(now, dict) else ((name, getattr(now, name)) for name in defaults):

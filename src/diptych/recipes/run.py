@@ -145,8 +145,8 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
 
 
 def _run(recipe: Recipe, folder: Path, task: Trainable, splits: dict[str, BatchAt]) -> Path:
-    named = isinstance(task, FirstStage) and task.distance_name is not None
-    facts = {"perceptual_distance": task.distance_name} if named else {}
+    distance = task.distance_name if isinstance(task, FirstStage) else None
+    facts = {} if distance is None else {"perceptual_distance": distance}
     return run_loop(task, splits["train"], recipe.training, folder, splits.get("held-out"), recipe, facts)
 
 
