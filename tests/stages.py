@@ -119,6 +119,13 @@ def cascade() -> Cascade:
     return Cascade.of([stage(config, seed, words) for seed, config in enumerate(configs())])
 
 
+def cascade_of_pixels() -> Cascade:
+    """8 -> 16 -> 32 without words, as files hold it."""
+    first = wordless(network=plain(context_width=None), low_size=None, size=SMALL, augmentation=AugmentationConfig())
+    sizes = [first, wordless(low_size=SMALL, size=MIDDLE), wordless(low_size=MIDDLE, size=LARGE)]
+    return Cascade.of([stage(config, config.size) for config in sizes])
+
+
 def toy_batch(seeds: list[int], size: int = MIDDLE) -> dict[str, Any]:
     """Pictures of two colours with an upright edge between them; the seed decides where, and the caption."""
     columns = torch.arange(size)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "checks": {"errors"},
     "generation": {"errors", "checks", "weights"},
     "version": set(),
-    "metadata": {"errors", "version"},
+    "metadata": {"errors", "checks", "version"},
     "weights": {"errors", "disk", "config", "progress"},
     "networks": {"errors", "config"},
     "diffusion": {"errors", "config", "seeding", "checks"},

@@ -62,6 +62,10 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
     monkeypatch.setattr(diptych, "load", load)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d").mkdir()
+    (tmp_path / "j").mkdir()
+    (tmp_path / "j" / "config.json").write_text('{"kind": "judge"}')
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "evaluation.json").write_text('{"evaluation": "reconstruction"}')
     return model
 
 
@@ -222,6 +226,14 @@ def test_a_file_name_is_made_of_the_words(text: str, name: str) -> None:
         (["generate", "a cat", "--temperature", "1"], "--temperature is for models that write a picture code by code"),
         (["generate", "a cat", "--stop", "0"], "argument --stop: must be a whole number 1 or more"),
         (["evaluate", "--data", "d", "--out", "o", "--stop", "2"], "--stop is for cascades"),
+        (["evaluate", "--data", "d", "--out", "taken"], "taken holds the results of an evaluation of another kind"),
+        (["sweep", "guidance", "--data", "d", "--out", "taken"], "taken holds the results of"),
+        (["unseen", "--model", "a", "--data", "d", "--out", "j/config.json/x"], "there is a file where a folder"),
+        (["evaluate", "inpainting", "--data", "d", "--out", "o", "--judge", "d"], "no judge in d"),
+        (["data", "emoji", "--out", f"{'x' * 300}"], "is too long for the disk"),
+        (["train", "emoji-latent", "--run-dir", "j/config.json/x"], "there is a file where a folder"),
+        (["generate", "a\0b"], "null byte"),
+        (["train", "emoji-latent", "--run-dir", "a\ud800"], "half a character"),
         (["demo"], "PROMPT"),
         (["demo", "a cat", ""], "the prompt is empty"),
         (["assemble", "a", "b"], "--out"),

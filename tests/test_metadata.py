@@ -13,9 +13,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diptych import cli
+from diptych.commands import SAMPLING
 from diptych.errors import UserError
 from diptych.metadata import infotext, png_texts, read_metadata
 from diptych.painting import write_png
+from diptych.regenerate import HANDED, SETTINGS
 from diptych.weights.identity import file_sha256
 from tests import codes, latents, stages
 
@@ -109,12 +111,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     latents.system().save(folder / "small")
     stages.stage(stages.wordless()).save(folder / "stage")
     codes.system("class").save(folder / "codes")
+    stages.cascade_of_pixels().save(folder / "three")
     return folder
 
 
 @pytest.fixture
 def here(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("small", "stage", "codes"):
+    for name in ("small", "stage", "codes", "three"):
         (tmp_path / name).symlink_to(models / name)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "init.png")
@@ -143,8 +146,10 @@ def same(a: Path, b: Path) -> bool:
         ["a red picture", "--model", "small", *WORDS, "--negative", 'a cat\n"-"', "--size", "24x16", "--tile", "16"],
         ["a red picture", "--model", "small", *WORDS, "--image", "init.png", "--mask", "mask.png", "--paste"],
         ["--image", "init.png", "--model", "small", "--sampler", "ddpm", "--steps", "4"],
+        ["--image", "init.png", "--model", "small", "--size", "24x16", "--fit", "pad", "--schedule-type", "karras"],
         ["a (red:1.4) picture", "--model", "small", *WORDS, "--weights", "--guidance", "-2.5"],
         ["--low", "init.png", "--model", "stage", *WORDS, "--threshold", "dynamic:0.9", "--augmentation", "0.3"],
+        ["--low", "init.png", "--model", "three", "--steps", "5", "--schedule-type", ",karras", "--fit", "pad"],
         ["green", "--model", "codes", "--top-k", "3", "--temperature", "0.5", "--guidance", "1.5"],
     ],
 )
@@ -152,14 +157,50 @@ def test_an_image_is_made_again_to_the_bit(here: Path, capsys: pytest.CaptureFix
     first = made(capsys, *words)
     assert cli.main(["generate", "--from", str(first), "--out", "again"]) == 0
     found = capsys.readouterr()
-    assert same(first, Path(found.out.strip())) and not found.err
+    assert same(first, Path(found.out.strip())) and "warning" not in found.err
+
+
+def test_every_stage_that_was_kept_is_made_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where an image was handed in, which is brought to the size of the last stage that ran."""
+    for more in ([], ["--image", "init.png", "--mask", "mask.png"]):
+        words = ["a", "--model", "three", "--keep-stages", *more]
+        assert cli.main(["generate", *words]) == 0
+        for path in map(Path, capsys.readouterr().out.split()):
+            again = made(capsys, "--from", str(path), "--out", "again")
+            assert read_metadata(path) == read_metadata(again)
+            assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(again)))
+
+
+def test_every_setting_that_is_recorded_is_read_again() -> None:
+    read = {*SETTINGS, *HANDED, "size", "decoder"}
+    assert {*SAMPLING} - read == {"keep", "one_at_a_time"}  # which change no image
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": -1}, "seed cannot be -1"),
+        ({"seed": True}, "seed cannot be True"),
+        ({"size": None}, "size cannot be None"),
+        ({"model": [1]}, "model cannot be [1]"),
+        ({"model": {"tokenizer": 5}}, "model.tokenizer cannot be 5"),
+        ({"stages": [1]}, "stages cannot be 1"),
+        ({"image": {"file": ["a"]}}, "image.file cannot be ['a']"),
+        ({"lora": [{"file": "a"}]}, "lora has no scale"),
+        ({"guides": [{"guide": "a", "scale": "x"}]}, "guides.scale cannot be 'x'"),
+        ({"decoder": {"source": {}}}, "decoder.source cannot be {}"),
+    ],
+)
+def test_damaged_metadata_are_named(here: Path, capsys: pytest.CaptureFixture[str], changes: Any, says: str) -> None:
+    write_png(black(), here, "a", {"diptych": json.dumps({"prompt": "a", "seed": 0, **changes})})
+    assert f"the metadata of a.png are damaged: {says}" in refused(capsys, "--from", "a.png")
 
 
 def test_other_options_change_it_without_a_word(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = made(capsys, "a red picture", "--model", "small", *WORDS)
     assert cli.main(["generate", "--from", str(first), "--seed", "5,6", "--steps", "3"]) == 0
     found = capsys.readouterr()
-    assert found.out.split() == [f"out/a-red-picture-s{seed}.png" for seed in (5, 6)] and not found.err
+    assert found.out.split() == [f"out/a-red-picture-s{seed}.png" for seed in (5, 6)] and "warning" not in found.err
     row = read_metadata(Path("out/a-red-picture-s5.png"))
     assert (row["prompt"], row["steps"], row["model"]["source"]) == ("a red picture", 3, "small")
 

@@ -15,6 +15,8 @@ T = TypeVar("T")
 SEED_LIMIT = 2**63
 LONGEST_SIDE = 8192
 """Pixels of an image."""
+VARIED = 0.6
+"""Strength of variations."""
 MOST_IMAGES = 1_000_000
 """Of one command, and the most of anything that is counted: more is a slip of the keyboard."""
 
@@ -139,3 +141,16 @@ class Jobs(Sequence[tuple[str, int]]):
                 return self.prompts[prompt], part[place]
             place -= len(part)
         raise IndexError(index)
+
+
+def vary(arguments: argparse.Namespace) -> None:
+    """`--variations N` as what it stands for: so many seeds, and a strength at which the picture is still known."""
+    if arguments.variations is None:
+        return
+    if arguments.image is None:
+        raise UserError("--variations are those of a picture: give it as --image")
+    if arguments.count:
+        raise UserError("--variations N already says how many: leave --count out")
+    arguments.count = arguments.variations
+    if arguments.strength is None and arguments.mask is None:
+        arguments.strength = VARIED

@@ -163,7 +163,8 @@ class Cascade(Shown):
         Raises:
             UserError: as for the latent panel; a stage is missing, damaged or was never trained; `low` is no picture.
         """
-        order = Order.read(prompts, seeds, negative, image is not None, reading=Reading.read(weights, long_prompts))
+        shown, reading = image is not None or low is not None, Reading.read(weights, long_prompts)
+        order = Order.read(prompts, seeds, negative, shown, reading=reading)
         numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, schedule_type, threshold, augmentation)
         first, *later = self.configs[numbers.start : numbers.stop]
@@ -180,7 +181,6 @@ class Cascade(Shown):
         given = None if noise is None else initial(noise, (len(order), 3, height, width))
         if one_at_a_time and not self._folders:
             raise UserError("stages that lie in no folder cannot be opened one at a time: save and load the cascade")
-        if one_at_a_time:
             self._open.clear()
         for number in () if one_at_a_time else numbers:  # before any work
             require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")

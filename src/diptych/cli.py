@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -92,7 +93,11 @@ def complain(message: str, code: int = 2) -> int:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of one command. Words may stand before or after options: argparse alone wants them together."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(joined(named(sys.argv[1:] if argv is None else argv)))
+    words = sys.argv[1:] if argv is None else argv
+    for word in words:
+        if "\0" in word or re.search(r"[\ud800-\udc7f\udd00-\udfff]", word):  # no system hands these on
+            raise UserError(f"an argument holds a null byte or half a character: {word[:80]!r}")
+    arguments, rest = parser.parse_known_args(joined(named(words)))
     more = getattr(arguments, "more", None)
     if rest and (more is None or any(word.startswith("-") for word in rest)):
         arguments.parser.strange(rest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from diptych.arguments import SEED_LIMIT, Jobs
+from diptych.arguments import SEED_LIMIT, Jobs, vary
 from diptych.errors import NothingThere, UserError
 from diptych.terminal import console, say, tell
 
@@ -24,8 +24,6 @@ SAMPLING = "sampler steps guidance threshold augmentation negative low start sto
 SAMPLING += "temperature top_k top_p image strength mask paste size tile decoder weights long_prompts".split()
 SAMPLING += ["schedule_type", "fit"]
 """Options of `generate` that go to the model, as its arguments."""
-VARIED = 0.6
-"""Strength of variations."""
 LONGEST_SHEET = 100
 """Rows of the sheet of `demo`."""
 OPENING = "revision offline allow_pickle tokenizer dtype ema prediction".split()
@@ -45,6 +43,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
     import diptych
     from diptych import painting
+    from diptych.metadata import of_stage, stage_suffix
 
     name = arguments.model or "default"
     given = chosen_settings(arguments, *SAMPLING)
@@ -54,14 +53,16 @@ def generate(arguments: argparse.Namespace) -> None:
     if recorded is not None:
         recorded.verify(model, settings)
     for image, told, earlier in painting.paint(model, jobs, arguments.batch, **settings):
-        path = save(image, arguments.out, stem(told), told)
+        name = stem(told)
+        if recorded is not None and recorded.kept:
+            (image, told), earlier = recorded.kept_of(told, earlier, image), []
+            name += stage_suffix(told)
+        path = save(image, arguments.out, name, told)
         if recorded is not None:
             recorded.compare(image)
         for number, picture in enumerate(earlier, 1):
-            stages = told["stages"][:number]  # of "32-128", the picture has 128 pixels
-            size = stages[-1]["stage"].rpartition("-")[2]
-            own = {**told, "stages": stages, "size": list(picture.size), "stop": number + told.get("start", 0)}
-            save(picture, arguments.out, f"{path.stem}-stage-{size}", own)
+            own = of_stage(told, number, picture)
+            save(picture, arguments.out, path.stem + stage_suffix(own), own)
 
 
 def opened_guides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -100,19 +101,6 @@ def demo(arguments: argparse.Namespace) -> None:
     if len(panels) == len(PANELS):
         sheet = painting.side_by_side(jobs, panels)
         save(sheet, arguments.out, "both-panels", {"models": list(panels), "pictures": list(jobs)})
-
-
-def vary(arguments: argparse.Namespace) -> None:
-    """`--variations N` as what it stands for: so many seeds, and a strength at which the picture is still known."""
-    if arguments.variations is None:
-        return
-    if arguments.image is None:
-        raise UserError("--variations are those of a picture: give it as --image")
-    if arguments.count:
-        raise UserError("--variations N already says how many: leave --count out")
-    arguments.count = arguments.variations
-    if arguments.strength is None and arguments.mask is None:
-        arguments.strength = VARIED
 
 
 def read_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -183,7 +171,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     name = arguments.model or "default"
     given = chosen_settings(arguments, "sampler", "steps", "guidance", "stop")
-    check_study(arguments, given)
+    check_study(arguments, "prompts", given)
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     sampling = painting.fitting(model, name, given)
     settings = chosen_settings(arguments, "pictures", "scenes", "seed", "judge", "batch")
@@ -195,7 +183,7 @@ def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
     from diptych.evaluation.reconstruction import evaluate_reconstruction
     from diptych.opening import open_autoencoder, open_tiny_decoder
 
-    check_study(arguments)
+    check_study(arguments, "reconstruction")
     device, how = find_device(arguments.device), chosen_settings(arguments, *OPENING)
     distance = chosen_distance(arguments)
     names = arguments.models or ["latent"]
@@ -211,7 +199,7 @@ def evaluate_inpainting(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.evaluation.inpainting import evaluate_inpainting
 
-    check_study(arguments, chosen_settings(arguments, "steps"))
+    check_study(arguments, "inpainting", chosen_settings(arguments, "steps"))
     how, given = chosen_settings(arguments, *OPENING), arguments.models or []
     names: list[str] = given if "latent" in given else [*given, "latent"]
     models = [(name, diptych.load(name, arguments.device, **how)) for name in names]
@@ -223,7 +211,7 @@ def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.evaluation.super_resolution import evaluate_super_resolution
 
-    check_study(arguments, chosen_settings(arguments, "sampler", "steps"))
+    check_study(arguments, "super-resolution", chosen_settings(arguments, "sampler", "steps"))
     how = chosen_settings(arguments, *OPENING)
     models = [(name, diptych.load(name, arguments.device, **how)) for name in dict.fromkeys(arguments.models)]
     names = ("pictures", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler")
@@ -231,11 +219,16 @@ def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
     evaluate_super_resolution(models, arguments.data, arguments.out, perceptual=chosen_distance(arguments), **settings)
 
 
-def check_study(arguments: argparse.Namespace, sampling: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """What is wrong with the settings and files of a study, before a model is loaded."""
+def check_study(arguments: argparse.Namespace, kind: str, sampling: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """What is wrong with the settings, files and folder of a study, before a model is loaded."""
     from diptych import painting
+    from diptych.evaluation.folder import require_same
+    from diptych.evaluation.judge import judge_config
 
+    judge = None if arguments.judge is None else Path(arguments.judge)
     painting.check(sampling, [arguments.data, *lora_files(arguments)])
+    require_same(arguments.out, kind)
+    judge_config(judge)
 
 
 def lora_files(arguments: argparse.Namespace) -> list[Path]:
@@ -256,7 +249,7 @@ def evaluate_layout(arguments: argparse.Namespace) -> None:
 
     if arguments.model is None:
         raise UserError("name a model of layouts as --model: `diptych train emoji-layout` makes one")
-    check_study(arguments, chosen_settings(arguments, "sampler", "steps"))
+    check_study(arguments, "layouts", chosen_settings(arguments, "sampler", "steps"))
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     words = None if arguments.words is None else diptych.load(arguments.words, arguments.device)
     names = ("seeds", "seed", "judge", "batch", "steps", "guidance", "sampler")
@@ -271,7 +264,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
     name = arguments.model or "default"
     given = chosen_settings(arguments, "steps", "stop")
-    check_study(arguments, given)
+    check_study(arguments, arguments.sweep, given)
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     sampling = painting.fitting(model, name, given)
     settings = chosen_settings(arguments, *arguments.swept, "pictures", "seed", "judge", "batch")
@@ -283,7 +276,7 @@ def unseen(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych.evaluation import unseen as study
 
-    check_study(arguments)
+    check_study(arguments, "unseen words")
     models = [(name, diptych.load(name, arguments.device)) for name in arguments.models]
     settings = chosen_settings(arguments, "pictures", "seed", "judge", "batch")
     study.compare(models, arguments.data, arguments.out, **settings)

@@ -64,7 +64,7 @@ class Written:
     def require(self, folder: Path) -> None:
         """Raise a `UserError` unless there is nothing at `folder`, or an empty folder, or one of this kind."""
         if not os.path.lexists(folder):
-            return
+            return require_place(folder)
         if not folder.is_dir():
             what = "a link to nothing" if folder.is_symlink() else "a file"
             raise UserError(f"{folder} is {what}, not {self.what}: name another folder")
@@ -77,6 +77,26 @@ class Written:
             raise UserError(f"{folder} is there already and is not {self.what}: name another folder")
         if name := self.foreign(folder):
             raise UserError(f"{folder} holds {name}, which is no part of {self.what}: move it, or name another folder")
+
+
+def require_place(folder: Path) -> None:
+    """Raise a `UserError` where no folder could be made, before any work: a file stands there or above, or a link to
+    nothing, a name is too long, or nobody may write. Nothing is made."""
+    with disk_errors(folder):
+        place = folder
+        while True:
+            try:
+                mode = os.stat(place).st_mode
+            except FileNotFoundError:
+                if place.is_symlink():  # to nothing
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place)) from None
+                place = place.parent
+                continue
+            if not stat.S_ISDIR(mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+            if place != folder and not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+            return
 
 
 def real(path: Path) -> Path:

@@ -7,12 +7,14 @@ negative prompt, and a last line of `Key: value` pairs. diptych up to 0.1.0.dev 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from diptych.checks import said
 from diptych.errors import UserError
 from diptych.version import version
 
@@ -35,9 +37,61 @@ SAMPLERS = {
 """Samplers by the names that galleries know."""
 
 
+class Fields(NamedTuple):
+    """An object in JSON; fields of other names may stand beside its own."""
+
+    needed: Mapping[str, Any]
+    other: Mapping[str, Any]
+    text: bool = False
+    """Whether a text may stand in its place, as it was written at first."""
+
+
+NUMBER = (int, float)
+HANDED = Fields({}, {"file": str, "sha256": str}, text=True)
+MODEL = Fields(
+    {},
+    {
+        **dict.fromkeys(("source", "sha256", "kind", "revision", "dtype", "prediction", "tokenizer", "device"), str),
+        "ema": bool,
+    },
+    text=True,
+)
+ROW = Fields(
+    {"prompt": str, "seed": range(2**63)},
+    {
+        "negative": (str, NoneType),
+        "size": [int],
+        "model": MODEL,
+        "stages": [Fields({}, {})],
+        "image": HANDED,
+        "mask": HANDED,
+        "low": HANDED,
+        "lora": [Fields({"file": str, "scale": NUMBER}, {"sha256": str})],
+        "guides": [Fields({"guide": str, "scale": NUMBER}, {"source": str, "sha256": str})],
+        "decoder": Fields({}, {"source": str, "fingerprint": str}, text=True),
+        "kept": int,
+    },
+)
+"""What is read of an image's metadata to make it again; its settings are checked as those of the command line."""
+
+
 def png_texts(row: dict[str, Any]) -> dict[str, str]:
     """The texts of a PNG, by their keys, of one row of `Result.metadata`."""
     return {"Software": f"diptych {version()}", "parameters": infotext(row), KEY: json.dumps({KEY: version(), **row})}
+
+
+def of_stage(row: dict[str, Any], number: int, picture: Image.Image) -> dict[str, Any]:
+    """The row of what stage `number` (from 1) of those that ran has made on the way to the image of `row`."""
+    own = {**row, "size": list(picture.size)}
+    if "image" in row:  # brought to the size of the last stage: it takes all of them to make this one again
+        return {**own, "kept": number}
+    return {**own, "stages": row["stages"][:number], "stop": number + row.get("start", 0)}
+
+
+def stage_suffix(told: Mapping[str, Any]) -> str:
+    """Of the name of an image that a cascade made on its way: its size."""
+    number = told.get("kept", len(told["stages"]))
+    return f"-stage-{told['stages'][number - 1]['stage'].rpartition('-')[2]}"  # of "32-128", it has 128 pixels
 
 
 def infotext(row: dict[str, Any]) -> str:
@@ -94,9 +148,33 @@ def read_metadata(path: Path) -> dict[str, Any]:
     for key in (KEY, "parameters"):
         try:
             row = json.loads(texts.get(key, ""))
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("seed"), int):
+        if isinstance(row, dict) and isinstance(row.get("prompt"), str) and "seed" in row:
+            if wrong := misfit(row, ROW):
+                raise UserError(f"the metadata of {path} are damaged: {wrong}")
             return row
     other = "another program made it" if "parameters" in texts else "they may have been stripped"
     raise UserError(f"{path} holds no metadata of diptych's ({other}), so it cannot be made again from them")
+
+
+def misfit(value: Any, form: Any, name: str = "") -> str | None:
+    """The first part of a value read from JSON that has not the form of `ROW`, in words; none where all has."""
+    if isinstance(form, Fields) and isinstance(value, dict):
+        if missing := form.needed.keys() - value.keys():
+            return f"{name} has no {min(missing)}"
+        parts = {**form.needed, **form.other}
+        found = (
+            misfit(value[key], part, f"{name}.{key}" if name else key) for key, part in parts.items() if key in value
+        )
+    elif isinstance(form, list) and isinstance(value, list):
+        found = (misfit(one, form[0], name) for one in value)
+    else:
+        if isinstance(form, Fields):
+            fits = form.text and isinstance(value, str)
+        elif isinstance(form, range):
+            fits = type(value) is int and value in form
+        else:
+            fits = type(value) in (form if isinstance(form, tuple) else (form,))  # true is no number
+        return None if fits else f"{name} cannot be {said(value)}"
+    return next(filter(None, found), None)

@@ -12,18 +12,18 @@ import numpy as np
 from PIL import Image
 
 from diptych.errors import UserError, warn
-from diptych.metadata import read_metadata
+from diptych.metadata import of_stage, read_metadata
 from diptych.pictures import read_picture
 from diptych.weights.identity import Origin, file_sha256
 
 SETTINGS = (
-    *("negative", "steps", "guidance", "sampler", "threshold", "augmentation", "strength", "paste", "tile"),
-    *("temperature", "top_k", "top_p", "weights", "long_prompts", "start", "stop"),
+    *("negative", "steps", "guidance", "sampler", "schedule_type", "threshold", "augmentation", "strength", "paste"),
+    *("fit", "tile", "temperature", "top_k", "top_p", "weights", "long_prompts", "start", "stop"),
 )
 """Metadata that are options by the same name."""
 OPENING = ("revision", "dtype", "ema", "prediction")
 """Metadata of a model that are options by the same name. Whether pickles may be read is not for an image to say."""
-STAGES = ("steps", "guidance", "sampler", "threshold", "augmentation")
+STAGES = ("steps", "guidance", "sampler", "schedule_type", "threshold", "augmentation")
 """Settings that a cascade has for each stage."""
 HANDED = {"image": "image", "mask": "mask", "low": "low-resolution image"}
 
@@ -73,6 +73,7 @@ class Recorded:
             self.changed = True
         arguments.prompts = arguments.prompts or ([row["prompt"]] if row["prompt"] else [])
         arguments.seed = arguments.seed or [range(row["seed"], row["seed"] + 1)]
+        arguments.keep = arguments.keep or (self.kept > 0 or None)
         stages = row.get("stages")
         for name in SETTINGS:
             value = row.get(name)
@@ -89,6 +90,12 @@ class Recorded:
             if name in row:
                 self.find(arguments, name, what, row[name])
         self.adapters(arguments)
+
+    @property
+    def kept(self) -> int:
+        """Which of the stages that ran made the image, from 1, where it is not the last one: those behind it run again,
+        because an image that was handed in is brought to the size of the last."""
+        return self.row.get("kept", 0)
 
     def set(self, arguments: argparse.Namespace, name: str, value: Any) -> None:
         """One option, where it is not given."""
@@ -178,6 +185,14 @@ class Recorded:
             raise UserError(f"{text}: name the right one as {option}, or the same name to go on with what is there")
         self.changed = True
         warn(text)
+
+    def kept_of(
+        self, told: dict[str, Any], earlier: Sequence[Image.Image], last: Image.Image
+    ) -> tuple[Image.Image, dict[str, Any]]:
+        """The image of the stage that made this one, of all that a cascade made anew, and its metadata."""
+        if self.kept > len(earlier):  # another cascade, or stopped before
+            return last, told
+        return earlier[self.kept - 1], of_stage(told, self.kept, earlier[self.kept - 1])
 
     def compare(self, image: Image.Image) -> None:
         """Say if an image that should be the same is not, to the bit."""

@@ -87,7 +87,7 @@ def parts_of(encoder: Any, prompt: str, order: Order) -> Iterator[Part]:
     text = "".join(run for run, _ in runs)
     note = order.notes.setdefault(prompt, {})
     if unread := unread_words(encoder.tokenizer, text):
-        warn(f"the text encoder cannot read {', '.join(map(repr, unread[:8]))}: the image does not follow it")
+        warn(f"the text encoder cannot read {', '.join(map(said, unread[:8]))}: the image does not follow it")
         note["unread"] = unread
     sections = split(runs) if chosen.long == "chunks" else [runs]
     for number, section in enumerate(sections):
@@ -101,7 +101,8 @@ def parts_of(encoder: Any, prompt: str, order: Order) -> Iterator[Part]:
             )
         if len(stops) > 1 and chosen.long == "cut":
             note["cut"] = text[stops[0] :].strip()
-            warn(f"the prompt is beyond the {encoder.max_tokens} tokens that this model reads: cut off {note['cut']!r}")
+            lost = said(note["cut"])
+            warn(f"the prompt is beyond the {encoder.max_tokens} tokens that this model reads: cut off {lost}")
             stops = stops[:1]
         if text.strip() or number == 0:
             yield from (between(section, start, end) for start, end in zip([0, *stops], stops, strict=False))
@@ -209,6 +210,8 @@ def parsed(prompt: str) -> Part:
         close(opened[-1][0], STRONGER if opened[-1][0] == "(" else 1 / STRONGER)
     merged: list[tuple[str, float]] = []
     for text, weight in runs:
+        if abs(weight) > MOST_WEIGHT:
+            raise too_heavy(f"{weight:g}, of brackets within brackets")
         if merged and merged[-1][1] == weight:
             merged[-1] = (merged[-1][0] + text, weight)
         else:
@@ -219,8 +222,12 @@ def parsed(prompt: str) -> Part:
 def factor_of(text: str) -> float:
     factor = float(text)
     if abs(factor) > MOST_WEIGHT:
-        raise UserError(f"the weight of a word must lie between -{MOST_WEIGHT:g} and {MOST_WEIGHT:g}, not {text}")
+        raise too_heavy(text)
     return factor
+
+
+def too_heavy(told: str) -> UserError:
+    return UserError(f"the weight of a word must lie between -{MOST_WEIGHT:g} and {MOST_WEIGHT:g}, not {told[:80]}")
 
 
 def unread_words(tokenizer: Any, text: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.disk import make_folder, values_of, write_text
+from diptych.disk import make_folder, require_place, values_of, write_text
 from diptych.errors import UserError
 from diptych.terminal import console
 
@@ -43,6 +43,19 @@ def require_folder(out: Path) -> None:
     """Raise a `UserError` where `out` is there and no folder."""
     if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder as --out")
+    require_place(out)
+
+
+def require_same(out: Path, kind: str) -> None:
+    """Raise a `UserError`, before a model is loaded, where `out` can be no folder, or holds what is no evaluation of
+    this kind; `claimed` and sweeps compare the rest."""
+    require_folder(out)
+    results = values_of(out / "results.json")
+    before = values_of(out / MARK).get("evaluation") or results.get("sweep")
+    before = before or ("inpainting" if "masks" in results else None)
+    if before not in (None, kind) or (before is None and (out / "results.json").exists()):
+        what = "something else" if before is None else f"an evaluation of another kind ({before})"
+        raise UserError(f"{out} holds the results of {what}: name another folder as --out")
 
 
 def require_free(out: Path, writes: Sequence[str]) -> None:

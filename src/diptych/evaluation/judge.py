@@ -244,6 +244,14 @@ def load_judge(path: Path | None = None, words: WordFeatures | None = None) -> J
     Raises:
         UserError: there is no judge there, or its files are damaged.
     """
+    folder, config = judge_config(path)
+    judge = Judge(config, words)
+    load_into(judge, load_weights(folder), str(folder))
+    return judge.eval()
+
+
+def judge_config(path: Path | None = None) -> tuple[Path, JudgeConfig]:
+    """Where the judge of `load_judge` lies, and its config."""
     folder = Path(path) if path is not None else SHIPPED
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
@@ -255,6 +263,4 @@ def load_judge(path: Path | None = None, words: WordFeatures | None = None) -> J
     )
     if not isinstance(values, dict) or values.pop("kind", None) != "judge":
         raise UserError(f"{folder} holds another kind of model, not a judge")
-    judge = Judge(JudgeConfig.from_dict(values), words)
-    load_into(judge, load_weights(folder), str(folder))
-    return judge.eval()
+    return folder, JudgeConfig.from_dict(values)

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diptych.disk import Written, disk_errors, make_folder, remove, replacing, sweep, sync_all, values_of
+from diptych.disk import Written, disk_errors, make_folder, remove, replacing, require_place, sweep, sync_all, values_of
 from diptych.errors import UserError
 from diptych.terminal import say
 from diptych.weights.files import load_safetensors, save_safetensors
@@ -152,6 +152,7 @@ def require_run(folder: Path) -> None:
     """Raise a `UserError` unless a run may be kept in this folder: it holds a run, or nothing that a run writes."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a run needs a folder: name another one")
+    require_place(folder)
     training = values_of(folder / "config.json").get("training")
     if isinstance(training, dict) and training.keys() >= SETTINGS:
         return

@@ -16,7 +16,7 @@ import torch
 
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.weights.hub import UNUSED
+from diptych.weights.hub import UNUSED, hub_id
 from diptych.weights.pickles import ENDINGS
 
 REMEMBERED = 2**24
@@ -50,7 +50,7 @@ class Origin:
     def metadata(self) -> dict[str, Any]:
         commit = re.search(r"/snapshots/([0-9a-f]{40})(?:/|$)", self.path.as_posix())
         found = {"source": self.source, "sha256": self.sha256, **self.options}
-        return {**found, "revision": commit.group(1)} if commit else found
+        return {**found, "revision": commit.group(1)} if commit and hub_id(self.source) else found
 
 
 FAMILIAR = "familiar.safetensors"
