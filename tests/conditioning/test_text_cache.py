@@ -164,6 +164,18 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, name: str, content: bytes 
         assert encoder.read == expected
 
 
+@pytest.mark.parametrize(("name", "old", "new"), [("text.safetensors", -1, 1), ("captions.json", 2, 2)])
+def test_a_flipped_bit_is_seen_and_the_part_made_again(tmp_path: Path, name: str, old: int, new: int) -> None:
+    CachedTexts(Letters(), tmp_path).encode(WORDS)
+    (path,) = tmp_path.rglob(name)
+    content = bytearray(path.read_bytes())
+    content[old] ^= new  # a number that is as finite as before, or another letter
+    path.write_bytes(content)
+    encoder = Letters()
+    close(CachedTexts(encoder, tmp_path).encode(WORDS), Letters().encode(WORDS))
+    assert sorted(encoder.read) == sorted(WORDS)
+
+
 def test_a_cut_file_is_made_again_and_nan_is_never_handed_out(tmp_path: Path) -> None:
     CachedTexts(Letters(), tmp_path).encode(WORDS)
     (path,) = tmp_path.rglob("text.safetensors")

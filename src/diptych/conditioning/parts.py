@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from diptych.conditioning.embedding import TextEmbedding
 from diptych.config import read_json
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_metadata, load_safetensors, save_safetensors
 
 
 def read_precomputed(path: Path) -> Any:
@@ -62,12 +63,14 @@ class Part(NamedTuple):
         tensors = {"tokens": self.tokens, "lengths": torch.tensor(self.ends).diff(prepend=torch.tensor([0]))}
         if self.pooled is not None:
             tensors["pooled"] = self.pooled
-        save_safetensors(tensors, folder / "text.safetensors", {"encoder": encoder})
+        stated = {"encoder": encoder, "content": digest(self.prompts, tensors)}
+        save_safetensors(tensors, folder / "text.safetensors", stated)
         write_text(folder / "captions.json", json.dumps(self.prompts))
 
     @classmethod
     def load(cls, folder: Path, width: int) -> Part:
-        """Read what `save` wrote; the tokens stay on disk until they are asked for, and are checked then."""
+        """Read what `save` wrote, or raise a `UserError` where it is not that any more. The tokens stay on disk until
+        they are asked for."""
         path = folder / "text.safetensors"
         tensors, prompts = load_safetensors(path, check_finite=False), read_precomputed(folder / "captions.json")
         tokens, lengths, pooled = (tensors.get(key) for key in ("tokens", "lengths", "pooled"))
@@ -75,7 +78,18 @@ class Part(NamedTuple):
         fits = fits and len(prompts) == len(lengths) and int(lengths.sum()) == len(tokens)  # type: ignore[arg-type]
         if not fits or (pooled is not None and pooled.shape != (len(prompts), width)):
             raise UserError(f"{path} does not fit captions or text encoder: make it again with `diptych precompute`")
+        if load_metadata(path).get("content", known := digest(prompts, tensors)) != known:
+            raise UserError(f"{path} does not hold what was written: make it again with `diptych precompute`")
         return cls(prompts, tokens, ends(lengths), pooled)  # type: ignore[arg-type]
+
+
+def digest(prompts: list[str], tensors: Mapping[str, Tensor]) -> str:
+    """A hash of prompts, tensors and their names."""
+    made = hashlib.sha256(json.dumps(prompts).encode())
+    for name, tensor in sorted(tensors.items()):
+        made.update(name.encode())
+        made.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return made.hexdigest()
 
 
 def half(tensor: Tensor) -> Tensor:
