@@ -231,7 +231,11 @@ def _converted(picture: Image.Image, name: str) -> Image.Image:
     return upright(picture)
 
 
+def is_encoded(data: bytes) -> bool:
+    """Whether a file that begins so (12 bytes are enough) is one of the `FORMATS`."""
+    return data.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
+
+
 def _defect(data: bytes) -> str:
     """What is wrong with a file that could not be decoded."""
-    known = data.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
-    return "damaged or cut short" if known else "not a PNG, JPEG or WebP picture"
+    return "damaged or cut short" if is_encoded(data) else "not a PNG, JPEG or WebP picture"

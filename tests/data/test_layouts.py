@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,29 @@ def test_files_that_are_no_annotations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no name for the label '/m/2'"):
         write_layouts(wrong, folder, classes)
     assert not (folder / "metadata.jsonl").exists()
+
+
+HOSTILE = {
+    "half a character": ({"caption": "\ud800"}, "captions"),
+    "no text": ({"caption": 5}, "captions"),
+    "nothing to see": ({"caption": " "}, "captions"),
+    "no number": ({"category_id": 1, "bbox": [math.nan] * 4}, "layouts"),
+    "no end": ({"category_id": 1, "bbox": [math.inf] * 4}, "layouts"),
+    "too many digits": ({"category_id": 1, "bbox": [10**400, 1, 1, 1]}, "layouts"),
+    "half a name": ({"category_id": 2, "bbox": [1, 1, 9, 9]}, "layouts"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_annotations_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    annotation, command = HOSTILE[what]
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "p" / "a.png")
+    image = {"id": 1, "file_name": "a.png", "width": 16, "height": 16}
+    names = [{"id": 1, "name": "cat"}, {"id": 2, "name": "\ud800"}]
+    values = {"images": [image], "categories": names, "annotations": [{"image_id": 1, **annotation}]}
+    file = tmp_path / "annotations.json"
+    file.write_text("\ufeff" + json.dumps(values))
+    assert cli.main(["data", command, str(file), "--pictures", str(tmp_path / "p")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["a.png"]

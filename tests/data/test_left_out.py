@@ -45,6 +45,11 @@ def test_whole_data_is_whole(tmp_path, capsys):
 
 LEFT = {
     "b.txt": b"a caption alone",
+    "a.caption": b"another",
+    "A.TXT": b"another",
+    "IMG_0001": png(),
+    "b.png.bak": png(),
+    "b.jpg_large": png(),
     "c.gif": b"",
     "d.avif": b"",
     "metadata.parquet": b"PAR1",

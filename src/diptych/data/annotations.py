@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.config import read_json
 from diptych.data.files import no_data
 from diptych.data.layouts import FIELD, Sides, written
+from diptych.data.quarantine import Broken
 from diptych.data.shards import PICTURES
+from diptych.data.text import decoded, one_line, parsed, texts_of
 from diptych.disk import replacing
 from diptych.errors import UserError
 from diptych.pictures import opened
@@ -69,15 +71,16 @@ def write_captions(annotations: Path, pictures: Path) -> dict[str, int]:
     Returns {"pictures": how many have a row, "captions": how many}. Raises a `UserError` as `write_layouts` does.
     """
     paths = paths_of(pictures)
-    values = read_json(annotations)
+    values = values_of(annotations)
     captions: dict[str, list[str]] = {}
     try:
         names = {one["id"]: Path(one["file_name"]).stem for one in values["images"]}
         for one in values["annotations"]:
-            captions.setdefault(names[one["image_id"]], []).append(" ".join(one["caption"].split()))
-    except (KeyError, TypeError, AttributeError) as error:
+            said = texts_of(" ".join(one["caption"].split()))
+            captions.setdefault(names[one["image_id"]], []).extend(said)
+    except (KeyError, TypeError, AttributeError, Broken) as error:
         raise UserError(f"{annotations} is not as COCO writes its captions: {type(error).__name__} {error}") from None
-    known = [stem for stem in paths if stem in captions]
+    known = [stem for stem in paths if captions.get(stem)]
     if not known:
         raise UserError(f"{annotations} has no captions of the pictures in {pictures}")
     write_table(pictures, ((paths[stem], {"captions": captions[stem]}) for stem in known))
@@ -99,12 +102,15 @@ def write_table(pictures: Path, rows: Iterable[tuple[Path, dict[str, Any]]]) -> 
     """Write a row for each picture, whole or not at all."""
     with replacing(pictures / TABLE) as partial, partial.open("w", encoding="utf-8") as file:
         for path, row in rows:
-            file.write(json.dumps({"file_name": path.name, **row}, ensure_ascii=False) + "\n")
+            try:
+                file.write(json.dumps({"file_name": path.name, **row}, ensure_ascii=False) + "\n")
+            except UnicodeEncodeError:  # half a character
+                raise UserError(f"what is said of {one_line(path.name)}, or its name, is no valid text") from None
 
 
 def read_coco(path: Path) -> Found:
     """COCO's boxes: [x, y, width, height] in pixels of pictures whose sizes the file has. Crowds are left out."""
-    values = read_json(path)
+    values = values_of(path)
     try:
         names = {one["id"]: str(one["name"]) for one in values["categories"]}
         images = {one["id"]: one for one in values["images"]}
@@ -115,8 +121,10 @@ def read_coco(path: Path) -> Found:
             image, (x, y, width, height) = images[one["image_id"]], one["bbox"]
             wide, high = image["width"], image["height"]
             sides = x / wide, y / high, (x + width) / wide, (y + height) / high
+            if not all(map(math.isfinite, sides)):
+                raise ValueError(f"a box of {one['bbox']}")
             found[Path(image["file_name"]).stem].append((names[one["category_id"]], sides))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{path} is not as COCO writes its instances: {type(error).__name__} {error}") from None
     return found
 
@@ -136,12 +144,24 @@ def read_openimages(path: Path, classes: Path | None, wanted: Any) -> Found:
                 boxes = found.setdefault(image, [])
                 if group != "1":
                     left, top, right, bottom = map(float, sides)
+                    if not all(map(math.isfinite, (left, top, right, bottom))):
+                        raise ValueError(f"a box of {sides}")
                     boxes.append((names[label], (left, top, right, bottom)))
     except KeyError as error:
         raise UserError(f"{classes} has no name for the label {error.args[0]!r} of {path}") from None
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} is not as OpenImages writes its boxes: {error}") from None
     return found
+
+
+def values_of(path: Path) -> Any:
+    """What a JSON file holds, read as the captions beside pictures are. A `UserError` where it cannot be."""
+    try:
+        return parsed(decoded(path.read_bytes(), str(path)), str(path))
+    except Broken as error:
+        raise UserError(str(error)) from None
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
 
 
 def rows_of(path: Path) -> Iterator[list[str]]:

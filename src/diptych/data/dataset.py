@@ -248,7 +248,7 @@ class PictureDataset:
         indices = chosen if split == "all" else chosen[self._held_out == (split == "held-out")]
         if len(indices):
             return indices
-        if not len(chosen) and len(self.quarantine.broken) >= len(self.source) > 0:
+        if not len(chosen) and all(self._broken):
             raise UserError(
                 f"{config.path}: none of {len(self.source)} examples can be read ({self.quarantine.reasons()})"
             )

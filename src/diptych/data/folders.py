@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from diptych.data.text import (
     spoken,
     with_captions,
 )
+from diptych.pictures import is_encoded
 
 TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.tsv", "captions.tsv")
 NO_TABLES = ("metadata.parquet", "captions.parquet", "metadata.json", "captions.json")
@@ -66,6 +68,8 @@ class FolderSource:
                 self.left[self._named(path)] = f".{extension} pictures are not read: {CONVERT}"
             elif path.name.casefold().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip")):
                 self.left[self._named(path)] = "an archive that is compressed: unpack it"
+            elif is_picture(path):
+                self.left[self._named(path)] = f"a picture that is not named as one: give it .{PICTURES[0]} or the like"
         self._paths.sort()
         self._known = {os.path.normpath(path): str(path) for path in self._paths}
         self._any_case = {path.casefold(): whole for path, whole in self._known.items()} if tables else {}
@@ -180,19 +184,40 @@ class FolderSource:
         return found if len(set(found.values())) == 2 else {}
 
     def _note_unused(self) -> None:
-        """Name captions without a picture: texts in a folder that holds pictures, and a JSON where others in its folder
-        lie beside pictures."""
+        """Name captions that are not read: of several texts of a picture all but one; those without a picture, that is
+        texts in a folder that holds pictures, and a JSON where others in its folder lie beside pictures."""
         used: dict[str, set[str]] = defaultdict(set)
+        doubtful: set[str] = set()  # folders in which a picture has several texts
         for path in self._paths:
-            beside = self._beside.get(os.path.dirname(path), {})
-            for stem in (path.stem.casefold(), path.name.casefold()):
-                used[os.path.dirname(path)] |= {n for e in (*TEXTS, "json") if (n := f"{stem}.{e}") in beside}
+            folder = os.path.dirname(path)
+            beside = self._beside.get(folder, {})
+            stems = [path.stem.casefold(), path.name.casefold()]
+            used[folder] |= {n for stem in stems for e in (*TEXTS, "json") if (n := f"{stem}.{e}") in beside}
+            if sum(len(beside.get(f"{stem}.{end}", ())) for stem in stems for end in TEXTS) > 1:
+                doubtful.add(folder)
+        texts = {str(self._file(path, TEXTS)) for path in self._paths if os.path.dirname(path) in doubtful}
+        for folder in doubtful:
+            for name in used[folder]:
+                for one in self._beside[folder][name]:
+                    if not name.endswith(".json") and os.path.join(folder, one) not in texts:
+                        self.left[self._named(Path(folder, one))] = "another caption of its picture is read"
         for folder, others in used.items():
             alike = any(name.endswith(".json") for name in others)
             for name in sorted(self._beside.get(folder, {}).keys() - others):
                 if name.partition(".")[0] not in NO_CAPTIONS and (alike or not name.endswith(".json")):
                     for one in self._beside[folder][name]:
                         self.left[self._named(Path(folder, one))] = "a caption without a picture"
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file of no known kind, without an extension or with more behind one, is a picture by its content."""
+    if path.suffix and not re.search(rf"\.({'|'.join(PICTURES)})\b|_", path.name, re.IGNORECASE):
+        return False  # not opened
+    try:
+        with path.open("rb") as file:
+            return is_encoded(file.read(12))
+    except OSError:
+        return False
 
 
 def rows_of(text: str, name: str) -> Iterator[tuple[int, Any]]:

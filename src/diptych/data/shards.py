@@ -24,6 +24,7 @@ from diptych.data.openfiles import FILES
 from diptych.data.quarantine import Broken, reason_of
 from diptych.data.tars import members_of
 from diptych.data.text import LONGEST_TEXT, decoded, metadata, one_line, parsed, with_captions
+from diptych.disk import disk_errors
 from diptych.progress import track
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "jpe", "jfif", "pjpeg")
@@ -46,7 +47,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     temporary = path.with_name(f".{path.name}.partial")
     count = 0
     try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with disk_errors(path), tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in samples:
                 count += 1
                 for extension, data in members.items():

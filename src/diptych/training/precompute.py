@@ -24,6 +24,7 @@ from diptych.conditioning.parts import Part, read_precomputed
 from diptych.conditioning.text import TextEncoder
 from diptych.data.augment import flipped
 from diptych.data.dataset import PictureDataset, fitted_captions
+from diptych.data.files import walk
 from diptych.data.hashing import mix
 from diptych.data.stream import SampleStream, collate
 from diptych.disk import Written, make_folder, remove, replacing, sweep, values_of, write_text
@@ -139,8 +140,8 @@ def unfinished(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
 def contents_of(dataset: PictureDataset) -> str:
     """A hash of what decides what is kept of a data set: how it is read, and the files that it lies in."""
     path, digest = Path(dataset.config.path), hashlib.sha256(json.dumps(dataset.config.to_dict()).encode())
-    for file in sorted(path.rglob("*") if path.is_dir() else [path]):
-        if file.is_file() and not file.name.startswith(("quarantine", ".")):
+    for file in sorted(walk(path, {}) if path.is_dir() else [path]):  # as it is read: links to folders are followed
+        if file.name != "quarantine.jsonl":
             stat = file.stat()
             digest.update(f"{os.fsencode(file.relative_to(path))} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
