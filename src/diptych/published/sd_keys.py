@@ -6,6 +6,7 @@ of latent-diffusion as well, and of whatever came from it.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -199,21 +200,23 @@ def trained_key(key: str) -> str:
     return UNET + ".".join(words)
 
 
-def unet_names(config: UNetConfig) -> list[str]:
+@functools.lru_cache(maxsize=16)  # each layout of a model asks again, and building a network takes its time
+def unet_names(config: UNetConfig) -> tuple[str, ...]:
     """The tensors of our U-Net that published ones have. A `UserError` names the field that they have no place for."""
     for field, usual in (("pooled_width", None), ("augmented", False), ("context_norm", False)):
         if getattr(config, field) != usual:
             raise UserError(f"published U-Nets have no place for UNetConfig.{field} = {getattr(config, field)!r}")
     if config.feed_forward == 0:
         raise UserError("published U-Nets have no place for UNetConfig.feed_forward = 0")
-    return [name for name in names(lambda: UNet(config)) if name.split(".")[0] in UNET_PARTS]
+    return tuple(name for name in names(lambda: UNet(config)) if name.split(".")[0] in UNET_PARTS)
 
 
-def autoencoder_names(config: AutoencoderConfig) -> list[str]:
+@functools.lru_cache(maxsize=16)
+def autoencoder_names(config: AutoencoderConfig) -> tuple[str, ...]:
     """The tensors of our autoencoder. A `UserError` names the field that published ones have no place for."""
     if config.patch != 1:
         raise UserError(f"published autoencoders have no place for AutoencoderConfig.patch = {config.patch}")
-    return names(lambda: Autoencoder(config))
+    return tuple(names(lambda: Autoencoder(config)))
 
 
 UNET_PARTS = ("conv_in", "down", "middle", "up", "norm_out", "conv_out", "time")
