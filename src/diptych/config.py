@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -46,6 +47,10 @@ class Within:
     """None is `Config.most`."""
 
 
+# Evaluated once a class: its annotations are text, and a recipe has hundreds of configs.
+type_hints = functools.cache(typing.get_type_hints)
+
+
 class Config:
     """Base of every config. Subclasses are `@dataclass(frozen=True, kw_only=True)` and may define `check`."""
 
@@ -57,7 +62,7 @@ class Config:
     keyboard, or a file that would take all memory."""
 
     def __post_init__(self) -> None:
-        hints, bounds = typing.get_type_hints(type(self)), typing.get_type_hints(type(self), include_extras=True)
+        hints, bounds = type_hints(type(self)), type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             where = f"{type(self).__name__}.{field.name}"
             value = _coerce(getattr(self, field.name), hints[field.name], where)
@@ -155,7 +160,7 @@ def plain(value: Any) -> Any:
 def _build(cls: type[C], values: Any, where: str) -> C:
     if not isinstance(values, dict):
         raise UserError(f"{where} must be an object with fields, not {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if strange := [str(name) for name in values if name not in fields]:
         raise unknown(f"{where} has no field {strange[0]!r}", strange[0], fields)
@@ -171,7 +176,7 @@ def _assign(cls: type[Config], values: dict[str, Any], path: list[str], text: st
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if name not in names:
         raise unknown(f"no field {name!r} in {whole!r}", name, names)
-    hint = typing.get_type_hints(cls)[name]
+    hint = type_hints(cls)[name]
     if not rest:
         values[name] = plain(_parse(text, hint, whole))
         return
@@ -190,7 +195,7 @@ def _config_class(hint: Any, value: Any, where: str) -> type[Config] | None:
         return configs[0] if configs else None
     if isinstance(value, dict) and "kind" not in value and (older := [c for c in configs if c.unnamed]):
         return older[0]
-    kinds = {kind: c for c in configs for kind in typing.get_args(typing.get_type_hints(c).get("kind"))}
+    kinds = {kind: c for c in configs for kind in typing.get_args(type_hints(c).get("kind"))}
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind not in kinds:
         raise UserError(f"{where}.kind must be one of {', '.join(map(str, kinds))}, not {kind!r}")
