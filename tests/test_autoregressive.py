@@ -181,7 +181,7 @@ def test_the_callback_sees_each_row_and_may_cancel(model: Autoregressive) -> Non
         ("words", ["a"], {"guidance": float("nan")}, "guidance must be a finite number"),
         ("words", ["a"], {"size": (SIZE - 4, SIZE)}, "size must be at least the training size, 16 x 16"),
         ("words", ["a"], {"size": (SIZE + 1, SIZE)}, "multiples of 4"),
-        ("words", ["a"], {"seeds": [0, 1]}, "one seed for each prompt"),
+        ("words", ["a", "b"], {"seeds": [0, 1, 2]}, "one seed for each prompt"),
         ("words", ["a red picture " * 30], {}, "shorten it"),
         ("class", ["purple"], {}, "'purple' is no class of this model: give a number from 0 to 2 or a name"),
         ("class", ["3"], {}, "'3' is no class"),

@@ -183,9 +183,12 @@ def test_a_part_of_another_class_is_refused(sd1: Path, part: str, found: list[An
 
 
 def test_xl_is_refused_by_the_field_that_makes_it_so(sd1: Path) -> None:
-    change(sd1 / "model_index.json", _class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "X"])
+    """Of its index, and where that says nothing, of its U-Net."""
     change(sd1 / "unet" / "config.json", addition_embed_type="text_time")
     with pytest.raises(UserError, match=r"unet/config\.json: addition_embed_type = 'text_time'"):
+        opened(sd1)
+    change(sd1 / "model_index.json", _class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "X"])
+    with pytest.raises(UserError, match=r"is a Stable Diffusion XL \(StableDiffusionXLPipeline\)"):
         opened(sd1)
 
 
