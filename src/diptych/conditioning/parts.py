@@ -88,7 +88,7 @@ def digest(prompts: list[str], tensors: Mapping[str, Tensor]) -> str:
     made = hashlib.sha256(json.dumps(prompts).encode())
     for name, tensor in sorted(tensors.items()):
         made.update(name.encode())
-        made.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        made.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 
