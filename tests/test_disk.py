@@ -13,6 +13,7 @@ import pytest
 from diptych import disk
 from diptych.disk import Written, replacing, write_new
 from diptych.errors import UserError, disk_error
+from tests import latents
 
 NOTE = Written("a note", ("*.txt", "more/*.txt"), lambda folder: (folder / "sign.txt").is_file())
 
@@ -198,3 +199,20 @@ def test_every_refusal_of_the_disk_is_one_line_that_names_the_place(tmp_path: Pa
 def test_the_error_of_a_partial_file_names_the_place_it_was_for() -> None:
     error = OSError(errno.EIO, "broken", "/runs/x/.diptych-partial-abcd1234/new/model/unet")
     assert "/runs/x/model/unet" in str(disk_error(error))
+
+
+@pytest.mark.parametrize("name", ["config.json", "unet/model.safetensors", "text/config.json"])
+def test_a_model_is_saved_over_nothing_but_a_model(tmp_path: Path, name: str) -> None:
+    """From Python too; what stands beside it stays."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="of no model of diptych's"):
+        latents.system().save(tmp_path)
+    assert (tmp_path / name).read_text() == "{}" and not (tmp_path / "autoencoder").exists()
+    (tmp_path / name).unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):  # also over itself
+        latents.system().save(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match="a file where a folder"):
+        latents.system().save(tmp_path / "notes.txt")

@@ -25,6 +25,7 @@ from diptych.networks.code_transformer import CodeTransformer
 from diptych.pictures import to_images
 from diptych.second_stage import ENCODED_AT_ONCE, SecondStage
 from diptych.weights.files import load_into, load_weights, save_weights
+from diptych.weights.folders import model_place
 from diptych.weights.identity import identity
 
 NOT_YET = -1
@@ -179,8 +180,7 @@ class Autoregressive(SecondStage):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the model as a folder that `diptych.load` opens."""
-        folder.mkdir(parents=True, exist_ok=True)
-        kind = getattr(torch, dtype)
+        folder, kind = model_place(folder), getattr(torch, dtype)
         save_weights(self.transformer.state_dict(), folder / "transformer", dtype=kind)
         save_weights(self.autoencoder.state_dict(), folder / "autoencoder", dtype=kind)
         if self.joint_text is not None:

@@ -38,7 +38,7 @@ from diptych.stage_config import (
     read_stage,
     require_trained,
 )
-from diptych.weights.folders import CASCADE
+from diptych.weights.folders import CASCADE, model_place
 from diptych.weights.identity import identity
 
 
@@ -163,13 +163,12 @@ class Cascade(Shown):
         Raises:
             UserError: as for the latent panel; a stage is missing, damaged or was never trained; `low` is no picture.
         """
-        shown, reading = image is not None or low is not None, Reading.read(weights, long_prompts)
+        reading, shown = Reading.read(weights, long_prompts), not (image is None and low is None)
         order = Order.read(prompts, seeds, negative, shown, reading=reading)
         numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, schedule_type, threshold, augmentation)
         first, *later = self.configs[numbers.start : numbers.stop]
-        images = read_low(first, low, len(order), later, fit)
-        fitted = {"fit": how} if (how := fit_of(images)) else {}
+        fitted = fit_of(images := read_low(first, low, len(order), later, fit))
         asked = {"image": image, "strength": strength, "mask": mask, "paste": paste, "fit": None if images else fit}
         original = read_painted([first, *later], len(order), settings[numbers.start].steps, **asked)
         originals = {} if original is None else self._originals(original, numbers)
@@ -181,6 +180,7 @@ class Cascade(Shown):
         given = None if noise is None else initial(noise, (len(order), 3, height, width))
         if one_at_a_time and not self._folders:
             raise UserError("stages that lie in no folder cannot be opened one at a time: save and load the cascade")
+        if one_at_a_time:
             self._open.clear()
         for number in () if one_at_a_time else numbers:  # before any work
             require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")
@@ -217,7 +217,7 @@ class Cascade(Shown):
         told = [{"stage": self.configs[n].name, **settings[n].told(), **cost} for n, cost in each]
         common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size), **told_guides(guides)}
         common |= {} if original is None else original.told()
-        common |= {} if low is None else {"start": numbers.start, **fitted}
+        common |= {} if low is None else {"start": numbers.start, **({"fit": fitted} if fitted else {})}
         common |= {} if numbers.stop == len(self.configs) else {"stop": numbers.stop}
         handed = {"image": image, "mask": mask, "low": low, "noise": noise}
         return Result(kept[-1], order.metadata(identity(self, "cascade"), common, **handed), kept if keep else [])
@@ -290,7 +290,7 @@ class Cascade(Shown):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the cascade as a folder that `diptych.load` opens."""
-        config = CascadeConfig.of(self.configs)
+        config, folder = CascadeConfig.of(self.configs), model_place(folder)
         for number, name in enumerate(config.stages):
             self.stage(number).save(folder / name, dtype)
         write_text(folder / "config.json", config.to_json())

@@ -45,6 +45,7 @@ from diptych.training.distillation import choose_tiny_decoder, load_tiny_decoder
 from diptych.training.randomness import KEPT, POSTERIOR, Draws
 from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.folders import model_place
 from diptych.weights.identity import identity, named_file
 
 
@@ -349,8 +350,7 @@ class LatentDiffusion(SecondStage):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the model as a folder that `diptych.load` opens."""
-        folder.mkdir(parents=True, exist_ok=True)
-        kind = getattr(torch, dtype)
+        folder, kind = model_place(folder), getattr(torch, dtype)
         save_weights(self.unet.state_dict(), folder / "unet", dtype=kind)
         save_weights(self.autoencoder.state_dict(), folder / "autoencoder", dtype=kind)
         if self.joint_text is not None:

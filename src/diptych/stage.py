@@ -42,6 +42,7 @@ from diptych.stage_config import Settings, StageConfig, read_low, read_painted, 
 from diptych.training.randomness import AUGMENTATION, LEVEL, Draws
 from diptych.weights.checkpoint import Checkpoint, fill
 from diptych.weights.files import load_stated, save_weights
+from diptych.weights.folders import model_place
 from diptych.weights.identity import identity
 
 
@@ -327,6 +328,7 @@ class Stage(Shown, nn.Module):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the stage as a folder that `diptych.load` opens."""
+        folder = model_place(folder)
         self.save_network(folder / "network", getattr(torch, dtype))
         if self.joint_text is not None:
             save_weights(self.joint_text.state_dict(), folder / "text", dtype=getattr(torch, dtype))

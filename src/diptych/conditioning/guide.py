@@ -28,6 +28,7 @@ from diptych.errors import UserError
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.weights.checkpoint import Checkpoint, fill
 from diptych.weights.files import save_weights
+from diptych.weights.folders import model_place
 
 WARMEST = 100.0
 """The inverse temperature stays at or below this, so that training is stable (CLIP, section 2.5)."""
@@ -179,7 +180,7 @@ class NoisyGuide(nn.Module):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write a folder that `NoisyGuide.load` opens."""
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = model_place(folder)
         save_weights(self.state_dict(), folder / "network", dtype=getattr(torch, dtype))
         write_text(folder / "config.json", self.config.to_json())
 

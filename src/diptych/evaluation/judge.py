@@ -27,6 +27,7 @@ from diptych.evaluation.words import WordFeatures
 from diptych.pictures import to_tensor
 from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.folders import model_place
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "judge"
 
@@ -229,7 +230,7 @@ class Judge(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors; matrices and kernels in bfloat16, plenty for a ranking."""
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = model_place(folder)
         write_text(folder / "config.json", json.dumps({"kind": "judge", **self.config.to_dict()}, indent=2) + "\n")
         save_weights(self.state_dict(), folder, torch.bfloat16)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diptych.disk import Written, values_of
+from diptych.disk import Written, make_folder, values_of
+from diptych.errors import UserError
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 TEXT = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -44,6 +45,22 @@ CASCADE = Written(
     lambda folder: _kind(folder) == "cascade",
     beside=True,
 )
+
+
+KINDS = ("latent", "stage", "cascade", "autoregressive", "autoencoder", "tiny-decoder", "guide", "judge")
+"""What config.json says of the folders that models are saved to."""
+
+
+def model_place(folder: Path | str) -> Path:
+    """Make a folder to save a model to. Raises a `UserError`, before anything is written, where it holds files of such
+    names that are of no model of diptych's; other files may stand in it, and stay."""
+    folder = Path(folder)
+    make_folder(folder)
+    if _kind(folder) not in KINDS:
+        for glob in PARTS:
+            for path in sorted(folder.glob(glob)):
+                raise UserError(f"{path} is there already, and is of no model of diptych's: name another folder")
+    return folder
 
 
 def _ours(folder: Path) -> bool:
