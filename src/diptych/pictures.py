@@ -28,6 +28,8 @@ FITTED = "diptych.fit"
 """Where a picture of Pillow's says which of them was done."""
 LOST = 0.01
 """Less of a picture's shape than this may be cropped away without looking for a size that fits better."""
+ORIENTATION = 0x0112
+"""Of EXIF."""
 LONGEST = 4
 """A picture that another is made from may be so many times as long as it is wide."""
 _FILTERS = threading.Lock()
@@ -196,12 +198,18 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def orientation(picture: Image.Image) -> int:
+    """How a picture is to be turned, 1 to 8 as in EXIF; 1, as it is, where none or a damaged one says so."""
+    with _quiet():
+        found = picture.getexif().get(ORIENTATION)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
 def upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF says, any mode to RGB, transparent parts on white. Reads the pixels where they are not yet."""
     picture.load()
-    with _quiet():  # of EXIF that is damaged
-        picture.getexif()
-    picture = ImageOps.exif_transpose(picture)
+    if orientation(picture) != 1:  # else it would be copied, all its pixels
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         picture = _eight_bits(picture)
     if picture.has_transparency_data:

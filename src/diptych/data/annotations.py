@@ -17,13 +17,12 @@ from diptych.data.shards import PICTURES
 from diptych.data.text import decoded, one_line, parsed, texts_of
 from diptych.disk import replacing
 from diptych.errors import UserError
-from diptych.pictures import opened
+from diptych.pictures import opened, orientation
 from diptych.progress import track
 
 TABLE = "metadata.jsonl"
 MOST = 30
 """Boxes of a picture that are kept, the largest: as many as the paper's models read."""
-ORIENTATION = 0x0112  # of EXIF: from 5 on, width and height change places
 LEAST_SHOWN = 0.25
 """A box of which the square cut from the picture shows a smaller part is left out."""
 Found = dict[str, list[tuple[str, Sides]]]
@@ -180,7 +179,7 @@ def size_of(path: Path) -> tuple[int, int]:
     try:
         with opened(path.read_bytes()) as picture:
             width, height = picture.size
-            return (height, width) if picture.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+            return (height, width) if orientation(picture) >= 5 else (width, height)  # turned by a quarter
     except Exception as error:  # whatever a decoder raises on a broken file
         raise UserError(f"cannot read {path} ({type(error).__name__}): take it out of the folder") from None
 
