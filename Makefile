@@ -25,7 +25,7 @@ help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=25'
 
-demo: $(VENV)/.installed ## install, then paint PROMPT with both default models into OUT
+demo: $(VENV)/.installed ## install, then draw PROMPT with both default models into OUT
 	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$$OUT"
 
 install: $(VENV)/.installed-data ## install, with what draws the emoji data and plots

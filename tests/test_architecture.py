@@ -86,7 +86,7 @@ MAY_IMPORT = {
         *("metadata", "regenerate"),
     },
     "options": {"errors", "arguments", "commands", "version"},
-    "cli": {"errors", "terminal", "options"},
+    "cli": {"errors", "terminal", "options", "recipes"},
     "__main__": {"cli"},
 }
 """Room -> rooms that it may import. `diptych` is the package's own `__init__`."""

@@ -248,10 +248,10 @@ def test_the_command_paints_over_a_picture(files: None, folders: dict[str, str])
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("latent", ["--strength", "0.5"], "strength is for a picture that another is made from: give that as --image"),
-        ("latent", ["--mask", "m.png"], "mask is for a picture that another is made from"),
-        ("latent", ["--paste"], "paste is for a picture that another is made from"),
-        ("latent", ["--image", "p.png", "--paste"], "give the mask as --mask"),
+        ("latent", ["--strength", "0.5"], "--strength goes with --image: name the image to start from"),
+        ("latent", ["--mask", "m.png"], "--mask goes with --image"),
+        ("latent", ["--paste"], "--paste goes with --image"),
+        ("latent", ["--image", "p.png", "--paste"], "--paste goes with --mask"),
         (
             "latent",
             ["--image", "p.png", "--strength", "nan"],

@@ -86,11 +86,24 @@ def test_of_a_cascade_they_read_the_first_stage() -> None:
         ({"parameters": "a cat\nSteps: 3, Seed: 4"}, "another program made it"),
         ({}, "may have been stripped"),
         ({"diptych": "[1]", "parameters": "{}"}, "another program made it"),
+        (png_texts({"models": ["latent"], "pictures": [["a cat", 0]]}), "is a sheet of several images"),
     ],
 )
 def test_what_diptych_did_not_write_is_refused(tmp_path: Path, texts: dict[str, str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         read_metadata(write_png(black(), tmp_path, "a", texts))
+
+
+def test_info_shows_how_an_image_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_png(black(), tmp_path, "a", png_texts(ROW))
+    assert cli.main(["info", str(path)]) == 0
+    assert capsys.readouterr().out == infotext(ROW) + "\n"
+    assert cli.main(["info", str(path), "--json"]) == 0
+    assert ROW.items() <= json.loads(capsys.readouterr().out).items()
+
+
+def test_a_sheet_says_no_prompt_seed_or_sampler() -> None:
+    assert "parameters" not in png_texts({"models": ["latent"], "pictures": [["a cat", 0]]})
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:

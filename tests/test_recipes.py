@@ -15,6 +15,7 @@ from PIL import Image
 from diptych import cli
 from diptych.conditioning.classes import ClassConfig
 from diptych.errors import UserError
+from diptych.evaluation.judge import SHIPPED
 from diptych.latent import LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get, run
@@ -452,3 +453,7 @@ def test_networks_that_no_memory_holds_are_refused_before_they_are_built(tmp_pat
     change = f"system.network.multipliers={width},{width}"
     assert cli.main(["train", "emoji-autoencoder", "--run-dir", str(tmp_path / "run"), change]) == 2
     assert "the networks of this recipe" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_the_judge_in_the_package_is_described() -> None:
+    assert set(run.describe(SHIPPED)["networks"]) == {"judge"}

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from diptych import cli
-from diptych.commands import read_jobs, slug, vary
+from diptych.arguments import read_jobs, vary
+from diptych.commands import slug
 from diptych.recipes import get
 from tests.test_docs import own_pictures
 from tests.test_documents import ROOT, blocks
@@ -44,7 +45,9 @@ def read_by(arguments: Any) -> set[str]:
     """The files and folders that a command reads."""
     given = vars(arguments)
     names = [
-        str(given[key]) for key in "model image mask low decoder data judge words tokenizer".split() if given.get(key)
+        str(given[key])
+        for key in "model image mask low again decoder data judge words tokenizer".split()
+        if given.get(key)
     ]
     names += [str(name) for key in ("classifier", "clip", "lora") for name, _ in given.get(key) or ()]
     names += [*(given.get("models") or ()), *(given.get("stages") or ())]
@@ -68,6 +71,8 @@ def made_by(arguments: Any) -> list[str]:
     if kind == "convert":
         return [str(arguments.target)]
     if kind == "generate":
+        if arguments.again is not None:
+            return []  # names that are not taken yet, of what the PNG says
         vary(arguments)
         stems = [f"{arguments.out}/{slug(prompt)}-s{seed}" for prompt, seed in read_jobs(arguments)]
         sizes = STAGES.get(arguments.model, ()) if arguments.keep else ()

@@ -15,10 +15,10 @@ T = TypeVar("T")
 SEED_LIMIT = 2**63
 LONGEST_SIDE = 8192
 """Pixels of an image."""
-VARIED = 0.6
-"""Strength of variations."""
 MOST_IMAGES = 1_000_000
 """Of one command, and the most of anything that is counted: more is a slip of the keyboard."""
+VARIED = 0.6
+"""Strength of variations."""
 
 
 def whole(low: int, high: int | None = None):
@@ -93,9 +93,14 @@ def guide(text: str) -> tuple[str, float]:
 
 def sides(text: str) -> tuple[int, int]:
     """`"768x512"`, width and height, or one number for both, as an argument type."""
-    width, times, height = text.partition("x")
+    width, times, height = text.lower().replace("×", "x").partition("x")
     read = whole(1, LONGEST_SIDE)
-    return read(width), read(height if times else width)
+    try:
+        return read(width), read(height if times else width)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be WIDTHxHEIGHT or one number for both, from 1 to {LONGEST_SIDE} pixels a side, not {text!r}"
+        ) from None
 
 
 def seeds(text: str) -> list[range]:
@@ -148,9 +153,28 @@ def vary(arguments: argparse.Namespace) -> None:
     if arguments.variations is None:
         return
     if arguments.image is None:
-        raise UserError("--variations are those of a picture: give it as --image")
+        raise UserError("--variations are those of an image: give it as --image")
     if arguments.count:
         raise UserError("--variations N already says how many: leave --count out")
     arguments.count = arguments.variations
     if arguments.strength is None and arguments.mask is None:
         arguments.strength = VARIED
+
+
+def read_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Each prompt with each seed. Where a picture says what to paint, no prompt is the empty one."""
+    if not arguments.prompts and any(getattr(arguments, name, None) for name in ("image", "low")):
+        arguments.prompts = [""]
+    elif not arguments.prompts:
+        raise UserError('give a PROMPT, for example "a red apple", or an image as --image')
+    elif any(not prompt.strip() for prompt in arguments.prompts):
+        raise UserError('the prompt is empty: say what to draw, for example "a red apple"')
+    chosen = arguments.seed or [range(1)]
+    if arguments.count:
+        if sum(map(len, chosen)) > 1:
+            raise UserError("--count goes with one --seed: leave it out to use the seeds given")
+        first = chosen[0].start
+        if first + arguments.count > SEED_LIMIT:
+            raise UserError(f"seeds end at {SEED_LIMIT - 1}: --count {arguments.count} from {first} on are too many")
+        chosen = [range(first, first + arguments.count)]
+    return Jobs(arguments.prompts, chosen)

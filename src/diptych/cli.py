@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a closed pipe is still handled
     except UserError as error:
-        return complain(str(error))
+        return complain(str(error) + how_to_make(str(error)))
     except KeyboardInterrupt:
         return complain("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -72,6 +72,21 @@ def plain_warnings(shown: bool) -> Iterator[None]:
         warnings.simplefilter("always", DiptychWarning)
         warnings.showwarning = show
         yield
+
+
+def how_to_make(message: str) -> str:
+    """The command that makes the run, precomputed data or emoji data which a message misses, where a recipe does."""
+    for path, folder, name in re.findall(r"(?<![\w/.-])((runs|cache|data)/([\w-]+))(?![\w/-])", message):
+        if Path(path).exists():
+            continue
+        if folder == "data" and (size := re.fullmatch(r"emoji-(\d+)", name)):
+            return f"; `diptych data emoji --size {size[1]}` makes {path}"
+        if folder != "data":
+            from diptych.recipes import all_recipes
+
+            if name in all_recipes():
+                return f"; `diptych {'train' if folder == 'runs' else 'precompute'} {name}` makes {path}"
+    return ""
 
 
 def complain(message: str, code: int = 2) -> int:

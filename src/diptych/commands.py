@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from diptych.arguments import SEED_LIMIT, Jobs, vary
+from diptych.arguments import read_jobs, vary
 from diptych.errors import NothingThere, UserError
 from diptych.terminal import console, say, tell
 
@@ -45,7 +45,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from diptych import painting
     from diptych.metadata import of_stage, stage_suffix
 
-    name = arguments.model or "default"
+    name = arguments.model or "latent"
     given = chosen_settings(arguments, *SAMPLING)
     painting.check(given, lora_files(arguments))
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
@@ -93,7 +93,7 @@ def demo(arguments: argparse.Namespace) -> None:
             say(f"diptych: {error}")
             continue
         panels[panel] = []
-        for image, told, _ in painting.paint(model, jobs, arguments.batch, f"painting: {panel}"):
+        for image, told, _ in painting.paint(model, jobs, arguments.batch, f"generating: {panel}"):
             save(image, arguments.out, f"{stem(told)}-{panel}", told)
             panels[panel].append(image)
     if not panels:
@@ -101,25 +101,6 @@ def demo(arguments: argparse.Namespace) -> None:
     if len(panels) == len(PANELS):
         sheet = painting.side_by_side(jobs, panels)
         save(sheet, arguments.out, "both-panels", {"models": list(panels), "pictures": list(jobs)})
-
-
-def read_jobs(arguments: argparse.Namespace) -> Jobs:
-    """Each prompt with each seed. Where a picture says what to paint, no prompt is the empty one."""
-    if not arguments.prompts and any(getattr(arguments, name, None) for name in ("image", "low")):
-        arguments.prompts = [""]
-    elif not arguments.prompts:
-        raise UserError('say what to paint as PROMPT, for example "a red apple", or give a picture as --image')
-    elif any(not prompt.strip() for prompt in arguments.prompts):
-        raise UserError('the prompt is empty: say what to paint, for example "a red apple"')
-    chosen = arguments.seed or [range(1)]
-    if arguments.count:
-        if sum(map(len, chosen)) > 1:
-            raise UserError("--count goes with one --seed: leave it out to use the seeds given")
-        first = chosen[0].start
-        if first + arguments.count > SEED_LIMIT:
-            raise UserError(f"seeds end at {SEED_LIMIT - 1}: --count {arguments.count} from {first} on are too many")
-        chosen = [range(first, first + arguments.count)]
-    return Jobs(arguments.prompts, chosen)
 
 
 def save(image: Image, folder: Path, stem: str, parameters: dict[str, Any]) -> Path:
@@ -140,7 +121,7 @@ def stem(parameters: dict[str, Any]) -> str:
 def slug(text: str) -> str:
     """`"A red apple!"` -> `"a-red-apple"`, at most 48 characters, letters of any script kept."""
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", text).lower()).strip("-")
-    return words[:48].strip("-") or "picture"
+    return words[:48].strip("-") or "image"
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -283,6 +264,12 @@ def unseen(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
+    if Path(arguments.name).suffix.lower() == ".png":
+        from diptych.metadata import infotext, read_metadata
+
+        row = read_metadata(Path(arguments.name))
+        tell(json.dumps(row, indent=2) if arguments.json else infotext(row))
+        return
     from diptych.recipes import run
 
     described = run.describe(arguments.name, **chosen_settings(arguments, *OPENING))

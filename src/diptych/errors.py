@@ -31,17 +31,22 @@ def warn(message: str) -> None:
     warnings.warn(" ".join(message.split()), DiptychWarning, stacklevel=2)
 
 
-def pick(kind: str, name: str, known: Iterable[str]) -> str:
+def pick(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> str:
     """Return `name` when it is among `known`, else raise a `UserError` that lists what there is."""
     known = list(known)
     if name in known:
         return name
-    raise unknown(f"unknown {kind} {name!r}", name, sorted(known))
+    raise unknown(f"unknown {kind} {name!r}", name, sorted(known), listed_by)
 
 
-def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
-    """What to raise for a name that is none of `known`: all that there are, and the one that was probably meant."""
+def unknown(what: str, name: object, known: Iterable[str], listed_by: str = "") -> UserError:
+    """What to raise for a name that is none of `known`: all that there are, and the one that was probably meant.
+
+    listed_by: the command that lists them, where there are too many for a line.
+    """
     known = list(known)
+    if listed_by:
+        return UserError(f"{what}{hint(name, known) or ':'} {listed_by} lists all {len(known)}")
     return UserError(f"{what}: choose one of {', '.join(known)}{hint(name, known)}")
 
 

@@ -77,7 +77,9 @@ ROW = Fields(
 
 def png_texts(row: dict[str, Any]) -> dict[str, str]:
     """The texts of a PNG, by their keys, of one row of `Result.metadata`."""
-    return {"Software": f"diptych {version()}", "parameters": infotext(row), KEY: json.dumps({KEY: version(), **row})}
+    texts = {"Software": f"diptych {version()}", KEY: json.dumps({KEY: version(), **row})}
+    # A sheet of several images has no one prompt, seed or sampler.
+    return {"parameters": infotext(row), **texts} if "prompt" in row else texts
 
 
 def of_stage(row: dict[str, Any], number: int, picture: Image.Image) -> dict[str, Any]:
@@ -154,6 +156,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
             if wrong := misfit(row, ROW):
                 raise UserError(f"the metadata of {path} are damaged: {wrong}")
             return row
+        if isinstance(row, dict) and KEY in row and "pictures" in row:
+            raise UserError(f"{path} is a sheet of several images: name one of the images on it")
     other = "another program made it" if "parameters" in texts else "they may have been stripped"
     raise UserError(f"{path} holds no metadata of diptych's ({other}), so it cannot be made again from them")
 

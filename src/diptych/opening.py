@@ -49,8 +49,8 @@ def model_folder(source: str | Path | None) -> Path:
     if not path.exists():
         known = ", ".join(EMBEDDED)
         raise UserError(
-            f"no model at {path}: give a run folder or model folder, an embedded model ({known}), a file of published "
-            "weights, or the hub's owner/name"
+            f"no model at {path}: give a run folder or model folder, a model of the package ({known}), a file of "
+            "published weights, or the hub's owner/name"
         )
     if path.is_file():
         raise UserError(f"{path} is a file: give the run folder or model folder that it lies in")

@@ -64,18 +64,20 @@ def build_parser() -> Parser:
 
     command = groups.add_parser(
         "generate",
-        help="paint pictures from words",
+        help="generate images from prompts, or from an image",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
     command.add_argument(
-        "prompts", metavar="PROMPT", nargs="*", help="what to paint; each is painted with each seed; none with --image"
+        "prompts", metavar="PROMPT", nargs="*", help="what to draw, each with each seed; none is needed with --image"
     )
     add_model(command)
     add_sampling(command)
-    command.add_argument("--schedule-type", metavar="T", type=each(str), help="times by karras, exponential, beta ...")
+    command.add_argument(
+        "--schedule-type", metavar="T", type=each(str), help="karras, exponential, beta ...: spacing of times"
+    )
     add_pictures(command, batch=8)
-    command.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    command.add_argument("--negative", metavar="TEXT", help="negative prompt: what to stay away from")
     command.add_argument("--weights", **FLAG, help="read (word:1.3), (word) and [word] as weights of words")
     command.add_argument(
         "--long-prompts", metavar="HOW", help="beyond the text encoder's limit: refuse (default), cut, or chunks"
@@ -91,17 +93,17 @@ def build_parser() -> Parser:
         dest="again",
         help="make this image again, from what it says of itself; other options change that",
     )
-    again = command.add_argument_group("from a picture")
-    again.add_argument("--image", metavar="PICTURE", type=Path, help="paint this over")
+    again = command.add_argument_group("from an image")
+    again.add_argument("--image", metavar="IMAGE", type=Path, help="start from this image (img2img)")
     again.add_argument(
-        "--strength", metavar="S", type=fraction, help="how much of it may change (default: 0.8; 1 with a mask)"
+        "--strength", metavar="S", type=fraction, help="how much of it may change: 0 to 1 (default: 0.8; 1 with a mask)"
     )
-    again.add_argument("--mask", metavar="PICTURE", type=Path, help="paint anew only where this is white")
+    again.add_argument("--mask", metavar="IMAGE", type=Path, help="draw anew only where this is white (inpainting)")
     again.add_argument(
-        "--variations", metavar="N", type=whole(1), help="N pictures like it: --count N with --strength 0.6"
+        "--variations", metavar="N", type=whole(1), help="N images like it: --count N with --strength 0.6"
     )
     again.add_argument("--fit", metavar="HOW", help="crop, pad or stretch what has another shape; of --low too")
-    again.add_argument("--paste", **FLAG, help="put the pixels that the mask leaves alone back in the end")
+    again.add_argument("--paste", **FLAG, help="put the pixels outside the mask back exactly as they were")
     command.add_argument("--size", metavar="WxH", type=sides, help="in pixels (default: what it was trained on)")
     coding = command.add_argument_group("for latent models")
     coding.add_argument(
@@ -110,7 +112,7 @@ def build_parser() -> Parser:
     coding.add_argument(
         "--preview-decoder", dest="decoder", metavar="D", help="decode by a tiny decoder: tiny, a run or a model folder"
     )
-    codes = command.add_argument_group("for models that write a picture code by code")
+    codes = command.add_argument_group("for models that sample codes one by one (VQGAN with a transformer)")
     codes.add_argument("--temperature", metavar="T", type=number, help="below 1 likelier codes, above 1 rarer ones")
     codes.add_argument("--top-k", metavar="K", type=whole(1), help="draw among the K likeliest codes")
     codes.add_argument("--top-p", metavar="P", type=fraction, help="draw among the likeliest that have P together")
@@ -126,18 +128,18 @@ def build_parser() -> Parser:
         "--augmentation", metavar="LEVEL", type=each(fraction), help="noise on what a stage enlarges, from 0 to 1"
     )
     stages.add_argument(
-        "--low", metavar="PICTURE", type=Path, help="enlarge this, in the place of the first stages; for LDM-SR too"
+        "--low", metavar="IMAGE", type=Path, help="enlarge this, in the place of the first stages; for LDM-SR too"
     )
     stages.add_argument("--start", metavar="N", type=whole(0), help="stages that it stands for (default: the base)")
     stages.add_argument("--stop", metavar="N", type=whole(1), help="the first N stages only")
     stages.add_argument(
-        "--keep-stages", dest="keep", **FLAG, help="save the smaller pictures too, as NAME-stage-SIZE.png"
+        "--keep-stages", dest="keep", **FLAG, help="save the smaller images too, as NAME-stage-SIZE.png"
     )
     stages.add_argument("--one-at-a-time", **FLAG, help="hold one stage in memory at a time")
     command.set_defaults(command=commands.generate, more="prompts", warns=True)
 
-    command = groups.add_parser("demo", help="paint the same prompts with both panels in the package, side by side")
-    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to paint; each is painted with each seed")
+    command = groups.add_parser("demo", help="draw the same prompts with both default models, side by side")
+    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to draw, each with each seed")
     add_pictures(command, batch=4)
     command.set_defaults(command=commands.demo, more="prompts", warns=True)
 
@@ -202,7 +204,7 @@ def build_parser() -> Parser:
 
     command = groups.add_parser("evaluate layout", help="measure whether things are in the boxes of their layout")
     add_model(command)
-    command.add_argument("--words", metavar="M", help="beside it, a model that is told captions and no boxes: latent")
+    command.add_argument("--words", metavar="M", help="to compare with: a model of captions, such as latent")
     add_study(command, "held-out scenes (default: all)")
     command.add_argument("--seeds", metavar="K", type=whole(1), help="pictures of each scene (default: 4)")
     add_sampling(command)
@@ -236,8 +238,8 @@ def build_parser() -> Parser:
     add_study(command, "of each wording")
     command.set_defaults(command=commands.unseen)
 
-    command = groups.add_parser("info", help="the networks of a recipe or model and their exact parameter counts")
-    command.add_argument("name", metavar="RECIPE|MODEL")
+    command = groups.add_parser("info", help="networks and parameters of a recipe or model, or how an image was made")
+    command.add_argument("name", metavar="RECIPE|MODEL|PNG", help="a recipe, a model as in generate, or a PNG of ours")
     add_opening(command)
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(command=commands.info)
@@ -284,12 +286,12 @@ def build_parser() -> Parser:
     command.add_argument("annotations", metavar="FILE", type=Path, help="captions_*.json")
     command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
     command.set_defaults(command=commands.data_captions)
-    command = groups.add_parser("familiar", help="let models tell prompts that are far from this data")
+    command = groups.add_parser("familiar", help="let models warn of prompts that are far from this data")
     command.add_argument("path", metavar="PATH", help="a folder of shards or pictures")
     command.add_argument(
         "--model", metavar="FOLDER", type=Path, action="append", dest="models", required=True, help="once for each"
     )
-    command.add_argument("--least", metavar="X", type=fraction, help="likeness below which a prompt is told")
+    command.add_argument("--least", metavar="X", type=fraction, help="similarity below which they warn")
     command.set_defaults(command=commands.data_familiar)
     command = groups.add_parser("check", help="read everything; exit 1 if training would not see all of it")
     command.add_argument("path", metavar="PATH", help="a folder of shards or pictures")
@@ -340,17 +342,17 @@ def add_sampling(command: Parser) -> None:
     )
     command.add_argument("--steps", metavar="N", type=each(whole(1)), help="of sampling (default: the model's own)")
     command.add_argument(
-        "--guidance", metavar="G", type=each(number), help="how closely to follow the words; 1 is off (default: own)"
+        "--guidance", metavar="G", type=each(number), help="CFG scale; 1 is off (default: the model's own)"
     )
 
 
 def add_pictures(command: Parser, batch: int) -> None:
     command.add_argument(
-        "--seed", metavar="N", type=seeds, action="extend", default=[], help="(default: 0) 0,4-7 are five; -1 draws one"
+        "--seed", metavar="N", type=seeds, action="extend", default=[], help="0,4-7 are five; -1 draws one (default: 0)"
     )
     command.add_argument("--count", metavar="N", type=whole(1), help="seeds to use from the first one on")
     command.add_argument(
-        "--batch", metavar="N", type=whole(1), default=batch, help=f"pictures at a time (default: {batch})"
+        "--batch", metavar="N", type=whole(1), default=batch, help=f"images at a time (default: {batch})"
     )
     command.add_argument(
         "--device", metavar="D", default="auto", help="cpu, cuda, mps, or auto (default): cuda if there is one"
@@ -362,10 +364,10 @@ def add_study(command: Parser, pictures: str) -> None:
     command.add_argument("--pictures", metavar="N", type=whole(1), help=pictures)
     command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the numbers and contact sheets")
-    command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), help="fixes prompts and pictures")
+    command.add_argument("--seed", metavar="N", type=whole(0, SEED_LIMIT - 1), help="fixes prompts and images")
     command.add_argument("--judge", metavar="FOLDER", help="another judge than the one in the package: a run or model")
     command.add_argument("--device", metavar="D", default="auto", help="as in generate")
-    command.add_argument("--batch", metavar="N", type=whole(1), help="pictures at a time")
+    command.add_argument("--batch", metavar="N", type=whole(1), help="images at a time")
 
 
 def add_perceptual(command: Parser) -> None:

@@ -89,6 +89,10 @@ def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
         "mask": read_picture,
         "low": read_picture,
     }
+    for key, wanted in (("strength", "image"), ("mask", "image"), ("paste", "image"), ("paste", "mask")):
+        if settings.get(key) is not None and settings.get(wanted) is None:
+            what = "the image to start from" if wanted == "image" else "the mask outside which pixels are put back"
+            raise UserError(f"--{key} goes with --{wanted}: name {what}")
     for key in readers.keys() & settings.keys():
         value = settings[key]
         for part in value if isinstance(value, list) else [value]:
@@ -100,7 +104,7 @@ def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
 
 
 def paint(
-    model: Any, jobs: Sequence[Job], batch: int, description: str = "painting", **settings: Any
+    model: Any, jobs: Sequence[Job], batch: int, description: str = "generating", **settings: Any
 ) -> Iterator[tuple[Image, dict[str, Any], list[Image]]]:
     """The picture of each job, its metadata, and the pictures of the stages before it where they are to be kept."""
     with bar() as progress:

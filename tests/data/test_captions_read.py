@@ -87,6 +87,18 @@ def test_another_encoding_is_named_with_the_file(tmp_path, put, name, text):
         opened(tmp_path)[0]
 
 
+@pytest.mark.parametrize("put", [in_folder, in_shard])
+def test_utf16_without_a_mark_is_no_caption(tmp_path, put):
+    put(tmp_path, {"0.png": png(), "0.txt": "a cat".encode("utf-16-le")})
+    with pytest.raises(UserError, match=r"0\.txt holds NUL bytes"):
+        opened(tmp_path)[0]
+
+
+def test_a_caption_beside_a_picture_that_is_left_out_is_no_stray(tmp_path):
+    in_folder(tmp_path, {"0.png": png(), "0.txt": b"x", "1.gif": b"GIF89a", "1.txt": b"y", "2.txt": b"z"})
+    assert [one["name"] for one in examine(opened(tmp_path)).left_out] == ["1.gif", "2.txt"]
+
+
 @pytest.mark.parametrize("value", [["x"], {"a": 1}, 5, True, None, "", "train", "Validation", "third"])
 @pytest.mark.parametrize("field", ["split", "kind", "style", "category"])
 def test_labels_may_be_of_any_type(tmp_path, field, value):

@@ -52,6 +52,7 @@ class FolderSource:
         self.folder, self.left = folder, dict[str, str]()
         self._where = one_line(str(folder))
         self._paths: list[Path] = []
+        self._unread: list[Path] = []  # pictures of kinds that are left out; captions beside them are no strays
         self._beside: dict[str, dict[str, list[str]]] = defaultdict(dict)  # folder -> name in lower case -> names
         tables: list[Path] = []
         for path in walk(folder, self.left):
@@ -66,6 +67,7 @@ class FolderSource:
                 self._beside[os.path.dirname(path)].setdefault(name, []).append(path.name)
             elif extension in OTHER_PICTURES:
                 self.left[self._named(path)] = f".{extension} pictures are not read: {CONVERT}"
+                self._unread.append(path)
             elif path.name.casefold().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip")):
                 self.left[self._named(path)] = "an archive that is compressed: unpack it"
             elif is_picture(path):
@@ -188,7 +190,7 @@ class FolderSource:
         texts in a folder that holds pictures, and a JSON where others in its folder lie beside pictures."""
         used: dict[str, set[str]] = defaultdict(set)
         doubtful: set[str] = set()  # folders in which a picture has several texts
-        for path in self._paths:
+        for path in (*self._paths, *self._unread):
             folder = os.path.dirname(path)
             beside = self._beside.get(folder, {})
             stems = [path.stem.casefold(), path.name.casefold()]

@@ -95,8 +95,9 @@ class Quarantine:
         broken = len(self.broken) - self._before
         if self.seen >= MINIMUM_SEEN and broken > self.max_rate * self.seen:
             raise UserError(
-                f"{broken} of {self.seen} examples are broken, above the limit of {self.max_rate:.1%} "
-                f"({self.reasons(self._before)}). Repair the data or raise data.max_failure_rate"
+                f"{broken} of {self.seen} examples are broken, above the limit of {self.max_rate:.1%}: repair or "
+                "remove them (`diptych data check` lists all), or raise data.max_failure_rate "
+                f"({self.reasons(self._before)})"
             )
 
     def reasons(self, first: int = 0, most: int = 3) -> str:

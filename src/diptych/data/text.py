@@ -42,7 +42,10 @@ def decoded(data: bytes, name: str) -> str:
     """The text of a file, known by its byte order mark, else UTF-8. Raises `Broken` with the name where it is not."""
     mark, encoding = next(((m, e) for m, e in MARKS if data.startswith(m)), (b"", "utf-8"))
     try:
-        return data[len(mark) :].decode(encoding)
+        text = data[len(mark) :].decode(encoding)
+        if "\0" in text and not mark:  # what UTF-16 makes of ASCII is valid UTF-8
+            raise Broken(f"{name} holds NUL bytes (UTF-16 without a byte order mark?): save it as UTF-8")
+        return text
     except UnicodeDecodeError as error:
         if mark:
             raise Broken(f"{name} begins as {encoding[:-3].upper()} and is not: save it as UTF-8") from None

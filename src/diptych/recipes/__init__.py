@@ -186,4 +186,4 @@ def all_recipes() -> dict[str, Recipe]:
 def get(name: str) -> Recipe:
     """The recipe of that name; a `UserError` lists the names there are."""
     recipes = all_recipes()
-    return recipes[pick("recipe", name, recipes)]
+    return recipes[pick("recipe", name, recipes, listed_by="`diptych recipes`")]

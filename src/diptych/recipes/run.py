@@ -350,10 +350,12 @@ def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
     kinds |= {"guide": NoisyGuideConfig, "tiny-decoder": DistillationConfig, "autoregressive": AutoregressiveConfig}
     if str(config["kind"]) not in kinds:
         raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
-    values, text = config, config.get("text")
+    built = kinds[config["kind"]]
+    values = {key: value for key, value in config.items() if key != "kind" or hasattr(built, "kind")}
+    text = config.get("text")
     if isinstance(text, dict) and text.get("path", "") is None and (folder / "text" / "config.json").is_file():
-        values = {**config, "text": {**text, "path": str(folder / "text")}}  # it lies with its model
-    return kinds[config["kind"]].from_dict(values), config
+        values = {**values, "text": {**text, "path": str(folder / "text")}}  # it lies with its model
+    return built.from_dict(values), config
 
 
 def _networks(system: Any) -> dict[str, nn.Module]:
