@@ -43,7 +43,7 @@ def decoded(data: bytes, name: str) -> str:
     mark, encoding = next(((m, e) for m, e in MARKS if data.startswith(m)), (b"", "utf-8"))
     try:
         text = data[len(mark) :].decode(encoding)
-        if "\0" in text and not mark:  # what UTF-16 makes of ASCII is valid UTF-8
+        if not mark and re.search(r"\w\0|\0\w", text):  # what UTF-16 makes of ASCII is valid UTF-8
             raise Broken(f"{name} holds NUL bytes (UTF-16 without a byte order mark?): save it as UTF-8")
         return text
     except UnicodeDecodeError as error:
