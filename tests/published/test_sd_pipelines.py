@@ -22,15 +22,20 @@ SCHEDULERS = {
     "dpmpp-2m": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-KINDS = ("sd1", "sd2")
-SPACINGS = ("leading", "unsaid")
-"""What the scheduler's config says of the times: as diffusers saves it now, or nothing, as in the releases of 2022."""
 WORDS = {"plain": (1.0, None), "guided": (7.5, None), "negative": (7.5, "a blue dog")}
 PAIRS = [*(("ddim", words) for words in WORDS), *((sampler, "guided") for sampler in SCHEDULERS if sampler != "ddim")]
 """Each sampler and each kind of words: what the one does is the same for every other."""
+FOLDERS = [
+    pytest.param(("sd1", "leading"), marks=pytest.mark.slow),
+    ("sd1", "unsaid"),
+    ("sd2", "leading"),
+    pytest.param(("sd2", "unsaid"), marks=pytest.mark.slow),
+]
+"""Each kind, and what its scheduler says of the times: as diffusers saves it now, or nothing, as in the releases
+of 2022."""
 
 
-@pytest.fixture(scope="module", params=[(kind, spacing) for kind in KINDS for spacing in SPACINGS], ids="-".join)
+@pytest.fixture(scope="module", params=FOLDERS, ids="-".join)
 def both(request, tmp_path_factory):
     """(kind, our model, their pipeline), from one folder."""
     kind, spacing = request.param
