@@ -334,6 +334,13 @@ def test_what_is_refused_is_refused_where_it_is_used_alone(settings: dict[str, A
         assert compared(values, sampler, theirs, 5) < 5e-5
 
 
+def test_what_is_refused_names_no_folder() -> None:
+    """It is kept in the config of a converted model, and compared when that is written again."""
+    values = {"_class_name": UNIPC, **SD, "solver_order": 3}
+    found = [sampling_fields(values, where) for where in ("/some/where/scheduler_config.json", "scheduler_config.json")]
+    assert found[0] == found[1] and dict(found[0]["refused"])[""].startswith("scheduler_config.json: solver_order 3")
+
+
 def jsonable(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value.to_dict() if isinstance(value, Config) else value for name, value in fields.items()}
 

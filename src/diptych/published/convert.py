@@ -301,6 +301,8 @@ def scheduler_of(parts: Parts) -> dict[str, Any]:
         said = sampling_fields(parts.scheduler, SCHEDULER)
         if all(getattr(parts.config, field) == value for field, value in said.items()):
             return parts.scheduler
+    if reason := dict(parts.config.refused).get(""):
+        raise UserError(f"the scheduler that this model came with cannot be written: {reason}")
     return scheduler_json(parts.config)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from diptych.errors import UserError
@@ -227,7 +228,7 @@ def check(values: Mapping[str, Any], where: str) -> None:
 def refusals(values: Mapping[str, Any], where: str, latent: bool) -> dict[str, str]:
     """Sampler -> why it cannot be had as the saved scheduler asks, of those that cannot; under "" that of none asked
     for."""
-    name, found = values["_class_name"], {}
+    name, found, where = values["_class_name"], {}, Path(where).name  # is kept with the model, wherever that goes
     try:
         if name not in CLASSES:
             raise none_of(where, "_class_name", name, sorted(CLASSES))

@@ -53,8 +53,6 @@ def scheduler_json(config: LatentConfig) -> dict[str, Any]:
 
     Raises a `UserError` that names the field for a schedule or prediction that no scheduler there has.
     """
-    if reason := dict(config.refused).get(""):
-        raise UserError(f"the scheduler that this model came with cannot be written: {reason}")
     kinds = {ours: theirs for theirs, ours in schedulers.BETAS.items()}
     predictions = {ours: theirs for theirs, ours in schedulers.PREDICTIONS.items()}
     for field, value, known in (
