@@ -78,7 +78,7 @@ MAY_IMPORT = {
         "published",
     },
     "regenerate": {*GROUND, "metadata", "weights", "arguments"},
-    "painting": {*GROUND, "diffusion", "diptych", "opening", "evaluation"},  # its contact sheets
+    "painting": {*GROUND, "weights", "diffusion", "training", "diptych", "opening", "evaluation"},  # contact sheets
     "arguments": {"errors"},
     "commands": {
         *GROUND,

@@ -143,7 +143,11 @@ def test_a_mistake_is_found_before_a_model_is_opened(model: FakeModel, capsys, m
         pytest.fail("a model was opened")
 
     monkeypatch.setattr(diptych, "load", load)
-    for options in (["--sampler", "dimm"], ["--image", "gone.png"], ["--threshold", "x"], ["--lora", "gone"]):
+    for options in (
+        *(["--sampler", "dimm"], ["--image", "gone.png"], ["--threshold", "x"], ["--lora", "gone"]),
+        *(["--clip", "gone:2"], ["--classifier", "./gone"], ["--preview-decoder", "a/gone"]),
+        *(["--negative", "caf\udce9"], ["caf\udce9"]),
+    ):
         one_line(capsys, "generate", "a cat", *options)
     for study in (["evaluate"], ["evaluate", "layout", "--model", "m"], ["sweep", "guidance"]):
         one_line(capsys, *study, "--data", "gone", "--out", "o")

@@ -48,6 +48,11 @@ def generate(arguments: argparse.Namespace) -> None:
     name = arguments.model or "latent"
     given = chosen_settings(arguments, *SAMPLING)
     painting.check(given, lora_files(arguments))
+    for prompt in jobs.prompts:
+        painting.unicode_text(prompt)
+    for source, _ in (*(arguments.classifier or ()), *(arguments.clip or ())):
+        if source != "judge":
+            painting.there("guide", source)
     model = diptych.load(arguments.model, arguments.device, **chosen_settings(arguments, *OPENING, "lora"))
     settings = painting.fitting(model, name, given | opened_guides(arguments))
     if recorded is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diptych.checks import said
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.times import SCHEDULE_TYPES
@@ -18,6 +19,8 @@ from diptych.errors import UserError, pick
 from diptych.generation import LONG_PROMPTS, read_guidance, read_steps
 from diptych.pictures import FITS, read_picture
 from diptych.progress import bar
+from diptych.training.distillation import TINY
+from diptych.weights.hub import hub_id
 
 SIDE = 256
 """Of each picture on the sheet of all panels, in pixels."""
@@ -88,6 +91,8 @@ def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
         "image": read_picture,
         "mask": read_picture,
         "low": read_picture,
+        "decoder": lambda source: source == TINY or there("tiny decoder", source, hub=False),
+        "negative": unicode_text,
     }
     for key, wanted in (("strength", "image"), ("mask", "image"), ("paste", "image"), ("paste", "mask")):
         if settings.get(key) is not None and settings.get(wanted) is None:
@@ -101,6 +106,21 @@ def check(settings: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
     for file in files:
         if not file.exists():
             raise UserError(f"there is no file or folder {file}")
+
+
+def unicode_text(text: str) -> None:
+    """Raise a `UserError` for what is no text, such as a word in another encoding than the terminal's."""
+    try:
+        text.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise UserError(f"{said(text)} is not valid Unicode text") from None
+
+
+def there(what: str, source: str, hub: bool = True) -> None:
+    """Raise a `UserError` where nothing lies at a place that is not one of the hub's either; whether what lies there is
+    right is seen when it is opened."""
+    if not Path(source).exists() and not (hub and hub_id(source)):
+        raise UserError(f"there is no {what} at {source}")
 
 
 def paint(
