@@ -124,9 +124,9 @@ def test_each_prompt_is_painted_with_each_seed(model: FakeModel, capsys, options
 
 
 def test_a_seed_of_minus_one_is_drawn_and_told(model: FakeModel, capsys) -> None:
-    assert cli.main(["generate", "a cat", "--seed", "-1", "--seed", "-1"]) == 0
+    assert cli.main(["generate", "a cat", "--seed", "-1", "--seed", "-1,-1"]) == 0
     (asked,) = model.asked
-    assert len(set(asked["seeds"])) == 2
+    assert len(set(asked["seeds"])) == 3
     assert capsys.readouterr().out.split() == [f"out/a-cat-s{seed}.png" for seed in asked["seeds"]]
 
 

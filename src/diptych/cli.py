@@ -128,10 +128,10 @@ def named(words: Sequence[str]) -> list[str]:
 
 
 def joined(words: Sequence[str]) -> list[str]:
-    """`--steps -,8` as `--steps=-,8`, which argparse does not take for another option."""
+    """`--steps -,8` as `--steps=-,8`, and `--seed -1,3` likewise, which argparse does not take for another option."""
     found: list[str] = []
     for word in words:
-        if word.startswith("-,") and found and found[-1].startswith("--"):
+        if word.startswith(("-,", "-1,")) and found and found[-1].startswith("--"):
             word = f"{found.pop()}={word}"
         found.append(word)
     return found
