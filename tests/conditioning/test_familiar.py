@@ -114,3 +114,14 @@ def test_the_command_makes_it_for_models_that_read_alike(tmp_path: Path, monkeyp
     latents.system().save(tmp_path / "joint")
     assert cli.main(["data", "familiar", str(data), "--model", str(tmp_path / "joint")]) == 2
     assert "by no frozen text encoder" in capsys.readouterr().err
+
+
+STYLES = ("Noto", "Twemoji", "OpenMoji", "EmojiOne", "Fluent", "FxEmoji")
+
+
+@pytest.mark.parametrize("panel", ["latent", "cascade"])
+def test_a_thing_in_a_style_of_training_is_near(panel: str) -> None:
+    known = Familiar.load(Path(diptych.__file__).parent / "assets" / panel)
+    assert known is not None
+    prompts = [f"a {thing}, in the style of {style}" for thing in ("rocket", "house", "pumpkin") for style in STYLES]
+    assert known.likeness(prompts, latents.minilm().encode(prompts).pooled).min() >= known.least

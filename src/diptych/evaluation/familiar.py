@@ -41,12 +41,11 @@ def write_familiar(data: str, models: Sequence[Path], least: float = LEAST) -> l
 
 
 def wordings(data: str, split: Split) -> list[str]:
-    """The first caption of each drawing, which names it, and the first two of each scene; each once."""
+    """The first two captions of each example, each once: of a drawing, what names it, alone and with its style."""
     dataset, found = open_dataset(DataConfig(path=data, split=split)), dict[str, None]()
     for index in range(len(dataset)):
         meta = dataset.meta(index)
-        scene = meta.get("kind", "single") != "single"
-        found |= dict.fromkeys(meta["captions"][: 2 if scene else 1])
+        found |= dict.fromkeys(meta["captions"][:2])
     return list(found)
 
 
