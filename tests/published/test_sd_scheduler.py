@@ -314,7 +314,7 @@ def test_what_we_do_not_have_is_refused_by_field(changes: dict[str, Any], says: 
         ({"_class_name": EULER, "use_beta_sigmas": True, "use_karras_sigmas": True}, {*ASKED} - {*UNCURVED}),
         ({"_class_name": "SchedulerOfTomorrow", "trick": 3}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_what_is_refused_is_refused_where_it_is_used_alone(settings: dict[str, Any], kept: set[str]) -> None:
     """By default, and by samplers whose class reads it: all others sample as `from_config` of that file makes them."""
