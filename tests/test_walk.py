@@ -54,8 +54,9 @@ def read_by(arguments: Any) -> set[str]:
     if arguments.command.__name__ in ("train", "precompute"):
         recipe = get(given["recipe"]).override(given["assignments"])
         names += [text for text in texts(recipe.to_dict()) if text.startswith(PLACES) or text in YOURS]
-        if arguments.command.__name__ == "precompute" and hasattr(recipe.system, "precomputed"):
-            names = [name for name in names if name != recipe.system.precomputed]  # which it makes
+        if arguments.command.__name__ == "precompute":
+            made = getattr(recipe.system, "precomputed", None)
+            names = [name for name in names if name != made]
     return {name for name in names if local(name)}
 
 
