@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from typing import Any
@@ -76,13 +77,14 @@ def test_a_schedule_type_is_followed_and_kept(model: LatentDiffusion) -> None:
         model.generate("a", schedule_type="simple")
 
 
-def test_a_default_that_stands_in_is_said_where_it_is_used() -> None:
-    own = "PNDMScheduler is not among the samplers: ddim stands in"
-    with pytest.warns(DiptychWarning, match=own):
-        assert read_sampler(None, "ddim", "PNDMScheduler") == "ddim"
+def test_a_default_that_stands_in_is_said_where_it_is_used(model: LatentDiffusion) -> None:
+    plain = dataclasses.replace(model.config, sampler="ddim")
+    standing = dataclasses.replace(plain, stands_in_for="PNDMScheduler")
+    with pytest.warns(DiptychWarning, match="PNDMScheduler is not among the samplers: ddim stands in"):
+        assert read_sampler(None, standing) == "ddim"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_sampler("euler", "ddim", "PNDMScheduler") == "euler" and read_sampler(None, "ddim", None) == "ddim"
+        assert read_sampler("euler", standing) == "euler" and read_sampler(None, plain) == "ddim"
 
 
 def test_given_noise_takes_the_place_of_the_seeds(model: LatentDiffusion) -> None:

@@ -130,14 +130,15 @@ def dpm_2m(
     x' = (alpha' / alpha) x - sigma' (e^h - 1) eps, halfway through the step: a DDIM step, and what eps changes. The
     last step, to sigma = 0, is DDIM's.
 
-    eta: 0 solves the ODE, 1 the SDE, where eps counts twice and sigma' sqrt(e^2h - 1) of fresh noise is added.
+    eta: 0 solves the ODE, 1 the SDE, where eps counts twice and sigma' sqrt(e^2h - 1) of fresh noise is added. Out of
+      pure noise (alpha = 0) h is infinite, and the step is DDIM's too.
     """
     before: Look | None = None
     for step, now, then in levels(times, schedule):
         x0 = look(denoise, x, now, step, times, callback)
         eps = (x - now.alpha * x0) / now.sigma
         x = recombine(x, x0, now, then)
-        if then.sigma > 0:
+        if then.sigma > 0 and now.alpha > 0:
             h = then.log_ratio - now.log_ratio
             second = before is not None and (step < len(times) - 2 or len(times) > LONG)
             halfway = midway(eps, now, then, before) if second else eps
