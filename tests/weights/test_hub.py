@@ -72,8 +72,9 @@ def test_an_id_of_the_hub_is_told_from_a_path(text: str, means: tuple[str, str |
 
 def test_a_path_below_a_folder_that_is_here_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    assert hub_id("runs/mine") is None
+    (tmp_path / "models").mkdir()
+    assert hub_id("models/mine") is None
+    assert not any(hub_id(f"{ours}/mine") for ours in ("runs", "cache", "data", "out"))
     assert hub_id("walks/mine") == ("walks/mine", None)
 
 

@@ -22,14 +22,17 @@ TEXTS = (".json", ".txt", ".model")
 UNUSED = {"safety_checker", "feature_extractor", "watermarker", "image_encoder"}
 """Folders of pipelines that diptych has no use for."""
 
+OURS = ("runs", "cache", "data", "out")
+"""Folders in which diptych writes where nothing else is said."""
+
 
 def hub_id(source: str) -> tuple[str, str | None] | None:
     """`"owner/name"`, and the file in it if one is named; none where it is not such an id.
 
-    A path below a folder that is here is no id.
+    A path below a folder that is here, or below one that diptych itself makes, is no id.
     """
-    match = ID.fullmatch(source)
-    if not match or Path(source.split("/")[0]).exists():
+    match, first = ID.fullmatch(source), source.split("/")[0]
+    if not match or first in OURS or Path(first).exists():
         return None
     repository, file = match.groups()
     if file is not None and not file.endswith((".safetensors", *ENDINGS)):
