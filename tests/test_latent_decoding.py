@@ -124,6 +124,9 @@ def test_the_command_line_hands_both_on(tmp_path: Path, monkeypatch: pytest.Monk
         told = picture.info["diptych"]
         assert picture.size == (32, 16)
     assert '"tile": 16' in told and '"decoder": {"source": "' in told
-    for words, says in ((["--tile", "15"], "tile must be a multiple of 2"), (["--size", "4y"], "whole number")):
+    for words, says in (
+        (["--tile", "15"], "tile must be a multiple of 2"),
+        (["--size", "4y"], "WIDTHxHEIGHT or one number"),
+    ):
         assert cli.main(["generate", PROMPT, *words]) == 2
         assert says in capsys.readouterr().err

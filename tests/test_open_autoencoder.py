@@ -12,7 +12,7 @@ import torch
 from diptych import cli
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
-from diptych.opening import open_autoencoder
+from diptych.opening import ASSETS, open_autoencoder
 from diptych.training.first_stage import FirstStageConfig, save_autoencoder
 from tests.latents import AUTOENCODER, autoencoder, system, write_pictures
 from tests.networks.reference import noise, relative_error
@@ -86,7 +86,8 @@ def test_the_command_hands_on_what_was_said(monkeypatch: pytest.MonkeyPatch, fir
     calls: list[tuple[tuple, dict[str, Any]]] = []
     names = inspect.signature(reconstruction.evaluate_reconstruction).parameters
     monkeypatch.setattr(reconstruction, "evaluate_reconstruction", lambda *a, **k: calls.append((a, k)))
-    options = ["--split", "all", "--pictures", "9", "--size", "32", "--judge", "j", "--seed", "4", "--batch", "2"]
+    judge = str(ASSETS / "judge")
+    options = ["--split", "all", "--pictures", "9", "--size", "32", "--judge", judge, "--seed", "4", "--batch", "2"]
     command = ["evaluate", "reconstruction", "--data", str(first_stage), "--out", "o", "--model", str(first_stage)]
     assert cli.main([*command, "--perceptual", "none", *options]) == 0
     ((models, data, out), given) = calls[0]
@@ -95,7 +96,7 @@ def test_the_command_hands_on_what_was_said(monkeypatch: pytest.MonkeyPatch, fir
         "split": "all",
         "pictures": 9,
         "size": 32,
-        "judge": "j",
+        "judge": judge,
         "seed": 4,
         "batch": 2,
         "perceptual": None,
