@@ -111,5 +111,9 @@ def test_make_demo_draws_the_prompt_as_it_was_typed(tmp_path: Path, prompt: str)
     echo = tmp_path / ".venv" / "bin" / "diptych"
     echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     echo.chmod(0o755)
-    done = subprocess.run(["make", "-s", "demo", f"PROMPT={prompt}"], cwd=tmp_path, capture_output=True, text=True)
+    command = ["make", "-s", "demo", f"PROMPT={prompt}"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=plain
+    )  # though make runs the tests
     assert done.stdout.splitlines() == ["demo", prompt, "--count", "2", "--out", "out"], done.stderr
