@@ -203,6 +203,8 @@ class Recorded:
             warn(f"the image is of {image.size} pixels, and {self.path} of {before.size}")
         elif most := int(np.abs(np.asarray(before, np.int16) - np.asarray(image, np.int16)).max()):
             made = (self.row.get("diptych", "of an older version"), (self.row.get("model") or {}).get("device", "?"))
+            why = ", perhaps in a batch, which rounds otherwise" if most == 1 else ""
             warn(
-                f"the image differs from {self.path} by up to {most} of 255, which diptych {made[0]} made on {made[1]}"
+                f"the image differs from {self.path} by up to {most} of 255, which diptych {made[0]} made on "
+                f"{made[1]}{why}"
             )
