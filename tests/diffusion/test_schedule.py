@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diptych.diffusion.objective import ObjectiveConfig, training_times
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule, cosine_betas
-from diptych.diffusion.times import timesteps
+from diptych.diffusion.times import TimesConfig, timesteps
 from diptych.errors import UserError
 
 KINDS = ("linear", "scaled-linear", "cosine", "cosine-table", "flow")
@@ -183,3 +184,14 @@ def test_mistakes_are_named():
         ScheduleConfig(beta_start=0.1, beta_end=0.05)
     with pytest.raises(UserError, match="shift must be 1 unless kind is flow"):
         ScheduleConfig(kind="cosine", shift=3.0)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m"])
+@pytest.mark.parametrize("kind", ["karras", "exponential", "beta"])
+def test_curves_of_rectified_flow_are_those_of_the_reference(kind, sampler):
+    """Along sigma itself: sigma / alpha starts at infinity there."""
+    reference = FlowMatchEulerDiscreteScheduler(**{f"use_{kind}_sigmas": True})
+    reference.set_timesteps(8)
+    schedule = build_schedule(ScheduleConfig(kind="flow"))
+    sigma = schedule.alpha_sigma(TimesConfig().times(schedule, 8, sampler, kind))[1]
+    torch.testing.assert_close(sigma, reference.sigmas.double(), atol=1e-6, rtol=0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych.config import Config
-from diptych.diffusion.schedule import CosineSchedule, Schedule, Told
+from diptych.diffusion.schedule import Schedule, Told
 from diptych.diffusion.sigmas import CURVES, Curve
 from diptych.errors import UserError, pick
 
@@ -188,7 +188,8 @@ class TimesConfig(Config):
         )
         if not curved:
             return times
-        ends = times.new_tensor([1.0, 1 / schedule.steps]) if layout.multistep else times[[0, -2]]
+        whole = layout.multistep or schedule.straight
+        ends = times.new_tensor([1.0, 1 / schedule.steps]) if whole else times[[0, -2]]
         curve = along(schedule, ends, steps, cast(Curve, said.sigmas), said.sigma_min, said.sigma_max)
         return torch.cat([curve, times[-1:]])
 
@@ -249,8 +250,12 @@ def along(
     sigma_max: float | None = None,
 ) -> Tensor:
     """So many times between two (2,), sigma / alpha falling along a curve, whose ends may be given in the place of
-    theirs."""
-    at_ends = schedule.log_snr(ends).clamp(min=CosineSchedule.lowest)  # flow starts at alpha = 0
-    most, least = (-at_ends / 2).exp().tolist()
-    ratio = CURVES[curve](most if sigma_max is None else sigma_max, least if sigma_min is None else sigma_min, count)
-    return schedule.inverse_log_snr(-2 * ratio.log())
+    theirs; on a straight schedule, where that starts at infinity, sigma falls along it, as flow matching has it."""
+    if schedule.straight:
+        most, least = schedule.alpha_sigma(ends)[1].tolist()
+    else:
+        most, least = (-schedule.log_snr(ends) / 2).exp().tolist()
+    levels = CURVES[curve](most if sigma_max is None else sigma_max, least if sigma_min is None else sigma_min, count)
+    ratio = levels / (1 - levels) if schedule.straight else levels
+    times = schedule.inverse_log_snr(-2 * ratio.log())
+    return torch.where(ratio.isinf(), ends[0], times)  # pure noise
