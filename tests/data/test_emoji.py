@@ -12,7 +12,7 @@ from PIL import Image
 from diptych.data import DataConfig, emoji, emoji_parts, open_dataset, sources
 from diptych.data.emoji import build, build_from, choose_held_out
 from diptych.data.names import drawings
-from diptych.data.render import on_white, render
+from diptych.data.render import draw, on_white, resolve
 from diptych.errors import UserError
 from tests.data.tiny import tiny_sources
 
@@ -146,7 +146,7 @@ def test_an_alias_is_drawn_mirrored():
         "width": 32,
         "height": 32,
     }
-    left, right = (np.asarray(on_white(render(icon_set, name, 32, 0.0))) for name in ("left", "right"))
+    left, right = (np.asarray(on_white(draw(*resolve(icon_set, name), 32, 0.0))) for name in ("left", "right"))
     np.testing.assert_array_equal(right, left[:, ::-1])
     assert left[16, 4].tolist() == [255, 0, 0]
     assert left[16, 28].tolist() == [255, 255, 255]
@@ -154,7 +154,7 @@ def test_an_alias_is_drawn_mirrored():
 
 def test_a_margin_stays_free():
     icon_set = {"icons": {"full": {"body": '<rect width="20" height="10" fill="blue"/>', "width": 20, "height": 10}}}
-    picture = render(icon_set, "full", 100, 0.1)
+    picture = draw(*resolve(icon_set, "full"), 100, 0.1)
     rows, columns = np.nonzero(np.asarray(picture)[..., 3] > 128)
     x0, y0, x1, y1 = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     assert abs(x0 - 10) <= 1
@@ -166,7 +166,7 @@ def test_a_margin_stays_free():
 @pytest.mark.parametrize("body", ["<circle", "", '<rect width="5" height="5" fill="none"/>'])
 def test_empty_and_broken_icons_raise(body):
     with pytest.raises(ValueError):
-        render({"icons": {"x": {"body": body}}}, "x", 16, 0.0)
+        draw(*resolve({"icons": {"x": {"body": body}}}, "x"), 16, 0.0)
 
 
 def test_an_earlier_build_is_replaced_and_other_folders_are_not(tmp_path):

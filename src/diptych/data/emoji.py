@@ -8,7 +8,6 @@ place when it is whole, and in which a build that was cut off goes on;
 from __future__ import annotations
 
 import collections
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -90,8 +89,9 @@ def build_from(
     out, workers = out.absolute(), workers or cores()
     partial = unfinished(out)
     begin(partial, sources, size, scenes, seed)
-    drawn, failures = render_drawings(drawings(sources), sources, size, partial, workers)
-    known = [drawing for drawing in drawings(sources) if drawing.key in drawn]
+    every = drawings(sources)
+    drawn, failures = render_drawings(every, sources, size, partial, workers)
+    known = [drawing for drawing in every if drawing.key in drawn]
     held_out = choose_held_out(sources, known)
     licences = {style: _credit(sources, style)["licence"]["spdx"] for style in sources.icons}
     counts: Counts = collections.defaultdict(collections.Counter)
@@ -138,9 +138,8 @@ def begin(partial: Path, sources: Sources, size: int, scenes: int, seed: int) ->
         "pillow": PIL.__version__,
     }
     mark = partial / "build.json"
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(mark.read_text("utf-8")) == wanted:
-            return
+    if values_of(mark) == wanted:
+        return
     UNFINISHED.require(partial)
     remove(partial)
     make_folder(partial)

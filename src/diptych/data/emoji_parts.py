@@ -6,7 +6,6 @@ on its own job alone, so neither the number of processes nor an interruption cha
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -22,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from diptych.data.names import Drawing
-from diptych.data.render import draw, on_white, png_bytes, resolve
+from diptych.data.render import draw, on_white, picture_of, png_bytes, resolve
 from diptych.data.scenes import Painter
 from diptych.data.shards import Shard, write_shard
 from diptych.data.sources import SETS, Sources
@@ -172,11 +171,6 @@ class Cutouts(Mapping[str, Image.Image]):
 
     def __len__(self) -> int:
         return len(self.places)
-
-
-def picture_of(png: bytes) -> Image.Image:
-    """The RGBA picture of a PNG."""
-    return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
 # Scenes.

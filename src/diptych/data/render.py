@@ -41,17 +41,11 @@ def require_renderer() -> None:
         raise UserError("resvg-py is needed to draw emoji: `make install` adds it, or `pip install resvg-py`")
 
 
-def render(icon_set: dict[str, Any], icon: str, size: int, margin: float) -> Image.Image:
-    """One icon as a `size` x `size` RGBA picture, centred, with `margin` of the side left free.
-
-    Raises `ValueError` or `KeyError` when it cannot be drawn or nothing is painted.
-    """
-    require_renderer()
-    return draw(*resolve(icon_set, icon), size, margin)
-
-
 def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float) -> Image.Image:
-    """`render` of an icon whose body and flips `resolve` has found."""
+    """One icon that `resolve` has found, as a `size` x `size` RGBA picture, centred, with `margin` of the side left free.
+
+    Raises `ValueError` when it cannot be drawn or nothing is painted.
+    """
     import resvg_py
 
     width, height = data["width"], data["height"]
@@ -63,7 +57,7 @@ def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float)
         f'width="{size}" height="{size}" viewBox="{left:.6g} {top:.6g} {whole:.6g} {whole:.6g}">{data["body"]}</svg>'
     )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, width=size, height=size))
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    picture = picture_of(png)
     if picture.size != (size, size):
         raise ValueError(f"came out as {picture.size[0]} x {picture.size[1]} pixels")
     if picture.getchannel("A").getextrema()[1] < 32:  # type: ignore[operator]
@@ -85,3 +79,8 @@ def png_bytes(picture: Image.Image, level: int = 6) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()
+
+
+def picture_of(png: bytes) -> Image.Image:
+    """The RGBA picture of a PNG."""
+    return Image.open(io.BytesIO(png)).convert("RGBA")
