@@ -42,7 +42,7 @@ def require_renderer() -> None:
 
 
 def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float) -> Image.Image:
-    """One icon that `resolve` has found, as a `size` x `size` RGBA picture, centred, with `margin` of the side left free.
+    """One icon that `resolve` has found, as a `size` x `size` RGBA picture, centred, `margin` of the side left free.
 
     Raises `ValueError` when it cannot be drawn or nothing is painted.
     """

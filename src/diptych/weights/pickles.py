@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diptych.errors import UserError
 from diptych.weights.pickled_values import STORAGES, Array, Laid, Name, RefusedPickle, Storage, Stub, whole
+from diptych.weights.tensors import read_bytes
 from diptych.weights.unpickle import Machine
 
 ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
@@ -113,18 +114,8 @@ def _stored(path: Path, values: Mapping[str, Any], places: Callable[[Storage], i
 
 def _read(path: Path, key: str, tensor: Laid, start: int) -> Tensor:
     """One tensor, in memory of its own."""
-    raw = torch.empty(tensor.span * tensor.dtype.itemsize, dtype=torch.uint8)
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(start + tensor.offset * tensor.dtype.itemsize)
-            left = memoryview(raw.numpy())  # pyright: ignore[reportArgumentType]
-            while left and (count := file.readinto(left)):
-                left = left[count:]
-    except OSError as error:
-        raise UserError(f"{path}: tensor {key!r} cannot be read ({error.strerror})") from error
-    if left:
-        raise UserError(f"{path} is cut short within tensor {key!r}; get or make it again")
-    values = raw.view(tensor.dtype)
+    size = tensor.dtype.itemsize
+    values = read_bytes(path, key, start + tensor.offset * size, tensor.span * size).view(tensor.dtype)
     return values.as_strided(tensor.shape, tensor.stride) if tensor.span else values.reshape(tensor.shape)
 
 

@@ -76,10 +76,17 @@ def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 def read(path: Path, key: str, entry: Entry) -> Tensor:
     """One tensor, in memory of its own. Raises a `UserError` where the file has become shorter or is gone."""
-    raw = torch.empty(math.prod(entry.shape) * entry.dtype.itemsize, dtype=torch.uint8)
+    raw = read_bytes(path, key, entry.start, math.prod(entry.shape) * entry.dtype.itemsize)
+    return raw.view(entry.dtype).reshape(entry.shape)
+
+
+def read_bytes(path: Path, key: str, start: int, size: int) -> Tensor:
+    """So many bytes of a file, uint8 (size,), which are those of the tensor `key`, in memory of their own. Raises a
+    `UserError` where the file has become shorter or is gone."""
+    raw = torch.empty(size, dtype=torch.uint8)
     try:
         with path.open("rb", buffering=0) as file:
-            file.seek(entry.start)
+            file.seek(start)
             left = memoryview(raw.numpy())  # pyright: ignore[reportArgumentType]
             while left and (count := file.readinto(left)):
                 left = left[count:]
@@ -87,7 +94,7 @@ def read(path: Path, key: str, entry: Entry) -> Tensor:
         raise UserError(f"{path}: tensor {key!r} cannot be read ({error.strerror})") from error
     if left:
         raise UserError(f"{path} is cut short within tensor {key!r}; get or make it again")
-    return raw.view(entry.dtype).reshape(entry.shape)
+    return raw
 
 
 def finite(tensor: Tensor) -> bool:
