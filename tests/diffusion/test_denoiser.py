@@ -138,6 +138,21 @@ def test_variance_bound_is_the_divergence_of_the_two_steps():
         assert bound[row].item() == pytest.approx(kl.mean().item() / math.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("steps", [50, 1000, 4000])
+def test_the_hybrid_loss_adds_a_thousandth_of_the_bound_summed_over_all_steps(steps):
+    """L_hybrid = L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, Eq. 16), whatever the number of steps T."""
+    schedule = build_schedule(ScheduleConfig(kind="cosine-table", steps=steps))
+    net = Net(2)
+    hybrid, simple = Denoiser(net, schedule, learned_variance=True), Denoiser(lambda x, t: net(x, t)[:, :1], schedule)
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    x0, noise = (value.double() for value in pair(steps, 1, 4))
+    x0_hat, fraction = hybrid.estimate(hybrid.noised(x0, noise, t), t)
+    assert fraction is not None
+    vlb = variance_bound(x0, x0_hat, fraction, t, schedule).sum()
+    added = (hybrid.loss(x0, noise, t) - simple.loss(x0, noise, t)).mean()  # t uniform: the expectation over training
+    assert added.item() == pytest.approx(0.001 * vlb.item(), rel=1e-9)
+
+
 def test_the_bound_teaches_only_the_variance():
     weight = torch.nn.Parameter(torch.tensor([0.3, 0.1]))
     denoiser = Denoiser(

@@ -195,3 +195,29 @@ def test_curves_of_rectified_flow_are_those_of_the_reference(kind, sampler):
     schedule = build_schedule(ScheduleConfig(kind="flow"))
     sigma = schedule.alpha_sigma(TimesConfig().times(schedule, 8, sampler, kind))[1]
     torch.testing.assert_close(sigma, reference.sigmas.double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        ("ddim", "DDIMScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+        ("euler-ancestral", "EulerAncestralDiscreteScheduler"),
+        ("heun", "HeunDiscreteScheduler"),
+        ("dpmpp-2m", "DPMSolverMultistepScheduler"),
+        ("unipc", "UniPCMultistepScheduler"),
+    ],
+)
+def test_first_noise_is_the_initial_sigma_of_the_reference(sampler, scheduler, spacing):
+    """Its Euler and Heun schedulers carry x / alpha, so their initial sigma is scaled by alpha here."""
+    diffusers = pytest.importorskip("diffusers")
+    reference = getattr(diffusers, scheduler)(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing=spacing, steps_offset=1
+    )
+    reference.set_timesteps(20)
+    schedule = build_schedule(ScheduleConfig())
+    course = TimesConfig(spacing=spacing, offset=1).course(schedule, 20, sampler)
+    alpha = float(schedule.alpha_sigma(course.times[:1])[0]) if "Discrete" in scheduler else 1.0
+    assert course.first_noise == pytest.approx(float(reference.init_noise_sigma) * alpha, rel=1e-5)
+    assert (course.first_noise < 0.999) == ("Discrete" in scheduler and spacing != "leading")

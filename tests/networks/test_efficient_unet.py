@@ -187,6 +187,18 @@ def test_the_skips_are_scaled() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_the_outer_skip_is_scaled(scale: float) -> None:
+    """The last convolution reads the first one's output, scaled as every other skip is."""
+    network = randomised(build(SMALL.override([f"skip_scale={scale}"])))
+    first, last = [], []
+    network.conv_in.register_forward_hook(lambda _, inputs, output: first.append(output))
+    network.norm_out.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
+    network(noise(2, 3, 8, 8), TIME, **condition())
+    assert torch.equal(last[0][:, SMALL.channels :], scale * first[0])
+
+
+@torch.no_grad()
 def test_the_convolutions_work_at_half_size_and_below() -> None:
     """Halved before a level's blocks, doubled after them: at full size there is but the first and the last."""
     network, sizes = randomised(build(SMALL)), set[int]()
