@@ -19,9 +19,9 @@ import diptych
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.evaluation.judge import load_judge
 from diptych.evaluation.metrics import frechet_distance
-from diptych.evaluation.prompts import Group, choose, concept_of, is_scene
+from diptych.evaluation.prompt_sets import Group, choose, concept_of, is_scene
 from diptych.evaluation.retrieval import Mean, Share, concept_vectors, ranks
-from diptych.evaluation.study import add_real, batches
+from diptych.evaluation.runner import add_real, batches
 
 
 def other_pairs(metas: list[dict], pictures: int, reported: int, seed: int) -> Group:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import diptych
-from diptych.evaluation.familiar import pooled, reader_of, wordings
+from diptych.evaluation.training_prompts import pooled, reader_of, wordings
 
 NEAR = """
 a red apple

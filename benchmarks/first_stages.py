@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from diptych.evaluation.benchmarks.reconstruction import evaluate_reconstruction
 from diptych.evaluation.perceptual import perceptual_distance
-from diptych.evaluation.reconstruction import evaluate_reconstruction
 from diptych.networks.discriminator import DiscriminatorConfig
 from diptych.opening import open_autoencoder
 from diptych.recipes import Recipe, get, run

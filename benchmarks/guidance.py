@@ -26,10 +26,10 @@ from typing import Any
 
 import diptych
 from diptych.errors import UserError
-from diptych.evaluation.cells import Cells, Key
 from diptych.evaluation.judge import load_judge
-from diptych.evaluation.prompts import Group, concept_of
+from diptych.evaluation.prompt_sets import Group, concept_of
 from diptych.evaluation.report import picture_table
+from diptych.evaluation.runner import Cells, Key
 from diptych.guides import PairGuide, open_guide
 from diptych.weights.files import write_text
 

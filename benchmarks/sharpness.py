@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import diptych
-from diptych.evaluation.prompts import asked, drawn
+from diptych.evaluation.prompt_sets import asked, drawn
 
 
 def fine(image: Image.Image, size: int) -> float:

@@ -364,7 +364,7 @@ def test_precompute_hands_the_recipe_and_the_folder_on(monkeypatch) -> None:
 
 
 def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, monkeypatch) -> None:
-    from diptych.evaluation import study
+    from diptych.evaluation.benchmarks import prompts as study
 
     calls = []
     monkeypatch.setattr(study, "evaluate", lambda *arguments, **settings: calls.append((arguments, settings)))
@@ -390,7 +390,7 @@ def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, m
     ],
 )
 def test_sweep_hands_on_what_was_said(model: FakeModel, monkeypatch, sweep: str, options, settings) -> None:
-    from diptych.evaluation import sweep as sweeps
+    from diptych.evaluation.benchmarks import sweep as sweeps
 
     calls = []
     for kind in ("guidance", "augmentation"):
@@ -408,7 +408,7 @@ def test_sweep_hands_on_what_was_said(model: FakeModel, monkeypatch, sweep: str,
 
 
 def test_unseen_hands_on_every_model(model: FakeModel, monkeypatch) -> None:
-    from diptych.evaluation import unseen
+    from diptych.evaluation.benchmarks import novel_words as unseen
 
     calls = []
     monkeypatch.setattr(unseen, "compare", lambda *arguments, **settings: calls.append((arguments, settings)))
@@ -421,7 +421,9 @@ def test_unseen_hands_on_every_model(model: FakeModel, monkeypatch) -> None:
 
 def test_the_names_of_settings_are_those_of_the_functions() -> None:
     """The tests above put others in their place, which would take any name."""
-    from diptych.evaluation import study, sweep, unseen
+    from diptych.evaluation.benchmarks import novel_words as unseen
+    from diptych.evaluation.benchmarks import prompts as study
+    from diptych.evaluation.benchmarks import sweep
 
     common = {"pictures", "seed", "judge", "batch"}
     for function, names in (

@@ -81,7 +81,7 @@ def test_the_command_measures_several_first_stages(first_stage: Path, tmp_path: 
 
 
 def test_the_command_hands_on_what_was_said(monkeypatch: pytest.MonkeyPatch, first_stage: Path, capsys) -> None:
-    from diptych.evaluation import reconstruction
+    from diptych.evaluation.benchmarks import reconstruction
 
     calls: list[tuple[tuple, dict[str, Any]]] = []
     names = inspect.signature(reconstruction.evaluate_reconstruction).parameters

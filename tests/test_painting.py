@@ -14,8 +14,8 @@ from PIL import Image
 
 import diptych
 from diptych import cli, opening
-from diptych.evaluation.prompts import Group
-from diptych.evaluation.study import model_fingerprint, paint
+from diptych.evaluation.prompt_sets import Group
+from diptych.evaluation.runner import model_fingerprint, paint
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig
@@ -267,7 +267,7 @@ def test_only_stages_that_fit_are_put_together_and_nothing_else_is_replaced(
 
 
 def test_evaluate_asks_a_cascade_for_its_first_stages(cascade: str, latent: Path, capsys, monkeypatch) -> None:
-    from diptych.evaluation import study
+    from diptych.evaluation.benchmarks import prompts as study
 
     calls = []
     monkeypatch.setattr(study, "evaluate", lambda *arguments, **settings: calls.append(settings))

@@ -15,8 +15,8 @@ from diptych.conditioning.classes import ClassLabels
 from diptych.data.sources import SETS
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.evaluation.prompts import Group
-from diptych.evaluation.study import paint
+from diptych.evaluation.prompt_sets import Group
+from diptych.evaluation.runner import paint
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.recipes import AutoregressiveTraining, get, run
 from diptych.training.first_stage import save_autoencoder

@@ -153,7 +153,7 @@ def assemble(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych import painting
-    from diptych.evaluation import study
+    from diptych.evaluation.benchmarks import prompts as study
 
     name = arguments.model or "default"
     given = chosen_settings(arguments, "sampler", "steps", "guidance", "stop")
@@ -166,7 +166,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
     from diptych.devices import find_device
-    from diptych.evaluation.reconstruction import evaluate_reconstruction
+    from diptych.evaluation.benchmarks.reconstruction import evaluate_reconstruction
     from diptych.opening import open_autoencoder, open_tiny_decoder
 
     check_study(arguments, "reconstruction")
@@ -183,7 +183,7 @@ def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
 
 def evaluate_inpainting(arguments: argparse.Namespace) -> None:
     import diptych
-    from diptych.evaluation.inpainting import evaluate_inpainting
+    from diptych.evaluation.benchmarks.inpainting import evaluate_inpainting
 
     check_study(arguments, "inpainting", chosen_settings(arguments, "steps"))
     how, given = chosen_settings(arguments, *OPENING), arguments.models or []
@@ -195,7 +195,7 @@ def evaluate_inpainting(arguments: argparse.Namespace) -> None:
 
 def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
     import diptych
-    from diptych.evaluation.super_resolution import evaluate_super_resolution
+    from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution
 
     check_study(arguments, "super-resolution", chosen_settings(arguments, "sampler", "steps"))
     how = chosen_settings(arguments, *OPENING)
@@ -231,7 +231,7 @@ def chosen_distance(arguments: argparse.Namespace) -> Any:
 
 def evaluate_layout(arguments: argparse.Namespace) -> None:
     import diptych
-    from diptych.evaluation.layouts import evaluate_layouts
+    from diptych.evaluation.benchmarks.layouts import evaluate_layouts
 
     if arguments.model is None:
         raise UserError("name a model of layouts as --model: `diptych train emoji-layout` makes one")
@@ -246,7 +246,7 @@ def evaluate_layout(arguments: argparse.Namespace) -> None:
 def sweep(arguments: argparse.Namespace) -> None:
     import diptych
     from diptych import painting
-    from diptych.evaluation import sweep as sweeps
+    from diptych.evaluation.benchmarks import sweep as sweeps
 
     name = arguments.model or "default"
     given = chosen_settings(arguments, "steps", "stop")
@@ -260,7 +260,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 def unseen(arguments: argparse.Namespace) -> None:
     import diptych
-    from diptych.evaluation import unseen as study
+    from diptych.evaluation.benchmarks import novel_words as study
 
     check_study(arguments, "unseen words")
     models = [(name, diptych.load(name, arguments.device)) for name in arguments.models]
@@ -355,7 +355,7 @@ def data_captions(arguments: argparse.Namespace) -> None:
 
 
 def data_familiar(arguments: argparse.Namespace) -> None:
-    from diptych.evaluation.familiar import write_familiar
+    from diptych.evaluation.training_prompts import write_familiar
 
     for path in write_familiar(arguments.path, arguments.models, **chosen_settings(arguments, "least")):
         tell(str(path))

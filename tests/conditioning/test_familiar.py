@@ -14,7 +14,7 @@ import diptych
 from diptych import cli
 from diptych.conditioning.familiar import Familiar
 from diptych.errors import DiptychWarning, UserError
-from diptych.evaluation.familiar import wordings
+from diptych.evaluation.training_prompts import wordings
 from diptych.generation import warn_of_size
 from diptych.weights.files import load_safetensors, save_safetensors
 from diptych.weights.identity import FAMILIAR

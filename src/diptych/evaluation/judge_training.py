@@ -18,7 +18,7 @@ from diptych.config import Config, Within
 from diptych.data.dataset import PictureDataset
 from diptych.data.hashing import mix
 from diptych.evaluation.judge import Judge, JudgeConfig
-from diptych.evaluation.prompts import concept_of, is_scene
+from diptych.evaluation.prompt_sets import concept_of, is_scene
 from diptych.evaluation.retrieval import concept_vectors, ranks, share_of_right_captions, spoken
 from diptych.evaluation.words import WordFeatures
 from diptych.progress import track

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import frechet_distance, saturated
-from diptych.evaluation.prompts import Group, concept_of
+from diptych.evaluation.prompt_sets import Group, concept_of
 from diptych.evaluation.retrieval import Mean, Share, ranks, share_of_right_captions
 
 ROWS = ("generated", "real", "shuffled", "chance")

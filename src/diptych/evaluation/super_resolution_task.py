@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from diptych.conditioning.degradations import DegradationConfig, degraded
 from diptych.data.dataset import Split
 from diptych.data.hashing import mix
-from diptych.evaluation.prompts import drawn
+from diptych.evaluation.prompt_sets import drawn
 from diptych.pictures import grid, save_png, to_images, to_tensor
 
 ACROSS = 16

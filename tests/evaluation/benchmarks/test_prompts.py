@@ -19,8 +19,8 @@ from rich.table import Table
 from diptych.conditioning.classes import ClassConfig
 from diptych.errors import UserError
 from diptych.evaluation import report
+from diptych.evaluation.benchmarks.prompts import evaluate
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.study import evaluate
 from diptych.terminal import console
 from tests.evaluation import toys
 

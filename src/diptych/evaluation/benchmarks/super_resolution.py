@@ -22,12 +22,12 @@ from diptych.data.dataset import Split
 from diptych.data.hashing import mix
 from diptych.disk import values_of, write_text
 from diptych.errors import UserError
+from diptych.evaluation.benchmarks.reconstruction import Rebuilt, measuring, rebuild
 from diptych.evaluation.folder import MARK, claimed, require_folder, write_tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import psnr
-from diptych.evaluation.reconstruction import Rebuilt, measuring, rebuild
 from diptych.evaluation.retrieval import Mean
-from diptych.evaluation.study import manifest_hash, model_fingerprint
+from diptych.evaluation.runner import manifest_hash, model_fingerprint
 from diptych.evaluation.super_resolution_report import MEASURES, Column, larger_page, page, table
 from diptych.evaluation.super_resolution_task import Task, file_name, keep, kept, read_task
 from diptych.pictures import grid, save_png, to_images, to_tensor

@@ -26,10 +26,10 @@ from diptych.errors import UserError
 from diptych.evaluation.folder import claimed, write_tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import WINDOW, frechet_distance, psnr, ssim
-from diptych.evaluation.prompts import drawn
+from diptych.evaluation.prompt_sets import drawn
 from diptych.evaluation.reconstruction_report import page, tables
 from diptych.evaluation.retrieval import Mean
-from diptych.evaluation.study import manifest_hash
+from diptych.evaluation.runner import manifest_hash
 from diptych.pictures import save_png, to_images, to_tensor
 from diptych.progress import bar
 from diptych.weights.fingerprint import fingerprint

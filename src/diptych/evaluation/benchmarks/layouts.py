@@ -28,8 +28,8 @@ from diptych.evaluation.boxes import Boxes, Scene, difference, shares
 from diptych.evaluation.folder import claimed, require_free, write_tables
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.layouts_report import page, tables
-from diptych.evaluation.prompts import concept_of, is_scene
-from diptych.evaluation.study import described, manifest_hash, model_fingerprint, opened
+from diptych.evaluation.prompt_sets import concept_of, is_scene
+from diptych.evaluation.runner import described, manifest_hash, model_fingerprint, opened
 from diptych.pictures import save_png
 from diptych.progress import bar
 

@@ -23,14 +23,14 @@ from diptych.conditioning.masks import MaskConfig, drawn_masks, shares
 from diptych.data.dataset import Split
 from diptych.disk import write_text
 from diptych.errors import UserError
+from diptych.evaluation.benchmarks.reconstruction import measuring
 from diptych.evaluation.fills import harmonic_fill, mean_fill
 from diptych.evaluation.folder import MARK, require_free, write_tables
 from diptych.evaluation.inpainting_report import sheet_of, summary, tables
 from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.metrics import WINDOW
-from diptych.evaluation.prompts import asked, drawn, is_scene
-from diptych.evaluation.reconstruction import measuring
-from diptych.evaluation.study import manifest_hash, model_fingerprint
+from diptych.evaluation.prompt_sets import asked, drawn, is_scene
+from diptych.evaluation.runner import manifest_hash, model_fingerprint
 from diptych.pictures import grid, save_png, to_images, to_tensor
 from diptych.progress import bar
 

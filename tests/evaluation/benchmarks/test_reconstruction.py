@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.errors import UserError
+from diptych.evaluation.benchmarks.reconstruction import codebook, evaluate_reconstruction
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import frechet_distance
-from diptych.evaluation.reconstruction import codebook, evaluate_reconstruction
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.pictures import to_images, to_tensor
 from tests.networks.reference import randomised

@@ -20,10 +20,9 @@ from diptych.checks import wholes
 from diptych.diffusion.guidance import ThresholdConfig
 from diptych.errors import UserError
 from diptych.evaluation import plots, report
-from diptych.evaluation.cells import Cells, Key
 from diptych.evaluation.folder import write_tables
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.study import batches, opened
+from diptych.evaluation.runner import Cells, Key, batches, opened
 from diptych.generation import one_each, read_number
 from diptych.pictures import save_png
 from diptych.progress import track

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from diptych.conditioning.layout import read_layout
 from diptych.errors import UserError
+from diptych.evaluation.benchmarks.layouts import evaluate_layouts
 from diptych.evaluation.boxes import cut_out, difference, other_scenes, over_seeds, ratio, swapped
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.layouts import evaluate_layouts
 from tests.evaluation import toys
 
 LEFT, RIGHT = (0.0, 0.25, 0.5, 0.75), (0.5, 0.25, 1.0, 0.75)

@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from diptych.errors import UserError
-from diptych.evaluation import inpainting
-from diptych.evaluation.inpainting import evaluate_inpainting
+from diptych.evaluation.benchmarks import inpainting
+from diptych.evaluation.benchmarks.inpainting import evaluate_inpainting
 from diptych.evaluation.inpainting_report import summary
 from diptych.evaluation.judge import Judge
 from diptych.pictures import to_images

@@ -26,14 +26,14 @@ from diptych import terminal
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.disk import write_text
 from diptych.errors import UserError
+from diptych.evaluation.benchmarks.novel_word_list import PAIRS, Pair
 from diptych.evaluation.folder import claimed
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.prompts import Group, concept_of, is_scene
+from diptych.evaluation.prompt_sets import Group, concept_of, is_scene
 from diptych.evaluation.retrieval import concept_vectors
-from diptych.evaluation.study import described, manifest_hash, model_fingerprint, opened, paint
+from diptych.evaluation.runner import described, manifest_hash, model_fingerprint, opened, paint
 from diptych.evaluation.unseen_report import show, write_report
 from diptych.evaluation.unseen_scores import WORDINGS, chance, right_answers, summary, word_ranks
-from diptych.evaluation.unseen_words import PAIRS, Pair
 
 FEWEST = 10
 """Wordings below which a share of them says nothing."""

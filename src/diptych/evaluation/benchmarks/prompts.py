@@ -7,31 +7,34 @@ and plain chance, are the floor, so that the measure is seen to fail where it sh
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
-from torch import nn
 
-import diptych
 from diptych import terminal
-from diptych.conditioning.classes import ClassConfig
-from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.dataset import DataConfig, open_dataset
 from diptych.disk import write_text
 from diptych.evaluation import report
 from diptych.evaluation.folder import claimed, write_tables
-from diptych.evaluation.judge import Judge, load_judge
+from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import frechet_distance
-from diptych.evaluation.prompts import Group, choose, concept_of, is_scene
-from diptych.evaluation.retrieval import TEMPLATES, concept_vectors
+from diptych.evaluation.prompt_sets import Group, choose, concept_of, is_scene
+from diptych.evaluation.retrieval import concept_vectors
+from diptych.evaluation.runner import (
+    add_real,
+    classes_of,
+    described,
+    manifest_hash,
+    model_fingerprint,
+    opened,
+    paint,
+    prompts_hash,
+)
 from diptych.evaluation.scores import pooled, score_pairs, score_scenes, share_of
 from diptych.pictures import save_png
-from diptych.progress import bar
-from diptych.weights.fingerprint import fingerprint
 
 
 def evaluate(
@@ -124,72 +127,6 @@ def evaluate(
     return results
 
 
-def opened(model: Any, judge: Judge | Path | str | None, name: str | None) -> tuple[Any, Judge, str]:
-    """The model, the judge, and what a report calls the model."""
-    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
-    name = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
-    return (diptych.load(str(model)) if isinstance(model, (str, Path)) else model), judge, name
-
-
-def classes_of(model: Any) -> Sequence[str]:
-    """The names of the classes that a model is told; none of one that reads words, or nothing."""
-    text = getattr(getattr(model, "config", None), "text", None)
-    return text.names if isinstance(text, ClassConfig) else ()
-
-
-def described(judge: Judge) -> dict[str, Any]:
-    """The judge in a report."""
-    return {"fingerprint": judge.fingerprint(), "templates": list(TEMPLATES), "resize": "antialiased bilinear"}
-
-
-def paint(model: Any, groups: Sequence[Group], batch: int, **options: Any) -> dict[str, Any]:
-    """Generate every picture, with a progress bar; returns the settings that the model says it used.
-
-    options: for `generate`; those that are None are left to the model.
-    """
-    given = {k: v for k, v in options.items() if v is not None}
-    used: dict[str, Any] = dict(given)
-    with bar() as progress:
-        task = progress.add_task("painting", total=sum(len(g.seeds) for g in groups))
-        for group in groups:
-            for images, told in batches(model, group, batch, **given):
-                group.generated += images
-                known = (*options, "stages", "size", "temperature", "top_k", "top_p")
-                used |= {k: told[k] for k in known if k in told}
-                progress.advance(task, len(images))
-    return used
-
-
-def batches(
-    model: Any, group: Group, batch: int, each: Mapping[str, Sequence] | None = None, **options: Any
-) -> Iterator[tuple[list[Image.Image], dict[str, Any]]]:
-    """The pictures of a group, a batch at a time, with what the model says about the first of them.
-
-    each: arguments of `generate` with one value for each picture; `options` are those for all.
-    """
-    for start in range(0, len(group.seeds), batch):
-        part = slice(start, start + batch)
-        own = {name: list(values[part]) for name, values in (each or {}).items()}
-        result = model.generate(group.prompts[part], seeds=group.seeds[part], **own, **options)
-        yield result.images, result.metadata[0] if isinstance(result.metadata, list) else result.metadata
-
-
-def model_fingerprint(model: Any) -> str | None:
-    """Of all its weights, a frozen first stage and every stage of a cascade included; none where there are none."""
-    found = (model, getattr(model, "autoencoder", None), *getattr(model, "networks", ()))
-    parts = [part for part in found if isinstance(part, nn.Module)]
-    return fingerprint(*parts) if parts else None
-
-
-def add_real(groups: Sequence[Group], dataset: PictureDataset, size: int | None = None) -> None:
-    """The real rendering of each prompt, at `size`, or at that of the generated ones: both are then resized alike."""
-    size = size or groups[0].generated[0].width
-    if size != dataset.config.size:
-        dataset = open_dataset(DataConfig.from_dict({**dataset.config.to_dict(), "size": size}))
-    for group in groups:
-        group.real = [Image.fromarray(dataset[i].picture) for i in group.indices]
-
-
 def write_sheets(
     out: Path, groups: Sequence[Group], scenes: Sequence[Group], records: Sequence[dict[str, Any]], size: int
 ) -> None:
@@ -230,16 +167,3 @@ def show(results: dict[str, Any], out: Path, console: Console) -> None:
     for table in tables:
         console.print(table)
     console.print(f"contact sheets, tables and every picture's score are in {out}")
-
-
-def prompts_hash(groups: Sequence[Group]) -> str:
-    """Of what is painted: data without a manifest is told apart by it."""
-    return hashlib.sha256("\n".join(prompt for group in groups for prompt in group.prompts).encode()).hexdigest()[:16]
-
-
-def manifest_hash(data: Path) -> str | None:
-    """What the data says it holds, as a hash; none where it says nothing."""
-    try:
-        return json.loads((data / "manifest.json").read_text()).get("sha256")
-    except (OSError, ValueError):
-        return None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from diptych.evaluation.benchmarks.prompts import evaluate
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.study import evaluate
 from tests.codes import system
 from tests.latents import SIZE
 

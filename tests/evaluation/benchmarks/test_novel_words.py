@@ -17,10 +17,10 @@ from rich.console import Console
 from diptych.data.hashing import stable_hash
 from diptych.errors import UserError
 from diptych.evaluation import unseen_scores as scores
+from diptych.evaluation.benchmarks.novel_word_list import ARTICLES, PAIRS, read_pairs
+from diptych.evaluation.benchmarks.novel_words import choose_trials, compare, stem
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.retrieval import Mean
-from diptych.evaluation.unseen import choose_trials, compare, stem
-from diptych.evaluation.unseen_words import ARTICLES, PAIRS, read_pairs
 from tests.evaluation import toys
 
 SYNONYMS = {"red": "scarlet", "green": "verdant", "blue": "azure", "yellow": "golden", "black": "inky"}

@@ -19,9 +19,9 @@ from diptych.cascade import Cascade
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.errors import UserError
 from diptych.evaluation import plots
+from diptych.evaluation.benchmarks.sweep import sweep_augmentation, sweep_guidance
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import psnr
-from diptych.evaluation.sweep import sweep_augmentation, sweep_guidance
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.pictures import square
 from diptych.stage import Stage

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.errors import UserError
+from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import psnr
-from diptych.evaluation.super_resolution import evaluate_super_resolution
 from diptych.evaluation.super_resolution_report import short
 from diptych.pictures import to_images, to_tensor
 
