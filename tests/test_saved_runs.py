@@ -1,0 +1,74 @@
+"""What trained before trains today: the same losses to the bit, and runs that an earlier version left unfinished.
+
+`tests/saved/runs` was written by the commit that its `losses.json` names, before any file of the package moved.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import diptych
+from diptych import cli
+from tests.saved.trainings import INTERRUPTED, INTERRUPTED_AT, RECORDED, TRAININGS, history, machine, train, workshop
+
+SAVED: dict[str, Any] = json.loads((RECORDED / "losses.json").read_text())
+SAME_MACHINE = SAVED["machine"] == machine()
+TOLERANCE = 2e-3
+"""Relative, on another machine: other kernels add in another order, and Adam divides by gradients' own size, so that
+twenty steps carry last bits on into the fourth digit. A changed objective, seed or weight is far outside."""
+COUNTED = {"validation", "top1", "accuracy", "codes_used", "restarts", "collapsed", "arguments"}
+"""What jumps where the last bits differ: compared to the bit on the same machine, and elsewhere not at all."""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("workshop")
+    workshop(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+def compare(found: dict[str, Any], name: str) -> None:
+    """Hold a history to the recorded one."""
+    wanted = {key: values for key, values in SAVED["trainings"][name].items() if key != "arguments"}
+    assert found.keys() == wanted.keys()
+    if SAME_MACHINE:
+        differing = {key: (found[key], wanted[key]) for key in wanted if found[key] != wanted[key]}
+        assert not differing, f"{name}: {', '.join(differing)} differ"
+        return
+    for key in wanted.keys() - COUNTED:
+        for mine, theirs in zip(found[key], wanted[key], strict=True):
+            assert mine == (None if theirs is None else pytest.approx(theirs, rel=TOLERANCE, abs=1e-5)), (name, key)
+
+
+def test_every_training_is_recorded() -> None:
+    assert SAVED["trainings"].keys() == TRAININGS.keys()
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_twenty_steps_have_the_losses_that_they_had(here: Path, name: str) -> None:
+    compare(history(train(name)), name)
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_a_run_that_an_earlier_version_began_goes_on(here: Path, name: str) -> None:
+    """Steps 11 to 20 are those of the unbroken training, and the model at the end opens."""
+    folder = Path("interrupted", name)
+    shutil.copytree(RECORDED / folder, folder)
+    before = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(before) == INTERRUPTED_AT and not (folder / "model").exists()
+    run = train(name, str(folder))
+    assert (run / "metrics.jsonl").read_text().splitlines()[:INTERRUPTED_AT] == before
+    compare(history(run), name)
+    if name.startswith("autoencoder"):  # a first stage is opened by what stands on it
+        changes = [f"system.teacher={run}", "training.steps=1"]
+        assert cli.main(["train", *TRAININGS["tiny-decoder"].arguments, *changes, "--run-dir", "runs/after"]) == 0
+    else:
+        diptych.load(str(run), "cpu")
