@@ -10,8 +10,9 @@ from diptych.diffusion.guidance import (
     join,
     quantile,
 )
-from diptych.diffusion.samplers import SAMPLERS, NoiseSource
+from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from tests.diffusion.oracles import Net

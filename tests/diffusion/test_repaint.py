@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diptych.diffusion.denoiser import Denoiser, Estimate
 from diptych.diffusion.repaint import Repaint
-from diptych.diffusion.samplers import SAMPLERS, NoiseSource
+from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import Schedule, ScheduleConfig, build_schedule
+from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
 from tests.diffusion.oracles import Gaussian, Mixture, Net
 from tests.diffusion.test_samplers import ODE, SDE, even_in_log_snr

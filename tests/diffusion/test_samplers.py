@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.samplers import SAMPLERS, NoiseSource, euler
+from diptych.diffusion.samplers import SAMPLERS, euler
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from tests.diffusion.oracles import Gaussian, Mixture, Net

@@ -11,8 +11,9 @@ import torch
 
 from diptych.config import Config
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.samplers import SAMPLERS, NoiseSource, read_sampler
+from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedule import build_schedule
+from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.latent import LatentConfig

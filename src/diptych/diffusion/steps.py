@@ -1,11 +1,13 @@
-"""What every sampler stands on: one generator per picture, the levels that are walked, the look at each of them."""
+"""What every sampler is built on: noise per image, noise levels, the loop over the steps, and the DDIM step."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,18 +22,10 @@ Callback = Callable[[int, int, Tensor], object]
 """(step, steps, x_0), once in each step; it may raise to cancel."""
 
 
-Sampler = Callable[..., Tensor]
-"""sampler(denoise, x, times, schedule, *, noise, callback=None, **its own options) -> x
-
-x (B, ...) at times[0] (standard normal at t = 1) becomes x (B, ...) at times[-1]. times: N + 1 falling values, see
-`times.timesteps`. noise: for those that draw in each step; the deterministic ones leave it alone.
-"""
-
-
 class NoiseSource:
-    """One random generator per picture, on the CPU: a seed gives the same draws in any batch and on any device.
+    """One random generator per image, on the CPU: a seed gives the same noise in any batch and on any device.
 
-    seeds: one per picture, from 0 to 2^63 - 1. shape: of one picture, no batch axis.
+    seeds: one per image, from 0 to 2^63 - 1. shape: of one image, no batch axis.
     """
 
     def __init__(
@@ -55,14 +49,8 @@ class NoiseSource:
         return torch.stack(draws)
 
 
-def drawn(noise: NoiseSource | None) -> Tensor:
-    if noise is None:
-        raise UserError("this sampler draws fresh noise in each step: give it noise=NoiseSource(seeds, shape)")
-    return noise.draw()
-
-
-class Level(NamedTuple):
-    """A time and what x_t is made of there, as Python numbers (float64)."""
+class NoiseLevel(NamedTuple):
+    """A time with its alpha and sigma, as Python numbers (float64)."""
 
     t: float
     alpha: float
@@ -76,25 +64,124 @@ class Level(NamedTuple):
         return math.log(self.alpha / self.sigma)
 
 
-def levels(times: Tensor, schedule: Schedule) -> Iterator[tuple[int, Level, Level]]:
-    """(step, the level now, the level after it) for each of the N steps; steps of no length are left out, of which the
-    layouts for almost as many steps as a table has entries may have one."""
-    times = times.double().cpu()
-    alpha, sigma = schedule.alpha_sigma(times)
-    every = [Level(*values) for values in zip(times.tolist(), alpha.tolist(), sigma.tolist(), strict=True)]
-    pairs = enumerate(itertools.pairwise(every))
-    return ((step, now, then) for step, (now, then) in pairs if now.t != then.t)
+class Steps:
+    """The N steps of one sampling: iterate over it for (step, now, then), the step's number and its two noise levels.
+
+    Steps of no length are left out: with almost as many steps as a table has entries, a spacing may have one.
+    """
+
+    def __init__(
+        self, denoise: Denoise, times: Tensor, schedule: Schedule, noise: NoiseSource | None, callback: Callback | None
+    ) -> None:
+        self.denoise, self.times, self.schedule = denoise, times.double().cpu(), schedule
+        self.noise, self.callback = noise, callback
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.times) - 1
+
+    def __iter__(self) -> Iterator[tuple[int, NoiseLevel, NoiseLevel]]:
+        alpha, sigma = self.schedule.alpha_sigma(self.times)
+        levels = [
+            NoiseLevel(*values) for values in zip(self.times.tolist(), alpha.tolist(), sigma.tolist(), strict=True)
+        ]
+        pairs = enumerate(itertools.pairwise(levels))
+        return ((step, now, then) for step, (now, then) in pairs if now.t != then.t)
+
+    def predict_x0(self, x: Tensor, now: NoiseLevel, step: int) -> Tensor:
+        """The denoiser's x_0 (B, ...) of x (B, ...), which the callback is given too."""
+        return self.report(step, self.denoise(x, now.t))
+
+    def report(self, step: int, x0: Tensor) -> Tensor:
+        """Call the callback with x_0 and return x_0."""
+        if self.callback is not None:
+            self.callback(step, len(self), x0)
+        return x0
+
+    def randn(self) -> Tensor:
+        """Fresh noise (B, ...)."""
+        if self.noise is None:
+            raise UserError("this sampler draws fresh noise in each step: give it noise=NoiseSource(seeds, shape)")
+        return self.noise.draw()
 
 
-def look(denoise: Denoise, x: Tensor, now: Level, step: int, times: Tensor, callback: Callback | None) -> Tensor:
-    """Ask for x_0, and show it to the callback."""
-    x0 = denoise(x, now.t)
-    if callback is not None:
-        callback(step, len(times) - 1, x0)
-    return x0
+class Sampler(Protocol):
+    """The signature of every sampler: x (B, ...) at times[0] becomes x (B, ...) at times[-1].
+
+    denoise: (x, t) -> x_0. x: standard normal at t = 1. times: N + 1 falling values, see `times.timesteps`. noise: for
+      samplers that draw in each step; the deterministic ones need none. options: the sampler's own, see
+      `samplers.sampler_options`.
+    """
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        times: Tensor,
+        schedule: Schedule,
+        *,
+        noise: NoiseSource | None = None,
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor: ...
 
 
-def recombine(x: Tensor, x0: Tensor, now: Level, then: Level, fresh: float = 0.0) -> Tensor:
-    """alpha' x_0 + sqrt(sigma'^2 - fresh^2) eps, where eps = (x - alpha x_0) / sigma (DDIM, Eq. 12)."""
-    kept = math.sqrt(max(then.sigma**2 - fresh**2, 0.0)) / now.sigma
-    return kept * x + (then.alpha - kept * now.alpha) * x0
+def sampler(loop: Callable[..., Tensor]) -> Sampler:
+    """Decorator: from `loop(x, steps, *, its own options)` to a function with the signature of every `Sampler`."""
+
+    @functools.wraps(loop)
+    def sample(
+        denoise: Denoise,
+        x: Tensor,
+        times: Tensor,
+        schedule: Schedule,
+        *,
+        noise: NoiseSource | None = None,
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor:
+        return loop(x, Steps(denoise, times, schedule, noise, callback), **options)
+
+    common = list(inspect.signature(sample, follow_wrapped=False).parameters.values())[:-1]
+    own = list(inspect.signature(loop).parameters.values())[2:]
+    vars(sample)["__signature__"] = inspect.Signature([*common, *own])
+    return sample
+
+
+def ddim_step(x: Tensor, x0: Tensor, now: NoiseLevel, then: NoiseLevel, fresh: float = 0.0) -> Tensor:
+    """alpha' x_0 + sqrt(sigma'^2 - fresh^2) eps, where eps = (x - alpha x_0) / sigma (DDIM, Eq. 12).
+
+    fresh: deviation of the noise that the caller adds to it.
+    """
+    scale = math.sqrt(max(then.sigma**2 - fresh**2, 0.0)) / now.sigma
+    return scale * x + (then.alpha - scale * now.alpha) * x0
+
+
+def churn(
+    x: Tensor, now: NoiseLevel, steps: Steps, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
+) -> tuple[Tensor, NoiseLevel]:
+    """x and its noise level, with fresh noise added before the step (Karras et al. 2022, Alg. 2, lines 4 to 6).
+
+    sigma / alpha grows by the factor 1 + gamma, gamma = min(s_churn / N, sqrt(2) - 1), where it lies within s_tmin and
+    s_tmax, but not beyond the schedule's t = 1. s_noise: factor on the deviation of the noise.
+    """
+    gamma = min(s_churn / len(steps), math.sqrt(2) - 1)
+    if gamma <= 0 or now.alpha == 0 or not s_tmin <= now.sigma / now.alpha <= s_tmax:
+        return x, now
+    log_ratio = torch.tensor(now.log_ratio - math.log1p(gamma), dtype=torch.float64)
+    t = steps.schedule.inverse_log_snr(2 * log_ratio)
+    alpha, sigma = steps.schedule.alpha_sigma(t)
+    hat = NoiseLevel(t.item(), alpha.item(), sigma.item())
+    if hat.t <= now.t:
+        return x, now
+    return hat.alpha / now.alpha * x + s_noise * forward_std(hat, now) * steps.randn(), hat
+
+
+def posterior_std(now: NoiseLevel, then: NoiseLevel) -> float:
+    """Of q(x_then | x_now, x_0): the root of beta-tilde (DDPM, Eq. 7; VDM, App. A, in alpha and sigma)."""
+    return then.sigma * forward_std(now, then) / now.sigma
+
+
+def forward_std(now: NoiseLevel, then: NoiseLevel) -> float:
+    """Of q(x_now | x_then), a step towards noise: the root of beta, sigma^2 - (alpha / alpha')^2 sigma'^2."""
+    return math.sqrt(max(now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2, 0.0))
