@@ -15,8 +15,8 @@ from diptych.cascade import Cascade
 from diptych.conditioning.embedding import TextEmbedding
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import FrozenConfig, T5Config
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig

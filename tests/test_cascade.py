@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from diptych.cascade import Cascade
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.errors import UserError
 from diptych.generation import Result
 from diptych.stage import Stage

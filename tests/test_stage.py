@@ -13,10 +13,11 @@ import torch
 import diptych
 from diptych.cascade import Cascade
 from diptych.conditioning.classes import ClassConfig, ClassLabels
-from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
+from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import CosineSchedule, ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from diptych.generation import Order

@@ -11,8 +11,8 @@ from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diptych.checks import said
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import SCHEDULE_TYPES
 from diptych.disk import write_new
 from diptych.errors import UserError, pick

@@ -24,11 +24,12 @@ from diptych.conditioning.text import JointTransformer, JointTransformerConfig, 
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.finite import FiniteCheck
 from diptych.diffusion.gradients import Cost, Guides, Space, steered, told
-from diptych.diffusion.guidance import ClassifierFreeGuidance, ThresholdConfig
+from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.repaint import painted_over
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import build_schedule
 from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.generation import Callback, Order, Reading, Result, Shown, read_size, warn_of_size

@@ -20,9 +20,9 @@ from diptych.conditioning.masks import MaskConfig
 from diptych.conditioning.original import Canvas, Original, read_original
 from diptych.conditioning.text import FrozenConfig, JointTransformerConfig
 from diptych.config import Config, Within, read_json
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.generation import read_guidance, read_number, read_steps

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.guidance import DynamicThreshold, StaticThreshold
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.thresholding import DynamicThreshold, StaticThreshold
 from diptych.diffusion.times import timesteps
 from tests.diffusion.oracles import Net
 

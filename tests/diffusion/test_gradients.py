@@ -3,11 +3,12 @@ import torch
 
 from diptych.diffusion.denoiser import Denoiser, Estimate
 from diptych.diffusion.gradients import Cost, GradientGuidance, Space, ascent, steered
-from diptych.diffusion.guidance import ClassifierFreeGuidance, StaticThreshold, Wrapper
+from diptych.diffusion.guidance import ClassifierFreeGuidance, Wrapper
 from diptych.diffusion.repaint import Repaint
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.thresholding import StaticThreshold
 from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from tests.diffusion.oracles import Gaussian, Net

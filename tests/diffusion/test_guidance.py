@@ -2,17 +2,11 @@ import pytest
 import torch
 
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.guidance import (
-    ClassifierFreeGuidance,
-    Conditioned,
-    DynamicThreshold,
-    StaticThreshold,
-    join,
-    quantile,
-)
+from diptych.diffusion.guidance import ClassifierFreeGuidance, Conditioned, join
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedule import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.thresholding import DynamicThreshold, StaticThreshold, quantile
 from diptych.diffusion.times import timesteps
 from diptych.errors import UserError
 from tests.diffusion.oracles import Net

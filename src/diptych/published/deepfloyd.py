@@ -13,8 +13,8 @@ import torch
 
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import T5Config
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.networks.adm import AdmUNet, AdmUNetConfig

@@ -20,8 +20,8 @@ from torch import nn
 from diptych.conditioning.classes import ClassConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.config import Config, Within
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.errors import UserError
 from diptych.networks.adm import AdmUNet, AdmUNetConfig

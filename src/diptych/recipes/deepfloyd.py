@@ -11,8 +11,8 @@ from typing import Any
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import T5Config
 from diptych.data.dataset import DataConfig
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.recipes import Recipe, StageTraining

@@ -5,9 +5,9 @@ from __future__ import annotations
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import MiniLMConfig
 from diptych.data.dataset import DataConfig
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.objective import ObjectiveConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import Recipe, StageTraining

@@ -18,8 +18,8 @@ from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.masks import MaskConfig
 from diptych.conditioning.text import ClipTextConfig
 from diptych.data.dataset import DataConfig
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig

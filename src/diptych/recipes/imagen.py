@@ -13,9 +13,9 @@ from diptych.conditioning.degradations import DegradationConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.conditioning.text import T5Config
 from diptych.data.dataset import DataConfig
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.objective import ObjectiveConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig

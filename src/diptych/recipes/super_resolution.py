@@ -8,8 +8,8 @@ from diptych.conditioning.beside import LowConfig
 from diptych.conditioning.degradations import DegradationConfig
 from diptych.conditioning.low_resolution import AugmentationConfig
 from diptych.data.dataset import DataConfig
-from diptych.diffusion.guidance import ThresholdConfig
 from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.latent import LatentConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig

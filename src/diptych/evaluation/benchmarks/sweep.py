@@ -17,7 +17,7 @@ from rich.console import Console
 
 from diptych import terminal
 from diptych.checks import wholes
-from diptych.diffusion.guidance import ThresholdConfig
+from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.errors import UserError
 from diptych.evaluation import plots, report
 from diptych.evaluation.folder import write_tables
