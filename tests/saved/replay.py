@@ -37,8 +37,9 @@ def machine() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the code that runs, marked where the code differs from it."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True)
+    """The last commit of the code that runs, marked where the code differs from it."""
+    log = ["git", "log", "-1", "--format=%H", "--", ":/src"]
+    head = subprocess.run(log, cwd=HERE, capture_output=True, text=True, check=True)
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":/src"], cwd=HERE, check=False).returncode
     return head.stdout.strip() + ("+changed" if changed else "")
 
@@ -62,12 +63,18 @@ FORMULAS = {"picture": picture, "mask": mask}
 
 
 def options(call: dict[str, Any]) -> dict[str, Any]:
-    """The options of a call; `{"picture": [width, height]}` stands for the image of that formula."""
+    """The options of a call: `{"picture": [width, height]}` stands for the image of that formula, and guides are named
+    by their folders."""
+    given = call.get("options", {})
+    if "guides" in given:
+        from diptych.guides import open_guide
+
+        given = {**given, "guides": [(open_guide(source), scale) for source, scale in given["guides"]]}
     return {
         name: FORMULAS[formula](*value[formula])
         if isinstance(value, dict) and (formula := next(iter(value))) in FORMULAS
         else value
-        for name, value in call.get("options", {}).items()
+        for name, value in given.items()
     }
 
 
