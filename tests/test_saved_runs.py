@@ -15,15 +15,28 @@ import pytest
 
 import diptych
 from diptych import cli
-from tests.saved.trainings import INTERRUPTED, INTERRUPTED_AT, RECORDED, TRAININGS, history, machine, train, workshop
+from tests.saved.trainings import (
+    INTERRUPTED,
+    INTERRUPTED_AT,
+    RECORDED,
+    STEPS,
+    TRAININGS,
+    history,
+    machine,
+    train,
+    workshop,
+)
 
 SAVED: dict[str, Any] = json.loads((RECORDED / "losses.json").read_text())
 SAME_MACHINE = SAVED["machine"] == machine()
 TOLERANCE = 2e-3
-"""Relative, on another machine: other kernels add in another order, and Adam divides by gradients' own size, so that
-twenty steps carry last bits on into the fourth digit. A changed objective, seed or weight is far outside."""
-COUNTED = {"validation", "top1", "accuracy", "codes_used", "restarts", "collapsed", "arguments"}
-"""What jumps where the last bits differ: compared to the bit on the same machine, and elsewhere not at all."""
+"""Relative, on another machine, whose kernels add in another order. The last bits reach the sixth digit of the loss
+within twenty steps (measured with AVX2 and with SSE4 alone); a change of objective, seed or weights is far outside."""
+UNSTEADY = ("autoencoder-vq", "autoencoder-vq-published", "judge")
+"""Those in which last bits grow quickly: a latent's nearest code changes, or batch norm sees four images. Their first
+five steps are compared on another machine."""
+COUNTED = {"validation", "top1", "accuracy", "codes_used", "restarts", "collapsed"}
+"""What jumps where last bits differ: compared on the same machine alone."""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +56,10 @@ def compare(found: dict[str, Any], name: str) -> None:
         differing = {key: (found[key], wanted[key]) for key in wanted if found[key] != wanted[key]}
         assert not differing, f"{name}: {', '.join(differing)} differ"
         return
-    for key in wanted.keys() - COUNTED:
-        for mine, theirs in zip(found[key], wanted[key], strict=True):
-            assert mine == (None if theirs is None else pytest.approx(theirs, rel=TOLERANCE, abs=1e-5)), (name, key)
+    steps = 5 if name in UNSTEADY else STEPS
+    for key in sorted(wanted.keys() - COUNTED):
+        for mine, theirs in zip(found[key][:steps], wanted[key][:steps], strict=True):
+            assert mine == (None if theirs is None else pytest.approx(theirs, rel=TOLERANCE, abs=1e-6)), (name, key)
 
 
 def test_every_training_is_recorded() -> None:

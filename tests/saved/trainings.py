@@ -235,14 +235,14 @@ TRAININGS: dict[str, Training] = {
     "stage-adafactor": stage(
         "emoji-base",
         UNET | {"in_channels": 3, "out_channels": 3},
-        *under("training", optimizer="adafactor", learning_rate=1e-3),
+        *under("training", optimizer="adafactor", learning_rate=0.2),  # relative to the size of the weights
     ),
     "stage-low": stage("emoji-sr-128", EFFICIENT, "data.crop=none", low_size=8),
     "stage-low-noised-small": stage(
         "imagen-sr-1024",
         EFFICIENT | {"self_attention_levels": [], "cross_attention_levels": [1], "context_width": 384},
         *under("system.model.network", pooled_width=384, head_width=8),
-        *("data.crop=8", "training.optimizer=adafactor"),
+        *("data.crop=8", "training.learning_rate=0.05"),
         text={"kind": "minilm"},
         low_size=4,
     ),
@@ -326,13 +326,14 @@ def history(run: Path) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the last bits of a result depend on."""
-    cpu = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = found[0].split(":", 1)[1].strip() if found else cpu
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in about.get("flags", "").split() if flag.startswith(("avx", "amx", "fma"))]
     return {
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu": cpu,
+        "cpu": about.get("model name", platform.processor()),
+        "model": [about.get(key) for key in ("cpu family", "model", "stepping")],
+        "instructions": " ".join(sorted(flags)),
         "machine": platform.machine(),
     }
