@@ -78,6 +78,13 @@ class Config:
         if not condition:
             raise UserError(f"{type(self).__name__}.{field} must {must}, not {getattr(self, field)!r}")
 
+    def require_at_least(self, low: int, *fields: str) -> None:
+        """`require` that each of these fields is `low` or more, or none where its type allows that."""
+        for field in fields:
+            value, optional = getattr(self, field), NoneType in _options(type_hints(type(self))[field])
+            must = f"be at least {low}, or none" if optional else f"be at least {low}"
+            self.require(value is None or value >= low, field, must)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, nested configs included."""
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

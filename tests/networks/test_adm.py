@@ -188,11 +188,11 @@ def test_what_it_was_not_built_for_is_refused() -> None:
         network(x, TIME, label=label, context=noise(2, 3, 4))
     with pytest.raises(ValueError, match="concat was given"):
         network(x, TIME, label=label, concat=x)
-    with pytest.raises(ValueError, match="built to be told a label"):
+    with pytest.raises(ValueError, match="built for a label"):
         network(x, TIME)
     with pytest.raises(ValueError, match="9 x 8 cannot be halved 1 times"):
         network(noise(2, 3, 9, 8), TIME, label=label)
-    with pytest.raises(ValueError, match="built to be told a context"):
+    with pytest.raises(ValueError, match="built for a context"):
         AdmUNet(AdmUNetConfig(**{**IF, "self_attention": False}))(noise(2, 3, 16, 16), TIME)
 
 

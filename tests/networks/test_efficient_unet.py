@@ -284,8 +284,8 @@ def test_a_level_is_told_in_thousandths_as_the_time_is(network: nn.Module) -> No
     network.get_submodule("level").load_state_dict(network.get_submodule("time").state_dict())
     x = noise(1, 3, 8, 8)
     embed: Any = network.embed
-    first = embed(x, torch.tensor([600.0]), None, torch.tensor([0.25]))
-    second = embed(x, torch.tensor([250.0]), None, torch.tensor([0.6]))
+    first = embed(x, torch.tensor([600.0]), level=torch.tensor([0.25]))
+    second = embed(x, torch.tensor([250.0]), level=torch.tensor([0.6]))
     assert torch.allclose(first, second, atol=1e-5)
 
 

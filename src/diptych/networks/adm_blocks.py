@@ -14,7 +14,7 @@ from diptych.networks.layers import norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
 
-class Block(ResidualBlock):
+class AdmResidualBlock(ResidualBlock):
     """A residual block of ADM, which may halve or double the picture on the way (appendix A)."""
 
     def __init__(self, config: AdmUNetConfig, inputs: int, outputs: int, resample: Literal["up", "down"] | None = None):
@@ -62,7 +62,7 @@ class NormOfTokens(nn.LayerNorm):
 CONTEXT_NORMS = {"group": NormOverTokens, "layer": NormOfTokens}
 
 
-class Attention(nn.Module):
+class AdmAttention(nn.Module):
     """Attention of the pixels to themselves, and to text tokens put before them (GLIDE, section 2.2).
 
     forward(x (B, C, H, W), context (B, L, D), mask (B, L) bool) -> (B, C, H, W)

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from diptych.config import Config, Within
+from diptych.config import Within
+from diptych.networks.embedding import ConditionedUNetConfig
+
+if TYPE_CHECKING:
+    from diptych.networks.adm import AdmUNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdmUNetConfig(Config):
-    """The shape of an `AdmUNet`. The defaults are ADM's, unconditional, for 256-px pictures."""
-
-    most = 2**16
+class AdmUNetConfig(ConditionedUNetConfig):
+    """The shape of an `AdmUNet`. The defaults are ADM's, unconditional, for 256-px images."""
 
     kind: Literal["adm"] = "adm"
-    """Which network this is."""
     in_channels: int = 3
-    """Channels of the noisy input."""
-    concat_channels: int = 0
-    """Channels concatenated to the input: a low-resolution picture."""
     out_channels: int = 6
-    """Channels of the prediction; twice the input's where the variance is learned."""
     channels: int = 256
-    """Channels of the first level; level i has channels * multipliers[i]."""
     multipliers: tuple[int | float, ...] = (1, 1, 2, 2, 4, 4)
-    """One for each level; the first may be 0.5 (ADM for 512-px pictures). Between levels the height and width are
-    halved."""
+    """The first may be 0.5 (ADM for 512-px images)."""
     blocks: Annotated[int | tuple[int, ...], Within(0, 1000)] = 2
     """Residual blocks of a level on the way down, for all or for each; one more on the way up."""
     attention_levels: tuple[int, ...] = (3, 4, 5)
@@ -72,16 +67,11 @@ class AdmUNetConfig(Config):
     """Dropout inside residual blocks."""
 
     def check(self) -> None:
-        for field in ("in_channels", "out_channels", "channels", "norm_groups"):
-            self.require(getattr(self, field) >= 1, field, "be at least 1")
-        optional = ("heads", "head_width", "classes", "context_width", "context_projection", "text_pooling_heads")
-        for field in (*optional, "pooled_width", "time_width"):
-            value = getattr(self, field)
-            self.require(value is None or value >= 1, field, "be at least 1, or none")
-        self.require(self.concat_channels >= 0, "concat_channels", "be at least 0")
+        super().check()
+        self.require_at_least(1, "norm_groups", "heads", "head_width", "classes", "context_width")
+        self.require_at_least(1, "context_projection", "text_pooling_heads", "pooled_width", "time_width")
         self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
         self.require(self.residual_scale > 0, "residual_scale", "be positive")
-        self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         whole = all(m > 0 and (self.channels * m).is_integer() for m in map(float, self.multipliers))
         self.require(
             whole, "multipliers", f"be positive and give whole numbers of channels, {self.channels} times each"
@@ -109,6 +99,11 @@ class AdmUNetConfig(Config):
                 field,
                 f"divide the {width} channels of level {level}",
             )
+
+    def build(self) -> AdmUNet:
+        from diptych.networks.adm import AdmUNet
+
+        return AdmUNet(self)
 
     def level_channels(self, level: int) -> int:
         return round(self.channels * self.multipliers[level])

@@ -1,4 +1,4 @@
-"""From the config of a U-Net of any kind to the network."""
+"""The network of any U-Net's config: `config.build()`, for callers that have not moved to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,4 @@ def build_network(config: UNetConfig | AdmUNetConfig) -> UNet | AdmUNet: ...
 @overload
 def build_network(config: UNetConfig | EfficientUNetConfig | AdmUNetConfig) -> UNet | EfficientUNet | AdmUNet: ...
 def build_network(config: UNetConfig | EfficientUNetConfig | AdmUNetConfig) -> UNet | EfficientUNet | AdmUNet:
-    """The network that a config describes, as it is before training."""
-    if isinstance(config, AdmUNetConfig):
-        return AdmUNet(config)
-    return EfficientUNet(config) if isinstance(config, EfficientUNetConfig) else UNet(config)
+    return config.build()

@@ -9,30 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config, Within
-from diptych.networks.embedding import Embedded, TextPooling, check_size
+from diptych.config import Within
+from diptych.networks.embedding import ConditionedUNetConfig, SummedConditions, TextPooling
 from diptych.networks.layers import SpatialTransformer, norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
 
 @dataclass(frozen=True, kw_only=True)
-class EfficientUNetConfig(Config):
-    """The shape of an `EfficientUNet`. The defaults are the 64 -> 256 stage as Imagen's authors describe it."""
+class EfficientUNetConfig(ConditionedUNetConfig):
+    """The shape of an `EfficientUNet`. The defaults are the 64 -> 256 stage as Imagen's authors describe it.
 
-    most = 2**16
+    `channels` are those at full size; level i, at 1 / 2 ** (i + 1) of the size, has channels * multipliers[i].
+    """
 
     kind: Literal["efficient-unet"] = "efficient-unet"
-    """Which network this is."""
     in_channels: int = 3
-    """Channels of the noisy picture."""
     concat_channels: int = 3
-    """Channels of the low-resolution picture that is concatenated to it; 0 for a base stage."""
     out_channels: int = 3
-    """Channels of the prediction; twice the input's where the variance is learned."""
     channels: int = 128
-    """Channels at full size; level i, at 1 / 2 ** (i + 1) of the size, has channels * multipliers[i]."""
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
-    """One for each level."""
     blocks: Annotated[tuple[int, ...], Within(0, 1000)] = (2, 4, 8, 8)
     """Residual blocks of each level, on the way down and again on the way up: few where pictures are large."""
     skips: Literal["block", "level"] = "block"
@@ -75,16 +70,12 @@ class EfficientUNetConfig(Config):
     """Dropout inside residual blocks and feed-forward layers."""
 
     def check(self) -> None:
-        for field in ("in_channels", "out_channels", "channels", "head_width", "attention_width", "norm_groups"):
-            self.require(getattr(self, field) >= 1, field, "be at least 1")
-        for field in ("context_width", "pooled_width", "heads", "text_pooling_heads"):
-            value = getattr(self, field)
-            self.require(value is None or value >= 1, field, "be at least 1, or none")
-        for field in ("concat_channels", "feed_forward"):
-            self.require(getattr(self, field) >= 0, field, "be at least 0")
+        super().check()
+        self.require_at_least(1, "head_width", "attention_width", "norm_groups", "heads")
+        self.require_at_least(1, "context_width", "pooled_width", "text_pooling_heads")
+        self.require_at_least(0, "feed_forward")
         self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
         self.require(self.skip_scale > 0, "skip_scale", "be more than 0")
-        self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
         self.require(len(self.blocks) == len(self.multipliers), "blocks", "have a value for each of the multipliers")
         self.require(min(self.blocks) >= 1, "blocks", "be at least 1")
@@ -102,6 +93,9 @@ class EfficientUNetConfig(Config):
                 wide, heads = self.level_channels(level), self.heads
                 name, divisor = ("head_width", self.head_width) if heads is None else ("heads", heads)
                 self.require(wide % divisor == 0, name, f"divide the {wide} channels of level {level}")
+
+    def build(self) -> EfficientUNet:
+        return EfficientUNet(self)
 
     def level_channels(self, level: int) -> int:
         return self.channels * self.multipliers[level]
@@ -135,7 +129,7 @@ class PixelShuffle(nn.Module):
         return F.pixel_shuffle(self.conv(x), 2)  # (B, out, 2H, 2W)
 
 
-class Level(nn.Module):
+class EfficientUNetLevel(nn.Module):
     """The residual blocks of one level and the transformer that may follow them."""
 
     def __init__(self, blocks: list[ResidualBlock], transformer: SpatialTransformer | None) -> None:
@@ -143,21 +137,19 @@ class Level(nn.Module):
         self.blocks, self.transformer = nn.ModuleList(blocks), transformer
 
 
-class EfficientUNet(Embedded):
-    """Predicts what its denoiser asks for from a noisy picture, a low-resolution one, its time and its condition.
+class EfficientUNet(SummedConditions):
+    """Predicts what its denoiser asks for from a noisy image, a low-resolution one, its time and its condition.
 
-    Against the plain U-Net: most blocks and parameters stand at low resolutions; a level's resampling comes before its
+    Against the plain U-Net: most blocks and parameters are at low resolutions; a level's resampling comes before its
     convolutions on the way down and after them on the way up, so at full size there are but the first and the last
     convolution; and skips are scaled.
 
-    forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
-    context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W),
-    level (B,) in [0, 1]) -> (B, out_channels, H, W). H and W must be divisible by 2 ** levels.
+    `forward` is that of `ConditionedUNet`, without a label. H and W must be divisible by 2 ** levels.
     """
 
     def __init__(self, config: EfficientUNetConfig) -> None:
         super().__init__(config)
-        self.config = c = config
+        c = config
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
             return ResidualBlock(
@@ -197,34 +189,29 @@ class EfficientUNet(Embedded):
         for level in levels:
             here, count = c.level_channels(level), c.blocks[level]
             self.shrink.append(nn.Conv2d(above[level], here, 3, stride=2, padding=1))
-            self.down.append(Level([block(here, here) for _ in range(count)], transformer(level)))
+            self.down.append(EfficientUNetLevel([block(here, here) for _ in range(count)], transformer(level)))
             inputs = [here * (2 if c.reads_skip(level, index) else 1) for index in range(count)]
-            self.up.append(Level([block(wide, here) for wide in inputs], transformer(level)))
+            self.up.append(EfficientUNetLevel([block(wide, here) for wide in inputs], transformer(level)))
             self.grow.append(PixelShuffle(here, above[level]))
         self.norm_out = norm(2 * c.channels, c.norm_groups)
         self.conv_out = zero_init(nn.Conv2d(2 * c.channels, c.out_channels, 3, padding=1))
 
-    def forward(
-        self,
-        x: Tensor,
-        time: Tensor,
-        *,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-        pooled: Tensor | None = None,
-        concat: Tensor | None = None,
-        level: Tensor | None = None,
-    ) -> Tensor:
+    def check(self, x: Tensor, **conditions: Tensor | None) -> None:
+        super().check(x, **conditions)
+        self.check_size(x, halvings=len(self.config.multipliers))
+
+    def embed(self, x: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
+        embedding, context = super().embed(x, time, **conditions), conditions.get("context")
+        if context is not None and self.config.text_pooling_heads is not None:
+            embedding = embedding + self.text_pooling(context, conditions.get("context_mask"))
+        return embedding
+
+    def predict(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         c = self.config
-        check_size(x, halvings=len(c.multipliers))
-        embedding = self.embed(x, time, pooled, level)  # (B, 4 * channels)
-        if context is not None and c.text_pooling_heads is not None:
-            embedding = embedding + self.text_pooling(context, context_mask)
-        context = self.read(context)
-        x = first = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))  # (B, channels, H, W)
+        x = first = self.conv_in(x)  # (B, channels, H, W)
 
         skips: list[Tensor] = []
-        down, up = cast(list[Level], list(self.down)), cast(list[Level], list(self.up))
+        down, up = cast(list[EfficientUNetLevel], list(self.down)), cast(list[EfficientUNetLevel], list(self.up))
         for shrink, stage in zip(self.shrink, down, strict=True):
             x = shrink(x)  # halved before the blocks
             for block in stage.blocks:
@@ -232,7 +219,7 @@ class EfficientUNet(Embedded):
                 if c.skips == "block":
                     skips.append(x)
             if stage.transformer is not None:
-                x = stage.transformer(x, context, context_mask)
+                x = stage.transformer(x, context, mask)
             if c.skips == "level" and stage is not down[-1]:
                 skips.append(x)
 
@@ -242,7 +229,7 @@ class EfficientUNet(Embedded):
                     x = torch.cat([x, skips.pop() * c.skip_scale], dim=1)
                 x = block(x, embedding)
             if stage.transformer is not None:
-                x = stage.transformer(x, context, context_mask)
+                x = stage.transformer(x, context, mask)
             x = self.grow[depth](x)  # doubled after them
 
         x = torch.cat([x, first * c.skip_scale], dim=1)  # (B, 2 * channels, H, W)

@@ -1,45 +1,63 @@
-"""What both U-Nets make of the time and of what is said about the picture as a whole: one vector for every block."""
+"""What the U-Nets share: the first fields of their configs, their conditions, and the time embedding."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.config import Config
 from diptych.networks.layers import timestep_embedding
 
-LEVELS = 1000.0
-"""An augmentation level in [0, 1] is told in these units, as the time is: the sinusoids are made for them."""
+LEVEL_UNITS = 1000.0
+"""Augmentation levels in [0, 1] are embedded in these units, as the time is: the sinusoids are made for them."""
+NEEDS = {
+    "context": "context_width",
+    "context_mask": "context_width",
+    "pooled": "pooled_width",
+    "concat": "concat_channels",
+    "level": "augmented",
+    "label": "classes",
+}
+"""Condition -> the field of the config without which a network has no input for it."""
 
 
-class EmbeddingShape(Protocol):
-    """The fields of a U-Net's config that decide what is embedded."""
+@dataclass(frozen=True, kw_only=True)
+class ConditionedUNetConfig(Config):
+    """The fields with which the config of every U-Net begins."""
 
-    @property
-    def channels(self) -> int: ...
-    @property
-    def context_width(self) -> int | None: ...
-    @property
-    def pooled_width(self) -> int | None: ...
-    @property
-    def context_norm(self) -> bool: ...
-    @property
-    def augmented(self) -> bool: ...
+    most = 2**16
 
+    kind: str = ""
+    """Which network this is."""
+    in_channels: int = 4
+    """Channels of the noisy input."""
+    concat_channels: int = 0
+    """Channels concatenated to the input: a low-resolution image, or a mask and the masked latent."""
+    out_channels: int = 4
+    """Channels of the prediction; twice the input's where the variance is learned."""
+    channels: int = 320
+    """Channels of the first level; level i has channels * multipliers[i]."""
+    multipliers: tuple[int | float, ...] = (1, 2, 4, 4)
+    """One for each level. Between levels the height and width are halved."""
 
-def check_size(x: Tensor, halvings: int) -> None:
-    """Raise a `ValueError` unless the sides of x (B, C, H, W) can be halved so often without a remainder."""
-    height, width = x.shape[-2:]
-    if height % 2**halvings or width % 2**halvings:
-        raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")
+    def check(self) -> None:
+        self.require_at_least(1, "in_channels", "out_channels", "channels")
+        self.require_at_least(0, "concat_channels")
+        self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
+
+    def build(self) -> ConditionedUNet:
+        """The network that this config describes, with random weights."""
+        raise NotImplementedError
 
 
 class TextPooling(nn.Module):
     """Tokens (B, L, D) pooled by the attention of their mean, with an offset, to all of them: (B, width).
 
-    mask (B, L) bool: True for those that count; all of them if none.
+    mask (B, L) bool: True for the tokens to pool; all of them if none.
     """
 
     def __init__(self, context_width: int, width: int, heads: int) -> None:
@@ -69,41 +87,92 @@ class TextPooling(nn.Module):
         return self.norm2(self.project(pooled))
 
 
-class Embedded(nn.Module):
-    """Base of the U-Nets: time, pooled text and augmentation level summed into one embedding (Imagen, section 2.5).
+class ConditionedUNet(nn.Module):
+    """Base of the U-Nets, with the one signature that denoisers call.
 
-    The embedding is 4 * channels wide. A condition that the network was not built for is an error, not ignored.
+    forward(x (B, in_channels, H, W), time (B,) in network units, *, context (B, L, context_width),
+    context_mask (B, L) bool with True for real tokens, pooled (B, pooled_width), concat (B, concat_channels, H, W),
+    level (B,) in [0, 1], label (B,) int64) -> (B, out_channels, H, W). A `ValueError` for a condition that the network
+    was not built for.
     """
 
-    def __init__(self, shape: EmbeddingShape) -> None:
+    config: Any
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        concat: Tensor | None = None,
+        level: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        self.check(
+            x, context=context, context_mask=context_mask, pooled=pooled, concat=concat, level=level, label=label
+        )
+        embedding = self.embed(
+            x, time, context=context, context_mask=context_mask, pooled=pooled, level=level, label=label
+        )
+        tokens = self.project_context(context, label)
+        x = x if concat is None else torch.cat([x, concat], dim=1)
+        return self.predict(x, embedding, tokens, context_mask)
+
+    def check(self, x: Tensor, **conditions: Tensor | None) -> None:
+        """Raise a `ValueError` for a condition that the network was not built for."""
+        for name, value in conditions.items():
+            field = getattr(self.config, NEEDS[name], None)
+            if value is not None and not field:
+                field = str(field).lower()
+                raise ValueError(f"{name} was given to a network that was built without: its {NEEDS[name]} is {field}")
+
+    def check_size(self, x: Tensor, halvings: int) -> None:
+        """Raise a `ValueError` unless the sides of x (B, C, H, W) can be halved so often without a remainder."""
+        height, width = x.shape[-2:]
+        if height % 2**halvings or width % 2**halvings:
+            raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")
+
+    def embed(self, x: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
+        """The embedding (B, width) of the time and of the conditions on the image as a whole, in the dtype of x."""
+        raise NotImplementedError
+
+    def project_context(self, context: Tensor | None, label: Tensor | None) -> Tensor | None:
+        """The tokens (B, L, D) that attention reads."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The network itself: (B, in_channels + concat_channels, H, W) -> (B, out_channels, H, W)."""
+        raise NotImplementedError
+
+
+class SummedConditions(ConditionedUNet):
+    """Time, pooled text and augmentation level summed into one embedding of 4 * channels (Imagen, section 2.5)."""
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.shape, self.width = shape, 4 * shape.channels
-        self.time = self._tower()
-        if shape.pooled_width is not None:
-            self.pooled = nn.Sequential(nn.LayerNorm(shape.pooled_width), nn.Linear(shape.pooled_width, self.width))
-        if shape.augmented:
-            self.level = self._tower()
-        if shape.context_norm and shape.context_width is not None:
-            self.context_norm = nn.LayerNorm(shape.context_width)
+        self.config = config
+        self.width = 4 * config.channels
+        self.time = self._mlp()
+        if config.pooled_width is not None:
+            self.pooled = nn.Sequential(nn.LayerNorm(config.pooled_width), nn.Linear(config.pooled_width, self.width))
+        if config.augmented:
+            self.level = self._mlp()
+        if config.context_norm and config.context_width is not None:
+            self.context_norm = nn.LayerNorm(config.context_width)
 
-    def _tower(self) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(self.shape.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
+    def _mlp(self) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(self.config.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
 
-    def embed(self, x: Tensor, time: Tensor, pooled: Tensor | None, level: Tensor | None) -> Tensor:
-        """time (B,) in network units, pooled (B, pooled_width), level (B,) in [0, 1] -> (B, 4 * channels), as x is."""
-        if pooled is not None and self.shape.pooled_width is None:
-            raise ValueError("pooled was given to a network that was built without: its pooled_width is none")
-        if level is not None and not self.shape.augmented:
-            raise ValueError("level was given to a network that was built without: its augmented is false")
-        embedding = self.time(timestep_embedding(time, self.shape.channels).to(x.dtype))
-        if pooled is not None:
+    def embed(self, x: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
+        channels = self.config.channels
+        embedding = self.time(timestep_embedding(time, channels).to(x.dtype))
+        if (pooled := conditions.get("pooled")) is not None:
             embedding = embedding + self.pooled(pooled)
-        if level is not None:
-            embedding = embedding + self.level(timestep_embedding(level * LEVELS, self.shape.channels).to(x.dtype))
+        if (level := conditions.get("level")) is not None:
+            embedding = embedding + self.level(timestep_embedding(level * LEVEL_UNITS, channels).to(x.dtype))
         return embedding
 
-    def read(self, context: Tensor | None) -> Tensor | None:
-        """The tokens (B, L, context_width) as the transformers read them: normalised where the config says so."""
-        if context is not None and self.shape.context_width is None:
-            raise ValueError("context was given to a network that was built without: its context_width is none")
-        return self.context_norm(context) if context is not None and self.shape.context_norm else context
+    def project_context(self, context: Tensor | None, label: Tensor | None) -> Tensor | None:
+        return self.context_norm(context) if context is not None and self.config.context_norm else context

@@ -10,7 +10,7 @@ from typing import Any
 
 from diptych.errors import UserError
 from diptych.networks.adm import AdmEncoder, AdmUNet, AdmUNetConfig
-from diptych.networks.adm_blocks import Attention
+from diptych.networks.adm_blocks import AdmAttention
 from diptych.published.pieces import Layout, Piece
 from diptych.published.sd_keys import COMPVIS_RESIDUAL
 from diptych.published.sd_shapes import Names
@@ -100,7 +100,7 @@ def compvis_adm(network: AdmEncoder, prefix: str = "", older_attention: bool = T
         head, rest = _compvis_place(network, words)
         if rest[0] in QKV:
             module = network.get_submodule(".".join(words[: -len(rest)]))
-            assert isinstance(module, Attention)
+            assert isinstance(module, AdmAttention)
             heads = module.heads if older_attention else 1
             weight = rest[1] == "weight"
             key = dotted(prefix + head, "qkv", rest[1])
