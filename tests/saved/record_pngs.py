@@ -16,7 +16,7 @@ from tests.saved.replay import HERE, commit, machine, mask, picture
 
 PNGS = HERE / "pngs"
 COMMANDS = {
-    "latent": '"a red apple" --model latent --seed 7 --steps 3 --guidance 3 --sampler ddim --negative green',
+    "latent": '"a red apple" --model latent --seed 7 --steps 3 --guidance 3 --sampler ddim --negative green --size 64',
     "latent-size": '"a (blue:1.2) cup" --steps 2 --size 96x64 --tile 64 --weights --schedule-type karras',
     "latent-mask": '"a heart" --steps 3 --image {pngs}/waves.png --mask {pngs}/box.png --paste --strength 0.8',
     "latent-folder": '"a red picture" --model latent-joint --seed 3 --preview-decoder tiny-decoder --clip judge-tiny:2',
