@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from diptych.errors import UserError
-from diptych.networks.code_transformer import CodeTransformer, CodeTransformerConfig, visible
+from diptych.networks.code_transformer import CodeTransformer, CodeTransformerConfig, attention_mask
 from tests.codes import SHAPE, VOCABULARY
 from tests.networks.reference import noise, randomised, relative_error
 
@@ -127,15 +127,15 @@ def test_the_text_in_front_is_read_both_ways_and_padding_is_not() -> None:
 def test_what_is_visible_is_what_the_words_say() -> None:
     prefix = torch.tensor([[True, True, False]])
     for queries, read in ((3 + 4, 4), (2, 4), (1, 4)):
-        found = visible(prefix, queries, read)
+        found = attention_mask(prefix, queries, read)
         assert found is not None and found.shape == (1, 1, queries, 3 + read)
         for i in range(queries):
             query = 3 + read - queries + i
             for key in range(3 + read):
                 sees = bool(prefix[0, key]) if key < 3 else key <= query
                 assert found[0, 0, i, key] == sees, (queries, query, key)
-    assert visible(None, 4, 4) is None and visible(None, 1, 4) is None
-    assert torch.equal(visible(None, 2, 4)[0, 0], torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool())  # type: ignore[index]
+    assert attention_mask(None, 4, 4) is None and attention_mask(None, 1, 4) is None
+    assert torch.equal(attention_mask(None, 2, 4)[0, 0], torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool())  # type: ignore[index]
 
 
 def test_dropout_is_for_training_alone() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig, Posterior
-from diptych.networks.quantiser import AT_ONCE, Quantiser
+from diptych.networks.quantiser import AT_ONCE, VectorQuantizer
 from diptych.recipes import get
 from diptych.training.first_stage import FirstStageConfig
 from tests.networks.reference import noise, randomised
@@ -42,7 +42,7 @@ def test_a_first_stage_has_the_published_size(name: str) -> None:
 
 def test_the_nearest_entry_is_found() -> None:
     """By its distances written out in float64, over more positions than are looked at together."""
-    quantiser = randomised(Quantiser(50, 3))
+    quantiser = randomised(VectorQuantizer(50, 3))
     latents = noise(3, 3, 40, 40)
     assert latents[:, 0].numel() > AT_ONCE
     points = latents.movedim(1, -1).double()
@@ -53,7 +53,7 @@ def test_the_nearest_entry_is_found() -> None:
 
 
 def test_what_lies_in_the_codebook_stays_as_it_is() -> None:
-    quantiser = randomised(Quantiser(50, 3))
+    quantiser = randomised(VectorQuantizer(50, 3))
     entries = quantiser.entries(torch.arange(50).view(1, 5, 10))
     assert torch.equal(quantiser(entries), entries)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.networks.lpips import Lpips, apart
+from diptych.networks.lpips import Lpips, feature_distance
 from tests.networks.reference import noise
 
 STAGES = (2, 2, 3, 3, 3)
@@ -79,15 +79,15 @@ def test_the_distance_is_equation_1_written_out() -> None:
 
 def test_what_has_no_features_has_a_gradient() -> None:
     features = torch.zeros(1, 4, 2, 2, requires_grad=True)
-    apart(features, torch.ones(1, 4, 2, 2), floor=0.5).sum().backward()
+    feature_distance(features, torch.ones(1, 4, 2, 2), floor=0.5).sum().backward()
     assert features.grad is not None
     assert torch.allclose(features.grad, torch.full((1, 4, 2, 2), -2 * 0.5 / 0.5))  # -2 v / floor, where v = 1 / 2
 
 
 def test_features_below_the_floor_keep_their_length() -> None:
     long, short = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1), torch.tensor([0.03, 0.04]).view(1, 2, 1, 1)
-    assert torch.allclose(apart(long, short).sum(), torch.tensor(0.0), atol=1e-12)
-    assert torch.allclose(apart(long, short, floor=0.5).sum(), torch.tensor((1 - 0.05 / 0.5) ** 2))
+    assert torch.allclose(feature_distance(long, short).sum(), torch.tensor(0.0), atol=1e-12)
+    assert torch.allclose(feature_distance(long, short, floor=0.5).sum(), torch.tensor((1 - 0.05 / 0.5) ** 2))
 
 
 def test_it_is_frozen_and_lets_gradients_through() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.networks.quantiser import Quantiser
+from diptych.networks.quantiser import VectorQuantizer
 from diptych.training.codebook import Codebook, CodebookConfig
 from diptych.training.config import TrainingConfig
 from diptych.training.distributed import Team
@@ -25,9 +25,9 @@ ALONE = Team(0, 1, torch.device("cpu"))
 VQ = dataclasses.replace(AUTOENCODER, codebook=8)
 
 
-def made(**changes: object) -> tuple[Codebook, Quantiser]:
+def made(**changes: object) -> tuple[Codebook, VectorQuantizer]:
     torch.manual_seed(0)
-    quantiser = randomised(Quantiser(8, 3))
+    quantiser = randomised(VectorQuantizer(8, 3))
     return Codebook(CodebookConfig(**changes), quantiser), quantiser  # type: ignore[arg-type]
 
 

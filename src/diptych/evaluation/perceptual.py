@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diptych.errors import UserError, pick
 from diptych.evaluation.judge import Judge, load_judge
-from diptych.networks.lpips import Lpips, apart, check_pair, full
+from diptych.networks.lpips import Lpips, at_least_float32, check_pair, feature_distance
 
 KINDS = ("lpips", "judge")
 FLOOR = 0.5
@@ -49,8 +49,8 @@ class JudgeDistance(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         check_pair(first, second)
-        maps = zip(self.tower.maps(full(first)), self.tower.maps(full(second)), strict=True)
-        return torch.stack([apart(one, other, FLOOR).sum(1).mean((1, 2)) for one, other in maps]).sum(0)
+        maps = zip(self.tower.maps(at_least_float32(first)), self.tower.maps(at_least_float32(second)), strict=True)
+        return torch.stack([feature_distance(one, other, FLOOR).sum(1).mean((1, 2)) for one, other in maps]).sum(0)
 
 
 def perceptual_distance(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from diptych.config import Config, Within
 from diptych.networks.layers import Attention, Downsample, Upsample, norm
-from diptych.networks.quantiser import Quantiser
+from diptych.networks.quantiser import VectorQuantizer
 from diptych.networks.residual import ResidualBlock
 
 EPS = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
@@ -95,7 +95,7 @@ class Posterior(NamedTuple):
         return 0.5 * terms.flatten(1).sum(1)
 
 
-def attend(x: Tensor, norm: nn.GroupNorm, attention: Attention) -> Tensor:
+def self_attend(x: Tensor, norm: nn.GroupNorm, attention: Attention) -> Tensor:
     """Self-attention over all positions of x (B, C, h, w), normalised before, added after."""
     tokens = norm(x).flatten(2).transpose(1, 2)  # (B, h * w, C)
     return x + attention(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
@@ -110,7 +110,7 @@ class AttendingBlock(ResidualBlock):
         self.attention = Attention(out_channels, heads=1, head_width=out_channels, bias=True)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        return attend(super().forward(x, embedding), self.attention_norm, self.attention)
+        return self_attend(super().forward(x, embedding), self.attention_norm, self.attention)
 
 
 def level_block(config: AutoencoderConfig, level: int, in_channels: int) -> ResidualBlock:
@@ -121,7 +121,7 @@ def level_block(config: AutoencoderConfig, level: int, in_channels: int) -> Resi
     return ResidualBlock(in_channels, out_channels, groups=config.norm_groups, eps=EPS)
 
 
-class Middle(nn.Module):
+class MiddleBlock(nn.Module):
     """Two residual blocks around a single-head self-attention over all positions."""
 
     def __init__(self, channels: int, attention: bool, groups: int) -> None:
@@ -136,11 +136,11 @@ class Middle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.block1(x)
         if self.attends:
-            x = attend(x, self.norm, self.attention)
+            x = self_attend(x, self.norm, self.attention)
         return self.block2(x)
 
 
-class Encoder(nn.Module):
+class ConvEncoder(nn.Module):
     """Pictures to the moments of their latents: (B, 3, H, W) -> (B, moment_channels, H / f, W / f)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -157,7 +157,7 @@ class Encoder(nn.Module):
             if level != last:
                 layers.append(Downsample(now, one_sided=True))
         self.down = nn.Sequential(*layers)
-        self.middle = Middle(now, c.attention, c.norm_groups)
+        self.middle = MiddleBlock(now, c.attention, c.norm_groups)
         self.norm_out = norm(now, c.norm_groups, EPS)
         self.conv_out = nn.Conv2d(now, c.moment_channels, 3, padding=1)
 
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class Decoder(nn.Module):
+class ConvDecoder(nn.Module):
     """Latents to pictures: (B, latent_channels, h, w) -> (B, 3, h * f, w * f)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
         c = config
         now = c.channels * c.multipliers[-1]
         self.conv_in = nn.Conv2d(c.latent_channels, now, 3, padding=1)
-        self.middle = Middle(now, c.attention, c.norm_groups)
+        self.middle = MiddleBlock(now, c.attention, c.norm_groups)
         layers: list[nn.Module] = []
         for level in reversed(range(len(c.multipliers))):
             for _ in range(c.blocks + 1):
@@ -203,11 +203,11 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = ConvEncoder(config)
+        self.decoder = ConvDecoder(config)
         self.quant_conv = nn.Conv2d(config.moment_channels, config.moment_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.quantise = None if config.codebook is None else Quantiser(config.codebook, config.latent_channels)
+        self.quantise = None if config.codebook is None else VectorQuantizer(config.codebook, config.latent_channels)
 
     def moments(self, pictures: Tensor) -> Tensor:
         """Mean and log-variance in one tensor, of a VQ the latents alone: (B, moment_channels, h, w). In this form

@@ -60,7 +60,7 @@ class CodeTransformerConfig(Config):
         self.require(fits, "classes", f"be at most vocabulary ({self.vocabulary}) where they share its embeddings")
 
 
-class Cache:
+class KVCache:
     """The keys and values of what a transformer has read, so that each code is read once in sampling."""
 
     def __init__(self, layers: int) -> None:
@@ -70,7 +70,7 @@ class Cache:
         """(B, P) bool, True for the real tokens of a text in front; none without text."""
         self._layers: list[Tensor | None] = [None] * layers
 
-    def extended(self, layer: int, pairs: Tensor) -> Tensor:
+    def append(self, layer: int, pairs: Tensor) -> Tensor:
         """All keys and values of a layer, with new ones behind: (2, B, heads, N, head_width)."""
         before = self._layers[layer]
         self._layers[layer] = whole = pairs if before is None else torch.cat([before, pairs], dim=3)
@@ -90,17 +90,17 @@ class CausalAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         q, k, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
-            k, v = cache.extended(layer, torch.stack([k, v]))  # each (B, heads, keys, head_width)
+            k, v = cache.append(layer, torch.stack([k, v]))  # each (B, heads, keys, head_width)
         causal = mask is None and q.shape[2] > 1  # a single token sees all that was read
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
+class CodeTransformerBlock(nn.Module):
     """Causal self-attention and an MLP four times as wide, each normalised before and added after."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -111,7 +111,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), mask, cache, layer))  # (B, N, D)
         return x + self.dropout(self.mlp(self.norm2(x)))
 
@@ -135,7 +135,7 @@ class CodeTransformer(nn.Module):
         if c.context_width is not None:  # text encoders differ in scale; their tokens tell their own positions
             self.context = nn.Sequential(nn.LayerNorm(c.context_width), nn.Linear(c.context_width, c.width))
         self.dropout = nn.Dropout(c.dropout)
-        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.dropout) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(CodeTransformerBlock(c.width, c.heads, c.dropout) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
         self.head = nn.Linear(c.width, c.vocabulary, bias=False)
         self.initialise()
@@ -150,8 +150,8 @@ class CodeTransformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def new_cache(self) -> Cache:
-        return Cache(self.config.layers)
+    def new_cache(self) -> KVCache:
+        return KVCache(self.config.layers)
 
     def forward(
         self,
@@ -160,7 +160,7 @@ class CodeTransformer(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         label: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         x, past = self.code(codes), 0 if cache is None else cache.read  # (B, n, D)
         if not past:
@@ -173,7 +173,7 @@ class CodeTransformer(nn.Module):
             prefix = prefix if context_mask is None else context_mask
             x = torch.cat([words, x], dim=1)  # (B, L + 1 + n, D)
         x = self.dropout(x)
-        mask = visible(prefix, x.shape[1], past + tokens)
+        mask = attention_mask(prefix, x.shape[1], past + tokens)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
         if cache is not None:
@@ -197,7 +197,7 @@ class CodeTransformer(nn.Module):
         return None if context is None else self.context(context)
 
 
-def visible(prefix: Tensor | None, queries: int, read: int) -> Tensor | None:
+def attention_mask(prefix: Tensor | None, queries: int, read: int) -> Tensor | None:
     """Which keys each of the last `queries` tokens sees: (B, 1, queries, keys) bool, none where causality says it all.
 
     prefix: (B, P) bool, the real tokens in front; they see one another, and all that is behind sees them. read: tokens

@@ -67,17 +67,17 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for layer in range(1, c.layers + 1):
             stride = 2 if layer < c.layers else 1
-            layers.append(Layer(c.width(layer - 1), c.width(layer), stride, c))
+            layers.append(DiscriminatorLayer(c.width(layer - 1), c.width(layer), stride, c))
         self.layers = nn.Sequential(*layers)
         self.conv_out = nn.Conv2d(c.width(c.layers), 1, KERNEL, stride=1, padding=1)
-        self.apply(_start)
+        self.apply(_init_weights)
 
     def forward(self, pictures: Tensor) -> Tensor:
         x = F.leaky_relu(self.conv_in(pictures), SLOPE)  # (B, channels, H / 2, W / 2)
         return self.conv_out(self.layers(x))  # (B, 1, h, w)
 
 
-class Layer(nn.Module):
+class DiscriminatorLayer(nn.Module):
     """Convolution, norm, leaky rectifier."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, config: DiscriminatorConfig) -> None:
@@ -90,7 +90,7 @@ class Layer(nn.Module):
         return F.leaky_relu(self.norm(self.conv(x)), SLOPE)
 
 
-def _start(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Low-rank changes of a network's layers (LoRA; Hu et al. 2021, section 4.1): beside a weight, or merged into it."""
+"""Low-rank changes of a network's layers (LoRA; Hu et al. 2021, section 4.1), live or merged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-Layer = nn.Linear | nn.Conv2d
+AdaptableLayer = nn.Linear | nn.Conv2d
 """What a low-rank change is made for; convolutions of one group."""
 PLACE = "low_rank"
 """The attribute of a layer under which its changes stand: no module and no buffer, so that no state dict holds them."""
@@ -45,7 +45,7 @@ class LowRank(nn.Module):
         change = self.up.float().flatten(1) @ self.down.float().flatten(1)  # (out, in) or (out, in kh kw)
         return self.alpha / self.rank * change.unflatten(1, self.down.shape[1:])
 
-    def forward(self, layer: Layer, x: Tensor) -> Tensor:
+    def forward(self, layer: AdaptableLayer, x: Tensor) -> Tensor:
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if isinstance(layer, nn.Conv2d):
             added = F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)
@@ -65,7 +65,7 @@ class Adapter(NamedTuple):
 
 
 @dataclass
-class Carried:
+class LayerAdapters:
     """What a layer carries besides its weight."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
@@ -75,13 +75,13 @@ class Carried:
 
 
 @torch.no_grad()
-def adapt(layer: Layer, name: str, adapter: Adapter | None) -> None:
+def adapt(layer: AdaptableLayer, name: str, adapter: Adapter | None) -> None:
     """Give a layer the change of this name in the place of any it had under it; none takes that away.
 
     The layer's own weight is never written to. Where changes are merged, another takes its place, made anew from it
     and all of them; without them the layer has its own back, the same bits.
     """
-    carried: Carried = vars(layer).setdefault(PLACE, Carried())
+    carried: LayerAdapters = vars(layer).setdefault(PLACE, LayerAdapters())
     carried.adapters.pop(name, None)
     if adapter is not None:
         carried.adapters[name] = adapter._replace(change=adapter.change.to(layer.weight.device))
@@ -98,7 +98,7 @@ def adapt(layer: Layer, name: str, adapter: Adapter | None) -> None:
 
     live = len(merged) < len(carried.adapters)
     if live and carried.hook is None:
-        carried.hook = layer.register_forward_hook(beside)
+        carried.hook = layer.register_forward_hook(add_live_adapters)
     if not live and carried.hook is not None:
         carried.hook.remove()
         carried.hook = None
@@ -106,7 +106,7 @@ def adapt(layer: Layer, name: str, adapter: Adapter | None) -> None:
         del vars(layer)[PLACE]
 
 
-def beside(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def add_live_adapters(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """A forward hook: the layer's output and what its live changes add."""
     for _, (change, scale, live) in adapters(layer):
         if live:
@@ -118,7 +118,7 @@ def beside(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
 
 def adapters(layer: nn.Module) -> Iterator[tuple[str, Adapter]]:
     """The changes of one layer by their names, in the order in which they came."""
-    carried: Carried | None = vars(layer).get(PLACE)
+    carried: LayerAdapters | None = vars(layer).get(PLACE)
     yield from carried.adapters.items() if carried else ()
 
 

@@ -16,23 +16,23 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Mean and deviation of ImageNet's red, green and blue, of values in [-1, 1]."""
 
 
-def apart(first: Tensor, second: Tensor, floor: float = 0.0) -> Tensor:
+def feature_distance(first: Tensor, second: Tensor, floor: float = 0.0) -> Tensor:
     """Squared difference of two maps of features (B, C, h, w), each cell's features scaled to unit length (eq. 1).
 
     Features shorter than `floor` are scaled as those of that length are, so that the gradient is bounded. In float32 at
     least, also under autocast.
     """
-    return (unit(first, floor) - unit(second, floor)).square()
+    return (unit_length(first, floor) - unit_length(second, floor)).square()
 
 
-def unit(features: Tensor, floor: float) -> Tensor:
-    features = full(features)
+def unit_length(features: Tensor, floor: float) -> Tensor:
+    features = at_least_float32(features)
     # Where all features are zero, this norm's gradient is zero; that of a root of squares is NaN.
     length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=floor)  # (B, 1, h, w)
     return features / (length + 1e-10)
 
 
-def full(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """In float32, or in float64 where it is that: half precision is too coarse for differences."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -93,12 +93,14 @@ class Lpips(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         check_pair(first, second, SMALLEST)
         # One after the other, not as one batch: nothing is kept or run backwards for a picture that is only looked at.
-        maps = zip(self.look(first), self.look(second), self.heads.parameters(), strict=True)
+        maps = zip(self.features(first), self.features(second), self.heads.parameters(), strict=True)
         # The mean over cells is taken before the channels are weighed: a head is linear, so their order is free.
-        stages = [(apart(one, other).mean((2, 3)) * weight).sum(1) for one, other, weight in maps]  # each (B,)
+        stages = [
+            (feature_distance(one, other).mean((2, 3)) * weight).sum(1) for one, other, weight in maps
+        ]  # each (B,)
         return torch.stack(stages).sum(0)
 
-    def look(self, pictures: Tensor) -> list[Tensor]:
-        pictures = full(pictures)
+    def features(self, pictures: Tensor) -> list[Tensor]:
+        pictures = at_least_float32(pictures)
         shift, scale = (pictures.new_tensor(values).view(3, 1, 1) for values in (SHIFT, SCALE))
         return self.vgg16((pictures - shift) / scale)

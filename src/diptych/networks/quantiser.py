@@ -9,7 +9,7 @@ AT_ONCE = 4096
 """Positions whose distances to all entries are in memory at a time."""
 
 
-class Quantiser(nn.Module):
+class VectorQuantizer(nn.Module):
     """forward(latents (B, C, h, w)) -> the nearest of the codebook's entries at each position, (B, C, h, w)."""
 
     def __init__(self, entries: int, channels: int) -> None:

@@ -94,9 +94,9 @@ def in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, read: i
         for j, left in enumerate(lefts):
             tile = run(x[..., top * read : top * read + side, left * read : left * read + side])
             if i:  # first downwards, then to the right, each into what its neighbour became
-                tile = faded(above[j], tile, (top - tops[i - 1]) * written, dim=-2)
+                tile = blend(above[j], tile, (top - tops[i - 1]) * written, dim=-2)
             if j:
-                tile = faded(row[-1], tile, (left - lefts[j - 1]) * written, dim=-1)
+                tile = blend(row[-1], tile, (left - lefts[j - 1]) * written, dim=-1)
             row.append(tile)
             if not i and not j:
                 sides = (height // read * written, width // read * written)
@@ -107,7 +107,7 @@ def in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, read: i
     return whole
 
 
-def faded(before: Tensor, tile: Tensor, apart: int, dim: int) -> Tensor:
+def blend(before: Tensor, tile: Tensor, apart: int, dim: int) -> Tensor:
     """A tile that begins `apart` values after `before` along `dim`: where both are, the share of `tile` grows linearly
     from 0.
     """

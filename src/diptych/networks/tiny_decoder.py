@@ -51,7 +51,7 @@ class TinyDecoderConfig(Config):
         return self.patch * 2 ** (len(self.channels) - 1)
 
 
-class Residual(nn.Module):
+class TinyResidualBlock(nn.Module):
     """Two convolutions around a skip: (B, C, H, W) -> (B, C, H, W), none of it negative."""
 
     def __init__(self, channels: int) -> None:
@@ -80,8 +80,8 @@ class TinyDecoder(nn.Module):
         self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
         layers: list[nn.Module] = []
         for width, finer in itertools.pairwise(widths):
-            layers += [*(Residual(width) for _ in range(c.blocks)), Upsample(width, finer), nn.ReLU()]
-        self.up = nn.Sequential(*layers, Residual(widths[-1]))
+            layers += [*(TinyResidualBlock(width) for _ in range(c.blocks)), Upsample(width, finer), nn.ReLU()]
+        self.up = nn.Sequential(*layers, TinyResidualBlock(widths[-1]))
         self.conv_out = nn.Conv2d(widths[-1], c.picture_channels * c.patch**2, 3, padding=1)
         self.unfold = nn.PixelShuffle(c.patch)
 

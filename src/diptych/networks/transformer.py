@@ -45,7 +45,7 @@ class TextTransformerConfig(Config):
         self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
 
 
-class Block(nn.Module):
+class TextTransformerBlock(nn.Module):
     """Global self-attention and an MLP, each normalised before and added after (equations 19-22)."""
 
     def __init__(self, config: TextTransformerConfig) -> None:
@@ -75,7 +75,7 @@ class TextTransformer(nn.Module):
         self.token = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Parameter(torch.empty(config.max_tokens, config.width))
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(TextTransformerBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.padding = nn.Parameter(0.02 * torch.randn(config.max_tokens, config.width)) if config.padding else None
         nn.init.normal_(self.token.weight, std=0.02)

@@ -24,7 +24,7 @@ from diptych.conditioning.embedding import network_of
 from diptych.errors import UserError, pick
 from diptych.generation import read_number
 from diptych.latent import LatentDiffusion
-from diptych.networks.lora import Adapter, Layer, LowRank, adapt, adapters
+from diptych.networks.lora import AdaptableLayer, Adapter, LowRank, adapt, adapters
 from diptych.networks.unet import UNet
 from diptych.published.lora_settings import Settings, stated_settings
 from diptych.published.sd_keys import compvis_unet, diffusers_unet
@@ -175,12 +175,12 @@ class LoRA:
         for layer in carrying:
             adapt(layer, self.name, None)
 
-    def changes(self, system: Any) -> dict[Layer, LowRank]:
+    def changes(self, system: Any) -> dict[AdaptableLayer, LowRank]:
         """Of each layer of this model that it changes, the change. Raises a `UserError` where it does not fit."""
         known = {name: layer for names, layer in named_layers(system) for name in names}
         if strange := [name for name in self.pairs if name not in known]:
             raise UserError(self.unfitting(strange, system))
-        found: dict[Layer, LowRank] = {}
+        found: dict[AdaptableLayer, LowRank] = {}
         for name, each in self.pairs.items():
             if known[name] in found:
                 raise UserError(f"{self.name}: {each.key!r} is for a layer that another key is for, by another name")
@@ -312,7 +312,7 @@ def pair(layer: str, keys: Mapping[str, str], file: Checkpoint, settings: Settin
 # Where it goes.
 
 
-def named_layers(system: Any) -> Iterator[tuple[list[str], Layer]]:
+def named_layers(system: Any) -> Iterator[tuple[list[str], AdaptableLayer]]:
     """Each layer of a model that a LoRA can change, with its names: diffusers', kohya's, and others that are in use."""
     unet, *texts = read_networks(system)
     config = system.unet.config
@@ -337,8 +337,8 @@ def read_networks(system: Any) -> list[nn.Module]:
     return [system.unet] if text is None else [system.unet, text]
 
 
-def layers(network: nn.Module) -> dict[str, Layer]:
-    return {name: part for name, part in network.named_modules() if isinstance(part, Layer)}
+def layers(network: nn.Module) -> dict[str, AdaptableLayer]:
+    return {name: part for name, part in network.named_modules() if isinstance(part, AdaptableLayer)}
 
 
 def kohya(network: str, place: str) -> str:
@@ -349,7 +349,7 @@ def is_text(name: str) -> bool:
     return name.startswith(("lora_te_", "text_encoder."))
 
 
-def fitted(each: Pair, layer: Layer, source: str) -> LowRank:
+def fitted(each: Pair, layer: AdaptableLayer, source: str) -> LowRank:
     """The change of this layer. A linear layer and a convolution with a 1x1 kernel take each other's matrices.
 
     Raises a `UserError` for shapes of another layer.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.config import Config
-from diptych.networks.quantiser import Quantiser
+from diptych.networks.quantiser import VectorQuantizer
 from diptych.training.distributed import Team
 
 SMOOTHING = 1e-5
@@ -47,7 +47,7 @@ class CodebookConfig(Config):
 
 
 class Codebook(nn.Module):
-    """What is remembered of a codebook while it is learned. The entries themselves belong to the `Quantiser`.
+    """What is remembered of a codebook while it is learned. The entries themselves belong to the `VectorQuantizer`.
 
     `see` is for each part of a batch, `learn` once a step: what is counted is the whole batch, of all processes.
     """
@@ -59,7 +59,7 @@ class Codebook(nn.Module):
     sums: Tensor
     """Where entries are averages: moving averages of the sums of their latents, each by all positions (N, C)."""
 
-    def __init__(self, config: CodebookConfig, quantiser: Quantiser) -> None:
+    def __init__(self, config: CodebookConfig, quantiser: VectorQuantizer) -> None:
         super().__init__()
         self.config = config
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
@@ -71,7 +71,7 @@ class Codebook(nn.Module):
             self.register_buffer("sums", weight.detach() / len(weight))  # of the latents, by the share of each entry
 
     @torch.no_grad()
-    def start(self, quantiser: Quantiser, latents: Tensor) -> None:
+    def start(self, quantiser: VectorQuantizer, latents: Tensor) -> None:
         """Let the entries begin at latents (B, C, h, w) drawn with replacement, if the config says so."""
         if self.config.from_data:
             points = points_of(latents)
@@ -100,7 +100,7 @@ class Codebook(nn.Module):
         self._seen = counts, sums, points
 
     @torch.no_grad()
-    def learn(self, quantiser: Quantiser, team: Team) -> None:
+    def learn(self, quantiser: VectorQuantizer, team: Team) -> None:
         """From all that was seen since the last call, by all processes: move the entries, if they are averages, and
         start those again that nothing comes to."""
         c, count = self.config, len(self.use)
@@ -124,7 +124,7 @@ class Codebook(nn.Module):
             self.place(quantiser, dead, fresh)
             self.restarts += len(dead)
 
-    def place(self, quantiser: Quantiser, numbers: Tensor, points: Tensor) -> None:
+    def place(self, quantiser: VectorQuantizer, numbers: Tensor, points: Tensor) -> None:
         """Put entries at points (n, C), as if each were used as often as any other."""
         quantiser.embedding.weight[numbers] = points.to(quantiser.embedding.weight)
         self.use[numbers] = 1 / len(self.use)
