@@ -32,11 +32,11 @@ SAME_MACHINE = SAVED["machine"] == machine()
 TOLERANCE = 2e-3
 """Relative, on another machine, whose kernels add in another order. The last bits reach the sixth digit of the loss
 within twenty steps (measured with AVX2 and with SSE4 alone); a change of objective, seed or weights is far outside."""
-UNSTEADY = ("autoencoder-vq", "autoencoder-vq-published", "judge")
-"""Those in which last bits grow quickly: a latent's nearest code changes, or batch norm sees four images. Their first
-five steps are compared on another machine."""
-COUNTED = {"validation", "top1", "accuracy", "codes_used", "restarts", "collapsed"}
-"""What jumps where last bits differ: compared on the same machine alone."""
+UNSTEADY = ("autoencoder-vq", "autoencoder-vq-published", "stage-adafactor", "judge")
+"""Those in which last bits grow quickly: a latent's nearest code changes, the steps are large, or batch norm sees four
+images. Their first five steps are compared on another machine."""
+STEADY = ("loss", "learning_rate")
+"""What is compared on another machine; norms and ratios of gradients differ more, and counts jump."""
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def compare(found: dict[str, Any], name: str) -> None:
         assert not differing, f"{name}: {', '.join(differing)} differ"
         return
     steps = 5 if name in UNSTEADY else STEPS
-    for key in sorted(wanted.keys() - COUNTED):
+    for key in STEADY:
         for mine, theirs in zip(found[key][:steps], wanted[key][:steps], strict=True):
-            assert mine == (None if theirs is None else pytest.approx(theirs, rel=TOLERANCE, abs=1e-6)), (name, key)
+            assert mine == pytest.approx(theirs, rel=TOLERANCE, abs=1e-6), (name, key)
 
 
 def test_every_training_is_recorded() -> None:
