@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.networks.build import build_network
+from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.recipes import StageTraining, get
 
@@ -27,12 +26,12 @@ def parameters(module: nn.Module) -> int:
 )
 def test_the_unet_has_the_published_size(config: UNetConfig, count: int) -> None:
     with torch.device("meta"):
-        assert parameters(UNet(config)) == count
+        assert parameters(config.build()) == count
 
 
 def test_the_autoencoder_has_the_published_size() -> None:
     with torch.device("meta"):
-        assert parameters(Autoencoder(AutoencoderConfig())) == 83_653_863
+        assert parameters(AutoencoderConfig().build()) == 83_653_863
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_pixel_diffusion_keeps_its_size(name: str, count: int) -> None:
     system = get(name).system
     assert isinstance(system, StageTraining)
     with torch.device("meta"):
-        assert parameters(build_network(system.model.network)) == count
+        assert parameters(system.model.network.build()) == count
 
 
 def test_the_unet_without_the_cascades_additions_is_the_one_that_is_published() -> None:

@@ -49,8 +49,7 @@ class AutoencoderConfig(Config):
     """Groups of every group norm."""
 
     def check(self) -> None:
-        for field in ("picture_channels", "latent_channels", "channels", "blocks", "patch", "norm_groups"):
-            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        self.require_at_least(1, "picture_channels", "latent_channels", "channels", "blocks", "patch", "norm_groups")
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
         levels = range(len(self.multipliers))
@@ -66,6 +65,9 @@ class AutoencoderConfig(Config):
     def factor(self) -> int:
         """How many times smaller a latent is than its picture, along each side."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    def build(self) -> Autoencoder:
+        return Autoencoder(self)
 
 
 class Posterior(NamedTuple):

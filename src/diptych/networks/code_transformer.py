@@ -48,16 +48,16 @@ class CodeTransformerConfig(Config):
         return None
 
     def check(self) -> None:
-        for field in ("vocabulary", "length", "width", "layers", "heads"):
-            self.require(getattr(self, field) >= 1, field, "be at least 1")
-        for field in ("context_width", "classes"):
-            value = getattr(self, field)
-            self.require(value is None or value >= 1, field, "be at least 1, or none")
+        self.require_at_least(1, "vocabulary", "length", "width", "layers", "heads")
+        self.require_at_least(1, "context_width", "classes")
         self.require(self.width % self.heads == 0, "heads", f"divide the width ({self.width})")
         self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
         self.require(self.classes is None or self.context_width is None, "classes", "be none where there is text")
         fits = not self.shared_start or (self.classes or 1) <= self.vocabulary
         self.require(fits, "classes", f"be at most vocabulary ({self.vocabulary}) where they share its embeddings")
+
+    def build(self) -> CodeTransformer:
+        return CodeTransformer(self)
 
 
 class KVCache:

@@ -37,8 +37,7 @@ class DiscriminatorConfig(Config):
     """Groups of a group norm."""
 
     def check(self) -> None:
-        for field in ("picture_channels", "channels", "layers", "norm_groups"):
-            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        self.require_at_least(1, "picture_channels", "channels", "layers", "norm_groups")
 
     @property
     def patch(self) -> int:
@@ -50,6 +49,9 @@ class DiscriminatorConfig(Config):
 
     def width(self, layer: int) -> int:
         return self.channels * min(2**layer, WIDEST)
+
+    def build(self) -> Discriminator:
+        return Discriminator(self)
 
 
 class Discriminator(nn.Module):

@@ -48,6 +48,9 @@ class NoisyClassifierConfig(Config):
         whole = self.size is None or (self.size >= 1 and self.size % 2**halvings == 0)
         self.require(whole, "size", f"be a multiple of {2**halvings}")
 
+    def build(self) -> NoisyClassifier:
+        return NoisyClassifier(self)
+
 
 class AttentionPooling(nn.Module):
     """Features (B, C, h, w) pooled by the attention of their mean to them and itself: (B, outputs).

@@ -41,14 +41,16 @@ class TinyDecoderConfig(Config):
     """Fingerprint of the autoencoder whose decoder it was trained after; none before it is trained."""
 
     def check(self) -> None:
-        for field in ("latent_channels", "picture_channels", "blocks", "patch"):
-            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        self.require_at_least(1, "latent_channels", "picture_channels", "blocks", "patch")
         self.require(bool(self.channels) and min(self.channels) >= 1, "channels", "have a value of 1 or more a level")
 
     @property
     def factor(self) -> int:
         """How many times larger than a latent its picture is, along each side."""
         return self.patch * 2 ** (len(self.channels) - 1)
+
+    def build(self) -> TinyDecoder:
+        return TinyDecoder(self)
 
 
 class TinyResidualBlock(nn.Module):

@@ -38,11 +38,13 @@ class TextTransformerConfig(Config):
     """Dropout after the token embedding and inside the MLPs."""
 
     def check(self) -> None:
-        for field in ("width", "layers", "heads", "head_width"):
-            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        self.require_at_least(1, "width", "layers", "heads", "head_width")
         self.require(self.vocabulary >= 8, "vocabulary", "be at least 8")
         self.require(self.max_tokens >= 3, "max_tokens", "be at least 3")
         self.require(0 <= self.dropout < 1, "dropout", "lie between 0 and 1, 1 left out")
+
+    def build(self) -> TextTransformer:
+        return TextTransformer(self)
 
 
 class TextTransformerBlock(nn.Module):
