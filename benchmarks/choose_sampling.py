@@ -19,17 +19,18 @@ import diptych
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.evaluation.judge import load_judge
 from diptych.evaluation.metrics import frechet_distance
-from diptych.evaluation.prompt_sets import Group, choose, concept_of, is_scene
+from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts, concept_of, is_scene
 from diptych.evaluation.retrieval import Mean, Share, concept_vectors, ranks
-from diptych.evaluation.runner import add_real, batches
+from diptych.evaluation.runner import generate_group
+from diptych.evaluation.scores import real_images
 
 
-def other_pairs(metas: list[dict], pictures: int, reported: int, seed: int) -> Group:
+def other_pairs(metas: list[dict], pictures: int, reported: int, seed: int) -> PromptGroup:
     """So many seen pairs, drawn by `seed`, none of which is among the `reported` ones of `diptych evaluate`."""
-    (taken,), _ = choose(metas, reported, 0, seed=0, splits=("seen",))
+    (taken,), _ = choose_prompts(metas, reported, 0, seed=0, splits=("seen",))
     used = {(concept_of(m), m["style"]) for m in taken.metas}
     free = [m for m in metas if not is_scene(m) and (concept_of(m), m["style"]) not in used]
-    (group,), _ = choose(free, pictures, 0, seed=seed, splits=("seen",))
+    (group,), _ = choose_prompts(free, pictures, 0, seed=seed, splits=("seen",))
     places = {id(meta): i for i, meta in enumerate(metas)}
     group.indices = [places[id(meta)] for meta in group.metas]
     return group
@@ -66,13 +67,9 @@ def main() -> None:
             guidance = max((r for r in done if r["steps"] == most), key=lambda r: r["alignment"][0])["guidance"]
         if any((r["guidance"], r["steps"]) == (guidance, steps) for r in done):
             continue
-        group.generated = [
-            image
-            for images, _ in batches(model, group, arguments.batch, guidance=guidance, steps=steps)
-            for image in images
-        ]
+        generate_group(model, group, arguments.batch, guidance=guidance, steps=steps)
         if not group.real:
-            add_real([group], dataset)
+            group.real = real_images(dataset, group.indices, group.generated[0].width)
         made = judge.pictures(group.generated)
         rank = ranks(made, vectors, truth)
         row = {

@@ -26,10 +26,11 @@ from typing import Any
 
 import diptych
 from diptych.errors import UserError
+from diptych.evaluation.condition_sweep import ConditionSweep, Key
 from diptych.evaluation.judge import load_judge
-from diptych.evaluation.prompt_sets import Group, concept_of
-from diptych.evaluation.report import picture_table
-from diptych.evaluation.runner import Cells, Key
+from diptych.evaluation.prompt_sets import PromptGroup, concept_of
+from diptych.evaluation.report import image_table
+from diptych.evaluation.runner import run_study
 from diptych.guides import PairGuide, open_guide
 from diptych.weights.files import write_text
 
@@ -82,23 +83,22 @@ def opened(options: argparse.Namespace) -> dict[str, Any]:
 
 def study(model: Any, guides: dict[str, Any], seed: int, options: argparse.Namespace) -> None:
     """Paint and measure what is missing of one seed's cells."""
-    cells = Cells(
+    sweep = ConditionSweep(
         "guides",
         model,
         options.data,
-        options.out / f"seed-{seed}",
-        judge=load_judge().to(model.device),
+        load_judge().to(model.device),
         name=options.model,
         pictures=4 * options.pictures,  # of which some are of concepts that the classifier does not know
         seed=1000 * seed,  # its pictures count on from there
+        batch=options.batch,
         sheet=SHOWN,
         size=None,
-        settings={"painted": options.pictures, "steps": options.steps},
+        painted=options.pictures,
+        steps=options.steps,
     )
-    cells.group = spoken(cells.group, guides.get("classifier"), options.pictures)
-    todo = cells.missing(list(keys(guides)))
-    if not todo:
-        return
+    sweep.select(spoken(sweep.group, guides.get("classifier"), options.pictures))
+    sweep.points = list(keys(guides))
 
     def settings(key: Key) -> dict[str, Any]:
         own = {} if options.steps is None else {"steps": options.steps}
@@ -106,8 +106,8 @@ def study(model: Any, guides: dict[str, Any], seed: int, options: argparse.Names
             return {**own, "guidance": key["scale"]}
         return {**own, "guidance": key["free"], "guides": ((guides[key["way"]], key["scale"]),)}
 
-    cells.refer_to_real()
-    cells.paint(todo, model, options.batch, settings, None, truth=False)
+    sweep.options = settings
+    run_study(sweep, options.out / f"seed-{seed}")
 
 
 def keys(guides: Iterable[str]) -> Iterable[Key]:
@@ -117,7 +117,7 @@ def keys(guides: Iterable[str]) -> Iterable[Key]:
             yield from ({"way": way, "free": free, "scale": scale} for scale in SCALES[way])
 
 
-def spoken(group: Group, classifier: Any, count: int) -> Group:
+def spoken(group: PromptGroup, classifier: Any, count: int) -> PromptGroup:
     """The first so many whose concept the classifier knows, asked for by that alone, which every guide can read."""
 
     def known(index: int) -> bool:
@@ -128,7 +128,7 @@ def spoken(group: Group, classifier: Any, count: int) -> Group:
 
     chosen = [index for index in range(len(group.seeds)) if known(index)][:count]
     picked = {field: [getattr(group, field)[i] for i in chosen] for field in ("indices", "metas", "seeds")}
-    return Group(group.name, **picked, named=True)
+    return PromptGroup(group.name, **picked, named=True)
 
 
 def report(out: Path) -> None:
@@ -230,7 +230,7 @@ def sheet(rows: list[dict[str, Any]], folder: Path, path: Path) -> None:
     best = [(name, max(found, key=lambda row: row["alignment"]["value"])) for name, found in lines if found]
     shown = [(f"{name.split(' + ')[0]} {row['scale']:g}"[:15], [strip(row["strip"])]) for name, row in best]
     notes = [f"a guide's second row: classifier-free guidance of {LITTLE:g} beneath"]
-    picture_table([""], [*shown, ("real", [strip("real")])], notes, 64).quantize(128).save(path, optimize=True)
+    image_table([""], [*shown, ("real", [strip("real")])], notes, 64).quantize(128).save(path, optimize=True)
 
 
 def read_options() -> argparse.Namespace:

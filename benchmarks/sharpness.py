@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import diptych
-from diptych.evaluation.prompt_sets import asked, drawn
+from diptych.evaluation.prompt_sets import draw_examples, prompt_of
 
 
 def fine(image: Image.Image, size: int) -> float:
@@ -38,13 +38,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     arguments = parser.parse_args()
     model = diptych.load(arguments.model)
-    _, examples = drawn(arguments.data, "held-out", arguments.size, arguments.pictures, seed=0)
+    _, examples = draw_examples(arguments.data, "held-out", arguments.size, arguments.pictures, seed=0)
     examples = [one for one in examples if one.meta.get("kind") == "single"]
     real = np.array([fine(Image.fromarray(one.picture), arguments.size) for one in examples])
     made: list[float] = []
     for start in range(0, len(examples), 8):
         part = examples[start : start + 8]
-        prompts = [asked(one.captions, scene=False) for one in part]
+        prompts = [prompt_of(one.captions, scene=False) for one in part]
         result = model.generate(prompts, seeds=list(range(start, start + len(part))), steps=arguments.steps)
         made += [fine(image, arguments.size) for image in result.images]
     ratio = np.array(made) / real

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import diptych
-from diptych.evaluation.report import Cell, contact_sheet
+from diptych.evaluation.report import SheetCell, contact_sheet
 from diptych.progress import track
 
 PROMPTS = """a red apple; a red heart; a grinning face; a cat face; a dog face; an evergreen tree; a crown; a rocket;
@@ -23,7 +23,9 @@ def main(path: Path) -> None:
     for start in track(range(0, len(prompts), 8), "painting"):
         part = prompts[start : start + 8]
         images = model.generate(part, seeds=[0] * len(part)).images
-        cells += [Cell(prompt=p, pictures=(i,), right=(None,), notes=("",)) for p, i in zip(part, images, strict=True)]
+        cells += [
+            SheetCell(prompt=p, images=(i,), correct=(None,), notes=("",)) for p, i in zip(part, images, strict=True)
+        ]
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(cells, columns=6, side=128).save(path)
     print(path)

@@ -14,8 +14,8 @@ from PIL import Image
 
 import diptych
 from diptych import cli, opening
-from diptych.evaluation.prompt_sets import Group
-from diptych.evaluation.runner import model_fingerprint, paint
+from diptych.evaluation.prompt_sets import PromptGroup
+from diptych.evaluation.runner import generate_group, model_fingerprint
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.stage import Stage
 from diptych.stage_config import StageConfig
@@ -275,8 +275,8 @@ def test_evaluate_asks_a_cascade_for_its_first_stages(cascade: str, latent: Path
     assert cli.main(["evaluate", "--model", cascade, *places, "--steps", "3,2"]) == 0
     assert calls == [{"name": cascade, "stop": 2, "steps": [3, 2]}]
     assert "--stop is for cascades" in one_line(capsys, "evaluate", "--model", str(latent), *places)
-    group = Group("seen", [0, 1, 2], [{"captions": ["a cat"]}] * 3, seeds=[0, 1, 2])
-    used = paint(diptych.load(cascade), [group], 2, stop=2, steps=[3, 2], guidance=None)
+    group = PromptGroup("seen", [0, 1, 2], [{"captions": ["a cat"]}] * 3, seeds=[0, 1, 2])
+    used = generate_group(diptych.load(cascade), group, 2, stop=2, steps=[3, 2], guidance=None)
     assert [image.size for image in group.generated] == [(16, 16)] * 3
     assert used["size"] == [16, 16] and [stage["steps"] for stage in used["stages"]] == [3, 2]
 

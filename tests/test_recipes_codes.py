@@ -15,8 +15,8 @@ from diptych.conditioning.classes import ClassLabels
 from diptych.data.sources import SETS
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.evaluation.prompt_sets import Group
-from diptych.evaluation.runner import paint
+from diptych.evaluation.prompt_sets import PromptGroup
+from diptych.evaluation.runner import generate_group
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.recipes import AutoregressiveTraining, get, run
 from diptych.training.first_stage import save_autoencoder
@@ -96,8 +96,8 @@ def test_from_pictures_to_a_painting(here: Path, capsys, name: str) -> None:
     assert cli.main(["info", "runs/kept"]) == 0
     assert "transformer" in capsys.readouterr().out
     metas = [{"captions": [word]} for word in ("red", "blue", "red")]
-    group = Group(name="seen", indices=[0, 1, 2], metas=metas, seeds=[1, 2, 3])
-    used = paint(diptych.load("runs/kept", "cpu"), [group], 2, steps=None, guidance=1.5, sampler=None, stop=None)
+    group = PromptGroup(name="seen", indices=[0, 1, 2], metas=metas, seeds=[1, 2, 3])
+    used = generate_group(diptych.load("runs/kept", "cpu"), group, 2, steps=None, guidance=1.5, sampler=None, stop=None)
     assert len(group.generated) == 3 and used["size"] == [SIZE, SIZE]
 
 

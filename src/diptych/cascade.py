@@ -106,9 +106,9 @@ class Cascade(Shown):
         return [self.stage(number).network for number in range(len(self.configs))]
 
     @property
-    def size(self) -> int:
-        """Side of the pictures of the last stage."""
-        return self.configs[-1].size
+    def stage_sizes(self) -> list[tuple[int, int | None]]:
+        """Of each stage the side of its images, and of its low-resolution input, none for a base stage."""
+        return [(config.size, config.low_size) for config in self.configs]
 
     @torch.no_grad()
     def generate(

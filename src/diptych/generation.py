@@ -76,6 +76,17 @@ class Shown:
         device = next(self.parameters()).device if isinstance(self, nn.Module) else getattr(self, "device", "")
         return f"{type(self).__name__}({'; '.join(filter(None, [*told, str(device)]))})"
 
+    @property
+    def size(self) -> int:
+        """Side of its images, as it was trained."""
+        return (getattr(self, "configs", None) or [getattr(self, "config")])[-1].size  # noqa: B009
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names of a class-conditional model; none of any other."""
+        text = (getattr(self, "configs", None) or [getattr(self, "config")])[0].text  # noqa: B009
+        return tuple(text.names) if getattr(text, "kind", None) == "class" else ()
+
 
 LONG_PROMPTS = ("refuse", "cut", "chunks")
 

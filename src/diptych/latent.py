@@ -138,6 +138,16 @@ class LatentDiffusion(SecondStage):
         factor = self.config.low_factor
         return None if factor is None else self.config.size // factor
 
+    @property
+    def repaints(self) -> bool | None:
+        """Whether it was trained to inpaint; none where it takes no mask."""
+        return self.config.repaints if self.config.low_factor is None else None
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of one place of its latents."""
+        return self.config.autoencoder.factor
+
     def embed(self, prompts: list[str], order: Order | None = None) -> dict[str, Tensor]:
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
         if self.text is None:

@@ -153,13 +153,13 @@ def write_png(image: Image, folder: Path, stem: str, texts: Mapping[str, str]) -
 
 def side_by_side(jobs: Sequence[Job], panels: Mapping[str, Sequence[Image]]) -> Image:
     """One sheet: the pictures of each job, one a panel, shown at one size; beneath each its panel and true size."""
-    from diptych.evaluation.report import Cell, contact_sheet
+    from diptych.evaluation.report import SheetCell, contact_sheet
 
     cells = [
-        Cell(
+        SheetCell(
             prompt=f"{prompt} (seed {seed})",
-            pictures=pictures,
-            right=[None] * len(pictures),
+            images=pictures,
+            correct=[None] * len(pictures),
             notes=[f"{panel}, {image.width} px" for panel, image in zip(panels, pictures, strict=True)],
         )
         for (prompt, seed), *pictures in zip(jobs, *panels.values(), strict=True)

@@ -50,6 +50,17 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
+def psnr(one: Tensor, other: Tensor, span: float = 2.0, least: float = 1e-10) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of images (B, 3, H, W) whose values span `span`.
+
+        10 log10(span² / MSE)
+
+    least: lower bound of MSE / span².
+    """
+    squared = ((one - other) / span).square().flatten(1).mean(1)
+    return -10 * squared.clamp(min=least).log10()
+
+
 def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     """Pictures of one size in rows, on white."""
     width, height = images[0].size

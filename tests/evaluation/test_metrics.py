@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from diptych.evaluation.metrics import frechet_distance, psnr, saturated, ssim, trace_sqrt_product
+from diptych.evaluation.metrics import frechet_distance, image_psnr, saturated, ssim, trace_sqrt_product
 
 rng = np.random.default_rng(0)
 
@@ -55,10 +55,10 @@ def test_one_picture_is_no_distribution() -> None:
 
 def test_psnr_of_a_known_error() -> None:
     grey, lighter = (Image.new("RGB", (4, 4), (value,) * 3) for value in (100, 110))
-    assert psnr(grey, lighter) == pytest.approx(20 * math.log10(255 / 10))
+    assert image_psnr(grey, lighter) == pytest.approx(20 * math.log10(255 / 10))
     # Equal pictures are no better known than to half a step: the variance of an error spread evenly over one.
     spread = np.random.default_rng(0).uniform(-0.5, 0.5, 200_000)
-    assert psnr(grey, grey) == pytest.approx(10 * math.log10(255**2 / spread.var()), abs=0.05)
+    assert image_psnr(grey, grey) == pytest.approx(10 * math.log10(255**2 / spread.var()), abs=0.05)
 
 
 def test_saturated_counts_values_at_either_end() -> None:

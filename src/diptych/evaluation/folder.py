@@ -1,11 +1,13 @@
-"""The folder of an evaluation: it holds one, and that is never overwritten by another."""
+"""The results folder of a study: it holds one study, which is never overwritten by another."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +16,66 @@ from diptych.errors import UserError
 from diptych.terminal import console
 
 MARK = "evaluation.json"
-"""What a folder's evaluation was asked for, written before its first picture."""
+"""Everything that decides a study's results, written before its first image."""
 
 
-def claimed(out: Path, head: dict[str, Any], writes: Sequence[str]) -> dict[str, Any] | None:
-    """Make `out` the folder of one evaluation. Returns its results where it is finished already, else none.
+def claimed(out: Path, head: dict[str, Any], writes: Sequence[str], grows: str | None = None) -> dict[str, Any]:
+    """Make `out` the folder of one study. Returns the results in it, empty where there are none yet.
 
-    head: all that decides the results: the kind of evaluation, models, judge, data, settings.
-    writes: globs of what the evaluation will write, beside `MARK`.
+    Args:
+        head: everything that decides the results: the kind of study, models, judge, data, settings.
+        writes: globs of what the study writes, apart from `MARK`.
+        grows: an entry of `head`, a dictionary, that may have more members than the last time.
 
     Raises a `UserError`, before any work, where there is a file, or the results of something else.
     """
     require_folder(out)
-    head = json.loads(json.dumps(head))  # as it will be read again: lists, no tuples
-    before = values_of(out / MARK)
-    taken = first_of(out, writes)
-    if taken and before != head:
-        changed = [key for key in head if before.get(key) != head[key]]
-        how = f"with other {' and '.join(changed)}" if before else "of something else"
-        raise UserError(f"{out} holds the results {how} ({taken}): name another folder as --out")
+    head = as_json(head)
+    with locked(out):
+        before = values_of(out / MARK)
+        compared = dict(head)
+        if grows is not None and (earlier := before.get(grows)):
+            compared[grows] = {name: value for name, value in head[grows].items() if name in earlier}
+        taken = first_of(out, writes)
+        if taken and before != compared:
+            how = f"with other {differences(before, compared)}" if before else "of something else"
+            raise UserError(f"{out} holds the results {how} ({taken}): name another folder as --out")
+        if before != head:
+            write_text(out / MARK, json.dumps(head, indent=2) + "\n")
+        return values_of(out / "results.json")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two heads, in words: `settings [seed 0, not 3] and models`."""
+    found = []
+    for name, value in now.items():
+        old = before.get(name)
+        if old == value:
+            continue
+        changed = []
+        if name == "settings" and isinstance(old, dict):
+            pairs = ((key, old.get(key), one) for key, one in value.items() if not isinstance(one, (list, dict)))
+            changed = [f"{key} {earlier}, not {one}" for key, earlier, one in pairs if earlier != one]
+        found.append(f"{name} [{', '.join(changed)}]" if changed else name)
+    return " and ".join(found)
+
+
+def as_json(values: Any) -> Any:
+    """Values as they are when they are read again: lists, no tuples."""
+    return json.loads(json.dumps(values))
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a results folder for one reading and writing, so that two processes do not lose each other's results."""
     make_folder(out)
-    if before != head:
-        write_text(out / MARK, json.dumps(head, indent=2) + "\n")
-    return values_of(out / "results.json") or None
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def require_folder(out: Path) -> None:

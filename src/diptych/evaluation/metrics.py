@@ -1,11 +1,14 @@
-"""Distances between sets of feature vectors, and what pixels alone can tell."""
+"""Distances between sets of feature vectors, and measures of pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
+
+from diptych.pictures import psnr
 
 WINDOW = 11  # pixels a side of that of SSIM
 ROUNDING = 1 / 12  # the variance of the error of rounding to whole numbers
@@ -42,24 +45,24 @@ def trace_sqrt_product(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.sqrt(np.linalg.eigvalsh(factor.T @ second @ factor).clip(min=0)).sum())
 
 
-def psnr(one: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two pictures of one size, in dB; at most 58.9, what rounding to 8 bits leaves."""
-    first, second = (np.asarray(picture.convert("RGB"), np.float64) for picture in (one, other))
-    return float(10 * np.log10(255**2 / max(np.square(first - second).mean(), ROUNDING)))
+def image_psnr(one: Image.Image, other: Image.Image) -> float:
+    """`psnr` of two images of one size, in dB; at most 58.9, what rounding to 8 bits leaves."""
+    first, second = (torch.from_numpy(np.array(image.convert("RGB"), np.float64))[None] for image in (one, other))
+    return psnr(first, second, span=255, least=ROUNDING / 255**2).item()
 
 
 def ssim(one: Image.Image, other: Image.Image) -> float:
-    """Structural similarity of two pictures of one size (Wang et al. 2004, equations 13 to 17): at most 1.
+    """Structural similarity of two images of one size (Wang et al. 2004, equations 13 to 17): at most 1.
 
         (2 m1 m2 + C1)(2 c + C2) / ((m1² + m2² + C1)(v1 + v2 + C2))
 
     with means, variances and covariance under a Gaussian window of 11 x 11 and deviation 1.5; C1 = (0.01 · 255)² and
-    C2 = (0.03 · 255)², of values from 0 to 255. Averaged over all windows that lie within the picture, and over
-    red, green and blue. Pictures have 11 pixels a side or more.
+    C2 = (0.03 · 255)², of values from 0 to 255. Averaged over all windows that lie within the image, and over
+    red, green and blue. Images have 11 pixels a side or more.
     """
     if min(one.size) < WINDOW or one.size != other.size:
         raise ValueError(f"SSIM compares pictures of one size, {WINDOW} pixels a side or more")
-    first, second = (np.asarray(picture.convert("RGB"), np.float64) for picture in (one, other))  # (H, W, 3)
+    first, second = (np.asarray(image.convert("RGB"), np.float64) for image in (one, other))  # (H, W, 3)
     weights = np.exp(-np.square(np.arange(WINDOW) - WINDOW // 2) / (2 * 1.5**2))
     weights /= weights.sum()
 
@@ -77,7 +80,7 @@ def ssim(one: Image.Image, other: Image.Image) -> float:
     return float((alike / ((mean1**2 + mean2**2 + light) * (variances + contrast))).mean())
 
 
-def saturated(pictures: Sequence[Image.Image]) -> float:
+def saturated(images: Sequence[Image.Image]) -> float:
     """The share of pixel values at either end of their range, 0 or 255, where clipping leaves them."""
-    values = (np.asarray(picture.convert("RGB")) for picture in pictures)
+    values = (np.asarray(image.convert("RGB")) for image in images)
     return float(np.mean([((value == 0) | (value == 255)).mean() for value in values]))

@@ -1,4 +1,4 @@
-"""Which prompts a study asks for: seen pairs of concept and style, held-out pairs, and held-out scenes."""
+"""The prompts of studies: seen pairs of concept and style, held-out pairs, and held-out scenes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from diptych.data.dataset import DataConfig, Example, Split, open_dataset
+from diptych.data.layouts import Sides, layout_of
+from diptych.data.quarantine import Broken
 from diptych.errors import UserError
 
 SPLITS = ("seen", "held-out")
@@ -22,19 +24,19 @@ def is_scene(meta: dict[str, Any]) -> bool:
 
 
 def concept_of(meta: dict[str, Any]) -> str:
-    """What a picture shows, in words: its concept, or its first caption where the data names none (and for scenes)."""
+    """The concept of an example, or its first caption where the data names none (and for scenes)."""
     return meta["captions"][0] if is_scene(meta) or not meta.get("concept") else meta["concept"]
 
 
-def asked(captions: Sequence[str], scene: bool) -> str:
-    """Drawings are asked for by the caption that names the style (the second), scenes by their plain one."""
+def prompt_of(captions: Sequence[str], scene: bool) -> str:
+    """The prompt for an example: of a drawing the caption that names its style (the second), of a scene the first."""
     return captions[0 if scene or len(captions) < 2 else 1]
 
 
-def drawn(
+def draw_examples(
     data: Path | str, split: Split, size: int, pictures: int, seed: int, captions: bool = True
 ) -> tuple[list[int], list[Example]]:
-    """So many examples of a data set, two or more, drawn by `seed`, and their places in it; with `captions` or not."""
+    """`pictures` examples of a data set, two or more, drawn by `seed`, and their indices; with `captions` or not."""
     dataset = open_dataset(DataConfig(path=str(data), size=size, split=split), captions=captions)
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
     if len(chosen) < 2:
@@ -44,8 +46,8 @@ def drawn(
 
 
 @dataclass
-class Group:
-    """Prompts of one sort with what was made of them."""
+class PromptGroup:
+    """Prompts of one kind, the images generated for them, and the real ones."""
 
     name: str
     indices: list[int]
@@ -54,28 +56,27 @@ class Group:
     generated: list[Image.Image] = field(default_factory=list)
     real: list[Image.Image] = field(default_factory=list)
     named: bool = False
-    """Whether the concept alone is asked for, of a model that is told classes."""
+    """Whether prompts are concepts alone, for a class-conditional model."""
 
     @property
     def prompts(self) -> list[str]:
-        """What is asked for."""
         if self.named:
             return [concept_of(m) for m in self.metas]
-        return [asked(m["captions"], is_scene(m)) for m in self.metas]
+        return [prompt_of(m["captions"], is_scene(m)) for m in self.metas]
 
 
-def choose(
+def choose_prompts(
     metas: Sequence[dict[str, Any]],
     pictures: int,
     scenes: int,
     seed: int,
     splits: Sequence[str] = SPLITS,
     classes: Sequence[str] = (),
-) -> tuple[list[Group], list[Group]]:
-    """Seen and held-out pairs, and held-out scenes by category. Picture number n of the study gets seed `seed` + n.
+) -> tuple[list[PromptGroup], list[PromptGroup]]:
+    """Seen and held-out pairs, and held-out scenes by category. Image n of the study gets seed `seed` + n.
 
     splits: which of the pairs; the data must have some of each. The seen ones are the same with and without the others.
-    classes: of a model that is told classes, their names: it is asked for drawings of these concepts, and no scenes.
+    classes: class names of a class-conditional model: its prompts are drawings of these concepts, and no scenes.
     """
     known = set(classes)
     pools: dict[str, list[int]] = {split: [] for split in SPLITS}
@@ -95,12 +96,45 @@ def choose(
     draw = np.random.Generator(np.random.PCG64(seed))
     count = 0
 
-    def group(name: str, pool: list[int], size: int) -> Group:
+    def group(name: str, pool: list[int], size: int) -> PromptGroup:
         nonlocal count
         indices = [pool[i] for i in draw.permutation(len(pool))[:size]]
         count += len(indices)
         seeds = list(range(seed + count - len(indices), seed + count))
-        return Group(name, indices, [metas[i] for i in indices], seeds, named=bool(known))
+        return PromptGroup(name, indices, [metas[i] for i in indices], seeds, named=bool(known))
 
     pairs = [group(name, pools[name], pictures) for name in splits]
     return pairs, [group(name, categories[name], scenes) for name in sorted(categories) if scenes]
+
+
+@dataclass(frozen=True)
+class BoxedScene:
+    """A held-out scene with its objects."""
+
+    index: int
+    """In the data."""
+    layout: str
+    caption: str
+    objects: tuple[tuple[str, Sides], ...]
+    """Concepts and their boxes; a written word is in the layout and is not judged."""
+
+
+def choose_boxed_scenes(
+    data: Path | str, metas: Sequence[dict[str, Any]], count: int | None, seed: int
+) -> list[BoxedScene]:
+    """Held-out scenes that have objects, in an order drawn by `seed`."""
+    pool = [i for i, meta in enumerate(metas) if meta.get("split") == "held-out" and meta.get("objects")]
+    if not pool:
+        raise UserError(f"{data} has no held-out scenes with objects in boxes: make some with `diptych data emoji`")
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(pool))[:count]
+
+    def scene(index: int) -> BoxedScene:
+        meta = metas[index]
+        try:
+            layout = layout_of(meta, lambda: np.empty((0, 0, 3)))  # with objects no image is measured
+        except Broken as error:
+            raise UserError(f"{data}: a held-out scene cannot be read: {error}") from None
+        objects = tuple((one["concept"], tuple(one["box"])) for one in meta["objects"])
+        return BoxedScene(index, layout, meta["captions"][0], objects)
+
+    return [scene(pool[place]) for place in order]

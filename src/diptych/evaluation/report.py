@@ -1,42 +1,41 @@
-"""What a study shows to people: tables, and contact sheets of pictures with words beneath."""
+"""Contact sheets and tables: the layout that all studies share."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich import box
 from rich.table import Table
 
-from diptych.evaluation.scores import ROWS
+from diptych.data.layouts import Sides
 
 DASH = "–"
 GREEN, RED, GREY = "#1a9850", "#d73027", "#bbbbbb"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One prompt on a contact sheet: its pictures side by side, and what the judge made of each."""
+class SheetCell:
+    """One prompt on a contact sheet: its images side by side, with a line beneath each."""
 
     prompt: str
-    """Written beneath."""
-    pictures: Sequence[Image.Image]
-    """The generated one, then the real one."""
-    right: Sequence[bool | None]
-    """Of each picture: a green border if true, a red one if false, grey if none."""
+    """Written below the images."""
+    images: Sequence[Image.Image]
+    """For example the generated one, then the real one."""
+    correct: Sequence[bool | None]
+    """For each image: a green border if true, a red one if false, grey if none."""
     notes: Sequence[str]
-    """Of each picture: a line beneath it, such as the judge's first guess."""
+    """For each image: the line beneath it, such as the judge's first guess."""
 
 
-def contact_sheet(cells: Sequence[Cell], columns: int = 6, side: int = 96) -> Image.Image:
-    """All cells on one white page, row by row; pictures are shown `side` pixels wide."""
+def contact_sheet(cells: Sequence[SheetCell], columns: int = 6, side: int = 96) -> Image.Image:
+    """All cells on one white page, row by row; images are `side` pixels wide."""
     pad, border, line = 8, 3, 12
     font = ImageFont.load_default(size=10)
-    across = max(len(cell.pictures) for cell in cells)
+    across = max(len(cell.images) for cell in cells)
     wide = across * (side + 2 * border) + (across + 1) * pad
     letters = max(wide // 5 - 1, 8)  # about five pixels a letter
     prompts = [textwrap.wrap(cell.prompt, letters)[:3] for cell in cells]
@@ -47,13 +46,13 @@ def contact_sheet(cells: Sequence[Cell], columns: int = 6, side: int = 96) -> Im
     draw = ImageDraw.Draw(page)
     for i, (cell, prompt) in enumerate(zip(cells, prompts, strict=True)):
         left, top = i % columns * wide + pad, i // columns * high + pad
-        for j, picture in enumerate(cell.pictures):
+        for j, image in enumerate(cell.images):
             x = left + j * (side + 2 * border + pad)
-            colour = {True: GREEN, False: RED, None: GREY}[cell.right[j]]
+            colour = {True: GREEN, False: RED, None: GREY}[cell.correct[j]]
             draw.rectangle(
                 (x, top, x + side + 2 * border - 1, top + side + 2 * border - 1), outline=colour, width=border
             )
-            page.paste(resized(picture, side), (x + border, top + border))
+            page.paste(resized(image, side), (x + border, top + border))
             note = textwrap.shorten(cell.notes[j], (side + 2 * border) // 5, placeholder="…")
             draw.text((x, top + side + 2 * border), note, fill=colour if colour != GREY else "#666666", font=font)
         for k, words in enumerate(prompt):
@@ -61,87 +60,19 @@ def contact_sheet(cells: Sequence[Cell], columns: int = 6, side: int = 96) -> Im
     return page
 
 
-def resized(picture: Image.Image, side: int) -> Image.Image:
-    """At `side` pixels; whole multiples keep their pixels."""
-    method = Image.Resampling.NEAREST if side % picture.width == 0 else Image.Resampling.BICUBIC
-    return picture.convert("RGB").resize((side, side), method)
-
-
-def tables(results: dict[str, Any]) -> list[Table]:
-    """The results of `evaluate` as tables (in Markdown, so that they can be pasted into a page)."""
-    found = [_retrieval_table(results)]
-    if results["scenes"]:
-        found.append(_scene_table(results["scenes"]))
-    return found
-
-
-def _retrieval_table(results: dict[str, Any]) -> Table:
-    table = Table(title=f"Named among {results['concepts']} concepts by the judge, %", box=box.MARKDOWN)
-    left = ("prompts", "pictures")
-    for name in (*left, "top-1", "top-5", "top-5 of ceiling", "top-5 of own real", "mean place", "Fréchet"):
-        table.add_column(name, justify="left" if name in left else "right")
-    for group, found in results["groups"].items():
-        titles = (group, f"n = {found['pictures']}", "", "")
-        for title, row in zip(titles, ROWS, strict=True):
-            shares = [found[name]["top5"] if row == "generated" else None for name in ("of_ceiling", "of_real")]
-            distance = {"generated": found["frechet"], "real": results["frechet_between_real"]}.get(row)
-            table.add_row(
-                title,
-                row,
-                percent(found[row]["top1"]),
-                percent(found[row]["top5"]),
-                *("" if share is None else f"{100 * share:.0f}" for share in shares),
-                percent(found[row]["place"]) if "place" in found[row] else "",
-                plain(distance, 2),
-            )
-    return table
-
-
-def _scene_table(scenes: dict[str, Any]) -> Table:
-    table = Table(title="Held-out scenes: the true caption before all its foils, %", box=box.MARKDOWN)
-    for name in ("category", "n", *ROWS):
-        table.add_column(name, justify="left" if name == "category" else "right")
-    for category, found in scenes.items():
-        table.add_row(category, str(found["pictures"]), *(percent(found[row]) for row in ROWS))
-    return table
+def resized(image: Image.Image, side: int) -> Image.Image:
+    """A square of `side` pixels: nearest neighbour by whole factors, else bicubic."""
+    method = Image.Resampling.NEAREST if side % image.width == 0 else Image.Resampling.BICUBIC
+    return image.convert("RGB").resize((side, side), method)
 
 
 def percent(share: dict[str, float]) -> str:
-    """A share in percent with its standard error, where it has one; no spaces, so that no table breaks it."""
+    """A share in percent with its standard error, if it has one; no spaces, so that no table breaks it."""
     return _with_error(share, 1, 100)
 
 
-def sweep_table(results: dict[str, Any]) -> Table:
-    """The cells of a sweep, and what to compare them with."""
-    cells, references = results["cells"], results["references"]
-    keys = ("threshold", "guidance") if results["sweep"] == "guidance" else ("level",)
-    told = f"{results['model']['name']}: {results['settings']['pictures']} pictures a row"
-    table = Table(title=f"{told}, named among {results['concepts']} concepts", box=box.MARKDOWN)
-    # Top-1 is in results.json alone: the table fits a terminal of 80 columns.
-    for name in (*keys, "alignment", "top-5 %", "Fréchet", "saturated %"):
-        table.add_column(name, justify="left" if name == keys[0] else "right")
-    if with_psnr := any("psnr" in cell for cell in cells):
-        table.add_column("PSNR, dB", justify="right")
-
-    def row(*titles: str, cell: dict[str, Any]) -> None:
-        measures = [
-            number(cell.get("alignment"), 3),
-            percent(cell["top5"]),
-            plain(cell.get("frechet"), 2),
-            f"{100 * cell['saturated']:.1f}" if "saturated" in cell else "",
-        ]
-        table.add_row(*titles, *measures, *([number(cell.get("psnr"), 2)] if with_psnr else []))
-
-    for cell in cells:
-        row(*(f"{cell[key]:g}" if isinstance(cell[key], float) else cell[key] for key in keys), cell=cell)
-    for name in ("bicubic", "real", "chance"):
-        if name in references:
-            row(name, *[""] * (len(keys) - 1), cell=references[name])
-    return table
-
-
 def short_name(model: str) -> str:
-    """What a table or sheet calls a model: the last part of its path."""
+    """The last part of a model's path, for tables and sheets."""
     return model.rstrip("/").rpartition("/")[2]
 
 
@@ -163,41 +94,17 @@ def plain(value: float | None, places: int) -> str:
 def _with_error(mean: Mapping[str, float | None], places: int, times: float = 1, sign: str = "") -> str:
     value, error = mean["value"], mean.get("error")
     assert value is not None
-    told = DASH if math.isnan(value) else f"{times * value:{sign}.{places}f}"
-    return told if error is None else f"{told}±{plain(times * error, places)}"
+    text = DASH if math.isnan(value) else f"{times * value:{sign}.{places}f}"
+    return text if error is None else f"{text}±{plain(times * error, places)}"
 
 
-def sweep_sheet(
-    results: dict[str, Any], strip: Callable[[str], list[Image.Image]], prompts: Sequence[str]
-) -> Image.Image:
-    """The same prompts in every cell of a sweep: a row for each weight or level, thresholds side by side.
-
-    strip: the first pictures of a cell or of a reference, by its `name`.
-    """
-    cells = results["cells"]
-    bounds = list(dict.fromkeys(cell.get("threshold", "") for cell in cells))
-    value = "guidance" if results["sweep"] == "guidance" else "level"
-    rows: list[tuple[str, list[list[Image.Image]]]] = [
-        (f"{value} {number:g}", [_strip_of(cells, strip, {"threshold": bound, value: number}) for bound in bounds])
-        for number in sorted({cell[value] for cell in cells})
-    ]
-    rows += [(name, [strip(name) for _ in bounds]) for name in ("bicubic", "real") if strip(name)]
-    side = 96 if value == "guidance" else 256  # what augmentation changes are details
-    return picture_table(bounds, rows, [f"{i}  {prompt}" for i, prompt in enumerate(prompts, 1)], side)
-
-
-def _strip_of(cells: list[dict[str, Any]], strip: Callable, key: dict[str, Any]) -> list[Image.Image]:
-    found = [cell for cell in cells if all(cell.get(name, "") == value for name, value in key.items())]
-    return strip(found[0]["strip"]) if found else []
-
-
-def picture_table(
+def image_table(
     columns: Sequence[str],
     rows: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]],
     notes: Sequence[str],
     side: int,
 ) -> Image.Image:
-    """Rows of pictures on a white page: a title, then a run of pictures for each column; notes beneath."""
+    """A white page with a row of images for each title: as many in each column as its list holds; notes beneath."""
     margin, gap, wide, line = 90, 4, 16, 16
     font = ImageFont.load_default(size=12)
     across = max((len(run) for _, runs in rows for run in runs), default=1)
@@ -215,9 +122,30 @@ def picture_table(
         top = 2 * line + i * (side + gap)
         draw.text((6, top + side // 2 - 8), title, fill="black", font=font)
         for j, run in enumerate(runs):
-            for k, picture in enumerate(run):
-                page.paste(resized(picture, side), (margin + j * column + k * (side + gap), top))
+            for k, image in enumerate(run):
+                page.paste(resized(image, side), (margin + j * column + k * (side + gap), top))
     for n, note in enumerate(notes):
         top = 2 * line + len(rows) * (side + gap) + 4 + n * line
         draw.text((6, top), textwrap.shorten(note, (page.width - 12) // 6, placeholder="…"), fill="black", font=font)
     return page
+
+
+def comparison_table(title: str, columns: dict[str, dict[str, str]]) -> Table:
+    """A column for each model, and a row for each line that any of them has."""
+    table = Table(title=title, box=box.MARKDOWN)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    for line in dict.fromkeys(line for lines in columns.values() for line in lines):
+        table.add_row(line, *(lines.get(line, "") for lines in columns.values()))
+    return table
+
+
+def with_boxes(image: Image.Image, boxes: Sequence[Sides], correct: Sequence[float], side: int) -> Image.Image:
+    """An image at `side` pixels with boxes drawn on it, green where `correct` is 1 and red elsewhere."""
+    large = resized(image, side)
+    draw = ImageDraw.Draw(large)
+    for sides, right in zip(boxes, correct, strict=True):
+        corners = tuple(place * (side - 1) for place in sides)
+        draw.rectangle(corners, outline=GREEN if right == 1 else RED)
+    return large

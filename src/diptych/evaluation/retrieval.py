@@ -1,4 +1,4 @@
-"""Picture-to-text retrieval: what the judge finds nearest to a picture among all that it could be called."""
+"""Image-to-text retrieval: the captions or concepts that the judge finds nearest to an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diptych.data.captions import article
 from diptych.evaluation.judge import Judge
 
 TEMPLATES = ("{name}", "{full}", "an emoji of {full}", "a picture of {full}")
-"""How a concept is said; its vector is the mean over them (CLIP, section 3.1.4)."""
+"""Prompt templates of a concept; its vector is the mean over them (CLIP, section 3.1.4)."""
 
 
 class Share(NamedTuple):
@@ -49,7 +49,7 @@ class Mean(NamedTuple):
 
 
 def spoken(concept: str) -> list[str]:
-    """A concept in the words of `TEMPLATES`."""
+    """A concept in each of the `TEMPLATES`."""
     return [template.format(name=concept, full=article(concept)) for template in TEMPLATES]
 
 
@@ -91,3 +91,9 @@ def share_of_right_captions(judge: Judge, pictures: Tensor, trials: Sequence[tup
     captions = judge.captions([caption for caption, _ in trials])
     wrong = judge.captions([foil for _, foils in trials for foil in foils])
     return right_first(pictures, captions, wrong.split([len(foils) for _, foils in trials]))
+
+
+def best_ranks(pictures: Tensor, concepts: Tensor, answers: Tensor) -> Tensor:
+    """The place (N,), from 0, of the best of each image's right concepts (N, A; -1 for none); ties count against it."""
+    filled = answers.where(answers >= 0, answers[:, :1])
+    return torch.stack([ranks(pictures, concepts, column) for column in filled.T]).amin(0)

@@ -1,328 +1,334 @@
-"""The cells of a sweep: painted, measured and written one by one, so that a sweep broken off can be gone on with."""
+"""The study runner: it opens judge and models, generates what a study lacks, cell by cell, and writes its report.
+
+A study in `benchmarks/` declares its cells (a model under one condition, over its prompts and seeds), what it measures,
+its tables and its sheets. What was generated or measured is written at once: the same call again goes on behind it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from rich.console import Console
+from rich.table import Table
+from torch import nn
 
 import diptych
-from diptych.conditioning.classes import ClassConfig
+from diptych import terminal
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
-from diptych.disk import write_text
-from diptych.errors import UserError
-from diptych.evaluation.folder import MARK, require_folder, require_free
+from diptych.disk import remove, write_text
+from diptych.evaluation.folder import claimed, write_tables
+from diptych.evaluation.image_store import ImageFolder, ImageSheet
 from diptych.evaluation.judge import Judge, load_judge
-from diptych.evaluation.metrics import psnr
-from diptych.evaluation.prompt_sets import Group, choose, concept_of, is_scene
-from diptych.evaluation.retrieval import TEMPLATES, Mean, concept_vectors
-from diptych.evaluation.scores import measure
-from diptych.pictures import grid, save_png, square
+from diptych.evaluation.measured_cells import MeasuredCells
+from diptych.evaluation.prompt_sets import PromptGroup, concept_of, is_scene
+from diptych.evaluation.retrieval import TEMPLATES
+from diptych.pictures import save_png
 from diptych.progress import bar
 from diptych.weights.fingerprint import fingerprint
 
-Key = dict[str, Any]
-"""What was swept: {"guidance": 7.0, "threshold": "static"} or {"level": 0.1}."""
+Generate = Callable[[Sequence[int]], tuple[list[Image.Image], dict[str, Any]]]
+"""Numbers of images in a cell -> these images, and the model's metadata of the first."""
+REPORTED = ("steps", "guidance", "sampler", "stop", "stages", "size", "temperature", "top_k", "top_p")
+"""Entries of a model's metadata that are settings of a study, not of one image."""
 
 
-class Cells:
-    """What all cells share (the prompts, the judge, the real pictures), and the folder that keeps what was measured."""
+@dataclass(frozen=True, kw_only=True)
+class StudyCell:
+    """The images of one model under one condition, all prompts and seeds."""
 
-    def __init__(
-        self,
-        sweep: str,
-        model: Any,
-        data: Path | str,
-        out: Path | str,
-        *,
-        judge: Judge,
-        name: str,
-        pictures: int,
-        seed: int,
-        sheet: int,
-        size: int | None,
-        settings: dict[str, Any],
-    ) -> None:
-        """Choose the prompts, and read what `out` has already.
-
-        size: side of the painted pictures; the judge's if none. The real ones are brought to it, so that the judge
-            resizes both alike.
-
-        Raises:
-            UserError: `out` holds other results, or the data has fewer than two seen drawings.
-        """
-        if pictures < 2:
-            raise UserError(f"pictures must be at least 2, not {pictures}: a Fréchet distance needs two")
-        self.out, self.judge, self.size = Path(out), judge, size or judge.config.size
-        self.dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
-        metas = [self.dataset.meta(i) for i in range(len(self.dataset))]
-        self.concepts = sorted({concept_of(meta) for meta in metas if not is_scene(meta)})
-        ((self.group,), _) = choose(metas, pictures, 0, seed, splits=("seen",))
-        if len(self.group.seeds) < 2:
-            raise UserError(f"{data} has a single seen drawing: a sweep needs at least two")
-        self.sheet = min(max(1, sheet), len(self.group.seeds))
-        head = {
-            "sweep": sweep,
-            "model": {"name": name, "fingerprint": model_fingerprint(model), "config": _config_hash(model)},
-            "judge": described(judge),
-            "data": {
-                "name": Path(data).name,
-                "manifest": manifest_hash(Path(data)),
-                "prompts": prompts_hash([self.group]),
-            },
-            "settings": {"pictures": len(self.group.seeds), "seed": seed, **settings},
-            "concepts": len(self.concepts),
-        }
-        self.results: dict[str, Any] = json.loads(json.dumps(head))  # as it will be read again: lists, no tuples
-        self.results |= {"references": {}, "cells": []}
-        require_folder(self.out)
-        if (before := _read(self.out / "results.json")) is None:
-            require_free(self.out, ("results.md", "cells", "plot.png", "sheet.png", MARK))
-        else:
-            _require_same(before, self.results, self.out)
-            self.results |= {key: before[key] for key in ("references", "cells")}
-
-    def missing(self, keys: Sequence[Key]) -> list[Key]:
-        """Those that were not measured yet, or whose pictures are gone."""
-        have = [{name: cell[name] for name in keys[0]} for cell in self.results["cells"]]
-        return [key for key in keys if key not in have or not self.strip(strip_name(key))]
-
-    def paint(
-        self,
-        todo: Sequence[Key],
-        model: Any,
-        batch: int,
-        options: Callable[[Key], dict[str, Any]],
-        low: Sequence[Image.Image] | None,
-        truth: bool,
-    ) -> None:
-        """Paint and measure cells, one after the other.
-
-        options: arguments of `generate` for a cell.
-        low: pictures to enlarge, the same in each cell.
-        truth: whether the real pictures show how the painted ones should look.
-        """
-        each = {} if low is None else {"low": low}
-        with bar() as progress:
-            task = progress.add_task("painting", total=len(todo) * len(self.group.seeds))
-            for key in todo:
-                parts = []
-                for part in batches(model, self.group, batch, each, **options(key)):
-                    parts.append(part)
-                    progress.advance(task, len(part[0]))
-                self.add(key, [picture for pictures, _ in parts for picture in pictures], parts[0][1], truth)
-
-    def add(self, key: Key, pictures: list[Image.Image], told: dict[str, Any], truth: bool) -> None:
-        """Measure a cell's pictures, and write it down. told: what the model says about them."""
-        name, own = strip_name(key), ("prompt", "negative", "seed")
-        self.keep_strip(name, pictures)
-        told = {k: v for k, v in told.items() if k not in own}
-        cell = {**key, **self._measured(pictures, truth), "told": told, "strip": name}
-        others = [one for one in self.results["cells"] if any(one[name] != key[name] for name in key)]
-        self.results["cells"] = sorted([*others, cell], key=lambda one: [_rank(one[name]) for name in key])
-        write_text(self.out / "results.json", json.dumps(self.results, indent=2) + "\n")
-
-    def refer(self, name: str, pictures: list[Image.Image], truth: bool = False) -> None:
-        """Measure pictures that no cell painted, to compare with."""
-        self.results["references"][name] = self._measured(pictures, truth)
-        self.keep_strip(name, pictures)
-
-    def refer_to_real(self) -> None:
-        """The real pictures, and chance."""
-        self.refer("real", self.real)
-        self.results["references"]["real"]["frechet"] = None  # from themselves: nothing
-        chance = {f"top{k}": {"value": min(k / len(self.concepts), 1.0)} for k in (1, 5)}
-        self.results["references"]["chance"] = chance
-
-    def keep_strip(self, name: str, pictures: list[Image.Image]) -> None:
-        """The first pictures side by side, for the contact sheet."""
-        save_png(grid(pictures[: self.sheet], self.sheet, gap=0), self.out / "cells" / f"{name}.png")
-
-    def strip(self, name: str) -> list[Image.Image]:
-        """The pictures of a strip; none where there is no such file."""
-        try:
-            with Image.open(self.out / "cells" / f"{name}.png") as strip:
-                side = strip.height  # its pictures are square
-                return [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)][: self.sheet]
-        except OSError:
-            return []
-
-    @cached_property
-    def real(self) -> list[Image.Image]:
-        """The real rendering of each prompt."""
-        add_real([self.group], self.dataset, self.size)
-        return self.group.real
-
-    def reduced(self, side: int) -> list[Image.Image]:
-        """The real pictures made small, by averages over boxes: the truth is then known at the size of the real ones.
-
-        Raises `UserError` where those are smaller in the data than what is painted.
-        """
-        sides = []
-        for index in self.group.indices:
-            with contextlib.suppress(Exception):  # a broken one is set aside when it is read
-                sides += self.dataset.sides(index)
-        if sides and min(sides) < self.size:
-            raise UserError(
-                f"the data's pictures have {min(sides)} pixels, too few to tell how {self.size} should look: "
-                "give larger ones, or stop after an earlier stage"
-            )
-        return [square(picture, side) for picture in self.real]
-
-    @cached_property
-    def _real_features(self) -> Tensor:
-        return self.judge.features(self.real)  # (N, F)
-
-    @cached_property
-    def _truth(self) -> tuple[Tensor, Tensor]:
-        """The index (N,) of each prompt's concept, and all concepts' unit vectors (C, D)."""
-        place = {concept: i for i, concept in enumerate(self.concepts)}
-        truth = torch.tensor([place[concept_of(meta)] for meta in self.group.metas])
-        return truth, concept_vectors(self.judge, self.concepts)
-
-    def _measured(self, pictures: list[Image.Image], truth: bool) -> dict[str, Any]:
-        found = measure(self.judge, pictures, *self._truth, self._real_features)
-        if truth:
-            ratios = [psnr(one, real) for one, real in zip(pictures, self.real, strict=True)]
-            found["psnr"] = Mean.of(torch.tensor(ratios))._asdict()
-        return found
+    name: str
+    """For its files."""
+    count: int
+    """Images."""
+    generate: Generate
+    key: dict[str, Any] = field(default_factory=dict)
+    """The condition: {"guidance": 7.0, "threshold": "static"}. In results.json it identifies a measured cell."""
+    strip: str | None = None
+    """The file in which the first images of a measured cell stay, for the contact sheet."""
 
 
-def strip_name(key: Key) -> str:
-    """Of the file with a cell's first pictures."""
-    words = [f"{name}-{value!r}" if isinstance(value, float) else str(value) for name, value in key.items()]
-    return "-".join(words).replace(":", "-")
+class Study(ABC):
+    """What a study declares; `run_study` does the rest."""
+
+    writes: ClassVar[tuple[str, ...]]
+    """Globs of all that it writes: a folder that holds any of them belongs to a study."""
+    description: ClassVar[str] = "generating"
+    """Of the progress bar."""
+    width: ClassVar[int] = 160
+    """Letters in a line of results.md."""
+    closing: ClassVar[str]
+    """The last line on the console, which says where the results are."""
+    head: dict[str, Any]
+    """Everything that decides the results."""
+    batch: int
+    """Images generated at a time; they do not depend on it."""
+
+    @abstractmethod
+    def cells(self) -> Sequence[StudyCell]:
+        """All that is generated."""
+
+    @abstractmethod
+    def tables(self, results: dict[str, Any]) -> list[Table | str]:
+        """The report: tables, and text between them."""
+
+    def printed(self, results: dict[str, Any]) -> list[Table | str]:
+        """The part of the report that goes to the console."""
+        return self.tables(results)
+
+    @abstractmethod
+    def compute(self, out: Path) -> dict[str, Any]:
+        """Generate and measure what is missing; write results.json and the sheets. Returns the results."""
+
+    def finished(self, out: Path) -> dict[str, Any]:
+        """Make `out` this study's folder; the results where nothing is left to do, else empty."""
+        return {}
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """An earlier sweep's results, if there are any."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+class ImageStudy(Study):
+    """A study whose cells are measured together once all images are there."""
+
+    kept: ClassVar[bool] = False
+    """Whether its images are results: if not, those of a study in progress lie in cells/ until it ends."""
+    grows: ClassVar[str | None] = None
+    """An entry of `head` that may gain members from one run to the next."""
+
+    @abstractmethod
+    def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Measure the images of all cells, by cell name. metadata: `REPORTED` entries of each cell that has any."""
+
+    @abstractmethod
+    def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
+        """Contact sheets by file name, after `results`."""
+
+    def records(self) -> Iterable[dict[str, Any]] | None:
+        """A line of pictures.jsonl for each image, after `results`; none for no such file."""
         return None
-    except (ValueError, OSError):
-        raise UserError(f"{path} is not readable JSON: delete it, or name another folder") from None
-    whole = {"sweep", "settings", "model", "judge", "data", "references", "cells"}
-    if not isinstance(found, dict) or not whole <= found.keys():
-        raise UserError(f"{path} holds the results of something else: name another folder for the sweep")
-    return found
+
+    def store(self, out: Path, cell: StudyCell) -> ImageFolder | ImageSheet | None:
+        """Where a cell's images lie; none where they are not kept."""
+        return ImageFolder(out / "cells" / file_name(cell.name), [f"{i:04d}.png" for i in range(cell.count)])
+
+    def finished(self, out: Path) -> dict[str, Any]:
+        done = claimed(out, self.head, (*self.writes, "cells"), self.grows)
+        return {} if self.kept else done
+
+    def compute(self, out: Path) -> dict[str, Any]:
+        cells = self.cells()
+        images: dict[str, list[Image.Image]] = {}
+        metadata: dict[str, dict[str, Any]] = {}
+        with bar() as progress:
+            task = progress.add_task(self.description, total=sum(cell.count for cell in cells))
+            for cell in cells:
+                images[cell.name], metadata[cell.name] = fill(
+                    cell, self.store(out, cell), self.batch, lambda count: progress.advance(task, count)
+                )
+        results = self.results(images, metadata)
+        if (records := self.records()) is not None:
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            write_text(out / "pictures.jsonl", "".join(lines))
+        for name, sheet in self.sheets(results).items():
+            save_png(sheet, out / name, optimize=sheet.mode == "P")
+        write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
+        remove(out / "cells")
+        return results
 
 
-def _require_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Cells are comparable only when all else was equal: raise a `UserError` that says what was not."""
-    asked = "name another folder for this one, or delete that one"
-    if before["sweep"] != now["sweep"]:
-        raise UserError(f"{out} holds a sweep of another kind ({before['sweep']}): {asked}")
-    for key, value in now["settings"].items():
-        if (old := before["settings"].get(key)) != value:
-            raise UserError(f"{out} holds a sweep with {key} {old}, not {value}: {asked}")
-    for part, keys, words in (
-        ("model", ("fingerprint", "config"), "of another model"),
-        ("judge", ("fingerprint",), "with another judge"),
-        ("data", ("prompts",), "on other data"),
-    ):
-        if any(before[part].get(key) != now[part][key] for key in keys):
-            raise UserError(f"{out} holds a sweep {words}: {asked}")
+class MeasuredStudy(Study):
+    """A study of many cells: each is measured when it is generated, and its numbers stay in results.json."""
+
+    strips: ClassVar[str] = "cells"
+    """The folder of the first images of cells."""
+    keys: ClassVar[tuple[str, ...]]
+    """Entries of a cell that identify it in results.json."""
+    grows: ClassVar[tuple[str, ...]] = ()
+    """Entries of `head`, dictionaries, that gain members from one run to the next."""
+    sheet: int
+    """Images on the contact sheet, the first of each cell."""
+
+    @abstractmethod
+    def measure(self, cell: StudyCell, images: list[Image.Image], metadata: dict[str, Any]) -> dict[str, Any]:
+        """The numbers of a cell."""
+
+    @abstractmethod
+    def report(self, cells: MeasuredCells) -> None:
+        """Write plots and sheets from all cells that there are."""
+
+    def prepare(self, cells: MeasuredCells) -> None:
+        """What is needed once before a missing cell is generated."""
+
+    def summary(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Entries of the results that follow from all cells."""
+        return {}
+
+    def identity(self, head: dict[str, Any]) -> dict[str, Any]:
+        """The part of `head` that must be equal for cells to be comparable."""
+        return head
+
+    def order(self, record: dict[str, Any]) -> Any:
+        """Sorts the cells in results.json; those of one order stay as they were added."""
+        return 0
+
+    def compute(self, out: Path) -> dict[str, Any]:
+        stored = MeasuredCells(self, out)
+        todo = [cell for cell in self.cells() if not stored.has(cell)]
+        if todo:
+            self.prepare(stored)
+        with bar() as progress:
+            task = progress.add_task(self.description, total=sum(cell.count for cell in todo))
+            for cell in todo:
+                images, metadata = fill(cell, None, self.batch, lambda count: progress.advance(task, count))
+                if cell.strip is not None:
+                    stored.save_strip(cell.strip, images)
+                stored.add({**cell.key, **self.measure(cell, images, metadata)})
+        results = stored.finish()
+        self.report(stored)
+        return results
 
 
-def _config_hash(model: Any) -> str | None:
-    """Of the model's config, whose defaults hold where the sweep sets nothing."""
+def run_study(study: Study, out: Path | str, console: Console | None = None) -> dict[str, Any]:
+    """Bring a study to its end in the folder `out`, print its report, and write results.json and results.md.
+
+    A study that is finished there is shown again. Raises a `UserError` where `out` holds anything else.
+    """
+    out, console = Path(out), console or terminal.console()
+    results = study.finished(out) or study.compute(out)
+    if tables := study.tables(results):
+        write_tables(out / "results.md", study.width, *tables)
+    for part in study.printed(results):
+        console.print(part, highlight=not isinstance(part, str))
+    console.print(study.closing.format(out=out))
+    return results
+
+
+def fill(
+    cell: StudyCell, store: ImageFolder | ImageSheet | None, batch: int, advance: Callable[[int], Any]
+) -> tuple[list[Image.Image], dict[str, Any]]:
+    """The images of a cell, generated where the store lacks them, and the metadata of the first batch."""
+    images: list[Image.Image | None] = [None] * cell.count if store is None else store.load()
+    metadata: dict[str, Any] = {} if store is None else store.metadata()
+    missing = [number for number, image in enumerate(images) if image is None]
+    advance(cell.count - len(missing))
+    for start in range(0, len(missing), batch):
+        part = missing[start : start + batch]
+        made, about = cell.generate(part)
+        metadata = metadata or about
+        for number, image in zip(part, made, strict=True):
+            images[number] = image
+        if store is not None:
+            store.save(part, made, metadata)
+        advance(len(part))
+    return [image for image in images if image is not None], metadata
+
+
+def by_model(
+    model: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    each: Mapping[str, Sequence] | None = None,
+    **options: Any,
+) -> Generate:
+    """`model.generate` as what fills a cell.
+
+    Args:
+        each: arguments of `generate` with one value for each image.
+        options: those for all images; one that is none is left to the model.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def generate(part: Sequence[int]) -> tuple[list[Image.Image], dict[str, Any]]:
+        own = {name: [values[i] for i in part] for name, values in (each or {}).items()}
+        result = model.generate([prompts[i] for i in part], seeds=[seeds[i] for i in part], **own, **given)
+        metadata = getattr(result, "metadata", None) or {}
+        return result.images, metadata[0] if isinstance(metadata, list) else metadata
+
+    return generate
+
+
+def generate_group(model: Any, group: PromptGroup, batch: int, **options: Any) -> dict[str, Any]:
+    """Generate the images of a group, with a progress bar; returns the settings that the model reports.
+
+    options: for `generate`; one that is none is left to the model.
+    """
+    cell = StudyCell(
+        name=group.name, count=len(group.seeds), generate=by_model(model, group.prompts, group.seeds, **options)
+    )
+    with bar() as progress:
+        task = progress.add_task("generating", total=cell.count)
+        group.generated, metadata = fill(cell, None, batch, lambda count: progress.advance(task, count))
+    return settings_used(options, [metadata])
+
+
+def settings_used(options: Mapping[str, Any], metadata: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that were given, and those that models report about their images."""
+    used = {name: value for name, value in options.items() if value is not None}
+    for one in metadata:
+        used |= {name: one[name] for name in REPORTED if name in one}
+    return used
+
+
+def open_judge(judge: Judge | Path | str | None) -> Judge:
+    """A judge, that in a folder, or the one that ships with diptych."""
+    return judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
+
+
+def open_model(model: Any, name: str | None = None) -> tuple[Any, str]:
+    """A model, or what `diptych.load` takes, opened; and its name in a report: its path or class if none is given."""
+    if not isinstance(model, (str, Path)):
+        return model, name or type(model).__name__
+    return diptych.load(str(model)), name or str(model)
+
+
+def open_data(data: Path | str, judge: Judge) -> tuple[PictureDataset, list[dict[str, Any]], list[str]]:
+    """A data set at the judge's size, the metadata of its examples, and the concepts of its drawings."""
+    dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
+    metas = [dataset.meta(index) for index in range(len(dataset))]
+    return dataset, metas, sorted({concept_of(meta) for meta in metas if not is_scene(meta)})
+
+
+def model_fingerprint(model: Any) -> str | None:
+    """Of all its weights, a frozen first stage and every stage of a cascade included; none where there are none."""
+    parts = (model, getattr(model, "autoencoder", None), *getattr(model, "networks", ()))
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return fingerprint(*modules) if modules else None
+
+
+def config_hash(model: Any) -> str | None:
+    """Of the model's config, whose defaults hold where a study sets nothing; none where it has none."""
     configs: list[Any] = getattr(model, "configs", None) or [getattr(model, "config", None)]
     if not all(hasattr(config, "to_dict") for config in configs):
         return None
     return hashlib.sha256(json.dumps([config.to_dict() for config in configs]).encode()).hexdigest()[:16]
 
 
-def _rank(value: Any) -> tuple[int, Any]:
-    """Thresholds from none to dynamic, other words behind them by the alphabet, numbers by their size."""
-    if isinstance(value, str):
-        known, kind = ("none", "static", "dynamic"), value.split(":")[0]
-        return known.index(kind) if kind in known else len(known), value
-    return 0, value
+def parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def opened(model: Any, judge: Judge | Path | str | None, name: str | None) -> tuple[Any, Judge, str]:
-    """The model, the judge, and what a report calls the model."""
-    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
-    name = name or (str(model) if isinstance(model, (str, Path)) else type(model).__name__)
-    return (diptych.load(str(model)) if isinstance(model, (str, Path)) else model), judge, name
-
-
-def classes_of(model: Any) -> Sequence[str]:
-    """The names of the classes that a model is told; none of one that reads words, or nothing."""
-    text = getattr(getattr(model, "config", None), "text", None)
-    return text.names if isinstance(text, ClassConfig) else ()
-
-
-def described(judge: Judge) -> dict[str, Any]:
-    """The judge in a report."""
+def describe_judge(judge: Judge) -> dict[str, Any]:
     return {"fingerprint": judge.fingerprint(), "templates": list(TEMPLATES), "resize": "antialiased bilinear"}
 
 
-def paint(model: Any, groups: Sequence[Group], batch: int, **options: Any) -> dict[str, Any]:
-    """Generate every picture, with a progress bar; returns the settings that the model says it used.
-
-    options: for `generate`; those that are None are left to the model.
-    """
-    given = {k: v for k, v in options.items() if v is not None}
-    used: dict[str, Any] = dict(given)
-    with bar() as progress:
-        task = progress.add_task("painting", total=sum(len(g.seeds) for g in groups))
-        for group in groups:
-            for images, told in batches(model, group, batch, **given):
-                group.generated += images
-                known = (*options, "stages", "size", "temperature", "top_k", "top_p")
-                used |= {k: told[k] for k in known if k in told}
-                progress.advance(task, len(images))
-    return used
+def describe_data(data: Path | str, **more: Any) -> dict[str, Any]:
+    """The data's name, and the hash in its manifest, none where it has none."""
+    try:
+        manifest = json.loads((Path(data) / "manifest.json").read_text()).get("sha256")
+    except (OSError, ValueError):
+        manifest = None
+    return {"name": Path(data).name, "manifest": manifest, **more}
 
 
-def batches(
-    model: Any, group: Group, batch: int, each: Mapping[str, Sequence] | None = None, **options: Any
-) -> Iterator[tuple[list[Image.Image], dict[str, Any]]]:
-    """The pictures of a group, a batch at a time, with what the model says about the first of them.
-
-    each: arguments of `generate` with one value for each picture; `options` are those for all.
-    """
-    for start in range(0, len(group.seeds), batch):
-        part = slice(start, start + batch)
-        own = {name: list(values[part]) for name, values in (each or {}).items()}
-        result = model.generate(group.prompts[part], seeds=group.seeds[part], **own, **options)
-        yield result.images, result.metadata[0] if isinstance(result.metadata, list) else result.metadata
-
-
-def model_fingerprint(model: Any) -> str | None:
-    """Of all its weights, a frozen first stage and every stage of a cascade included; none where there are none."""
-    found = (model, getattr(model, "autoencoder", None), *getattr(model, "networks", ()))
-    parts = [part for part in found if isinstance(part, nn.Module)]
-    return fingerprint(*parts) if parts else None
-
-
-def add_real(groups: Sequence[Group], dataset: PictureDataset, size: int | None = None) -> None:
-    """The real rendering of each prompt, at `size`, or at that of the generated ones: both are then resized alike."""
-    size = size or groups[0].generated[0].width
-    if size != dataset.config.size:
-        dataset = open_dataset(DataConfig.from_dict({**dataset.config.to_dict(), "size": size}))
-    for group in groups:
-        group.real = [Image.fromarray(dataset[i].picture) for i in group.indices]
-
-
-def prompts_hash(groups: Sequence[Group]) -> str:
-    """Of what is painted: data without a manifest is told apart by it."""
+def prompts_hash(groups: Sequence[PromptGroup]) -> str:
+    """Of all prompts: it distinguishes data that have no manifest."""
     return hashlib.sha256("\n".join(prompt for group in groups for prompt in group.prompts).encode()).hexdigest()[:16]
 
 
-def manifest_hash(data: Path) -> str | None:
-    """What the data says it holds, as a hash; none where it says nothing."""
-    try:
-        return json.loads((data / "manifest.json").read_text()).get("sha256")
-    except (OSError, ValueError):
-        return None
+def file_name(name: str) -> str:
+    """A model's or a cell's name as that of a file."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip("-.") or "model"

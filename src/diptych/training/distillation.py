@@ -16,8 +16,8 @@ from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.pictures import grid, to_images
-from diptych.training.first_stage import PerceptualConfig, psnr
+from diptych.pictures import grid, psnr, to_images
+from diptych.training.first_stage import PerceptualConfig
 from diptych.training.randomness import normal
 from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
@@ -101,7 +101,10 @@ class Distillation:
         latents, wanted = self.taught(batch)
         painted = self.module.decode(latents).clamp(-1, 1)
         pairs = {"psnr_teacher": (painted, wanted), "psnr": (painted, batch["picture"])}
-        return {name: psnr(*pair) for name, pair in {**pairs, "teacher_psnr": (wanted, batch["picture"])}.items()}
+        return {
+            name: psnr(*pair).mean().item()
+            for name, pair in {**pairs, "teacher_psnr": (wanted, batch["picture"])}.items()
+        }
 
     @torch.no_grad()
     def samples(self) -> Image.Image | None:

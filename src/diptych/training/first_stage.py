@@ -18,7 +18,7 @@ from diptych.config import Config
 from diptych.disk import write_text
 from diptych.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.pictures import grid, to_images
+from diptych.pictures import grid, psnr, to_images
 from diptych.terminal import say
 from diptych.training.adversarial import AdversarialConfig, Adversary
 from diptych.training.codebook import Codebook, CodebookConfig
@@ -199,7 +199,7 @@ class FirstStage:
         rebuilt = self.rebuilt(pictures).clamp(-1, 1)
         if self._shown is None:
             self._shown = pictures[:16]
-        told = {"l1": (rebuilt - pictures).abs().mean().item(), "psnr": psnr(rebuilt, pictures)}
+        told = {"l1": (rebuilt - pictures).abs().mean().item(), "psnr": psnr(rebuilt, pictures).mean().item()}
         distance = self.perceptual(pictures, rebuilt)
         return told if distance is None else {**told, "perceptual": distance.mean().item()}
 
@@ -219,12 +219,6 @@ class FirstStage:
         if self.distance_name is not None:
             write_text(folder / "training.json", json.dumps({"perceptual": self.distance_name}, indent=2) + "\n")
         write_text(folder / "config.json", self.config.to_json())
-
-
-def psnr(one: Tensor, other: Tensor) -> float:
-    """In dB, the mean over pictures (B, 3, H, W) in [-1, 1]."""
-    squared = ((one - other) / 2).square().flatten(1).mean(1)  # of values in [0, 1]
-    return (-10 * squared.clamp(min=1e-10).log10()).mean().item()
 
 
 def save_autoencoder(module: Autoencoder, folder: Path, dtype: str = "float32") -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.evaluation.fills import harmonic_fill, mean_fill
+from diptych.evaluation.benchmarks.inpainting import harmonic_fill, mean_fill
 
 
 def random(seed: int = 0, count: int = 2, height: int = 9, width: int = 7) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from diptych.errors import UserError
-from diptych.evaluation.benchmarks import inpainting
-from diptych.evaluation.benchmarks.inpainting import evaluate_inpainting
-from diptych.evaluation.inpainting_report import summary
+from diptych.evaluation.benchmarks.inpainting import Inpainting, evaluate_inpainting, means_and_margins
 from diptych.evaluation.judge import Judge
 from diptych.pictures import to_images
 
@@ -29,12 +27,10 @@ SIZE = 16
 class Painter(nn.Module):
     """Paints one grey, and remembers what it was shown."""
 
-    def __init__(self, repaints: bool = True, grey: float = 0.0, **config: Any) -> None:
+    def __init__(self, repaints: bool | None = True, grey: float = 0.0, size: int = SIZE) -> None:
         super().__init__()
         self.grey, self.device = nn.Parameter(torch.tensor(grey)), torch.device("cpu")
-        autoencoder = SimpleNamespace(factor=4)
-        given = {"kind": "latent", "repaints": repaints, "size": SIZE, "autoencoder": autoencoder, "low_factor": None}
-        self.config = SimpleNamespace(**{**given, **config})
+        self.repaints, self.size, self.factor = repaints, size, 4
         self.shown: list[dict[str, Any]] = []
 
     def generate(self, prompts: list[str], *, seeds: list[int], image: Tensor, mask: Tensor, steps: int | None) -> Any:
@@ -58,14 +54,14 @@ def test_nothing_under_a_mask_is_shown_and_all_else_is_put_back(
     judge: Judge, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[tuple[Tensor, Tensor, list[Image.Image]]] = []
-    original = inpainting.filled
+    original = Inpainting.filled
 
-    def spy(fill: Any, given: Any, masks: Tensor, seeds: Tensor, part: slice) -> list[Image.Image]:
-        made = original(fill, given, masks, seeds, part)
-        kept.append((given.truth[part], masks[part], made))
+    def spy(study: Inpainting, share: str, row: str, number: int, part: list[int]) -> list[Image.Image]:
+        made = original(study, share, row, number, part)
+        kept.append((study.truth[part], study.masks(share, number)[part], made))
         return made
 
-    monkeypatch.setattr(inpainting, "filled", spy)
+    monkeypatch.setattr(Inpainting, "filled", spy)
     trained, plain = Painter(), Painter(repaints=False)
     run([("trained", trained), ("plain", plain)], toy_data, tmp_path, judge, steps=7)
     for truth, holes, made in kept:
@@ -95,7 +91,7 @@ def test_the_table_is_of_means_over_seeds_and_margins_seed_by_seed() -> None:
         for row in values
         for seed in (0, 1)
     ]
-    first, other = summary(cells, list(values), 2)
+    first, other = means_and_margins(cells, list(values), 2)
     assert other["frechet"] == {"value": 7.5, "error": pytest.approx(0.5), "count": 2}
     assert other["frechet_margin"] == {"value": -4.5, "error": pytest.approx(1.5), "count": 2}
     assert other["ssim_margin"]["value"] == pytest.approx(0.15)
@@ -144,9 +140,8 @@ def test_what_is_written_and_a_rerun_that_goes_on(judge: Judge, toy_data: Path, 
 @pytest.mark.parametrize(
     ("models", "options", "says"),
     [
-        ([("a", Painter(kind="stage"))], {}, "a repaints no part of a picture"),
         ([("a", nn.Identity())], {}, "a repaints no part of a picture"),
-        ([("a", Painter(low_factor=4))], {}, "a repaints no part of a picture"),
+        ([("a", Painter(repaints=None))], {}, "a repaints no part of a picture"),
         ([("a", Painter()), ("a", Painter())], {}, "two rows have one name"),
         ([("mean fill", Painter())], {}, "two rows have one name"),
         ([("a", Painter()), ("b", Painter(size=32))], {}, "must be of one size"),

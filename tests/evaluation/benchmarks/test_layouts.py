@@ -16,9 +16,9 @@ from rich.console import Console
 
 from diptych.conditioning.layout import read_layout
 from diptych.errors import UserError
-from diptych.evaluation.benchmarks.layouts import evaluate_layouts
-from diptych.evaluation.boxes import cut_out, difference, other_scenes, over_seeds, ratio, swapped
+from diptych.evaluation.benchmarks.layouts import crop_box, difference, evaluate_layouts, other_scenes, swapped
 from diptych.evaluation.judge import Judge
+from diptych.evaluation.scores import clustered_mean, error_over_seeds
 from tests.evaluation import toys
 
 LEFT, RIGHT = (0.0, 0.25, 0.5, 0.75), (0.5, 0.25, 1.0, 0.75)
@@ -122,11 +122,11 @@ def test_data_without_boxes_is_refused(toy_data: Path, judge: Judge, tmp_path: P
 def test_what_is_cut_out_lies_in_the_middle_of_white() -> None:
     picture = Image.new("RGB", (40, 20), "white")
     picture.paste("red", (10, 5, 30, 10))
-    cut = np.asarray(cut_out(picture, (0.25, 0.25, 0.75, 0.5), 50)).astype(int)
+    cut = np.asarray(crop_box(picture, (0.25, 0.25, 0.75, 0.5), 50)).astype(int)
     red = np.argwhere((cut == (255, 0, 0)).all(2))
     assert red.min(0).tolist() == [19, 3] and red.max(0).tolist() == [29, 46]  # 44 x 11, as four to one
     assert (cut[:19] == 255).all() and (cut[30:] == 255).all()
-    assert cut_out(picture, (0.5, 0.5, 0.5001, 0.5001), 8).size == (8, 8)
+    assert crop_box(picture, (0.5, 0.5, 0.5001, 0.5001), 8).size == (8, 8)
 
 
 def test_boxes_of_other_scenes_are_never_a_scene_s_own() -> None:
@@ -146,7 +146,7 @@ def test_a_thing_is_sought_in_the_box_of_another_that_is_something_else() -> Non
 
 def test_a_share_of_scenes_of_one_box_has_the_usual_error() -> None:
     hits = np.random.default_rng(0).integers(0, 2, 40).astype(float)
-    value, error, count = ratio([np.array([[hit]]) for hit in hits])
+    value, error, count = clustered_mean([np.array([[hit]]) for hit in hits])
     assert (value, count) == (hits.mean(), 40)
     assert error == pytest.approx(hits.std(ddof=1) / math.sqrt(40))
 
@@ -156,8 +156,8 @@ def test_boxes_of_one_scene_are_not_independent() -> None:
     draw = np.random.default_rng(1)
     scenes = [draw.random((3, n)) < draw.random() for n in draw.integers(1, 5, 60)]
     values = [scene.astype(float) for scene in scenes]
-    value, error, count = ratio(values)
-    twice = ratio([np.repeat(scene, 2, axis=1) for scene in values])
+    value, error, count = clustered_mean(values)
+    twice = clustered_mean([np.repeat(scene, 2, axis=1) for scene in values])
     assert twice[:2] == pytest.approx((value, error)) and twice[2] == 2 * count
     means = [scene.mean(0) for scene in values]
     again = [np.concatenate([means[i] for i in draw.integers(0, 60, 60)]).mean() for _ in range(2000)]
@@ -166,9 +166,9 @@ def test_boxes_of_one_scene_are_not_independent() -> None:
 
 def test_what_was_not_looked_at_counts_nowhere() -> None:
     seen, unseen = np.array([[1.0, 0.0], [1.0, 1.0]]), np.full((2, 1), np.nan)
-    assert ratio([seen, unseen])[::2] == (0.75, 2)
-    assert over_seeds([seen, unseen]) == pytest.approx(np.std([0.5, 1.0], ddof=1) / math.sqrt(2))
-    assert over_seeds([seen[:1]]) is None
+    assert clustered_mean([seen, unseen])[::2] == (0.75, 2)
+    assert error_over_seeds([seen, unseen]) == pytest.approx(np.std([0.5, 1.0], ddof=1) / math.sqrt(2))
+    assert error_over_seeds([seen[:1]]) is None
     both = [np.stack([seen] * 3, -1)], [np.stack([1 - seen, seen, np.full((2, 2), np.nan)], -1)]
     assert difference(*both)["top1"]["value"] == pytest.approx(0.5)
     assert difference(*both)["boxes"] == 0  # of the last measure

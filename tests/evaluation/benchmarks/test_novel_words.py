@@ -16,9 +16,9 @@ from rich.console import Console
 
 from diptych.data.hashing import stable_hash
 from diptych.errors import UserError
-from diptych.evaluation import unseen_scores as scores
-from diptych.evaluation.benchmarks.novel_word_list import ARTICLES, PAIRS, read_pairs
-from diptych.evaluation.benchmarks.novel_words import choose_trials, compare, stem
+from diptych.evaluation.benchmarks import novel_words as scores
+from diptych.evaluation.benchmarks.novel_word_list import ARTICLES, PAIRS, choose_trials, read_pairs, stem
+from diptych.evaluation.benchmarks.novel_words import compare
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.retrieval import Mean
 from tests.evaluation import toys

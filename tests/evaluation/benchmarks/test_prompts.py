@@ -16,7 +16,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diptych.conditioning.classes import ClassConfig
 from diptych.errors import UserError
 from diptych.evaluation import report
 from diptych.evaluation.benchmarks.prompts import evaluate
@@ -114,8 +113,8 @@ def test_data_without_held_out_drawings_is_refused(judge: Judge, tmp_path: Path)
 def test_a_contact_sheet_shows_who_is_right() -> None:
     blue = Image.new("RGB", (16, 16), "blue")
     cells = [
-        report.Cell(prompt="a blue box " * 9, pictures=(blue, blue), right=(True, False), notes=("box", "disc")),
-        report.Cell(prompt="a box", pictures=(blue, blue), right=(None, None), notes=("", "")),
+        report.SheetCell(prompt="a blue box " * 9, images=(blue, blue), correct=(True, False), notes=("box", "disc")),
+        report.SheetCell(prompt="a box", images=(blue, blue), correct=(None, None), notes=("", "")),
     ]
     page = report.contact_sheet(cells, columns=1, side=32)
     colours = {page.getpixel((x, y)) for x in range(page.width) for y in range(page.height)}
@@ -126,12 +125,12 @@ def test_a_contact_sheet_shows_who_is_right() -> None:
 
 def test_a_model_of_classes_is_asked_for_its_classes(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     model = Noise()
-    model.config = SimpleNamespace(text=ClassConfig(classes=2, names=("red disc", "blue box")))  # type: ignore[attr-defined]
+    model.classes = ("red disc", "blue box")  # type: ignore[attr-defined]
     results = run(model, toy_data, tmp_path, judge)
     assert {prompt for part, _ in model.calls for prompt in part} <= {"red disc", "blue box"}
     assert results["scenes"] == {} and results["groups"]["seen"]["pictures"] > 0
     assert results["concepts"] > 2, "the judge still names among all"
-    model.config.text = ClassConfig(classes=1, names=("a style",))  # type: ignore[attr-defined]
+    model.classes = ("a style",)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="no seen drawings of the model's classes"):
         run(model, toy_data, tmp_path / "other", judge)
 

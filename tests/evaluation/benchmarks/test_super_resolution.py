@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.errors import UserError
-from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution
+from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution, shortened
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.metrics import psnr
-from diptych.evaluation.super_resolution_report import short
+from diptych.evaluation.metrics import image_psnr
 from diptych.pictures import to_images, to_tensor
 
 FACTOR, SIZE = 2, 16
@@ -50,7 +49,7 @@ class Enlarger(nn.Module):
     def __init__(self, truth: list[np.ndarray] | None = None, noise: int = 0, factor: int = FACTOR) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1 + noise))
-        self.config, self.low_size = SimpleNamespace(size=SIZE, low_factor=factor), SIZE // factor
+        self.size, self.low_size = SIZE, SIZE // factor
         self.known = {self.small(Image.fromarray(one)).tobytes(): one for one in truth or ()}
         self.autoencoder, self.noise, self.asked = Flat(), noise, []
 
@@ -122,9 +121,9 @@ def test_the_numbers_are_those_of_the_painted_pictures(judge: Judge, toy_data: P
     for place, index in enumerate(chosen):
         real = Image.fromarray(truth[int(index)])
         tiles = [Image.fromarray(sheet[:SIZE, place * SIZE : (place + 1) * SIZE]) for sheet in sheets]
-        own.append(np.mean([psnr(real, tile) for tile in tiles]))
+        own.append(np.mean([image_psnr(real, tile) for tile in tiles]))
         low = real.resize((SIZE // 2, SIZE // 2), Image.Resampling.BICUBIC)
-        plain.append(psnr(real, low.resize(real.size, Image.Resampling.BICUBIC)))
+        plain.append(image_psnr(real, low.resize(real.size, Image.Resampling.BICUBIC)))
     row, margin = found["noisy"], np.array(own) - np.array(plain)
     assert row["psnr"]["value"] == pytest.approx(np.mean(own))
     assert row["psnr"]["error"] == pytest.approx(np.std(own, ddof=1) / np.sqrt(8))
@@ -188,7 +187,7 @@ def test_names_that_begin_alike_are_told_apart_on_the_sheet() -> None:
         "runs/emoji-super-resolution-pixels",
         "first stage, of the truth",
     )
-    assert [short(name) for name in names] == ["bicubic", "…super-resolution", "…esolution-pixels", "first stage"]
+    assert [shortened(name) for name in names] == ["bicubic", "…super-resolution", "…esolution-pixels", "first stage"]
 
 
 def test_pictures_and_back() -> None:

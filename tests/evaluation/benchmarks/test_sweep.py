@@ -21,7 +21,7 @@ from diptych.errors import UserError
 from diptych.evaluation import plots
 from diptych.evaluation.benchmarks.sweep import sweep_augmentation, sweep_guidance
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.metrics import psnr
+from diptych.evaluation.metrics import image_psnr
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.pictures import square
 from diptych.stage import Stage
@@ -190,7 +190,7 @@ def test_another_sweep_is_not_mixed_in(judge: Judge, toy_data: Path, tmp_path: P
         guide(Fading(), toy_data, tmp_path, judge, steps=5, **options)
     other = Fading()
     other.networks = [torch.nn.Linear(1, 1)]  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="other model"):
         guide(other, toy_data, tmp_path, judge, **options)
     assert (tmp_path / "results.json").read_bytes() == before
     (tmp_path / "results.json").write_text('{"groups": {}}')
@@ -269,6 +269,7 @@ class Watched:
     def __init__(self, *stages: Stage) -> None:
         self.inner, self.asked = Cascade.of(stages), []
         self.configs, self.networks = self.inner.configs, self.inner.networks
+        self.stage_sizes = self.inner.stage_sizes
 
     def generate(self, prompts, **options):
         self.asked.append(options)
@@ -314,7 +315,7 @@ def test_real_pictures_made_small(draws, cascade: Watched, judge: Judge, toy_dat
     assert [p.tobytes() for p in cascade.asked[0]["low"]] == [square(p, 8).tobytes() for p in real]
     with Image.open(tmp_path / "cells" / "level-0.5.png") as strip:
         painted = [strip.crop((x, 0, x + 16, 16)) for x in (0, 16, 32, 48)]
-    ratios = [psnr(one, other) for one, other in zip(painted, real, strict=True)]
+    ratios = [image_psnr(one, other) for one, other in zip(painted, real, strict=True)]
     assert results["cells"][1]["psnr"]["value"] == pytest.approx(np.mean(ratios))
     assert results["references"]["bicubic"]["psnr"]["value"] > results["cells"][1]["psnr"]["value"]  # untrained
     assert "PSNR" in (tmp_path / "results.md").read_text()

@@ -1,54 +1,55 @@
-"""How well a hole in a picture is filled: models that repaint, and fills that need no training, on the same masks.
+"""Inpainting: masked images filled by models and by fills that need no training, under the same masks.
 
-The layout is that of table 7 in Rombach et al. 2022: all masks, and hard ones that hide 40 to 50 % of the pixels. What
-is under a mask is hidden before anything sees the picture, and the known pixels are put back into every fill.
+The layout is that of table 7 in Rombach et al. 2022: all masks, and hard ones that hide 40 to 50 % of the pixels.
+Masked pixels are hidden before a model sees the image, and the unmasked pixels are put back into every fill.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych import terminal
 from diptych.conditioning.masks import MaskConfig, drawn_masks, shares
 from diptych.data.dataset import Split
-from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.evaluation.benchmarks.reconstruction import measuring
-from diptych.evaluation.fills import harmonic_fill, mean_fill
-from diptych.evaluation.folder import MARK, require_free, write_tables
-from diptych.evaluation.inpainting_report import sheet_of, summary, tables
-from diptych.evaluation.judge import Judge, load_judge
+from diptych.evaluation.judge import Judge
+from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.metrics import WINDOW
-from diptych.evaluation.prompt_sets import asked, drawn, is_scene
-from diptych.evaluation.runner import manifest_hash, model_fingerprint
-from diptych.pictures import grid, save_png, to_images, to_tensor
-from diptych.progress import bar
+from diptych.evaluation.prompt_sets import draw_examples, is_scene, prompt_of
+from diptych.evaluation.report import image_table, number, short_name
+from diptych.evaluation.retrieval import Mean
+from diptych.evaluation.runner import (
+    MeasuredStudy,
+    StudyCell,
+    describe_data,
+    model_fingerprint,
+    open_judge,
+    parameter_count,
+    run_study,
+)
+from diptych.evaluation.scores import fidelity
+from diptych.pictures import save_png, to_images, to_tensor
 
 SHARES = {"40-50 %": (0.4, 0.5), "all": (0.0, 0.5)}
-"""Which share of the pixels masks hide. LaMa leaves out of all of its own what hides more than half, as here."""
-FILLS = {"mean fill": mean_fill, "harmonic fill": harmonic_fill}
-"""By the name of their row; the first is what all are compared with."""
+"""The share of pixels that masks hide. LaMa leaves out masks of its own that hide more than half, as here."""
+MEASURES = {"frechet": ("Fréchet", 2), "perceptual": ("perceptual", 3), "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3)}
+"""Their names in tables, and decimal places. Of the first two less is better, of the others more."""
+COLOURS = 96
+"""Of the contact sheet, to keep it small."""
+STEPS, SMALL = 2000, 1e-3
+"""Of the conjugate gradients of `harmonic_fill`: most steps, and the residual at which they end."""
 Fill = Callable[[Tensor, Tensor, list[str], list[int]], Tensor]
-"""(hidden pictures (B, 3, H, W), masks (B, 1, H, W), captions, seeds) -> pictures (B, 3, H, W)."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What is to be filled."""
-
-    truth: Tensor
-    """(N, 3, H, W) in [-1, 1]."""
-    captions: list[str]
+"""(masked images (B, 3, H, W), masks (B, 1, H, W), captions, seeds) -> images (B, 3, H, W)."""
 
 
 def evaluate_inpainting(
@@ -68,159 +69,258 @@ def evaluate_inpainting(
     steps: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Fill the same holes by all means; write results.json, results.md, inpainting.png. A rerun goes on.
+    """Fill the same masks in every way; write results.json, results.md, inpainting.png. A rerun goes on.
 
     Args:
-        models: names and latent models of one size, on one device. Those that were not trained to repaint do so without
-            (`Repaint`), told each picture's caption.
-        pictures: of the data's `split`, so many, drawn by `seed`.
+        models: names and latent models of one size, on one device. Those that were not trained to inpaint do so by
+            RePaint, with each image's caption as the prompt.
+        pictures: how many of the data's `split`, drawn by `seed`.
         seeds: how many times over; each time has its own masks and noise. Standard errors are over these.
         masks: how masks are drawn; LaMa's kinds alike if none.
         perceptual: a distance forward(first, second (B, 3, H, W) in [-1, 1]) -> (B,) with a `name`, or none.
         judge: whose features the Fréchet distance is of: one, its folder, or the one that ships with diptych.
-        sheet: pictures on the contact sheet, the first ones, under hard masks of the first seed.
+        sheet: images on the contact sheet, the first ones, under hard masks of the first seed.
         steps: of sampling; the models' own if none.
 
     Returns:
-        What results.json holds: settings, a cell for each share, row and seed, and means over seeds.
+        The content of results.json: settings, a cell for each share, row and seed, and means over seeds.
 
     Raises:
-        UserError: a model that does not start from pictures, models of different sizes, too few pictures or seeds, or
-            other results in `out`.
+        UserError: a model that takes no mask, models of different sizes, too few images or seeds, or other results in
+            `out`.
     """
-    out, console, masks = Path(out), console or terminal.console(), masks or MaskConfig()
-    size, unit = read_models(models)
+    size, factor = common_size(models)
     if seeds < 2:
         raise UserError(f"seeds must be at least 2, not {seeds}: standard errors are over them")
-    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
-    chosen, examples = drawn(data, split, size, pictures, seed)
-    captions = [asked(example.captions, is_scene(example.meta)) for example in examples]
-    given = Pictures(to_tensor([Image.fromarray(example.picture) for example in examples]), captions)
-    fills: dict[str, Fill] = {name: plain(fill) for name, fill in FILLS.items()}
-    fills |= {name: painting(model, steps) for name, model in models}
+    judge, masks = open_judge(judge), masks or MaskConfig()
+    indices, examples = draw_examples(data, split, size, pictures, seed)
+    study = Inpainting()
+    study.truth = to_tensor([Image.fromarray(example.picture) for example in examples])
+    study.captions = [prompt_of(example.captions, is_scene(example.meta)) for example in examples]
+    study.fills = {name: untrained(fill) for name, fill in FILLS.items()}
+    study.fills |= {name: by_inpainting(model, steps) for name, model in models}
+    study.seeds, study.batch, study.sheet = seeds, batch, sheet
     device = models[0][1].device
-    head = {
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "split": split},
+    study.fidelity = fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device)
+    study.seeds_of = lambda number: torch.arange(len(indices)) + (seed + number) * 1_000_003
+    study.masks = cache(
+        lambda share, number: drawn_masks(
+            masks, (size, size), study.seeds_of(number), every=factor, share=SHARES[share]
+        )
+    )
+    study.head = {
+        "data": describe_data(data, split=split),
         "settings": {"pictures": len(examples), "size": size, "seeds": seeds, "seed": seed, "steps": steps},
         "masks": masks.to_dict(),
         "frechet": {"features": "judge", "judge": judge.fingerprint()},
         "perceptual": None if perceptual is None else perceptual.name,
-        "models": {name: told(model) for name, model in models},
+        "models": {name: describe_model(model) for name, model in models},
     }
-    results = begun(out, head)
-    measure = measuring(judge, None if perceptual is None else perceptual.to(device), batch, device)
-    todo = [(s, k) for k in range(seeds) for s in SHARES if missing(results, s, k, fills)]
-    with bar() as progress:
-        task = progress.add_task(
-            "filling", total=sum(len(missing(results, s, k, fills)) for s, k in todo) * len(chosen)
-        )
-        for share, number in todo:
-            own = torch.arange(len(chosen)) + (seed + number) * 1_000_003
-            holes = drawn_masks(masks, (size, size), own, every=unit, share=SHARES[share])
-            for name in missing(results, share, number, fills):
-                made: list[Image.Image] = []
-                for start in range(0, len(chosen), batch):
-                    made += filled(fills[name], given, holes, own, slice(start, start + batch))
-                    progress.advance(task, len(made) - start)
-                values, _ = measure(to_images(given.truth), made)
-                values = {k: v["value"] if isinstance(v, dict) else v for k, v in values.items()}
-                if not number and share == next(iter(SHARES)):
-                    strips = {
-                        "masked": to_images(given.truth * (1 - holes)),
-                        name: made,
-                        "truth": to_images(given.truth),
-                    }
-                    for title, images in strips.items():
-                        keep_strip(out, title, images[:sheet])
-                cell = {"share": share, "row": name, "seed": number, "hidden": float(shares(holes).mean()), **values}
-                results["cells"].append(cell)
-                write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    results["rows"] = summary(results["cells"], list(fills), seeds)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    save_png(sheet_of(out / "strips", ["masked", *fills, "truth"], captions), out / "inpainting.png", optimize=True)
-    found = list(tables(results))
-    write_tables(out / "results.md", 200, *found)
-    for table in found:
-        console.print(table)
-    console.print(f"the tables, every seed's numbers and a contact sheet are in {out}")
-    return results
+    return run_study(study, out, console)
 
 
-def read_models(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
-    """The size of their pictures, and every how many pixels their latents are told of a mask."""
+class Inpainting(MeasuredStudy):
+    """A cell for each share of masked pixels, seed and way of filling."""
+
+    writes = ("results.json", "results.md", "strips", "inpainting.png")
+    strips = "strips"
+    keys = ("share", "row", "seed")
+    grows = ("models",)
+    description = "filling"
+    width = 200
+    closing = "the tables, every seed's numbers and a contact sheet are in {out}"
+    truth: Tensor
+    """(N, 3, H, W) in [-1, 1]."""
+    captions: list[str]
+    fills: dict[str, Fill]
+    """By row of the table, the baselines first."""
+    seeds: int
+    seeds_of: Callable[[int], Tensor]
+    """The seeds (N,) of a repetition."""
+    masks: Callable[[str, int], Tensor]
+    """The masks (N, 1, H, W) of a share and a repetition."""
+    fidelity: Callable
+
+    def cells(self) -> list[StudyCell]:
+        return [
+            StudyCell(
+                name=row,
+                key={"share": share, "row": row, "seed": number},
+                count=len(self.truth),
+                generate=lambda part, key=(share, row, number): (self.filled(*key, part), {}),
+                strip=row if not number and share == next(iter(SHARES)) else None,
+            )
+            for number in range(self.seeds)
+            for share in SHARES
+            for row in self.fills
+        ]
+
+    def filled(self, share: str, row: str, number: int, part: Sequence[int]) -> list[Image.Image]:
+        """Some images with their masks filled in one way, and every unmasked pixel as it was."""
+        truth, masks, seeds = self.truth[part], self.masks(share, number)[part], self.seeds_of(number)[part]
+        captions = [self.captions[i] for i in part]
+        made = self.fills[row](mean_fill(truth, masks), masks, captions, seeds.tolist())
+        return to_images(torch.where(masks.bool(), made, truth))
+
+    def prepare(self, cells: MeasuredCells) -> None:
+        holes = self.masks(next(iter(SHARES)), 0)
+        cells.save_strip("masked", to_images(self.truth * (1 - holes)))
+        cells.save_strip("truth", to_images(self.truth))
+
+    def measure(self, cell: StudyCell, images: list[Image.Image], metadata: dict[str, Any]) -> dict[str, Any]:
+        means, _ = self.fidelity(to_images(self.truth), images)
+        values = {name: value["value"] if isinstance(value, dict) else value for name, value in means.items()}
+        masks = self.masks(cell.key["share"], cell.key["seed"])
+        return {"hidden": float(shares(masks).mean()), **values}
+
+    def identity(self, head: dict[str, Any]) -> dict[str, Any]:
+        settings = {name: value for name, value in head["settings"].items() if name != "seeds"}
+        return {**{name: head[name] for name in self.head}, "settings": settings}
+
+    def rows(self, results: dict[str, Any]) -> list[str]:
+        """The rows that have all cells: this run's, and those of other models in the folder."""
+        cells = {(cell["row"], cell["share"], cell["seed"]) for cell in results["cells"]}
+        every = [(share, number) for share in SHARES for number in range(self.seeds)]
+        names = [*FILLS, *results["models"]]
+        return [row for row in names if all((row, *one) in cells for one in every)]
+
+    def summary(self, results: dict[str, Any]) -> dict[str, Any]:
+        return {"rows": means_and_margins(results["cells"], self.rows(results), self.seeds)}
+
+    def tables(self, results: dict[str, Any]) -> list[Table | str]:
+        """The paper's table, the measures of pixels, and the margins."""
+        settings, lines = results["settings"], results["rows"]
+        about = f"{settings['pictures']} pictures, {results['data']['split']}, {settings['seeds']} seeds"
+        base, first = lines[0]["row"], [name for name in ("frechet", "perceptual") if name in lines[0]]
+        others = [line for line in lines if line["row"] != base]
+        return [
+            share_table(f"Holes filled, {about}", lines, first),
+            share_table("The same by pixels", lines, ["psnr", "ssim"]),
+            share_table(f"What is added to {base}", others, first, "_margin"),
+            share_table(f"What is added to {base}, by pixels", others, ["psnr", "ssim"], "_margin"),
+        ]
+
+    def report(self, cells: MeasuredCells) -> None:
+        """A contact sheet with a row of images for each way of filling, with few colours."""
+        titles = ["masked", *self.rows(cells.results), "truth"]
+        rows = [(short_name(title), [cells.strip(title)]) for title in titles]
+        first = rows[0][1][0]
+        notes = [f"{i}  {caption}" for i, caption in enumerate(self.captions[: len(first)], 1)]
+        side = first[0].width
+        page = image_table([""], rows, notes, side * max(1, 96 // side))
+        page = page.quantize(COLOURS, dither=Image.Dither.NONE)
+        save_png(page, cells.out / "inpainting.png", optimize=True)
+
+
+def means_and_margins(cells: Sequence[dict[str, Any]], rows: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """For each row and share the means over seeds, and the margins against the first row, seed by seed."""
+    by = {(cell["row"], cell["share"], cell["seed"]): cell for cell in cells if cell["seed"] < seeds}
+    lines = []
+    for row in rows:
+        for share in dict.fromkeys(cell["share"] for cell in cells):
+            own, first = ([by[name, share, k] for k in range(seeds)] for name in (row, rows[0]))
+            line: dict[str, Any] = {"row": row, "share": share, "hidden": sum(c["hidden"] for c in own) / seeds}
+            for name in (name for name in MEASURES if name in own[0]):
+                values, base = (torch.tensor([cell[name] for cell in these]).double() for these in (own, first))
+                line[name] = Mean.of(values)._asdict()
+                line[f"{name}_margin"] = Mean.of(values - base)._asdict()
+            lines.append(line)
+    return lines
+
+
+def share_table(title: str, lines: Sequence[dict[str, Any]], measures: Sequence[str], what: str = "") -> Table:
+    """A row for each fill, columns for each share of masked pixels."""
+    table = Table(title=title, box=box.MARKDOWN)
+    table.add_column("", overflow="fold")
+    names = list(dict.fromkeys(line["share"] for line in lines))
+    for share in names:
+        for name in measures:
+            table.add_column(f"{share}: {MEASURES[name][0]}", justify="right", min_width=13)
+    for row in dict.fromkeys(line["row"] for line in lines):
+        own = {line["share"]: line for line in lines if line["row"] == row}
+        table.add_row(row, *(number(own[s][name + what], MEASURES[name][1]) for s in names for name in measures))
+    return table
+
+
+def common_size(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
+    """The side of the models' images, and the largest number of pixels a side that share one place of a latent."""
     for name, model in models:
-        config = getattr(model, "config", None)  # a cascade has several
-        if getattr(config, "kind", None) != "latent" or getattr(config, "low_factor", None) is not None:
+        if getattr(model, "repaints", None) is None:
             raise UserError(f"{name} repaints no part of a picture: give latent models that repaint or read text")
-    names, sizes = [name for name, _ in models], {model.config.size for _, model in models}
+    names, sizes = [name for name, _ in models], {model.size for _, model in models}
     if len(set(names) | set(FILLS)) < len(names) + len(FILLS):
         raise UserError(f"two rows have one name: name each model once, and none {' or '.join(FILLS)}")
     if len(sizes) != 1 or min(sizes) < WINDOW:
         raise UserError(f"the models must be of one size, at least {WINDOW} pixels, not {sorted(sizes)}")
-    return min(sizes), max(model.config.autoencoder.factor for _, model in models)
+    return min(sizes), max(model.factor for _, model in models)
 
 
-def told(model: Any) -> dict[str, Any]:
-    """Which model it is, and how it repaints."""
-    how = "trained to repaint" if model.config.repaints else "repaints without training"
-    return {
-        "fingerprint": model_fingerprint(model),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "how": how,
-    }
+def describe_model(model: Any) -> dict[str, Any]:
+    how = "trained to repaint" if model.repaints else "repaints without training"
+    return {"fingerprint": model_fingerprint(model), "parameters": parameter_count(model), "how": how}
 
 
-def plain(fill: Callable[[Tensor, Tensor], Tensor]) -> Fill:
-    """A fill that reads neither words nor seeds."""
-    return lambda hidden, masks, captions, seeds: fill(hidden, masks)
+def untrained(fill: Callable[[Tensor, Tensor], Tensor]) -> Fill:
+    """A fill that needs neither captions nor seeds."""
+    return lambda masked, masks, captions, seeds: fill(masked, masks)
 
 
-def painting(model: Any, steps: int | None) -> Fill:
-    """A model as a fill. One that was not trained to repaint takes what is outside of the mask from the latent of the
-    picture: it is to paint each place of this anew that any masked pixel lies in, so that it keeps nothing of the hole.
+def by_inpainting(model: Any, steps: int | None) -> Fill:
+    """A model as a fill. One that was not trained to inpaint takes what surrounds the mask from the image's latent:
+    each place of the latent with any masked pixel is masked, so that nothing of the hidden pixels is left.
     """
-    factor = model.config.autoencoder.factor
 
-    def paint(hidden: Tensor, masks: Tensor, captions: list[str], seeds: list[int]) -> Tensor:
-        if not model.config.repaints:
-            masks = F.interpolate(F.max_pool2d(masks, factor), scale_factor=factor)  # whole places
-        return to_tensor(model.generate(captions, seeds=seeds, steps=steps, image=hidden, mask=masks).images)
+    def fill(masked: Tensor, masks: Tensor, captions: list[str], seeds: list[int]) -> Tensor:
+        if not model.repaints:
+            masks = F.interpolate(F.max_pool2d(masks, model.factor), scale_factor=model.factor)  # whole places
+        return to_tensor(model.generate(captions, seeds=seeds, steps=steps, image=masked, mask=masks).images)
 
-    return paint
-
-
-def filled(fill: Fill, given: Pictures, masks: Tensor, seeds: Tensor, part: slice) -> list[Image.Image]:
-    """Some pictures with their holes filled, and every known pixel as it was."""
-    truth, holes = given.truth[part], masks[part]
-    made = fill(mean_fill(truth, holes), holes, given.captions[part], seeds[part].tolist())
-    return to_images(torch.where(holes.bool(), made, truth))
+    return fill
 
 
-def begun(out: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """The results to go on with: those in `out`, if they were begun with the same head, but for more models."""
-    head, path = json.loads(json.dumps(head)), out / "results.json"
-    if not path.is_file():
-        require_free(out, ("results.json", "results.md", "strips", "inpainting.png", MARK))
-        return {**head, "cells": []}
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        same = {key: before[key] for key in head}
-        cells = list(before["cells"])
-    except (ValueError, KeyError, TypeError, OSError):
-        raise UserError(f"{path} holds the results of something else: name another folder") from None
-    same["models"] = {**head["models"], **same["models"]}
-    same["settings"] = {**same["settings"], "seeds": head["settings"]["seeds"]}
-    if changed := [key for key in head if same[key] != head[key]]:
-        raise UserError(f"{out} holds results with other {' and '.join(changed)}: name another folder, or delete it")
-    return {**head, "cells": [cell for cell in cells if cell["row"] in (*FILLS, *head["models"])]}
+def mean_fill(images: Tensor, masks: Tensor) -> Tensor:
+    """Images (B, 3, H, W) whose masked pixels (B, 1, H, W; 1 where masked) have the mean colour of the others."""
+    seen = 1 - masks
+    mean = (images * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)  # (B, 3, 1, 1)
+    return torch.where(masks.bool(), mean, images)
 
 
-def missing(results: dict[str, Any], share: str, number: int, fills: dict[str, Fill]) -> list[str]:
-    """The rows that have no numbers yet for this share and seed."""
-    have = {cell["row"] for cell in results["cells"] if (cell["share"], cell["seed"]) == (share, number)}
-    return [name for name in fills if name not in have]
+def harmonic_fill(images: Tensor, masks: Tensor) -> Tensor:
+    """Images (B, 3, H, W) whose masked pixels are as smooth as can be: each is the mean of its neighbours.
+
+    That is Laplace's equation, the simplest of the classical ways to inpaint (Bertalmio et al. 2000 begin from it). Its
+    solution has the least sum of squared differences between neighbours, and is found by conjugate gradients.
+    """
+    x = mean_fill(images, masks).double()
+    masks = masks.double()
+    r = -masks * laplacian(x)  # (B, 3, H, W), the residual; zero where pixels are known
+    p, square = r, total(r * r)
+    for _ in range(STEPS):
+        if r.abs().max() < SMALL:
+            break
+        a = masks * laplacian(p)
+        step = square / total(p * a).clamp(min=1e-30)
+        x, r = x + step * p, r - step * a
+        square, before = total(r * r), square
+        p = r + square / before.clamp(min=1e-30) * p
+    return torch.where(masks.bool(), x.to(images), images)
 
 
-def keep_strip(out: Path, title: str, images: list[Image.Image]) -> None:
-    """The first pictures side by side, for the contact sheet."""
-    save_png(grid(images, len(images), gap=0), out / "strips" / f"{title.replace('/', '-')}.png")
+def laplacian(x: Tensor) -> Tensor:
+    """By how much each pixel of x (B, C, H, W) exceeds its neighbours, summed over these."""
+    down, across = x.diff(dim=2), x.diff(dim=3)  # (B, C, H - 1, W), (B, C, H, W - 1)
+    out = torch.zeros_like(x)
+    out[:, :, 1:] += down
+    out[:, :, :-1] -= down
+    out[..., 1:] += across
+    out[..., :-1] -= across
+    return out
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over each channel (B, C, 1, 1): channels are solved apart."""
+    return x.sum((2, 3), keepdim=True)
+
+
+FILLS = {"mean fill": mean_fill, "harmonic fill": harmonic_fill}
+"""By the name of their row; the first is the baseline of all margins."""

@@ -1,37 +1,63 @@
-"""Whether a thing is where the layout has it: held-out scenes are painted from their boxes, and what each box shows is
-cut out and named by the judge.
+"""Layouts: held-out scenes are generated from their boxes, and the judge names what each box shows.
 
-The same boxes on the real scenes are the ceiling. Floors are the painted pictures seen through the boxes of other
-scenes, and, where a scene has several things, each sought in another's box: a painter of the right words in the wrong
-places scores there. A model that paints the scene's caption and is told no boxes may stand beside.
+The same boxes on the real scenes are the ceiling. Floors are the generated images seen through the boxes of other
+scenes, and, where a scene has several objects, each looked for in another's box: a model that follows the words but not
+the places scores there. A model whose prompts are the scenes' captions, without boxes, may be compared.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
-from diptych import terminal
 from diptych.config import read_json
-from diptych.data.dataset import DataConfig, open_dataset
-from diptych.data.layouts import layout_of
-from diptych.data.quarantine import Broken
+from diptych.data.layouts import Sides
 from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.evaluation.boxes import Boxes, Scene, difference, shares
-from diptych.evaluation.folder import claimed, require_free, write_tables
+from diptych.evaluation.folder import as_json, require_free
+from diptych.evaluation.image_store import ImageFolder
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.layouts_report import page, tables
-from diptych.evaluation.prompt_sets import concept_of, is_scene
-from diptych.evaluation.runner import described, manifest_hash, model_fingerprint, opened
-from diptych.pictures import save_png
-from diptych.progress import bar
+from diptych.evaluation.prompt_sets import BoxedScene, choose_boxed_scenes
+from diptych.evaluation.report import SheetCell, contact_sheet, percent, with_boxes
+from diptych.evaluation.retrieval import concept_vectors, ranks
+from diptych.evaluation.runner import (
+    ImageStudy,
+    StudyCell,
+    by_model,
+    describe_data,
+    describe_judge,
+    model_fingerprint,
+    open_data,
+    open_judge,
+    open_model,
+    run_study,
+)
+from diptych.evaluation.scores import clustered_mean, error_over_seeds
+
+FEW = 20
+"""Concepts among which the judge chooses: the right one, the others in the scene, and others of other scenes."""
+MEASURES = {"top1": "top-1", "top5": "top-5", "of_few": f"first of {FEW}"}
+"""The right concept is named first, or among five, of all concepts; or it is the first of `FEW`. Crops of small images
+are coarse: even the real one is seldom named first of thousands, so that the last measure distinguishes more."""
+MARGIN = 0.06
+"""White around a crop, as drawings have it, in sides of the square."""
+SIDE, COLOURS = 96, 128
+"""Of the contact sheet: pixels of an image, and colours, to keep it small."""
+Places = list[list[Sides | None]]
+"""For each scene and object, where it is looked for; none where there is no such place."""
+Hits = list[np.ndarray]
+"""For each scene (seeds, objects, measures): 1 where the concept was named, 0 where not, NaN where not looked for."""
 
 
 def evaluate_layouts(
@@ -52,138 +78,284 @@ def evaluate_layouts(
     name: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Score a model of layouts, print tables, and write results.json, results.md, layouts.png and every painted picture
-    into `out`. The same call again goes on behind the last picture that is there.
+    """Score a layout-to-image model, print tables, and write results.json, results.md, layouts.png and every generated
+    image into `out`. The same call again goes on behind the last image that is there.
 
     Args:
         model: anything with `generate` whose prompts are layouts, or what `diptych.load` takes.
         data: the data set, with held-out scenes that have objects with boxes.
-        words: a model that is told the scenes' captions instead, and no boxes; none to leave it out.
+        words: a model whose prompts are the scenes' captions instead; none to leave it out.
         scenes: how many, drawn by `seed`; all if none.
-        seeds: pictures of each scene; picture j of scene i gets seed `seed` + i * seeds + j.
-        batch: pictures painted at a time; they do not depend on it.
+        seeds: images of each scene; image j of scene i gets seed `seed` + i * seeds + j.
+        batch: images generated at a time; they do not depend on it.
         judge: another judge than the one that ships with diptych, or its folder.
-        steps, guidance, sampler: for the model of layouts; each model's own if none.
+        steps, guidance, sampler: for the layout model; each model's own if none.
         sheet: scenes on the contact sheet, the first ones.
-        name: what the report calls the model; its path or class if none.
+        name: the model's name in the report; its path or class if none.
 
     Returns:
-        What results.json holds: `rows` has the shares of boxes whose concept the judge names, as `boxes.MEASURES` has
-        it; `margins` their differences, scene by scene. Standard errors are over scenes, whose boxes and seeds are not
+        The content of results.json: `rows` has the shares of boxes whose concept the judge names, by `MEASURES`;
+        `margins` their differences, scene by scene. Standard errors are over scenes, whose boxes and seeds are not
         independent; `over_seeds` are those over seeds alone.
 
     Raises:
-        UserError: there are no such scenes, or `out` holds pictures of another model or with other settings.
+        UserError: there are no such scenes, or `out` holds images of another model or with other settings.
     """
     if min(seeds, batch) < 1:
         raise UserError("seeds and batch must be at least 1")
-    out, console = Path(out), console or terminal.console()
-    model, judge, name = opened(model, judge, name)
-    dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
-    metas = [dataset.meta(index) for index in range(len(dataset))]
-    chosen = choose_scenes(data, metas, scenes, seed)
-    told = {"scenes": len(chosen), "seeds": seeds, "seed": seed}
+    judge = open_judge(judge)
+    model, name = open_model(model, name)
+    dataset, metas, concepts = open_data(data, judge)
+    chosen = choose_boxed_scenes(data, metas, scenes, seed)
     options = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    painters = {"painted": (model, [scene.layout for scene in chosen], options)}
+    arms = {"painted": LayoutArm(model, [scene.layout for scene in chosen], options)}
     if words is not None:
-        other, *_ = opened(words, judge, None)
-        painters["from words"] = (other, [scene.caption for scene in chosen], {})
-    head = {
-        "evaluation": "layouts",
-        "models": {kind: model_fingerprint(painter) for kind, (painter, *_) in painters.items()},
-        "judge": described(judge),
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
-        "settings": {**told, **options, "layouts": [scene.layout for scene in chosen]},
-    }
-    claimed(out, head, ("results.json", "results.md", "layouts.png"))
-    pictures = {
-        kind: paint(painter, prompts, out / kind.replace(" ", "-"), seeds, seed, batch, how)
-        for kind, (painter, prompts, how) in painters.items()
-    }
-    pictures["real"] = [[Image.fromarray(dataset[scene.index].picture)] for scene in chosen]
-
-    singles = {concept_of(meta) for meta in metas if not is_scene(meta)}
-    concepts = sorted(singles | {concept for scene in chosen for concept, _ in scene.things})
-    seen = Boxes(judge, concepts, chosen, seed)
-    hits = {kind: seen.hits(found, seen.own) for kind, found in pictures.items()}
-    for kind in painters:
-        hits[f"{kind}, boxes of other scenes"] = seen.hits(pictures[kind], seen.elsewhere)
-        hits[f"{kind}, box of another thing in it"] = seen.hits(pictures[kind], seen.swapped)
-    hits["real, boxes of other scenes"] = seen.hits(pictures["real"], seen.elsewhere)
-    several = [scene for scene, places in enumerate(seen.swapped) if any(place is not None for place in places)]
-    margins = {f"painted - {floor}": difference(hits["painted"], hits[floor]) for floor in hits if floor != "painted"}
-    results = {
+        arms["from words"] = LayoutArm(open_model(words)[0], [scene.caption for scene in chosen], {})
+    concepts = sorted({*concepts, *(concept for scene in chosen for concept, _ in scene.objects)})
+    study = Layouts()
+    study.arms, study.naming = arms, BoxNaming(judge, concepts, chosen, seed)
+    study.real = [Image.fromarray(dataset[scene.index].picture) for scene in chosen]
+    study.seeds, study.seed, study.batch, study.sheet = seeds, seed, batch, sheet
+    settings = {"scenes": len(chosen), "seeds": seeds, "seed": seed, **options}
+    study.about = {
         "model": {"name": name, "fingerprint": model_fingerprint(model)},
-        "judge": described(judge),
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
-        "settings": {**told, **options},
+        "judge": describe_judge(judge),
+        "data": describe_data(data),
+        "settings": settings,
         "concepts": len(concepts),
-        "boxes": sum(len(scene.things) for scene in chosen),
-        "scenes_of_several": len(several),
-        "rows": {kind: shares(found) for kind, found in hits.items()},
-        "chance": {name: {"value": value} for name, value in seen.chance().items()},
-        "margins": margins,
     }
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    found = list(tables(results))
-    write_tables(out / "results.md", 160, *found)
-    for table in found:
-        console.print(table)
-    first = {kind: [row[0] for row in found[:sheet]] for kind, found in pictures.items()}
-    right = {kind: [row[0] for row in hits[kind][:sheet]] for kind in pictures}
-    save_png(page([scene.things for scene in chosen[:sheet]], first, right), out / "layouts.png", optimize=True)
-    console.print(f"tables, a contact sheet and every picture are in {out}")
-    return results
+    study.head = {
+        "evaluation": "layouts",
+        "models": {kind: model_fingerprint(arm.model) for kind, arm in arms.items()},
+        "judge": describe_judge(judge),
+        "data": describe_data(data),
+        "settings": {**settings, "layouts": [scene.layout for scene in chosen]},
+    }
+    return run_study(study, out, console)
 
 
-def choose_scenes(data: Path | str, metas: Sequence[dict[str, Any]], count: int | None, seed: int) -> list[Scene]:
-    """Held-out scenes that have objects, in an order drawn by `seed`."""
-    pool = [i for i, meta in enumerate(metas) if meta.get("split") == "held-out" and meta.get("objects")]
-    if not pool:
-        raise UserError(f"{data} has no held-out scenes with objects in boxes: make some with `diptych data emoji`")
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(pool))[:count]
+@dataclass(frozen=True)
+class LayoutArm:
+    """A model, and its prompt for each scene."""
 
-    def layout(meta: dict[str, Any]) -> str:
-        try:
-            return layout_of(meta, lambda: np.empty((0, 0, 3)))  # with objects no picture is measured
-        except Broken as error:
-            raise UserError(f"{data}: a held-out scene cannot be read: {error}") from None
+    model: Any
+    prompts: list[str]
+    options: dict[str, Any]
 
-    return [
-        Scene(
-            i,
-            layout(metas[i]),
-            metas[i]["captions"][0],
-            tuple((one["concept"], tuple(one["box"])) for one in metas[i]["objects"]),
+
+class Layouts(ImageStudy):
+    """A cell for each model, all scenes and seeds."""
+
+    writes = ("results.json", "results.md", "layouts.png")
+    kept = True
+    closing = "tables, a contact sheet and every picture are in {out}"
+    about: dict[str, Any]
+    """The head of the results."""
+    arms: dict[str, LayoutArm]
+    naming: BoxNaming
+    real: list[Image.Image]
+    """Of each scene."""
+    seeds: int
+    seed: int
+    sheet: int
+
+    def cells(self) -> list[StudyCell]:
+        count = len(self.naming.scenes) * self.seeds
+        seeds = [self.seed + number for number in range(count)]
+        return [
+            StudyCell(
+                name=kind,
+                count=count,
+                generate=by_model(
+                    arm.model, [prompt for prompt in arm.prompts for _ in range(self.seeds)], seeds, **arm.options
+                ),
+            )
+            for kind, arm in self.arms.items()
+        ]
+
+    def store(self, out: Path, cell: StudyCell) -> ImageFolder:
+        """A folder for each model, which also holds what its images were made from.
+
+        Raises a `UserError` where it holds images of another model or with other settings.
+        """
+        folder, arm = out / cell.name.replace(" ", "-"), self.arms[cell.name]
+        given = {key: value for key, value in arm.options.items() if value is not None}
+        settings = {"model": model_fingerprint(arm.model), "seed": self.seed, "seeds": self.seeds}
+        settings |= {"prompts": arm.prompts, **given}
+        if (path := folder / "settings.json").exists() and read_json(path) != as_json(settings):
+            raise UserError(f"{folder} holds pictures of another model or with other settings: name another folder")
+        if not path.exists():
+            require_free(folder, ("*.png",))
+        write_text(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        return ImageFolder(
+            folder, [f"{i:04d}-{j}.png" for i in range(len(self.naming.scenes)) for j in range(self.seeds)]
         )
-        for i in (pool[place] for place in order)
-    ]
+
+    def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        self.images = {
+            kind: [made[start : start + self.seeds] for start in range(0, len(made), self.seeds)]
+            for kind, made in images.items()
+        }
+        self.images["real"] = [[image] for image in self.real]
+        naming = self.naming
+        hits = {kind: naming.hits(made, naming.own) for kind, made in self.images.items()}
+        for kind in self.arms:
+            hits[f"{kind}, boxes of other scenes"] = naming.hits(self.images[kind], naming.elsewhere)
+            hits[f"{kind}, box of another thing in it"] = naming.hits(self.images[kind], naming.swapped)
+        hits["real, boxes of other scenes"] = naming.hits(self.images["real"], naming.elsewhere)
+        self.hits = hits
+        several = [places for places in naming.swapped if any(place is not None for place in places)]
+        others = [kind for kind in hits if kind != "painted"]
+        return {
+            **self.about,
+            "boxes": sum(len(scene.objects) for scene in self.naming.scenes),
+            "scenes_of_several": len(several),
+            "rows": {kind: shares(found) for kind, found in hits.items()},
+            "chance": {name: {"value": value} for name, value in naming.chance().items()},
+            "margins": {f"painted - {other}": difference(hits["painted"], hits[other]) for other in others},
+        }
+
+    def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
+        """Each scene by every model, and the real one; a green box is one whose concept the judge named of few."""
+        cells = []
+        for i, scene in enumerate(self.naming.scenes[: self.sheet]):
+            boxes = [sides for _, sides in scene.objects]
+            images = [
+                with_boxes(made[i][0], boxes, self.hits[kind][i][0][:, -1], SIDE) for kind, made in self.images.items()
+            ]
+            names = ", ".join(name for name, _ in scene.objects)
+            cells.append(SheetCell(prompt=names, images=images, correct=[None] * len(images), notes=list(self.images)))
+        sheet = contact_sheet(cells, columns=max(1, 9 // len(self.images)), side=SIDE)
+        return {"layouts.png": sheet.quantize(COLOURS, dither=Image.Dither.NONE)}
+
+    def tables(self, results: dict[str, Any]) -> list[Table | str]:
+        """Shares of boxes, and their margins."""
+        settings = results["settings"]
+        about = f"{results['boxes']} boxes of {settings['scenes']} held-out scenes, {settings['seeds']} seeds"
+        rows = Table(title=f"{about}: named among {results['concepts']} concepts, %", box=box.MARKDOWN)
+        for name in ("pictures, boxes", "boxes", *MEASURES.values(), "over seeds"):
+            rows.add_column(name, justify="left" if name == "pictures, boxes" else "right")
+        for name, row in results["rows"].items():
+            seeds = row[list(MEASURES)[-1]]["over_seeds"]
+            error = "" if seeds is None else f"±{100 * seeds:.1f}"
+            rows.add_row(name, str(row["boxes"]), *(percent(row[measure]) for measure in MEASURES), error)
+        rows.add_row("chance", "", *(percent(results["chance"][measure]) for measure in MEASURES), "")
+        margins = Table(title="Margins, scene by scene, in percentage points; errors over scenes", box=box.MARKDOWN)
+        for name in ("difference", "boxes", *MEASURES.values()):
+            margins.add_column(name, justify="left" if name == "difference" else "right")
+        for name, row in results["margins"].items():
+            margins.add_row(name, str(row["boxes"]), *(percent(row[measure]) for measure in MEASURES))
+        return [rows, margins]
 
 
-def paint(
-    model: Any, prompts: Sequence[str], folder: Path, seeds: int, seed: int, batch: int, options: dict[str, Any]
-) -> list[list[Image.Image]]:
-    """Pictures (scenes, seeds), kept in a folder; those that are there already are not painted again.
+class BoxNaming:
+    """The boxes of scenes, and the judge's names for their content."""
 
-    Raises a `UserError` where they are of another model, or were painted with other settings.
-    """
-    given = {key: value for key, value in options.items() if value is not None}
-    settings = {"model": model_fingerprint(model), "seed": seed, "seeds": seeds, "prompts": list(prompts), **given}
-    told = folder / "settings.json"
-    if told.exists() and read_json(told) != json.loads(json.dumps(settings)):
-        raise UserError(f"{folder} holds pictures of another model or with other settings: name another folder")
-    if not told.exists():
-        require_free(folder, ("*.png",))
-    write_text(told, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-    paths = [[folder / f"{i:04d}-{j}.png" for j in range(seeds)] for i in range(len(prompts))]
-    todo = [(i, j) for i in range(len(prompts)) for j in range(seeds) if not paths[i][j].exists()]
-    with bar() as progress:
-        task = progress.add_task(f"painting: {folder.name}", total=len(todo))
-        for start in range(0, len(todo), batch):
-            part = todo[start : start + batch]
-            numbers = [seed + i * seeds + j for i, j in part]
-            painted = model.generate([prompts[i] for i, _ in part], seeds=numbers, **given)
-            for (i, j), image in zip(part, painted.images, strict=True):
-                save_png(image, paths[i][j])
-            progress.advance(task, len(part))
-    return [[Image.open(path).convert("RGB") for path in row] for row in paths]
+    def __init__(self, judge: Judge, concepts: list[str], scenes: Sequence[BoxedScene], seed: int) -> None:
+        self.judge, self.scenes = judge, scenes
+        self.vectors: Tensor = concept_vectors(judge, concepts)
+        self.numbers = {concept: number for number, concept in enumerate(concepts)}
+        self.own: Places = [[sides for _, sides in scene.objects] for scene in scenes]
+        self.elsewhere: Places = other_scenes(self.own, seed)
+        self.swapped: Places = [swapped(scene.objects) for scene in scenes]
+        self.few = [torch.tensor(row) for row in self.choices(seed)]
+
+    def choices(self, seed: int) -> Iterator[list[list[int]]]:
+        """For each scene, and each of its objects, the numbers of `FEW` concepts, the object's own first."""
+        draw = np.random.Generator(np.random.PCG64(seed))
+        every = sorted({concept for scene in self.scenes for concept, _ in scene.objects})
+        for scene in self.scenes:
+            present = {concept for concept, _ in scene.objects}
+            others = [every[n] for n in draw.permutation(len(every)) if every[n] not in present]
+            names = [[own, *sorted(present - {own}), *others][:FEW] for own, _ in scene.objects]
+            yield [[self.numbers[name] for name in row] for row in names]
+
+    def chance(self) -> dict[str, float]:
+        """The scores of a judge that guesses."""
+        few = [len(row) for rows in self.few for row in rows]
+        return {
+            "top1": 1 / len(self.numbers),
+            "top5": min(5 / len(self.numbers), 1.0),
+            "of_few": float(np.mean([1 / count for count in few])),
+        }
+
+    def hits(self, images: Sequence[Sequence[Image.Image]], places: Places) -> Hits:
+        """Whether each object is named in its place, in each of the images of its scene."""
+        rows = zip(images, places, strict=True)
+        hits = [np.full((len(row), len(place), len(MEASURES)), np.nan) for row, place in rows]
+        keys, crops, truth = [], [], []
+        for i, (row, scene) in enumerate(zip(images, self.scenes, strict=True)):
+            for j, image in enumerate(row):
+                for k, ((concept, _), sides) in enumerate(zip(scene.objects, places[i], strict=True)):
+                    if sides is not None:
+                        keys.append((i, j, k))
+                        crops.append(crop_box(image, sides, self.judge.config.size))
+                        truth.append(self.numbers[concept])
+        if keys:
+            vectors = self.judge.pictures(crops)  # (N, D)
+            rank = ranks(vectors, self.vectors, torch.tensor(truth)).tolist()
+            for (i, j, k), vector, place in zip(keys, vectors, rank, strict=True):
+                own, *others = (self.vectors[self.few[i][k]] @ vector).tolist()
+                hits[i][j, k] = place < 1, place < 5, all(own > other for other in others)
+        return hits
+
+
+def crop_box(image: Image.Image, sides: Sides, size: int) -> Image.Image:
+    """The content of a box in the middle of a white square of `size` pixels; at least one pixel."""
+    left, top, right, bottom = (round(side * of) for side, of in zip(sides, 2 * image.size, strict=True))
+    part = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    scale = size * (1 - 2 * MARGIN) / max(part.size)
+    width, height = (max(1, round(side * scale)) for side in part.size)
+    part = part.resize((width, height), Image.Resampling.BICUBIC)
+    page = Image.new("RGB", (size, size), "white")
+    page.paste(part, ((size - part.width) // 2, (size - part.height) // 2))
+    return page
+
+
+def other_scenes(own: Places, seed: int) -> Places:
+    """In the place of each box, one of another scene: all boxes in an order drawn by `seed`, each taken by the box that
+    stands half the boxes further on, or by the next one where that is of the same scene."""
+    boxes = [(i, sides) for i, row in enumerate(own) for sides in row]
+    boxes = [boxes[n] for n in np.random.Generator(np.random.PCG64(seed)).permutation(len(boxes))]
+    places: Places = []
+    number = len(boxes) // 2
+    for i, row in enumerate(own):
+        places.append([])
+        for _ in row:
+            foreign = (boxes[(number + step) % len(boxes)] for step in range(len(boxes)))
+            places[-1].append(next((sides for scene, sides in foreign if scene != i), None))
+            number += 1
+    return places
+
+
+def swapped(objects: Sequence[tuple[str, Sides]]) -> list[Sides | None]:
+    """For each object, the box of the next one in its scene that is something else; none where there is none."""
+    places: list[Sides | None] = []
+    for k, (concept, _) in enumerate(objects):
+        others = [*objects[k + 1 :], *objects[:k]]
+        places.append(next((sides for other, sides in others if other != concept), None))
+    return places
+
+
+def shares(hits: Hits) -> dict[str, Any]:
+    """The share of all boxes looked at that was named, in each measure."""
+    row: dict[str, Any] = {}
+    for n, name in enumerate(MEASURES):
+        values = [scene[..., n] for scene in hits]
+        value, error, boxes = clustered_mean(values)
+        row[name] = {"value": value, "error": error, "over_seeds": error_over_seeds(values)}
+        row["boxes"] = boxes
+    return row
+
+
+def difference(one: Hits, other: Hits) -> dict[str, Any]:
+    """By how much the first share exceeds the second, on the boxes that both looked at, with its error over scenes:
+    both are of the same scenes. Seeds need not be as many."""
+    row: dict[str, Any] = {}
+    for n, name in enumerate(MEASURES):
+        pairs = zip(one, other, strict=True)
+        both = [np.mean(a[..., n], 0, keepdims=True) - np.mean(b[..., n], 0, keepdims=True) for a, b in pairs]
+        value, error, boxes = clustered_mean(both)
+        row[name] = {"value": value, "error": error}
+        row["boxes"] = boxes
+    return row

@@ -1,6 +1,6 @@
 """Words that no caption of the emoji data says, and the concepts that a person would expect a picture of them to show.
 
-Written by hand, and checked against every caption (`unseen.py` does it again for the data that it is given). The
+Written by hand, and checked against every caption (`novel_words.py` does it again for the data that it is given). The
 captions say more than the names do: "puppy", "kitty", "infant" and "automobile" are among their keywords, so they
 are not here.
 """
@@ -8,24 +8,28 @@ are not here.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from diptych.evaluation.prompt_sets import concept_of, is_scene
 
 ARTICLES = frozenset({"a", "an", "the"})
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A wording, and what it should give."""
+class WordPair:
+    """A wording, and the concepts that it should show."""
 
     prompt: str
-    """As it is said to the model: "a pup", "a joyful face"."""
+    """For example "a pup", "a joyful face"."""
     words: tuple[str, ...]
     """Those of its words that must be unseen; a seen noun may hold up an adjective."""
     concepts: tuple[str, ...]
     """Concepts any of which is right, the nearest first."""
 
 
-def read_pairs(text: str) -> tuple[Pair, ...]:
+def read_pairs(text: str) -> tuple[WordPair, ...]:
     """One line a meaning, `a wording, another = concept, another`; `[ ]` marks what is unseen where not all is."""
     pairs = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -34,7 +38,7 @@ def read_pairs(text: str) -> tuple[Pair, ...]:
         for wording in map(str.strip, left.split(",")):
             words = " ".join(re.findall(r"\[(.+?)\]", wording)) or wording
             pairs.append(
-                Pair(
+                WordPair(
                     wording.replace("[", "").replace("]", ""),
                     tuple(w for w in words.lower().split() if w not in ARTICLES),
                     concepts,
@@ -210,3 +214,55 @@ a [goofy] face = zany face, face with tongue, winking face with tongue, squintin
 
 PAIRS = read_pairs((ANIMALS + PLACES + FOOD + PEOPLE + THINGS + FACES).replace("\\\n", ""))
 """The list that `diptych unseen` goes by."""
+
+
+@dataclass(frozen=True)
+class WordTrial:
+    """A pair that holds for some data: its word is new there, and its concepts are not."""
+
+    place: int
+    """In the list of pairs: decides the seeds, so that a dropped pair changes no other's images."""
+    prompt: str
+    control: str
+    """The caption of the nearest concept, as the training data words it."""
+    concepts: tuple[str, ...]
+
+
+def choose_trials(
+    metas: Sequence[dict[str, Any]], pairs: Sequence[WordPair]
+) -> tuple[list[WordTrial], dict[str, list[str]]]:
+    """The pairs that hold for some data, and the prompts of those that were dropped, by reason.
+
+    "said": a training caption, of a drawing or a scene, has the word or another form of it; "not shown": no training
+    drawing shows any of the concepts.
+    """
+    training = [meta for meta in metas if meta.get("split") != "held-out"]
+    stems = {stem(word) for meta in training for caption in meta["captions"] for word in spelt(caption)}
+    captions = {concept_of(meta): meta["captions"][0] for meta in reversed(training) if not is_scene(meta)}
+    trials: list[WordTrial] = []
+    dropped: dict[str, list[str]] = {"said": [], "not shown": []}
+    for place, pair in enumerate(pairs):
+        shown = tuple(concept for concept in pair.concepts if concept in captions)
+        if any(stem(word) in stems for part in pair.words for word in spelt(part)):
+            dropped["said"].append(pair.prompt)
+        elif not shown:
+            dropped["not shown"].append(pair.prompt)
+        else:
+            trials.append(WordTrial(place, pair.prompt, captions[shown[0]], shown))
+    return trials, dropped
+
+
+def spelt(text: str) -> list[str]:
+    """The words of a text, in small letters."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def stem(word: str) -> str:
+    """A word without its inflection, roughly: it must not miss a form that was said, and may confuse a few words."""
+    for ending, instead in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = word.removesuffix(ending) + instead
+            if ending in ("ing", "ed"):
+                word = re.sub(r"([bdgklmnprtz])\1$", r"\1", word)  # sobbing, sob
+            break
+    return word[:-1] if word.endswith("e") and len(word) > 3 else word

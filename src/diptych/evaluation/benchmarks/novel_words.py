@@ -1,54 +1,55 @@
-"""Words that no caption said: what a frozen text encoder brings along (Saharia et al. 2022, section 2.1, claims much).
+"""Novel words: prompts whose words no caption of the training data has (Saharia et al. 2022, section 2.1).
 
-Each model paints `unseen_words.PAIRS`, "a pup", and for comparison the seen caption of the concept that each should
-give, "a dog face", from the same noise. The judge ranks all concepts by each picture. What is left, of what a model
-can paint, when the wording is new is what its text encoder brought along: one that learned its words with the model has
-met no such word, one that was trained on text before has.
+Each model gets the prompts of `novel_word_list.PAIRS`, "a pup", and for comparison the seen caption of the concept that
+each should show, "a dog face", from the same noise. The judge ranks all concepts by each image. The share of the seen
+score that is left with the new wording comes from the text encoder: one that was trained with the model has met no such
+word, one that was trained on text before has.
 
-The judge reads MiniLM's features too. But it is asked for the names of concepts only, which every model has seen, and
-never for the new words: that a model shares its text encoder does not tell the judge what it was asked to paint.
+The judge reads MiniLM's features too. But its captions are the names of concepts only, which every model has seen, and
+never the new words: that a model shares its text encoder does not give the judge its prompt.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from diptych import terminal
-from diptych.data.dataset import DataConfig, open_dataset
-from diptych.disk import write_text
 from diptych.errors import UserError
-from diptych.evaluation.benchmarks.novel_word_list import PAIRS, Pair
-from diptych.evaluation.folder import claimed
+from diptych.evaluation.benchmarks.novel_word_list import PAIRS, WordPair, WordTrial, choose_trials
 from diptych.evaluation.judge import Judge
-from diptych.evaluation.prompt_sets import Group, concept_of, is_scene
-from diptych.evaluation.retrieval import concept_vectors
-from diptych.evaluation.runner import described, manifest_hash, model_fingerprint, opened, paint
-from diptych.evaluation.unseen_report import show, write_report
-from diptych.evaluation.unseen_scores import WORDINGS, chance, right_answers, summary, word_ranks
+from diptych.evaluation.report import SheetCell, contact_sheet, percent
+from diptych.evaluation.retrieval import Mean, best_ranks, concept_vectors
+from diptych.evaluation.runner import (
+    ImageStudy,
+    StudyCell,
+    by_model,
+    describe_data,
+    describe_judge,
+    model_fingerprint,
+    open_data,
+    open_judge,
+    open_model,
+    run_study,
+    settings_used,
+)
+from diptych.evaluation.scores import bootstrap_ratio
 
 FEWEST = 10
 """Wordings below which a share of them says nothing."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A pair that holds for some data: its word is new there, and its concepts are not."""
-
-    place: int
-    """In the list of pairs: decides the seeds, so that a dropped pair changes no other's pictures."""
-    prompt: str
-    control: str
-    """The caption of the nearest concept, as the training data words it."""
-    concepts: tuple[str, ...]
+WORDINGS = ("seen", "unseen")
+SHUFFLED = " shuffled"
+SHOWN = 2
+"""Images of each wording and model on the contact sheet."""
 
 
 def compare(
@@ -63,7 +64,7 @@ def compare(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
-    pairs: Sequence[Pair] = PAIRS,
+    pairs: Sequence[WordPair] = PAIRS,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Compare models by new words, print a table, write results.json, results.md, pictures.jsonl, unseen.png to `out`.
@@ -71,139 +72,270 @@ def compare(
     Args:
         models: (name, model or what `diptych.load` takes); differences are of the first to each of the others.
         data: the data that all of them were trained on: words in its captions are not new.
-        pictures: how many of each wording. They are not independent: shares and errors are over wordings.
-        seed: picture j of pair i gets seed + i * pictures + j, in both wordings and for every model.
-        batch: pictures painted at a time; they do not depend on it.
+        pictures: images of each wording. They are not independent: shares and errors are over wordings.
+        seed: image j of pair i gets seed + i * pictures + j, in both wordings and for every model.
+        batch: images generated at a time; they do not depend on it.
         judge: another judge than the one that ships with diptych, or its folder.
         steps, guidance, sampler: for `generate`; each model's own defaults if none.
         pairs: other wordings than ours.
 
     Returns:
-        What results.json holds. `found[name]` has the shares of pictures, averaged by wording, whose concept is named
+        The content of results.json. `found[name]` has the shares of images, averaged by wording, whose concept is named
         first or among five, with standard errors over wordings: "seen", "unseen", each "shuffled" (scored as another
         wording), and "kept", the share of seen that unseen reaches (errors by bootstrap over wordings). `differences`
         has the same, paired by wording.
 
     Raises:
-        UserError: two models have one name, there is nothing to paint, or fewer than `FEWEST` wordings are new.
+        UserError: two models have one name, there is nothing to generate, or fewer than `FEWEST` wordings are new.
     """
     names = [name for name, _ in models]
     if not names or len(set(names)) < len(names):
         raise UserError(f"give one model or more, each with a name of its own, not {', '.join(names) or 'none'}")
     if min(pictures, batch) < 1:
         raise UserError("pictures and batch must be at least 1")
-    out, console = Path(out), console or terminal.console()
-    loaded = []
-    for name, model in models:
-        model, judge, _ = opened(model, judge, name)
-        loaded.append(model)
-    assert isinstance(judge, Judge)
-    dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
-    metas = [dataset.meta(i) for i in range(len(dataset))]
+    loaded = {name: open_model(model)[0] for name, model in models}
+    judge = open_judge(judge)
+    _, metas, concepts = open_data(data, judge)
     trials, dropped = choose_trials(metas, pairs)
     if len(trials) < FEWEST:
         raise UserError(
             f"only {len(trials)} of {len(pairs)} wordings are new to {data} and mean something that it shows: "
             f"a comparison needs {FEWEST}"
         )
-    given = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    head = {
+    study = NovelWords(loaded, trials, dropped, concepts, judge)
+    study.settings, study.batch = {"pictures": pictures, "seed": seed}, batch
+    study.options = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    study.head = {
         "evaluation": "unseen words",
-        "models": {name: model_fingerprint(model) for name, model in zip(names, loaded, strict=True)},
-        "judge": described(judge),
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
-        "settings": {"pictures": pictures, "seed": seed, "trials": [trial.prompt for trial in trials], **given},
+        "models": {name: model_fingerprint(model) for name, model in loaded.items()},
+        "judge": describe_judge(judge),
+        "data": describe_data(data),
+        "settings": {**study.settings, "trials": [trial.prompt for trial in trials], **study.options},
     }
-    if (done := claimed(out, head, ("results.json", "results.md", "pictures.jsonl", "unseen.png"))) is not None:
-        show(done, out, console)
-        return done
-    concepts = sorted({concept_of(meta) for meta in metas if not is_scene(meta)})
-    vectors = concept_vectors(judge, concepts)
-    answers = right_answers([trial.concepts for trial in trials], concepts)
+    return run_study(study, out, console)
 
-    ranked: dict[str, dict[str, Tensor]] = {}
-    shown: dict[str, list[Image.Image]] = {}
-    records: list[dict[str, Any]] = []
-    told = []
-    for name, model in zip(names, loaded, strict=True):
-        groups = [wanted(trials, wording, pictures, seed) for wording in WORDINGS]
-        used = paint(model, groups, batch, **given)
-        told.append({"name": name, "fingerprint": model_fingerprint(model), "settings": used})
-        ranked[name] = {}
-        for group in groups:
-            seen = judge.pictures(group.generated)  # (W * P, D)
-            found = word_ranks(seen, vectors, answers)
-            ranked[name] |= {group.name + control: ranks for control, ranks in found.items()}
-            guesses = (seen @ vectors.T).argmax(1).tolist()
-            places = found[""].flatten().tolist()
-            for i, (prompt, rank, guess) in enumerate(zip(group.prompts, places, guesses, strict=True)):
-                records.append(
-                    {"model": name, "wording": group.name, "prompt": prompt, "seed": group.seeds[i]}
-                    | {"concepts": trials[i // pictures].concepts, "guess": concepts[guess], "rank": rank}
+
+class NovelWords(ImageStudy):
+    """A cell for each model and wording."""
+
+    writes = ("results.json", "results.md", "pictures.jsonl", "unseen.png")
+    closing = "every wording, its pictures and what the judge saw in them are in {out}"
+    settings: dict[str, int]
+    options: dict[str, Any]
+
+    def __init__(
+        self,
+        models: dict[str, Any],
+        trials: Sequence[WordTrial],
+        dropped: dict[str, list[str]],
+        concepts: list[str],
+        judge: Judge,
+    ) -> None:
+        self.models, self.trials, self.dropped, self.concepts, self.judge = models, trials, dropped, concepts, judge
+        self.scored: list[dict[str, Any]] = []
+        self.images: dict[str, list[Image.Image]] = {}
+
+    def prompts(self, wording: str) -> list[str]:
+        """Of each image, wording by wording."""
+        return [t.prompt if wording == "unseen" else t.control for t in self.trials for _ in self.numbers]
+
+    @property
+    def numbers(self) -> range:
+        return range(self.settings["pictures"])
+
+    @property
+    def seeds(self) -> list[int]:
+        first, many = self.settings["seed"], len(self.numbers)
+        return [first + trial.place * many + number for trial in self.trials for number in self.numbers]
+
+    def cells(self) -> list[StudyCell]:
+        return [
+            StudyCell(
+                name=f"{wording}-{name}",
+                count=len(self.seeds),
+                generate=by_model(model, self.prompts(wording), self.seeds, **self.options),
+            )
+            for name, model in self.models.items()
+            for wording in WORDINGS
+        ]
+
+    def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        vectors = concept_vectors(self.judge, self.concepts)
+        answers = right_answers([trial.concepts for trial in self.trials], self.concepts)
+        ranked: dict[str, dict[str, Tensor]] = {}
+        for name in self.models:
+            ranked[name] = {}
+            for wording in WORDINGS:
+                seen = self.judge.pictures(images[f"{wording}-{name}"])  # (W * P, D)
+                ranks = word_ranks(seen, vectors, answers)
+                ranked[name] |= {wording + control: rank for control, rank in ranks.items()}
+                self.record(name, wording, ranks[""].flatten().tolist(), (seen @ vectors.T).argmax(1).tolist())
+            self.images[name] = images[f"unseen-{name}"]
+        used = {
+            name: settings_used(self.options, (metadata[f"{wording}-{name}"] for wording in WORDINGS))
+            for name in self.models
+        }
+        fingerprints = self.head["models"]
+        return {
+            "models": [{"name": n, "fingerprint": fingerprints[n], "settings": used[n]} for n in self.models],
+            "judge": self.head["judge"],
+            "data": self.head["data"],
+            "settings": self.settings,
+            "concepts": len(self.concepts),
+            "wordings": len(self.trials),
+            "dropped": self.dropped,
+            **summary(ranked),
+            "chance": {f"top{k}": {"value": chance(answers, len(self.concepts), k)} for k in (1, 5)},
+            "by_wording": [
+                {"prompt": trial.prompt, "control": trial.control, "concepts": list(trial.concepts)}
+                | {"top5": {n: {w: float((r[w][i] < 5).double().mean()) for w in WORDINGS} for n, r in ranked.items()}}
+                for i, trial in enumerate(self.trials)
+            ],
+        }
+
+    def record(self, name: str, wording: str, ranks: list[int], guesses: list[int]) -> None:
+        """A line of pictures.jsonl for each image of a cell."""
+        lines = zip(self.prompts(wording), self.seeds, ranks, guesses, strict=True)
+        for i, (prompt, seed, rank, guess) in enumerate(lines):
+            self.scored.append(
+                {"model": name, "wording": wording, "prompt": prompt, "seed": seed}
+                | {"concepts": self.trials[i // len(self.numbers)].concepts}
+                | {"guess": self.concepts[guess], "rank": rank}
+            )
+
+    def records(self) -> list[dict[str, Any]]:
+        return self.scored
+
+    def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
+        """Every unseen wording with each model's first images side by side; a green border is a right first guess."""
+        many = len(self.numbers)
+        shown = min(SHOWN, many)
+        rows = {n: [r for r in self.scored if r["model"] == n and r["wording"] == "unseen"] for n in self.models}
+        cells = []
+        for i, trial in enumerate(self.trials):
+            places = [(name, i * many + j) for name in self.models for j in range(shown)]
+            cells.append(
+                SheetCell(
+                    prompt=f"{trial.prompt} ({trial.concepts[0]})",
+                    images=[self.images[name][place] for name, place in places],
+                    correct=[rows[name][place]["rank"] == 0 for name, place in places],
+                    notes=[rows[name][place]["guess"] for name, place in places],
                 )
-        shown[name] = groups[-1].generated
-    results = {
-        "models": told,
-        "judge": described(judge),
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
-        "settings": {"pictures": pictures, "seed": seed},
-        "concepts": len(concepts),
-        "wordings": len(trials),
-        "dropped": dropped,
-        **summary(ranked),
-        "chance": {f"top{k}": {"value": chance(answers, len(concepts), k)} for k in (1, 5)},
-        "by_wording": [
-            {"prompt": trial.prompt, "control": trial.control, "concepts": list(trial.concepts)}
-            | {"top5": {n: {w: float((r[w][i] < 5).double().mean()) for w in WORDINGS} for n, r in ranked.items()}}
-            for i, trial in enumerate(trials)
-        ],
-    }
-    write_text(out / "pictures.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    write_report(results, out, console, shown, records)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
-    return results
+            )
+        page = contact_sheet(cells, columns=max(3, 16 // (shown * len(self.models))), side=64)
+        order = f"left to right, {shown} each: {', '.join(self.models)}"
+        titled = Image.new("RGB", (page.width, page.height + 24), "white")
+        font = ImageFont.load_default(size=12)
+        head = f"{order}. Beneath: the judge's first guess; the wording (concept)"
+        ImageDraw.Draw(titled).text((8, 6), head, fill="black", font=font)
+        titled.paste(page, (0, 24))
+        return {"unseen.png": titled}
+
+    def tables(self, results: dict[str, Any]) -> list[Table | str]:
+        words = "\n" + "\n\n".join(explained(results)) + "\n"
+        return [summary_table(results), words, wording_table(results)]
+
+    def printed(self, results: dict[str, Any]) -> list[Table | str]:
+        return [summary_table(results), *explained(results)[:1]]
 
 
-def choose_trials(metas: Sequence[dict[str, Any]], pairs: Sequence[Pair]) -> tuple[list[Trial], dict[str, list[str]]]:
-    """The pairs that hold for some data, and the prompts of those that were dropped, by reason.
+def right_answers(wanted: Sequence[Sequence[str]], concepts: Sequence[str]) -> Tensor:
+    """Indices (W, A) of each wording's right concepts; -1 fills the rows."""
+    place = {concept: i for i, concept in enumerate(concepts)}
+    most = max(map(len, wanted))
+    return torch.tensor([[place[name] for name in names] + [-1] * (most - len(names)) for names in wanted])
 
-    "said": a training caption, of a drawing or a scene, has the word or another form of it; "not shown": no training
-    drawing shows any of the concepts.
+
+def word_ranks(pictures: Tensor, concepts: Tensor, answers: Tensor) -> dict[str, Tensor]:
+    """The ranks (W, P) of what pictures (W * P, D) should show, and of what some other wording should.
+
+    concepts: unit vectors (C, D). answers: as `right_answers` gives them.
     """
-    training = [meta for meta in metas if meta.get("split") != "held-out"]
-    known = {stem(word) for meta in training for caption in meta["captions"] for word in spelt(caption)}
-    captions = {concept_of(meta): meta["captions"][0] for meta in reversed(training) if not is_scene(meta)}
-    trials: list[Trial] = []
-    dropped: dict[str, list[str]] = {"said": [], "not shown": []}
-    for place, pair in enumerate(pairs):
-        shown = tuple(concept for concept in pair.concepts if concept in captions)
-        if any(stem(word) in known for part in pair.words for word in spelt(part)):
-            dropped["said"].append(pair.prompt)
-        elif not shown:
-            dropped["not shown"].append(pair.prompt)
-        else:
-            trials.append(Trial(place, pair.prompt, captions[shown[0]], shown))
-    return trials, dropped
+    many = len(pictures) // len(answers)
+    own = answers.repeat_interleave(many, 0)  # (W * P, A)
+    other = own.roll(len(answers) // 2 * many, 0)  # half the list away: another sort of thing
+    found = {"": best_ranks(pictures, concepts, own), SHUFFLED: best_ranks(pictures, concepts, other)}
+    return {control: rank.unflatten(0, (-1, many)) for control, rank in found.items()}
 
 
-def spelt(text: str) -> list[str]:
-    """The words of a text, in small letters."""
-    return re.findall(r"[^\W_]+", text.lower())
+def chance(answers: Tensor, concepts: int, k: int) -> float:
+    """The share that guessing gets: one of a wording's right concepts (W, A) is among k drawn at random."""
+    rights = (answers >= 0).sum(1).tolist()
+    return 1 - float(np.mean([comb(concepts - right, k) / comb(concepts, k) for right in rights]))
 
 
-def stem(word: str) -> str:
-    """A word without its inflection, roughly: it must not miss a form that was said, and may confuse a few words."""
-    for ending, instead in (("ies", "y"), ("ied", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word.removesuffix(ending) + instead
-            if ending in ("ing", "ed"):
-                word = re.sub(r"([bdgklmnprtz])\1$", r"\1", word)  # sobbing, sob
-            break
-    return word[:-1] if word.endswith("e") and len(word) > 3 else word
+def summary(ranked: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+    """Shares and paired differences with standard errors over wordings, from ranks (W, P) by model and wording."""
+    found: dict[str, Any] = {name: {} for name in ranked}
+    first, *others = ranked
+    differences: dict[str, Any] = {f"{first} - {other}": {} for other in others}
+    for k in (1, 5):
+        hits = {n: {w: (r < k).double().mean(1) for w, r in own.items()} for n, own in ranked.items()}  # (W,)
+        again = {name: bootstrap_ratio(own["seen"], own["unseen"]) for name, own in hits.items()}
+        for name, own in hits.items():
+            for wording, shares in own.items():
+                found[name].setdefault(wording, {})[f"top{k}"] = Mean.of(shares)._asdict()
+            found[name].setdefault("kept", {})[f"top{k}"] = again[name][0]
+        for other in others:
+            row = differences[f"{first} - {other}"]
+            for wording in WORDINGS:
+                paired = hits[first][wording] - hits[other][wording]
+                row.setdefault(wording, {})[f"top{k}"] = Mean.of(paired)._asdict()
+            (one, ones), (two, twos) = again[first], again[other]
+            if one is not None and two is not None:
+                error = float(np.nanstd(ones - twos))
+                row.setdefault("kept", {})[f"top{k}"] = {"value": one["value"] - two["value"], "error": error}
+    return {"found": found, "differences": differences}
 
 
-def wanted(trials: Sequence[Trial], wording: str, pictures: int, seed: int) -> Group:
-    """The pictures to paint of one of `WORDINGS`, wording by wording."""
-    prompts = [trial.prompt if wording == "unseen" else trial.control for trial in trials for _ in range(pictures)]
-    seeds = [seed + trial.place * pictures + j for trial in trials for j in range(pictures)]
-    return Group(wording, [], [{"captions": [prompt]} for prompt in prompts], seeds)
+def summary_table(results: dict[str, Any]) -> Table:
+    """Each model, its shuffled control, chance, and the paired differences, for the first guess and the first five."""
+    title = f"{results['wordings']} wordings, named among {results['concepts']} concepts by the judge, %"
+    table = Table(title=title, box=box.MARKDOWN)
+    table.add_column("model", overflow="fold")
+    for name in ("guesses", *WORDINGS, "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def rows(name: str, found: dict[str, Any]) -> None:
+        for k in (1, 5):
+            shares = [(found.get(group) or {}).get(f"top{k}") for group in (*WORDINGS, "kept")]
+            table.add_row(name if k == 1 else "", f"top-{k}", *("" if s is None else percent(s) for s in shares))
+
+    for name, found in results["found"].items():
+        rows(name, found)
+    for name, found in results["found"].items():
+        rows(f"{name}, shuffled", {group: found[group + SHUFFLED] for group in WORDINGS})
+    rows("chance", dict.fromkeys(WORDINGS, results["chance"]))
+    for name, found in results["differences"].items():
+        rows(name, found)
+    return table
+
+
+def explained(results: dict[str, Any]) -> list[str]:
+    """What the table means, in words; first what was dropped."""
+    said, unknown = (results["dropped"][reason] for reason in ("said", "not shown"))
+    return [
+        f"{len(said)} wordings were dropped because a training caption says their word, {len(unknown)} because the "
+        "data shows nothing of what they mean.",
+        f"Each model painted each unseen wording ({results['settings']['pictures']} pictures) and, from the same "
+        "noise, the seen caption of the concept that it should give. Kept is the share of the seen score that the "
+        "unseen wording reaches. Scores are averaged by wording first; errors are standard errors over wordings, those "
+        "of kept by bootstrap. Differences are paired by wording. Shuffled: scored as if another had been asked.",
+        "The judge reads MiniLM's features as one of the models may. It is asked for the names of concepts only, which "
+        "every model has seen, and never for the unseen words.",
+        *(f"Dropped ({reason}): {', '.join(names)}." for reason, names in results["dropped"].items() if names),
+    ]
+
+
+def wording_table(results: dict[str, Any]) -> Table:
+    """How often each model hit with each wording, unseen and seen."""
+    names = list(results["found"])
+    table = Table(title="Pictures with the concept among the first five, %: unseen (seen)", box=box.MARKDOWN)
+    table.add_column("unseen wording", no_wrap=True)
+    table.add_column("seen wording", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for one in results["by_wording"]:
+        shares = [f"{100 * one['top5'][name]['unseen']:.0f} ({100 * one['top5'][name]['seen']:.0f})" for name in names]
+        table.add_row(one["prompt"], one["control"], *shares)
+    return table

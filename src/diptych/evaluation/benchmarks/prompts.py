@@ -1,40 +1,42 @@
-"""The study: a model paints prompts that it has seen, pairs that it has not, and scenes; the judge says what it sees.
+"""The default study: images of seen prompts, held-out pairs of concept and style, and scenes, named by the judge.
 
-Real renderings of the same prompts go before the same judge. Those that were kept out of everyone's training are the
-ceiling: what a perfect painter of unseen drawings would score. Generated pictures scored against each other's prompts,
-and plain chance, are the floor, so that the measure is seen to fail where it should.
+Real renderings of the same prompts go before the same judge. Those that were held out of all training are the ceiling:
+the score of a perfect model of unseen drawings. Generated images scored against each other's prompts, and plain chance,
+are the floor.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
-from diptych import terminal
-from diptych.data.dataset import DataConfig, open_dataset
-from diptych.disk import write_text
-from diptych.evaluation import report
-from diptych.evaluation.folder import claimed, write_tables
+from diptych.data.dataset import PictureDataset
 from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import frechet_distance
-from diptych.evaluation.prompt_sets import Group, choose, concept_of, is_scene
+from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
+from diptych.evaluation.report import SheetCell, contact_sheet, percent, plain
 from diptych.evaluation.retrieval import concept_vectors
 from diptych.evaluation.runner import (
-    add_real,
-    classes_of,
-    described,
-    manifest_hash,
+    ImageStudy,
+    StudyCell,
+    by_model,
+    describe_data,
+    describe_judge,
     model_fingerprint,
-    opened,
-    paint,
+    open_data,
+    open_judge,
+    open_model,
     prompts_hash,
+    run_study,
+    settings_used,
 )
-from diptych.evaluation.scores import pooled, score_pairs, score_scenes, share_of
-from diptych.pictures import save_png
+from diptych.evaluation.scores import ROWS, pooled, real_images, score_pairs, score_scenes, share_of
 
 
 def evaluate(
@@ -64,106 +66,167 @@ def evaluate(
         scenes: how many held-out scenes of each category.
         steps, guidance, sampler: for `generate`; the model's own defaults if none.
         stop: for a cascade, how many of its stages to run; all if none.
-        batch: pictures painted at a time; they do not depend on it.
-        seed: fixes the prompts and the seed of each picture.
+        batch: images generated at a time; they do not depend on it.
+        seed: fixes the prompts and the seed of each image.
         judge: another judge than the one that ships with diptych, or its folder.
-        sheet: pictures on each contact sheet, the first ones.
-        name: what the report calls the model; its path or class if none.
+        sheet: images on each contact sheet, the first ones.
+        name: the model's name in the report; its path or class if none.
 
     Returns:
-        What results.json holds: all that is needed to repeat the study, and the scores as shares with standard errors.
+        The content of results.json: all that is needed to repeat the study, and the scores as shares with standard
+        errors.
 
     Raises:
         UserError: the data has no drawings of one of the two splits, or there is no judge.
     """
-    out, console = Path(out), console or terminal.console()
-    model, judge, name = opened(model, judge, name)
-    dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
-    metas = [dataset.meta(i) for i in range(len(dataset))]
-    concepts = sorted({concept_of(m) for m in metas if not is_scene(m)})
-    groups, scene_groups = choose(metas, pictures, scenes, seed, classes=classes_of(model))
-    given = {"steps": steps, "guidance": guidance, "sampler": sampler, "stop": stop}
-    head = {
+    judge = open_judge(judge)
+    model, name = open_model(model, name)
+    dataset, metas, concepts = open_data(data, judge)
+    pairs, scene_groups = choose_prompts(metas, pictures, scenes, seed, classes=getattr(model, "classes", ()))
+    options = {"steps": steps, "guidance": guidance, "sampler": sampler, "stop": stop}
+    settings = {"pictures": pictures, "scenes": scenes, "seed": seed}
+    study = PromptStudy(model, name, judge, dataset, concepts, pairs, scene_groups, batch, sheet, settings, options)
+    study.head = {
         "evaluation": "prompts",
-        "model": {"name": name, "fingerprint": model_fingerprint(model)},
-        "judge": described(judge),
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "prompts": prompts_hash(groups)},
-        "settings": {"pictures": pictures, "scenes": scenes, "seed": seed, **given},
+        "model": study.model_head,
+        "judge": describe_judge(judge),
+        "data": describe_data(data, prompts=prompts_hash(pairs)),
+        "settings": {**settings, **options},
     }
-    sheets = [f"{group.name}.png" for group in groups] + ["scenes.png"]
-    if (done := claimed(out, head, ("results.json", "results.md", "pictures.jsonl", *sheets))) is not None:
-        show(done, out, console)
-        return done
-    everything = [*groups, *scene_groups]
-    used = paint(model, everything, batch, **given)
-    add_real(everything, dataset)
-
-    vectors = concept_vectors(judge, concepts)
-    records: list[dict[str, Any]] = []
-    found = {g.name: score_pairs(judge, g, concepts, vectors, records) for g in groups}
-    ceiling = found["held-out"]["real"]
-    for scores in found.values():
-        scores["of_ceiling"] = share_of(scores["generated"], ceiling)
-        scores["of_real"] = share_of(scores["generated"], scores["real"])
-    drawn = [judge.features(g.real).numpy() for g in groups]
-    scene_scores = {g.name: score_scenes(judge, g, records) for g in scene_groups}
-    if scene_scores:
-        scene_scores["all"] = pooled(scene_scores)
-    results = {
-        "model": {"name": name, "fingerprint": model_fingerprint(model)},
-        "judge": described(judge),
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data))},
-        "settings": {"pictures": pictures, "scenes": scenes, "seed": seed, **used},
-        "concepts": len(concepts),
-        "ceiling": "real held-out drawings, which neither the judge nor the model was trained on",
-        "groups": found,
-        "frechet_between_real": frechet_distance(*drawn) if min(map(len, drawn)) > 1 else None,
-        "scenes": scene_scores,
-    }
-    write_text(out / "pictures.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    write_sheets(out, groups, scene_groups, records, sheet)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
-    show(results, out, console)
-    return results
+    return run_study(study, out, console)
 
 
-def write_sheets(
-    out: Path, groups: Sequence[Group], scenes: Sequence[Group], records: Sequence[dict[str, Any]], size: int
-) -> None:
-    """One contact sheet a group, the generated picture left and the real one right; scenes share one."""
-    rows = iter(records)
-    for group in groups:
-        own = [next(rows) for _ in group.seeds]
-        cells = [
-            report.Cell(
-                prompt=r["prompt"],
-                pictures=(group.generated[i], group.real[i]),
-                right=(r["rank"] == 0, r["real_rank"] == 0),
-                notes=(r["guesses"][0], r["real_guesses"][0]),
+class PromptStudy(ImageStudy):
+    """A cell for each group of prompts: seen and held-out pairs, and the categories of scenes."""
+
+    closing = "contact sheets, tables and every picture's score are in {out}"
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        judge: Judge,
+        dataset: PictureDataset,
+        concepts: list[str],
+        pairs: Sequence[PromptGroup],
+        scenes: Sequence[PromptGroup],
+        batch: int,
+        sheet: int,
+        settings: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.judge, self.dataset, self.concepts = model, judge, dataset, concepts
+        self.pairs, self.scenes, self.batch, self.sheet = pairs, scenes, batch, sheet
+        self.settings, self.options = settings, options
+        self.model_head = {"name": name, "fingerprint": model_fingerprint(model)}
+        self.scored: list[dict[str, Any]] = []
+        sheets = [f"{group.name}.png" for group in pairs]
+        self.writes = ("results.json", "results.md", "pictures.jsonl", *sheets, "scenes.png")  # type: ignore[misc]
+
+    def cells(self) -> list[StudyCell]:
+        return [
+            StudyCell(
+                name=f"{kind}-{group.name}",
+                count=len(group.seeds),
+                generate=by_model(self.model, group.prompts, group.seeds, **self.options),
             )
-            for i, r in enumerate(own[:size])
+            for kind, groups in (("pairs", self.pairs), ("scenes", self.scenes))
+            for group in groups
         ]
-        save_png(report.contact_sheet(cells), out / f"{group.name}.png")
-    cells = []
-    for group in scenes:
-        own = [next(rows) for _ in group.seeds]
-        cells += [
-            report.Cell(
-                prompt=r["prompt"],
-                pictures=(group.generated[i], group.real[i]),
-                right=(r["right"], r["real_right"]),
-                notes=(group.name, "real"),
+
+    def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        everything = [*self.pairs, *self.scenes]
+        for group, generated in zip(everything, images.values(), strict=True):
+            group.generated = generated
+        for group in everything:
+            group.real = real_images(self.dataset, group.indices, everything[0].generated[0].width)
+        vectors = concept_vectors(self.judge, self.concepts)
+        groups = {g.name: score_pairs(self.judge, g, self.concepts, vectors, self.scored) for g in self.pairs}
+        ceiling = groups["held-out"]["real"]
+        for scores in groups.values():
+            scores["of_ceiling"] = share_of(scores["generated"], ceiling)
+            scores["of_real"] = share_of(scores["generated"], scores["real"])
+        drawn = [self.judge.features(group.real).numpy() for group in self.pairs]
+        scenes = {group.name: score_scenes(self.judge, group, self.scored) for group in self.scenes}
+        if scenes:
+            scenes["all"] = pooled(scenes)
+        return {
+            "model": self.model_head,
+            "judge": self.head["judge"],
+            "data": {key: value for key, value in self.head["data"].items() if key != "prompts"},
+            "settings": {**self.settings, **settings_used(self.options, metadata.values())},
+            "concepts": len(self.concepts),
+            "ceiling": "real held-out drawings, which neither the judge nor the model was trained on",
+            "groups": groups,
+            "frechet_between_real": frechet_distance(*drawn) if min(map(len, drawn)) > 1 else None,
+            "scenes": scenes,
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        return self.scored
+
+    def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
+        """A contact sheet for each group of pairs, the generated image left and the real one right; one for scenes."""
+        rows, pages = iter(self.scored), {}
+        for group in self.pairs:
+            own = [next(rows) for _ in group.seeds]
+            pages[f"{group.name}.png"] = contact_sheet(
+                [
+                    SheetCell(
+                        prompt=row["prompt"],
+                        images=(group.generated[i], group.real[i]),
+                        correct=(row["rank"] == 0, row["real_rank"] == 0),
+                        notes=(row["guesses"][0], row["real_guesses"][0]),
+                    )
+                    for i, row in enumerate(own[: self.sheet])
+                ]
             )
-            for i, r in enumerate(own[: max(1, size // len(scenes))])
-        ]
-    if cells:
-        save_png(report.contact_sheet(cells), out / "scenes.png")
+        cells = []
+        for group in self.scenes:
+            own = [next(rows) for _ in group.seeds]
+            cells += [
+                SheetCell(
+                    prompt=row["prompt"],
+                    images=(group.generated[i], group.real[i]),
+                    correct=(row["right"], row["real_right"]),
+                    notes=(group.name, "real"),
+                )
+                for i, row in enumerate(own[: max(1, self.sheet // len(self.scenes))])
+            ]
+        return pages | ({"scenes.png": contact_sheet(cells)} if cells else {})
+
+    def tables(self, results: dict[str, Any]) -> list[Table | str]:
+        return [retrieval_table(results), *([scene_table(results["scenes"])] if results["scenes"] else [])]
 
 
-def show(results: dict[str, Any], out: Path, console: Console) -> None:
-    """Print the tables, and keep them as results.md."""
-    tables = list(report.tables(results))
-    write_tables(out / "results.md", 160, *tables)
-    for table in tables:
-        console.print(table)
-    console.print(f"contact sheets, tables and every picture's score are in {out}")
+def retrieval_table(results: dict[str, Any]) -> Table:
+    """Generated, real, shuffled and chance rows of each group of pairs; Markdown, to be pasted into a page."""
+    table = Table(title=f"Named among {results['concepts']} concepts by the judge, %", box=box.MARKDOWN)
+    left = ("prompts", "pictures")
+    for name in (*left, "top-1", "top-5", "top-5 of ceiling", "top-5 of own real", "mean place", "Fréchet"):
+        table.add_column(name, justify="left" if name in left else "right")
+    for group, found in results["groups"].items():
+        titles = (group, f"n = {found['pictures']}", "", "")
+        for title, row in zip(titles, ROWS, strict=True):
+            shares = [found[name]["top5"] if row == "generated" else None for name in ("of_ceiling", "of_real")]
+            distance = {"generated": found["frechet"], "real": results["frechet_between_real"]}.get(row)
+            table.add_row(
+                title,
+                row,
+                percent(found[row]["top1"]),
+                percent(found[row]["top5"]),
+                *("" if share is None else f"{100 * share:.0f}" for share in shares),
+                percent(found[row]["place"]) if "place" in found[row] else "",
+                plain(distance, 2),
+            )
+    return table
+
+
+def scene_table(scenes: dict[str, Any]) -> Table:
+    """A row for each category of scenes."""
+    table = Table(title="Held-out scenes: the true caption before all its foils, %", box=box.MARKDOWN)
+    for name in ("category", "n", *ROWS):
+        table.add_column(name, justify="left" if name == "category" else "right")
+    for category, found in scenes.items():
+        table.add_row(category, str(found["pictures"]), *(percent(found[row]) for row in ROWS))
+    return table

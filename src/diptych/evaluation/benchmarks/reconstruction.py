@@ -1,57 +1,37 @@
-"""What a first stage keeps of pictures: originals beside what its encoder and decoder make of them.
+"""First stages by themselves: original images against what encoder and decoder make of them.
 
-A KL autoencoder decodes the mean of its posterior, a VQ the entries of its codebook that are nearest. What is compared
-are pictures of 8 bits, as files hold them.
+A KL autoencoder decodes the mean of its posterior, a VQ the entries of its codebook that are nearest. Images of 8 bits
+are compared, as files hold them.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from diptych import terminal
-from diptych.data.dataset import DataConfig, PictureDataset, Split, open_dataset
-from diptych.disk import write_text
+from diptych.data.dataset import DataConfig, Example, PictureDataset, Split, open_dataset
 from diptych.errors import UserError
-from diptych.evaluation.folder import claimed, write_tables
-from diptych.evaluation.judge import Judge, load_judge
-from diptych.evaluation.metrics import WINDOW, frechet_distance, psnr, ssim
-from diptych.evaluation.prompt_sets import drawn
-from diptych.evaluation.reconstruction_report import page, tables
-from diptych.evaluation.retrieval import Mean
-from diptych.evaluation.runner import manifest_hash
-from diptych.pictures import save_png, to_images, to_tensor
-from diptych.progress import bar
+from diptych.evaluation.judge import Judge
+from diptych.evaluation.metrics import WINDOW
+from diptych.evaluation.prompt_sets import draw_examples
+from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name
+from diptych.evaluation.runner import ImageStudy, StudyCell, describe_data, open_judge, parameter_count, run_study
+from diptych.evaluation.scores import fidelity
+from diptych.pictures import to_images, to_tensor
 from diptych.weights.fingerprint import fingerprint
 
 LARGEST = 256
-"""Pixels a side at which pictures are compared where no size is chosen and theirs are larger."""
-
-
-@dataclass
-class Rebuilt:
-    """What a first stage made of all pictures."""
-
-    name: str
-    """In tables and on the contact sheet."""
-    told: dict[str, Any]
-    """Which network it is."""
-    images: list[Image.Image] = field(default_factory=list)
-    uses: Tensor | None = None
-    """Of each entry of a codebook, how many positions took it (N,) int64."""
-    encoding: float = 0.0
-    decoding: float = 0.0
-    """Seconds in all."""
+"""Pixels a side at which images are compared where no size is chosen and theirs are larger."""
 
 
 def evaluate_reconstruction(
@@ -70,108 +50,203 @@ def evaluate_reconstruction(
     sheet: int = 18,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure first stages on the same pictures; write results.json, results.md, pictures.jsonl, reconstructions.png.
+    """Measure first stages on the same images; write results.json, results.md, pictures.jsonl, reconstructions.png.
 
     Args:
         models: names and autoencoders (`opening.open_autoencoder`), on one device.
-        data: shards, or a folder of pictures; of its `split`, so many `pictures`, drawn by `seed`.
-        size: pixels a side; what the first picture has, at most 256 and a multiple of all factors, if none.
+        data: shards, or a folder of images; so many `pictures` of its `split`, drawn by `seed`.
+        size: pixels a side; that of the first image, at most 256 and a multiple of all factors, if none.
         perceptual: a distance forward(first, second (B, 3, H, W) in [-1, 1]) -> (B,) with a `name`, or none.
         judge: whose features the Fréchet distance is of: one, its folder, or the one that ships with diptych.
-        decoder: a tiny decoder, to be compared with that of the one model there is.
-        batch: pictures at a time. sheet: how many the contact sheet shows.
+        decoder: a tiny decoder, to be compared with that of the only model.
+        batch: images at a time. sheet: images on the contact sheet.
 
     Returns:
-        What results.json holds: settings, and a row for each model; means come with their standard errors.
+        The content of results.json: settings, and a row for each model; means come with their standard errors.
 
     Raises:
-        UserError: no such pictures, fewer than two, or of a size that a model cannot halve.
+        UserError: no such images, fewer than two, or of a size that a model cannot halve.
     """
-    out, console = Path(out), console or terminal.console()
     if decoder is not None and len(models) != 1:
         raise UserError("a tiny decoder is compared with that of one model: give one --model")
     if len({name for name, _ in models}) < len(models):
         raise UserError("a model is named twice: name each once")
-    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
     unit = math.lcm(*(model.config.factor for _, model in models))
     if size is None:
         size = side_of(open_dataset(DataConfig(path=str(data), split=split), captions=False)) // unit * unit
     if size % unit or size < WINDOW:
         raise UserError(f"the size must be a multiple of {unit} and at least {WINDOW}, not {size}: set --size")
-    _, examples = drawn(data, split, size, pictures, seed, captions=False)
-    originals = [Image.fromarray(example.picture) for example in examples]
-    found = [Rebuilt(name, described(model)) for name, model in models]
-    head = {
+    _, examples = draw_examples(data, split, size, pictures, seed, captions=False)
+    arms = [FirstStageArm(name, model, model, describe_first_stage(model)) for name, model in models]
+    if decoder is not None:
+        teacher = arms[0]
+        about = {"fingerprint": fingerprint(decoder), "parameters": parameter_count(decoder)}
+        arms.append(
+            FirstStageArm(
+                f"{teacher.name}, tiny decoder", teacher.encoder, decoder, {**teacher.about, "decoder": about}
+            )
+        )
+    study = Reconstruction(arms, examples, perceptual, open_judge(judge), batch, sheet)
+    fingerprints = {} if decoder is None else {"tiny decoder": fingerprint(decoder)}
+    study.head = {
         "evaluation": "reconstruction",
-        "models": {one.name: one.told for one in found}
-        | ({} if decoder is None else {"tiny decoder": fingerprint(decoder)}),
-        "judge": judge.fingerprint(),
+        "models": {arm.name: arm.about for arm in arms[: len(models)]} | fingerprints,
+        "judge": study.judge.fingerprint(),
         "perceptual": None if perceptual is None else perceptual.name,
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "split": split},
+        "data": describe_data(data, split=split),
         "settings": {"pictures": [example.key for example in examples], "size": size, "seed": seed},
     }
+    return run_study(study, out, console)
+
+
+@dataclass
+class FirstStageArm:
+    """An encoder and a decoder, and how long they took."""
+
+    name: str
+    encoder: Any
+    decoder: Any
+    about: dict[str, Any]
+    """Which network it is, for the report."""
+    uses: Tensor | None = None
+    """Of each entry of a codebook, how many positions took it (N,) int64."""
+    encoding: float = 0.0
+    decoding: float = 0.0
+    """Seconds in all."""
+
+    @torch.inference_mode()
+    def rebuild(self, images: list[Image.Image], warm: bool = True) -> list[Image.Image]:
+        """Encode and decode some images; unless the networks are `warm`, once before the clock runs, too."""
+        parameter = next(self.encoder.parameters())
+        x = to_tensor(images).to(parameter)  # (B, 3, H, W)
+        if not warm:
+            self.encoder.moments(x)
+        latents, seconds = timed(lambda: self.encoder.encode(x).mean, parameter.device)
+        self.encoding += seconds
+        if not warm:
+            self.decoder.decode(latents)
+        rebuilt, seconds = timed(lambda: self.decoder.decode(latents), parameter.device)
+        self.decoding += seconds
+        if self.decoder is self.encoder and (entries := self.encoder.config.codebook) is not None:
+            counts = torch.bincount(self.encoder.quantise.indices(latents).flatten(), minlength=entries).cpu()
+            self.uses = counts if self.uses is None else self.uses + counts
+        return to_images(rebuilt)
+
+
+class Reconstruction(ImageStudy):
+    """A cell for each first stage; a tiny decoder is one more."""
+
     writes = ("results.json", "results.md", "pictures.jsonl", "reconstructions.png")
-    if (done := claimed(out, head, writes)) is not None:
-        show(done, out, console)
-        return done
-    if decoder is not None:
-        parameters = sum(p.numel() for p in decoder.parameters())
-        told = {"fingerprint": fingerprint(decoder), "parameters": parameters}
-        found.append(Rebuilt(f"{models[0][0]}, tiny decoder", {**found[0].told, "decoder": told}))
-    with bar() as progress:
-        task = progress.add_task("reconstructing", total=len(models) * len(originals))
-        for row, (_, model) in zip(found, models, strict=False):
-            decoders = [(row, model)] if decoder is None else [(row, model), (found[-1], decoder)]
-            for start in range(0, len(originals), batch):
-                rebuild(model, decoders, originals[start : start + batch], again=start == 0)
-                progress.advance(task, len(originals[start : start + batch]))
-    rows: list[dict[str, Any]] = []
-    shown: list[tuple[str, list[Image.Image], list[dict[str, float]]]] = []
-    device = next(models[0][1].parameters()).device
-    measure = measuring(judge, None if perceptual is None else perceptual.to(device), batch, device)
-    for one in found:
-        measured, each = measure(originals, one.images)
-        row = {"name": one.name, **one.told, **measured, **codebook(one.uses)}
-        row["milliseconds"] = {
-            k: 1000 * v / len(originals) for k, v in (("encode", one.encoding), ("decode", one.decoding))
+    description = "reconstructing"
+    width = 200
+    closing = "the table, every picture's numbers and a contact sheet are in {out}"
+
+    def __init__(
+        self,
+        arms: Sequence[FirstStageArm],
+        examples: Sequence[Example],
+        perceptual: Any,
+        judge: Judge,
+        batch: int,
+        sheet: int,
+    ) -> None:
+        self.arms, self.examples, self.judge, self.batch, self.sheet = arms, examples, judge, batch, sheet
+        self.originals = [Image.fromarray(example.picture) for example in examples]
+        self.device = next(arms[0].encoder.parameters()).device
+        perceptual = None if perceptual is None else perceptual.to(self.device)
+        self.fidelity = fidelity(judge, perceptual, batch, self.device)
+        self.rebuilt: dict[str, list[Image.Image]] = {}
+        self.each: dict[str, list[dict[str, float]]] = {}
+
+    def store(self, out: Path, cell: StudyCell) -> None:
+        """Reconstructions are quick, and timed: they are never kept."""
+
+    def cells(self) -> list[StudyCell]:
+        def generate(arm: FirstStageArm) -> Callable[[Sequence[int]], tuple[list[Image.Image], dict[str, Any]]]:
+            return lambda part: (arm.rebuild([self.originals[i] for i in part], warm=0 not in part), {})
+
+        return [StudyCell(name=arm.name, count=len(self.originals), generate=generate(arm)) for arm in self.arms]
+
+    def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        self.rebuilt, rows = images, []
+        teacher = self.arms[0]
+        for arm in self.arms:
+            means, self.each[arm.name] = self.fidelity(self.originals, images[arm.name])
+            row = {"name": arm.name, **arm.about, **means, **codebook(arm.uses)}
+            seconds = {"encode": arm.encoding, "decode": arm.decoding}
+            row["milliseconds"] = {part: 1000 * value / len(self.originals) for part, value in seconds.items()}
+            if "decoder" in arm.about:
+                row["of_teacher"], _ = self.fidelity(images[teacher.name], images[arm.name])
+                row["times_as_fast"] = teacher.decoding / arm.decoding
+            rows.append(row)
+        head = self.head
+        return {
+            "data": head["data"],
+            "settings": {**head["settings"], "pictures": len(self.originals), "batch": self.batch}
+            | {"device": str(self.device), "threads": torch.get_num_threads()},
+            "latents": "KL: the mean of the posterior; VQ: the nearest entries of the codebook",
+            "frechet": {"features": "judge", "judge": head["judge"], "pictures": "originals and reconstructions"},
+            "perceptual": head["perceptual"],
+            "models": rows,
         }
-        if "decoder" in one.told:
-            row["of_teacher"], _ = measure(found[0].images, one.images)
-            row["times_as_fast"] = found[0].decoding / one.decoding
-        rows.append(row)
-        shown.append((one.name, one.images, each))
-    results = {
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "split": split},
-        "settings": {"pictures": len(originals), "size": size, "seed": seed, "batch": batch}
-        | {"device": str(device), "threads": torch.get_num_threads()},
-        "latents": "KL: the mean of the posterior; VQ: the nearest entries of the codebook",
-        "frechet": {"features": "judge", "judge": judge.fingerprint(), "pictures": "originals and reconstructions"},
-        "perceptual": None if perceptual is None else perceptual.name,
-        "models": rows,
-    }
-    lines = [
-        json.dumps({"model": name, "key": example.key, **values}, ensure_ascii=False) + "\n"
-        for name, _, each in shown
-        for example, values in zip(examples, each, strict=True)
-    ]
-    write_text(out / "pictures.jsonl", "".join(lines))
-    save_png(page(originals, shown, [example.captions[0] for example in examples], sheet), out / "reconstructions.png")
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
-    show(results, out, console)
-    return results
+
+    def records(self) -> list[dict[str, Any]]:
+        return [
+            {"model": name, "key": example.key, **values}
+            for name, each in self.each.items()
+            for example, values in zip(self.examples, each, strict=True)
+        ]
+
+    def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
+        """The first images, each beside its reconstruction by every model."""
+        side = self.originals[0].width
+        cells = [
+            SheetCell(
+                prompt=self.examples[i].captions[0],
+                images=[self.originals[i], *(images[i] for images in self.rebuilt.values())],
+                correct=[None] * (1 + len(self.each)),
+                notes=["original", *(f"{each[i]['psnr']:.1f} dB {short_name(n)}" for n, each in self.each.items())],
+            )
+            for i in range(min(self.sheet, len(self.originals)))
+        ]
+        columns = max(1, 6 // (1 + len(self.each)))
+        return {"reconstructions.png": contact_sheet(cells, columns, side=side * max(1, 128 // side))}
+
+    def tables(self, results: dict[str, Any]) -> list[Table | str]:
+        """The models side by side; a tiny decoder once more, against its teacher."""
+        settings, rows = results["settings"], results["models"]
+        about = f"{settings['pictures']} pictures of {settings['size']} px, {results['data']['split']}"
+        found: list[Table | str] = [
+            comparison_table(f"Reconstructions of {about}", {row["name"]: model_lines(row) for row in rows})
+        ]
+        for row in rows:
+            if "of_teacher" in row:
+                title = f"The tiny decoder, {row['times_as_fast']:.1f} times as fast as its teacher"
+                found.append(
+                    comparison_table(title, {"from the teacher's pictures": fidelity_lines(row["of_teacher"])})
+                )
+        return found
 
 
-def show(results: dict[str, Any], out: Path, console: Console) -> None:
-    """Print the tables, and keep them as results.md."""
-    found = list(tables(results))
-    write_tables(out / "results.md", 200, *found)
-    for table in found:
-        console.print(table)
-    console.print(f"the table, every picture's numbers and a contact sheet are in {out}")
+def model_lines(row: dict[str, Any]) -> dict[str, str]:
+    """The lines of a first stage in the table."""
+    lines = {"kind": row["kind"], "factor": str(row["factor"]), "channels": str(row["channels"])}
+    lines |= fidelity_lines(row)
+    if (book := row.get("codebook")) is not None:
+        lines["codebook used"] = f"{100 * book['used']:.1f}% of {book['entries']:,}"
+        lines["perplexity"] = f"{book['perplexity']:.1f}"
+    return lines | {f"{part}, ms": f"{row['milliseconds'][part]:.2f}" for part in ("encode", "decode")}
+
+
+def fidelity_lines(row: dict[str, Any]) -> dict[str, str]:
+    lines = {"PSNR, dB": number(row["psnr"], 2), "SSIM": number(row["ssim"], 4)}
+    if "perceptual" in row:
+        lines["perceptual"] = number(row["perceptual"], 4)
+    return lines | {"Fréchet (judge)": f"{row['frechet']:.3f}"}
 
 
 def side_of(dataset: PictureDataset) -> int:
-    """The shorter side of the first picture that can be read, at most `LARGEST`."""
+    """The shorter side of the first image that can be read, at most `LARGEST`."""
     for index in range(min(len(dataset), 64)):
         try:
             return min(*dataset.sides(index), LARGEST)
@@ -180,63 +255,20 @@ def side_of(dataset: PictureDataset) -> int:
     raise UserError(f"{dataset.config.path}: none of the first pictures can be read")
 
 
-def described(model: Any) -> dict[str, Any]:
-    """Which first stage it is."""
+def describe_first_stage(model: Any) -> dict[str, Any]:
     c = model.config
-    told = {"fingerprint": fingerprint(model), "parameters": sum(p.numel() for p in model.parameters())}
-    return {**told, "kind": "KL" if c.codebook is None else "VQ", "factor": c.factor, "channels": c.latent_channels}
-
-
-@torch.inference_mode()
-def rebuild(model: Any, decoders: Sequence[tuple[Rebuilt, Any]], pictures: list[Image.Image], again: bool) -> None:
-    """Encode some pictures, and decode them by each of the decoders. `again`: once before the clock runs, too."""
-    parameter = next(model.parameters())
-    x = to_tensor(pictures).to(parameter)  # (B, 3, H, W)
-    if again:
-        model.moments(x)
-    latents, seconds = timed(lambda: model.encode(x).mean, parameter.device)
-    for place, (row, decoder) in enumerate(decoders):
-        if again:
-            decoder.decode(latents)
-        made, row_seconds = timed(lambda decoder=decoder: decoder.decode(latents), parameter.device)
-        row.images += to_images(made)
-        row.encoding, row.decoding = row.encoding + seconds, row.decoding + row_seconds
-        if not place and model.config.codebook is not None:
-            counted = torch.bincount(model.quantise.indices(latents).flatten(), minlength=model.config.codebook).cpu()
-            row.uses = counted if row.uses is None else row.uses + counted
+    about = {"fingerprint": fingerprint(model), "parameters": parameter_count(model)}
+    return {**about, "kind": "KL" if c.codebook is None else "VQ", "factor": c.factor, "channels": c.latent_channels}
 
 
 def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    """What `run` gives, and in how many seconds."""
+    """The result of `run`, and how many seconds it took."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     began = time.perf_counter()
     result = run()
     wait()
     return result, time.perf_counter() - began
-
-
-Measure = Callable[[list[Image.Image], list[Image.Image]], tuple[dict[str, Any], list[dict[str, float]]]]
-
-
-def measuring(judge: Judge, perceptual: Any, batch: int, device: torch.device) -> Measure:
-    """From pictures and what was made of them to the means over all, and the numbers of each."""
-
-    @torch.inference_mode()
-    def measure(real: list[Image.Image], made: list[Image.Image]) -> tuple[dict[str, Any], list[dict[str, float]]]:
-        each = [{"psnr": psnr(a, b), "ssim": ssim(a, b)} for a, b in zip(real, made, strict=True)]
-        for start in range(0, len(real), batch):
-            if perceptual is None:
-                break
-            part = slice(start, start + batch)
-            pairs = (to_tensor(images[part]).to(device) for images in (real, made))
-            for values, apart in zip(each[part], perceptual(*pairs).tolist(), strict=True):
-                values["perceptual"] = apart
-        means = {name: Mean.of(torch.tensor([values[name] for values in each]))._asdict() for name in each[0]}
-        features = [judge.features(images).numpy() for images in (real, made)]
-        return {**means, "frechet": frechet_distance(features[0], features[1])}, each
-
-    return measure
 
 
 def codebook(uses: Tensor | None) -> dict[str, Any]:
@@ -248,5 +280,5 @@ def codebook(uses: Tensor | None) -> dict[str, Any]:
     if uses is None:
         return {}
     shares = uses[uses > 0].double() / uses.sum()
-    told = {"entries": len(uses), "positions": int(uses.sum()), "used": float((uses > 0).double().mean())}
-    return {"codebook": {**told, "perplexity": float(torch.exp(-(shares * shares.log()).sum()))}}
+    used = {"entries": len(uses), "positions": int(uses.sum()), "used": float((uses > 0).double().mean())}
+    return {"codebook": {**used, "perplexity": float(torch.exp(-(shares * shares.log()).sum()))}}

@@ -1,38 +1,59 @@
-"""What models that enlarge make of pictures made small: side by side with bicubic, the truth, and what bounds them.
+"""Super-resolution: models against bicubic upsampling, the originals, and the bound that a first stage sets.
 
-The layout is that of LDM's table 5 (Rombach et al. 2022, section 4.4). A latent model paints no picture that its first
-stage cannot decode: what that makes of the truth itself is in the table, too.
+The layout is that of LDM's table 5 (Rombach et al. 2022, section 4.4). A latent model generates no image that its first
+stage cannot decode: the reconstruction of the original itself is in the table, too.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from diptych import terminal
 from diptych.conditioning.degradations import DegradationConfig, degraded
 from diptych.data.dataset import Split
 from diptych.data.hashing import mix
-from diptych.disk import values_of, write_text
 from diptych.errors import UserError
-from diptych.evaluation.benchmarks.reconstruction import Rebuilt, measuring, rebuild
-from diptych.evaluation.folder import MARK, claimed, require_folder, write_tables
-from diptych.evaluation.judge import Judge, load_judge
-from diptych.evaluation.metrics import psnr
+from diptych.evaluation.benchmarks.reconstruction import FirstStageArm
+from diptych.evaluation.image_store import ImageSheet
+from diptych.evaluation.judge import Judge
+from diptych.evaluation.metrics import image_psnr
+from diptych.evaluation.prompt_sets import draw_examples
+from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name, signed
 from diptych.evaluation.retrieval import Mean
-from diptych.evaluation.runner import manifest_hash, model_fingerprint
-from diptych.evaluation.super_resolution_report import MEASURES, Column, larger_page, page, table
-from diptych.evaluation.super_resolution_task import Task, file_name, keep, kept, read_task
-from diptych.pictures import grid, save_png, to_images, to_tensor
-from diptych.progress import bar
+from diptych.evaluation.runner import (
+    ImageStudy,
+    StudyCell,
+    by_model,
+    describe_data,
+    file_name,
+    model_fingerprint,
+    open_judge,
+    parameter_count,
+    run_study,
+)
+from diptych.evaluation.scores import Fidelity, fidelity
+from diptych.pictures import grid, to_images, to_tensor
 from diptych.weights.fingerprint import fingerprint
+
+MEASURES = {
+    "psnr": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 4),
+    "perceptual": ("perceptual", 4),
+    "consistency": ("consistency, dB", 1),
+}
+"""Measures of each image: their names in tables, and decimal places. Consistency is the PSNR of the result, downsampled
+again, against the low-resolution input."""
+COLOURS, SIDE, LETTERS = 128, 128, 17
+"""Of the contact sheet: its colours, the pixels of an image, and the letters of a name under it."""
 
 
 def evaluate_super_resolution(
@@ -53,195 +74,276 @@ def evaluate_super_resolution(
     sheet: int = 8,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Enlarge the same pictures by all models; write results.json, results.md, sheet.png, larger.png and painted/.
+    """Upsample the same images by all models; write results.json, results.md, sheet.png, larger.png and painted/.
 
-    What lies in `painted/` from an earlier run, of the same models and settings, is not painted again.
+    Images in `painted/` from an earlier run of the same models and settings are not generated again.
 
     Args:
-        models: names and models that enlarge (latent models, stages), all by one factor to one size, on one device.
-        data: shards, or a folder of pictures; of its `split`, so many `pictures`, drawn by `seed`.
-        seeds: how often each model paints each picture.
-        degradation: how the pictures are made small.
+        models: names and super-resolution models (latent models, stages), all of one factor and size, on one device.
+        data: shards, or a folder of images; so many `pictures` of its `split`, drawn by `seed`.
+        seeds: how often each model upsamples each image.
+        degradation: how the low-resolution images are made.
         perceptual, judge: as for `evaluate_reconstruction`.
         steps, sampler: for `generate`; each model's own if none.
-        sheet: pictures on the contact sheet.
+        sheet: images on the contact sheet.
 
     Returns:
-        What results.json holds. Means over pictures have standard errors over pictures, of the mean over seeds; the
+        The content of results.json. Means over images have standard errors over images, of the mean over seeds; the
         Fréchet distance, which is one number a seed, has one over seeds. `margin` is the mean difference to bicubic,
-        picture by picture.
+        image by image.
 
     Raises:
-        UserError: a model does not enlarge, or otherwise than the first; fewer than two pictures; no seed.
+        UserError: a model is not for super-resolution, or of another size or factor; fewer than two images; no seed.
     """
-    out, console = Path(out), console or terminal.console()
-    factor, size = sizes(models)
+    factor, size = common_sizes(models)
     if seeds < 1 or pictures < 2:
         raise UserError("at least one seed and two pictures are needed: raise --seeds and --pictures")
-    judge = judge if isinstance(judge, Judge) else load_judge(Path(judge) if judge else None)
-    kind = DegradationConfig(kind=degradation)
-    task = read_task(data, split, size, factor, kind, pictures, seed)
+    judge, kind = open_judge(judge), DegradationConfig(kind=degradation)
+    indices, examples = draw_examples(data, split, size, pictures, seed)
+    study = SuperResolution(dict(models), [Image.fromarray(example.picture) for example in examples], kind, factor)
+    study.captions, study.image_seeds = [example.captions[0] for example in examples], [mix(seed, i) for i in indices]
+    study.seeds, study.batch, study.sheet = seeds, batch, sheet
+    study.options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
     device = models[0][1].device
-    measure = measuring(judge, None if perceptual is None else perceptual.to(device), batch, device)
-    options = {name: value for name, value in (("steps", steps), ("sampler", sampler)) if value is not None}
-    settings = {"pictures": len(task.truth), "seeds": seeds, "seed": seed, "factor": factor, "size": size, **options}
-    head = {
-        "data": {"name": Path(data).name, "manifest": manifest_hash(Path(data)), "split": split},
-        "settings": {**settings, "degradation": degradation},
-    }
-    measures = {"judge": judge.fingerprint(), "perceptual": None if perceptual is None else perceptual.name}
-    claim(out, head | measures, {name: told_of(model) for name, model in models})
-    columns = [Column("bicubic", [task.bicubic()], {})]
-    with bar() as progress:
-        bar_task = progress.add_task("enlarging", total=len(models) * seeds * len(task.truth))
-        for name, model in models:
-            column = Column(name, [], told_of(model))
-            for number in range(seeds):
-                made = {**head, **column.told, "number": number}
-                own = out / "painted" / f"{file_name(name)}-{number}.png"
-                images = kept(own, made, len(task.truth))
-                if images is None:
-                    images = painted(model, task, number, batch, options, lambda n: progress.advance(bar_task, n))
-                    keep(own, made, images)
-                else:
-                    progress.advance(bar_task, len(images))
-                column.images.append(images)
-            columns.append(column)
-    columns += bounds(models, task.truth, batch)
-    rows = [measured(column, task, measure, kind) for column in columns]
-    compare(rows)
-    results = {
-        **head,
-        "frechet": {"features": "judge", "judge": judge.fingerprint()},
+    study.fidelity = fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device)
+    settings = {"pictures": len(examples), "seeds": seeds, "seed": seed, "factor": factor, "size": size}
+    study.head = {
+        "evaluation": "super-resolution",
+        "data": describe_data(data, split=split),
+        "settings": {**settings, **study.options, "degradation": degradation},
+        "judge": judge.fingerprint(),
         "perceptual": None if perceptual is None else perceptual.name,
-        "models": [{key: value for key, value in row.items() if key != "each"} for row in rows],
+        "models": {name: describe_model(model) for name, model in models},
     }
-    told = page(task.low, columns, task.truth, [row["each"]["psnr"] for row in rows], task.captions, sheet)
-    save_png(told, out / "sheet.png", optimize=True)
-    if (larger := enlarged_further(models, task, options)) is not None:
-        results["larger"] = larger[1]
-        save_png(larger_page(*larger[0]), out / "larger.png", optimize=True)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    write_tables(out / "results.md", 200, table(results))
-    console.print(table(results))
-    console.print(f"the table, all that was painted and contact sheets are in {out}")
-    return results
+    return run_study(study, out, console)
 
 
-def claim(out: Path, head: dict[str, Any], models: dict[str, Any]) -> None:
-    """Make `out` the folder of this comparison, or go on in it, also with more models than before.
+@dataclass(frozen=True)
+class SuperResolutionArm:
+    """A model, bicubic upsampling, or a first stage's reconstruction of the originals."""
 
-    Raises a `UserError` where it holds anything else.
-    """
-    require_folder(out)
-    before = values_of(out / MARK)
-    earlier = before.get("models", {})
-    if not before or any(models.get(name) != told for name, told in earlier.items()):
-        earlier = models
-    whole = {"evaluation": "super-resolution", **json.loads(json.dumps(head)), "models": models}
-    if {**whole, "models": earlier} == before:  # the models of before, and more
-        write_text(out / MARK, json.dumps(whole, indent=2) + "\n")
-    else:
-        claimed(out, whole, ("results.json", "results.md", "sheet.png", "larger.png", "painted"))
+    name: str
+    images: list[list[Image.Image]]
+    """For each seed, all images."""
+    about: dict[str, Any]
+    """Which network it is."""
 
 
-def sizes(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
-    """By which factor, and to how many pixels a side, all models enlarge."""
+class SuperResolution(ImageStudy):
+    """A cell for each model and seed."""
+
+    writes = ("results.json", "results.md", "sheet.png", "larger.png", "painted")
+    kept = True
+    grows = "models"
+    description = "enlarging"
+    width = 200
+    closing = "the table, all that was painted and contact sheets are in {out}"
+    captions: list[str]
+    image_seeds: list[int]
+    """One for each image, from which its seeds follow."""
+    seeds: int
+    sheet: int
+    options: dict[str, Any]
+    fidelity: Fidelity
+
+    def __init__(
+        self, models: dict[str, Any], truth: list[Image.Image], degradation: DegradationConfig, factor: int
+    ) -> None:
+        self.models, self.truth, self.degradation, self.factor = models, truth, degradation, factor
+        self.arms: list[SuperResolutionArm] = []
+        self.ratios: list[Tensor] = []
+        self.larger: list[tuple[str, Image.Image]] = []
+
+    @cached_property
+    def low(self) -> list[Image.Image]:
+        """The low-resolution images."""
+        return self.downsampled(self.truth, self.image_seeds)
+
+    def cells(self) -> list[StudyCell]:
+        return [
+            StudyCell(
+                name=f"{name}-{number}",
+                key={"model": name, "seed": number},
+                count=len(self.truth),
+                generate=by_model(
+                    model,
+                    self.captions,
+                    [mix(one, number) for one in self.image_seeds],
+                    {"low": self.low},
+                    **self.options,
+                ),
+            )
+            for name, model in self.models.items()
+            for number in range(self.seeds)
+        ]
+
+    def store(self, out: Path, cell: StudyCell) -> ImageSheet:
+        made = {"data": self.head["data"], "settings": self.head["settings"], "number": cell.key["seed"]}
+        made |= self.head["models"][cell.key["model"]]
+        path = out / "painted" / f"{file_name(cell.key['model'])}-{cell.key['seed']}.png"
+        return ImageSheet(path, cell.count, self.truth[0].width, made)
+
+    def downsampled(self, images: list[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
+        return to_images(degraded(to_tensor(images), self.factor, self.degradation, torch.tensor(seeds)))
+
+    def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        bicubic = [
+            one.resize(real.size, Image.Resampling.BICUBIC) for one, real in zip(self.low, self.truth, strict=True)
+        ]
+        self.arms = [SuperResolutionArm("bicubic", [bicubic], {})]
+        for name, about in self.head["models"].items():
+            own = [images[f"{name}-{number}"] for number in range(self.seeds)]
+            self.arms.append(SuperResolutionArm(name, own, about))
+        self.arms += self.first_stages()
+        rows, each = zip(*(self.measured(arm) for arm in self.arms), strict=True)
+        for row, values in zip(rows[1:], each[1:], strict=True):
+            row["margin"] = {name: Mean.of(values[name] - own)._asdict() for name, own in each[0].items()}
+        self.ratios = [values["psnr"] for values in each]
+        results = {
+            "data": self.head["data"],
+            "settings": self.head["settings"],
+            "frechet": {"features": "judge", "judge": self.head["judge"]},
+            "perceptual": self.head["perceptual"],
+            "models": list(rows),
+        }
+        self.larger = self.larger_images()
+        if self.larger:
+            low, *made, (_, truth) = self.larger
+            ratios = {name: image_psnr(one, truth) for name, one in made}
+            results["larger"] = {"low": list(low[1].size), "size": list(truth.size), "psnr": ratios}
+        return results
+
+    def first_stages(self) -> list[SuperResolutionArm]:
+        """The originals, reconstructed by each first stage."""
+        stages: dict[str, tuple[str, Any]] = {}
+        for name, model in self.models.items():
+            if (stage := getattr(model, "autoencoder", None)) is not None:
+                stages.setdefault(fingerprint(stage), (name, stage))
+        arms = []
+        for name, stage in stages.values():
+            title = f"first stage{f' of {name}' if len(stages) > 1 else ''}, of the truth"
+            arm, about = FirstStageArm(title, stage, stage, {}), {"parameters": parameter_count(stage)}
+            parts = range(0, len(self.truth), self.batch)
+            rebuilt = [one for start in parts for one in arm.rebuild(self.truth[start : start + self.batch])]
+            arms.append(SuperResolutionArm(title, [rebuilt], about))
+        return arms
+
+    def measured(self, arm: SuperResolutionArm) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A row of the table, and each measure of each image (N,), the mean over seeds."""
+        each, distances = [], []
+        for images in arm.images:
+            means, values = self.fidelity(self.truth, images)
+            distances.append(means["frechet"])
+            if self.degradation.kind == "bicubic":  # the only degradation without random draws
+                again = self.downsampled(images, [0] * len(images))
+                values = [
+                    {**v, "consistency": image_psnr(a, b)} for v, a, b in zip(values, again, self.low, strict=True)
+                ]
+            each.append(values)
+        own: dict[str, Tensor] = {}
+        for name in MEASURES:
+            if name in each[0][0]:
+                values = [[value[name] for value in seed] for seed in each]
+                own[name] = torch.tensor(values, dtype=torch.float64).mean(0)
+        frechet = torch.tensor(distances)
+        spread = Mean.of(frechet)._asdict() if len(frechet) > 1 else {"value": distances[0], "error": None, "count": 1}
+        means = {name: Mean.of(values)._asdict() for name, values in own.items()}
+        return {"name": arm.name, **arm.about, **means, "frechet": spread}, own
+
+    def larger_images(self) -> list[tuple[str, Image.Image]]:
+        """An image larger than those of training, of another shape, by bicubic and all latent models; before them the
+        low-resolution one, and after them the original. Empty where no model is latent.
+
+        Four low-resolution images form a square, of which the middle is cut out, three quarters high: the result is
+        twice as wide as in training.
+        """
+        latent = {name: model for name, model in self.models.items() if getattr(model, "autoencoder", None) is not None}
+        if not latent or len(self.low) < 4:
+            return []
+        side = self.low[0].width
+        cut, wide = (0, side // 4, 2 * side, 2 * side - side // 4), self.factor
+        low, truth = (grid(images[:4], 2, gap=0) for images in (self.low, self.truth))
+        low, truth = low.crop(cut), truth.crop((0, wide * cut[1], wide * cut[2], wide * cut[3]))
+        made = [("bicubic", low.resize(truth.size, Image.Resampling.BICUBIC))]
+        for name, model in latent.items():
+            made.append((name, model.generate("a larger picture", seeds=[0], low=low, **self.options).images[0]))
+        return [("low", low), *made, ("truth", truth)]
+
+    def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
+        """The first images: low-resolution, by each arm at its first seed, and the original; and the larger image."""
+        cells = []
+        for i in range(min(self.sheet, len(self.low))):
+            images = [self.low[i], *(arm.images[0][i] for arm in self.arms), self.truth[i]]
+            both = zip(self.ratios, self.arms, strict=True)
+            notes = [f"{float(own[i]):.1f} dB {shortened(arm.name)}" for own, arm in both]
+            cells.append(
+                SheetCell(
+                    prompt=self.captions[i],
+                    images=images,
+                    correct=[None] * len(images),
+                    notes=[f"{self.low[i].width} px", *notes, "truth"],
+                )
+            )
+        sheet = contact_sheet(cells, columns=1 if len(self.arms) > 1 else 2, side=SIDE).quantize(COLOURS)
+        return {"sheet.png": sheet} | ({"larger.png": larger_sheet(self.larger)} if self.larger else {})
+
+    def tables(self, results: dict[str, Any]) -> list[Table | str]:
+        """The measures of the paper's table 5: the judge's Fréchet distance stands for FID."""
+        settings = results["settings"]
+        low, about = (
+            settings["size"] // settings["factor"],
+            f"{settings['pictures']} {results['data']['split']} pictures",
+        )
+        title = f"{low} -> {settings['size']} px, {settings['degradation']}: {about}, {settings['seeds']} seeds"
+        return [comparison_table(title, {short_name(row["name"]): arm_lines(row) for row in results["models"]})]
+
+
+def arm_lines(row: dict[str, Any]) -> dict[str, str]:
+    """The lines of one arm in the table."""
+    lines = {"parameters": f"{row['parameters'] / 1e6:.1f} M"} if "parameters" in row else {}
+    distance = row["frechet"]
+    lines["Fréchet (judge)"] = f"{distance['value']:.3f}" if distance["error"] is None else number(distance, 3)
+    lines |= {head: number(row[name], places) for name, (head, places) in MEASURES.items() if name in row}
+    ahead = row.get("margin", {})
+    return lines | {
+        f"{head.split(',')[0]}, to bicubic": signed(ahead[name], places)
+        for name, (head, places) in MEASURES.items()
+        if name in ahead and name != "consistency"
+    }
+
+
+def shortened(name: str) -> str:
+    """A name in `LETTERS` letters: names that begin alike differ at their ends."""
+    name = short_name(name).partition(",")[0]
+    return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
+
+
+def larger_sheet(images: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Images of one shape, two in a row, at twice the size of the last."""
+    wide, high = 2 * images[-1][1].width, 2 * images[-1][1].height
+    sheet = Image.new("RGB", (2 * wide + 4, -(-len(images) // 2) * (high + 4) - 4), "white")
+    for i, (_, image) in enumerate(images):
+        sheet.paste(image.resize((wide, high), Image.Resampling.NEAREST), (i % 2 * (wide + 4), i // 2 * (high + 4)))
+    return sheet.quantize(COLOURS)
+
+
+def common_sizes(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
+    """The factor, and the side of the images, of all models."""
     if len({name for name, _ in models}) < len(models) or not models:
         raise UserError("name each model once, and at least one")
-    found = {}
+    sizes = {}
     for name, model in models:
         low = getattr(model, "low_size", None)
         if low is None or not hasattr(model, "device"):
             raise UserError(f"{name} does not enlarge pictures: give latent models and stages that do")
-        found[name] = (model.config.size // low, model.config.size)
-    first, *others = found.items()
+        sizes[name] = (model.size // low, model.size)
+    first, *others = sizes.items()
     for name, other in others:
         if other != first[1]:
-            told = [f"{who} enlarges by {by} to {to} px" for who, (by, to) in (first, (name, other))]
-            raise UserError(f"models that enlarge alike are compared, and {', '.join(told)}")
+            both = [f"{who} enlarges by {by} to {to} px" for who, (by, to) in (first, (name, other))]
+            raise UserError(f"models that enlarge alike are compared, and {', '.join(both)}")
     return first[1]
 
 
-def told_of(model: Any) -> dict[str, Any]:
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"fingerprint": model_fingerprint(model), "parameters": parameters}
-
-
-def painted(model: Any, task: Task, number: int, batch: int, options: dict[str, Any], advance: Any) -> list:
-    """What a model makes of all small pictures, the `number`-th time."""
-    images: list[Image.Image] = []
-    for start in range(0, len(task.low), batch):
-        part = slice(start, start + batch)
-        own = [mix(one, number) for one in task.seeds[part]]
-        images += model.generate(task.captions[part], seeds=own, low=task.low[part], **options).images
-        advance(len(task.low[part]))
-    return images
-
-
-def bounds(models: Sequence[tuple[str, Any]], truth: list[Image.Image], batch: int) -> list[Column]:
-    """What each first stage makes of the truth."""
-    stages: dict[str, tuple[str, Any]] = {}
-    for name, model in models:
-        if (stage := getattr(model, "autoencoder", None)) is not None:
-            stages.setdefault(fingerprint(stage), (name, stage))
-    found = []
-    for name, stage in stages.values():
-        row = Rebuilt(f"first stage{f' of {name}' if len(stages) > 1 else ''}, of the truth", {})
-        for start in range(0, len(truth), batch):
-            rebuild(stage, [(row, stage)], truth[start : start + batch], again=False)
-        found.append(Column(row.name, [row.images], {"parameters": sum(p.numel() for p in stage.parameters())}))
-    return found
-
-
-def measured(column: Column, task: Task, measure: Any, kind: DegradationConfig) -> dict[str, Any]:
-    """A row of the table; under "each" what was measured of each picture (N,), the mean over seeds."""
-    each, distances = [], []
-    for images in column.images:
-        means, values = measure(task.truth, images)
-        distances.append(means["frechet"])
-        if kind.kind == "bicubic":  # the only way of making small that draws nothing
-            again = to_images(degraded(to_tensor(images), task.factor, kind, torch.zeros(len(images))))
-            values = [{**v, "consistency": psnr(a, b)} for v, a, b in zip(values, again, task.low, strict=True)]
-        each.append(values)
-    own: dict[str, Tensor] = {}
-    for name in MEASURES:
-        if name in each[0][0]:
-            values = [[value[name] for value in seed] for seed in each]
-            own[name] = torch.tensor(values, dtype=torch.float64).mean(0)
-    frechet = torch.tensor(distances)
-    spread = Mean.of(frechet)._asdict() if len(frechet) > 1 else {"value": distances[0], "error": None, "count": 1}
-    return {
-        "name": column.name,
-        **column.told,
-        **{name: Mean.of(values)._asdict() for name, values in own.items()},
-        "frechet": spread,
-        "each": own,
-    }
-
-
-def compare(rows: Sequence[dict[str, Any]]) -> None:
-    """Write into each row but the first, bicubic's, what it is ahead of that, picture by picture."""
-    for row in rows[1:]:
-        row["margin"] = {name: Mean.of(row["each"][name] - own)._asdict() for name, own in rows[0]["each"].items()}
-
-
-def enlarged_further(models: Sequence[tuple[str, Any]], task: Task, options: dict[str, Any]) -> Any:
-    """One picture larger than those of training, of another shape, by all latent models; none where there is none.
-
-    Four small pictures stand together, of which the middle is cut out, three quarters high: what is painted is twice as
-    wide as in training.
-    """
-    latent = [(name, model) for name, model in models if getattr(model.config, "low_factor", None)]
-    if not latent or len(task.low) < 4:
-        return None
-    side = task.low[0].width
-    cut, wide = (0, side // 4, 2 * side, 2 * side - side // 4), task.factor
-    low, truth = (grid(images[:4], 2, gap=0) for images in (task.low, task.truth))
-    low, truth = low.crop(cut), truth.crop((0, wide * cut[1], wide * cut[2], wide * cut[3]))
-    made = [
-        (name, model.generate("a larger picture", seeds=[0], low=low, **options).images[0]) for name, model in latent
-    ]
-    made.insert(0, ("bicubic", low.resize(truth.size, Image.Resampling.BICUBIC)))
-    told = {"low": list(low.size), "size": list(truth.size), "psnr": {name: psnr(one, truth) for name, one in made}}
-    return (low, made, truth), told
+def describe_model(model: Any) -> dict[str, Any]:
+    return {"fingerprint": model_fingerprint(model), "parameters": parameter_count(model)}
