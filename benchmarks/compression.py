@@ -25,22 +25,23 @@ import torch
 from PIL import Image
 
 import diptych
+from diptych.core.devices import find_device
+from diptych.core.images import grid
+from diptych.core.progress import track
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.devices import find_device
-from diptych.diffusion.objective import ObjectiveConfig
-from diptych.diffusion.schedule import ScheduleConfig
-from diptych.evaluation.judge import load_judge
+from diptych.diffusion.losses import ObjectiveConfig
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.evaluation.metrics import frechet_distance
-from diptych.latent import LatentConfig
+from diptych.models.judge import load_judge
+from diptych.models.latent_diffusion import LatentConfig
+from diptych.models.pixel_config import StageConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig
-from diptych.pictures import grid
-from diptych.progress import track
-from diptych.recipes import LatentTraining, Recipe, StageTraining, run
-from diptych.stage_config import StageConfig
-from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DiffusionTraining
-from diptych.training.first_stage import FirstStageConfig
+from diptych.recipes import LatentTraining, Recipe, StageTraining
+from diptych.training import experiment as run
+from diptych.training.tasks.autoencoding import FirstStageConfig
+from diptych.training.tasks.diffusion import DiffusionTraining
+from diptych.training.training_config import TrainingConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
 from benchmarks.common import axes, logged, save

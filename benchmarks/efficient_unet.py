@@ -25,16 +25,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diptych.devices import find_device
+from diptych.core.devices import find_device
+from diptych.core.progress import track
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.schedule import build_schedule
+from diptych.diffusion.schedules import build_schedule
+from diptych.models.pixel_diffusion import Stage
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from diptych.opening import open_model
-from diptych.progress import track
-from diptych.recipes import Recipe, StageTraining, get, run
-from diptych.stage import Stage
+from diptych.pretrained.load import open_model
+from diptych.recipes import Recipe, StageTraining, get
+from diptych.training import experiment as run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
 from benchmarks.common import axes, logged, save

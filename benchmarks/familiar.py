@@ -4,7 +4,7 @@
 
 Three sets of prompts: captions of scenes that were held out of training; NEAR, what a user would ask of a model of
 drawings, in words of our own; FAR, what users ask of models of photographs and art. The likeness of each
-(`diptych.conditioning.familiar`) is compared with a bound. The bound is chosen on every
+(`diptych.encoders.prompt_domain`) is compared with a bound. The bound is chosen on every
 other prompt of NEAR and FAR, as the one with the fewest mistakes in both (the mean of the two rates), and the rates are
 stated on the others and on the scenes, for that bound and for the one in the model's file.
 """

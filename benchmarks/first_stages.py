@@ -24,13 +24,14 @@ from typing import Any
 import torch
 
 from diptych.evaluation.benchmarks.reconstruction import evaluate_reconstruction
-from diptych.evaluation.perceptual import perceptual_distance
 from diptych.networks.discriminator import DiscriminatorConfig
-from diptych.opening import open_autoencoder
-from diptych.recipes import Recipe, get, run
-from diptych.recipes.emoji import SMALL_AUTOENCODER
-from diptych.training.adversarial import AdversarialConfig
-from diptych.training.first_stage import FirstStageConfig, PerceptualConfig
+from diptych.pretrained.load import open_autoencoder
+from diptych.recipes import Recipe, get
+from diptych.recipes.emoji.latent import SMALL_AUTOENCODER
+from diptych.training import experiment as run
+from diptych.training.tasks.adversarial import AdversarialConfig
+from diptych.training.tasks.autoencoding import FirstStageConfig, PerceptualConfig
+from diptych.training.tasks.perceptual import perceptual_distance
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
 from benchmarks.common import axes, logged, save

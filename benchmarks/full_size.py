@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.schedule import build_schedule
+from diptych.diffusion.schedules import build_schedule
+from diptych.models.pixel_config import StageConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import StageTraining, get
-from diptych.recipes.imagen import RECIPES
-from diptych.stage_config import StageConfig
+from diptych.recipes.papers.imagen import RECIPES
 
 DIVIDE = 8
 """Width of what does not fit, as a divisor."""

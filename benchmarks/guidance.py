@@ -25,13 +25,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import diptych
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.evaluation.condition_sweep import ConditionSweep, Key
-from diptych.evaluation.judge import load_judge
 from diptych.evaluation.prompt_sets import PromptGroup, concept_of
 from diptych.evaluation.report import image_table
 from diptych.evaluation.runner import run_study
-from diptych.guides import PairGuide, open_guide
+from diptych.models.judge import load_judge
+from diptych.pretrained.load_guide import PairGuide, open_guide
 from diptych.weights.files import write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file

@@ -28,9 +28,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import diptych
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
-from diptych.published.pieces import Layout, published
-from diptych.published.sd_keys import compvis_autoencoder, compvis_unet
-from diptych.published.sd_text import CLIP, PREFIX, clip_layout
+from diptych.pretrained.key_map import Layout, published
+from diptych.pretrained.stable_diffusion.state_dict_keys import compvis_autoencoder, compvis_unet
+from diptych.pretrained.stable_diffusion.text_encoder import CLIP, PREFIX, clip_layout
 
 RESULTS = Path(__file__).parent / "results" / "load-full-size" / "results.json"
 LIMIT = 1.2

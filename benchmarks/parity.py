@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def comparing() -> list[str]:
-    """The files whose tests say how far apart the two are, by `tests.parity.within` or `tests.published.sd_models`."""
+    """The files whose tests say how far apart the two are, by `tests.parity.within` or `tests.pretrained.sd_models`."""
     files = [path for where in WHERE for path in sorted((ROOT / where).glob("test_*.py"))]
     return [
         str(path) for path in files if re.search("tests.parity|sd_models.compare", path.read_text(encoding="utf-8"))

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import diptych
+from diptych.core.progress import track
 from diptych.evaluation.report import SheetCell, contact_sheet
-from diptych.progress import track
 
 PROMPTS = """a red apple; a red heart; a grinning face; a cat face; a dog face; an evergreen tree; a crown; a rocket;
 a snowman; a pizza; a strawberry; a ghost; a house, in the style of Noto; a guitar, in the style of Twemoji;

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 
 MISSING = object()
 VALUES: tuple[Any, ...] = (
@@ -132,8 +132,8 @@ def generated(source: Path, **opening: Any) -> None:
 
 
 def models() -> dict[str, Model]:
-    from diptych.recipes.run import describe
-    from tests.published import every_family, sd_models
+    from diptych.training.experiment import describe
+    from tests.pretrained import every_family, sd_models
 
     def published(name: str, inner: str = "") -> Model:
         kind = every_family.KINDS[name]
@@ -163,13 +163,13 @@ def models() -> dict[str, Model]:
 
     def ours(kind: str) -> Callable[[Path], Any]:
         def write(folder: Path) -> None:
-            from tests.latents import system
+            from tests.models.latents import system
 
             system(kind).save(folder / "m")
 
         return write
 
-    from diptych.opening import open_autoencoder
+    from diptych.pretrained.load import open_autoencoder
 
     found["vae"] = Model(vae, lambda f: open_autoencoder(f / "vae"))
     found["adm"] = Model(facts, lambda f: describe(f / "model.safetensors"))
@@ -183,8 +183,8 @@ def models() -> dict[str, Model]:
 
 
 def converted(folder: Path) -> None:
-    from diptych.published.convert import convert
-    from tests.published import sd_models
+    from diptych.pretrained.convert import convert
+    from tests.pretrained import sd_models
 
     with tempfile.TemporaryDirectory() as other:
         sd_models.folder(Path(other) / "sd")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import diptych
-from diptych.generation import Result
-from diptych.version import version
-from tests import latents, stages
+from diptych.core.version import version
+from diptych.models.request import Result
+from tests.models import latents, stages
 
 
 def test_names() -> None:

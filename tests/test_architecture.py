@@ -177,8 +177,8 @@ def test_what_a_newcomer_reads_is_short(pattern: str) -> None:
 
 def test_the_test_sees_an_arrow_that_points_up() -> None:
     tree = ast.parse(
-        "import diptych.latent\nfrom diptych import networks, load\n"
-        "class A:\n    def f(self):\n        from diptych.recipes.run import train\n"
+        "import diptych.models.latent_diffusion\nfrom diptych import networks, load\n"
+        "class A:\n    def f(self):\n        from diptych.training.experiment import train\n"
     )
     assert imported(tree) == {"latent", "networks", "diptych", "recipes"}
     assert imported(tree, at_start=True) == {"latent", "networks", "diptych"}

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 import diptych
-from diptych.conditioning.text import JointTransformerConfig, build_text_encoder, train_tokenizer
-from diptych.latent import LatentConfig, LatentDiffusion
+from diptych.encoders.registry import JointTransformerConfig, build_text_encoder, train_tokenizer
+from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import Recipe, get
-from diptych.recipes import run as recipes_run
+from diptych.training import experiment as recipes_run
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "diptych"

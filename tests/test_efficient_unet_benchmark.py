@@ -16,7 +16,7 @@ from benchmarks.efficient_unet import NEAR, efficient, equal_plain, in_turn, rec
 from benchmarks.full_size import count, stage
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from tests.latents import write_pictures
+from tests.models.latents import write_pictures
 
 TOY = ["--steps", "2", "--batch", "2", "--channels", "8", "--validation", "2", "--repeats", "1", "--device", "cpu"]
 

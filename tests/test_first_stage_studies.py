@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compression, first_stages
-from diptych.evaluation.judge import SHIPPED
+from diptych.models.judge import SHIPPED
 from tests.evaluation import toys
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks import gpu, jobs, task_jobs
 from benchmarks.gpu import Bench, Job
-from diptych import cli, recipes
+from diptych import recipes
+from diptych.cli import main as cli
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 import diptych
-from diptych.cli import main
-from diptych.conditioning.cache import CachedTexts, EmbeddedTexts
-from diptych.conditioning.text import T5Config
-from diptych.evaluation.judge import load_judge
-from diptych.guides import open_guide
-from diptych.opening import open_autoencoder
-from diptych.pictures import to_tensor
+from diptych.cli.main import main
+from diptych.core.images import to_tensor
+from diptych.encoders.cache import CachedTexts, EmbeddedTexts
+from diptych.encoders.registry import T5Config
+from diptych.models.judge import load_judge
+from diptych.pretrained.load import open_autoencoder
+from diptych.pretrained.load_guide import open_guide
 from diptych.recipes import all_recipes
 from diptych.training.precompute import PrecomputedLatents
 from tests.saved.replay import HERE, TOLERANCE, compare, generate, machine, numbered, picture, small

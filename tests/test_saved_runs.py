@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import diptych
-from diptych import cli
+from diptych.cli import main as cli
 from tests.saved.trainings import (
     INTERRUPTED,
     INTERRUPTED_AT,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diptych import cli
-from diptych.options import build_parser
+from diptych.cli import main as cli
+from diptych.cli.parser import build_parser
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "diptych"]
 SMALL = ["data.size=16", "data.path=pictures", "training.steps=2", "training.batch_size=4", "training.device=cpu"]

@@ -34,7 +34,7 @@ def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(unpacked: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """`diptych` from the unpacked wheel, in an empty folder."""
-    script = "import diptych, sys; from diptych.cli import main; print(diptych.__file__); sys.exit(main())"
+    script = "import diptych, sys; from diptych.cli.main import main; print(diptych.__file__); sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
     done = subprocess.run(
         [sys.executable, "-c", script, *argv], cwd=folder, env=environment, capture_output=True, text=True

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from diptych.autoregressive import Autoregressive
-    from diptych.cascade import Cascade
-    from diptych.generation import Result
-    from diptych.latent import LatentDiffusion
-    from diptych.stage import Stage
+    from diptych.models.autoregressive import Autoregressive
+    from diptych.models.cascade import Cascade
+    from diptych.models.latent_diffusion import LatentDiffusion
+    from diptych.models.pixel_diffusion import Stage
+    from diptych.models.request import Result
 
     __version__: str
 
@@ -29,11 +29,11 @@ __all__ = ["Result", "UserError", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     """What is imported when it is asked for, so that the command answers at once."""
     if name == "Result":
-        from diptych.generation import Result
+        from diptych.models.request import Result
 
         return Result
     if name == "__version__":
-        from diptych.version import version
+        from diptych.core.version import version
 
         return version()
     raise AttributeError(f"module 'diptych' has no attribute {name!r}")
@@ -67,14 +67,14 @@ def load(
         ema: the averaged weights of a CompVis file that holds both.
         prediction: what the U-Net of a single file predicts, where the file does not say: "eps" or "v".
         lora: LoRA files for a latent model, each alone (at scale 1) or as (file, scale); applied live, as
-            `diptych.published.lora.LoRA.attach` does.
+            `diptych.pretrained.lora_files.LoRA.attach` does.
 
     Raises:
         UserError: there is no such model, or a file in it is missing, truncated, of the wrong kind, not finite or not
             allowed, or the hub cannot be reached.
     """
-    from diptych.devices import find_device
-    from diptych.opening import open_model
+    from diptych.core.devices import find_device
+    from diptych.pretrained.load import open_model
 
     where = find_device(device)
     model = open_model(
@@ -89,7 +89,7 @@ def load(
     )
     model = model.to(where)
     if lora is not None:
-        from diptych.published.lora import attach_files
+        from diptych.pretrained.lora_files import attach_files
 
         attach_files(model, lora, allow_pickle)
     return model

@@ -2,7 +2,7 @@
 
 import sys
 
-from diptych.cli import main
+from diptych.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,8 +21,8 @@ from diptych.conditioning.degradations import (
     noisy,
     roughly,
 )
-from diptych.errors import UserError
-from diptych.pictures import to_images, to_tensor
+from diptych.core.errors import UserError
+from diptych.core.images import to_images, to_tensor
 
 BSR = ("bsr", "bsr-light")
 

@@ -10,7 +10,7 @@ import torch
 
 from diptych.conditioning import masks
 from diptych.conditioning.masks import KINDS, Boxes, MaskConfig, draw_boxes, draw_part, drawn_masks, shares
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 
 
 def only(kind: str) -> MaskConfig:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from diptych.core.errors import UserError
 from diptych.data import DataConfig, open_dataset
-from diptych.data.checking import examine
+from diptych.data.caption_text import with_captions
+from diptych.data.check import examine
 from diptych.data.quarantine import Broken
-from diptych.data.text import with_captions
-from diptych.errors import UserError
 from tests.data.tiny import foreign_shard, png
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych import cli
-from diptych.conditioning.layout import read_layout
+from diptych.cli import main as cli
+from diptych.core.errors import UserError
 from diptych.data.annotations import in_square, read_coco, write_layouts
+from diptych.data.box_layouts import drawn, layout_of, written
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.data.layouts import drawn, layout_of, written
-from diptych.errors import UserError
+from diptych.encoders.layout import read_layout
 
 
 def no_picture() -> np.ndarray:

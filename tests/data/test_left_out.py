@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych import cli
+from diptych.cli import main as cli
+from diptych.core.errors import UserError
 from diptych.data import DataConfig, open_dataset
-from diptych.data.files import no_data
+from diptych.data.decode import decode
 from diptych.data.openfiles import OpenFiles
-from diptych.data.pictures import decode
+from diptych.data.paths import no_data
 from diptych.data.quarantine import Broken
 from diptych.data.shards import OTHER_PICTURES, PICTURES
-from diptych.errors import UserError
 from tests.data.tiny import foreign_shard, image_dataset, png
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diptych.core.errors import UserError
 from diptych.data import DataConfig, open_dataset
 from diptych.data.shards import Shard, write_shard
-from diptych.errors import UserError
 from tests.data.tiny import foreign_shard, image_dataset, noise_png, png
 
 

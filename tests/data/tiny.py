@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diptych.data import scene_words
-from diptych.data.sources import Sources, code_points
+from diptych.data.emoji import scene_words
+from diptych.data.emoji.icon_sources import Sources, code_points
 
 SHAPES = (
     '<circle cx="16" cy="16" r="{r}" fill="{c}"/>',

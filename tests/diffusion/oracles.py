@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diptych.diffusion.schedule import Schedule
+from diptych.diffusion.schedules import Schedule
 
 
 class Gaussian:

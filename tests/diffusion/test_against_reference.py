@@ -12,7 +12,7 @@ import torch
 
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import DynamicThreshold, StaticThreshold
 from diptych.diffusion.times import timesteps

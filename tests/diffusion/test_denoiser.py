@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.objective import ObjectiveConfig, training_times, variance_bound
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule
-from diptych.errors import UserError
+from diptych.diffusion.losses import ObjectiveConfig, training_times, variance_bound
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from tests.diffusion.oracles import Net
 
 KINDS = ("linear", "scaled-linear", "cosine", "cosine-table", "flow")

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
+from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance, Conditioned, join
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import DynamicThreshold, StaticThreshold, quantile
 from diptych.diffusion.times import timesteps
-from diptych.errors import UserError
 from tests.diffusion.oracles import Net
 
 SCHEDULE = build_schedule(ScheduleConfig())

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.sampler_options import read_sampler_options, sampler_options
 from diptych.diffusion.samplers import SAMPLERS, ddpm
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
-from diptych.errors import UserError
 from tests.diffusion.oracles import Gaussian, Mixture, Net
 
 SEEDS, SHAPE = (1, 2), (3, 4)

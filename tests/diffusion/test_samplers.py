@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
+from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.samplers import SAMPLERS, euler
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
-from diptych.errors import UserError
 from tests.diffusion.oracles import Gaussian, Mixture, Net
 
 KINDS = ("scaled-linear", "cosine", "cosine-table", "flow")

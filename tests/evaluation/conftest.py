@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diptych.data import DataConfig, SampleStream, make_batch, open_dataset
-from diptych.evaluation.judge import Judge
-from diptych.evaluation.judge_training import JudgeTrainable
+from diptych.models.judge import Judge
+from diptych.training.tasks.contrastive import JudgeTrainable
 from tests.evaluation import toys
 
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import torch
 from PIL import Image, ImageDraw
 
-from diptych.data.hashing import stable_hash
-from diptych.evaluation.judge import JudgeConfig
-from diptych.evaluation.judge_training import ContrastConfig
-from diptych.evaluation.words import WordFeatures
+from diptych.core.hashing import stable_hash
+from diptych.models.judge import JudgeConfig
+from diptych.models.word_features import WordFeatures
+from diptych.training.tasks.contrastive import ContrastConfig
 
 COLOURS = {"red": "#e02020", "green": "#20b040", "blue": "#2040e0", "yellow": "#f0d020", "black": "#101010"}
 SHAPES = ("disc", "box", "bar", "cross")

@@ -1,5 +1,5 @@
 """ADM's U-Net gives diffusers' numbers in the shapes of DeepFloyd IF, and minds what it was built for. (Of what OpenAI
-published, tests/published/test_guided_diffusion.py compares with the original module.)
+published, tests/pretrained/test_guided_diffusion.py compares with the original module.)
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
-from diptych.published.adm_keys import diffusers_adm
-from diptych.published.pieces import pieces, published
+from diptych.pretrained.adm_keys import diffusers_adm
+from diptych.pretrained.key_map import pieces, published
 from diptych.recipes import StageTraining, get
-from diptych.recipes.run import describe
-from diptych.weights.checkpoint import Checkpoint, fill
+from diptych.training.experiment import describe
+from diptych.weights.lazy import Checkpoint, fill
 from tests.networks.reference import noise, randomised, relative_error
 
 WIDTH, TOKENS = 32, 7

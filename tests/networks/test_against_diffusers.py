@@ -10,8 +10,8 @@ from torch import nn
 
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
-from diptych.published.pieces import published
-from diptych.published.sd_keys import diffusers_autoencoder, diffusers_unet
+from diptych.pretrained.key_map import published
+from diptych.pretrained.stable_diffusion.state_dict_keys import diffusers_autoencoder, diffusers_unet
 from tests.networks.reference import noise, randomised, relative_error
 
 diffusers = pytest.importorskip("diffusers")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.unet import UNet, UNetConfig
 from tests.networks.reference import noise, randomised
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.code_transformer import CodeTransformer, CodeTransformerConfig, attention_mask
-from tests.codes import SHAPE, VOCABULARY
+from tests.models.codes import SHAPE, VOCABULARY
 from tests.networks.reference import noise, randomised, relative_error
 
 TEXT = dataclasses.replace(SHAPE, context_width=10)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig, PixelShuffle
 from diptych.networks.residual import ResidualBlock
 from diptych.networks.unet import UNet, UNetConfig

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig, Posterior
-from diptych.networks.quantiser import AT_ONCE, VectorQuantizer
+from diptych.networks.quantizer import AT_ONCE, VectorQuantizer
 from diptych.recipes import get
-from diptych.training.first_stage import FirstStageConfig
+from diptych.training.tasks.autoencoding import FirstStageConfig
 from tests.networks.reference import noise, randomised
 
 SMALL: dict[str, Any] = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "norm_groups": 4}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 from diptych.networks.layers import Attention, norm, timestep_embedding
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.tiling import Tiling, decode, in_tiles, moments
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.opening import open_autoencoder
-from diptych.published.pieces import published
-from diptych.published.sd_keys import diffusers_autoencoder
+from diptych.pretrained.key_map import published
+from diptych.pretrained.load import open_autoencoder
+from diptych.pretrained.stable_diffusion.state_dict_keys import diffusers_autoencoder
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within
 

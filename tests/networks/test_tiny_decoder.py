@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.tiny_decoder import FAR, TinyDecoder, TinyDecoderConfig
 from diptych.recipes import get
-from diptych.recipes.emoji import SMALL_AUTOENCODER
-from diptych.training.distillation import DistillationConfig
+from diptych.recipes.emoji.latent import SMALL_AUTOENCODER
+from diptych.training.tasks.distillation import DistillationConfig
 from tests.networks.reference import noise, randomised, relative_error
 
 SMALL = TinyDecoderConfig(latent_channels=3, channels=(4, 6, 8), blocks=1, patch=2)

@@ -17,36 +17,36 @@ import numpy as np
 import torch
 
 import diptych
-from diptych.cascade import Cascade
-from diptych.conditioning.beside import LowConfig
-from diptych.conditioning.cache import CachedTexts
-from diptych.conditioning.classes import ClassConfig
-from diptych.conditioning.guide import NoisyGuide, NoisyGuideConfig
+from diptych.conditioning.concat import LowConfig
 from diptych.conditioning.masks import MaskConfig
-from diptych.conditioning.text import MiniLMConfig, T5Config, build_text_encoder
+from diptych.core.images import to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.evaluation.judge import Judge, JudgeConfig, load_judge
-from diptych.guides import open_guide
-from diptych.latent import LatentConfig, LatentDiffusion
+from diptych.encoders.cache import CachedTexts
+from diptych.encoders.classes import ClassConfig
+from diptych.encoders.registry import MiniLMConfig, T5Config, build_text_encoder
+from diptych.models.cascade import Cascade
+from diptych.models.judge import Judge, JudgeConfig, load_judge
+from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
+from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
+from diptych.models.pixel_diffusion import Stage
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.opening import open_autoencoder
-from diptych.pictures import to_tensor
-from diptych.stage import Stage
-from diptych.training.distillation import save_tiny_decoder
-from diptych.training.first_stage import FirstStage, FirstStageConfig
+from diptych.pretrained.load import open_autoencoder
+from diptych.pretrained.load_guide import open_guide
 from diptych.training.precompute import PrecomputedLatents, precompute
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
+from diptych.training.tasks.distillation import save_tiny_decoder
 from diptych.weights.fingerprint import fingerprint
-from tests import codes
-from tests.conditioning.test_layout import LAYOUT, reader, reading
-from tests.conditioning.tiny_encoders import t5_folder
-from tests.latents import AUTOENCODER, CAPTIONS, JOINT, SIZE, config, joint, minilm, write_pictures
+from tests.encoders.test_layout import LAYOUT, reader, reading
+from tests.encoders.tiny_encoders import t5_folder
+from tests.models import codes
+from tests.models.latents import AUTOENCODER, CAPTIONS, JOINT, SIZE, config, joint, minilm, write_pictures
+from tests.models.stages import WIDTH, base, configs, enlarging, plain, stage, unet, wordless
+from tests.models.test_latent_inpainting import BESIDE
+from tests.models.test_stage_joint import glide
 from tests.networks.reference import randomised
+from tests.pretrained.test_guides import classifier
 from tests.saved.replay import HERE, generate, picture, write
-from tests.stages import WIDTH, base, configs, enlarging, plain, stage, unet, wordless
-from tests.test_guides import classifier
-from tests.test_latent_inpainting import BESIDE
-from tests.test_stage_joint import glide
 
 FOLDERS = HERE / "folders"
 T5 = T5Config(path="t5", width=WIDTH, max_tokens=32)
@@ -132,7 +132,7 @@ def write_models() -> None:
 
 
 def stage_of_classes() -> Stage:
-    from tests.conditioning.test_classes import painting as of_classes
+    from tests.encoders.test_classes import painting as of_classes
 
     return stage(of_classes(), 2)
 

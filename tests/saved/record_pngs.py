@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diptych.cli import main as diptych
+from diptych.cli.main import main as diptych
 from tests.saved.replay import HERE, commit, machine, mask, picture
 
 PNGS = HERE / "pngs"

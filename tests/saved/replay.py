@@ -67,7 +67,7 @@ def options(call: dict[str, Any]) -> dict[str, Any]:
     by their folders."""
     given = call.get("options", {})
     if "guides" in given:
-        from diptych.guides import open_guide
+        from diptych.pretrained.load_guide import open_guide
 
         given = {**given, "guides": [(open_guide(source), scale) for source, scale in given["guides"]]}
     return {

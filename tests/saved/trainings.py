@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diptych import cli
+from diptych.cli import main as cli
 
 RECORDED = Path(__file__).parent / "runs"
 MODELS = RECORDED / "models"

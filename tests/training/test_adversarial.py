@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from diptych.networks.discriminator import DiscriminatorConfig
-from diptych.training.adversarial import EPS, MEMORY, MOST, AdversarialConfig, Adversary, adaptive_weight
-from diptych.training.first_stage import FirstStage, FirstStageConfig
-from tests.latents import AUTOENCODER, toy_batch
+from diptych.training.tasks.adversarial import EPS, MEMORY, MOST, AdversarialConfig, Adversary, adaptive_weight
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
+from tests.models.latents import AUTOENCODER, toy_batch
 from tests.networks.reference import noise, randomised
 
 SMALL = DiscriminatorConfig(channels=8, layers=1, norm="group", norm_groups=4)

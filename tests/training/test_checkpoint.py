@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from diptych import disk
-from diptych.errors import UserError
-from diptych.training import checkpoint
+from diptych.core import disk
+from diptych.core.errors import UserError
+from diptych.training import run_checkpoint as checkpoint
 from diptych.weights import files
 from tests.training.processes import finish, start
 

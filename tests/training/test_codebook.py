@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.networks.quantiser import VectorQuantizer
-from diptych.training.codebook import Codebook, CodebookConfig
-from diptych.training.config import TrainingConfig
+from diptych.networks.quantizer import VectorQuantizer
 from diptych.training.distributed import Team
-from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
-from diptych.training.loop import train
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig, load_autoencoder
+from diptych.training.tasks.codebook import Codebook, CodebookConfig
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import load_weights
-from tests.latents import AUTOENCODER, toy_batch
+from tests.models.latents import AUTOENCODER, toy_batch
 from tests.networks.reference import noise, randomised
 from tests.training import toy_vq
 from tests.training.processes import two_processes

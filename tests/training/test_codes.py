@@ -12,19 +12,19 @@ import pytest
 import torch
 
 import diptych
-from diptych.autoregressive import Autoregressive
-from diptych.conditioning.text import build_reader
+from diptych.core.errors import UserError
+from diptych.core.random import DROP, Draws
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
-from diptych.errors import UserError
-from diptych.training.codes import CodesTask, CodesTraining
-from diptych.training.config import TrainingConfig
-from diptych.training.loop import train
+from diptych.encoders.registry import build_reader
+from diptych.models.autoregressive import Autoregressive
 from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precompute
-from diptych.training.randomness import DROP, Draws
+from diptych.training.tasks.codes import CodesTask, CodesTraining
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import load_safetensors
-from tests.codes import CLASSES, SIDE, VOCABULARY, config, first_stage, system, written
-from tests.latents import CAPTIONS, SIZE, minilm, toy_batch, write_pictures
+from tests.models.codes import CLASSES, SIDE, VOCABULARY, config, first_stage, system, written
+from tests.models.latents import CAPTIONS, SIZE, minilm, toy_batch, write_pictures
 
 CPU = torch.device("cpu")
 

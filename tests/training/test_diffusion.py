@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.hashing import mix
-from diptych.diffusion.objective import ObjectiveConfig
-from diptych.diffusion.schedule import ScheduleConfig
-from diptych.errors import UserError
-from diptych.latent import LatentDiffusion
-from diptych.opening import open_model
-from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DiffusionTask, DiffusionTraining
-from diptych.training.loop import train
-from diptych.training.randomness import DROP, NOISE, POSTERIOR, TIME, normal, uniform
-from tests.latents import CAPTIONS, config, joint, system, toy_batch
+from diptych.core.errors import UserError
+from diptych.core.hashing import mix
+from diptych.core.random import DROP, NOISE, POSTERIOR, TIME, normal, uniform
+from diptych.diffusion.losses import ObjectiveConfig
+from diptych.diffusion.schedules import ScheduleConfig
+from diptych.models.latent_diffusion import LatentDiffusion
+from diptych.pretrained.load import open_model
+from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
+from tests.models.latents import CAPTIONS, config, joint, system, toy_batch
 
 FLOW = {"schedule": ScheduleConfig(kind="flow"), "prediction": "flow"}
 

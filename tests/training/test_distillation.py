@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
+from diptych.core.random import normal
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.training.config import TrainingConfig
-from diptych.training.distillation import Distillation, DistillationConfig, load_tiny_decoder, require_fits
-from diptych.training.loop import train
-from diptych.training.randomness import normal
+from diptych.training.tasks.distillation import Distillation, DistillationConfig, load_tiny_decoder, require_fits
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
 from diptych.weights.fingerprint import fingerprint
-from tests.latents import autoencoder, toy_batch
+from tests.models.latents import autoencoder, toy_batch
 from tests.networks.reference import randomised
 
 NETWORK = TinyDecoderConfig(channels=(12, 16), blocks=1)

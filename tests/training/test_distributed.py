@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.devices import find_device
-from diptych.errors import UserError
+from diptych.core.devices import find_device
+from diptych.core.errors import UserError
 from diptych.training.distributed import Team, team
 from diptych.weights.files import load_weights
 from tests.training.processes import two_processes
-from tests.training.test_loop import metrics
+from tests.training.test_trainer import metrics
 from tests.training.toy import run
 
 CHANGES = {"batch_size": 5, "log_every": 1}  # 2 + 3 pictures

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.errors import UserError
-from diptych.opening import read_config
-from diptych.training.config import TrainingConfig
-from diptych.training.first_stage import FirstStage, FirstStageConfig, load_autoencoder
-from diptych.training.loop import train
-from diptych.training.randomness import normal
-from tests.latents import AUTOENCODER, toy_batch
+from diptych.core.errors import UserError
+from diptych.core.random import normal
+from diptych.pretrained.load import read_config
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig, load_autoencoder
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
+from tests.models.latents import AUTOENCODER, toy_batch
 from tests.networks.reference import randomised
 
 

@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.conditioning.classes import ClassConfig
-from diptych.conditioning.guide import NoisyGuide, NoisyGuideConfig, alike, translated
-from diptych.conditioning.text import MiniLMConfig
+from diptych.core.errors import UserError
+from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.gradients import Space
-from diptych.diffusion.objective import training_times
-from diptych.diffusion.schedule import ScheduleConfig, build_schedule
-from diptych.errors import UserError
-from diptych.guides import open_guide
+from diptych.diffusion.gradient_guidance import Space
+from diptych.diffusion.losses import training_times
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.encoders.classes import ClassConfig
+from diptych.encoders.registry import MiniLMConfig
+from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig, alike, translated
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
+from diptych.pretrained.load_guide import open_guide
 from diptych.recipes import get
-from diptych.recipes.guiding import guide_task, guided_model
-from diptych.training.guides import GuideTask, GuideTraining, contrast
-from diptych.training.randomness import NOISE, POSTERIOR, TIME, Draws
+from diptych.training.guided_model import guide_task, guided_model
+from diptych.training.tasks.guide_training import GuideTask, GuideTraining, contrast
 from diptych.weights.fingerprint import fingerprint
-from tests.latents import CAPTIONS, SIZE, autoencoder, system, toy_batch
+from tests.models.latents import CAPTIONS, SIZE, autoencoder, system, toy_batch
+from tests.models.stages import Words
 from tests.networks.reference import randomised
-from tests.stages import Words
 
 CLASSES = ClassConfig(classes=2, names=("a blue picture", "a red picture"))
 SPOKEN = {"a red picture": "cat", "a blue picture": "dog"}

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.errors import UserError
-from diptych.training import loop
-from diptych.training.config import TrainingConfig
+from diptych.core.errors import UserError
+from diptych.training import trainer as loop
 from diptych.training.learning_rate import learning_rate_at
-from diptych.training.loop import train
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
 from tests.training.toy import Toy, batch_at, settings
 
 PLAIN: dict[str, Any] = {"steps": 110, "warmup": 10, "learning_rate": 2.0, "schedule": "constant"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from tests.training.toy import settings
 

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.conditioning.text import TextEmbedding
+from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
-from diptych.errors import UserError
-from diptych.latent import LatentDiffusion
+from diptych.encoders.registry import TextEmbedding
+from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.training import precompute as module
-from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DiffusionTask, DiffusionTraining
-from diptych.training.loop import train
 from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precompute
+from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import load_safetensors
-from tests.latents import CAPTIONS, SIZE, autoencoder, config, joint, minilm, write_pictures
+from tests.models.latents import CAPTIONS, SIZE, autoencoder, config, joint, minilm, write_pictures
 
 CPU = torch.device("cpu")
 

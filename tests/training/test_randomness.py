@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diptych.training.randomness import Draws, normal, uniform
+from diptych.core.random import Draws, normal, uniform
 
 SEEDS = torch.tensor([3, 1, 2**62, 3])
 

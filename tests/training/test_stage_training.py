@@ -12,18 +12,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.conditioning.low_resolution import AugmentationConfig, augmented
-from diptych.diffusion.schedule import ScheduleConfig
-from diptych.errors import UserError
-from diptych.generation import Order
-from diptych.opening import open_model
-from diptych.stage import Stage
-from diptych.stage_config import StageConfig
-from diptych.training.diffusion import DiffusionTask, DiffusionTraining
-from diptych.training.loop import train
-from diptych.training.randomness import AUGMENTATION, DROP, LEVEL, NOISE, TIME, Draws, normal, uniform
+from diptych.conditioning.lowres_augmentation import AugmentationConfig, augmented
+from diptych.core.errors import UserError
+from diptych.core.random import AUGMENTATION, DROP, LEVEL, NOISE, TIME, Draws, normal, uniform
+from diptych.diffusion.schedules import ScheduleConfig
+from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_diffusion import Stage
+from diptych.models.request import Order
+from diptych.pretrained.load import open_model
+from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
+from diptych.training.trainer import train
 from diptych.weights.files import load_weights
-from tests.stages import (
+from tests.models.stages import (
     CAPTIONS,
     WIDTH,
     Words,
@@ -41,7 +41,7 @@ from tests.stages import (
 )
 from tests.training.processes import finish, start
 from tests.training.test_distributed import free_port
-from tests.training.test_loop import metrics
+from tests.training.test_trainer import metrics
 
 LEVELS: dict[str, Any] = {"lowest": 0.1, "highest": 0.6}
 KINDS: dict[str, StageConfig] = {
@@ -260,7 +260,7 @@ def test_a_run_shows_what_is_enlarged_what_it_makes_and_the_truth(alone: Path) -
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    from diptych.pictures import to_tensor
+    from diptych.core.images import to_tensor
 
     return to_tensor([image])
 

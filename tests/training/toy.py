@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.errors import UserError
-from diptych.training.config import TrainingConfig
-from diptych.training.loop import train
+from diptych.core.errors import UserError
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import save_weights
 
 

@@ -7,11 +7,11 @@ import os
 
 import torch
 
-from diptych.training.codebook import CodebookConfig
-from diptych.training.config import TrainingConfig
-from diptych.training.first_stage import FirstStage, FirstStageConfig
-from diptych.training.loop import train
-from tests.latents import AUTOENCODER, toy_batch
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
+from diptych.training.tasks.codebook import CodebookConfig
+from diptych.training.trainer import train
+from diptych.training.training_config import TrainingConfig
+from tests.models.latents import AUTOENCODER, toy_batch
 
 
 def run(folder: str, accumulation: int, environment: dict[str, str] | None = None) -> None:

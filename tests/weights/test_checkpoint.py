@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from diptych.errors import UserError
-from diptych.weights.checkpoint import Checkpoint, fill, shapes_only
+from diptych.core.errors import UserError
+from diptych.weights.lazy import Checkpoint, fill, shapes_only
 from diptych.weights.tensors import CHUNK, DTYPES, finite
 
 
@@ -199,7 +199,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from diptych.weights.checkpoint import Checkpoint, fill
+from diptych.weights.lazy import Checkpoint, fill
 
 def resident(line):
     rows = Path("/proc/self/status").read_text().splitlines()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.weights import files
 from diptych.weights.files import (
     load_into,

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.weights import hub
 from diptych.weights.hub import choose, fetched, hub_id
 
@@ -206,7 +206,7 @@ def test_shards_are_chosen_with_their_index_and_pickles_only_with_leave() -> Non
 
 WITHOUT_NETWORK = """
 import pathlib, sys
-from diptych.cli import main
+from diptych.cli.main import main
 from tests.weights.test_hub import PIPELINE, cache, cut
 
 home = pathlib.Path(sys.argv[1])

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.weights import unpickle
-from diptych.weights.checkpoint import Checkpoint
+from diptych.weights.lazy import Checkpoint
 
 
 class Malicious:

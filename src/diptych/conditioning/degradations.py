@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.conditioning.low_resolution import mirrored
-from diptych.config import Config
-from diptych.errors import UserError
-from diptych.pictures import to_images, to_tensor
+from diptych.conditioning.lowres_augmentation import mirrored
+from diptych.core.config import Config
+from diptych.core.errors import UserError
+from diptych.core.images import to_images, to_tensor
 
 STREAM = 0xDE64
 """Keeps these numbers apart from all others that are drawn from a picture's seed."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.config import Config
-from diptych.errors import UserError
+from diptych.core.config import Config
+from diptych.core.errors import UserError
 
 ANGLES, BENDS, SHORTEST, THINNEST = 4, 5, 10, 5
 """Of a stroke: how many whole radians may be its angle, how many parts it has at most, length and width at least."""

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.data.files import no_data
-from diptych.data.layouts import FIELD, Sides, written
+from diptych.core.disk import replacing
+from diptych.core.errors import UserError
+from diptych.core.images import opened, orientation
+from diptych.core.progress import track
+from diptych.data.box_layouts import FIELD, Sides, written
+from diptych.data.caption_text import decoded, one_line, parsed, texts_of
+from diptych.data.paths import no_data
 from diptych.data.quarantine import Broken
 from diptych.data.shards import PICTURES
-from diptych.data.text import decoded, one_line, parsed, texts_of
-from diptych.disk import replacing
-from diptych.errors import UserError
-from diptych.pictures import opened, orientation
-from diptych.progress import track
 
 TABLE = "metadata.jsonl"
 MOST = 30

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from diptych.data.config import DataConfig
-from diptych.data.hashing import mix
+from diptych.core.hashing import mix
+from diptych.data.dataset_config import DataConfig
 
 TOP, LEFT, FLIP, SIZE, SHIFT = 31, 32, 33, 34, 35
 """What is drawn: a number each, mixed with the example's seed."""

@@ -11,18 +11,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diptych.data.config import DataConfig, Split
-from diptych.data.files import walk
+from diptych.core.errors import NothingThere, UserError
+from diptych.core.hashing import stable_hash
+from diptych.core.images import opened
+from diptych.core.progress import track
+from diptych.data.box_layouts import FIELD, layout_of, require_layout
+from diptych.data.caption_text import labels_of, one_line
+from diptych.data.dataset_config import DataConfig, Split
+from diptych.data.decode import decode
 from diptych.data.folders import FolderSource
-from diptych.data.hashing import stable_hash
-from diptych.data.layouts import FIELD, layout_of, require_layout
-from diptych.data.pictures import decode
+from diptych.data.paths import walk
 from diptych.data.quarantine import Broken, Quarantine, reason_of
 from diptych.data.shards import PICTURES, ShardSource
-from diptych.data.text import labels_of, one_line
-from diptych.errors import NothingThere, UserError
-from diptych.pictures import opened
-from diptych.progress import track
 
 __all__ = ["DataConfig", "Example", "PictureDataset", "Source", "Split", "open_dataset"]
 Fit = Callable[[str], str]

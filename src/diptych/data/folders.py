@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.data.files import read_bounded, walk
-from diptych.data.quarantine import Broken, reason_of
-from diptych.data.shards import CONVERT, OTHER_PICTURES, PICTURES, TEXTS
-from diptych.data.text import (
+from diptych.core.images import is_encoded
+from diptych.data.caption_text import (
     LONGEST_TEXT,
     SPLITS,
     decoded,
@@ -30,7 +28,9 @@ from diptych.data.text import (
     spoken,
     with_captions,
 )
-from diptych.pictures import is_encoded
+from diptych.data.paths import read_bounded, walk
+from diptych.data.quarantine import Broken, reason_of
+from diptych.data.shards import CONVERT, OTHER_PICTURES, PICTURES, TEXTS
 
 TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.tsv", "captions.tsv")
 NO_TABLES = ("metadata.parquet", "captions.parquet", "metadata.json", "captions.json")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 
 FEWEST, MOST = 8, 512
 Identity = tuple[int, int, int, int]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 
 log = logging.getLogger(__name__)
 MINIMUM_SEEN = 20

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.files import LARGEST, no_data
+from diptych.core.disk import disk_errors
+from diptych.core.progress import track
+from diptych.data.caption_text import LONGEST_TEXT, decoded, metadata, one_line, parsed, with_captions
 from diptych.data.openfiles import FILES
+from diptych.data.paths import LARGEST, no_data
 from diptych.data.quarantine import Broken, reason_of
 from diptych.data.tars import members_of
-from diptych.data.text import LONGEST_TEXT, decoded, metadata, one_line, parsed, with_captions
-from diptych.disk import disk_errors
-from diptych.progress import track
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "jpe", "jfif", "pjpeg")
 """Extensions of pictures that are read, known by their content then: PNG, JPEG, WebP."""

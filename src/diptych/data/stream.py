@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from diptych.core.hashing import mix
 from diptych.data.augment import view
-from diptych.data.config import DataConfig
 from diptych.data.dataset import Example, PictureDataset
-from diptych.data.hashing import mix
+from diptych.data.dataset_config import DataConfig
 
 
 class SampleStream:

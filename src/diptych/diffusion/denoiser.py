@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from diptych.diffusion.objective import variance_bound
-from diptych.diffusion.schedule import Schedule
-from diptych.errors import UserError, pick
+from diptych.core.errors import UserError, pick
+from diptych.diffusion.losses import variance_bound
+from diptych.diffusion.schedules import Schedule
 
 Cond = Mapping[str, Tensor]
 """A condition: keyword arguments of the network, the first axis of each is the picture."""

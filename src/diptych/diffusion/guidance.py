@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
-from diptych.errors import UserError
 
 
 class Wrapper:
@@ -33,7 +33,7 @@ class Wrapper:
 
     @property
     def gradients(self) -> int:
-        """Pictures for which the gradient of a score was taken so far (`diptych.diffusion.gradients`)."""
+        """Pictures for which the gradient of a score was taken so far (`diptych.diffusion.gradient_guidance`)."""
         return self.denoiser.gradients
 
     @gradients.setter

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from diptych.core.errors import UserError, pick
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.errors import UserError, pick
 
 
 class SamplerOption(NamedTuple):

@@ -16,9 +16,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from diptych.diffusion.solvers import dpm_2m, dpmpp, heun, unipc
+from diptych.core.errors import UserError, pick, warn
+from diptych.diffusion.multistep import dpm_2m, dpmpp, heun, unipc
 from diptych.diffusion.steps import Sampler, Steps, churn, ddim_step, forward_std, posterior_std, sampler
-from diptych.errors import UserError, pick, warn
 
 Variance = Literal["fixed-small", "fixed-large", "learned-range"]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from diptych.diffusion.schedule import Schedule
-from diptych.errors import UserError
-from diptych.seeding import generator
+from diptych.core.errors import UserError
+from diptych.core.seeding import generator
+from diptych.diffusion.schedules import Schedule
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(x (B, ...), t) -> x_0 (B, ...)."""

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diptych.config import Config
+from diptych.core.config import Config
+from diptych.core.errors import UserError, pick
 from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
 from diptych.diffusion.guidance import Wrapper
-from diptych.errors import UserError, pick
 
 
 class StaticThreshold(Wrapper):

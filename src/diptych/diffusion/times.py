@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from diptych.config import Config
-from diptych.diffusion.schedule import Schedule, Told
+from diptych.core.config import Config
+from diptych.core.errors import UserError, pick
+from diptych.diffusion.schedules import Schedule, Told
 from diptych.diffusion.sigmas import CURVES, Curve
-from diptych.errors import UserError, pick
 
 Spacing = Literal["trailing", "leading", "linspace", "karras"]
 SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")

@@ -10,8 +10,7 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from diptych.errors import UserError
-from diptych.evaluation.judge import Judge
+from diptych.core.errors import UserError
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
 from diptych.evaluation.runner import (
@@ -27,6 +26,7 @@ from diptych.evaluation.runner import (
     prompts_hash,
 )
 from diptych.evaluation.scores import DrawingScores
+from diptych.models.judge import Judge
 
 Key = dict[str, Any]
 """A condition: {"guidance": 7.0, "threshold": "static"} or {"level": 0.1}."""

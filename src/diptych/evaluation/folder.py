@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.disk import make_folder, require_place, values_of, write_text
-from diptych.errors import UserError
-from diptych.terminal import console
+from diptych.core.disk import make_folder, require_place, values_of, write_text
+from diptych.core.errors import UserError
+from diptych.core.terminal import console
 
 MARK = "evaluation.json"
 """Everything that decides a study's results, written before its first image."""

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diptych.disk import values_of, write_text
-from diptych.pictures import grid, save_png
+from diptych.core.disk import values_of, write_text
+from diptych.core.images import grid, save_png
 
 ACROSS = 16
 """Images in a row of an `ImageSheet`."""

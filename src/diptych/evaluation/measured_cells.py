@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from diptych.disk import write_text
-from diptych.errors import UserError
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.core.images import grid, save_png
 from diptych.evaluation.folder import MARK, as_json, differences, locked, require_folder, require_free
 from diptych.evaluation.image_store import read_image
-from diptych.pictures import grid, save_png
 
 if TYPE_CHECKING:
     from diptych.evaluation.runner import MeasuredStudy, StudyCell

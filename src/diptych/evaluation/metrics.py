@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diptych.pictures import psnr
+from diptych.core.images import psnr
 
 WINDOW = 11  # pixels a side of that of SSIM
 ROUNDING = 1 / 12  # the variance of the error of rounding to whole numbers

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.disk import replacing
-from diptych.errors import UserError
+from diptych.core.disk import replacing
+from diptych.core.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diptych.core.errors import UserError
+from diptych.data.box_layouts import Sides, layout_of
 from diptych.data.dataset import DataConfig, Example, Split, open_dataset
-from diptych.data.layouts import Sides, layout_of
 from diptych.data.quarantine import Broken
-from diptych.errors import UserError
 
 SPLITS = ("seen", "held-out")
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich import box
 from rich.table import Table
 
-from diptych.data.layouts import Sides
+from diptych.data.box_layouts import Sides
 
 DASH = "–"
 GREEN, RED, GREY = "#1a9850", "#d73027", "#bbbbbb"

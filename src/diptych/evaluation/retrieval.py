@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.data.captions import article
-from diptych.evaluation.judge import Judge
+from diptych.data.emoji.captions import article
+from diptych.models.judge import Judge
 
 TEMPLATES = ("{name}", "{full}", "an emoji of {full}", "a picture of {full}")
 """Prompt templates of a concept; its vector is the mean over them (CLIP, section 3.1.4)."""

@@ -20,17 +20,17 @@ from rich.table import Table
 from torch import nn
 
 import diptych
-from diptych import terminal
+from diptych.core import terminal
+from diptych.core.disk import remove, write_text
+from diptych.core.images import save_png
+from diptych.core.progress import bar
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
-from diptych.disk import remove, write_text
 from diptych.evaluation.folder import claimed, write_tables
 from diptych.evaluation.image_store import ImageFolder, ImageSheet
-from diptych.evaluation.judge import Judge, load_judge
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.prompt_sets import PromptGroup, concept_of, is_scene
 from diptych.evaluation.retrieval import TEMPLATES
-from diptych.pictures import save_png
-from diptych.progress import bar
+from diptych.models.judge import Judge, load_judge
 from diptych.weights.fingerprint import fingerprint
 
 Generate = Callable[[Sequence[int]], tuple[list[Image.Image], dict[str, Any]]]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import diptych
-from diptych.conditioning.cache import CachedTexts, text_cache
-from diptych.conditioning.familiar import Familiar
-from diptych.conditioning.text import FrozenConfig
+from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig, Split, open_dataset
-from diptych.errors import UserError
+from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.encoders.prompt_domain import Familiar
+from diptych.encoders.registry import FrozenConfig
 from diptych.weights.identity import FAMILIAR
 
 BATCH = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from diptych.config import Within
+from diptych.core.config import Within
 from diptych.networks.embedding import ConditionedUNetConfig
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config, Within
+from diptych.core.config import Config, Within
 from diptych.networks.layers import Attention, Downsample, Upsample, norm
-from diptych.networks.quantiser import VectorQuantizer
+from diptych.networks.quantizer import VectorQuantizer
 from diptych.networks.residual import ResidualBlock
 
 EPS = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5

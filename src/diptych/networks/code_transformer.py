@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config, Within
+from diptych.core.config import Config, Within
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config, Within
+from diptych.core.config import Config, Within
 
 KERNEL = 4
 SLOPE = 0.2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Within
+from diptych.core.config import Within
 from diptych.networks.embedding import ConditionedUNetConfig, SummedConditions, TextPooling
 from diptych.networks.layers import SpatialTransformer, norm, zero_init
 from diptych.networks.residual import ResidualBlock

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config
+from diptych.core.config import Config
 from diptych.networks.layers import timestep_embedding
 
 LEVEL_UNITS = 1000.0

@@ -1,6 +1,6 @@
 """LPIPS: how far two pictures are apart in the eyes of VGG16 (Zhang et al. 2018, section 3; version 0.1).
 
-Its weights are published, and `diptych.published.lpips` reads them.
+Its weights are published, and `diptych.pretrained.lpips_weights` reads them.
 """
 
 from __future__ import annotations

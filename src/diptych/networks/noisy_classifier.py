@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config, Within
+from diptych.core.config import Config, Within
 from diptych.networks.adm import AdmEncoder
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.layers import norm, zero_init

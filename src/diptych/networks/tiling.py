@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diptych.config import Config
-from diptych.errors import UserError
+from diptych.core.config import Config
+from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.config import Config, Within
+from diptych.core.config import Config, Within
 from diptych.networks.layers import Upsample, zero_init
 
 FAR = 3.0

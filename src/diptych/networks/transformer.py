@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from diptych.config import Config, Within
+from diptych.core.config import Config, Within
 from diptych.networks.layers import Attention
 
 

@@ -6,20 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diptych.autoregressive_config import AutoregressiveConfig
-from diptych.conditioning.classes import ClassConfig
-from diptych.config import Config
+from diptych.core.config import Config
+from diptych.core.errors import UserError, pick
 from diptych.data.dataset import DataConfig
-from diptych.errors import UserError, pick
-from diptych.evaluation.judge_training import ContrastConfig
-from diptych.latent import LatentConfig
-from diptych.stage_config import StageConfig
-from diptych.training.codes import CodesTraining
-from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DiffusionTraining
-from diptych.training.distillation import DistillationConfig
-from diptych.training.first_stage import FirstStageConfig
-from diptych.training.guides import GuideTraining
+from diptych.encoders.classes import ClassConfig
+from diptych.models.autoregressive_config import AutoregressiveConfig
+from diptych.models.latent_diffusion import LatentConfig
+from diptych.models.pixel_config import StageConfig
+from diptych.training.tasks.autoencoding import FirstStageConfig
+from diptych.training.tasks.codes import CodesTraining
+from diptych.training.tasks.contrastive import ContrastConfig
+from diptych.training.tasks.diffusion import DiffusionTraining
+from diptych.training.tasks.distillation import DistillationConfig
+from diptych.training.tasks.guide_training import GuideTraining
+from diptych.training.training_config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,26 +156,17 @@ def read_unit(system: Any) -> int:
 
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name."""
-    from diptych.recipes import (
-        adm,
-        deepfloyd,
-        emoji,
-        emoji_cascade,
-        emoji_classes,
-        emoji_codes,
-        emoji_first_stages,
-        first_stages,
-        glide,
-        guides,
-        imagen,
-        inpainting,
-        latent_diffusion,
-        layouts,
-        published,
-        super_resolution,
-        taming,
-    )
-    from diptych.recipes import tiny_decoder as tiny
+    from diptych.recipes import inpainting, layouts, super_resolution
+    from diptych.recipes.emoji import autoencoders as emoji_first_stages
+    from diptych.recipes.emoji import class_conditional as emoji_classes
+    from diptych.recipes.emoji import classifiers as guides
+    from diptych.recipes.emoji import distilled_decoder as tiny
+    from diptych.recipes.emoji import latent as emoji
+    from diptych.recipes.emoji import pixel_cascade as emoji_cascade
+    from diptych.recipes.emoji import vqgan as emoji_codes
+    from diptych.recipes.papers import adm, deepfloyd, first_stages, glide, imagen, taming
+    from diptych.recipes.papers import ldm as latent_diffusion
+    from diptych.recipes.papers import stable_diffusion as published
 
     ours = (emoji, emoji_classes, emoji_first_stages, emoji_cascade, emoji_codes, inpainting, tiny, guides)
     theirs = (first_stages, published, latent_diffusion, taming, imagen, deepfloyd, adm, glide)

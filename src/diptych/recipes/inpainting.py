@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
-from diptych.conditioning.beside import MaskedConfig
+from diptych.conditioning.concat import MaskedConfig
 from diptych.conditioning.masks import MaskConfig
 from diptych.data.dataset import DataConfig
-from diptych.diffusion.schedule import ScheduleConfig
-from diptych.latent import LatentConfig
+from diptych.diffusion.schedules import ScheduleConfig
+from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.recipes import LatentTraining, Recipe
-from diptych.recipes.emoji import DATA, SMALL_AUTOENCODER, trained_on
-from diptych.recipes.first_stages import VQ_F4_NOATTN
-from diptych.recipes.latent_diffusion import L1, TIMES
-from diptych.recipes.latent_diffusion import training as ldm_training
-from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DiffusionTraining
+from diptych.recipes.emoji.latent import DATA, SMALL_AUTOENCODER, trained_on
+from diptych.recipes.papers.first_stages import VQ_F4_NOATTN
+from diptych.recipes.papers.ldm import L1, TIMES
+from diptych.recipes.papers.ldm import training as ldm_training
+from diptych.training.tasks.diffusion import DiffusionTraining
+from diptych.training.training_config import TrainingConfig
 
 BIG = AdmUNetConfig(
     in_channels=3,

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 
-from diptych.conditioning.layout import LayoutConfig
+from diptych.data.box_layouts import FIELD
 from diptych.data.dataset import DataConfig
-from diptych.data.layouts import FIELD
-from diptych.diffusion.schedule import ScheduleConfig
-from diptych.latent import LatentConfig
+from diptych.diffusion.schedules import ScheduleConfig
+from diptych.encoders.layout import LayoutConfig
+from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import LatentTraining, Recipe
-from diptych.recipes.emoji import DATA, LATENT_TRAINING, trained_on
-from diptych.recipes.first_stages import VQ_F4, VQ_F8
-from diptych.recipes.latent_diffusion import L1, TIMES
-from diptych.recipes.latent_diffusion import training as ldm_training
-from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DiffusionTraining
+from diptych.recipes.emoji.latent import DATA, LATENT_TRAINING, trained_on
+from diptych.recipes.papers.first_stages import VQ_F4, VQ_F8
+from diptych.recipes.papers.ldm import L1, TIMES
+from diptych.recipes.papers.ldm import training as ldm_training
+from diptych.training.tasks.diffusion import DiffusionTraining
+from diptych.training.training_config import TrainingConfig
 
 BETAS = ScheduleConfig(beta_start=0.0015, beta_end=0.0205)
 OPENIMAGES = UNetConfig(

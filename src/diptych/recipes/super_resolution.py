@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.conditioning.beside import LowConfig
+from diptych.conditioning.concat import LowConfig
 from diptych.conditioning.degradations import DegradationConfig
-from diptych.conditioning.low_resolution import AugmentationConfig
+from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.data.dataset import DataConfig
-from diptych.diffusion.schedule import ScheduleConfig
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
-from diptych.latent import LatentConfig
+from diptych.models.latent_diffusion import LatentConfig
+from diptych.models.pixel_config import StageConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.recipes import LatentTraining, Recipe, StageTraining
-from diptych.recipes.emoji import DATA, SMALL_AUTOENCODER, trained_on
-from diptych.recipes.emoji_cascade import OBJECTIVE
-from diptych.recipes.first_stages import VQ_F4
-from diptych.recipes.latent_diffusion import TIMES
-from diptych.recipes.latent_diffusion import training as ldm_training
-from diptych.stage_config import StageConfig
-from diptych.training.config import TrainingConfig
-from diptych.training.diffusion import DiffusionTraining
+from diptych.recipes.emoji.latent import DATA, SMALL_AUTOENCODER, trained_on
+from diptych.recipes.emoji.pixel_cascade import OBJECTIVE
+from diptych.recipes.papers.first_stages import VQ_F4
+from diptych.recipes.papers.ldm import TIMES
+from diptych.recipes.papers.ldm import training as ldm_training
+from diptych.training.tasks.diffusion import DiffusionTraining
+from diptych.training.training_config import TrainingConfig
 
 LIGHT = DegradationConfig(kind="bsr-light")
 

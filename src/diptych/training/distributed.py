@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diptych.devices import find_device
-from diptych.errors import UserError
+from diptych.core.devices import find_device
+from diptych.core.errors import UserError
 
 BUCKET = 2**24
 """Numbers a message: 64 MiB in float32."""

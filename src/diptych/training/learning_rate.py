@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from diptych.training.config import TrainingConfig
+from diptych.training.training_config import TrainingConfig
 
 NOTICED = 0.01
 """A jump of the learning rate by less than this share of the highest is not worth a line."""

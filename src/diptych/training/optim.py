@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.training.adafactor import Adafactor, moment_shapes, translated
-from diptych.training.config import TrainingConfig
+from diptych.training.training_config import TrainingConfig
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 

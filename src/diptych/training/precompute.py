@@ -19,18 +19,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diptych.conditioning.cache import EmbeddedTexts, encoder_fingerprint, in_order
-from diptych.conditioning.parts import Part, read_precomputed
-from diptych.conditioning.text import TextEncoder
+from diptych.core.disk import Written, make_folder, remove, replacing, sweep, values_of, write_text
+from diptych.core.errors import UserError
+from diptych.core.hashing import mix
+from diptych.core.progress import bar
 from diptych.data.augment import flipped
 from diptych.data.dataset import PictureDataset, fitted_captions
-from diptych.data.files import walk
-from diptych.data.hashing import mix
+from diptych.data.paths import walk
 from diptych.data.stream import SampleStream, collate
-from diptych.disk import Written, make_folder, remove, replacing, sweep, values_of, write_text
-from diptych.errors import UserError
+from diptych.encoders.cache import EmbeddedTexts, encoder_fingerprint, in_order
+from diptych.encoders.cache_parts import Part, read_precomputed
+from diptych.encoders.registry import TextEncoder
 from diptych.networks.autoencoder import Autoencoder
-from diptych.progress import bar
 from diptych.weights.files import join_safetensors, load_safetensors, save_safetensors
 from diptych.weights.fingerprint import fingerprint
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.training.distributed import Team
-from diptych.training.feed import Batch
+from diptych.training.prefetch import Batch
 
 
 class Trainable(Protocol):

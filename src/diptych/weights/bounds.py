@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.weights.tensors import entries
 
 SPARE = 4096

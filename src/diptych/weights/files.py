@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diptych.disk import replacing, write_text
-from diptych.errors import UserError
+from diptych.core.disk import replacing, write_text
+from diptych.core.errors import UserError
 
 SHARD_BYTES = 15 * 2**20
 _FOREIGN = {

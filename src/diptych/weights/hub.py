@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diptych.config import read_json
-from diptych.disk import write_text
-from diptych.errors import UserError
-from diptych.weights.checkpoint import VARIANTS
+from diptych.core.config import read_json
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.weights.lazy import VARIANTS
 from diptych.weights.pickles import ENDINGS
 
 ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", re.ASCII)

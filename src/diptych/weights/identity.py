@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from diptych.disk import write_text
-from diptych.errors import UserError
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
 from diptych.weights.hub import UNUSED, hub_id
 from diptych.weights.pickles import ENDINGS
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.weights.pickled_values import STORAGES, Array, Laid, Name, RefusedPickle, Storage, Stub, whole
 from diptych.weights.tensors import read_bytes
 from diptych.weights.unpickle import Machine

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.weights.files import open_safetensors
 
 DTYPES = {

@@ -16,10 +16,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
+from diptych.core.images import to_images
 from diptych.evaluation.benchmarks.inpainting import Inpainting, evaluate_inpainting, means_and_margins
-from diptych.evaluation.judge import Judge
-from diptych.pictures import to_images
+from diptych.models.judge import Judge
 
 SIZE = 16
 

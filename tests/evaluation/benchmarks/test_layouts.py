@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from diptych.conditioning.layout import read_layout
-from diptych.errors import UserError
+from diptych.core.errors import UserError
+from diptych.encoders.layout import read_layout
 from diptych.evaluation.benchmarks.layouts import crop_box, difference, evaluate_layouts, other_scenes, swapped
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.scores import clustered_mean, error_over_seeds
+from diptych.models.judge import Judge
 from tests.evaluation import toys
 
 LEFT, RIGHT = (0.0, 0.25, 0.5, 0.75), (0.5, 0.25, 1.0, 0.75)

@@ -16,11 +16,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
+from diptych.core.terminal import console
 from diptych.evaluation import report
 from diptych.evaluation.benchmarks.prompts import evaluate
-from diptych.evaluation.judge import Judge
-from diptych.terminal import console
+from diptych.models.judge import Judge
 from tests.evaluation import toys
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from diptych.evaluation.benchmarks.prompts import evaluate
-from diptych.evaluation.judge import Judge
-from tests.codes import system
-from tests.latents import SIZE
+from diptych.models.judge import Judge
+from tests.models.codes import system
+from tests.models.latents import SIZE
 
 
 def test_a_model_of_codes_is_measured(judge: Judge, toy_data: Path, tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from diptych.core.errors import UserError
+from diptych.core.images import to_images, to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.errors import UserError
 from diptych.evaluation.benchmarks.reconstruction import codebook, evaluate_reconstruction
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import frechet_distance
+from diptych.models.judge import Judge
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.pictures import to_images, to_tensor
 from tests.networks.reference import randomised
 
 VQ = AutoencoderConfig(channels=8, multipliers=(1, 2), blocks=1, norm_groups=4, latent_channels=3, codebook=16)

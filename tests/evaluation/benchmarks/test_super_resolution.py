@@ -15,12 +15,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from diptych.core.errors import UserError
+from diptych.core.images import to_images, to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.errors import UserError
 from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution, shortened
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import image_psnr
-from diptych.pictures import to_images, to_tensor
+from diptych.models.judge import Judge
 
 FACTOR, SIZE = 2, 16
 

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from diptych.cascade import Cascade
-from diptych.conditioning.low_resolution import AugmentationConfig
-from diptych.errors import UserError
+from diptych.conditioning.lowres_augmentation import AugmentationConfig
+from diptych.core.errors import UserError
+from diptych.core.images import square
 from diptych.evaluation import plots
 from diptych.evaluation.benchmarks.sweep import sweep_augmentation, sweep_guidance
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import image_psnr
+from diptych.models.cascade import Cascade
+from diptych.models.judge import Judge
+from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_diffusion import Stage
 from diptych.networks.efficient_unet import EfficientUNetConfig
-from diptych.pictures import square
-from diptych.stage import Stage
-from diptych.stage_config import StageConfig
 from tests.evaluation import toys
 
 pytestmark = pytest.mark.usefixtures("undrawn")

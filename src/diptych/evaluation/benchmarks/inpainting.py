@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.masks import MaskConfig, drawn_masks, shares
+from diptych.core.errors import UserError
+from diptych.core.images import save_png, to_images, to_tensor
 from diptych.data.dataset import Split
-from diptych.errors import UserError
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.metrics import WINDOW
 from diptych.evaluation.prompt_sets import draw_examples, is_scene, prompt_of
@@ -38,7 +38,7 @@ from diptych.evaluation.runner import (
     run_study,
 )
 from diptych.evaluation.scores import fidelity
-from diptych.pictures import save_png, to_images, to_tensor
+from diptych.models.judge import Judge
 
 SHARES = {"40-50 %": (0.4, 0.5), "all": (0.0, 0.5)}
 """The share of pixels that masks hide. LaMa leaves out masks of its own that hide more than half, as here."""

@@ -21,13 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from diptych.config import read_json
-from diptych.data.layouts import Sides
-from diptych.disk import write_text
-from diptych.errors import UserError
+from diptych.core.config import read_json
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.data.box_layouts import Sides
 from diptych.evaluation.folder import as_json, require_free
 from diptych.evaluation.image_store import ImageFolder
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.prompt_sets import BoxedScene, choose_boxed_scenes
 from diptych.evaluation.report import SheetCell, contact_sheet, percent, with_boxes
 from diptych.evaluation.retrieval import concept_vectors, ranks
@@ -44,6 +43,7 @@ from diptych.evaluation.runner import (
     run_study,
 )
 from diptych.evaluation.scores import clustered_mean, error_over_seeds
+from diptych.models.judge import Judge
 
 FEW = 20
 """Concepts among which the judge chooses: the right one, the others in the scene, and others of other scenes."""

@@ -24,9 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from diptych.errors import UserError
+from diptych.core.errors import UserError
 from diptych.evaluation.benchmarks.novel_word_list import PAIRS, WordPair, WordTrial, choose_trials
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.report import SheetCell, contact_sheet, percent
 from diptych.evaluation.retrieval import Mean, best_ranks, concept_vectors
 from diptych.evaluation.runner import (
@@ -43,6 +42,7 @@ from diptych.evaluation.runner import (
     settings_used,
 )
 from diptych.evaluation.scores import bootstrap_ratio
+from diptych.models.judge import Judge
 
 FEWEST = 10
 """Wordings below which a share of them says nothing."""

@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from diptych.core.errors import UserError
+from diptych.core.images import to_images, to_tensor
 from diptych.data.dataset import DataConfig, Example, PictureDataset, Split, open_dataset
-from diptych.errors import UserError
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import WINDOW
 from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name
 from diptych.evaluation.runner import ImageStudy, StudyCell, describe_data, open_judge, parameter_count, run_study
 from diptych.evaluation.scores import fidelity
-from diptych.pictures import to_images, to_tensor
+from diptych.models.judge import Judge
 from diptych.weights.fingerprint import fingerprint
 
 LARGEST = 256

@@ -19,12 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from diptych.conditioning.degradations import DegradationConfig, degraded
+from diptych.core.errors import UserError
+from diptych.core.hashing import mix
+from diptych.core.images import grid, to_images, to_tensor
 from diptych.data.dataset import Split
-from diptych.data.hashing import mix
-from diptych.errors import UserError
 from diptych.evaluation.benchmarks.reconstruction import FirstStageArm
 from diptych.evaluation.image_store import ImageSheet
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.metrics import image_psnr
 from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name, signed
@@ -41,7 +41,7 @@ from diptych.evaluation.runner import (
     run_study,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
-from diptych.pictures import grid, to_images, to_tensor
+from diptych.models.judge import Judge
 from diptych.weights.fingerprint import fingerprint
 
 MEASURES = {

@@ -17,12 +17,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diptych.checks import wholes
+from diptych.core.checks import wholes
+from diptych.core.errors import UserError
+from diptych.core.images import save_png
 from diptych.diffusion.thresholding import ThresholdConfig
-from diptych.errors import UserError
 from diptych.evaluation import plots
 from diptych.evaluation.condition_sweep import THRESHOLDS, ConditionSweep
-from diptych.evaluation.judge import Judge
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.report import image_table, number, percent, plain
 from diptych.evaluation.runner import (
@@ -30,8 +30,8 @@ from diptych.evaluation.runner import (
     open_model,
     run_study,
 )
-from diptych.generation import one_each, read_number
-from diptych.pictures import save_png
+from diptych.models.judge import Judge
+from diptych.models.request import one_each, read_number
 
 
 def sweep_guidance(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diptych.errors import UserError, pick
+from diptych.core.errors import UserError, pick
 from diptych.recipes import Recipe, get
 
 PARAMETERS = "parameters"
@@ -132,7 +132,10 @@ def spoken(value: Any, field: str = "") -> str:
 
 def all_sources() -> dict[str, tuple[Source, ...]]:
     """The sources of every recipe that has some, by name."""
-    from diptych.recipes.sources import first_stages, glide, latent_diffusion, pixels
+    from diptych.recipes.sources import first_stage_sources as first_stages
+    from diptych.recipes.sources import glide_sources as glide
+    from diptych.recipes.sources import ldm_sources as latent_diffusion
+    from diptych.recipes.sources import pixel_sources as pixels
 
     modules = (first_stages, latent_diffusion, pixels, glide)
     return {name: sources for module in modules for name, sources in module.SOURCES.items()}
@@ -140,7 +143,7 @@ def all_sources() -> dict[str, tuple[Source, ...]]:
 
 def counted(name: str) -> dict[str, int]:
     """Parameters of each network of a recipe."""
-    from diptych.recipes import run
+    from diptych.training import experiment as run
 
     return run.describe(name)["networks"]
 

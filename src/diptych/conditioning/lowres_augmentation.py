@@ -1,0 +1,167 @@
+"""The low-resolution picture that a super-resolution stage starts from: made, enlarged, and spoiled on purpose.
+
+A stage is trained on true pictures made small, but fed with what the stage before it painted. So in training its input
+is spoiled by a random amount, the level, which the network is told; at sampling the level is a choice (Ho et al. 2021,
+"Cascaded Diffusion Models", Sec. 4; Imagen, Saharia et al. 2022, Sec. 2.4 and its appendix).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.core.config import Config, Within
+from diptych.core.errors import UserError
+from diptych.diffusion.schedules import CosineSchedule, TableSchedule, cosine_betas
+
+REACH = 4.0  # a blur's kernel ends at so many standard deviations
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Config):
+    """How the low-resolution picture is enlarged and spoiled. A level lies in [0, 1]: 0 is the picture untouched."""
+
+    kind: Literal["noise", "blur", "none"] = "noise"
+    """noise: Gaussian, by the cosine schedule, level 1 leaves noise alone; blur: Gaussian, reflected; none."""
+    where: Literal["low", "high"] = "high"
+    """Spoil before (low) or after (high) the picture is enlarged (DeepFloyd IF: after)."""
+    upsample: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    """How the picture is enlarged."""
+    align_corners: bool = False
+    """bilinear and bicubic only: put corner pixels on corner pixels (DeepFloyd IF), else edges on edges."""
+    lowest: float = 0.0
+    """Lowest level in training; levels are uniform up to `highest`."""
+    highest: float = 1.0
+    """Highest level in training."""
+    level: float = 0.1
+    """Level at sampling where none is chosen."""
+    table: Annotated[int | None, Within(1, 10**6)] = None
+    """noise only: entries of the table of the cosine schedule whose levels these are (DeepFloyd IF: 1000, level 0.25 is
+    entry 250; at level 0 too there is the little noise of the first), or none."""
+    blur: float = 4.0
+    """blur only: standard deviation at level 1, in pixels of the low-resolution picture; in proportion below."""
+
+    def check(self) -> None:
+        self.require(0 <= self.lowest <= 1, "lowest", "lie between 0 and 1")
+        self.require(self.lowest <= self.highest <= 1, "highest", "lie between lowest and 1")
+        self.require(0 <= self.level <= 1, "level", "lie between 0 and 1")
+        self.require(self.table is None or self.table >= 2, "table", "be at least 2, or none")
+        self.require(self.table is None or self.kind == "noise", "table", "be none unless kind is noise")
+        self.require(0 < self.blur < math.inf, "blur", "be positive")
+        self.require(not self.align_corners or self.upsample != "nearest", "align_corners", "be false for nearest")
+
+
+def reduce(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """The truth at low resolution: pictures (B, C, H, W) averaged over boxes to (B, C, *size).
+
+    Raises `UserError` unless H and W are whole multiples of `size`.
+    """
+    height, width = pictures.shape[-2:]
+    if min(size) < 1 or height % size[0] or width % size[1]:
+        raise UserError(
+            f"pictures of {width} x {height} pixels cannot be reduced to {size[1]} x {size[0]}: "
+            "their sides must be whole multiples of it"
+        )
+    return F.interpolate(pictures, size, mode="area")  # (B, C, *size)
+
+
+def enlarge(low: Tensor, size: tuple[int, int], config: AugmentationConfig) -> Tensor:
+    """Pictures (B, C, h, w) at (B, C, *size). Bicubic may overshoot the range of what it is given."""
+    if config.upsample == "nearest":
+        return F.interpolate(low, size, mode="nearest-exact")
+    return F.interpolate(low, size, mode=config.upsample, align_corners=config.align_corners)
+
+
+def augmented(
+    low: Tensor,
+    size: tuple[int, int],
+    level: Tensor | float,
+    noise: Callable[[Tensor], Tensor] | None,
+    config: AugmentationConfig,
+) -> Tensor:
+    """What the stage is shown: low (B, C, h, w) in [-1, 1], enlarged and spoiled, (B, C, *size).
+
+    level: (B,), or one for all. At 0 a picture is enlarged and nothing else, unless levels are those of a table.
+    noise: `noise(like)` draws normal numbers of the shape of `like`; asked once, and for `kind` noise only.
+
+    Raises `UserError` for a level outside [0, 1].
+    """
+    levels = torch.as_tensor(level).double().expand(len(low))  # (B,)
+    if not ((levels >= 0) & (levels <= 1)).all():
+        wrong = next(value for value in levels.tolist() if not 0 <= value <= 1)
+        raise UserError(f"the augmentation level must lie between 0 and 1, not {wrong:g}")
+    x = enlarge(low, size, config) if config.where == "high" else low
+    if config.kind == "noise":
+        assert noise is not None, "noise augmentation needs a source of noise"
+        spoiled = _noised(x, levels, noise(x), config.table)
+    elif config.kind == "blur":
+        pixels = (x.shape[-2] / low.shape[-2], x.shape[-1] / low.shape[-1])  # of x in one of the low-resolution picture
+        spoiled = _blurred(x, levels, (config.blur * pixels[0], config.blur * pixels[1]))
+    else:
+        spoiled = x
+    untouched = (levels == 0).view(-1, 1, 1, 1).to(x.device)
+    x = spoiled if config.table else torch.where(untouched, x, spoiled)  # exactly, whatever the rounding above
+    return x if config.where == "high" else enlarge(x, size, config)
+
+
+def training_levels(uniform: Tensor, config: AugmentationConfig) -> Tensor:
+    """Numbers (B,) in [0, 1) to levels (B,) float64, uniform from `lowest` to `highest`; all 0 for `kind` none."""
+    if config.kind == "none":
+        return torch.zeros_like(uniform, dtype=torch.float64)
+    levels = config.lowest + (config.highest - config.lowest) * uniform.double()
+    return levels if config.table is None else (levels * config.table).floor() / config.table
+
+
+def told_level(level: Tensor, config: AugmentationConfig, like: Tensor) -> Tensor:
+    """What the network is told of levels (B,): themselves in the type of `like`, or those of the table in float64.
+
+    Networks multiply them by 1000, and what comes of that is to be the whole number of an entry.
+    """
+    return level.to(like) if config.table is None else entries(level, config.table).to(like.device) / config.table
+
+
+def entries(level: Tensor, table: int) -> Tensor:
+    """The whole numbers 0 .. table - 1, as float64, that levels in [0, 1] mean."""
+    return (level.double() * table).round().clamp(max=table - 1)
+
+
+def _noised(x: Tensor, levels: Tensor, noise: Tensor, table: int | None = None) -> Tensor:
+    """alpha(level) x + sigma(level) noise: the level is a time of the cosine schedule (Imagen, appendix)."""
+    schedule = CosineSchedule()
+    if table is not None:
+        schedule, levels = TableSchedule(cosine_betas(table)), (entries(levels, table) + 1) / table
+    alpha, sigma = (part.view(-1, 1, 1, 1).to(x) for part in schedule.alpha_sigma(levels))
+    return alpha * x + sigma * noise  # (B, C, H, W)
+
+
+def _blurred(x: Tensor, levels: Tensor, most: tuple[float, float]) -> Tensor:
+    """Each picture under a Gaussian of its own, `levels` times `most` (down, across) pixels wide, edges mirrored."""
+    for axis, deviation in ((-2, most[0]), (-1, most[1])):
+        # The reach is that of the widest possible blur, so that no picture depends on its neighbours in the batch.
+        reach = math.ceil(REACH * deviation)
+        offsets = torch.arange(-reach, reach + 1, device=levels.device)  # (K,)
+        widths = (levels * deviation).clamp(min=1e-6)[:, None]  # (B, 1)
+        kernels = torch.softmax(-0.5 * (offsets / widths) ** 2, dim=1).to(x)  # (B, K), sums to 1
+        x = _convolved(x.transpose(axis, -1), kernels).transpose(axis, -1)
+    return x
+
+
+def _convolved(x: Tensor, kernels: Tensor) -> Tensor:
+    """Along the last axis, each picture (C, H, W) with its own kernel (K,); mirrored, edge pixels not doubled."""
+    batch, channels, height, width = x.shape
+    x = x[..., mirrored(width, kernels.shape[1] // 2, x.device)]  # (B, C, H, W + 2 reach)
+    weight = kernels.repeat_interleave(channels, 0)[:, None, None]  # (B * C, 1, 1, K)
+    return F.conv2d(x.flatten(0, 1)[None], weight, groups=batch * channels).view(batch, channels, height, width)
+
+
+def mirrored(length: int, reach: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which of `length` pixels stand at -reach .. length + reach - 1: (length + 2 reach,), mirrored."""
+    period = max(2 * (length - 1), 1)
+    places = torch.arange(-reach, length + reach, device=device) % period
+    return torch.minimum(places, (period - places) % period)

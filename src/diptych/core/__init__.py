@@ -1,0 +1,1 @@
+"""What everything stands on: configs, errors, files, devices, images, random numbers."""

@@ -1,0 +1,56 @@
+"""Where tensors live."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from diptych.core.errors import UserError, hint
+
+KINDS = ("cpu", "cuda", "mps")
+"""What the networks run on."""
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; a device that is not there raises a `UserError`.
+
+    Apple's `mps` is never chosen by itself: it has no float64, and no test has run on it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in KINDS:
+        known = ("auto", *KINDS)
+        raise UserError(f"unknown device {str(name)!r}: write auto, cpu, cuda, cuda:1 or mps{hint(name, known)}")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts[device.type]:
+        raise UserError(
+            f"there is no device {str(name)!r} here: this PyTorch sees {torch.cuda.device_count()} CUDA devices"
+            + (", and mps" if counts["mps"] else ", and no mps" if device.type == "mps" else "")
+        )
+    return device
+
+
+def require_memory(count: Callable[[], dict[str, int]], device: torch.device) -> None:
+    """Raise a `UserError` where weights alone are more than a device holds, before a network is built.
+
+    `count` builds the networks and gives the parameters of each by its name; text encoders are not counted.
+    """
+    try:
+        with torch.device("meta"):
+            each = count()
+    except RuntimeError:  # a tensor of more numbers than can be counted
+        raise UserError("the networks of this recipe are too large to be built: make them smaller") from None
+    if device.type == "cuda":
+        have = torch.cuda.get_device_properties(device).total_memory
+    else:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = 4 * sum(number for name, number in each.items() if not name.startswith("text"))
+    if need > have:
+        told = f"weights of {need / 2**30:,.0f} GiB, and {device} has {have / 2**30:,.0f}"
+        raise UserError(f"the networks of this recipe have {told}: make them smaller")

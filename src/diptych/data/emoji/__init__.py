@@ -1,0 +1,1 @@
+"""The emoji data set: drawings, captions and composed scenes."""

@@ -1,0 +1,86 @@
+"""SVG icons to pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import re
+from typing import Any
+
+from PIL import Image
+
+from diptych.core.errors import UserError
+
+
+def resolve(icon_set: dict[str, Any], icon: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """An icon's body and box with aliases followed, and the flips that they ask for. Raises `KeyError`."""
+    boxes, flips, name = {}, [], icon
+    while name not in icon_set["icons"]:
+        alias = icon_set.get("aliases", {})[name]
+        if alias.get("rotate"):
+            raise ValueError("turned aliases are not supported")
+        flips += [key for key in ("hFlip", "vFlip") if alias.get(key)]
+        boxes = {**{k: alias[k] for k in ("left", "top", "width", "height") if k in alias}, **boxes}
+        name = alias["parent"]
+    standard = {"left": 0, "top": 0, "width": icon_set.get("width", 16), "height": icon_set.get("height", 16)}
+    return {**standard, **icon_set["icons"][name], **boxes}, tuple(sorted(flips))
+
+
+def fingerprint(icon_set: dict[str, Any], icon: str) -> str:
+    """Equal for drawings that look equal, at any size (the names of gradients differ between copies)."""
+    data, flips = resolve(icon_set, icon)
+    text = json.dumps([re.sub(r"svgID\w+", "id", data["body"]), flips, data["width"], data["height"]])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_renderer() -> None:
+    """Raise a `UserError` where SVG cannot be drawn."""
+    if importlib.util.find_spec("resvg_py") is None:
+        raise UserError("resvg-py is needed to draw emoji: `make install` adds it, or `pip install resvg-py`")
+
+
+def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float) -> Image.Image:
+    """One icon that `resolve` has found, as a `size` x `size` RGBA picture, centred, `margin` of the side left free.
+
+    Raises `ValueError` when it cannot be drawn or nothing is painted.
+    """
+    import resvg_py
+
+    width, height = data["width"], data["height"]
+    side = max(width, height)
+    pad = side * margin / (1 - 2 * margin)
+    left, top, whole = data["left"] - (side - width) / 2 - pad, data["top"] - (side - height) / 2 - pad, side + 2 * pad
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{size}" height="{size}" viewBox="{left:.6g} {top:.6g} {whole:.6g} {whole:.6g}">{data["body"]}</svg>'
+    )
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, width=size, height=size))
+    picture = picture_of(png)
+    if picture.size != (size, size):
+        raise ValueError(f"came out as {picture.size[0]} x {picture.size[1]} pixels")
+    if picture.getchannel("A").getextrema()[1] < 32:  # type: ignore[operator]
+        raise ValueError("the drawing is empty")
+    for flip, how in (("hFlip", Image.Transpose.FLIP_LEFT_RIGHT), ("vFlip", Image.Transpose.FLIP_TOP_BOTTOM)):
+        if flip in flips:
+            picture = picture.transpose(how)
+    return picture
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """RGBA composited on white, as RGB."""
+    ground = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(ground, picture).convert("RGB")
+
+
+def png_bytes(picture: Image.Image, level: int = 6) -> bytes:
+    """The picture as a PNG without any metadata, compressed at `level` of zlib."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()
+
+
+def picture_of(png: bytes) -> Image.Image:
+    """The RGBA picture of a PNG."""
+    return Image.open(io.BytesIO(png)).convert("RGBA")

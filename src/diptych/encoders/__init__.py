@@ -1,0 +1,1 @@
+"""Networks that turn prompts, classes and layouts into embeddings."""

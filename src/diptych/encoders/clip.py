@@ -1,0 +1,180 @@
+"""CLIP's text transformer as Stable Diffusion reads it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.encoders.base import TextEmbedding
+from diptych.encoders.frozen import (
+    FrozenText,
+    FrozenTextConfig,
+    built_as_shapes,
+    folder_fingerprint,
+    frozen,
+    named_folder,
+    plain_key,
+    pretrained_config,
+)
+from diptych.encoders.tokenizers import require_ids, saved_tokenizer, token_ids
+from diptych.weights.files import save_weights
+from diptych.weights.fingerprint import fingerprint
+from diptych.weights.lazy import fill
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+"""What a CLIP tokenizer may consist of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextConfig(FrozenTextConfig):
+    """CLIP's text transformer, frozen; ViT-L/14 in Stable Diffusion 1.x: 12 layers, 123,060,480 parameters."""
+
+    kind: Literal["clip"] = "clip"
+    """Which text encoder this is."""
+    path: str | None = None
+    """A folder with the model and its tokenizer, as transformers saves them; none: text/ in the folder of the whole
+    model, as `diptych convert` writes it."""
+    width: int = 768
+    """Width of its tokens."""
+    max_tokens: int = 77
+    """Longest prompt; every prompt is padded to it, and the padding is read as well, as in Stable Diffusion."""
+
+    def check(self) -> None:
+        self.require(self.width >= 1, "width", "be at least 1")
+        self.require(self.max_tokens >= 3, "max_tokens", "be at least 3")
+
+    def located(self) -> Path:
+        """Where its files lie. A `UserError` where there are none."""
+        return named_folder(self.path, "CLIP text model")
+
+    def load_tokenizer(self):
+        """As `FrozenTextConfig.load_tokenizer`."""
+        return saved_tokenizer(self.located(), "tokenizer.json", "vocab.json")[0]
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClipText:
+        """As `build_reader`; `folder` holds it where the config names no other."""
+        return ClipText(self, device, folder)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`; without a folder that of ViT-L/14."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        large = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        stored = self.path is not None
+        return CLIPTextModel(pretrained_config(CLIPTextConfig, self.located(), self.width) if stored else large)
+
+
+class ClipText(FrozenText):
+    """`last_hidden_state` of a CLIP text model over prompts padded to the maximum; nothing is masked.
+
+    Stable Diffusion 2.x reads the last layer but one: its model is one layer shorter than the CLIP that it is made of.
+    What prompts are padded with is the tokenizer's to say: the closing token in 1.x, "!" in 2.x.
+    """
+
+    own_pooled = True
+    """What stands for a whole prompt is the closing token's, and not the mean of all."""
+    alone = True
+    """Model and tokenizer lie in one folder, with nothing else."""
+
+    def __init__(self, config: ClipTextConfig, device: str | torch.device = "cpu", folder: Path | None = None) -> None:
+        """From a folder as transformers saves it: the config's, or `folder` where that names none and holds a model."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        inside = config.path is None and folder is not None and (folder / "config.json").is_file()
+        folder = folder if inside and folder is not None else config.located()
+        shape = pretrained_config(CLIPTextConfig, folder, config.width)
+        self._read(config, shape, folder)
+        super().__init__(config, folder, frozen(lambda: CLIPTextModel(shape), folder).to(device), self.tokenizer)
+
+    @classmethod
+    def of(
+        cls,
+        config: ClipTextConfig,
+        shape: CLIPTextConfig,
+        tensors: Mapping[str, Tensor],
+        tokenizer: Path | None,
+        source: str,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> ClipText:
+        """From its tensors, by their names in transformers without the prefix "text_model.", and the folder of its
+        tokenizer; without one it has parameters, and reads no prompt. `source` is named in errors; floating tensors
+        become `dtype` (none: as stored).
+        """
+        encoder = cls.__new__(cls)
+        encoder.tokenizer = None
+        if tokenizer is not None:
+            encoder._read(config, shape, tokenizer)
+        network = clip_network(shape, tensors, source, dtype)
+        FrozenText.__init__(encoder, config, tokenizer or Path(), network, encoder.tokenizer)
+        encoder.alone = False
+        return encoder
+
+    def _read(self, config: ClipTextConfig, shape: CLIPTextConfig, tokenizer: Path) -> None:
+        """Look at all that can be wrong before any weight is read."""
+        self.shape, self.tokenizer_folder = shape, tokenizer
+        self.tokenizer, self.pad = saved_tokenizer(tokenizer, "tokenizer.json", "vocab.json")
+        if shape.max_position_embeddings < config.max_tokens:
+            raise UserError(f"{tokenizer} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
+        require_ids(self.tokenizer, shape.vocab_size, tokenizer, self.pad)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        if self.alone:
+            return folder_fingerprint(self.config, self.folder)
+        return f"{fingerprint(self.model)}-{self.max_tokens}-{self.pad}"
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        rows = token_ids(self.tokenizer, prompts, self.max_tokens)
+        ids = torch.tensor([row + [self.pad] * (self.max_tokens - len(row)) for row in rows])  # (B, 77)
+        with torch.autocast(self.device.type, enabled=False):
+            output = self.model(input_ids=ids.to(self.device))
+        sequence = output.last_hidden_state.float()  # (B, 77, 768)
+        mask = torch.ones(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
+        return TextEmbedding(sequence, mask, output.pooler_output.float())
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer as transformers does, in the types in which they are in memory."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.model.state_dict()
+        save_weights({"text_model." + plain_key(name): tensor for name, tensor in state.items()}, folder)
+        write_text(folder / "config.json", self.shape.to_json_string(use_diff=False))
+        copy_tokenizer(self.tokenizer_folder, folder)
+
+
+def clip_network(
+    shape: CLIPTextConfig, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = torch.float32
+) -> nn.Module:
+    """A frozen CLIP text model of this shape with these tensors, named as `ClipText.of` says."""
+    from transformers import CLIPTextModel
+
+    model: Any = built_as_shapes(lambda: CLIPTextModel(shape), source)
+    inner = getattr(model, "text_model", model)  # transformers before 5.6 has one module around the other
+    fill(inner, tensors, source, dtype)
+    inner.embeddings.position_ids = torch.arange(shape.max_position_embeddings)[None]  # a buffer that no file needs
+    return model.eval().requires_grad_(False)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer's files. A `UserError` where there is none."""
+    there = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not any(path.name in ("tokenizer.json", "vocab.json") for path in there):
+        raise UserError(f"no tokenizer in {source}: it needs tokenizer.json or vocab.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in there:
+        shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,236 @@
+"""What frozen text encoders share: a folder as transformers saves it becomes a model that is never trained."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from diptych.core.checks import said
+from diptych.core.config import Config, read_json
+from diptych.core.errors import UserError
+from diptych.encoders.base import TextEmbedding
+from diptych.encoders.tokenizers import first_line, fitted, require_no_code, tokenize
+from diptych.weights.lazy import Checkpoint, fill, require_shapes, weight_files
+
+READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
+"""The small files of a folder that decide what a prompt becomes."""
+PATHS = ("path", "tokenizer")
+"""Fields of a config that say where its files lie."""
+
+
+class FrozenText:
+    """A frozen transformer behind its tokenizer; nothing of it is trained or saved with a model.
+
+    It answers in float32 from wherever `model` lies, with zeros as padding, and is not touched by autocast.
+    """
+
+    def __init__(self, config: Any, folder: Path, model: nn.Module, tokenizer) -> None:
+        self.config, self.folder, self.model, self.tokenizer = config, folder, model, tokenizer
+        self.width: int = config.width
+        self.max_tokens: int = config.max_tokens
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return folder_fingerprint(self.config, self.folder)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
+        sequence = torch.zeros(*ids.shape, self.width, device=self.device)
+        lengths = mask.sum(1)
+        for length in filter(
+            None, lengths.unique().tolist()
+        ):  # none is padded: what it gives does not depend on the others
+            some = lengths == length
+            with torch.autocast(self.device.type, enabled=False):
+                hidden = self.model(input_ids=ids[some, :length], attention_mask=mask[some, :length].long())
+            sequence[some, :length] = hidden.last_hidden_state.float()
+        return TextEmbedding.from_sequence(sequence, mask)
+
+
+class FrozenTextConfig(Config):
+    """What the configs of frozen text encoders share."""
+
+    max_tokens: int
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer of its folder, without the weights. A `UserError` where it cannot be read."""
+        raise NotImplementedError
+
+    def fitting(self) -> Callable[[str], str]:
+        """What gives as much of a prompt as is read, all of it or up to the last whole word that fits, without the
+        weights."""
+        return functools.partial(fitted, self.load_tokenizer(), max_tokens=self.max_tokens)
+
+
+def named_folder(path: str | None, what: str) -> Path:
+    """The folder that a config names; a `UserError` where it names none or there is none."""
+    if path is None or not Path(path).is_dir():
+        raise UserError(f"no {what} at {path}: set text.path to the folder of one")
+    return Path(path)
+
+
+def pretrained_config(kind, folder: Path, width: int | None = None):
+    """The transformers config of class `kind` in a folder: of its config.json, what a text model is built from.
+
+    A `UserError` where there is none, it is no JSON, it is of another kind of model, of another width than asked, of
+    sizes that no text model has, or asks for code.
+    """
+    path = folder / "config.json"
+    values = read_json(path, *[f"{path} is missing, or not the config of a text model"] * 2)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is missing, or not the config of a text model")
+    require_no_code(values, path)
+    found = values.get("text_config") or values  # a whole CLIP nests its text half
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: text_config must be an object, not {said(found)}")
+    shape = text_shape(kind, found, path)
+    if width not in (None, shape.hidden_size):
+        raise UserError(f"the model in {folder} is {shape.hidden_size} wide, but text.width is {width}")
+    return shape
+
+
+def text_shape(kind, values: dict[str, Any], where: Path | str):
+    """The transformers config of class `kind` with those of these values that say how a text model is built.
+
+    The others are left out: what says how it is trained or saved, and what has transformers fetch or run more, such as
+    attention from the hub. Raises a `UserError` that names the field which is of the wrong type or beyond all bounds.
+    """
+    require_no_code(values, where)
+    model = values.get("model_type") or kind.model_type
+    if model != kind.model_type:
+        raise UserError(f"{where} is of a model of type {said(model)}, not {kind.model_type!r}")
+    for field, usual in FIXED.items():
+        if values.get(field) not in (*usual, None):
+            raise UserError(f"{where}: {field} = {said(values[field])} is of a model that diptych does not read")
+    given = {field: value for field, value in values.items() if value is not None}
+    for field, largest in SIZES.items():
+        value = given.get(field, 1)
+        if type(value) is not int or not 1 <= value <= largest:
+            raise UserError(f"{where}: {field} must be a whole number from 1 to {largest:,}, not {said(value)}")
+    for field in NUMBERS:
+        value = given.get(field, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
+            raise UserError(f"{where}: {field} must be a number, not {said(value)}")
+    for field in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if type(given.get(field, 0)) is not int or not 0 <= given.get(field, 0) <= SIZES["vocab_size"]:
+            raise UserError(f"{where}: {field} must be the number of a token, not {said(given[field])}")
+    try:
+        return kind.from_dict({field: given[field] for field in (*SIZES, *NUMBERS, *KEPT) if field in given})
+    except Exception as error:  # of many kinds: transformers checks values in its own way
+        raise UserError(f"{where} is not the config of a text model: {first_line(error)}") from None
+
+
+WIDTHS = ("hidden_size", "intermediate_size", "projection_dim", "d_model", "d_kv", "d_ff")
+SIZES = {
+    **dict.fromkeys(WIDTHS, 2**17),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "num_decoder_layers"), 512),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "type_vocab_size"), 2**12),
+    **dict.fromkeys(("max_position_embeddings", "relative_attention_num_buckets"), 2**20),
+    "vocab_size": 2**22,
+    "relative_attention_max_distance": 2**20,
+    "image_size": 2**14,
+    "patch_size": 2**12,
+    "num_channels": 2**8,
+}
+"""Fields that are sizes, each with more than any text model, or any CLIP, has."""
+NUMBERS = (
+    *("layer_norm_eps", "layer_norm_epsilon", "attention_dropout", "dropout_rate", "hidden_dropout_prob"),
+    *("attention_probs_dropout_prob", "classifier_dropout", "initializer_range", "initializer_factor"),
+)
+KEPT = (
+    *("hidden_act", "feed_forward_proj", "pad_token_id", "bos_token_id", "eos_token_id", "is_encoder_decoder"),
+    *("tie_word_embeddings", "architectures"),
+)
+"""Other fields that a text model is built from, or is saved with."""
+FIXED = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "position_embedding_type": ("absolute",),
+    "pruned_heads": ({},),
+}
+"""Fields that make another network of it, and what they may say."""
+
+
+def frozen(
+    build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype = torch.float32, tied: Sequence[str] = ()
+) -> nn.Module:
+    """A transformers model filled from a folder and frozen. Every weight must be there, whole and finite.
+
+    What the file holds besides (a pooler, a decoder, CLIP's vision half) is left alone. Of the keys `tied`, which name
+    one tensor, one is enough. Tensors are read one by one and take the place of the model's own; it is built in memory
+    only once the files are known to have its shapes.
+    """
+    (file, _), *_ = weight_files(folder)
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise UserError(
+            f"there is no file {folder / 'model.safetensors'}, whole or in shards; "
+            "pickles such as pytorch_model.bin are never opened: convert them to safetensors"
+        )
+    checkpoint = Checkpoint.open(folder)
+    stored = {plain_key(key): key for key in checkpoint}
+    for key in tied:
+        stored.update({other: stored[key] for other in tied if key in stored and other not in stored})
+    own = built_as_shapes(build, folder).state_dict()
+    keys = {name: stored[plain_key(name)] for name in own if plain_key(name) in stored}
+    read = {name: functools.partial(checkpoint.__getitem__, key) for name, key in keys.items()}
+    shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
+    tensors = Checkpoint(read, shapes, checkpoint.source)
+    require_shapes(own, tensors, checkpoint.source, "the text model")
+    model = build()
+    fill(model, tensors, checkpoint.source, dtype)
+    return model.eval().requires_grad_(False)
+
+
+def built_as_shapes(build: Callable[[], nn.Module], folder: Path | str) -> nn.Module:
+    """A transformers model on the meta device. A `UserError` for a config that none can be built from."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:  # of many kinds: transformers checks values in its own way
+        raise UserError(f"{folder}: no text model can be built from its config.json: {first_line(error)}") from None
+
+
+def plain_key(key: str) -> str:
+    """A weight's name without what only some releases have: the name of its half, and the old names of a norm's two."""
+    key = key.removeprefix("text_model.").removeprefix("bert.")
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def folder_fingerprint(config: Config, folder: Path) -> str:
+    """Sixteen hex digits by which embeddings of one encoder are told from another's, without building it.
+
+    A hash over the config (but its paths, and what is not set: a field that came later leaves older embeddings valid),
+    the tokenizer, and of every tensor its name, shape, dtype and first row: the whole of an XXL would take minutes, and
+    training moves every tensor.
+    """
+    digest = hashlib.sha256()
+    values = {key: value for key, value in config.to_dict().items() if key not in PATHS and value not in (None, False)}
+    digest.update(json.dumps(values, sort_keys=True).encode())
+    apart = getattr(config, "tokenizer", None)
+    for path in (place / name for place in (folder, *([Path(apart)] if apart else [])) for name in READ):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in sorted(file.keys()):
+                    part = file.get_slice(key)
+                    row = part[:1] if part.get_shape() else file.get_tensor(key)
+                    digest.update(f"{key} {part.get_dtype()} {part.get_shape()}".encode())
+                    digest.update(row.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is a damaged safetensors file ({error}); get or make it again") from error
+    return digest.hexdigest()[:16]

@@ -1,0 +1,283 @@
+"""Layouts in the place of text: boxes, and what stands in them (Rombach et al. 2022, section 4.3.1, appendix E.2.1).
+
+A layout is written as text, a box after a name, boxes with `;` or on lines of their own:
+`"dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1"`. So it goes wherever a prompt goes. Each box is three tokens, its class, its
+top left and its bottom right corner, and the transformer that reads them learns with the U-Net.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.config import Config, read_json
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.encoders.base import TextEmbedding
+from diptych.encoders.classes import plain
+from diptych.networks.transformer import TextTransformer, TextTransformerConfig
+from diptych.weights.files import load_into, load_weights
+
+EXAMPLE = "dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1"
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+BOX = re.compile(rf"(.*\S)\s+({NUMBER})\s+({NUMBER})\s+({NUMBER})\s+({NUMBER})")
+
+
+class Box(NamedTuple):
+    """One thing of a layout; left, top, right, bottom as fractions of the picture's width and height."""
+
+    name: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def area(self) -> float:
+        return (self.right - self.left) * (self.bottom - self.top)
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{side:.4g}" for side in self[1:])])
+
+
+def read_layout(text: str) -> list[Box]:
+    """The boxes of a layout, in the order in which they are written; none of an empty text.
+
+    Raises a `UserError` that names the box which is not `name left top right bottom`, leaves the picture, or is empty.
+    """
+    boxes = []
+    for part in re.split("[;\n]", text):
+        if not part.strip():
+            continue
+        found = BOX.fullmatch(part.strip())
+        if found is None:
+            raise UserError(f"cannot read the box {part.strip()!r}: write it as {EXAMPLE!r}")
+        box = Box(" ".join(found[1].split()), *map(float, found.groups()[1:]))
+        if not all(0 <= side <= 1 for side in box[1:]):
+            raise UserError(
+                f"the box {part.strip()!r} leaves the picture: left, top, right and bottom are fractions of its width "
+                "and height from 0 to 1, not pixels"
+            )
+        if box.left >= box.right or box.top >= box.bottom:
+            raise UserError(f"the box {part.strip()!r} is empty: its order is left, top, right, bottom")
+        boxes.append(box)
+    return boxes
+
+
+def largest_first(layout: str) -> list[Box]:
+    """The boxes of a layout, the largest first."""
+    return sorted(read_layout(layout), key=lambda box: (-box.area, box))
+
+
+def classes_of(layouts: Iterable[str]) -> tuple[str, ...]:
+    """What the boxes of layouts hold, each name once, sorted."""
+    return tuple(sorted({box.name for layout in layouts for box in read_layout(layout)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig(Config):
+    """What reads layouts. The defaults are the paper's: 30 boxes, 16 layers, 512 wide (table 17), and the grid and the
+    numbers of the tokens as in its repository."""
+
+    kind: Literal["layout"] = "layout"
+    """Which reader of prompts this is."""
+    network: TextTransformerConfig = TextTransformerConfig(
+        vocabulary=8192, max_tokens=92, width=512, layers=16, heads=8
+    )
+    """The transformer. `network.max_tokens` is three for each box, or two more: then the corners of the part of the
+    picture that is shown, always the whole here, stand at the end, as the paper has them for its random crops."""
+    classes: tuple[str, ...] = ()
+    """Names of what boxes may hold; none for all that the layouts of the training data name."""
+    boxes: int = 30
+    """The most boxes of a layout."""
+    grid: int = 90
+    """Places of a corner from left to right, and from top to bottom."""
+    shared: bool = True
+    """Classes have the numbers of the first corners, and their place alone tells them apart, as published; else each
+    has a token of its own."""
+    joined: bool = False
+    """A box is one token, the sum of its three, in the place of three in a row: so the class need not look for its
+    corners."""
+    padded: bool = True
+    """Pad every layout to `boxes`; nothing is masked and the padding is read along, as published."""
+
+    @property
+    def width(self) -> int:
+        return self.network.width
+
+    @property
+    def nothing(self) -> int:
+        """The token of a box that is not there."""
+        return self.network.vocabulary - 1
+
+    @property
+    def first_class(self) -> int:
+        """The token of class 0."""
+        return 0 if self.shared else self.grid**2
+
+    @property
+    def room(self) -> int:
+        """Classes for which there are tokens."""
+        return self.nothing - self.first_class
+
+    @property
+    def framed(self) -> bool:
+        """Whether two corners of the whole stand at the end."""
+        return not self.joined and self.network.max_tokens == 3 * self.boxes + 2
+
+    def fitting(self) -> Callable[[str], str]:
+        """What gives as much of a layout as is read, all of it or its largest boxes; a `UserError` where it is none."""
+
+        def fit(layout: str) -> str:
+            boxes = largest_first(layout)
+            kept = (f"{b.name} {b.left:g} {b.top:g} {b.right:g} {b.bottom:g}" for b in boxes[: self.boxes])
+            return layout if len(boxes) <= self.boxes else "; ".join(kept)
+
+        return fit
+
+    def check(self) -> None:
+        self.require(self.boxes >= 1, "boxes", "be at least 1")
+        self.require(self.grid >= 2, "grid", "be at least 2")
+        wanted = (self.boxes,) if self.joined else (3 * self.boxes, 3 * self.boxes + 2)
+        if self.network.max_tokens not in wanted:
+            raise UserError(
+                f"LayoutConfig.network.max_tokens must be {' or '.join(map(str, wanted))} for {self.boxes} boxes, "
+                f"not {self.network.max_tokens}"
+            )
+        if self.grid**2 > self.nothing or self.room < len(self.classes):
+            raise UserError(
+                f"LayoutConfig.network.vocabulary ({self.network.vocabulary}) is too small for {self.grid**2} corners "
+                f"and {len(self.classes)} classes"
+            )
+        self.require(len(set(map(plain, self.classes))) == len(self.classes), "classes", "name each class once")
+
+    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> LayoutTransformer:
+        """As `build_reader`; what `folder` holds was trained along."""
+        reader = LayoutTransformer(self, () if folder is None or self.classes else read_classes(folder))
+        if folder is not None:
+            load_into(reader, load_weights(folder), str(folder))
+        return reader.to(device)
+
+    def counted(self) -> nn.Module:
+        """As `text_network`."""
+        return TextTransformer(self.network)
+
+
+class LayoutTransformer(nn.Module):
+    """Tokens of boxes and a transformer; `encode` is differentiable, so the U-Net's loss trains it."""
+
+    def __init__(self, config: LayoutConfig, classes: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.config = config
+        self.width, self.max_tokens = config.width, config.network.max_tokens
+        self.classes = tuple(config.classes or classes)
+        if len(self.classes) > config.room:
+            raise UserError(
+                f"the layouts name {len(self.classes)} classes, and text.network.vocabulary has room for {config.room}"
+            )
+        self.numbers = {plain(name): number for number, name in enumerate(self.classes)}
+        self.network = TextTransformer(config.network)
+        if not config.shared:
+            with torch.no_grad():  # so that near corners are alike before anything is learned
+                self.network.token.weight[: config.grid**2] = 0.3 * corner_features(config.grid, config.width)
+
+    @torch.no_grad()
+    def begin_with(self, features: Tensor) -> None:
+        """Let classes begin as features (classes + 1, width) of their names, the last of no name.
+
+        The transformer begins as one that hands its tokens on, so a U-Net which has learned with that text encoder
+        knows what they mean, before it has learned where.
+        """
+        middle = features.mean(0)
+        spread = (features - middle).square().mean().sqrt()
+        tokens, first, network = (features - middle) / spread, self.config.first_class, self.network
+        network.token.weight[first : first + len(self.classes)] = tokens[:-1]
+        network.token.weight[self.config.nothing] = tokens[-1]
+        network.norm.weight.fill_(spread)
+        network.norm.bias.copy_(middle)
+        for block in network.blocks:
+            for layer in (block.attention.out, block.mlp[-1]):  # type: ignore[union-attr, index]
+                nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        """Layouts as tokens; an empty one is a box that is not there. `pooled` is the mean over the boxes."""
+        rows = [self.tokens(prompt) for prompt in prompts]
+        longest = self.config.boxes if self.config.padded else max(1, *map(len, rows))
+        nothing, device = (self.config.nothing,) * 3, self.network.position.device
+        ids = torch.tensor([row + [nothing] * (longest - len(row)) for row in rows], device=device)  # (B, N, 3)
+        counts = torch.tensor([len(row) for row in rows], device=device).clamp(min=1)
+        there = torch.arange(longest, device=device) < counts[:, None]  # (B, N)
+        mask = torch.ones_like(there) if self.config.padded else there
+        if not self.config.joined:
+            ids, mask = ids.flatten(1), mask.repeat_interleave(3, 1)  # (B, 3 N)
+        if self.config.framed:
+            ends = torch.tensor([0, self.config.grid**2 - 1], device=device).expand(len(ids), 2)
+            ids, mask = torch.cat([ids, ends], 1), nn.functional.pad(mask, (0, 2), value=True)  # (B, 3 N + 2)
+        sequence = self.network(ids, mask).float()  # (B, L, width)
+        held = sequence[:, :longest] if self.config.joined else sequence[:, : 3 * longest : 3]  # (B, N, width)
+        return TextEmbedding(sequence, mask, TextEmbedding.from_sequence(held, there).pooled)
+
+    def tokens(self, layout: str) -> list[tuple[int, int, int]]:
+        """Class, top left and bottom right of each box, the largest first: the order of writing says nothing.
+
+        Raises a `UserError` where a box cannot be read, holds what the model does not know, or there are too many.
+        """
+        boxes = largest_first(layout)
+        if len(boxes) > self.config.boxes:
+            raise UserError(f"a layout of {len(boxes)} boxes is too long: this model reads {self.config.boxes} at most")
+        return [(self.number(b.name), self.corner(b.left, b.top), self.corner(b.right, b.bottom)) for b in boxes]
+
+    def fit(self, layout: str) -> str:
+        """As much of a layout as is read, all of it or its largest boxes. Raises a `UserError` as `tokens` does."""
+        shorter = self.config.fitting()(layout)
+        for box in read_layout(shorter):
+            self.number(box.name)
+        return shorter
+
+    def corner(self, x: float, y: float) -> int:
+        """The token of the place of the grid that is nearest to a corner, row by row."""
+        last = self.config.grid - 1
+        return math.floor(y * last + 0.5) * self.config.grid + math.floor(x * last + 0.5)
+
+    def number(self, name: str) -> int:
+        """The token of a class."""
+        if (number := self.numbers.get(plain(name))) is not None:
+            return self.config.first_class + number
+        if not self.classes:
+            raise UserError("this model has learned no classes yet: name them as text.classes, or train it on layouts")
+        near = difflib.get_close_matches(plain(name), self.numbers, n=3)
+        near = [self.classes[self.numbers[one]] for one in near] or [*self.classes[:3], "..."]
+        raise UserError(f"no box of this model can hold {name!r}: choose such as {', '.join(near)}")
+
+    def save(self, folder: Path) -> None:
+        """Write the classes; the weights belong to the system's own state."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "classes.json", json.dumps(self.classes, ensure_ascii=False, indent=0) + "\n")
+
+
+def read_classes(folder: Path) -> list[str]:
+    """The classes that `LayoutTransformer.save` wrote. A `UserError` where there are none."""
+    names = read_json(folder / "classes.json")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{folder / 'classes.json'} is no list of names")
+    return names
+
+
+def corner_features(grid: int, width: int) -> Tensor:
+    """A wave for each place (grid^2, width), of deviation 1: sines of x and y, from half a wave to grid / 2 of them."""
+    place = torch.linspace(0, 1, grid)
+    waves = torch.pi * torch.logspace(0, math.log2(grid), max(1, width // 4), base=2)
+    angles = place[:, None] * waves  # (grid, width / 4)
+    one = 2**0.5 * torch.cat([angles.sin(), angles.cos()], 1)  # (grid, width / 2)
+    both = torch.cat([one.expand(grid, *one.shape), one[:, None].expand(grid, *one.shape)], -1)  # (y, x, width)
+    return nn.functional.pad(both.flatten(0, 1), (0, width - both.shape[-1]))

@@ -1,0 +1,1 @@
+"""The models: latent diffusion, pixel diffusion, the cascade, VQGAN with a transformer, judge and guides."""

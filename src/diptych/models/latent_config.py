@@ -1,0 +1,127 @@
+"""The config of the latent panel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from diptych.conditioning.concat import BesideConfig, LowConfig, MaskedConfig
+from diptych.core.config import Config, Within
+from diptych.core.errors import UserError
+from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.schedules import ScheduleConfig
+from diptych.diffusion.times import TimesConfig
+from diptych.encoders.classes import ClassConfig
+from diptych.encoders.registry import ClipTextConfig, TextConfig
+from diptych.networks.adm_config import AdmUNetConfig
+from diptych.networks.autoencoder import AutoencoderConfig
+from diptych.networks.unet import UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig(Config):
+    """A latent diffusion model: its parts, its noise schedule, and how it likes to be sampled."""
+
+    kind: Literal["latent"] = "latent"
+    """Which system this is."""
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    """The first stage."""
+    unet: UNetConfig | AdmUNetConfig = UNetConfig()
+    """The denoising network over latents."""
+    beside: BesideConfig | None = None
+    """What is concatenated to the latent, and makes the model one that repaints or enlarges pictures and does nothing
+    else; none, but a U-Net with `concat_channels` for a mask and a masked latent repaints also where this is none."""
+    text: TextConfig | ClassConfig | None = ClipTextConfig()
+    """What reads the prompts, or the classes that they name; none for a model that paints whatever it likes."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule."""
+    times: TimesConfig = TimesConfig()
+    """How the times of sampling are laid out."""
+    prediction: Literal["eps", "v", "x0", "flow"] = "eps"
+    """What the U-Net predicts."""
+    latent_scale: float | None = None
+    """What latents are multiplied by: 1 for a codebook's, which are not rescaled (appendix D.1), 0.18215 in Stable
+    Diffusion 1 and 2. None for 1 / the deviation of the first batch's (appendix G)."""
+    size: Annotated[int, Within(0, 2**16)] = 512
+    """Side of the pictures it was trained on, in pixels."""
+    steps: int = 50
+    """Default number of sampling steps."""
+    guidance: float = 7.5
+    """Default weight of classifier-free guidance; 1 is none."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance is applied (Kynkäänniemi et al. 2024)."""
+    sampler: str = "ddim"
+    """Default sampler."""
+    stands_in_for: str | None = None
+    """The scheduler with which the model was published, where the default sampler is but the nearest to it."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(sampler, why) of those that cannot be had as the published scheduler asks; "" is the default."""
+
+    def check(self) -> None:
+        self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")
+        self.require(self.steps >= 1, "steps", "be at least 1")
+        scale = self.latent_scale
+        self.require(scale is None or 0 < scale < math.inf, "latent_scale", "be more than 0, or none")
+        self.require(math.isfinite(self.guidance), "guidance", "be finite")
+        self.require(0 <= self.interval[0] <= self.interval[1] <= 1, "interval", "lie within 0 and 1, low before high")
+        self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
+        if (factor := self.low_factor) is not None:
+            low, high = sorted((factor, self.autoencoder.factor))
+            if high % low or self.size % factor:
+                raise UserError(
+                    f"LatentConfig.beside.factor must divide size ({self.size}), and divide or be a multiple of the "
+                    f"autoencoder's factor ({self.autoencoder.factor}), not {factor}"
+                )
+        latent, text = self.autoencoder.latent_channels, None if self.encoder is None else self.encoder.width
+        classes = self.text.entries if isinstance(self.text, ClassConfig) else None
+        beside = 0 if self.beside is None else self.beside.channels(self.autoencoder)
+        token = text
+        if classes and isinstance(self.unet, UNetConfig):
+            token = self.unet.context_width  # of a class: as wide as the U-Net likes
+        for name, value, wanted in (
+            ("in_channels", self.unet.in_channels, (latent,)),
+            ("concat_channels", self.unet.concat_channels, (beside, *[latent + 1] * (self.beside is None))),
+            ("out_channels", self.unet.out_channels, (latent,)),
+            ("context_width", self.unet.context_width, (token, None)),
+            ("pooled_width", self.unet.pooled_width, (text, None)),
+            ("classes", self.unet.classes, (classes,)),
+        ):
+            if value not in wanted:
+                raise UserError(f"LatentConfig.unet.{name} must be {wanted[0]} to fit its neighbours, not {value}")
+
+    @property
+    def encoder(self) -> TextConfig | None:
+        """The text encoder, where there are words and not classes."""
+        return None if isinstance(self.text, ClassConfig) else self.text
+
+    @property
+    def guidable(self) -> bool:
+        """Whether prompts are read, and something stands for none of them."""
+        return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
+
+    @property
+    def reads(self) -> BesideConfig | None:
+        """What is concatenated to the latent."""
+        return MaskedConfig() if self.beside is None and self.unet.concat_channels else self.beside
+
+    @property
+    def repaints(self) -> bool:
+        """Whether it was trained to repaint a part of a picture, and asks for picture and mask."""
+        return isinstance(self.reads, MaskedConfig)
+
+    @property
+    def low_factor(self) -> int | None:
+        """How many times it enlarges pictures, where it was trained to do that."""
+        return self.reads.factor if isinstance(self.reads, LowConfig) else None
+
+    @property
+    def latent_size(self) -> int:
+        return self.size // self.autoencoder.factor
+
+    @property
+    def multiple(self) -> int:
+        """What an image's sides are multiples of: the autoencoder's factor, and what an `AdmUNet` halves evenly. A
+        `UNet` takes latents of any size."""
+        halvings = 0 if isinstance(self.unet, UNetConfig) else len(self.unet.multipliers) - 1
+        return self.autoencoder.factor * 2**halvings

@@ -1,0 +1,184 @@
+"""The texts in a PNG: all that makes the image again, as JSON for diptych, and as galleries and web UIs read it.
+
+`diptych` holds the JSON. `parameters` holds the text that the web UIs of Stable Diffusion write: the prompt, the
+negative prompt, and a last line of `Key: value` pairs. diptych up to 0.1.0.dev wrote its JSON there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from diptych.core.checks import said
+from diptych.core.errors import UserError
+from diptych.core.version import version
+
+KEY = "diptych"
+SAMPLERS = {
+    "ddpm": "DDPM",
+    "ddpm-fixed-large": "DDPM",
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "euler-ancestral": "Euler a",
+    "heun": "Heun",
+    "dpmpp-2m": "DPM++ 2M",
+    "dpmpp-2m-heun": "DPM++ 2M Heun",
+    "dpmpp-2m-sde": "DPM++ 2M SDE",
+    "dpmpp-2m-sde-heun": "DPM++ 2M SDE Heun",
+    "dpmpp-3m": "DPM++ 3M",
+    "unipc": "UniPC",
+    "unipc-bh1": "UniPC",
+}
+"""Samplers by the names that galleries know."""
+
+
+class Fields(NamedTuple):
+    """An object in JSON; fields of other names may stand beside its own."""
+
+    needed: Mapping[str, Any]
+    other: Mapping[str, Any]
+    text: bool = False
+    """Whether a text may stand in its place, as it was written at first."""
+
+
+NUMBER = (int, float)
+HANDED = Fields({}, {"file": str, "sha256": str}, text=True)
+MODEL = Fields(
+    {},
+    {
+        **dict.fromkeys(("source", "sha256", "kind", "revision", "dtype", "prediction", "tokenizer", "device"), str),
+        "ema": bool,
+    },
+    text=True,
+)
+ROW = Fields(
+    {"prompt": str, "seed": range(2**63)},
+    {
+        "negative": (str, NoneType),
+        "size": [int],
+        "model": MODEL,
+        "stages": [Fields({}, {})],
+        "image": HANDED,
+        "mask": HANDED,
+        "low": HANDED,
+        "lora": [Fields({"file": str, "scale": NUMBER}, {"sha256": str})],
+        "guides": [Fields({"guide": str, "scale": NUMBER}, {"source": str, "sha256": str})],
+        "decoder": Fields({}, {"source": str, "fingerprint": str}, text=True),
+        "kept": int,
+    },
+)
+"""What is read of an image's metadata to make it again; its settings are checked as those of the command line."""
+
+
+def png_texts(row: dict[str, Any]) -> dict[str, str]:
+    """The texts of a PNG, by their keys, of one row of `Result.metadata`."""
+    texts = {"Software": f"diptych {version()}", KEY: json.dumps({KEY: version(), **row})}
+    # A sheet of several images has no one prompt, seed or sampler.
+    return {"parameters": infotext(row), **texts} if "prompt" in row else texts
+
+
+def of_stage(row: dict[str, Any], number: int, picture: Image.Image) -> dict[str, Any]:
+    """The row of what stage `number` (from 1) of those that ran has made on the way to the image of `row`."""
+    own = {**row, "size": list(picture.size)}
+    if "image" in row:  # brought to the size of the last stage: it takes all of them to make this one again
+        return {**own, "kept": number}
+    return {**own, "stages": row["stages"][:number], "stop": number + row.get("start", 0)}
+
+
+def stage_suffix(told: Mapping[str, Any]) -> str:
+    """Of the name of an image that a cascade made on its way: its size."""
+    number = told.get("kept", len(told["stages"]))
+    return f"-stage-{told['stages'][number - 1]['stage'].rpartition('-')[2]}"  # of "32-128", it has 128 pixels
+
+
+def infotext(row: dict[str, Any]) -> str:
+    """What web UIs write: prompt, negative prompt, settings."""
+    lines = [row.get("prompt") or ""]
+    if row.get("negative"):
+        lines.append(f"Negative prompt: {row['negative']}")
+    lines.append(", ".join(f"{key}: {quoted(value)}" for key, value in pairs(row)))
+    return "\n".join(lines).replace("\0", " ").encode("utf-8", "replace").decode()
+
+
+def pairs(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings under the names of the web UIs, of a cascade those of the first stage that ran."""
+    first = {**row, **(row["stages"][0] if row.get("stages") else {})}
+    named = row.get("model")
+    model: dict[str, Any] = named if isinstance(named, dict) else {}
+    yield "Steps", first.get("steps", 1)
+    yield "Sampler", SAMPLERS.get(first.get("sampler", ""), first.get("sampler", "autoregressive"))
+    if first.get("schedule_type"):
+        yield "Schedule type", first["schedule_type"].capitalize()
+    if "guidance" in first:
+        yield "CFG scale", f"{first['guidance']:g}"
+    yield "Seed", row.get("seed", 0)
+    if "size" in row:
+        yield "Size", "x".join(map(str, row["size"]))
+    if model.get("sha256"):
+        yield "Model hash", model["sha256"][:10]
+        yield "Model", Path(model["source"]).stem
+    if "strength" in row:
+        yield "Denoising strength", f"{row['strength']:g}"
+    if row.get("lora"):
+        yield "Lora hashes", ", ".join(f"{Path(one['file']).stem}: {one['sha256'][:12]}" for one in row["lora"])
+    yield "Version", f"diptych {version()}"
+
+
+def quoted(value: Any) -> str:
+    """A value as the web UIs write it: in quotes where it holds what separates pairs."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `png_texts` wrote into a PNG. A `UserError` where the file is none, or holds no metadata of diptych's."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # texts may stand behind the pixels
+            texts = dict(getattr(image, "text", {}))
+    except FileNotFoundError:
+        raise UserError(f"{path} is no file: give a PNG that diptych wrote") from None
+    except Exception as error:  # of many kinds: whatever a decoder raises
+        raise UserError(
+            f"{path} cannot be read as an image ({type(error).__name__}): give a PNG that diptych wrote"
+        ) from None
+    for key in (KEY, "parameters"):
+        try:
+            row = json.loads(texts.get(key, ""))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("prompt"), str) and "seed" in row:
+            if wrong := misfit(row, ROW):
+                raise UserError(f"the metadata of {path} are damaged: {wrong}")
+            return row
+        if isinstance(row, dict) and KEY in row and "pictures" in row:
+            raise UserError(f"{path} is a sheet of several images: name one of the images on it")
+    other = "another program made it" if "parameters" in texts else "they may have been stripped"
+    raise UserError(f"{path} holds no metadata of diptych's ({other}), so it cannot be made again from them")
+
+
+def misfit(value: Any, form: Any, name: str = "") -> str | None:
+    """The first part of a value read from JSON that has not the form of `ROW`, in words; none where all has."""
+    if isinstance(form, Fields) and isinstance(value, dict):
+        if missing := form.needed.keys() - value.keys():
+            return f"{name} has no {min(missing)}"
+        parts = {**form.needed, **form.other}
+        found = (
+            misfit(value[key], part, f"{name}.{key}" if name else key) for key, part in parts.items() if key in value
+        )
+    elif isinstance(form, list) and isinstance(value, list):
+        found = (misfit(one, form[0], name) for one in value)
+    else:
+        if isinstance(form, Fields):
+            fits = form.text and isinstance(value, str)
+        elif isinstance(form, range):
+            fits = type(value) is int and value in form
+        else:
+            fits = type(value) in (form if isinstance(form, tuple) else (form,))  # true is no number
+        return None if fits else f"{name} cannot be {said(value)}"
+    return next(filter(None, found), None)

@@ -1,0 +1,213 @@
+"""What guides by its gradient and was trained on noise: a classifier (Dhariwal & Nichol 2021, section 4), or a
+contrastive pair of pictures and text (the noised CLIP of GLIDE: Nichol et al. 2021, section 2.4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.core.config import Config
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.diffusion.gradient_guidance import Score, Space
+from diptych.diffusion.schedules import Schedule, ScheduleConfig, build_schedule
+from diptych.encoders.base import network_of
+from diptych.encoders.classes import ClassConfig, ClassLabels
+from diptych.encoders.registry import FrozenConfig, build_reader
+from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
+from diptych.weights.files import save_weights
+from diptych.weights.lazy import Checkpoint, fill
+from diptych.weights.model_folder import model_place
+
+WARMEST = 100.0
+"""The inverse temperature stays at or below this, so that training is stable (CLIP, section 2.5)."""
+ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
+SCALES_AGREE = 0.1
+"""Two models over the same latents estimate their scale from different pictures; so far apart it is another's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyGuideConfig(Config):
+    """A noisy classifier, or a noisy pair, and the noise that it was trained on."""
+
+    kind: Literal["guide"] = "guide"
+    """Which system this is."""
+    network: NoisyClassifierConfig = NoisyClassifierConfig()
+    """The encoder; its `classes` are the classes, or the dimensions of the space that pictures and text share."""
+    classes: ClassConfig | None = ClassConfig()
+    """The classes that it tells apart; none for a pair."""
+    text: FrozenConfig | None = None
+    """The frozen text encoder of a pair; none for a classifier."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule in whose times it is told how noisy a picture is."""
+    first_stage: str | None = None
+    """Fingerprint of the autoencoder whose latents it reads; none for pixels."""
+    scale: float | None = None
+    """What those latents were multiplied by; none for pixels."""
+
+    def check(self) -> None:
+        if (self.classes is None) == (self.text is None):
+            raise UserError("NoisyGuideConfig: set classes or text, and the other to none")
+        if self.classes is not None:
+            known, outputs = self.classes.classes, self.network.classes
+            self.require(known == outputs, "classes", f"be {outputs} in number, as network.classes says")
+        self.require((self.first_stage is None) == (self.scale is None), "scale", "be given with first_stage alone")
+
+
+class NoisyGuide(nn.Module):
+    """forward(x (B, C, H, W), time (B,) in network units) -> logits (B, classes), or unit vectors (B, D) of a pair.
+
+    The text encoder stands beside the module: it is frozen, not saved, built when it is first asked for, and moves with
+    it.
+    """
+
+    reads: Literal["noisy"] = "noisy"
+    through = False
+
+    def __init__(self, config: NoisyGuideConfig, text: Any = None, name: str = "guide") -> None:
+        super().__init__()
+        self.config, self.name, self._text = config, name, (text,)
+        self.network = NoisyClassifier(config.network)
+        self.labels = None if config.classes is None else ClassLabels(config.classes)
+        if config.text is not None:
+            self.words = nn.Linear(config.text.width, config.network.classes, bias=False)
+            if config.network.pool == "adaptive" and isinstance(self.network.out, nn.Linear):
+                nn.Linear.reset_parameters(self.network.out)  # zeros, as a classifier starts with, have no direction
+            self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        return build_schedule(self.config.schedule)
+
+    @property
+    def text(self) -> Any:
+        """The text encoder of a pair."""
+        if self._text[0] is None and self.config.text is not None:
+            self._text = (build_reader(self.config.text, device=self.device),)
+        return self._text[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _apply(self, fn, recurse: bool = True):
+        if (network := network_of(self._text[0])) is not None:
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        found = self.network(x, time)
+        return found if self.config.text is None else F.normalize(found, dim=-1)
+
+    @property
+    def inverse_temperature(self) -> Tensor:
+        return self.log_scale.exp().clamp(max=WARMEST)
+
+    def embed(self, captions: Sequence[str]) -> Tensor:
+        """Unit vectors (B, D) of texts, of a pair."""
+        return F.normalize(self.words(self.text.encode(list(captions)).pooled.to(self.device)), dim=-1)
+
+    def numbers(self, prompts: Sequence[str]) -> Tensor:
+        """The classes (B,) that prompts name, by name or number, with an article before it or not."""
+        return torch.tensor([self.number(prompt) for prompt in prompts], device=self.device)
+
+    def number(self, prompt: str) -> int:
+        """The class that a prompt names; a `UserError` names those that are near."""
+        assert self.labels is not None
+        with contextlib.suppress(UserError):
+            return self.labels.number(prompt)
+        try:
+            return self.labels.number(ARTICLE.sub("", prompt.strip()))
+        except UserError as error:
+            raise UserError(f"the classifier {self.name}: {error}") from None
+
+    # As a guide (`diptych.diffusion.gradient_guidance.Guide`).
+
+    def bound(self, prompts: Sequence[str], space: Space) -> Score:
+        """log p(class | x_t) of each prompt's class, or the similarity of x_t to its text over the temperature (B,)."""
+        self.require_fits(space)
+        self.to(space.device)
+        with torch.no_grad():
+            wanted = self.embed(prompts) if self.config.text is not None else self.numbers(prompts)
+
+        same = alike(space.schedule, self.schedule)
+
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            self.require_size(x)
+            if not same:
+                x, t = translated(x, t, space.schedule, self.schedule)
+            found = self(x, self.schedule.network_time(t).to(x))
+            if self.config.text is not None:
+                return self.inverse_temperature.detach() * (found * wanted).sum(-1)
+            return found.log_softmax(-1).gather(1, wanted[:, None]).squeeze(1)
+
+        return score
+
+    def require_fits(self, space: Space) -> None:
+        """Raise a `UserError` unless a system's x_t is what this guide was trained on, as far as can be told."""
+        ours, theirs = self.config, (space.first_stage, space.scale)
+        if (ours.scale is None) != (theirs[1] is None):
+            what = "latents" if ours.scale is not None else "pixels"
+            raise UserError(f"the guide {self.name} reads noisy {what}, which this model does not paint: train another")
+        same = None in (ours.first_stage, theirs[0]) or ours.first_stage == theirs[0]
+        if ours.scale is not None and space.scale is not None:
+            same = same and abs(math.log(ours.scale / space.scale)) < SCALES_AGREE
+        if not same:
+            raise UserError(
+                f"the guide {self.name} reads latents of another first stage than the model's: train another"
+            )
+
+    def require_size(self, x: Tensor) -> None:
+        size, channels = self.config.network.size, self.config.network.encoder.in_channels
+        if x.shape[1] != channels or (size is not None and x.shape[-2:] != (size, size)):
+            wanted = f"{channels} x {size or 'any'} x {size or 'any'}"
+            raise UserError(
+                f"the guide {self.name} reads {wanted}, and this model paints {' x '.join(map(str, x.shape[1:]))}"
+            )
+
+    # Files: config.json and network/.
+
+    def save(self, folder: Path, dtype: str = "float32") -> None:
+        """Write a folder that `NoisyGuide.load` opens."""
+        folder = model_place(folder)
+        save_weights(self.state_dict(), folder / "network", dtype=getattr(torch, dtype))
+        write_text(folder / "config.json", self.config.to_json())
+
+    @classmethod
+    def load(cls, values: dict[str, Any], folder: Path, name: str | None = None) -> NoisyGuide:
+        """Open a folder that `save` wrote, `values` being its config.json. A `UserError` names what is wrong there."""
+        try:
+            config = NoisyGuideConfig.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{folder / 'config.json'}: {error}") from None
+        with torch.device("meta"):  # shapes alone, until the files are known to have them
+            module = cls(config, name=name or folder.name)
+        fill(module, Checkpoint.open(folder / "network"), str(folder / "network"))
+        return module.eval().requires_grad_(False)
+
+
+def translated(x: Tensor, t: Tensor, schedule: Schedule, wanted: Schedule) -> tuple[Tensor, Tensor]:
+    """x_t of one schedule as another has it at the same signal-to-noise ratio, and its time there."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    t = wanted.inverse_log_snr(schedule.log_snr(t))
+    own = torch.stack(wanted.alpha_sigma(t)).square().sum(0).sqrt()  # (B,)
+    factor = own / (alpha**2 + sigma**2).sqrt()
+    return x * factor.to(x).view(-1, *[1] * (x.ndim - 1)), t
+
+
+def alike(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules have the same noise at the same times, and tell the time in the same units."""
+    t = torch.linspace(0.02, 1, 50, dtype=torch.float64)
+    same = [torch.allclose(a, b) for a, b in zip(one.alpha_sigma(t), other.alpha_sigma(t), strict=True)]
+    return all(same) and torch.allclose(one.network_time(t), other.network_time(t))

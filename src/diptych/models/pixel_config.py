@@ -1,0 +1,270 @@
+"""The config of one stage of the cascade panel, and how what a user gives it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from torch import nn
+
+from diptych.conditioning.degradations import DegradationConfig
+from diptych.conditioning.lowres_augmentation import AugmentationConfig
+from diptych.conditioning.masks import MaskConfig
+from diptych.core.checks import said
+from diptych.core.config import Config, Within, read_json
+from diptych.core.errors import UserError
+from diptych.diffusion.samplers import SAMPLERS, read_sampler
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.thresholding import ThresholdConfig
+from diptych.diffusion.times import TimesConfig
+from diptych.encoders.classes import ClassConfig
+from diptych.encoders.registry import FrozenConfig, JointTransformerConfig
+from diptych.models.init_image import Canvas, Original, read_original
+from diptych.models.lowres_image import read_lows
+from diptych.models.request import read_guidance, read_number, read_steps
+from diptych.networks.adm_config import AdmUNetConfig
+from diptych.networks.efficient_unet import EfficientUNetConfig
+from diptych.networks.unet import UNetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(Config):
+    """A pixel diffusion model: its network, its noise schedule, and how it likes to be sampled."""
+
+    kind: Literal["stage"] = "stage"
+    """Which system this is."""
+    network: UNetConfig | EfficientUNetConfig | AdmUNetConfig = EfficientUNetConfig()
+    """The denoising network over pixels."""
+    text: FrozenConfig | JointTransformerConfig | ClassConfig | None = None
+    """What reads the prompts, frozen or trained along (GLIDE), or the classes that they name; none for a stage without
+    words (SR3, DDPM)."""
+    null: Literal["zeros", "empty"] = "zeros"
+    """What stands for no words, in training and to steer away from: zeros (Imagen), or the empty prompt as it is read
+    (DeepFloyd IF)."""
+    schedule: ScheduleConfig = ScheduleConfig(kind="cosine")
+    """The noise schedule."""
+    times: TimesConfig = TimesConfig()
+    """At which of its times a sampler looks."""
+    prediction: Literal["eps", "v", "x0", "flow"] = "eps"
+    """What the network predicts."""
+    learned_variance: bool = False
+    """The network's output has a second half, the variance (Nichol & Dhariwal 2021)."""
+    size: Annotated[int, Within(0, 2**16)] = 256
+    """Side of the pictures that it makes, in pixels."""
+    low_size: Annotated[int | None, Within(0, 2**16)] = 64
+    """Side of the pictures that it enlarges; none for a base stage, which starts from words alone."""
+    degradation: DegradationConfig | None = None
+    """How training pictures are made small; averaged over boxes if none."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """What is done to the picture that it enlarges."""
+    masks: MaskConfig | None = None
+    """Masks that training draws, for a stage that repaints a part of a picture (GLIDE, section 4.3): the last four
+    channels of what is concatenated are the picture without what is masked, and the mask, 1 where to paint. A
+    super-resolution stage reads all of its small picture, and so much of the large one. None for any other stage."""
+    steps: int = 50
+    """Default number of sampling steps."""
+    guidance: float = 1.0
+    """Default weight of classifier-free guidance; 1 is none."""
+    sampler: str = "ddpm"
+    """Default sampler."""
+    variance: Literal["fixed-small", "fixed-large"] = "fixed-small"
+    """Of what the ddpm sampler draws, where it is not learned: that of the posterior, beta-tilde, or that of a step
+    towards noise, beta (SR3)."""
+    stands_in_for: str | None = None
+    """The scheduler with which the stage was published, where the default sampler is but the nearest to it."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(sampler, why) of those that cannot be had as the published scheduler asks; "" is the default."""
+    threshold: ThresholdConfig = ThresholdConfig()
+    """Default bound on the estimate."""
+
+    def check(self) -> None:
+        self.require(self.size >= 1 and self.size % self.multiple == 0, "size", f"be a multiple of {self.multiple}")
+        self.require(self.steps >= 1, "steps", "be at least 1")
+        self.require(math.isfinite(self.guidance), "guidance", "be finite")
+        self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
+        if self.low_size is not None:
+            whole = 1 <= self.low_size < self.size and self.size % self.low_size == 0
+            self.require(whole, "low_size", f"divide size ({self.size})")
+        net, text = self.network, None if self.encoder is None else self.encoder.width
+        classes = self.text.entries if isinstance(self.text, ClassConfig) else None
+        token = (
+            net.context_width if classes and isinstance(net, UNetConfig) else text
+        )  # of a class: as wide as it likes
+        for name, value, wanted in (
+            ("in_channels", net.in_channels, (3,)),
+            ("concat_channels", net.concat_channels, (self.concat_channels,)),
+            ("out_channels", net.out_channels, (6 if self.learned_variance else 3,)),
+            ("context_width", net.context_width, (token, None)),
+            ("pooled_width", net.pooled_width, (text, None)),
+            ("classes", getattr(net, "classes", None), (classes,)),
+        ):
+            if value not in wanted:
+                raise UserError(f"StageConfig.network.{name} must be {wanted[0]} to fit its neighbours, not {value}")
+        if net.augmented and self.low_size is None:
+            raise UserError("StageConfig.network.augmented must be false: a base stage enlarges nothing")
+
+    @property
+    def guidable(self) -> bool:
+        """Whether there are words, and something that stands for none of them."""
+        return self.encoder is not None or (isinstance(self.text, ClassConfig) and self.text.null is not None)
+
+    @property
+    def encoder(self) -> FrozenConfig | JointTransformerConfig | None:
+        """The text encoder, where there are words and not classes."""
+        return None if isinstance(self.text, ClassConfig) else self.text
+
+    @property
+    def concat_channels(self) -> int:
+        """Of what stands beside the noisy picture."""
+        return (0 if self.low_size is None else 3) + (0 if self.masks is None else 4)
+
+    @property
+    def null_tokens(self) -> Literal["all", "one"]:
+        """How many tokens of zeros stand for no words where `null` is zeros: one, where the network weighs tokens
+        against something else (pixels in one attention, their own mean), so that their number would count."""
+        weighs = isinstance(self.network, AdmUNetConfig) and self.network.context_width is not None
+        return "one" if weighs or getattr(self.network, "text_pooling_heads", None) is not None else "all"
+
+    @property
+    def multiple(self) -> int:
+        """What a picture's sides are multiples of, so that every level of the network halves evenly."""
+        levels = len(self.network.multipliers)
+        return 2 ** (levels if isinstance(self.network, EfficientUNetConfig) else levels - 1)
+
+    @property
+    def factor(self) -> int:
+        """How many times larger it makes a picture."""
+        return self.size // self.low_size if self.low_size else 1
+
+    @property
+    def unit(self) -> int:
+        """What the sides of a picture that it enlarges are multiples of."""
+        return self.multiple // math.gcd(self.multiple, self.factor)
+
+    @property
+    def name(self) -> str:
+        """What it does: "64" or "64-256"."""
+        return f"{self.low_size}-{self.size}" if self.low_size else str(self.size)
+
+
+def read_stage(folder: Path) -> StageConfig:
+    """The config of a stage's folder."""
+    path = folder / "config.json"
+    values = read_json(path, missing=f"there is no stage: {path} is missing")
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind != "stage":
+        raise UserError(f"{folder} holds a model of kind {said(kind)}, not a stage of a cascade")
+    try:
+        return StageConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def require_trained(network: nn.Module, what: str) -> None:
+    """Raise a `UserError` if a network was never trained: it would paint noise, as its last layer is all zeros."""
+    last = network.state_dict()["conv_out.weight"]
+    if not last.is_meta and not last.any():
+        raise UserError(f"{what} was never trained: its last layer is still all zeros")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one stage is sampled."""
+
+    steps: int
+    guidance: float
+    """1 for a stage that has nothing to be guided by, or away from."""
+    sampler: str
+    threshold: ThresholdConfig
+    augmentation: float | None
+    """Level at which the low-resolution picture is spoiled; none for a base stage."""
+    schedule_type: str | None = None
+    """Times of another kind than the stage's own, or none."""
+
+    def told(self) -> dict[str, Any]:
+        """As metadata."""
+        told = {
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "sampler": self.sampler,
+            "threshold": str(self.threshold),
+        }
+        told |= {} if self.schedule_type is None else {"schedule_type": self.schedule_type}
+        return told if self.augmentation is None else {**told, "augmentation": self.augmentation}
+
+
+def read_settings(
+    config: StageConfig,
+    *,
+    steps: Any = None,
+    guidance: Any = None,
+    sampler: Any = None,
+    schedule_type: Any = None,
+    threshold: Any = None,
+    augmentation: Any = None,
+) -> Settings:
+    """A user's settings for a stage, its own where none are given; a `UserError` names what is wrong.
+
+    What the stage has no use for is read all the same, and left out.
+    """
+    count = read_steps(config.steps if steps is None else steps)
+    name = read_sampler(sampler, config)
+    config.times.course(build_schedule(config.schedule), count, name, schedule_type)  # or an error
+    weight = read_guidance(config.guidance if guidance is None else guidance)
+    level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
+    if not 0 <= level <= 1:
+        raise UserError(f"augmentation must lie between 0 and 1, not {level:g}")
+    if config.augmentation.kind == "none":
+        level = 0.0  # as it was trained
+    return Settings(
+        count,
+        weight if config.guidable else 1.0,
+        name,
+        config.threshold if threshold is None else ThresholdConfig.parse(threshold),
+        None if config.low_size is None else level,
+        None if schedule_type is None else str(schedule_type),
+    )
+
+
+def read_painted(
+    configs: Sequence[StageConfig], count: int, steps: int, size: Any = None, **given: Any
+) -> Original | None:
+    """The picture that is painted over by a stage and those behind it, at the size of the last, or none.
+
+    steps: of the first stage. given: image, strength, mask, paste and fit, as for `read_original`.
+    """
+    if given["image"] is not None and configs[0].low_size is not None:
+        raise UserError(
+            f"stage {configs[0].name} enlarges a picture and paints none over: give it as --low (low=), not as image"
+        )
+    unit = grown = 1
+    for config in reversed(configs):
+        unit, grown = math.lcm(unit, config.multiple * grown), grown * config.factor
+    repaints = configs[0].masks is not None and configs[0].low_size is None
+    return read_original(Canvas(configs[-1].size, unit, repaints), count, steps, size, **given)
+
+
+def read_low(
+    config: StageConfig, low: Any, count: int, later: Sequence[StageConfig] = (), fit: str | None = None
+) -> list[Image.Image] | None:
+    """A user's low-resolution pictures for `count` prompts, at a stage's input size; none for a base stage.
+
+    later: the stages that follow; each must be able to halve what comes to it.
+    """
+    if config.low_size is None:
+        if low is not None:
+            raise UserError("this is a base stage, which starts from noise: leave the low-resolution picture out")
+        return None
+    if low is None:
+        raise UserError(
+            f"this stage makes {config.low_size}-px pictures into {config.size}-px ones: "
+            "give it the picture to enlarge as `low`"
+        )
+    unit = grown = 1
+    for one in (config, *later):
+        unit, grown = math.lcm(unit, one.unit // math.gcd(one.unit, grown)), grown * one.factor
+    return read_lows(low, count, config.low_size, unit, fit)

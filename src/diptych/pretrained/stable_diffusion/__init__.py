@@ -1,0 +1,1 @@
+"""Stable Diffusion 1, 2 and their kin: single files and folders of diffusers."""

@@ -1,0 +1,1 @@
+"""Recipes of the models that diptych trains on the emoji data."""

@@ -1,0 +1,1 @@
+"""Recipes of published models, with the values of their papers."""

@@ -1,0 +1,119 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard, and a bar on a terminal or plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from diptych.core.disk import disk_errors, write_text
+from diptych.core.images import save_png
+from diptych.core.progress import bar
+from diptych.core.terminal import say
+from diptych.training.distributed import Team
+
+
+class Journal:
+    """The main process keeps one; the others get a silent one (`folder=None`).
+
+    On resume everything after `step` is dropped, so that each step is told once.
+    """
+
+    def __init__(self, folder: Path | None, step: int, steps: int) -> None:
+        self.folder, self.step, self.steps = folder, step, steps
+        self.writer: Any = None
+        self.bar = bar()
+        self.task = self.bar.add_task("training", total=steps, completed=step)
+        self.pictures, self.since = 0, time.perf_counter()
+
+    def open(self) -> None:
+        """Begin to write: drop what is later than the step that the run goes on from, show the bar."""
+        if self.folder is None:
+            return
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+        kept = [line for line in lines if _step(line) <= self.step]
+        if kept != lines:
+            write_text(file, "".join(line + "\n" for line in kept))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+        except ImportError:
+            self.say("TensorBoard is not installed: metrics go to metrics.jsonl alone")
+        except UnicodeError:
+            self.say(f"TensorBoard cannot write to {self.folder}: metrics go to metrics.jsonl alone")
+        self.bar.start()
+        self.since = time.perf_counter()
+
+    def say(self, line: str) -> None:
+        """A line on standard error, from the main process only."""
+        if self.folder is not None:
+            say(line)
+
+    def advance(self, step: int, loss: float, pictures: int) -> float:
+        """Count a step; returns pictures a second since the last call of `metrics`."""
+        self.pictures += pictures
+        rate = self.pictures / max(time.perf_counter() - self.since, 1e-9)
+        if self.folder is not None:
+            self.bar.update(self.task, completed=step, description=f"loss {loss:.4f}  {rate:.1f} pictures/s")
+        return rate
+
+    def metrics(self, step: int, values: dict[str, float], kind: str = "train") -> None:
+        """Append one line to metrics.jsonl, add to TensorBoard, and print unless a bar shows it."""
+        self.pictures, self.since = 0, time.perf_counter()
+        if self.folder is None:
+            return
+        self.bar.told[self.task] = time.monotonic()  # the line below says how far the run is
+        file = self.folder / "metrics.jsonl"
+        with disk_errors(file), file.open("a") as lines:
+            lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        for name, value in values.items() if self.writer else ():
+            self.writer.add_scalar(f"{kind}/{name}", value, step)
+        if self.bar.disable or kind != "train":
+            self.say(f"step {step}/{self.steps} {kind}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def picture(self, step: int, image: Image.Image | None) -> None:
+        """Save a grid of samples as samples/step-*.png."""
+        if self.folder is None or image is None:
+            return
+        save_png(image, self.folder / "samples" / f"step-{step:08d}.png")
+
+    def close(self) -> None:
+        self.bar.stop()
+        if self.writer:
+            self.writer.close()
+
+
+class Means:
+    """Running means of scalars, weighted by pictures; tensors stay on their device until they are taken."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Any], weight: int) -> None:
+        for key, value in values.items():
+            value = value.detach().float() if isinstance(value, Tensor) else value
+            self.sums[key] = self.sums.get(key, 0.0) + value * weight
+            self.weights[key] = self.weights.get(key, 0) + weight
+
+    def take(self, team: Team) -> dict[str, float]:
+        """The means over all processes; starts again from nothing."""
+        sums, weights = team.sum({key: float(value) for key, value in self.sums.items()}), team.sum(self.weights)
+        self.sums, self.weights = {}, {}
+        return {key: value / weights[key] for key, value in sums.items()}
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; a line cut by a kill, or otherwise odd, counts as infinitely late."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return math.inf

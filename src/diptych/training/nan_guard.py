@@ -1,0 +1,69 @@
+"""A run never goes on, and nothing of it is kept, from numbers that are not finite."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.errors import UserError
+from diptych.training.distributed import Team
+
+
+def refuse(
+    step: int, loss: float, norm: float, seen: Sequence[tuple[list, Tensor]], module: nn.Module, team: Team
+) -> NoReturn:
+    """Stop before the weights are touched, on all processes, and say which examples were in the batch; or, where the
+    step before has spoiled the weights, that.
+
+    seen: of each part of the batch, the keys of its examples and their losses (B,).
+    """
+    require_finite(step, module, {}, {})
+    bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
+    every = [str(key) for keys, _ in seen for key in keys]
+    chain = itertools.chain.from_iterable
+    keys = list(chain(team.gather(bad))) or list(chain(team.gather(every)))
+    listed = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+    raise UserError(
+        f"step {step + 1}: loss {loss} with gradient norm {norm} is not finite; stopped before the weights "
+        f"changed. Batch: {listed}. Lower training.learning_rate, or look at these pictures"
+    )
+
+
+def require_finite(
+    step: int,
+    module: nn.Module,
+    average: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    read: Path | None = None,
+) -> None:
+    """Raise a `UserError` where what a checkpoint would hold is not finite (`not_finite`), or what one did hold that
+    was read. It is the same in all processes."""
+    if not (what := not_finite(module, average, optimizer)):
+        return
+    if read is not None:
+        raise UserError(
+            f"in {read} {what} NaN or Inf, which earlier versions did save: move that folder away, and the run goes on "
+            "from the checkpoint before"
+        )
+    raise UserError(
+        f"after step {step} {what} NaN or Inf: the run stops, and the checkpoint before stays as it is. Lower "
+        "training.learning_rate (or training.precision=fp32) and go on from there in a copy"
+    )
+
+
+@torch.no_grad()
+def not_finite(module: nn.Module, average: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> str | None:
+    """The weights, their average, state of the optimizer or buffer that hold NaN or Inf, as "the weights x hold"; of a
+    buffer, which may be a mask, NaN alone."""
+    weights = dict(module.named_parameters())
+    averages = {name: tensor for name, tensor in average.items() if name in weights}
+    for of, tensors in (("weights", weights), ("averaged weights", averages), ("moments", optimizer)):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                return f"the {of} {name} hold"
+    return next((f"the buffer {name} holds" for name, tensor in module.named_buffers() if tensor.isnan().any()), None)

@@ -1,0 +1,1 @@
+"""What is trained: one file a kind of model, as the trainer sees it."""

@@ -1,0 +1,233 @@
+"""Training the autoencoder of the latent panel (Rombach et al. 2022, section 3.1, Eq. 25 and appendix G).
+
+Reconstruction, a perceptual distance, a patch discriminator's reward, and a regularised latent: KL or a codebook.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diptych.core.config import Config
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.core.images import grid, psnr, to_images
+from diptych.core.random import normal
+from diptych.core.terminal import say
+from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.training.distributed import Team
+from diptych.training.tasks.adversarial import AdversarialConfig, Adversary
+from diptych.training.tasks.codebook import Codebook, CodebookConfig
+from diptych.weights.files import load_into, load_weights, save_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig(Config):
+    """A distance between features of pictures in the loss."""
+
+    features: Literal["lpips", "judge"] = "lpips"
+    """LPIPS on VGG16 with published weights (Zhang et al. 2018), or the features of a judge, which need no download."""
+    path: str | None = None
+    """Where VGG16's weights lie, or a judge; none for the hub's, or for the judge in the package. A model that is
+    trained on a judge must not be measured by that one: train another with `diptych train judge training.seed=1`."""
+    weight: float = 1.0
+    """Weight of the distance."""
+
+    def check(self) -> None:
+        self.require(self.weight > 0, "weight", "be more than 0; leave the whole part none for no distance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageConfig(Config):
+    """An autoencoder and the terms of its loss."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    """Which system this is."""
+    network: AutoencoderConfig = AutoencoderConfig()
+    """The autoencoder."""
+    l1: float = 1.0
+    """Weight of the mean absolute error."""
+    l2: float = 0.0
+    """Weight of the mean squared error."""
+    kl: float = 1e-6
+    """Weight of the KL divergence (summed over a latent) against the reconstruction error (summed over a picture)."""
+    codebook: CodebookConfig = CodebookConfig()
+    """How the codebook is learned, where `network` has one."""
+    perceptual: PerceptualConfig | None = None
+    """A perceptual distance, or none."""
+    adversarial: AdversarialConfig | None = None
+    """A patch discriminator, or none."""
+    learned_variance: bool = False
+    """Divide the reconstruction error by a variance that is learned, one number, and add its logarithm. (In
+    latent-diffusion's code that number is there, but nothing trains it.)"""
+    initial: str | None = None
+    """Run or model whose autoencoder training starts from, or none for random weights."""
+    train: Literal["all", "decoder"] = "all"
+    """`decoder` leaves the encoder, and so the latents and all that was trained on them, as they are."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How the finished model's matrices and kernels are stored."""
+
+    def check(self) -> None:
+        for field in ("l1", "l2", "kl"):
+            self.require(getattr(self, field) >= 0, field, "be at least 0")
+        if self.train == "decoder" and self.initial is None:
+            raise UserError("FirstStageConfig.train: a decoder alone is trained for an encoder that is: set initial")
+
+
+class Compression(nn.Module):
+    """All that a run learns: the autoencoder, and what only its training needs."""
+
+    def __init__(self, config: FirstStageConfig, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        quantise = autoencoder.quantise
+        self.codebook = None if quantise is None else Codebook(config.codebook, quantise)
+        self.adversary = None if config.adversarial is None else Adversary(config.adversarial)
+        self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_variance else None
+        if config.train == "decoder":
+            for part in (autoencoder.encoder, autoencoder.quant_conv, quantise):
+                if part is not None:
+                    part.requires_grad_(False)
+
+
+class FirstStage:
+    """The autoencoder as the training loop sees it. The loss of a picture is taken per component, so that it does not
+    grow with the picture:
+
+        rec = l1 |x - x'| + l2 (x - x')^2 + perceptual d(x, x')        averaged
+        loss = rec / variance + log variance + kl KL / (3 H W)         or, for a codebook, + its two terms
+               - strength * adaptive weight * D(x') + hinge loss of D  from adversarial.start on
+
+    Pictures are independent of each other but for batch norms in D and for the adaptive weight, which is that of the
+    part of the batch that is looked at together.
+    """
+
+    def __init__(
+        self, config: FirstStageConfig, autoencoder: Autoencoder | None = None, perceptual: nn.Module | None = None
+    ) -> None:
+        """autoencoder: where training starts; random weights if none. perceptual: the frozen distance that the config
+        names, (x, x') -> (B,)."""
+        if (config.perceptual is None) != (perceptual is None):
+            raise ValueError("a perceptual distance is given where the config has one, and only there")
+        self.config = config
+        self.module = Compression(config, autoencoder or Autoencoder(config.network))
+        self._perceptual = (perceptual,)  # in a tuple: frozen, no part of the model
+        self._shown: Tensor | None = None
+        self._collapse: str | None = None
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        return self.module.autoencoder
+
+    @property
+    def distance_name(self) -> str | None:
+        """What the perceptual distance is, for the record."""
+        distance = self._perceptual[0]
+        return None if distance is None else str(getattr(distance, "name", type(distance).__name__))
+
+    def perceptual(self, pictures: Tensor, rebuilt: Tensor) -> Tensor | None:
+        """Distances (B,), or none."""
+        if (distance := self._perceptual[0]) is None:
+            return None
+        return distance.to(pictures.device)(pictures, rebuilt)
+
+    @torch.no_grad()
+    def start(self, batch: dict[str, Any]) -> None:
+        """Place the codebook's entries, where the config says that they begin at data."""
+        if self.module.codebook is not None and self.autoencoder.quantise is not None:
+            self.module.codebook.start(self.autoencoder.quantise, self.autoencoder.moments(batch["picture"]))
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        pictures, step = batch["picture"], batch.get("step", 0)  # (B, 3, H, W)
+        latents, regular, told = self.regularised(batch)
+        rebuilt = self.autoencoder.decode_entries(latents)
+        error = rebuilt - pictures
+        l1, l2 = error.abs().flatten(1).mean(1), error.square().flatten(1).mean(1)  # (B,)
+        nll, told = self.config.l1 * l1 + self.config.l2 * l2, {"l1": l1.mean(), "l2": l2.mean(), **told}
+        if (distance := self.perceptual(pictures, rebuilt)) is not None and self.config.perceptual is not None:
+            nll, told["perceptual"] = nll + self.config.perceptual.weight * distance, distance.mean()
+        if (log_variance := self.module.log_variance) is not None:
+            nll, told["log_variance"] = nll * torch.exp(-log_variance) + log_variance, log_variance
+        losses = nll + regular
+        if (adversary := self.module.adversary) is not None and step >= adversary.config.start:
+            units = 1 if self.module.codebook is not None else pictures[0].numel()  # published as a mean, or as a sum
+            last = self.autoencoder.decoder.conv_out.weight
+            reward, hinge, more = adversary.losses(pictures, rebuilt, nll.mean(), last, step, units)
+            losses, told = losses + reward + hinge, {**told, **more, "collapsed": self.notice(adversary, step)}
+        return losses, told
+
+    def regularised(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What the decoder reads, with a gradient to the encoder; the regularisation of each picture (B,); scalars."""
+        pictures, quantise, codebook = batch["picture"], self.autoencoder.quantise, self.module.codebook
+        posterior = self.autoencoder.encode(pictures)
+        if quantise is None or codebook is None:
+            latents = posterior.sample(normal(batch["seed"], posterior.mean.shape[1:], pictures.device))
+            kl = posterior.kl()
+            told = {"kl": kl.mean(), "deviation": latents.std()}
+            return latents, self.config.kl / pictures[0].numel() * kl, told
+        indices = quantise.indices(posterior.mean)
+        entries = quantise.entries(indices)
+        losses = codebook.losses(posterior.mean, entries)
+        if self.module.training and self.config.train == "all":
+            codebook.see(posterior.mean, indices)
+        # The gradient passes as if nothing were rounded.
+        straight = posterior.mean + (entries - posterior.mean).detach()
+        return straight, losses, {"quantisation": losses.mean(), "deviation": posterior.mean.std(), **codebook.told()}
+
+    def stepped(self, team: Team) -> None:
+        """Let the codebook learn from what the step's batch came to."""
+        codebook, quantise = self.module.codebook, self.autoencoder.quantise
+        if codebook is not None and quantise is not None and self.config.train == "all":
+            codebook.learn(quantise, team)
+
+    def notice(self, adversary: Adversary, step: int) -> Tensor:
+        """Say it, once, when the adversarial training collapses, and when it comes back; 1 while it has, else 0."""
+        before, self._collapse = self._collapse, adversary.collapse()
+        if (before is None) != (self._collapse is None):
+            say(f"step {step + 1}: {self._collapse or 'the adversarial training is in balance again'}")
+        return torch.tensor(float(self._collapse is not None))
+
+    @torch.no_grad()
+    def validation(self, batch: dict[str, Any]) -> dict[str, float]:
+        pictures = batch["picture"]
+        rebuilt = self.rebuilt(pictures).clamp(-1, 1)
+        if self._shown is None:
+            self._shown = pictures[:16]
+        told = {"l1": (rebuilt - pictures).abs().mean().item(), "psnr": psnr(rebuilt, pictures).mean().item()}
+        distance = self.perceptual(pictures, rebuilt)
+        return told if distance is None else {**told, "perceptual": distance.mean().item()}
+
+    def rebuilt(self, pictures: Tensor) -> Tensor:
+        """From the posterior's mean, or from the nearest entries: (B, 3, H, W)."""
+        return self.autoencoder.decode(self.autoencoder.encode(pictures).mean)
+
+    @torch.no_grad()
+    def samples(self) -> Image.Image | None:
+        """Originals above, reconstructions below."""
+        if self._shown is None:
+            return None
+        return grid(to_images(self._shown) + to_images(self.rebuilt(self._shown)), columns=len(self._shown))
+
+    def save(self, folder: Path) -> None:
+        save_autoencoder(self.autoencoder, folder, self.config.save_dtype)
+        if self.distance_name is not None:
+            write_text(folder / "training.json", json.dumps({"perceptual": self.distance_name}, indent=2) + "\n")
+        write_text(folder / "config.json", self.config.to_json())
+
+
+def save_autoencoder(module: Autoencoder, folder: Path, dtype: str = "float32") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(module.state_dict(), folder / "autoencoder", dtype=getattr(torch, dtype))
+
+
+def load_autoencoder(config: AutoencoderConfig, folder: Path) -> Autoencoder:
+    """Build an autoencoder and fill it from `folder`/autoencoder; raises a `UserError` that names what does not fit."""
+    module = Autoencoder(config)
+    load_into(module, load_weights(folder / "autoencoder"), str(folder / "autoencoder"))
+    return module.eval()

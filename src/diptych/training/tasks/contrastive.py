@@ -1,0 +1,229 @@
+"""Training of the judge: the contrastive loss, its light augmentation, and the judge as the training loop sees it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.core.config import Config, Within
+from diptych.core.hashing import mix
+from diptych.core.progress import track
+from diptych.data.dataset import PictureDataset
+from diptych.evaluation.prompt_sets import concept_of, is_scene
+from diptych.evaluation.retrieval import concept_vectors, ranks, share_of_right_captions, spoken
+from diptych.models.judge import Judge, JudgeConfig
+from diptych.models.word_features import WordFeatures
+
+_ONE_SIDED = re.compile(
+    r"left|right|clock|arrow|letter|button|keycap|flag|moon|east|west|reverse|back|symbol|sign|square|[A-Z0-9]"
+)
+"""Concepts whose mirror image is another concept, or is nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig(Config):
+    """What the judge is trained with, beside the training settings of any model."""
+
+    kind: Literal["judge"] = "judge"
+    """Which system this is."""
+    judge: JudgeConfig = JudgeConfig()
+    """The network."""
+    negatives: Annotated[int, Within(0)] = 4096
+    """The most concepts that stand as wrong captions beside those of the batch itself; of more, so many are drawn."""
+    foils: Annotated[int, Within(0)] = 2
+    """Wrong captions of each scene (its own foils, wrong in one attribute) drawn for a step."""
+    scale: Annotated[float, Within(0, 1)] = 0.2
+    """Pictures are zoomed by up to this fraction, scenes only out, so that nothing leaves the picture."""
+    shift: Annotated[float, Within(0, 1)] = 0.1
+    """Pictures are moved by up to this fraction of their side."""
+    colour: Annotated[float, Within(0, 1)] = 0.2
+    """Brightness, contrast and saturation are changed by up to this fraction."""
+    flip: bool = True
+    """Mirror half of the single drawings, but none with letters, arrows, clocks or a side in the name."""
+
+
+def augment(
+    pictures: Tensor, seeds: Sequence[int], scenes: Sequence[bool], flips: Sequence[bool], config: ContrastConfig
+):
+    """(B, 3, H, W) in [-1, 1] to the same, each moved, zoomed, recoloured and perhaps mirrored by its own seed."""
+    draws = [torch.Generator().manual_seed(mix(seed, 11)) for seed in seeds]
+    u = torch.stack([torch.rand(7, generator=g) for g in draws]).to(pictures.device) * 2 - 1  # (B, 7) in [-1, 1]
+    scene = torch.tensor(list(scenes), device=u.device)
+    mirror = (u[:, 6] < 0) & torch.tensor(list(flips), device=u.device)
+    # How much of the picture an output pixel steps over: above 1 zooms out.
+    step = torch.where(scene, 1 + config.scale * u[:, 0].abs(), 1 + config.scale * u[:, 0])
+    reach = torch.where(scene, (step - 1).clamp(max=config.shift), torch.full_like(step, config.shift))
+    theta = torch.zeros(len(u), 2, 3, device=u.device)
+    theta[:, 0, 0] = torch.where(mirror, -step, step)
+    theta[:, 1, 1] = step
+    theta[:, :, 2] = u[:, 1:3] * reach[:, None] * 2
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    x = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    brightness, contrast, saturation = (config.colour * u[:, 3:6]).T[..., None, None, None]  # (B, 1, 1, 1) each
+    grey = x.mean(1, keepdim=True)
+    x = grey + (1 + saturation) * (x - grey)
+    return (x * (1 + contrast) + brightness).clamp(-1, 1)
+
+
+def contrast(
+    pictures: Tensor, captions: Tensor, same: Tensor, others: Tensor, same_other: Tensor, foils: Tensor, scale: Tensor
+) -> Tensor:
+    """Symmetric InfoNCE (CLIP, figure 3) per picture, (B,): the caption among captions, the picture among pictures.
+
+    Args:
+        pictures, captions: unit vectors (B, D) of the pairs.
+        same: (B, B) bool, True where picture i also answers to caption j (the same concept in another style): such
+            pairs are neither right nor wrong, they are left out.
+        others: unit vectors (N, D) of further captions, `same_other` (B, N) bool likewise. Rows of zeros do not count.
+        foils: unit vectors (B, K, D) of captions that are wrong for this picture alone. Rows of zeros do not count.
+        scale: the inverse temperature.
+    """
+    ignored = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    logits = (scale * pictures @ captions.T).masked_fill(ignored, -math.inf)  # (B, B)
+    extra = (scale * pictures @ others.T).masked_fill(same_other | (others == 0).all(-1), -math.inf)  # (B, N)
+    wrong = scale * torch.einsum("bd,bkd->bk", pictures, foils)  # (B, K)
+    wrong = wrong.masked_fill((foils == 0).all(-1), -math.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    to_caption = F.cross_entropy(torch.cat([logits, extra, wrong], dim=1), target, reduction="none")
+    to_picture = F.cross_entropy(logits.T, target, reduction="none")
+    return (to_caption + to_picture) / 2
+
+
+class Contrast(nn.Module):
+    """The judge, and its memory of what each concept's words were last (a memory bank: Wu et al. 2018, section 3.2).
+
+    So every picture is told from all concepts, however small the batch. The memory is a buffer: a checkpoint holds it.
+    """
+
+    bank: Tensor
+
+    def __init__(self, judge: Judge, concepts: int) -> None:
+        super().__init__()
+        self.judge = judge
+        self.register_buffer("bank", torch.zeros(concepts, judge.config.embedding))
+
+    @torch.no_grad()
+    def remember(self, places: Tensor, vectors: Tensor) -> None:
+        """Average the vectors (N, D) of concepts said just now into their rows; the wordings of a concept mix."""
+        self.bank[places] = F.normalize(self.bank[places] + vectors.to(self.bank.dtype), dim=-1)
+
+
+class JudgeTrainable:
+    """The judge for the training loop.
+
+    A batch names its examples by key; their concepts and foils are read here, from all splits of `dataset`, so that
+    held-out pictures can be validated. No held-out picture is trained on unless a batch brings it.
+    """
+
+    def __init__(self, config: ContrastConfig, dataset: PictureDataset, words: WordFeatures | None = None) -> None:
+        self.config = config
+        self.meta = read_meta(dataset.split("all", in_memory=False))
+        self.concepts = sorted({concept_of(m) for m in self.meta.values() if not is_scene(m)})
+        self.place = {concept: row for row, concept in enumerate(self.concepts)}
+        self.judge = Judge(config.judge, words)
+        self.module = Contrast(self.judge, len(self.concepts))
+        self._vectors: tuple[float, Tensor] | None = None
+
+    def start(self, batch: dict[str, Any]) -> None:
+        """Read the words of every concept now; scenes' captions are read when they first come."""
+        self.judge.words.prepare([words for c in self.concepts for words in spoken(c)])
+        if self.concepts:
+            self.module.bank.copy_(concept_vectors(self.judge, self.concepts))
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        metas, seeds = self._metas(batch), batch["seed"].tolist()
+        concepts = [concept_of(m) for m in metas]
+        captions = [self._caption(m, seed) for m, seed in zip(metas, seeds, strict=True)]
+        foils = [self._foils(m, seed) for m, seed in zip(metas, seeds, strict=True)]
+        scenes = [is_scene(m) for m in metas]
+        flips = [self.config.flip and not s and not _ONE_SIDED.search(c) for s, c in zip(scenes, concepts, strict=True)]
+        x = augment(batch["picture"], seeds, scenes, flips, self.config)  # (B, 3, H, W)
+        pictures = self.judge.embed_pictures(x)  # (B, D)
+        flat = [foil for row in foils for foil in row]
+        words, foil = self.judge.embed_captions([*captions, *flat]).split([len(pictures), len(flat)])
+        device, scale = words.device, self.judge.scale
+        draw = np.random.Generator(np.random.PCG64(mix(seeds[0], 12)))
+        others = draw.permutation(len(self.concepts))[: self.config.negatives].tolist()
+        own = torch.zeros(len(pictures), self.config.foils, words.shape[1], device=device)
+        if flat:
+            place = [(i, j) for i, row in enumerate(foils) for j in range(len(row))]
+            rows, columns = torch.tensor(place, device=device).T
+            own = own.index_put((rows, columns), foil.to(own.dtype))
+        same = (_equal(concepts, concepts) | _equal(captions, captions)).to(device)  # (B, B)
+        same_other = _equal(concepts, [self.concepts[i] for i in others]).to(device)  # (B, N)
+        losses = contrast(pictures, words, same, self.module.bank[others], same_other, own, scale)
+        known = {self.place[c]: i for i, c in enumerate(concepts) if c in self.place}  # each once
+        if self.module.training and known:
+            self.module.remember(torch.tensor(list(known), device=device), words[list(known.values())])
+        return losses, {"scale": scale.detach()}
+
+    @torch.no_grad()
+    def validation(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Share of the pictures whose concept is named first, or among five, of all; scenes: right caption first."""
+        was_training = self.judge.training
+        self.judge.eval()
+        metas = self._metas(batch)
+        pictures = self.judge.embed_pictures(batch["picture"]).float().cpu()
+        found: dict[str, float] = {}
+        single = [i for i, m in enumerate(metas) if not is_scene(m) and concept_of(m) in self.place]
+        if single:
+            truth = torch.tensor([self.place[concept_of(metas[i])] for i in single])
+            rank = ranks(pictures[single], self._concept_vectors(), truth)
+            found = {"top1": (rank < 1).double().mean().item(), "top5": (rank < 5).double().mean().item()}
+        scene = [i for i, m in enumerate(metas) if is_scene(m) and m.get("foils")]
+        if scene:
+            trials = [(metas[i]["captions"][0], metas[i]["foils"]) for i in scene]
+            found["scenes"] = share_of_right_captions(self.judge, pictures[scene], trials).double().mean().item()
+        self.judge.train(was_training)
+        return found
+
+    def samples(self) -> None:
+        """A judge paints nothing."""
+
+    def save(self, folder: Path) -> None:
+        self.judge.save(folder)
+
+    def _metas(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        unknown = ({"captions": [caption]} for caption in batch["caption"])
+        return [self.meta.get(key, other) for key, other in zip(batch["key"], unknown, strict=True)]
+
+    @staticmethod
+    def _caption(meta: dict[str, Any], seed: int) -> str:
+        """A drawing by its concept, a scene by its plain caption: so no word of style or wording gives it away."""
+        if is_scene(meta) or not meta.get("concept"):
+            return meta["captions"][0]
+        choices = spoken(meta["concept"])
+        return choices[mix(seed, 14) % len(choices)]
+
+    def _foils(self, meta: dict[str, Any], seed: int) -> list[str]:
+        foils = list(meta.get("foils", ()))
+        order = np.random.Generator(np.random.PCG64(mix(seed, 13))).permutation(len(foils)) if foils else []
+        return [foils[i] for i in order[: self.config.foils]]
+
+    def _concept_vectors(self) -> Tensor:
+        """Vectors of all concepts under the present weights; a validation asks for them once a batch."""
+        state = float(self.judge.word_head.weight.double().sum())
+        if self._vectors is None or self._vectors[0] != state:
+            self._vectors = state, concept_vectors(self.judge, self.concepts)
+        return self._vectors[1]
+
+
+def read_meta(dataset: PictureDataset) -> dict[str, dict[str, Any]]:
+    """Metadata by key."""
+    examples = (dataset[i] for i in range(len(dataset)))
+    return {e.key: e.meta for e in track(examples, "reading metadata", len(dataset))}
+
+
+def _equal(one: Sequence[str], other: Sequence[str]) -> Tensor:
+    """(len(one), len(other)) bool: where the words are equal."""
+    number = {word: i for i, word in enumerate({*one, *other})}
+    return torch.tensor([number[w] for w in one])[:, None] == torch.tensor([number[w] for w in other])

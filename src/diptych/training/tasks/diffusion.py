@@ -1,0 +1,131 @@
+"""Training a diffusion model: the common objective for every system that can `prepare` a batch and `generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diptych.core.config import Config
+from diptych.core.images import grid, to_images
+from diptych.core.random import DROP, NOISE, TIME, Draws
+from diptych.diffusion.denoiser import Cond, Denoiser
+from diptych.diffusion.losses import ObjectiveConfig, training_times
+
+VALIDATION_TIMES = 8
+SHOWN = 8
+"""Validation pictures that a model which enlarges or repaints is shown with."""
+
+
+class Diffusable(Protocol):
+    """A system that can be trained by `DiffusionTask`: the latent panel, or one stage of the cascade."""
+
+    denoiser: Denoiser
+
+    def start(self, batch: dict[str, Any]) -> None:
+        """Look at a first batch (its scale)."""
+        ...
+
+    def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
+        """x0 (B, ...) and its condition; dropped (B,) bool marks captions that are left out."""
+        ...
+
+    def generate(self, prompts: list[str], *, seeds: list[int]) -> Any: ...
+
+    def save(self, folder: Path, dtype: str) -> None: ...
+
+
+@runtime_checkable
+class Remaking(Protocol):
+    """What a system can besides that makes pictures of pictures."""
+
+    @property
+    def remakes(self) -> bool:
+        """Whether it enlarges or repaints pictures; a base stage does not."""
+        ...
+
+    def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """What it is shown of pictures (B, 3, H, W), which may be smaller, and what it makes of that (B, 3, H, W)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTraining(Config):
+    """What is particular to training a diffusion model."""
+
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Which times are trained and how they are weighted."""
+    caption_dropout: float = 0.1
+    """Share of the captions replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022)."""
+    prompts: tuple[str, ...] = ()
+    """Fixed prompts of the sample grid; none for no grid."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How the finished model's matrices and kernels are stored."""
+
+    def check(self) -> None:
+        self.require(0 <= self.caption_dropout < 1, "caption_dropout", "lie between 0 and 1, 1 left out")
+
+
+class DiffusionTask:
+    """A diffusion system as the training loop sees it."""
+
+    def __init__(self, system: Diffusable, config: DiffusionTraining) -> None:
+        assert isinstance(system, nn.Module)
+        self.system, self.config, self.module = system, config, system
+        self._shown: dict[str, Any] | None = None
+
+    def start(self, batch: dict[str, Any]) -> None:
+        self.system.start(batch)
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        draws, objective = Draws(batch["seed"]), self.config.objective
+        dropped = draws.uniform(DROP) < self.config.caption_dropout
+        times = training_times(draws.uniform(TIME), objective, self.system.denoiser.schedule)
+        return self._losses(batch, times, dropped, objective.weighting), {}
+
+    def _losses(self, batch: dict[str, Any], times: Tensor, dropped: Tensor, weighting) -> Tensor:
+        draws = Draws(batch["seed"])
+        x0, cond = self.system.prepare(batch, draws, dropped)
+        noise = draws.normal(x0, NOISE)
+        objective = self.config.objective
+        return self.system.denoiser.loss(x0, noise, times, cond, weighting, objective.gamma, objective.loss)
+
+    @torch.no_grad()
+    def validation(self, batch: dict[str, Any]) -> dict[str, float]:
+        """The unweighted loss at 8 equidistant times with fixed noise, and their mean: comparable between runs."""
+        if self._shown is None and "picture" in batch:
+            self._shown = {key: batch[key][:SHOWN] for key in ("picture", "caption", "seed")}
+        none = torch.zeros(len(batch["seed"]), dtype=torch.bool)
+        losses = {}
+        for i in range(VALIDATION_TIMES):
+            time = (i + 0.5) / VALIDATION_TIMES
+            times = torch.full((len(batch["seed"]),), time, dtype=torch.float64)
+            losses[f"loss_at_{time:.4f}"] = self._losses(batch, times, none, "none").mean().item()
+        return {"loss": sum(losses.values()) / len(losses), **losses}
+
+    def samples(self) -> Image.Image | None:
+        """Pictures of the fixed prompts; of what enlarges or repaints, what it is shown, its pictures, the truth."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            if isinstance(self.system, Remaking) and self.system.remakes:
+                return None if self._shown is None else self._remade(self.system, **self._shown)
+            if not self.config.prompts:
+                return None
+            prompts = list(self.config.prompts)
+            images = self.system.generate(prompts, seeds=list(range(len(prompts)))).images
+            return grid(images, columns=min(len(images), 8))
+        finally:
+            self.module.train(was_training)
+
+    def _remade(self, system: Remaking, picture: Tensor, caption: list[str], seed: Tensor) -> Image.Image:
+        shown, made = system.remake(picture, caption, seed.tolist())
+        shown = nn.functional.interpolate(shown, picture.shape[-2:], mode="nearest")
+        return grid([image for row in (shown, made, picture) for image in to_images(row)], columns=len(picture))
+
+    def save(self, folder: Path) -> None:
+        self.system.save(folder, self.config.save_dtype)

@@ -1,0 +1,158 @@
+"""Training what guides by its gradient: a classifier of noisy pictures, or a pair of noisy pictures and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.core.config import Config
+from diptych.core.errors import UserError
+from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
+from diptych.diffusion.losses import ObjectiveConfig, training_times
+from diptych.diffusion.schedules import ScheduleConfig
+from diptych.encoders.classes import ClassConfig, plain
+from diptych.encoders.registry import FrozenConfig
+from diptych.models.noisy_guide import NoisyGuide
+from diptych.networks.autoencoder import Autoencoder
+from diptych.networks.noisy_classifier import NoisyClassifierConfig
+
+VALIDATION_TIMES = 8
+TOP = 5
+MOST_CHOICES = 4096
+"""Texts among which a pair is asked for the right one in validation, the first so many of the training data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideTraining(Config):
+    """A noisy classifier, or a noisy pair, to train."""
+
+    kind: Literal["guide-training"] = "guide-training"
+    """Which system this is."""
+    network: NoisyClassifierConfig = NoisyClassifierConfig()
+    """The encoder; its `classes` are the classes, or the dimensions of the space that pictures and text share."""
+    classes: ClassConfig | None = ClassConfig()
+    """The classes, which the captions of the data name; none for a pair."""
+    text: FrozenConfig | None = None
+    """The frozen text encoder of a pair, beneath a linear layer that is trained; none for a classifier."""
+    guided: str | None = None
+    """Latent model to be guided, by name, folder or hub id, whose latents, scale and schedule are read; or none."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule of pixels."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Which times are trained; all count the same, and the loss is not that of a denoiser."""
+    smoothing: float = 0.0
+    """Label smoothing of a classifier: the share of certainty that is spread over all classes."""
+    precomputed: str | None = None
+    """Folder of latents that `diptych precompute` wrote, or none to encode pictures at every step."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How the finished model's matrices and kernels are stored."""
+
+    def check(self) -> None:
+        if (self.classes is None) == (self.text is None):
+            raise UserError("GuideTraining: set classes or text, and the other to none")
+        if self.classes is not None:
+            known, outputs = self.classes.classes, self.network.classes
+            self.require(known == outputs, "classes", f"be {outputs} in number, as network.classes says")
+        if self.objective.loss != "mse" or self.objective.weighting != "none":
+            raise UserError("GuideTraining.objective: a guide has no loss or weighting of a denoiser, but times alone")
+        self.require(0 <= self.smoothing < 1, "smoothing", "lie between 0 and 1, 1 left out")
+        self.require(
+            self.precomputed is None or self.guided is not None, "precomputed", "be none where pixels are read"
+        )
+
+
+class GuideTask:
+    """A guide as the training loop sees it.
+
+    loss of a classifier: the cross entropy of a picture's class, from x_t at a time drawn for it.
+    loss of a pair: symmetric InfoNCE over the part of the batch that is looked at together (CLIP: Radford et al. 2021,
+    figure 3), between x_t and text; pairs of the same text in it are neither right nor wrong.
+    """
+
+    def __init__(
+        self, config: GuideTraining, guide: NoisyGuide, autoencoder: Autoencoder | None, captions: Sequence[str]
+    ) -> None:
+        """autoencoder: the first stage whose latents are read; none for pixels. captions: those of the training data,
+        among which a pair is asked for the right one in validation."""
+        self.config, self.module = config, guide
+        self.autoencoder = None if autoencoder is None else autoencoder.eval().requires_grad_(False)
+        self.choices = sorted(set(captions))[:MOST_CHOICES]
+
+    def start(self, batch: dict[str, Any]) -> None:
+        """Nothing to estimate: the scale is the guided model's."""
+
+    @torch.no_grad()
+    def clean(self, batch: dict[str, Any], draws: Draws) -> Tensor:
+        """x_0 (B, C, H, W): pictures, or scaled samples of their latents."""
+        if self.autoencoder is None:
+            return batch["picture"]
+        if "latent" in batch:
+            posterior = self.autoencoder.posterior(batch["latent"].float())
+        else:
+            posterior = self.autoencoder.to(batch["picture"].device).encode(batch["picture"])
+        return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * (self.module.config.scale or 1.0)
+
+    def seen(self, batch: dict[str, Any], times: Tensor) -> Tensor:
+        """What the network makes of the batch with the noise of times (B,): logits, or unit vectors."""
+        draws, schedule = Draws(batch["seed"]), self.module.schedule
+        x0 = self.clean(batch, draws)
+        alpha, sigma = (level.to(x0).view(-1, 1, 1, 1) for level in schedule.alpha_sigma(times))
+        x = alpha * x0 + sigma * draws.normal(x0, NOISE)
+        return self.module(x, schedule.network_time(times).to(x0))
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        draws, captions = Draws(batch["seed"]), batch["caption"]
+        found = self.seen(batch, training_times(draws.uniform(TIME), self.config.objective, self.module.schedule))
+        if self.config.text is None:
+            wanted = self.module.numbers(captions).to(found.device)
+            right = (found.argmax(-1) == wanted).float().mean()
+            return F.cross_entropy(found, wanted, reduction="none", label_smoothing=self.config.smoothing), {
+                "top1": right
+            }
+        scale = self.module.inverse_temperature
+        return contrast(found, self.module.embed(captions), captions, scale), {"scale": scale.detach()}
+
+    @torch.no_grad()
+    def validation(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Shares of the pictures whose class, or text of all choices, is named first and among five, at 8 equidistant
+        times with fixed noise, and their means. A caption that is none of them counts as missed."""
+        names = self.module.labels.config.names if self.module.labels is not None else ()
+        known = {plain(name): number for number, name in enumerate(names or self.choices)}
+        if self.module.labels is not None and not names:
+            known = {str(number): number for number in range(self.config.network.classes)}
+        wanted = torch.tensor([known.get(plain(caption), -1) for caption in batch["caption"]])
+        texts = None if self.config.text is None else self.module.embed(self.choices)
+        shares: dict[str, float] = {}
+        for i in range(VALIDATION_TIMES):
+            time = (i + 0.5) / VALIDATION_TIMES
+            found = self.seen(batch, torch.full((len(wanted),), time, dtype=torch.float64))
+            logits = found if texts is None else found @ texts.T  # (B, choices)
+            right = logits.topk(min(TOP, logits.shape[1])).indices.cpu() == wanted[:, None]  # (B, TOP)
+            shares[f"top1_at_{time:.4f}"] = right[:, 0].double().mean().item()
+            shares[f"top5_at_{time:.4f}"] = right.any(1).double().mean().item()
+        means = {
+            top: sum(v for k, v in shares.items() if k.startswith(top)) / VALIDATION_TIMES for top in ("top1", "top5")
+        }
+        return {**means, **shares}
+
+    def samples(self) -> None:
+        """A guide paints nothing."""
+
+    def save(self, folder: Path) -> None:
+        self.module.save(folder, self.config.save_dtype)
+
+
+def contrast(pictures: Tensor, texts: Tensor, captions: Sequence[str], scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE (B,) of unit vectors (B, D): the text among texts, and the picture among pictures."""
+    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    index = torch.tensor([number[caption] for caption in captions], device=pictures.device)
+    same = (index[:, None] == index) & ~torch.eye(len(index), dtype=torch.bool, device=index.device)
+    logits = (scale * pictures @ texts.T).masked_fill(same, float("-inf"))  # (B, B)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")) / 2

@@ -1,0 +1,250 @@
+"""The training loop: the same for every model, on one process or many, interrupted or not.
+
+The loop knows positions, not data: position p = step * batch_size + i of the global sample stream fixes the example and
+its seed, so any number of processes, any accumulation and any resume see the same numbers. On the CPU a run that was
+killed and started again ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diptych.core.config import Config
+from diptych.core.disk import replacing
+from diptych.core.progress import clock
+from diptych.core.terminal import say
+from diptych.training import run_checkpoint as checkpoint
+from diptych.training.distributed import Team, set_precision, team
+from diptych.training.ema import EMA
+from diptych.training.interrupt import Interrupt
+from diptych.training.learning_rate import jump, learning_rate_at
+from diptych.training.logger import Journal, Means
+from diptych.training.nan_guard import refuse, require_finite
+from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
+from diptych.training.trainable import Trainable, stepped
+from diptych.training.training_config import TrainingConfig, settle_config
+from diptych.weights.files import load_into
+from diptych.weights.model_folder import TRAINED
+
+START_PICTURES = 256
+"""Enough to estimate a scale from; few enough for one pass."""
+
+__all__ = ["Trainable", "TrainingConfig", "train"]
+
+
+def train(
+    trainable: Trainable,
+    batch_at: BatchAt,
+    config: TrainingConfig,
+    folder: Path | str,
+    validation_at: BatchAt | None = None,
+    recipe: Config | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train, or go on with, the run in `folder`; returns `folder/model`, the finished model.
+
+    `batch_at` and `validation_at` give the batch of a list of stream positions (called from background threads).
+    `recipe` is the whole config to keep in `config.json`, the training settings under "training", and `facts` what else
+    is kept there and must stay. The caller seeds the first weights. SIGTERM and SIGINT finish the step, save a
+    checkpoint and raise `SystemExit`. Raises a `UserError` for a changed config, a folder in use or with files of
+    something else, checkpoints of which none is whole, a full disk, a loss or gradient that is not finite (before it
+    reaches the weights), or weights that are not (before they are saved); the checkpoints stay as they are.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with team(config.device) as here:
+        return Run(trainable, batch_at, config, Path(folder), validation_at, here).run(recipe, facts)
+
+
+class Run:
+    """One call of `train`: the model, its optimizer and average, and how far they are."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        batch_at: BatchAt,
+        config: TrainingConfig,
+        folder: Path,
+        validation_at: BatchAt | None,
+        here: Team,
+    ) -> None:
+        self.trainable, self.batch_at, self.validation_at = trainable, batch_at, validation_at
+        self.config, self.folder, self.team = config, folder, here
+        self.module = trainable.module.to(here.device)
+        self.optimizer = build_optimizer(self.module, config)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.ema = EMA(self.module, config.ema, config.ema_warmup)
+        self.autocast = set_precision(config.precision, here.device)
+        self.interrupt = Interrupt()
+        self.step, self.seconds, self.stopping = 0, 0.0, False
+
+    @property
+    def finished(self) -> bool:
+        limit = self.config.minutes
+        return self.step >= self.config.steps or (limit is not None and self.seconds >= limit * 60)
+
+    def run(self, recipe: Config | None, facts: Mapping[str, Any] | None) -> Path:
+        model, changed = self.folder / "model", list[str]()
+        with contextlib.ExitStack() as stack:
+            if self.team.main:
+                checkpoint.require_run(self.folder)
+                stack.enter_context(checkpoint.locked(self.folder))
+                changed = settle_config(self.folder, recipe or {"training": self.config}, facts)
+                checkpoint.clean(self.folder / "checkpoints")
+            resumed = self.resume()
+            journal = Journal(self.folder if self.team.main else None, self.step, self.config.steps)
+            stack.callback(journal.close)
+            if self.team.gather(self.finished and model.exists())[0]:
+                limit = "steps" if self.step >= self.config.steps else "minutes"
+                journal.say(f"{model} is finished ({self.step} steps); raise training.{limit} to train on")
+                return model
+            journal.open()
+            if changed:
+                journal.say(f"the run goes on with {', '.join(changed)}")
+            if resumed:
+                journal.say(f"going on from step {self.step}")
+                if line := jump(resumed.state, self.step, self.config, self.seconds):
+                    journal.say(line)
+            else:
+                self.start()
+            with self.interrupt.watching():
+                self.train(journal)
+            if not self.finished:
+                journal.say(f"stopped after step {self.step}, checkpoint saved; the same command goes on from there")
+                raise SystemExit(128 + (self.interrupt.number or signal.SIGTERM))
+            if self.team.main:
+                with self.averaged(), replacing(model, TRAINED) as partial:
+                    partial.mkdir()
+                    self.trainable.save(partial)
+            self.team.barrier()
+            journal.say(f"finished {self.step} steps, {clock(self.seconds)} of training alone: {model}")
+        return model
+
+    def start(self) -> None:
+        """Let the model look at the first pictures (for example at their scale), and give every process the result."""
+        self.seed("start")
+        batch = self.batch_at(list(range(min(self.config.batch_size, START_PICTURES))))
+        with torch.no_grad():
+            self.trainable.start(to_device(batch, self.team.device))
+        self.team.broadcast(list(self.module.state_dict().values()))
+        self.ema = EMA(self.module, self.config.ema, self.config.ema_warmup)
+
+    def train(self, journal: Journal) -> None:
+        """Take steps until the run is finished or a signal came; leave a checkpoint of the last one."""
+        config, logged = self.config, Means()
+        began = time.monotonic() - self.seconds
+        pieces = (part for step in range(self.step, config.steps) for part in self.parts(step))
+        self.module.train()
+        with contextlib.closing(prefetched(self.batch_at, pieces, config.workers)) as batches:
+            while not (self.finished or self.stopping):
+                loss = self.take_step(batches, logged, time.monotonic() - began)
+                speed = journal.advance(self.step, loss, config.batch_size)
+                if self.due(config.log_every):
+                    journal.metrics(self.step, logged.take(self.team) | {"pictures_per_second": speed})
+                if self.validation_at and self.due(config.validate_every):
+                    journal.metrics(self.step, self.validate(self.validation_at), "validation")
+                if self.team.main and self.due(config.sample_every):
+                    with self.averaged():
+                        journal.picture(self.step, self.trainable.samples())
+                if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
+                    self.save_checkpoint()
+
+    def take_step(self, batches: Iterator[Batch], logged: Means, seconds: float) -> float:
+        """One optimizer step; returns the loss of the whole batch."""
+        config, total, seen = self.config, torch.zeros((), device=self.team.device), []
+        rate = learning_rate_at(self.step, config, self.seconds)  # seconds as all processes and a resume know them
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.seed(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in self.parts(self.step):
+            batch = {**to_device(next(batches), self.team.device), "step": self.step}
+            with self.autocast():
+                losses, scalars = self.trainable.loss(batch)  # (B,)
+            if losses.shape != (len(part),):
+                raise ValueError(f"loss() must give one loss a picture, ({len(part)},), not {tuple(losses.shape)}")
+            (losses.sum() / config.batch_size).backward()
+            total += losses.detach().sum() / config.batch_size
+            seen.append((batch.get("key", part), losses.detach()))
+            logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
+        said = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0], device=self.team.device)
+        sums = self.team.sum_gradients(self.parameters, torch.cat([total.reshape(1), said]))
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
+        loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            refuse(self.step, loss, norm, seen, self.module, self.team)
+        self.optimizer.step()
+        stepped(self.trainable, self.team)
+        self.ema.update(self.step)
+        self.team.broadcast(list(self.module.buffers()))
+        logged.add({"grad_norm": norm, "learning_rate": rate}, 1)
+        self.step, self.stopping = self.step + 1, signals > 0  # all processes agree on the step to stop after
+        return loss
+
+    def validate(self, validation_at: BatchAt) -> dict[str, float]:
+        """Metrics over the first validation pictures, always the same, with the averaged weights."""
+        size = -(-self.config.batch_size // (self.team.size * self.config.accumulation))
+        mine, means = self.team.share(range(self.config.validation_pictures)), Means()
+        with self.averaged():
+            for i in range(0, len(mine), size):
+                part = mine[i : i + size]
+                means.add(self.trainable.validation(to_device(validation_at(part), self.team.device)), len(part))
+        return means.take(self.team)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Averaged weights, evaluation mode, no gradients, and the same random numbers each time."""
+        self.module.eval()
+        self.seed("validation")
+        with self.ema.swapped_in(), torch.no_grad(), self.autocast():
+            yield
+        self.module.train()
+
+    def parts(self, step: int) -> list[list[int]]:
+        """This process's positions of a step's batch, in as many parts as there are accumulated."""
+        size, parts = self.config.batch_size, self.config.accumulation
+        mine = self.team.share(range(step * size, (step + 1) * size))
+        split = [mine[i * len(mine) // parts : (i + 1) * len(mine) // parts] for i in range(parts)]
+        return [part for part in split if part]
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps is due after this step; all of it is after the last."""
+        return every > 0 and (self.step % every == 0 or self.finished)
+
+    def seed(self, moment: int | str) -> None:
+        """Seed PyTorch's own generators (dropout) from the run's seed, the moment and the process."""
+        digest = hashlib.blake2b(f"{self.config.seed}/{moment}/{self.team.rank}".encode(), digest_size=7).digest()
+        torch.manual_seed(int.from_bytes(digest))
+
+    def save_checkpoint(self) -> None:
+        average, moments = self.ema.state_dict(), optimizer_tensors(self.optimizer, self.module)
+        require_finite(self.step, self.module, average, moments)
+        if self.team.main:
+            parts = {"weights": self.module.state_dict(), "ema": average, "optimizer": moments}
+            rate = learning_rate_at(self.step, self.config, self.seconds)  # that of the next step
+            state = {"seconds": self.seconds, "learning_rate": rate}
+            checkpoint.save(self.folder / "checkpoints", self.step, parts, state, self.config.keep)
+
+    def resume(self) -> checkpoint.Checkpoint | None:
+        """Take everything from the newest whole checkpoint, if there is one."""
+        found = self.team.gather(checkpoint.latest(self.folder / "checkpoints") if self.team.main else None)[0]
+        if found is not None:
+            load_into(self.module, found.load("weights"), str(found.path))
+            average, moments = found.load("ema"), found.load("optimizer")
+            require_finite(found.step, self.module, average, moments, found.path)
+            self.ema.load_state_dict(average)
+            if load_optimizer_tensors(self.optimizer, self.module, moments) and self.team.main:
+                say("Adafactor went by other moments in earlier versions: the run goes on from what these say of ours")
+            self.step, self.seconds = found.step, found.state["seconds"]
+        return found

@@ -1,0 +1,143 @@
+"""The settings of a training run, and which of them may change when a run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from diptych.core.config import Config, Within, differences, plain, read_json
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """How a model is trained. One step is one optimizer update with one batch."""
+
+    steps: int = 100_000
+    """Optimizer steps in all."""
+    minutes: float | None = None
+    """Finish after so many minutes of training (interruptions not counted), if the steps are not done before. A falling
+    learning rate reaches its end then, so two runs have the same bits only if they are as quick."""
+    batch_size: Annotated[int, Within(1, 2**20)] = 64
+    """Pictures a step, over all processes and accumulated parts."""
+    accumulation: int = 1
+    """Parts that each process splits its share of a batch into, to save memory; the result is the same."""
+    optimizer: Literal["adamw", "adam", "adafactor"] = "adamw"
+    """AdamW, Adam, or Adafactor (little memory)."""
+    learning_rate: float = 1e-4
+    """The highest learning rate."""
+    initial_learning_rate: float = 0.0
+    """The learning rate from which the warm-up rises."""
+    final_learning_rate: float = 0.0
+    """The learning rate to which cosine, one-cycle and cool-down fall at the end of the run."""
+    warmup: int = 100
+    """Steps over which the learning rate rises: linearly, or with `one-cycle` by half a cosine."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    """Learning rate after the warm-up: constant, or half a cosine down to the last step or the last of `minutes`."""
+    cooldown: float = 0.0
+    """Fraction of the steps, or of `minutes` where these are over first, at the end, over which the learning rate falls
+    linearly."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    decayed: Literal["matrices", "all"] = "matrices"
+    """What decays: matrices and kernels, or biases and norms too, as PyTorch's optimizers do by themselves."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the first and second moments of Adam."""
+    clip: float = 1.0
+    """Largest gradient norm; greater ones are scaled down. 0 turns clipping off."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what is validated, sampled and saved."""
+    ema_warmup: bool = True
+    """Let the average forget the first steps sooner: decay min(ema, (1 + s) / (10 + s))."""
+    seed: Annotated[int, Within(-(2**63), 2**63 - 1)] = 0
+    """Seed of everything random in the run."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bfloat16 autocast on CUDA devices that support it, else float32. On most CPUs bf16 is far slower."""
+    device: str = "auto"
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`."""
+    threads: Annotated[int | None, Within(1, 1024)] = None
+    """CPU threads of PyTorch; none leaves PyTorch's choice."""
+    workers: Annotated[int, Within(0, 256)] = 1
+    """Threads that prepare batches ahead while the device computes; 0 prepares each when it is needed."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    validate_every: int = 1000
+    """Steps between two validations; 0 is never."""
+    validation_pictures: int = 256
+    """The first so many validation pictures are used each time, with the same noise."""
+    sample_every: int = 1000
+    """Steps between two sample grids; 0 is never."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; there is always one at the end."""
+    keep: int = 2
+    """Newest whole checkpoints that are kept."""
+
+    def check(self) -> None:
+        for field in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "log_every",
+            "validation_pictures",
+            "checkpoint_every",
+            "keep",
+        ):
+            self.require(getattr(self, field) >= 1, field, "be at least 1")
+        for field in ("warmup", "weight_decay", "clip", "workers", "validate_every", "sample_every"):
+            self.require(getattr(self, field) >= 0, field, "be at least 0")
+        self.require(self.accumulation <= self.batch_size, "accumulation", f"be at most batch_size ({self.batch_size})")
+        self.require(self.learning_rate > 0, "learning_rate", "be more than 0")
+        for field in ("initial_learning_rate", "final_learning_rate"):
+            must = f"lie between 0 and learning_rate ({self.learning_rate:g})"
+            self.require(0 <= getattr(self, field) <= self.learning_rate, field, must)
+        self.require(self.minutes is None or self.minutes > 0, "minutes", "be more than 0")
+        self.require(0 <= self.cooldown <= 1, "cooldown", "lie between 0 and 1")
+        self.require(0 <= self.ema < 1, "ema", "lie between 0 and 1, 1 left out")
+        self.require(all(0 <= b < 1 for b in self.betas), "betas", "lie between 0 and 1, 1 left out")
+        self.require(self.threads is None or self.threads >= 1, "threads", "be at least 1")
+
+
+CHANGEABLE = {
+    *("steps", "minutes", "accumulation", "device", "threads", "workers", "keep", "validation_pictures"),
+    *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+}
+"""Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
+LISTED = 8
+"""So many settings that differ are named in one line."""
+
+
+def settle_config(
+    folder: Path, config: Config | Mapping[str, Any], facts: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Save a config as `config.json`, or raise a `UserError` if the run there was started with another.
+
+    config: the recipe, which has the training settings under "training"; those in `CHANGEABLE` may differ. facts: what
+    else is kept beside it. Gives those that do differ, as "training.steps=200 (was 100)".
+    """
+    path, changed, refused = folder / "config.json", list[str](), list[tuple[str, Any, Any]]()
+    resolved = {**plain(config), **(facts or {})}
+    if path.exists():
+        before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
+        found = [*differences(before, config), *differences(before, dict(facts or {}))]
+        for field, old, new in found:
+            if field.startswith("training.") and field.removeprefix("training.") in CHANGEABLE:
+                changed.append(f"{field}={json.dumps(new)} (was {json.dumps(old)})")
+            elif field != "description":  # the recipe's, which a version may word anew
+                refused.append((field, old, new))
+        if refused:
+            listed = ", ".join(
+                f"{field}={json.dumps(old)}, not {json.dumps(new)}" for field, old, new in refused[:LISTED]
+            )
+            more = f", and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+            other = next((f", of the recipe {old!r}" for name, old, _ in found if name == "description"), "")
+            them = " and ".join(field for field, *_ in refused) if len(refused) <= 2 else "these"
+            raise UserError(
+                f"{folder} holds a run with {listed}{more}{other}: train into another folder, or set {them} back to go "
+                "on with it"
+            )
+    write_text(path, json.dumps(resolved, indent=2) + "\n")
+    return changed

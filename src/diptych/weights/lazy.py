@@ -1,0 +1,175 @@
+"""Published weights, read tensor by tensor: a file of several gigabytes is never in memory twice."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.errors import UserError
+from diptych.weights.files import shard_files
+from diptych.weights.pickles import is_pickle, read_pickle
+from diptych.weights.tensors import entries, finite
+from diptych.weights.tensors import read as read_tensor
+
+VARIANTS = ("", "fp16", "bf16", "fp32", "ema", "non_ema")
+"""Which of the files that diffusers and transformers write beside one another is read: the first that is there."""
+
+
+_NOTHING_READ = contextvars.ContextVar("_NOTHING_READ", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within, every tensor asked for is one on the meta device, of the shape that its file states: none is read."""
+    token = _NOTHING_READ.set(True)
+    try:
+        yield
+    finally:
+        _NOTHING_READ.reset(token)
+
+
+def reading_shapes() -> bool:
+    """Whether this runs within `shapes_only`."""
+    return _NOTHING_READ.get()
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Named tensors in files, each read when it is asked for, to the CPU and in the type in which it is stored.
+
+    Asking for a tensor that holds NaN or Inf raises a `UserError` that names it.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Callable[[], Tensor]],
+        shapes: Mapping[str, tuple[int, ...]],
+        source: str,
+        stored: Mapping[str, str] | None = None,
+    ) -> None:
+        self._read, self.shapes, self.source = dict(tensors), dict(shapes), source
+        self.stored = dict(stored or {})
+        """The names in the files, of those that have others here."""
+
+    @classmethod
+    def open(cls, path: Path, name: str = "model", allow_pickle: bool = False) -> Checkpoint:
+        """A file, or a folder with `name`.safetensors, whole or in numbered shards with their index.
+
+        A folder may have a variant instead (`name`.fp16.safetensors), or, where `allow_pickle` is given, a .bin file
+        (`name`.bin, pytorch_model.bin). Raises a `UserError` for what is missing, damaged or not allowed.
+        """
+        path = Path(path)
+        read: dict[str, Callable[[], Tensor]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file, promised in weight_files(path, name):
+            if file.is_file() and is_pickle(file):
+                tensors = read_pickle(file, allow_pickle)
+                found = {key: tensor.read for key, tensor in tensors.items()}
+                sizes = {key: tensor.shape for key, tensor in tensors.items()}
+            else:
+                inside = entries(file)
+                found = {key: functools.partial(read_tensor, file, key, at) for key, at in inside.items()}
+                sizes = {key: at.shape for key, at in inside.items()}
+            for key in promised if promised is not None else found:
+                if key not in found:
+                    raise UserError(f"{file} lacks tensor {key!r} that the index promises")
+                read[key], shapes[key] = found[key], sizes[key]
+        return cls(read, shapes, str(path))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], source: str) -> Checkpoint:
+        """Tensors that are in memory already."""
+        return cls(
+            {key: lambda tensor=tensor: tensor for key, tensor in tensors.items()},
+            {key: tuple(tensor.shape) for key, tensor in tensors.items()},
+            source,
+        )
+
+    def __getitem__(self, key: str) -> Tensor:
+        if _NOTHING_READ.get():
+            return torch.empty(self.shapes[key], device="meta")
+        tensor = self._read[key]()
+        if not finite(tensor):
+            raise UserError(f"{self.source}: tensor {key!r} holds NaN or Inf; the file is not usable")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._read
+
+    def under(self, prefix: str) -> Checkpoint:
+        """Those whose names begin with `prefix`, by the rest of their names."""
+        keys = [key for key in self._read if key.startswith(prefix)]
+        return Checkpoint(
+            {key.removeprefix(prefix): self._read[key] for key in keys},
+            {key.removeprefix(prefix): self.shapes[key] for key in keys},
+            self.source,
+        )
+
+    def only(self, keys: Iterable[str]) -> Checkpoint:
+        """Those of these names."""
+        kept = list(keys)
+        return Checkpoint({key: self._read[key] for key in kept}, {key: self.shapes[key] for key in kept}, self.source)
+
+
+def weight_files(path: Path, name: str = "model") -> list[tuple[Path, list[str] | None]]:
+    """The files that hold a state dict, with the keys that an index says are in each (none without an index).
+
+    Of a folder, safetensors before pickles, and the plain file before its variants; where none is there, the file that
+    ought to be.
+    """
+    pickled = [(stem, ".bin") for stem in dict.fromkeys((name, "pytorch_model"))]
+    for stem, ending in [(name, ".safetensors"), *pickled]:
+        for variant in VARIANTS if path.is_dir() else ():
+            files = shard_files(path, stem, ending, variant)
+            if files[0][1] is not None or files[0][0].is_file():
+                return files
+    return shard_files(path, name)
+
+
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = torch.float32
+) -> None:
+    """Give a module on the meta device its tensors, one at a time, floating ones as `dtype` (none: as stored).
+
+    A missing, unexpected or wrongly shaped key raises a `UserError` that names it.
+    """
+    own = module.state_dict()
+    require_shapes(own, tensors, source, type(module).__name__)
+    for name in own:
+        tensor = tensors[name]
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a part of a larger tensor, which it would keep alive
+            tensor = tensor.clone()
+        place, _, last = name.rpartition(".")
+        holder = module.get_submodule(place)  # load_state_dict would visit every module for every tensor
+        if (former := holder._parameters.get(last)) is not None:
+            tensor = nn.Parameter(tensor, requires_grad=former.requires_grad)
+        setattr(holder, last, tensor)
+
+
+def require_shapes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, kind: str) -> None:
+    """Raise a `UserError` unless `tensors` are the `own` of a module, by name and shape; none of them is read."""
+    shapes = tensors.shapes if isinstance(tensors, Checkpoint) else {k: tuple(v.shape) for k, v in tensors.items()}
+    for name, tensor in own.items():
+        if name not in shapes:
+            missing = sum(key not in shapes for key in own)
+            raise UserError(f"{source}: key {name!r} of {kind} is missing ({missing} missing in all)")
+        if shapes[name] != tuple(tensor.shape):
+            stored = tensors.stored.get(name, name) if isinstance(tensors, Checkpoint) else name
+            found, needed = shapes[name], tuple(tensor.shape)
+            ours = "" if stored == name else f" for {name!r}"
+            raise UserError(f"{source}: key {stored!r} has shape {found}, but {kind} needs {needed}{ours}")
+    if extra := [name for name in shapes if name not in own]:
+        raise UserError(f"{source}: unexpected key {extra[0]!r} for {kind} ({len(extra)} in all)")

@@ -1,0 +1,209 @@
+import pytest
+import torch
+
+from diptych.core.errors import UserError
+from diptych.diffusion.denoiser import Denoiser, Estimate
+from diptych.diffusion.gradient_guidance import Cost, GradientGuidance, Space, ascent, steered
+from diptych.diffusion.guidance import ClassifierFreeGuidance, Wrapper
+from diptych.diffusion.inpainting import Repaint
+from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.thresholding import StaticThreshold
+from diptych.diffusion.times import timesteps
+from tests.diffusion.oracles import Gaussian, Net
+
+SCHEDULES = {kind: build_schedule(ScheduleConfig(kind=kind)) for kind in ("scaled-linear", "cosine", "flow")}  # type: ignore[arg-type]
+Y, ERROR = 1.4, 0.5
+"""What is observed of the data in each coordinate, and the deviation of the observation's noise."""
+
+
+class Known:
+    """A Gaussian's best denoiser as a `Denoising`."""
+
+    def __init__(self, data: Gaussian) -> None:
+        self.data, self.calls, self.gradients = data, 0, 0
+
+    def estimate(self, x, t, cond=None) -> Estimate:
+        self.calls += len(x)
+        return Estimate(self.data(x, t), None)
+
+    def __call__(self, x, t, cond=None):
+        return self.estimate(x, t).x0
+
+
+def log_likelihood(data: Gaussian):
+    """Exact log p(y | x_t): y is the data with noise, and of the data x_t leaves a Gaussian."""
+
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = data.levels(x, t)
+        left = data.std**2 * sigma**2 / ((alpha * data.std) ** 2 + sigma**2)
+        return (-((Y - data(x, t)) ** 2) / (2 * (left + ERROR**2))).flatten(1).sum(1)
+
+    return score
+
+
+def conditional(data: Gaussian) -> Gaussian:
+    """The data, y known."""
+    precision = data.std**-2 + ERROR**-2
+    return Gaussian(data.schedule, (data.mean / data.std**2 + Y / ERROR**2) / precision, precision**-0.5)
+
+
+def noisy(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 2, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("time", [0.05, 0.5, 0.97])
+def test_the_exact_classifier_at_scale_1_makes_the_conditional_denoiser(kind: str, time: float) -> None:
+    data = Gaussian(SCHEDULES[kind])
+    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0)
+    x = noisy()
+    with torch.no_grad():  # as `generate` runs
+        found = guided(x, time)
+    assert torch.allclose(found, conditional(data)(x, time), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(found, data(x, time), atol=1e-3), "the observation says something"
+
+
+def test_times_may_differ_within_a_batch() -> None:
+    data, x, times = Gaussian(SCHEDULES["cosine"]), noisy(), torch.tensor([0.2, 0.6, 0.9])
+    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0)
+    assert torch.allclose(guided(x, times), conditional(data)(x, times), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "heun"])
+def test_sampling_with_it_is_sampling_of_the_conditional(sampler: str) -> None:
+    data, x = Gaussian(SCHEDULES["scaled-linear"]), noisy(2)
+    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0)
+    times = timesteps(data.schedule, 20)
+    found, wanted, other = (
+        SAMPLERS[sampler](denoise, x, times, data.schedule) for denoise in (guided, conditional(data), data)
+    )
+    assert torch.allclose(found, wanted, rtol=1e-8, atol=1e-8) and (wanted - other).abs().min() > 0.05
+
+
+def test_a_step_of_ddpm_moves_its_mean_as_algorithm_1_says() -> None:
+    schedule = build_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
+    denoiser, x, scale, index = Denoiser(Net(), schedule), noisy(), 3.0, 600
+    beta = float(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[index])
+    times = torch.tensor([index + 1, index]).double() / 1000
+
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (x**3).flatten(1).sum(1)
+
+    def step(denoise):
+        return SAMPLERS["ddpm"](denoise, x, times, schedule, noise=NoiseSource([1, 2, 3], x.shape[1:], dtype=x.dtype))
+
+    moved = step(GradientGuidance(denoiser, schedule, score, scale)) - step(denoiser)
+    assert torch.allclose(moved, scale * beta / (1 - beta) ** 0.5 * 3 * x**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_the_score_of_an_estimate_has_its_gradient_through_the_denoiser_or_with_fixed_noise(through: bool) -> None:
+    data, x, time, scale = Gaussian(SCHEDULES["cosine"]), noisy(), 0.6, 2.0
+    alpha, sigma = data.levels(x, time)
+    guided = GradientGuidance(
+        Known(data), data.schedule, lambda x0: -((x0 - Y) ** 2).flatten(1).sum(1), scale, of="estimate", through=through
+    )
+    slope = alpha * data.std**2 / ((alpha * data.std) ** 2 + sigma**2) if through else 1 / alpha
+    x0 = data(x, time)
+    with torch.no_grad():
+        found = guided.estimate(x, time).x0
+    assert torch.allclose(found, x0 + scale * sigma**2 / alpha * slope * 2 * (Y - x0), rtol=1e-9)
+    assert not found.requires_grad
+
+
+def test_pictures_do_not_feel_their_neighbours() -> None:
+    data, x = Gaussian(SCHEDULES["flow"]), noisy()
+
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x).flatten(1).sum(1) * t
+
+    guided = GradientGuidance(Known(data), data.schedule, score, 5.0, limit=0.5)
+    together = guided(x, 0.4)
+    for i in range(len(x)):
+        assert torch.allclose(guided(x[i : i + 1], 0.4), together[i : i + 1])
+
+
+def test_nothing_is_moved_further_than_the_limit() -> None:
+    data, x = Gaussian(SCHEDULES["flow"]), noisy()
+    scores = torch.tensor([0.001, 1.0, 1000.0]).double()
+
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return scores * x.flatten(1).sum(1)
+
+    free, held = (GradientGuidance(Known(data), data.schedule, score, 1.0, limit=limit) for limit in (None, 0.5))
+    moves = [(guided(x, 0.7) - data(x, 0.7)).flatten(1).square().mean(1).sqrt() for guided in (free, held)]
+    assert torch.allclose(moves[0], scores * 0.7**2 / 0.3)
+    assert torch.allclose(moves[1], moves[0].clamp(max=0.5))
+
+
+def test_outside_its_interval_and_where_there_is_no_picture_it_is_not_asked() -> None:
+    data, x = Gaussian(SCHEDULES["flow"]), noisy()
+    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0, interval=(0.3, 1.0))
+    for time, asked in ((0.2, False), (1.0, False), (0.3, True), (0.9, True)):
+        before = guided.gradients
+        assert torch.equal(guided(x, time), data(x, time)) != asked
+        assert guided.gradients - before == asked * len(x)
+    for wrong in ({"interval": (0.5, 0.2)}, {"limit": 0.0}):
+        with pytest.raises(UserError, match="must"):
+            GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0, **wrong)
+
+
+def test_it_stacks_with_the_other_wrappers_and_their_costs_add_up() -> None:
+    schedule, x = SCHEDULES["scaled-linear"], noisy()
+    generator = torch.Generator().manual_seed(2)
+    cond, uncond = {"pooled": torch.randn(3, 5, generator=generator)}, {"pooled": torch.zeros(1, 5)}
+    denoiser = Denoiser(Net(), schedule)
+    free = ClassifierFreeGuidance(denoiser, cond, uncond, 3.0)
+
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (x * t.view(-1, 1, 1, 1)).flatten(1).sum(1)
+
+    cost = Cost(denoiser, 3)
+    guided = GradientGuidance(free, schedule, score, 0.5)
+    mask = torch.arange(4) < 2
+    painting = Repaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
+    found = painting(x, 0.4)
+    assert cost.told() == {"cost": {"calls": 2, "gradients": 1}} and painting.gradients == 3
+    alpha, sigma = schedule.alpha_sigma(torch.tensor(0.4))
+    wanted = (free(x, 0.4) + 0.5 * 0.4 * sigma**2 / alpha).clamp(-1, 1)
+    assert torch.allclose(found[..., :2], wanted[..., :2]) and not found[..., 2:].any()
+
+
+def test_guides_are_bound_to_their_prompts_and_those_of_pictures_come_first() -> None:
+    data, x = Gaussian(SCHEDULES["cosine"]), noisy()
+    seen: list[str] = []
+
+    class Towards:
+        name, through = "towards", True
+
+        def __init__(self, reads: str) -> None:
+            self.reads = reads
+
+        def bound(self, prompts, space):
+            wanted = torch.tensor([float(prompt) for prompt in prompts]).double().view(-1, 1, 1, 1)
+
+            def score(x0, t=None):
+                seen.append(self.reads)
+                return -((x0 - wanted) ** 2).flatten(1).sum(1) / 2
+
+            return score
+
+    space = Space(data.schedule, torch.device("cpu"), lambda x0: 2 * x0)
+    guides = [(Towards("noisy"), 0.1), (Towards("pictures"), 0.01)]
+    found = steered(Known(data), guides, ["1", "2", "3"], space)  # type: ignore[arg-type]
+    assert isinstance(found, Wrapper)
+    alpha, sigma = data.levels(x, 0.5)
+    wanted, pull = torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1, 1), sigma**2 / alpha
+    slope = alpha * data.std**2 / ((alpha * data.std) ** 2 + sigma**2)
+    x0 = data(x, 0.5)
+    moved = x0 + pull * 0.01 * slope * 2 * (wanted - 2 * x0) + pull * 0.1 * (wanted - x)
+    assert torch.allclose(found(x, 0.5), moved, rtol=1e-9) and seen == ["pictures", "noisy"]
+
+
+def test_ascent_leaves_no_trace() -> None:
+    x = noisy()
+    with torch.no_grad():
+        gradient = ascent(lambda x: (x**2).flatten(1).sum(1), x)
+    assert torch.allclose(gradient, 2 * x) and not x.requires_grad and x.grad is None
