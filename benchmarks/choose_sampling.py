@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 import diptych
+from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.evaluation.metrics import frechet_distance
-from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts, concept_of, is_scene
-from diptych.evaluation.retrieval import Mean, Share, concept_vectors, ranks
+from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
 from diptych.evaluation.runner import generate_group
 from diptych.evaluation.scores import real_images
 from diptych.models.judge import load_judge
+from diptych.models.retrieval import Mean, Share, concept_vectors, ranks
 
 
 def other_pairs(metas: list[dict], pictures: int, reported: int, seed: int) -> PromptGroup:

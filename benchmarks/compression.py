@@ -34,11 +34,11 @@ from diptych.diffusion.schedules import ScheduleConfig
 from diptych.evaluation.metrics import frechet_distance
 from diptych.models.judge import load_judge
 from diptych.models.latent_diffusion import LatentConfig
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import LatentTraining, Recipe, StageTraining
 from diptych.training import experiment as run
+from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
 from diptych.training.tasks.autoencoding import FirstStageConfig
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
@@ -134,7 +134,7 @@ def diffusion(factor: int, options: argparse.Namespace) -> Recipe:
     common |= {"text": None, "steps": STEPS, "guidance": 1.0, "sampler": SAMPLER}
     objective = DiffusionTraining(objective=ObjectiveConfig(times="logit-normal"))
     if factor == 1:
-        model = StageConfig(network=unet(3, size.unet), low_size=None, **common)
+        model = PixelDiffusionConfig(network=unet(3, size.unet), low_size=None, **common)
         system: LatentTraining | StageTraining = StageTraining(model=model, diffusion=objective)
     else:
         latent = LatentConfig(

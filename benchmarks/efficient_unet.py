@@ -29,13 +29,14 @@ from diptych.core.devices import find_device
 from diptych.core.progress import track
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.schedules import build_schedule
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.pretrained.load import open_model
-from diptych.recipes import Recipe, StageTraining, get
+from diptych.recipes import get
 from diptych.training import experiment as run
+from diptych.training.experiment_config import Recipe, StageTraining
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
 from benchmarks.common import axes, logged, save
@@ -167,7 +168,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def timings(stages: dict[str, Stage], batch: int, repeats: int) -> dict[str, Any]:
+def timings(stages: dict[str, PixelDiffusion], batch: int, repeats: int) -> dict[str, Any]:
     """Forward at full size, forward and backward of a training batch, and whole pictures, of stages in turn."""
     some = next(iter(stages.values()))
     gen = torch.Generator().manual_seed(0)
@@ -178,15 +179,15 @@ def timings(stages: dict[str, Stage], batch: int, repeats: int) -> dict[str, Any
     }
     whole, crops = (torch.randn(n, 3, s, s, generator=gen).to(some.device) for s, n in ((SIZE, 1), (CROP, batch)))
 
-    def forward(it: Stage) -> None:
+    def forward(it: PixelDiffusion) -> None:
         with torch.no_grad():
             it.network(whole, torch.full((1,), 500.0, device=it.device), **cond[SIZE])
 
-    def both(it: Stage) -> None:
+    def both(it: PixelDiffusion) -> None:
         it.zero_grad()
         it.denoiser.loss(crops, crops, 0.5, cond[CROP]).mean().backward()
 
-    def sample(it: Stage) -> None:
+    def sample(it: PixelDiffusion) -> None:
         it.generate("a picture", seeds=[0], steps=STEPS, low=low)
 
     jobs = {f"forward_{SIZE}px": forward, f"forward_backward_{CROP}px_x{batch}": both, f"sample_{SIZE}px": sample}
@@ -204,11 +205,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         print(
             f"{name}: {count(network):,} parameters, {network.channels} channels, blocks {network.blocks}", flush=True
         )
-    stages, results = dict[str, Stage](), dict[str, Any]()
+    stages, results = dict[str, PixelDiffusion](), dict[str, Any]()
     for name, network in networks.items():
         folder = options.run / f"{name}-{options.channels}"
         opened = open_model(run.train(recipe(network, options), folder))
-        assert isinstance(opened, Stage)
+        assert isinstance(opened, PixelDiffusion)
         stages[name] = opened.to(find_device(options.device)).eval()
         results[name] = {"parameters": count(network), "network": network.to_dict(), **learnt(folder, options.batch)}
     told = {name: getattr(options, name) for name in ("steps", "batch", "seed")}

@@ -26,9 +26,10 @@ import torch
 from diptych.evaluation.benchmarks.reconstruction import evaluate_reconstruction
 from diptych.networks.discriminator import DiscriminatorConfig
 from diptych.pretrained.load import open_autoencoder
-from diptych.recipes import Recipe, get
+from diptych.recipes import get
 from diptych.recipes.emoji.latent import SMALL_AUTOENCODER
 from diptych.training import experiment as run
+from diptych.training.experiment_config import Recipe
 from diptych.training.tasks.adversarial import AdversarialConfig
 from diptych.training.tasks.autoencoding import FirstStageConfig, PerceptualConfig
 from diptych.training.tasks.perceptual import perceptual_distance

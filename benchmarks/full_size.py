@@ -25,13 +25,14 @@ from torch import Tensor
 
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.schedules import build_schedule
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import StageTraining, get
+from diptych.recipes import get
 from diptych.recipes.papers.imagen import RECIPES
+from diptych.training.experiment_config import StageTraining
 
 DIVIDE = 8
 """Width of what does not fit, as a divisor."""
@@ -42,7 +43,7 @@ ACTIVATIONS = 2.0
 """GiB to leave for them beside weights and gradients, at 64-px pictures and batch 1."""
 
 
-def stage(name: str) -> StageConfig:
+def stage(name: str) -> PixelDiffusionConfig:
     """The stage that a recipe trains."""
     system = get(name).system
     assert isinstance(system, StageTraining), f"{name} is no recipe of pixel diffusion"
@@ -82,7 +83,7 @@ def condition(network: Network, batch: int, size: int) -> dict[str, Tensor]:
 
 
 def run_once(
-    config: StageConfig,
+    config: PixelDiffusionConfig,
     network: Network,
     size: int,
     batch: int = 1,

@@ -26,8 +26,9 @@ from typing import Any
 
 import diptych
 from diptych.core.errors import UserError
+from diptych.data.caption_text import concept_of
 from diptych.evaluation.condition_sweep import ConditionSweep, Key
-from diptych.evaluation.prompt_sets import PromptGroup, concept_of
+from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.evaluation.report import image_table
 from diptych.evaluation.runner import run_study
 from diptych.models.judge import load_judge

@@ -132,7 +132,7 @@ def generated(source: Path, **opening: Any) -> None:
 
 
 def models() -> dict[str, Model]:
-    from diptych.training.experiment import describe
+    from diptych.cli.describe import describe
     from tests.pretrained import every_family, sd_models
 
     def published(name: str, inner: str = "") -> Model:

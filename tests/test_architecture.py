@@ -1,105 +1,67 @@
-"""Holds the arrows between the rooms of the house, and the length of what a newcomer reads."""
+"""Holds the house to its plan: which room may import which, what lies at the root, how long files are, unique names."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "diptych"
-GROUND = {"errors", "disk", "terminal", "config", "progress", "pictures"}
-GROUND |= {"devices", "checks", "generation", "seeding"}
 MAY_IMPORT = {
-    "errors": set(),
-    "disk": {"errors"},
-    "terminal": set(),
-    "config": {"errors"},
-    "progress": {"terminal"},
-    "seeding": set(),
-    "pictures": {"errors", "disk", "checks"},
-    "devices": {"errors"},
-    "checks": {"errors"},
-    "generation": {"errors", "checks", "weights"},
-    "version": set(),
-    "metadata": {"errors", "checks", "version"},
-    "weights": {"errors", "disk", "config", "progress"},
-    "networks": {"errors", "config"},
-    "diffusion": {"errors", "config", "seeding", "checks"},
-    "conditioning": {*GROUND, "weights", "networks", "diffusion"},
-    "data": GROUND,
-    "training": {*GROUND, "weights", "networks", "diffusion", "conditioning", "data"},
-    "latent_config": {*GROUND, "networks", "diffusion", "conditioning"},
-    "second_stage": {"networks", "conditioning", "generation"},
-    "latent": {
-        *GROUND,
-        *("weights", "networks", "diffusion", "conditioning", "training", "latent_config", "second_stage"),
-    },
-    "choosing": {"errors", "checks", "generation", "seeding"},
-    "autoregressive_config": {*GROUND, "networks", "conditioning"},
-    "autoregressive": {
-        *GROUND,
-        *("weights", "networks", "diffusion", "conditioning", "choosing", "autoregressive_config", "second_stage"),
-    },
-    "stage_config": {*GROUND, "networks", "diffusion", "conditioning"},
-    "stage": {*GROUND, "weights", "networks", "diffusion", "conditioning", "training", "stage_config"},
-    "cascade": {*GROUND, "weights", "conditioning", "diffusion", "stage", "stage_config"},
-    "published": {
-        *GROUND,
-        *("weights", "networks", "diffusion", "conditioning"),
-        *("latent", "latent_config", "stage", "stage_config", "cascade"),
-    },
-    "opening": {
-        *("errors", "config", "checks", "weights", "networks", "training"),
-        *("latent", "stage", "cascade", "autoregressive", "published"),
-    },
-    "guides": {*GROUND, "weights", "networks", "diffusion", "conditioning", "opening", "published", "evaluation"},
-    "evaluation": {
-        *GROUND,
-        *("weights", "networks", "diffusion", "conditioning", "data", "training"),
-        *("published", "diptych"),  # LPIPS's weights; systems by `load`
-    },
+    "core": set(),
+    "weights": {"core"},
+    "diffusion": {"core"},
+    "networks": {"core"},
+    "conditioning": {"core", "networks", "diffusion"},
+    "encoders": {"core", "weights", "networks"},
+    "data": {"core"},
+    "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
+    "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
+    "training": {"core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"},
+    "evaluation": {"core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained"},
     "recipes": {
-        *GROUND,
-        *("weights", "networks", "diffusion", "conditioning", "data", "training", "evaluation"),
-        *("latent", "latent_config", "stage", "stage_config", "cascade", "opening", "published"),
-        *("autoregressive", "autoregressive_config"),
+        "core",
+        "diffusion",
+        "networks",
+        "conditioning",
+        "encoders",
+        "data",
+        "models",
+        "pretrained",
+        "training",
     },
-    "diptych": {
-        "errors",
-        "version",
-        "generation",
-        "devices",
-        "latent",
-        "stage",
-        "cascade",
-        "autoregressive",
-        "opening",
-        "published",
+    "diptych": {"core", "models", "pretrained"},
+    "cli": {
+        *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"),
+        *("training", "evaluation", "recipes", "diptych"),
     },
-    "regenerate": {*GROUND, "metadata", "weights", "arguments"},
-    "painting": {*GROUND, "weights", "diffusion", "training", "diptych", "opening", "evaluation"},  # contact sheets
-    "arguments": {"errors"},
-    "commands": {
-        *GROUND,
-        *("arguments", "diptych", "recipes", "evaluation", "data", "painting", "opening", "published", "guides"),
-        *("metadata", "regenerate"),
-    },
-    "options": {"errors", "arguments", "commands", "version"},
-    "cli": {"errors", "terminal", "options", "recipes"},
     "__main__": {"cli"},
 }
 """Room -> rooms that it may import. `diptych` is the package's own `__init__`."""
 
-AT_START = {
-    "cli": {"errors", "terminal", "options"},
-    "options": {"errors", "arguments", "commands", "version"},
-    "commands": {"errors", "terminal", "arguments"},
-    "__main__": {"cli"},
-}
-"""What the command line may import before it knows what is asked of it; the rest is imported inside functions."""
+ROOT_FILES = {"__init__.py", "__main__.py"}
+"""What may lie beside the rooms."""
 
-LONGEST = {"networks/*.py": 250, "training/loop.py": 250, "diffusion/samplers.py": 200, "**/*.py": 400}
+AT_START = {"main": {"core", "cli"}, "parser": {"core", "cli"}, "commands": {"core", "cli"}, "types": {"core"}}
+"""What these modules of the command line may import before it is known what is asked; functions import the rest."""
+
+SAME_NAME = {
+    *("adm", "deepfloyd"),  # the network, or the reader of files, and the recipes of it
+    *("inpainting", "layouts", "super_resolution"),  # the task's recipes and its benchmark
+    *("diffusion", "emoji", "stable_diffusion"),  # rooms, and the task or the recipes that go with them
+    "build",
+}
+"""Modules of which there may be several of one name."""
+
+SAME_CLASS = {"Attention", "Block", "Scene"}
+"""Public classes of which there are several of one name."""
+
+LONGEST = {"networks/*.py": 250, "training/trainer.py": 250, "diffusion/samplers.py": 200, "**/*.py": 415}
+LATENT_FILES, LATENT_LINES = 67, 10_700
+"""The most that importing the latent model may bring in."""
 
 
 def files() -> list[Path]:
@@ -111,33 +73,62 @@ def room_of(path: Path) -> str:
     return "diptych" if name == "__init__" else name
 
 
-def imported(tree: ast.AST, at_start: bool = False) -> set[str]:
-    """The rooms that a module imports; `at_start` leaves out what functions import when they are called."""
-    rooms = set()
+def imported_modules(tree: ast.AST, at_start: bool = False) -> Iterator[str]:
+    """The modules below diptych that a module imports, and names imported from them, dotted; `at_start` leaves out
+    what functions import when they are called, and what is there for type checkers."""
     for node in ast.walk(tree) if not at_start else outer(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: write the import in full"
-            modules = [node.module]
-            if node.module == "diptych":
-                modules = [f"diptych.{alias.name}" for alias in node.names]
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         else:
             continue
-        for module in modules:
-            top, *rest = (module or "").split(".")
-            if top == "diptych":
-                rooms.add(rest[0] if rest and rest[0] in MAY_IMPORT else "diptych")
+        yield from (module for module in modules if module.split(".")[0] == "diptych")
+
+
+def imported(tree: ast.AST, at_start: bool = False) -> set[str]:
+    """The rooms that a module imports."""
+    rooms = set()
+    for module in imported_modules(tree, at_start):
+        _, *rest = module.split(".")
+        rooms.add(rest[0] if rest and rest[0] in MAY_IMPORT else "diptych")
     return rooms
 
 
-def outer(tree: ast.AST):
+def outer(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes that run when the module is imported."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         yield node
         yield from outer(node)
+
+
+def module_file(module: str) -> Path | None:
+    """The file of a module, or of the module that a name is imported from."""
+    _, *rest = module.split(".")
+    for parts in (rest, rest[:-1]):
+        path = PACKAGE.joinpath(*parts)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+def closure(start: str) -> set[Path]:
+    """The files that importing a module reads, itself among them."""
+    found: set[Path] = set()
+    ahead = [module_file(start)]
+    while ahead:
+        file = ahead.pop()
+        if file is None or file in found:
+            continue
+        found.add(file)
+        ahead += [module_file(module) for module in imported_modules(ast.parse(file.read_text()), at_start=True)]
+    return found
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -149,8 +140,19 @@ def test_a_room_imports_only_what_lies_below_it(path: Path) -> None:
 
 
 def test_diffusion_and_networks_know_nothing_of_each_other() -> None:
-    assert not {"networks", "conditioning", "latent", "training"} & MAY_IMPORT["diffusion"]
-    assert not {"diffusion", "conditioning", "latent", "training"} & MAY_IMPORT["networks"]
+    assert "networks" not in MAY_IMPORT["diffusion"] and "diffusion" not in MAY_IMPORT["networks"]
+
+
+def test_models_know_nothing_of_training() -> None:
+    assert not {"training", "recipes", "evaluation", "cli"} & MAY_IMPORT["models"]
+
+
+def test_every_arrow_that_may_be_is() -> None:
+    drawn = defaultdict(set)
+    for path in files():
+        drawn[room_of(path)] |= imported(ast.parse(path.read_text()))
+    unused = {room: may - drawn[room] for room, may in MAY_IMPORT.items() if may - drawn[room]}
+    assert not unused, f"arrows that no file needs: {unused}"
 
 
 def test_the_arrows_make_no_circle() -> None:
@@ -162,9 +164,53 @@ def test_the_arrows_make_no_circle() -> None:
             del left[room]
 
 
-@pytest.mark.parametrize("room", AT_START)
-def test_the_command_line_imports_late(room: str) -> None:
-    assert imported(ast.parse((PACKAGE / f"{room}.py").read_text()), at_start=True) <= AT_START[room]
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    needs = {path: set() for path in files()}
+    for path in files():
+        modules = imported_modules(ast.parse(path.read_text()), at_start=True)
+        needs[path] = {file for file in map(module_file, modules) if file is not None} - {path}
+    while needs:
+        free = [path for path, others in needs.items() if not others & needs.keys()]
+        assert free, f"a circle among {', '.join(str(path.relative_to(PACKAGE)) for path in needs)}"
+        for path in free:
+            del needs[path]
+
+
+def test_only_rooms_lie_at_the_root() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} <= ROOT_FILES
+
+
+def test_module_names_are_unique() -> None:
+    places = defaultdict(list)
+    for path in files():
+        if path.stem not in ("__init__", "__main__"):
+            places[path.stem].append(str(path.relative_to(PACKAGE)))
+    for folder in {path.parent for path in files()} - {PACKAGE}:
+        places[folder.name].append(str(folder.relative_to(PACKAGE)))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert twice.keys() <= SAME_NAME, {name: where for name, where in twice.items() if name not in SAME_NAME}
+    assert twice.keys() == SAME_NAME, f"no exceptions any more: {SAME_NAME - twice.keys()}"
+
+
+def test_public_class_names_are_unique() -> None:
+    places = defaultdict(list)
+    for path in files():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path.relative_to(PACKAGE)))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert twice.keys() <= SAME_CLASS, {name: where for name, where in twice.items() if name not in SAME_CLASS}
+
+
+@pytest.mark.parametrize("name", AT_START)
+def test_the_command_line_imports_late(name: str) -> None:
+    assert imported(ast.parse((PACKAGE / "cli" / f"{name}.py").read_text()), at_start=True) <= AT_START[name]
+
+
+def test_the_latent_model_needs_little() -> None:
+    found = closure("diptych.models.latent_diffusion")
+    lines = sum(len(path.read_text().splitlines()) for path in found)
+    assert len(found) <= LATENT_FILES and lines <= LATENT_LINES, f"{len(found)} files, {lines} lines"
 
 
 @pytest.mark.parametrize("pattern", LONGEST)
@@ -177,10 +223,10 @@ def test_what_a_newcomer_reads_is_short(pattern: str) -> None:
 
 def test_the_test_sees_an_arrow_that_points_up() -> None:
     tree = ast.parse(
-        "import diptych.models.latent_diffusion\nfrom diptych import networks, load\n"
-        "class A:\n    def f(self):\n        from diptych.training.experiment import train\n"
+        "import diptych.models.cascade\nfrom diptych import networks, load\n"
+        "class A:\n    def f(self):\n        from diptych.recipes.papers import ldm\n"
     )
-    assert imported(tree) == {"latent", "networks", "diptych", "recipes"}
-    assert imported(tree, at_start=True) == {"latent", "networks", "diptych"}
+    assert imported(tree) == {"models", "networks", "diptych", "recipes"}
+    assert imported(tree, at_start=True) == {"models", "networks", "diptych"}
     with pytest.raises(AssertionError, match="in full"):
-        imported(ast.parse("from . import latent"))
+        imported(ast.parse("from . import models"))

@@ -22,8 +22,9 @@ from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import Recipe, get
+from diptych.recipes import get
 from diptych.training import experiment as recipes_run
+from diptych.training.experiment_config import Recipe
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "diptych"

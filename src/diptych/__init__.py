@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diptych.models.autoregressive import Autoregressive
     from diptych.models.cascade import Cascade
     from diptych.models.latent_diffusion import LatentDiffusion
-    from diptych.models.pixel_diffusion import Stage
+    from diptych.models.pixel_diffusion import PixelDiffusion
     from diptych.models.request import Result
 
     __version__: str
@@ -51,7 +51,7 @@ def load(
     ema: bool = False,
     prediction: Literal["eps", "v"] | None = None,
     lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] | None = None,
-) -> LatentDiffusion | Stage | Cascade | Autoregressive:
+) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
     """Open a model: the one door to every system.
 
     Args:
@@ -73,12 +73,11 @@ def load(
         UserError: there is no such model, or a file in it is missing, truncated, of the wrong kind, not finite or not
             allowed, or the hub cannot be reached.
     """
-    from diptych.core.devices import find_device
-    from diptych.pretrained.load import open_model
+    from diptych.pretrained.load import load as open_source
 
-    where = find_device(device)
-    model = open_model(
+    return open_source(
         source,
+        device,
         revision=revision,
         offline=offline,
         allow_pickle=allow_pickle,
@@ -86,10 +85,5 @@ def load(
         dtype=dtype,
         ema=ema,
         prediction=prediction,
+        lora=lora,
     )
-    model = model.to(where)
-    if lora is not None:
-        from diptych.pretrained.lora_files import attach_files
-
-        attach_files(model, lora, allow_pickle)
-    return model

@@ -16,8 +16,8 @@ import diptych
 from diptych.cli import main as cli
 from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.evaluation.runner import generate_group, model_fingerprint
-from diptych.models.pixel_config import StageConfig
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.pretrained import load as opening
 from tests.cli.test_cli import one_line
@@ -27,7 +27,7 @@ from tests.networks.reference import randomised
 SIZES = (8, 16, 32)
 
 
-def tiny(low_size: int | None, size: int) -> Stage:
+def tiny(low_size: int | None, size: int) -> PixelDiffusion:
     """A stage without words and with random weights in every layer."""
     network = EfficientUNetConfig(
         concat_channels=3 if low_size else 0,
@@ -39,7 +39,7 @@ def tiny(low_size: int | None, size: int) -> Stage:
         augmented=low_size is not None,
         norm_groups=4,
     )
-    stage = Stage(StageConfig(network=network, size=size, low_size=low_size, steps=2, sampler="ddim"))
+    stage = PixelDiffusion(PixelDiffusionConfig(network=network, size=size, low_size=low_size, steps=2, sampler="ddim"))
     randomised(stage.network, seed=size)
     return stage
 
@@ -222,15 +222,15 @@ def test_stages_become_a_cascade_that_says_what_it_holds(runs: list[str], capsys
 
 
 def test_a_text_encoder_that_stages_share_is_counted_once(tmp_path: Path) -> None:
+    from diptych.cli.describe import describe
     from diptych.encoders.registry import MiniLMConfig, text_network
     from diptych.models.cascade import CascadeConfig
-    from diptych.training.experiment import describe
 
     names = []
     for low_size, size in ((None, 8), (8, 16)):
         values = tiny(low_size, size).config.to_dict()
         values |= {"text": MiniLMConfig().to_dict(), "network": {**values["network"], "pooled_width": 384}}
-        config = StageConfig.from_dict(values)
+        config = PixelDiffusionConfig.from_dict(values)
         names.append(f"stage-{config.name}")
         (tmp_path / "c" / names[-1]).mkdir(parents=True)
         (tmp_path / "c" / names[-1] / "config.json").write_text(config.to_json())

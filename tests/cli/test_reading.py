@@ -108,7 +108,7 @@ def test_a_long_caption_ends_neither_precompute_nor_training(
     monkeypatch.chdir(tmp_path)
     images(tmp_path / "pictures", 12)
     (tmp_path / "pictures" / "05.txt").write_text(LONG)
-    from diptych.training.tasks.autoencoding import save_autoencoder
+    from diptych.models.first_stage import save_autoencoder
 
     save_autoencoder(autoencoder(), tmp_path / "first")
     values = {"kind": "autoencoder", "network": autoencoder().config.to_dict()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diptych.conditioning import masks
-from diptych.conditioning.masks import KINDS, Boxes, MaskConfig, draw_boxes, draw_part, drawn_masks, shares
+from diptych.conditioning.masks import KINDS, BoxMasks, MaskConfig, draw_boxes, draw_part, drawn_masks, shares
 from diptych.core.errors import UserError
 
 
@@ -50,7 +50,7 @@ def test_boxes_are_of_their_sizes_and_stay_off_the_edge(scale: float) -> None:
     side, seen = round(256 * scale), []
     for seed in range(40):
         mask = np.zeros((side, side), dtype=bool)
-        draw_boxes(mask, Boxes((1, 1), (30, 150), 10), scale, np.random.default_rng(seed))
+        draw_boxes(mask, BoxMasks((1, 1), (30, 150), 10), scale, np.random.default_rng(seed))
         rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
         assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all(), "one box"
         assert min(rows.min(), columns.min()) >= round(10 * scale) - 1

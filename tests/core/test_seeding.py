@@ -9,7 +9,7 @@ import torch
 from diptych.core.random import Draws
 from diptych.core.seeding import NARROW, generator, seed_default
 from diptych.diffusion.steps import NoiseSource
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import stage_seed
 from diptych.models.token_sampling import GumbelSource
 
@@ -59,7 +59,7 @@ def test_streams_of_small_seeds_are_what_they_were() -> None:
 
 
 def test_a_stage_derives_32_bits_from_a_small_seed_and_more_from_a_large_one() -> None:
-    config = StageConfig()
+    config = PixelDiffusionConfig()
     assert all(stage_seed(seed, config) < NARROW for seed in range(20))
     assert len({stage_seed(seed, config) % NARROW for seed in SAME_LOW_HALF}) == len(SAME_LOW_HALF)
     assert any(stage_seed(NARROW + seed, config) >= NARROW for seed in range(20))

@@ -14,8 +14,8 @@ from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance, join
 from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.encoders.classes import ClassConfig, ClassLabels, LabelEmbedding
-from diptych.models.pixel_config import StageConfig
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from tests.models.stages import drawing, stage
@@ -35,9 +35,9 @@ NETWORK = AdmUNetConfig(
 )
 
 
-def painting(text: ClassConfig = NAMED, **changes: Any) -> StageConfig:
+def painting(text: ClassConfig = NAMED, **changes: Any) -> PixelDiffusionConfig:
     values: dict[str, Any] = {"network": NETWORK, "text": text, "size": 8, "low_size": None, "steps": 3}
-    return StageConfig(**{**values, "prediction": "v", "guidance": 3.0, "sampler": "ddim", **changes})
+    return PixelDiffusionConfig(**{**values, "prediction": "v", "guidance": 3.0, "sampler": "ddim", **changes})
 
 
 def test_prompts_are_numbers_or_names() -> None:
@@ -128,10 +128,10 @@ def test_training_drops_classes() -> None:
     dropped = torch.tensor([False, True, False])
     draws = Draws(batch["seed"].tolist())
     for null in ("zeros", "empty"):
-        _, cond = Stage(painting(null=null)).prepare(batch, draws, dropped)
+        _, cond = PixelDiffusion(painting(null=null)).prepare(batch, draws, dropped)
         assert cond["label"].tolist() == [0, 3, 2]
     always = ClassConfig(classes=4)
-    _, cond = Stage(painting(always)).prepare({**batch, "caption": ["0", "3", "2"]}, draws, ~dropped & dropped)
+    _, cond = PixelDiffusion(painting(always)).prepare({**batch, "caption": ["0", "3", "2"]}, draws, ~dropped & dropped)
     assert cond["label"].tolist() == [0, 3, 2]
 
 
@@ -155,7 +155,7 @@ def test_a_stage_and_its_network_know_as_many_classes() -> None:
         painting(ClassConfig(classes=10))
     with pytest.raises(UserError, match=r"StageConfig\.network\.classes must be None"):
         painting(text=None)  # type: ignore[arg-type]
-    assert StageConfig.from_dict(painting().to_dict()) == painting()
+    assert PixelDiffusionConfig.from_dict(painting().to_dict()) == painting()
 
 
 def test_classes_enlarge_too() -> None:

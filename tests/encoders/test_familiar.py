@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import diptych
 from diptych.cli import main as cli
 from diptych.core.errors import DiptychWarning, UserError
-from diptych.encoders.prompt_domain import Familiar
+from diptych.encoders.prompt_domain import PromptDomain
 from diptych.evaluation.training_prompts import wordings
 from diptych.models.request import warn_of_size
 from diptych.weights.files import load_safetensors, save_safetensors
@@ -24,12 +24,12 @@ SEEN = ["a red apple", "two green pears", "a sleeping cat", "a house next to a t
 
 
 @pytest.fixture(scope="module")
-def familiar() -> Familiar:
+def familiar() -> PromptDomain:
     encoder = latents.minilm()
-    return Familiar.of(SEEN, encoder.encode(SEEN).pooled, encoder.fingerprint, 0.5)
+    return PromptDomain.of(SEEN, encoder.encode(SEEN).pooled, encoder.fingerprint, 0.5)
 
 
-def test_the_likeness_is_the_largest_cosine_less_half_the_share_of_new_words(familiar: Familiar) -> None:
+def test_the_likeness_is_the_largest_cosine_less_half_the_share_of_new_words(familiar: PromptDomain) -> None:
     prompts = ["a sleeping apple", "the theory of international trade"]
     others, seen = latents.minilm().encode(prompts).pooled, latents.minilm().encode(SEEN).pooled
     wanted = (F.normalize(others, dim=-1) @ F.normalize(seen, dim=-1).T).amax(1) - torch.tensor([0, 0.5])
@@ -39,19 +39,19 @@ def test_the_likeness_is_the_largest_cosine_less_half_the_share_of_new_words(fam
 
 def test_what_is_alike_is_kept_once() -> None:
     encoder, prompts = latents.minilm(), ["a red apple on a table", "a red apple", "one red apple", "a submarine"]
-    found = Familiar.of(prompts, encoder.encode(prompts).pooled, encoder.fingerprint)
+    found = PromptDomain.of(prompts, encoder.encode(prompts).pooled, encoder.fingerprint)
     assert len(found.prompts) == 2 and "table" in found.words
     assert familiar_enough(found, prompts)
 
 
-def familiar_enough(found: Familiar, prompts: list[str]) -> bool:
+def familiar_enough(found: PromptDomain, prompts: list[str]) -> bool:
     return bool((found.likeness(prompts, latents.minilm().encode(prompts).pooled) > 0.6).all())
 
 
-def test_it_is_small_and_comes_back(familiar: Familiar, tmp_path: Path) -> None:
-    assert Familiar.load(tmp_path) is None
+def test_it_is_small_and_comes_back(familiar: PromptDomain, tmp_path: Path) -> None:
+    assert PromptDomain.load(tmp_path) is None
     familiar.save(tmp_path)
-    found = Familiar.load(tmp_path)
+    found = PromptDomain.load(tmp_path)
     assert found is not None and (found.least, found.encoder, found.words) == (
         familiar.least,
         familiar.encoder,
@@ -61,14 +61,14 @@ def test_it_is_small_and_comes_back(familiar: Familiar, tmp_path: Path) -> None:
     tensors = load_safetensors(tmp_path / FAMILIAR)
     save_safetensors({"basis": tensors["basis"].clone()}, tmp_path / FAMILIAR, {"least": "x"})
     with pytest.raises(UserError, match="does not hold what is known of training prompts"):
-        Familiar.load(tmp_path)
+        PromptDomain.load(tmp_path)
 
 
 def told(model: Any, prompt: str) -> dict[str, Any]:
     return model.generate(prompt, steps=1).metadata[0].get("notes", {}).get("prompt", {})
 
 
-def test_a_prompt_far_from_all_is_told_and_recorded(familiar: Familiar, tmp_path: Path) -> None:
+def test_a_prompt_far_from_all_is_told_and_recorded(familiar: PromptDomain, tmp_path: Path) -> None:
     latents.system("minilm").save(tmp_path / "model")
     before: Any = diptych.load(tmp_path / "model", "cpu")
     familiar.save(tmp_path / "model")
@@ -109,7 +109,7 @@ def test_the_command_makes_it_for_models_that_read_alike(tmp_path: Path, monkeyp
     latents.system("minilm").save(folder)
     assert cli.main(["data", "familiar", str(data), "--model", str(folder), "--least", "0.4"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / FAMILIAR)
-    found = Familiar.load(folder)
+    found = PromptDomain.load(folder)
     assert found is not None and found.least == 0.4 and len(found.prompts) <= len(wordings(str(data), "train"))
     latents.system().save(tmp_path / "joint")
     assert cli.main(["data", "familiar", str(data), "--model", str(tmp_path / "joint")]) == 2
@@ -121,7 +121,7 @@ STYLES = ("Noto", "Twemoji", "OpenMoji", "EmojiOne", "Fluent", "FxEmoji")
 
 @pytest.mark.parametrize("panel", ["latent", "cascade"])
 def test_a_thing_in_a_style_of_training_is_near(panel: str) -> None:
-    known = Familiar.load(Path(diptych.__file__).parent / "assets" / panel)
+    known = PromptDomain.load(Path(diptych.__file__).parent / "assets" / panel)
     assert known is not None
     prompts = [f"a {thing}, in the style of {style}" for thing in ("rocket", "house", "pumpkin") for style in STYLES]
     assert known.likeness(prompts, latents.minilm().encode(prompts).pooled).min() >= known.least

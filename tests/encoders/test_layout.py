@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import diptych
+from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.encoders.layout import (
     Box,
@@ -24,8 +25,9 @@ from diptych.encoders.layout import (
 )
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.transformer import TextTransformerConfig
-from diptych.recipes import Recipe, get
+from diptych.recipes import get
 from diptych.training import experiment as run
+from diptych.training.experiment_config import Recipe
 from tests.models.latents import SIZE, arrays, autoencoder, config, same_picture
 from tests.networks.reference import randomised
 
@@ -256,7 +258,7 @@ def test_a_box_moves_what_is_learned_and_an_unseen_class_gets_no_gradient() -> N
 
 
 def test_counts_of_the_published_models() -> None:
-    found = run.describe("ldm-layout-openimages")["networks"]
+    found = describe("ldm-layout-openimages")["networks"]
     width, layers, vocabulary, length = 512, 16, 8192, 92
     attention, mlp, norms = 4 * width**2 + width, 8 * width**2 + 5 * width, 4 * width
     assert found["text"] == (vocabulary + length) * width + layers * (attention + mlp + norms) + 2 * width

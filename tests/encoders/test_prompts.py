@@ -10,9 +10,17 @@ import torch
 
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.encoders.classes import ClassConfig
-from diptych.encoders.prompt_weights import parsed, read_prompts, split, token_weights, unread_words, weighted
+from diptych.encoders.prompt_weights import (
+    PromptOptions,
+    parsed,
+    read_prompts,
+    split,
+    token_weights,
+    unread_words,
+    weighted,
+)
 from diptych.encoders.registry import JointTransformer, MiniLM, MiniLMConfig, TextEmbedding
-from diptych.models.request import Order, Reading
+from diptych.models.request import Request
 from tests.models.latents import joint, minilm
 
 LIMIT = 12
@@ -27,11 +35,11 @@ def short() -> MiniLM:
     return encoder
 
 
-def order(**reading: object) -> Order:
-    return Order(["x"], [""], [0], Reading(**reading))  # type: ignore[arg-type]
+def order(**reading: object) -> Request:
+    return Request(["x"], [""], [0], PromptOptions(**reading))  # type: ignore[arg-type]
 
 
-def read(encoder: object, *prompts: str, **reading: object) -> tuple[TextEmbedding, Order]:
+def read(encoder: object, *prompts: str, **reading: object) -> tuple[TextEmbedding, Request]:
     made = order(**reading)
     return read_prompts(encoder, prompts, made), made
 
@@ -168,4 +176,4 @@ def test_a_model_of_classes_has_no_use_for_them() -> None:
 @pytest.mark.parametrize(("weights", "long"), [(1, "cut"), (True, "all"), ("yes", "cut")])
 def test_only_what_is_known_is_taken(weights: object, long: str) -> None:
     with pytest.raises(UserError, match=r"weights must be true or false|unknown long_prompts 'all'"):
-        Reading.read(weights, long)
+        PromptOptions.read(weights, long)

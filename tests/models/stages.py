@@ -17,8 +17,8 @@ from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.registry import FrozenConfig, T5Config
 from diptych.models.cascade import Cascade
-from diptych.models.pixel_config import StageConfig
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
@@ -64,22 +64,22 @@ def attentive(**changes: Any) -> EfficientUNetConfig:
     return unet(**{"self_attention_levels": (1,), "cross_attention_levels": (1,), "context_width": WIDTH, **changes})
 
 
-def base(**changes: Any) -> StageConfig:
+def base(**changes: Any) -> PixelDiffusionConfig:
     """Words to 8 pixels."""
     network = attentive(concat_channels=0, augmented=False)
     values: dict[str, Any] = {"network": network, "text": TEXT, "size": SMALL, "low_size": None, "prediction": "v"}
-    return StageConfig(**{**values, "steps": 3, "guidance": 3.0, "sampler": "dpmpp-2m", **changes})
+    return PixelDiffusionConfig(**{**values, "steps": 3, "guidance": 3.0, "sampler": "dpmpp-2m", **changes})
 
 
-def enlarging(low_size: int | None = SMALL, **changes: Any) -> StageConfig:
+def enlarging(low_size: int | None = SMALL, **changes: Any) -> PixelDiffusionConfig:
     """Twice as large; every such stage has the shapes of every other."""
     values: dict[str, Any] = {"network": unet(), "text": TEXT, "size": 2 * (low_size or SMALL), "low_size": low_size}
     values |= {"prediction": "v", "steps": 2, "guidance": 1.0, "sampler": "dpmpp-2m"}
     values |= {"threshold": ThresholdConfig(kind="static"), "augmentation": AugmentationConfig(level=0.2)}
-    return StageConfig(**{**values, **changes})
+    return PixelDiffusionConfig(**{**values, **changes})
 
 
-def wordless(**changes: Any) -> StageConfig:
+def wordless(**changes: Any) -> PixelDiffusionConfig:
     """As SR3: no text, an untouched low-resolution picture, a plain U-Net and a linear schedule."""
     network = plain(concat_channels=3, context_width=None)
     values: dict[str, Any] = {"network": network, "text": None, "augmentation": AugmentationConfig(kind="none")}
@@ -96,9 +96,9 @@ def plain(**changes: Any) -> UNetConfig:
     return UNetConfig(**{**values, **changes})
 
 
-def stage(config: StageConfig, seed: int = 2, text: Any = None) -> Stage:
+def stage(config: PixelDiffusionConfig, seed: int = 2, text: Any = None) -> PixelDiffusion:
     """A stage with random weights in every layer; it reads `Words` unless told otherwise."""
-    it = Stage(config, (text or Words()) if config.encoder is not None else None)
+    it = PixelDiffusion(config, (text or Words()) if config.encoder is not None else None)
     randomised(it.network, seed)
     return it.eval()
 
@@ -109,7 +109,7 @@ def drawing(width: int = 8, height: int = 8, seed: int = 0) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8))
 
 
-def configs(text: FrozenConfig = TEXT) -> list[StageConfig]:
+def configs(text: FrozenConfig = TEXT) -> list[PixelDiffusionConfig]:
     """8 -> 16 -> 32."""
     return [base(text=text), enlarging(SMALL, text=text, guidance=2.0), enlarging(MIDDLE, text=text)]
 
@@ -162,7 +162,7 @@ def run(folder: str, changes: dict[str, Any], environment: dict[str, str] | None
     """Train a super-resolution stage in this process."""
     os.environ.update(environment or {})
     torch.manual_seed(0)
-    task = DiffusionTask(Stage(enlarging(), Words()), DiffusionTraining())
+    task = DiffusionTask(PixelDiffusion(enlarging(), Words()), DiffusionTraining())
     train(task, toy_batch, settings(**changes), folder, lambda positions: toy_batch([10_000 + p for p in positions]))
 
 
@@ -174,7 +174,7 @@ def fused(**changes: Any) -> AdmUNetConfig:
 
 
 UNET = {"network": plain(pooled_width=WIDTH), "schedule": ScheduleConfig(kind="scaled-linear"), "prediction": "eps"}
-KINDS: dict[str, StageConfig] = {
+KINDS: dict[str, PixelDiffusionConfig] = {
     "base": base(),
     "base, plain U-Net": base(**UNET),
     "base, fused attention": base(network=fused()),
@@ -186,7 +186,7 @@ KINDS: dict[str, StageConfig] = {
 """A stage of each kind."""
 
 
-def lows(config: StageConfig, count: int) -> dict[str, Any]:
+def lows(config: PixelDiffusionConfig, count: int) -> dict[str, Any]:
     return {} if config.low_size is None else {"low": [drawing(seed=i) for i in range(count)]}
 
 

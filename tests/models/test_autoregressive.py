@@ -14,15 +14,15 @@ from torch import Tensor
 
 import diptych
 from diptych.cli import main as cli
+from diptych.cli.describe import describe
 from diptych.cli.output import fitting
 from diptych.core.errors import UserError
 from diptych.encoders.registry import build_reader
 from diptych.models.autoregressive import Autoregressive
-from diptych.models.request import Order
-from diptych.models.token_sampling import Choice
+from diptych.models.request import Request
+from diptych.models.token_sampling import TokenSampling
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pretrained.load import open_autoencoder
-from diptych.training import experiment as run
 from tests.models.codes import SIDE, VOCABULARY, VQ, config, first_stage, system, written
 from tests.models.latents import CAPTIONS, SIZE, arrays, same_picture
 from tests.models.latents import system as latent_system
@@ -81,9 +81,9 @@ def test_codes_are_drawn_as_the_words_say(told: str, guidance: float) -> None:
 def test_pairs_of_codes_come_as_often_as_the_transformer_says() -> None:
     """The first two codes of many pictures against the product of their probabilities: chi-squared, 99.99% quantile."""
     model, count = system("free"), 3000
-    order = Order.read(["x"] * count, range(count), None)
+    order = Request.read(["x"] * count, range(count), None)
     look = model.guided(order, 1.0, cached=True)
-    pair = model.written(order, (1, 2), look, Choice(temperature=1.5))[:, 0]
+    pair = model.written(order, (1, 2), look, TokenSampling(temperature=1.5))[:, 0]
     first = (model.transformer(torch.empty(1, 0, dtype=torch.int64))[0, -1] / 1.5).softmax(0)
     second = (model.transformer(torch.arange(VOCABULARY)[:, None])[:, -1] / 1.5).softmax(1)
     expected = (first[:, None] * second).flatten() * count
@@ -131,7 +131,7 @@ def test_larger_pictures_are_written_through_a_window() -> None:
     """Each code is read from those before it in a window of the training size around it, moved into the picture."""
     model, (rows, columns) = system("class"), (SIDE + 1, SIDE + 3)
     codes = torch.randint(0, VOCABULARY, (1, rows, columns), generator=torch.Generator().manual_seed(0))
-    look = model.guided(Order.read(["red"], None, None), 1.0, cached=False)
+    look = model.guided(Request.read(["red"], None, None), 1.0, cached=False)
     for row in range(rows):
         for column in range(columns):
             tops = [top for top in range(rows - SIDE + 1) if top <= row < top + SIDE]
@@ -148,8 +148,10 @@ def test_larger_pictures_are_written_through_a_window() -> None:
 
 @torch.no_grad()
 def test_a_window_as_large_as_the_picture_is_the_cached_way(model: Autoregressive) -> None:
-    order = Order.read(list(CAPTIONS), None, None)
-    ways = [model.written(order, (SIDE, SIDE), model.guided(order, 2.0, cached=on), Choice()) for on in (True, False)]
+    order = Request.read(list(CAPTIONS), None, None)
+    ways = [
+        model.written(order, (SIDE, SIDE), model.guided(order, 2.0, cached=on), TokenSampling()) for on in (True, False)
+    ]
     assert torch.equal(*ways)
 
 
@@ -230,7 +232,7 @@ def test_what_is_saved_opens_and_paints_the_same(told: str, dtype: str, tmp_path
         assert torch.equal(written(opened, prompts), written(model, prompts))
         lent = open_autoencoder(tmp_path / "run")
         assert all(torch.equal(a, b) for a, b in zip(lent.parameters(), first_stage().parameters(), strict=True))
-    described = run.describe(str(tmp_path / "run"))
+    described = describe(str(tmp_path / "run"))
     assert described["networks"]["transformer"] == sum(p.numel() for p in model.transformer.parameters())
 
 

@@ -14,7 +14,7 @@ from diptych.core.errors import UserError
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.models.cascade import Cascade
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.models.request import Result
 from tests.models.latents import arrays, same_picture
 from tests.models.stages import Words, base, cascade, close, configs, drawing, enlarging, equal, stage, unet, wordless
@@ -256,7 +256,7 @@ def test_a_base_stage_alone_enlarges_nothing() -> None:
 
 def test_a_stage_that_was_never_trained_says_so_before_the_others_paint() -> None:
     trained = stage(base())
-    model = Cascade.of([trained, Stage(enlarging(), Words())])
+    model = Cascade.of([trained, PixelDiffusion(enlarging(), Words())])
     with pytest.raises(UserError, match="stage 8-16 was never trained"):
         model.generate("red")
     assert trained.denoiser.calls == 0

@@ -18,7 +18,7 @@ from diptych.core.errors import UserError
 from diptych.encoders.registry import T5Config
 from diptych.models import cascade as module
 from diptych.models.cascade import Cascade, assemble
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.models.request import Result
 from diptych.weights.files import load_weights, save_weights
 from tests.encoders.tiny_encoders import t5_folder
@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> T5Config:
 
 
 @pytest.fixture(scope="module")
-def stages(text: T5Config) -> list[Stage]:
+def stages(text: T5Config) -> list[PixelDiffusion]:
     from diptych.encoders.registry import build_text_encoder
 
     encoder = build_text_encoder(text)
@@ -44,14 +44,14 @@ def stages(text: T5Config) -> list[Stage]:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, stages: list[Stage]) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory, stages: list[PixelDiffusion]) -> Path:
     folder = tmp_path_factory.mktemp("cascade")
     Cascade.of(stages).save(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def painted(stages: list[Stage]) -> Result:
+def painted(stages: list[PixelDiffusion]) -> Result:
     return Cascade.of(stages).generate(PROMPTS, seeds=SEEDS, keep=True, negative=["", "a dog", ""])
 
 
@@ -119,7 +119,7 @@ def test_cancelling_leaves_nothing_in_memory(saved: Path, monkeypatch: pytest.Mo
 
 
 def test_bfloat16_and_shards_make_nearly_the_same_cascade(
-    saved: Path, painted: Result, stages: list[Stage], tmp_path: Path
+    saved: Path, painted: Result, stages: list[PixelDiffusion], tmp_path: Path
 ) -> None:
     Cascade.of(stages).save(tmp_path / "half", "bfloat16")
     sizes = [sum(p.stat().st_size for p in folder.rglob("*.safetensors")) for folder in (tmp_path / "half", saved)]
@@ -208,7 +208,7 @@ def test_what_is_broken_is_refused_by_name(
 
 
 @pytest.fixture
-def runs(stages: list[Stage], tmp_path: Path) -> list[Path]:
+def runs(stages: list[PixelDiffusion], tmp_path: Path) -> list[Path]:
     """Run folders, the model beside what else a run leaves."""
     folders = [tmp_path / "runs" / one.config.name for one in stages]
     for folder, one in zip(folders, stages, strict=True):
@@ -260,7 +260,7 @@ def test_stages_that_do_not_fit_are_not_put_together(runs: list[Path], tmp_path:
     shutil.rmtree(runs[1] / "model" / "network")
     with pytest.raises(UserError, match="no file"):
         assemble(runs, out)
-    Stage(enlarging(), Words()).save(runs[1] / "model")
+    PixelDiffusion(enlarging(), Words()).save(runs[1] / "model")
     with pytest.raises(UserError, match="was never trained"):
         assemble(runs, out)
     assert not out.exists()

@@ -16,7 +16,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.diffusion.steps import NoiseSource
 from diptych.models.cascade import Cascade
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from tests.models.latents import arrays
 from tests.models.stages import CAPTIONS, Words, base, cascade, close, drawing, enlarging, equal, stage
 
@@ -37,7 +37,7 @@ def mask(width: int = 32, height: int = 32, left: int = 11) -> Image.Image:
     return Image.fromarray(values)
 
 
-def first_input(it: Stage, **options: Any) -> Tensor:
+def first_input(it: PixelDiffusion, **options: Any) -> Tensor:
     """What its network is first shown when it paints."""
     seen: list[Tensor] = []
     hook = it.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0].clone()))

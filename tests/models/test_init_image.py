@@ -12,7 +12,7 @@ from PIL import Image
 
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
-from diptych.models.init_image import Original, read_original
+from diptych.models.init_image import InitImage, read_init_image
 from diptych.models.latent_config import LatentConfig
 from tests.models.latents import config
 
@@ -37,12 +37,12 @@ def values(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).astype(int))
 
 
-def found(count: int = 1, steps: int = 10, model: LatentConfig | None = None, **given: Any) -> Original | None:
+def found(count: int = 1, steps: int = 10, model: LatentConfig | None = None, **given: Any) -> InitImage | None:
     defaults: dict[str, Any] = {"size": None, "image": None, "strength": None, "mask": None, "paste": False}
-    return read_original(model or config(), count, steps, **{**defaults, **given}, factor=FACTOR)
+    return read_init_image(model or config(), count, steps, **{**defaults, **given}, factor=FACTOR)
 
 
-def read(*positional: Any, **given: Any) -> Original:
+def read(*positional: Any, **given: Any) -> InitImage:
     original = found(*positional, **{"image": picture(), **given})
     assert original is not None
     return original

@@ -12,10 +12,10 @@ from PIL import Image
 import diptych
 from diptych.cli import main as cli
 from diptych.core.errors import UserError
+from diptych.models.first_stage import save_tiny_decoder
 from diptych.networks import tiling
 from diptych.networks.tiling import Tiling
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.training.tasks.distillation import save_tiny_decoder
 from diptych.weights.fingerprint import fingerprint
 from tests.models.latents import arrays, autoencoder, system
 from tests.networks.reference import noise, randomised

@@ -8,20 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.conditioning.concat import MaskedConfig, training_masks
+from diptych.cli.describe import describe
+from diptych.conditioning.concat import MaskConcat, training_masks
 from diptych.conditioning.masks import MaskConfig, smooth_fill
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.random import KEPT, Draws
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.recipes import LatentTraining, get
-from diptych.training import experiment as run
+from diptych.recipes import get
+from diptych.training.experiment_config import LatentTraining
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from tests.models.latents import AUTOENCODER, SIZE, autoencoder, config, system, toy_batch
 from tests.networks.reference import randomised
 
-BESIDE = MaskedConfig(masks=MaskConfig(thin=0, medium=0))
+BESIDE = MaskConcat(masks=MaskConfig(thin=0, medium=0))
 NOTHING: dict[str, Any] = {"concat_channels": 5, "context_width": None, "pooled_width": None}
 
 
@@ -50,7 +51,7 @@ def batch(seeds: list[int]) -> dict[str, Any]:
 @pytest.mark.parametrize("fill", ["grey", "smooth"])
 @pytest.mark.parametrize("fine", [False, True])
 def test_what_is_shown_is_the_mask_and_the_rest_of_the_picture(fill: Any, fine: bool) -> None:
-    shape = MaskedConfig(masks=BESIDE.masks, fill=fill, fine=fine)
+    shape = MaskConcat(masks=BESIDE.masks, fill=fill, fine=fine)
     model, given = repainter(), batch([3, 8])
     masks = training_masks(shape, AUTOENCODER, given["picture"], given["seed"])
     seen: list[torch.Tensor] = []
@@ -161,8 +162,8 @@ def test_ours_is_the_default_told_a_mask_in_the_place_of_words() -> None:
 def test_latent_diffusion_of_full_size() -> None:
     """Rombach et al. 2022, section 4.5: 387 M parameters; the first stage without attention, the U-Net with it on three
     levels."""
-    described, system = run.describe("ldm-inpainting"), get("ldm-inpainting").system
+    described, system = describe("ldm-inpainting"), get("ldm-inpainting").system
     assert isinstance(system, LatentTraining) and isinstance(system.model.unet, AdmUNetConfig)
     assert described["networks"]["unet"] == 387_245_827
-    assert described["networks"]["autoencoder"] == run.describe("vq-f4-noattn")["networks"]["autoencoder"]
+    assert described["networks"]["autoencoder"] == describe("vq-f4-noattn")["networks"]["autoencoder"]
     assert not system.model.autoencoder.attention and len(system.model.unet.attention_levels) == 3

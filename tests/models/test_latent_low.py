@@ -13,7 +13,8 @@ from torch.nn import functional
 
 import diptych
 from diptych.cli import output as painting
-from diptych.conditioning.concat import LowConfig, at_latents
+from diptych.cli.describe import describe
+from diptych.conditioning.concat import LowResConcat, at_latents
 from diptych.conditioning.degradations import DegradationConfig, degraded
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
@@ -22,7 +23,6 @@ from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import get
-from diptych.training.experiment import describe
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from tests.models.latents import AUTOENCODER, SIZE, arrays, autoencoder, system, toy_batch
 from tests.networks.reference import randomised
@@ -31,7 +31,7 @@ FACTOR, LOW = 2, SIZE // 2
 
 
 def config(factor: int = FACTOR, **changes: Any) -> LatentConfig:
-    low = LowConfig(factor=factor, **changes.pop("low", {}))
+    low = LowResConcat(factor=factor, **changes.pop("low", {}))
     unet = UNetConfig(
         channels=16,
         multipliers=(1, 2),

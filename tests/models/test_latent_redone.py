@@ -20,7 +20,7 @@ from diptych.diffusion.schedules import ScheduleConfig
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.cascade import Cascade
 from diptych.models.latent_diffusion import LatentDiffusion
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from tests.cli.test_cli import one_line
 from tests.cli.test_output import told
 from tests.models.latents import CAPTIONS, arrays, config, same_picture, system
@@ -284,6 +284,6 @@ def test_a_model_of_codes_is_not_asked(option: str) -> None:
     """It takes none of these, and the option is named; the other panel takes all."""
     from diptych.cli.output import fitting
 
-    assert all(fitting(kind, "mine", {option: 0.5}) for kind in (LatentDiffusion, Cascade, Stage))
+    assert all(fitting(kind, "mine", {option: 0.5}) for kind in (LatentDiffusion, Cascade, PixelDiffusion))
     with pytest.raises(UserError, match=f"--{option} is for models that walk from noise .* codes is none of them"):
         fitting(Autoregressive, "codes", {option: 0.5})

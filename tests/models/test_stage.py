@@ -21,9 +21,9 @@ from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import timesteps
 from diptych.encoders.classes import ClassConfig, ClassLabels
 from diptych.models.cascade import Cascade
-from diptych.models.pixel_config import StageConfig
-from diptych.models.pixel_diffusion import Stage, stage_seed
-from diptych.models.request import Order
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion, stage_seed
+from diptych.models.request import Request
 from diptych.networks.adm import AdmUNetConfig
 from tests.models.latents import arrays, same_picture
 from tests.models.stages import (
@@ -46,12 +46,12 @@ SEEDS = [5, 0, 7, 7, 123_456_789, 2**63 - 1]
 
 
 @pytest.fixture(scope="module")
-def painter() -> Stage:
+def painter() -> PixelDiffusion:
     return stage(base())
 
 
 @pytest.fixture(scope="module")
-def enlarger() -> Stage:
+def enlarger() -> PixelDiffusion:
     return stage(enlarging())
 
 
@@ -147,7 +147,7 @@ def test_the_metadata_is_enough_to_make_each_picture_again(kind: str) -> None:
         assert same_picture(model.generate(prompt, seeds=[seed], **own, **told).images[0], result.images[i])
 
 
-def test_what_is_not_said_is_the_stages_own(painter: Stage, enlarger: Stage) -> None:
+def test_what_is_not_said_is_the_stages_own(painter: PixelDiffusion, enlarger: PixelDiffusion) -> None:
     told = painter.generate("red").metadata[0]
     own = {"steps": 3, "guidance": 3.0, "sampler": "dpmpp-2m", "threshold": "dynamic:0.95", "size": [8, 8]}
     own["cost"] = {"calls": 6, "gradients": 0}
@@ -160,7 +160,7 @@ def test_what_is_not_said_is_the_stages_own(painter: Stage, enlarger: Stage) -> 
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_given_noise_takes_the_place_of_the_seeds_own(painter: Stage, sampler: str) -> None:
+def test_given_noise_takes_the_place_of_the_seeds_own(painter: PixelDiffusion, sampler: str) -> None:
     """Also for samplers that draw more: what they draw does not shift."""
     usual = painter.generate(list(CAPTIONS), seeds=[7, 8], sampler=sampler)
     noise = NoiseSource([7, 8], (3, 8, 8)).draw()
@@ -171,7 +171,7 @@ def test_given_noise_takes_the_place_of_the_seeds_own(painter: Stage, sampler: s
     assert [told["noise"]["in_memory"] for told in given.metadata] == [[3, 8, 8]] * 2
 
 
-def test_given_noise_leaves_the_noise_on_the_low_resolution_picture_to_the_seeds(enlarger: Stage) -> None:
+def test_given_noise_leaves_the_noise_on_the_low_resolution_picture_to_the_seeds(enlarger: PixelDiffusion) -> None:
     noise, low = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), drawing()
     one, two = (enlarger.generate("red", seeds=[seed], low=low, noise=noise) for seed in (0, 1))
     assert np.abs(arrays(one) - arrays(two)).max() > 1
@@ -179,7 +179,7 @@ def test_given_noise_leaves_the_noise_on_the_low_resolution_picture_to_the_seeds
     assert np.array_equal(arrays(clean[0]), arrays(clean[1]))
 
 
-def test_negative_prompts_steer(painter: Stage) -> None:
+def test_negative_prompts_steer(painter: PixelDiffusion) -> None:
     usual = painter.generate(list(CAPTIONS))
     for nothing in ("", "  ", ["", " \n"]):
         assert np.array_equal(arrays(usual), arrays(painter.generate(list(CAPTIONS), negative=nothing)))
@@ -192,7 +192,7 @@ def test_negative_prompts_steer(painter: Stage) -> None:
     assert same_picture(painter.generate("red", negative="red", guidance=9.0).images[0], plain.images[0])
 
 
-def test_guidance_leads_away_from_zeros(painter: Stage) -> None:
+def test_guidance_leads_away_from_zeros(painter: PixelDiffusion) -> None:
     seen: dict[float, torch.Tensor] = {}
     for weight in (0.0, 1.0, 2.5):
         options: dict[str, Any] = {"steps": 1, "guidance": weight, "threshold": "none"}
@@ -208,7 +208,7 @@ def test_guidance_leads_away_from_zeros(painter: Stage) -> None:
 def test_no_words_are_the_empty_prompt_where_the_stage_says_so() -> None:
     """To steer away from, and in training."""
     zeros, empty = stage(base()), stage(base(null="empty"))
-    away = empty.words(Order.read(["red", "red"], [1, 2], ["", "a cat"]))
+    away = empty.words(Request.read(["red", "red"], [1, 2], ["", "a cat"]))
     assert away is not None
     assert all(torch.equal(a, b) for a, b in zip(away[1], empty.text.encode(["", "a cat"]), strict=True))
     pictures = [model.generate("red", seeds=[1], steps=2).images[0] for model in (empty, zeros)]
@@ -246,13 +246,13 @@ THRESHOLDS = {
 
 
 @pytest.mark.parametrize("text", THRESHOLDS)
-def test_a_threshold_is_read_from_text(painter: Stage, text: str) -> None:
+def test_a_threshold_is_read_from_text(painter: PixelDiffusion, text: str) -> None:
     assert painter.settings(threshold=text).threshold == THRESHOLDS[text]
     assert ThresholdConfig.parse(str(THRESHOLDS[text])) == THRESHOLDS[text]
     assert painter.settings(threshold=THRESHOLDS[text]).threshold is THRESHOLDS[text]
 
 
-def test_thresholds_bound_what_high_guidance_does(painter: Stage) -> None:
+def test_thresholds_bound_what_high_guidance_does(painter: PixelDiffusion) -> None:
     largest: dict[str, float] = {}
     pictures = {}
     for threshold in ("none", "static", "dynamic:0.8", "dynamic:0.8:1.0"):
@@ -267,7 +267,7 @@ def test_thresholds_bound_what_high_guidance_does(painter: Stage) -> None:
     assert clipped["dynamic:0.8"] < clipped["static"], "what is scaled back is not clipped away"
 
 
-def test_the_callback_sees_each_step_and_may_cancel(enlarger: Stage) -> None:
+def test_the_callback_sees_each_step_and_may_cancel(enlarger: PixelDiffusion) -> None:
     steps: list[tuple[int, int, tuple[int, ...]]] = []
     enlarger.generate(["a", "b"], low=drawing(), callback=lambda i, n, x0: steps.append((i, n, tuple(x0.shape))))
     assert steps == [(i, 2, (2, 3, 16, 16)) for i in range(2)]
@@ -281,7 +281,7 @@ def test_the_callback_sees_each_step_and_may_cancel(enlarger: Stage) -> None:
     assert enlarger.denoiser.calls == before + 1
 
 
-def test_a_base_stage_paints_other_sizes(painter: Stage) -> None:
+def test_a_base_stage_paints_other_sizes(painter: PixelDiffusion) -> None:
     result = painter.generate(["a", "b"], size=(12, 16))
     assert [image.size for image in result.images] == [(12, 16)] * 2 and result.metadata[0]["size"] == [12, 16]
 
@@ -344,7 +344,7 @@ def test_a_learned_variance_is_drawn_as_diffusers_draws_it(guidance: float) -> N
 # Classes
 
 
-def classes(null: int | None, **changes: Any) -> Stage:
+def classes(null: int | None, **changes: Any) -> PixelDiffusion:
     text = ClassConfig(classes=4, null=null, names=("cat", "dog", "red apple", "blue"))
     network = AdmUNetConfig(
         channels=8, multipliers=(1, 2), blocks=1, attention_levels=(), head_width=8, norm_groups=4, classes=text.entries
@@ -377,4 +377,4 @@ def test_without_a_class_for_none_nothing_is_guided() -> None:
     assert result.metadata[0]["guidance"] == 1.0
     assert same_picture(result.images[0], model.generate("red apple", guidance=1.0).images[0])
     with pytest.raises(UserError, match=r"network\.classes must be 5 to fit its neighbours, not 4"):
-        StageConfig.from_dict({**model.config.to_dict(), "text": {"kind": "class", "classes": 4, "null": 4}})
+        PixelDiffusionConfig.from_dict({**model.config.to_dict(), "text": {"kind": "class", "classes": 4, "null": 4}})

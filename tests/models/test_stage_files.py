@@ -14,7 +14,7 @@ import torch
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.weights.files import load_safetensors, save_safetensors, save_weights
 from tests.models.latents import arrays
 from tests.models.stages import CAPTIONS, KINDS, Words, base, drawing, enlarging, lows, stage
@@ -39,7 +39,7 @@ def test_the_text_encoder_is_built_when_it_is_asked_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         "diptych.models.pixel_diffusion.build_reader", lambda config, device: (built.append(device), Words())[1]
     )
-    model = Stage(base())
+    model = PixelDiffusion(base())
     assert not model.reads and not built
     assert model.text is model.text and built == [torch.device("cpu")] and model.reads
     assert not model.train().text.model.weight.requires_grad
@@ -65,7 +65,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_saved_stage_paints_the_same(saved: Path) -> None:
     model, again = stage(enlarging(), seed=5), diptych.load(saved, "cpu")
-    assert isinstance(again, Stage) and again.config == model.config and not again.training
+    assert isinstance(again, PixelDiffusion) and again.config == model.config and not again.training
     again.text = Words()
     options: dict[str, Any] = {"low": drawing(), "sampler": "ddpm", "seeds": [3, 4]}
     assert np.array_equal(arrays(again.generate(["a", "b"], **options)), arrays(model.generate(["a", "b"], **options)))

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import diptych
+from diptych.cli.describe import describe
 from diptych.encoders.registry import JointTransformer, JointTransformerConfig, train_tokenizer
 from diptych.models.cascade import Cascade, assemble
-from diptych.models.pixel_config import StageConfig
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
-from diptych.training import experiment as run
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from tests.models.latents import same_picture
 from tests.models.stages import CAPTIONS, SMALL, base, toy_batch
@@ -43,7 +43,7 @@ NETWORK = AdmUNetConfig(
 )
 
 
-def config(size: int = SMALL, low_size: int | None = None) -> StageConfig:
+def config(size: int = SMALL, low_size: int | None = None) -> PixelDiffusionConfig:
     network = NETWORK if low_size is None else dataclasses.replace(NETWORK, concat_channels=3)
     return base(network=network, text=TEXT, null="empty", size=size, low_size=low_size)
 
@@ -52,8 +52,8 @@ def reader(seed: int = 3) -> JointTransformer:
     return randomised(JointTransformer(TEXT, train_tokenizer(CAPTIONS, TEXT.network.vocabulary)), seed)
 
 
-def glide(it: StageConfig | None = None, seed: int = 2) -> Stage:
-    made = Stage(it or config(), reader(seed))
+def glide(it: PixelDiffusionConfig | None = None, seed: int = 2) -> PixelDiffusion:
+    made = PixelDiffusion(it or config(), reader(seed))
     randomised(made.network, seed)
     return made.eval()
 
@@ -119,7 +119,7 @@ def test_it_is_saved_with_its_reader_and_paints_the_same(tmp_path: Path) -> None
     for prompt in CAPTIONS:
         assert same_picture(opened.generate(prompt).images[0], it.generate(prompt).images[0])
     assert not same_picture(*(it.generate(prompt).images[0] for prompt in CAPTIONS))
-    counted = run.describe(tmp_path / "model")["networks"]
+    counted = describe(tmp_path / "model")["networks"]
     assert counted == {
         "network": sum(p.numel() for p in it.network.parameters()),
         "text": sum(p.numel() for p in reader().parameters()),
@@ -139,4 +139,4 @@ def test_each_stage_of_a_cascade_has_a_reader_of_its_own(tmp_path: Path) -> None
     opened: Any = diptych.load(tmp_path / "both", "cpu")
     for options in ({}, {"one_at_a_time": True}):
         assert same_picture(opened.generate("red left", **options).images[0], expected.images[0])
-    assert len(run.describe(tmp_path / "both")["networks"]) == 4
+    assert len(describe(tmp_path / "both")["networks"]) == 4

@@ -11,25 +11,25 @@ import torch
 from PIL import Image
 
 from diptych.core.images import to_images
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from tests.models.latents import same_picture
 from tests.models.stages import drawing, enlarging, stage, unet
 
 
 @pytest.fixture(scope="module")
-def enlarger() -> Stage:
+def enlarger() -> PixelDiffusion:
     return stage(enlarging())
 
 
 @pytest.mark.parametrize(("size", "made"), [((8, 8), (16, 16)), ((12, 8), (24, 16)), ((8, 24), (16, 48))])
-def test_pictures_of_other_shapes_are_enlarged_whole(enlarger: Stage, size: Any, made: Any) -> None:
+def test_pictures_of_other_shapes_are_enlarged_whole(enlarger: PixelDiffusion, size: Any, made: Any) -> None:
     low = drawing(*size)
     result = enlarger.generate(["a", "b"], low=low)
     assert [image.size for image in result.images] == [made] * 2 and result.metadata[0]["size"] == list(made)
     assert same_picture(enlarger.generate("b", seeds=[1], low=low).images[0], result.images[1])
 
 
-def shown_low(model: Stage, low: Any) -> np.ndarray:
+def shown_low(model: PixelDiffusion, low: Any) -> np.ndarray:
     """The picture that the stage takes a given one for, (H, W, 3)."""
     seen: list[torch.Tensor] = []
     enlarged, model.enlarged = model.enlarged, lambda low, *rest: (seen.append(low), enlarged(low, *rest))[1]  # type: ignore
@@ -40,7 +40,7 @@ def shown_low(model: Stage, low: Any) -> np.ndarray:
     return np.asarray(to_images(seen[0])[0])
 
 
-def test_whatever_picture_comes_is_made_what_the_stage_reads(enlarger: Stage, tmp_path: Path) -> None:
+def test_whatever_picture_comes_is_made_what_the_stage_reads(enlarger: PixelDiffusion, tmp_path: Path) -> None:
     picture = drawing(8, 8)
     exact = np.asarray(picture)
     picture.save(tmp_path / "low.png")

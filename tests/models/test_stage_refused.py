@@ -12,17 +12,17 @@ from PIL import Image
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from tests.models.stages import CAPTIONS, UNET, Words, attentive, base, drawing, enlarging, stage, unet
 
 
 @pytest.fixture(scope="module")
-def painter() -> Stage:
+def painter() -> PixelDiffusion:
     return stage(base())
 
 
 @pytest.fixture(scope="module")
-def enlarger() -> Stage:
+def enlarger() -> PixelDiffusion:
     return stage(enlarging())
 
 
@@ -85,7 +85,7 @@ CASES = [  # of which stage, what, and what is said
     ("kind", "bad", "says"), CASES, ids=[f"{k}-{next(iter(b))}-{i}" for i, (k, b, _) in enumerate(CASES)]
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
-    painter: Stage, enlarger: Stage, kind: str, bad: dict[str, Any], says: str
+    painter: PixelDiffusion, enlarger: PixelDiffusion, kind: str, bad: dict[str, Any], says: str
 ) -> None:
     model = painter if kind == "base" else enlarger
     before, read = model.denoiser.calls, len(model.text.seen)
@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     assert model.denoiser.calls == before and len(model.text.seen) == read, "refused before any work"
 
 
-def test_a_damaged_picture_is_named(enlarger: Stage, tmp_path: Path) -> None:
+def test_a_damaged_picture_is_named(enlarger: PixelDiffusion, tmp_path: Path) -> None:
     drawing(64, 64).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
     with pytest.raises(UserError, match=r"cut\.png is damaged or cut short"):
@@ -109,11 +109,11 @@ def test_a_table_has_no_more_steps_than_entries() -> None:
 
 
 def test_a_stage_that_was_never_trained_says_so(tmp_path: Path) -> None:
-    fresh = Stage(base(), Words())
+    fresh = PixelDiffusion(base(), Words())
     with pytest.raises(UserError, match="stage 8 was never trained"):
         fresh.generate("a")
     assert not fresh.text.seen, "refused before any work"
-    sr = Stage(enlarging(), Words())
+    sr = PixelDiffusion(enlarging(), Words())
     with pytest.raises(UserError, match="stage 8-16 was never trained"):
         sr.remake(torch.zeros(1, 3, 16, 16), ["a"], [0])
     sr.save(tmp_path)

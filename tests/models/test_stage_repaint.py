@@ -14,7 +14,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.core.random import Draws
 from diptych.models.cascade import Cascade
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.training.init_from import begin_stage
 from tests.models.latents import arrays
 from tests.models.stages import MIDDLE, SMALL, Words, attentive, base, drawing, enlarging, stage, toy_batch, unet
@@ -24,7 +24,7 @@ BASE = base(network=attentive(concat_channels=4, augmented=False), masks=MASKS)
 LARGE = enlarging(network=unet(concat_channels=7), masks=MASKS)
 
 
-def shown(model: Stage) -> list[Tensor]:
+def shown(model: PixelDiffusion) -> list[Tensor]:
     """What the network will be shown beside the noisy picture, once a step."""
     seen: list[Tensor] = []
     model.network.register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs["concat"]), with_kwargs=True)
@@ -83,7 +83,7 @@ def test_in_a_cascade_every_stage_is_told_the_rest_at_its_size() -> None:
 
 @torch.no_grad()
 def test_it_starts_as_if_the_rest_were_not_there() -> None:
-    plain, model = stage(base()), Stage(BASE, Words())
+    plain, model = stage(base()), PixelDiffusion(BASE, Words())
     begin_stage(model, plain, "plain")
     x, time = torch.randn(2, 3, SMALL, SMALL, generator=torch.Generator().manual_seed(0)), torch.tensor([3.0, 700.0])
     cond = plain.cond(plain.text.encode(["a red one", "blue"]))
@@ -91,7 +91,7 @@ def test_it_starts_as_if_the_rest_were_not_there() -> None:
     assert torch.equal(model.eval().network(x, time, concat=rest, **cond), plain.network(x, time, **cond))
     other = stage(base(network=attentive(concat_channels=0, augmented=False, channels=12, head_width=12)))
     with pytest.raises(UserError, match="tensors of this U-Net only"):
-        begin_stage(Stage(BASE, Words()), other, "other")
+        begin_stage(PixelDiffusion(BASE, Words()), other, "other")
 
 
 def test_the_network_has_room_for_it() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.models.token_sampling import Choice, GumbelSource, allowed, steered
+from diptych.models.token_sampling import GumbelSource, TokenSampling, allowed, steered
 from tests.networks.reference import noise
 
 LOGITS = torch.tensor([1.2, -0.3, 0.5, 2.0, -1.5, 0.45])
@@ -51,13 +51,22 @@ def test_equals_of_the_last_of_the_top_stay() -> None:
     assert allowed(logits, 2).isfinite().tolist() == [[True, True, True, False]]
 
 
-def frequencies(choice: Choice, logits: Tensor, draws: int = 30_000) -> np.ndarray:
+def frequencies(choice: TokenSampling, logits: Tensor, draws: int = 30_000) -> np.ndarray:
     numbers = GumbelSource(range(draws), len(logits)).draw()
     return np.bincount(choice(logits.expand(draws, -1), numbers).numpy(), minlength=len(logits))
 
 
-@pytest.mark.parametrize("choice", [Choice(), Choice(0.5), Choice(3.0), Choice(0.7, top_k=3), Choice(1.3, None, 0.8)])
-def test_codes_come_as_often_as_the_softmax_says(choice: Choice) -> None:
+@pytest.mark.parametrize(
+    "choice",
+    [
+        TokenSampling(),
+        TokenSampling(0.5),
+        TokenSampling(3.0),
+        TokenSampling(0.7, top_k=3),
+        TokenSampling(1.3, None, 0.8),
+    ],
+)
+def test_codes_come_as_often_as_the_softmax_says(choice: TokenSampling) -> None:
     """The chi-squared statistic of 30,000 pictures, against its 99.99% quantile for so many codes."""
     counts = frequencies(choice, LOGITS)
     divided = (LOGITS / choice.temperature).tolist()
@@ -72,10 +81,11 @@ def test_codes_come_as_often_as_the_softmax_says(choice: Choice) -> None:
 
 def test_cold_and_hot_are_what_they_become() -> None:
     assert (
-        frequencies(Choice(1e-30), LOGITS, 100).argmax() == 3 and frequencies(Choice(1e-30), LOGITS, 100).max() == 100
+        frequencies(TokenSampling(1e-30), LOGITS, 100).argmax() == 3
+        and frequencies(TokenSampling(1e-30), LOGITS, 100).max() == 100
     )
-    assert frequencies(Choice(top_k=1), LOGITS, 100).max() == 100
-    hot = frequencies(Choice(1e9), LOGITS)
+    assert frequencies(TokenSampling(top_k=1), LOGITS, 100).max() == 100
+    hot = frequencies(TokenSampling(1e9), LOGITS)
     assert ((hot - 5000) ** 2 / 5000).sum() < 25.7
 
 
@@ -114,8 +124,8 @@ def test_guidance_is_linear_in_the_log_probabilities() -> None:
 )
 def test_numbers_that_make_no_sense_are_refused(given: tuple, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Choice.read(*given)
+        TokenSampling.read(*given)
 
 
 def test_numbers_of_any_type_are_read() -> None:
-    assert Choice.read(np.float32(0.5), np.int64(3), 1) == Choice(0.5, 3, 1.0)
+    assert TokenSampling.read(np.float32(0.5), np.int64(3), 1) == TokenSampling(0.5, 3, 1.0)

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.pretrained.adm_keys import diffusers_adm
 from diptych.pretrained.key_map import pieces, published
-from diptych.recipes import StageTraining, get
-from diptych.training.experiment import describe
-from diptych.weights.lazy import Checkpoint, fill
+from diptych.recipes import get
+from diptych.training.experiment_config import StageTraining
+from diptych.weights.lazy import LazyCheckpoint, fill
 from tests.networks.reference import noise, randomised, relative_error
 
 WIDTH, TOKENS = 32, 7
@@ -117,7 +118,7 @@ def test_the_network_gives_diffusers_numbers(name: str) -> None:
     with torch.device("meta"):
         network = AdmUNet(config)
     layout, stored = diffusers_adm(network), reference.state_dict()
-    fill(network.eval(), pieces(layout, Checkpoint.of(stored, "diffusers")), "diffusers")
+    fill(network.eval(), pieces(layout, LazyCheckpoint.of(stored, "diffusers")), "diffusers")
     x, cond = noise(2, 3, 16, 16), condition(config)
     extra = {"class_labels": ENTRY} if config.augmented else {}
     whole = torch.cat([x, cond["concat"]], 1) if "concat" in cond else x

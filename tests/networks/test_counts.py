@@ -8,7 +8,8 @@ from torch import nn
 
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
-from diptych.recipes import StageTraining, get
+from diptych.recipes import get
+from diptych.training.experiment_config import StageTraining
 
 
 def parameters(module: nn.Module) -> int:

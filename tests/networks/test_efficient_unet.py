@@ -13,7 +13,8 @@ from diptych.core.errors import UserError
 from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig, PixelShuffle
 from diptych.networks.residual import ResidualBlock
 from diptych.networks.unet import UNet, UNetConfig
-from diptych.recipes import StageTraining, get
+from diptych.recipes import get
+from diptych.training.experiment_config import StageTraining
 from tests.networks.reference import noise, randomised
 
 SMALL = EfficientUNetConfig(

@@ -22,7 +22,7 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import (
 )
 from diptych.pretrained.stable_diffusion.text_encoder import CLIP, PREFIX, clip_layout, open_clip_layout
 from diptych.weights.files import save_safetensors
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 from tests.encoders.tiny_encoders import WORDS, shaken
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within
@@ -200,7 +200,7 @@ def named_by_compvis(made: Any) -> dict[str, torch.Tensor]:
         (made.text_encoder, clip_layout(shape, ""), text),
     ):
         state = {key.removeprefix(PREFIX): value for key, value in network.state_dict().items()}
-        found |= published(names, dict(pieces(theirs, Checkpoint.of(state, "a pipeline"))))
+        found |= published(names, dict(pieces(theirs, LazyCheckpoint.of(state, "a pipeline"))))
     return found
 
 

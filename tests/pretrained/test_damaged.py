@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.training.experiment import describe
 from diptych.weights.files import load_safetensors, save_safetensors
 from tests.pretrained.every_family import KINDS, Kind, opened, place, tokenizer
 

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 import diptych
+from diptych.cli.describe import describe
 from diptych.cli.main import main
 from diptych.core.errors import UserError
 from diptych.diffusion.steps import NoiseSource
 from diptych.models.pixel_config import read_settings
-from diptych.models.pixel_diffusion import Stage, stage_seed
+from diptych.models.pixel_diffusion import PixelDiffusion, stage_seed
 from diptych.networks.adm import AdmUNet
 from diptych.pretrained.adm_keys import diffusers_adm
 from diptych.recipes import get
-from diptych.training.experiment import describe
 from diptych.weights.files import load_safetensors, load_weights, save_safetensors
 from tests.encoders.tiny_encoders import write_spiece
 from tests.networks.reference import noise, relative_error
@@ -94,7 +94,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Draws]:
     yield draws
 
 
-def source(stage: Stage, size: int, what: str = "") -> NoiseSource:
+def source(stage: PixelDiffusion, size: int, what: str = "") -> NoiseSource:
     return NoiseSource([stage_seed(seed, stage.config, what) for seed in SEEDS], (3, size, size))
 
 
@@ -326,7 +326,7 @@ def test_a_solver_gives_the_pictures_of_the_pipeline(
     values = {**json.loads((folder / SCHEDULER).read_text()), "timestep_spacing": spacing, "_class_name": saved}
     (folder / SCHEDULER).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
     stage, theirs = diptych.load(folder, "cpu"), pairs["I"].theirs
-    assert isinstance(stage, Stage)
+    assert isinstance(stage, PixelDiffusion)
     assert stage.config.sampler == ("ddpm" if saved == "DDPMScheduler" else "dpmpp-2m")
     usual, read = theirs.scheduler, getattr(diffusers, saved).from_pretrained(folder / "scheduler")
     theirs.scheduler = getattr(diffusers, kind).from_config(read.config)

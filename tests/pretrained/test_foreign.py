@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diptych
+from diptych.cli.describe import describe
 from diptych.cli.main import main
 from diptych.core.errors import UserError
 from diptych.pretrained.families import open_published
 from diptych.pretrained.load import open_autoencoder, read_options
 from diptych.pretrained.stable_diffusion.state_dict_keys import FIRST_STAGE, UNET, averaged_key, trained_key
 from diptych.pretrained.unsupported import foreign_file
-from diptych.training.experiment import describe
 from tests.pretrained import every_family, sd_models
 
 Tensors = dict[str, torch.Tensor]
@@ -142,9 +142,9 @@ def test_what_is_read_is_not_taken_for_anything_else(tmp_path: Path, name: str) 
     if kind.opened:
         return
     kind.write(tmp_path)
-    from diptych.weights.lazy import Checkpoint
+    from diptych.weights.lazy import LazyCheckpoint
 
-    assert foreign_file(Checkpoint.open(tmp_path / kind.file).shapes) is None
+    assert foreign_file(LazyCheckpoint.open(tmp_path / kind.file).shapes) is None
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import diptych
+from diptych.cli.describe import describe
 from diptych.cli.main import main
 from diptych.core.errors import UserError
 from diptych.diffusion.schedules import build_schedule
@@ -27,11 +28,10 @@ from diptych.pretrained.families import open_published
 from diptych.pretrained.guided_diffusion import LINEAR, PUBLISHED, Facts, classifier_layout, stage_config, told
 from diptych.pretrained.guided_diffusion import classifier_config as read_classifier_config
 from diptych.pretrained.key_map import published
-from diptych.recipes import StageTraining
 from diptych.recipes.papers.adm import RECIPES
-from diptych.training.experiment import describe
+from diptych.training.experiment_config import StageTraining
 from diptych.weights.files import save_safetensors
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 from tests.networks.reference import relative_error
 from tests.parity import within
 from tests.pretrained.adm_numbers import BATCH, CALM, LOW, MODELS, SAMPLED, SEED, SIDE, STEPS, inputs, some, weights
@@ -225,7 +225,7 @@ def test_what_was_loaded_can_be_saved_and_opened_again(tmp_path: Path) -> None:
 def shapes_of(layout: Any, network: torch.nn.Module) -> Any:
     """A source of the shapes of a network by the published keys, with no file behind it."""
     tensors = published(layout, network.state_dict())
-    return SimpleNamespace(path=Path("model.pt"), checkpoint=Checkpoint.of(tensors, "model.pt"))
+    return SimpleNamespace(path=Path("model.pt"), checkpoint=LazyCheckpoint.of(tensors, "model.pt"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import diptych
+from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.registry import ClipTextConfig, JointTransformerConfig
@@ -37,9 +38,9 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import (
     compvis_autoencoder,
     compvis_unet,
 )
-from diptych.recipes import LatentTraining, get
-from diptych.training import experiment as run
-from diptych.weights.lazy import Checkpoint
+from diptych.recipes import get
+from diptych.training.experiment_config import LatentTraining
+from diptych.weights.lazy import LazyCheckpoint
 from tests.networks.reference import relative_error
 from tests.parity import within
 from tests.pretrained import ldm_models as models
@@ -338,21 +339,21 @@ def test_the_published_models_are_known_by_their_shapes(name: str) -> None:
     """At full size: the recipe has the published number of parameters, and is what the door finds in such a file."""
     system = get(name).system
     assert isinstance(system, LatentTraining)
-    networks = run.describe(name)["networks"]
+    networks = describe(name)["networks"]
     assert (networks["unet"], networks["autoencoder"], networks.get("text", 0)) == FULL_SIZE[name]
     config = system.model
     assert not isinstance(config.text, ClipTextConfig)
     file = {key: torch.empty(shape, device="meta") for key, shape in file_shapes(config).items()}
     schedule = config.schedule
     file["betas"] = models.betas(schedule.beta_start, schedule.beta_end)
-    found = config_of(Checkpoint.of(file, name), name)
+    found = config_of(LazyCheckpoint.of(file, name), name)
     unseen = {"steps": found.steps, "guidance": found.guidance, "sampler": found.sampler}  # how to sample, and scale
     assert found == dataclasses.replace(config, latent_scale=None, **unseen)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_info_counts_without_reading(name: str, places: Path) -> None:
-    described = run.describe(str(places / f"{name}.safetensors"))
+    described = describe(str(places / f"{name}.safetensors"))
     wanted = shapes(MODELS[name])
     size = sum(int(np.prod(shape)) for key, shape in wanted.items() if not key.startswith(LOGITS))
     assert described["total"] == size
@@ -360,6 +361,6 @@ def test_info_counts_without_reading(name: str, places: Path) -> None:
 
 def test_a_first_stage_alone_is_described_and_does_not_paint(tmp_path: Path) -> None:
     path = models.write(tmp_path / "model.safetensors", models.drawn(first_stage_shapes(FIRST["vq"])))
-    assert set(run.describe(str(path))["networks"]) == {"autoencoder"}
+    assert set(describe(str(path))["networks"]) == {"autoencoder"}
     with pytest.raises(UserError, match="first stage alone"):
         diptych.load(path, "cpu")

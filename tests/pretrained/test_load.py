@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import diptych
+from diptych.cli.describe import describe
 from diptych.core.errors import NothingThere, UserError
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.unet import UNet
@@ -22,7 +23,6 @@ from diptych.pretrained import families as published
 from diptych.pretrained import load as opening
 from diptych.pretrained.load import EMBEDDED, model_folder
 from diptych.pretrained.source import Family, Options, Source
-from diptych.training import experiment as run
 from diptych.weights.files import load_safetensors, load_weights, save_safetensors, save_weights
 from diptych.weights.lazy import fill
 from tests.models.latents import CAPTIONS, arrays, system
@@ -327,7 +327,7 @@ def test_info_of_a_published_model_reads_no_weights(tmp_path: Path, monkeypatch:
         return LatentDiffusion(model.config, model.autoencoder, model.text, unet)
 
     monkeypatch.setattr(published, "families", lambda: iter([Family("any", lambda source: True, read)]))
-    described = run.describe(str(path))
+    described = describe(str(path))
     expected = {"unet": model.unet, "autoencoder": model.autoencoder, "text": model.joint_text}
     assert described["networks"] == {
         name: sum(p.numel() for p in part.parameters()) for name, part in expected.items() if part is not None

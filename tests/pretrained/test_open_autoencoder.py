@@ -11,9 +11,10 @@ import torch
 
 from diptych.cli import main as cli
 from diptych.core.errors import UserError
+from diptych.models.first_stage import save_autoencoder
 from diptych.networks.autoencoder import Autoencoder
 from diptych.pretrained.load import ASSETS, open_autoencoder
-from diptych.training.tasks.autoencoding import FirstStageConfig, save_autoencoder
+from diptych.training.tasks.autoencoding import FirstStageConfig
 from tests.models.latents import AUTOENCODER, autoencoder, system, write_pictures
 from tests.networks.reference import noise, relative_error
 

@@ -13,7 +13,7 @@ from diptych.networks.unet import UNet, UNetConfig
 from diptych.pretrained.key_map import pieces
 from diptych.pretrained.stable_diffusion.config_json import autoencoder_config, autoencoder_json, unet_config, unet_json
 from diptych.pretrained.stable_diffusion.state_dict_keys import diffusers_autoencoder, diffusers_unet
-from diptych.weights.lazy import Checkpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within
 
@@ -41,7 +41,7 @@ def test_one_forward_of_the_unet() -> None:
     assert config == UNetConfig() and parameters(theirs) == 859_520_964
     with torch.device("meta"):
         ours = UNet(config)
-    fill(ours, pieces(diffusers_unet(config), Checkpoint.of(theirs.state_dict(), "diffusers")), "diffusers")
+    fill(ours, pieces(diffusers_unet(config), LazyCheckpoint.of(theirs.state_dict(), "diffusers")), "diffusers")
     x, time, context = noise(1, 4, 64, 64), torch.tensor([981]), noise(1, 77, 768, seed=2)
     compare("U-Net forward at 64 x 64", ours.eval()(x, time, context=context), theirs(x, time, context).sample)
 
@@ -55,7 +55,7 @@ def test_one_decode_and_one_encode() -> None:
     assert config == AutoencoderConfig() and parameters(theirs) == 83_653_863
     with torch.device("meta"):
         ours = Autoencoder(config)
-    fill(ours, pieces(diffusers_autoencoder(config), Checkpoint.of(theirs.state_dict(), "diffusers")), "diffusers")
+    fill(ours, pieces(diffusers_autoencoder(config), LazyCheckpoint.of(theirs.state_dict(), "diffusers")), "diffusers")
     latents = noise(1, 4, 64, 64)
     compare("decode to 512 x 512", ours.eval().decode(latents), theirs.decode(latents).sample)
     picture = noise(1, 3, 256, 256, seed=3).clamp(-1, 1)

@@ -28,7 +28,7 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import (
     diffusers_autoencoder,
     diffusers_unet,
 )
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 from tests.networks.reference import randomised
 
 diffusers = pytest.importorskip("diffusers")
@@ -100,7 +100,7 @@ def test_diffusers_finds_every_tensor_of_an_autoencoder_where_we_put_it(name: st
     theirs = convert_ldm_vae_checkpoint(dict(file), autoencoder_json(config, 1.0, 16))
     expected = published(diffusers_autoencoder(config), state)
     assert theirs.keys() == expected.keys() and all(torch.equal(theirs[key], expected[key]) for key in theirs)
-    again = pieces(compvis_autoencoder(config), Checkpoint.of(file, "a file"))
+    again = pieces(compvis_autoencoder(config), LazyCheckpoint.of(file, "a file"))
     assert all(torch.equal(again[key], state[key]) for key in state)
 
 

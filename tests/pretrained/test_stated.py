@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.training.experiment import describe
 from tests.pretrained import sd_models
 
 YAML = """

@@ -13,16 +13,18 @@ import torch
 from PIL import Image
 
 from diptych.cli import main as cli
+from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.core.random import Draws
 from diptych.encoders.classes import ClassConfig
 from diptych.models.judge import SHIPPED
 from diptych.models.latent_diffusion import LatentDiffusion
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.autoencoder import Autoencoder
-from diptych.recipes import LatentTraining, Recipe, StageTraining, all_recipes, get
-from diptych.recipes.sources import Source, all_sources, table
+from diptych.recipes import all_recipes, get
+from diptych.recipes.sources import Citation, all_sources, table
 from diptych.training import experiment as run
+from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
 from diptych.training.tasks.autoencoding import FirstStageConfig
 from tests.models.latents import AUTOENCODER, JOINT, SIZE, autoencoder, system, write_pictures
 
@@ -42,7 +44,7 @@ TRAINED = ("steps", "batch_size", "learning_rate", "warmup", "schedule", "optimi
 @pytest.mark.parametrize("name", all_recipes())
 def test_every_recipe_is_described_on_the_meta_device(name: str) -> None:
     """Its networks are counted once, for all that is said of them: the published counts, sizes in words, sources."""
-    described, recipe = run.describe(name), get(name)
+    described, recipe = describe(name), get(name)
     counts = described["networks"]
     assert described["total"] == sum(counts.values()) > 0
     for part, count in PUBLISHED.get(name, {}).items():
@@ -93,16 +95,16 @@ def test_every_recipe_of_a_paper_has_sources_for_how_it_is_trained() -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (Source("training.warmup", "same", 7, "table 1"), "training.warmup is 10,000, and table 1 says 7"),
-        (Source("training.warmup", "differs", 10_000, "table 1", "because"), "as table 1 says: it no longer differs"),
-        (Source("training.warmup", "differs", 7, "table 1"), "nothing says why"),
-        (Source("training.warmup", "silent"), "nothing says why"),
-        (Source("parameters.unet", "same", 2e9, "table 1", within=0.1), "and table 1 says"),
-        (Source("training.warmup", "same", 10_000, "table 1"), None),
-        (Source("parameters.unet", "same", 1e9, "table 1", within=0.1), None),
+        (Citation("training.warmup", "same", 7, "table 1"), "training.warmup is 10,000, and table 1 says 7"),
+        (Citation("training.warmup", "differs", 10_000, "table 1", "because"), "as table 1 says: it no longer differs"),
+        (Citation("training.warmup", "differs", 7, "table 1"), "nothing says why"),
+        (Citation("training.warmup", "silent"), "nothing says why"),
+        (Citation("parameters.unet", "same", 2e9, "table 1", within=0.1), "and table 1 says"),
+        (Citation("training.warmup", "same", 10_000, "table 1"), None),
+        (Citation("parameters.unet", "same", 1e9, "table 1", within=0.1), None),
     ],
 )
-def test_a_source_that_does_not_describe_its_recipe_is_found(source: Source, says: str | None) -> None:
+def test_a_source_that_does_not_describe_its_recipe_is_found(source: Citation, says: str | None) -> None:
     problem = source.problem(get("sd1"), {"unet": 1_050_000_000})
     assert problem is None if says is None else says in str(problem)
 
@@ -110,7 +112,7 @@ def test_a_source_that_does_not_describe_its_recipe_is_found(source: Source, say
 def test_a_source_of_a_field_that_is_not_there_is_refused() -> None:
     for field, says in (("training.stepz", "no field 'stepz'"), ("parameters.net", "no network 'net'")):
         with pytest.raises(UserError, match=says):
-            Source(field, "same", 1, "table 1").problem(get("sd1"), {"unet": 1})
+            Citation(field, "same", 1, "table 1").problem(get("sd1"), {"unet": 1})
 
 
 def test_sources_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +132,7 @@ def test_every_recipe_can_be_written_down_and_changed(name: str) -> None:
 
 
 def test_the_description_counts_what_is_built() -> None:
-    described = run.describe("emoji-latent")
+    described = describe("emoji-latent")
     recipe = get("emoji-latent")
     assert isinstance(recipe.system, LatentTraining)
     with torch.device("meta"):
@@ -159,7 +161,7 @@ def test_the_joint_recipe_differs_in_what_reads_the_words_alone() -> None:
 def test_a_model_folder_is_described_too(tmp_path: Path) -> None:
     model = system()
     model.save(tmp_path / "run" / "model")
-    described = run.describe(str(tmp_path / "run"))
+    described = describe(str(tmp_path / "run"))
     assert described["networks"]["unet"] == sum(p.numel() for p in model.unet.parameters())
     assert described["networks"]["text"] == sum(p.numel() for p in model.text.parameters())
 
@@ -258,7 +260,7 @@ def test_a_paper_s_recipe_trains_when_it_is_shrunk(name: str) -> None:
     if isinstance(system, LatentTraining):
         model: Any = LatentDiffusion(system.model, Autoencoder(system.model.autoencoder), reader(system.model.text))
     else:
-        model = Stage(system.model, text=reader(system.model.text))
+        model = PixelDiffusion(system.model, text=reader(system.model.text))
     pictures = torch.rand(2, 3, size, size) * 2 - 1
     batch = {"picture": pictures, "caption": ["7", "8"], "seed": torch.tensor([1, 2]), "key": ["a", "b"]}
     model.start(batch)
@@ -457,4 +459,4 @@ def test_networks_that_no_memory_holds_are_refused_before_they_are_built(tmp_pat
 
 
 def test_the_judge_in_the_package_is_described() -> None:
-    assert set(run.describe(SHIPPED)["networks"]) == {"judge"}
+    assert set(describe(SHIPPED)["networks"]) == {"judge"}

@@ -16,8 +16,9 @@ from diptych.data import open_dataset
 from diptych.data.dataset import DataConfig
 from diptych.encoders.classes import ClassConfig
 from diptych.models.latent_diffusion import LatentDiffusion
-from diptych.recipes import LatentTraining, Recipe, get
+from diptych.recipes import get
 from diptych.training.experiment import train
+from diptych.training.experiment_config import LatentTraining, Recipe
 from diptych.training.init_from import begin_from, named
 from diptych.training.training_config import TrainingConfig
 from tests.models.latents import config, system, write_pictures

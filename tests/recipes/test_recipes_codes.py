@@ -11,16 +11,18 @@ from PIL import Image
 
 import diptych
 from diptych.cli import main as cli
+from diptych.cli.describe import describe
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.data.emoji.icon_sources import SETS
 from diptych.encoders.classes import ClassLabels
 from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.evaluation.runner import generate_group
+from diptych.models.first_stage import save_autoencoder
 from diptych.networks.code_transformer import CodeTransformer
-from diptych.recipes import AutoregressiveTraining, get
+from diptych.recipes import get
 from diptych.training import experiment as run
-from diptych.training.tasks.autoencoding import save_autoencoder
+from diptych.training.experiment_config import AutoregressiveTraining
 from tests.models.codes import CLASSES, SHAPE, VQ, first_stage
 from tests.models.latents import SIZE, write_pictures
 from tests.recipes.test_recipes import QUICK, lines
@@ -34,7 +36,7 @@ def test_full_size_is_what_the_paper_states(name: str) -> None:
     recipe = get(name)
     assert isinstance(recipe.system, AutoregressiveTraining)
     c = recipe.system.model.transformer
-    counted = run.describe(name)["networks"]["transformer"]
+    counted = describe(name)["networks"]["transformer"]
     layer = 12 * c.width**2 + 13 * c.width  # four square matrices, an MLP of eight, their biases, two norms
     assert counted == (2 * c.vocabulary + c.length + 2) * c.width + c.layers * layer
     assert counted / 1e6 == pytest.approx(STATED[name], rel=0.01)

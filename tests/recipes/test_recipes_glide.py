@@ -10,8 +10,9 @@ from PIL import Image
 
 import diptych
 from diptych.cli import main as cli
-from diptych.recipes import StageTraining, get
-from diptych.training import experiment as run
+from diptych.cli.describe import describe
+from diptych.recipes import get
+from diptych.training.experiment_config import StageTraining
 from diptych.training.tasks.guide_training import GuideTraining
 from tests.models.latents import write_pictures
 
@@ -21,12 +22,12 @@ RELEASED = {"glide-base-small": 385_030_726, "glide-upsampler-small": 398_361_28
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_released_models_have_exactly_their_parameters(name: str) -> None:
-    assert run.describe(name)["total"] == RELEASED[name]
+    assert describe(name)["total"] == RELEASED[name]
 
 
 def test_the_papers_models_have_about_what_it_states() -> None:
     """2.3 B for the pictures and 1.2 B for the text; 1.5 B together for the upsampler (section 4)."""
-    base, upsampler = (run.describe(name) for name in ("glide-base", "glide-upsampler"))
+    base, upsampler = (describe(name) for name in ("glide-base", "glide-upsampler"))
     assert base["networks"]["network"] == pytest.approx(2.3e9, rel=0.05)
     assert base["networks"]["text"] == pytest.approx(1.2e9, rel=0.1)
     assert upsampler["total"] == pytest.approx(1.5e9, rel=0.1)

@@ -14,18 +14,20 @@ import diptych
 from benchmarks import full_size
 from benchmarks.full_size import count, narrowed, stage
 from diptych.cli import main as cli
+from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.diffusion.schedules import build_schedule
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.registry import T5Config
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
-from diptych.recipes import StageTraining, get
+from diptych.recipes import get
 from diptych.recipes.papers.imagen import RECIPES
 from diptych.training import experiment as run
 from diptych.training.adafactor import moment_shapes
+from diptych.training.experiment_config import StageTraining
 from diptych.training.learning_rate import learning_rate_at
 from diptych.training.optim import build_optimizer
 from diptych.training.tasks.diffusion import DiffusionTask
@@ -51,7 +53,7 @@ def test_imagens_stages_are_the_papers(name: str) -> None:
     recipe = get(name)
     assert isinstance(recipe.system, StageTraining)
     model, training = recipe.system.model, recipe.training
-    described = run.describe(name)["networks"]
+    described = describe(name)["networks"]
     assert described["text"] == T5_XXL
     # The paper rounds; its last two cannot both be met (see the recipe), the other two within a sixth.
     assert described["network"] == pytest.approx(about, rel=0.38 if name == "imagen-sr-1024" else 1 / 6)
@@ -155,7 +157,7 @@ def test_each_takes_a_training_step_at_full_depth(name: str) -> None:
         config, network=network, text=text, null="zeros", size=32, low_size=None if factor == 1 else 32 // factor
     )
     torch.manual_seed(0)
-    model = Stage(small, None if text is None else Numbers(text.width))
+    model = PixelDiffusion(small, None if text is None else Numbers(text.width))
     with torch.no_grad():
         for p in model.parameters():  # what starts at zero would stop the gradient
             if not p.any():

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import diptych
-from diptych.conditioning.concat import LowConfig
+from diptych.conditioning.concat import LowResConcat
 from diptych.conditioning.masks import MaskConfig
 from diptych.core.images import to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
@@ -25,17 +25,17 @@ from diptych.encoders.cache import CachedTexts
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.registry import MiniLMConfig, T5Config, build_text_encoder
 from diptych.models.cascade import Cascade
+from diptych.models.first_stage import save_tiny_decoder
 from diptych.models.judge import Judge, JudgeConfig, load_judge
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from diptych.pretrained.load import open_autoencoder
 from diptych.pretrained.load_guide import open_guide
 from diptych.training.precompute import PrecomputedLatents, precompute
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
-from diptych.training.tasks.distillation import save_tiny_decoder
 from diptych.weights.fingerprint import fingerprint
 from tests.encoders.test_layout import LAYOUT, reader, reading
 from tests.encoders.tiny_encoders import t5_folder
@@ -93,7 +93,7 @@ def write_models() -> None:
     classifier(4, **of_latents).save(Path("guide-of-latents"))
     classifier(3).save(Path("guide-of-pixels"), "bfloat16")
     pair().save(Path("pair-of-pixels"), "bfloat16")
-    low = LowConfig(factor=2, encoded=True)
+    low = LowResConcat(factor=2, encoded=True)
     fine = dataclasses.replace(BESIDE, fill="smooth", fine=True)
     models: dict[str, Any] = {
         "latent-minilm": latent(MiniLMConfig(), minilm(), unet=["context_width=384", "pooled_width=none"]),
@@ -131,7 +131,7 @@ def write_models() -> None:
     randomised(Judge(small), seed=6).save(Path("judge-tiny"))
 
 
-def stage_of_classes() -> Stage:
+def stage_of_classes() -> PixelDiffusion:
     from tests.encoders.test_classes import painting as of_classes
 
     return stage(of_classes(), 2)

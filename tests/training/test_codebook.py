@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych.models.first_stage import load_autoencoder
 from diptych.networks.quantizer import VectorQuantizer
 from diptych.training.distributed import Team
-from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig, load_autoencoder
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from diptych.training.tasks.codebook import Codebook, CodebookConfig
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig

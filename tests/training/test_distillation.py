@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from diptych.core.errors import UserError
 from diptych.core.random import normal
+from diptych.models.first_stage import load_tiny_decoder, require_fits
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.training.tasks.distillation import Distillation, DistillationConfig, load_tiny_decoder, require_fits
+from diptych.training.tasks.distillation import Distillation, DistillationConfig
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
 from diptych.weights.fingerprint import fingerprint

@@ -9,8 +9,9 @@ import torch
 
 from diptych.core.errors import UserError
 from diptych.core.random import normal
+from diptych.models.first_stage import load_autoencoder
 from diptych.pretrained.load import read_config
-from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig, load_autoencoder
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
 from tests.models.latents import AUTOENCODER, toy_batch

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.conditioning.concat import MaskedConfig
+from diptych.conditioning.concat import MaskConcat
 from diptych.core.errors import UserError
 from diptych.models.latent_diffusion import LatentDiffusion
-from diptych.recipes import LatentTraining
+from diptych.training.experiment_config import LatentTraining
 from diptych.training.init_from import begin_from
 from tests.models.latents import autoencoder, config, joint, system, toy_batch
 
@@ -23,7 +23,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def repainter(**changes: object) -> LatentDiffusion:
-    shape = config(unet=config().unet.override(["concat_channels=5"]), beside=MaskedConfig(), **changes)
+    shape = config(unet=config().unet.override(["concat_channels=5"]), beside=MaskConcat(), **changes)
     return LatentDiffusion(shape, autoencoder(), joint())
 
 

@@ -16,9 +16,9 @@ from diptych.conditioning.lowres_augmentation import AugmentationConfig, augment
 from diptych.core.errors import UserError
 from diptych.core.random import AUGMENTATION, DROP, LEVEL, NOISE, TIME, Draws, normal, uniform
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.models.pixel_config import StageConfig
-from diptych.models.pixel_diffusion import Stage
-from diptych.models.request import Order
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
+from diptych.models.request import Request
 from diptych.pretrained.load import open_model
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from diptych.training.trainer import train
@@ -44,7 +44,7 @@ from tests.training.test_distributed import free_port
 from tests.training.test_trainer import metrics
 
 LEVELS: dict[str, Any] = {"lowest": 0.1, "highest": 0.6}
-KINDS: dict[str, StageConfig] = {
+KINDS: dict[str, PixelDiffusionConfig] = {
     "base": base(),
     "base, plain U-Net": base(network=plain(pooled_width=WIDTH)),
     "base, fused attention": base(network=fused(context_projection=12)),
@@ -64,7 +64,7 @@ def closed_form(time: float) -> tuple[float, float]:
     return alpha, max(1 - alpha**2, 0.0) ** 0.5
 
 
-def plain_loss(model: Stage, batch: dict[str, Any], i: int, dropout: float) -> Tensor:
+def plain_loss(model: PixelDiffusion, batch: dict[str, Any], i: int, dropout: float) -> Tensor:
     """The loss of picture i, written out: its own random numbers, one picture at a time."""
     config, seed, x0 = model.config, batch["seed"][i : i + 1], batch["picture"][i : i + 1]
     told: dict[str, Any] = {}
@@ -143,12 +143,12 @@ def draws(seeds: list[int]) -> Draws:
 
 @pytest.mark.parametrize("config", [base(), base(network=plain(pooled_width=WIDTH)), enlarging(network=attentive())])
 @torch.no_grad()
-def test_a_dropped_caption_is_what_guidance_leads_away_from(config: StageConfig) -> None:
+def test_a_dropped_caption_is_what_guidance_leads_away_from(config: PixelDiffusionConfig) -> None:
     """In training beside a longer caption, in sampling beside a shorter prompt: the network answers alike."""
     model, batch = stage(config), toy_batch([2, 3], config.size)
     _, cond = model.prepare(batch, draws([2, 3]), torch.tensor([True, False]))
     extra = {key: cond[key][:1] for key in ("concat", "level") if key in cond}
-    _, uncond = model.words(Order(["red"], [""], [0]))  # type: ignore[misc]
+    _, uncond = model.words(Request(["red"], [""], [0]))  # type: ignore[misc]
     null = model.cond(uncond)
     assert cond["context"].shape[1] > null["context"].shape[1]
     assert not any(value[0].any() for value in (cond["context"], cond["pooled"], null["context"], null["pooled"]))
@@ -273,7 +273,7 @@ def psnr(made: Tensor, truth: Tensor) -> float:
 def test_a_stage_learns_to_enlarge_better_than_interpolation_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     augmentation = AugmentationConfig(highest=0.3, level=0.0)
-    model = Stage(enlarging(4, size=16, prediction="x0", steps=8, augmentation=augmentation), Words())
+    model = PixelDiffusion(enlarging(4, size=16, prediction="x0", steps=8, augmentation=augmentation), Words())
     it = DiffusionTask(model, DiffusionTraining())
     validation = toy_batch(list(range(10_000, 10_016)))
     before = it.validation(validation)["loss"]
@@ -290,7 +290,7 @@ def test_a_stage_learns_to_enlarge_better_than_interpolation_does(tmp_path: Path
 
 def test_a_base_stage_learns_what_words_mean(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    it = DiffusionTask(Stage(base(), Words()), DiffusionTraining(prompts=CAPTIONS))
+    it = DiffusionTask(PixelDiffusion(base(), Words()), DiffusionTraining(prompts=CAPTIONS))
     validation = toy_batch(list(range(10_000, 10_016)), 8)
     before = it.validation(validation)["loss"]
     values = {"steps": 60, "batch_size": 16, "log_every": 60, "validate_every": 0, "sample_every": 60}

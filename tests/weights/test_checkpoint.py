@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diptych.core.errors import UserError
-from diptych.weights.lazy import Checkpoint, fill, shapes_only
+from diptych.weights.lazy import LazyCheckpoint, fill, shapes_only
 from diptych.weights.tensors import CHUNK, DTYPES, finite
 
 
@@ -43,7 +43,7 @@ def test_every_type_is_read_as_it_is_stored(tmp_path: Path) -> None:
     stored = {name: (4 * torch.randn(5, 3)).to(dtype) for name, dtype in DTYPES.items()}
     stored |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4)}
     save_file(stored, tmp_path / "x.safetensors")
-    read = Checkpoint.open(tmp_path / "x.safetensors")
+    read = LazyCheckpoint.open(tmp_path / "x.safetensors")
     assert set(read) == set(stored)
     for key, tensor in stored.items():
         assert read.shapes[key] == tuple(tensor.shape)
@@ -54,7 +54,7 @@ def test_every_type_is_read_as_it_is_stored(tmp_path: Path) -> None:
 def test_a_tensor_read_does_not_live_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(1000)}, path)
-    tensor = Checkpoint.open(path)["a"]
+    tensor = LazyCheckpoint.open(path)["a"]
     with path.open("r+b") as file:
         file.truncate(0)
     assert bool((tensor == 1).all())
@@ -64,16 +64,16 @@ def test_a_tensor_read_does_not_live_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["", "fp16"])
 def test_shards_and_their_variants_are_found(tmp_path: Path, name: str, variant: str) -> None:
     tensors = sharded(tmp_path, name, variant)
-    read = Checkpoint.open(tmp_path, name)
+    read = LazyCheckpoint.open(tmp_path, name)
     assert set(read) == {"a", "b"}
     assert all(torch.equal(read[key], tensors[key]) for key in tensors)
 
 
 def test_the_plain_file_is_read_before_its_variant_and_the_variant_where_it_is_alone(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model.fp16.safetensors")
-    assert Checkpoint.open(tmp_path)["a"] == 0
+    assert LazyCheckpoint.open(tmp_path)["a"] == 0
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    assert Checkpoint.open(tmp_path)["a"] == 1
+    assert LazyCheckpoint.open(tmp_path)["a"] == 1
 
 
 def test_a_missing_shard_and_a_missing_key_are_named(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_missing_shard_and_a_missing_key_are_named(tmp_path: Path) -> None:
     first = tmp_path / "model-00001-of-00002.safetensors"
     save_file({"c": torch.ones(1)}, first)
     with pytest.raises(UserError, match=r"00001-of-00002\.safetensors lacks tensor 'a'"):
-        Checkpoint.open(tmp_path)
+        LazyCheckpoint.open(tmp_path)
     first.unlink()
     with pytest.raises(UserError, match=r"no file .*model-00001-of-00002"):
-        Checkpoint.open(tmp_path)
+        LazyCheckpoint.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_missing_shard_and_a_missing_key_are_named(tmp_path: Path) -> None:
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: dict[str, Any] | str, says: str) -> None:
     path = raw(tmp_path / "x.safetensors", header, bytes(16))
     with pytest.raises(UserError, match=says) as caught:
-        Checkpoint.open(path)
+        LazyCheckpoint.open(path)
     assert str(path) in str(caught.value)
 
 
@@ -116,7 +116,7 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(2, dtype=torch.complex64)}, path)
     with pytest.raises(UserError, match="'a' is of type C64"):
-        Checkpoint.open(path)
+        LazyCheckpoint.open(path)
 
 
 @pytest.mark.parametrize("left", [0, 5, 20, -1])
@@ -125,13 +125,13 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, left: int) -> None:
     save_file({"a": torch.ones(100)}, path)
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(UserError, match=r"cut short|damaged"):
-        Checkpoint.open(path)
+        LazyCheckpoint.open(path)
 
 
 def test_a_file_that_shrinks_after_it_was_opened_names_the_tensor(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(100)}, path)
-    opened = Checkpoint.open(path)
+    opened = LazyCheckpoint.open(path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="cut short within tensor 'a'"):
         opened["a"]
@@ -148,7 +148,7 @@ def test_nan_is_found_wherever_it_is(dtype: torch.dtype, at: int) -> None:
 
 def test_nan_and_inf_name_their_key(tmp_path: Path) -> None:
     save_file({"good": torch.ones(2), "bad": torch.tensor([1.0, torch.inf])}, tmp_path / "x.safetensors")
-    read = Checkpoint.open(tmp_path / "x.safetensors")
+    read = LazyCheckpoint.open(tmp_path / "x.safetensors")
     assert read["good"].sum() == 2
     with pytest.raises(UserError, match="'bad' holds NaN or Inf"):
         read["bad"]
@@ -185,10 +185,10 @@ def test_shapes_are_known_without_the_tensors(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.full((3,), torch.nan)}, path)
     with shapes_only():
-        tensor = Checkpoint.open(path)["a"]
+        tensor = LazyCheckpoint.open(path)["a"]
     assert tensor.is_meta and tensor.shape == (3,)
     with pytest.raises(UserError, match="NaN"):
-        Checkpoint.open(path)["a"]
+        LazyCheckpoint.open(path)["a"]
 
 
 def test_loading_takes_hardly_more_memory_than_the_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from diptych.core.errors import UserError
 from diptych.weights import unpickle
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 
 
 class Malicious:
@@ -39,8 +39,8 @@ def tensors() -> dict[str, torch.Tensor]:
     return {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
 
-def read(path: Path) -> Checkpoint:
-    return Checkpoint.open(path, allow_pickle=True)
+def read(path: Path) -> LazyCheckpoint:
+    return LazyCheckpoint.open(path, allow_pickle=True)
 
 
 @pytest.mark.parametrize("ending", [".ckpt", ".pt", ".bin", ".pth"])
@@ -49,7 +49,7 @@ def test_a_pickle_is_read_with_leave_and_refused_without(tmp_path: Path, ending:
     path = tmp_path / f"x{ending}"
     torch.save(tensors(), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"--allow-pickle.*diptych convert"):
-        Checkpoint.open(path)
+        LazyCheckpoint.open(path)
     found = read(path)
     assert found.shapes == {"a.weight": (2, 3), "a.bias": (2,)}
     assert all(
@@ -222,7 +222,7 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, allowed: bool, way: str, na
     else:
         torch.save(values, path, _use_new_zipfile_serialization=way == "torch")
     with pytest.raises(UserError):
-        Checkpoint.open(path, allow_pickle=allowed)
+        LazyCheckpoint.open(path, allow_pickle=allowed)
     assert not trace.exists()
     with path.open("rb") as file:
         pickle.load(file) if way == "pickle" else torch.load(file, weights_only=False)
@@ -231,7 +231,7 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, allowed: bool, way: str, na
 
 def test_safetensors_under_another_name_is_read_and_a_pickle_under_its_name_refused(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "x.ckpt")
-    assert set(Checkpoint.open(tmp_path / "x.ckpt")) == set(tensors())
+    assert set(LazyCheckpoint.open(tmp_path / "x.ckpt")) == set(tensors())
     torch.save(tensors(), tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="not a safetensors file but a zip or PyTorch pickle"):
         read(tmp_path / "x.safetensors")
@@ -263,7 +263,7 @@ def test_nan_in_a_pickle_names_its_key(tmp_path: Path) -> None:
 def test_a_folder_reads_bin_files_only_where_there_is_no_safetensors(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle"):
-        Checkpoint.open(tmp_path)
+        LazyCheckpoint.open(tmp_path)
     assert read(tmp_path)["a"] == 0
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     assert read(tmp_path)["a"] == 1

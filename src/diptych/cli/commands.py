@@ -146,10 +146,11 @@ def precompute(arguments: argparse.Namespace) -> None:
 
 
 def assemble(arguments: argparse.Namespace) -> None:
+    from diptych.cli.describe import describe
     from diptych.training import experiment as run
 
     run.assemble(arguments.stages, arguments.out, **chosen_settings(arguments, "allow_pickle"))
-    show_networks(run.describe(arguments.out))
+    show_networks(describe(arguments.out))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -277,9 +278,10 @@ def info(arguments: argparse.Namespace) -> None:
         row = read_metadata(Path(arguments.name))
         tell(json.dumps(row, indent=2) if arguments.json else infotext(row))
         return
-    from diptych.training import experiment as run
 
-    described = run.describe(arguments.name, **chosen_settings(arguments, *OPENING))
+    from diptych.cli.describe import describe
+
+    described = describe(arguments.name, **chosen_settings(arguments, *OPENING))
     if arguments.json:
         tell(json.dumps(described, indent=2))
     else:

@@ -18,8 +18,9 @@ from diptych.core.progress import bar
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import SCHEDULE_TYPES
-from diptych.models.request import LONG_PROMPTS, read_guidance, read_steps
-from diptych.training.tasks.distillation import TINY
+from diptych.encoders.prompt_weights import LONG_PROMPTS
+from diptych.models.first_stage import TINY
+from diptych.models.request import read_guidance, read_steps
 from diptych.weights.hub import hub_id
 
 SIDE = 256

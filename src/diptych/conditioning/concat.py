@@ -1,7 +1,7 @@
 """What is concatenated to a noisy latent: a masked picture or a small one (Rombach et al. 2022, sections 4.4 and 4.5).
 
-Each kind is a config here that answers as `Beside` has it: which channels it takes, and what it makes of training
-pictures. How a user's own picture comes to it at sampling is the matter of `original.py` and `enlarging.py`.
+Each kind is a config with the methods of `ConcatCondition`: which channels it takes, and what it makes of training
+images. A user's own image is read in `models/init_image.py` and `models/lowres_image.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Latents = Callable[[Tensor], Tensor]
 """Pictures (B, 3, H, W) -> scaled latents (B, C, h, w), whose noise is drawn for this purpose."""
 
 
-class Beside(Protocol):
+class ConcatCondition(Protocol):
     """What each kind of it, a config, can say."""
 
     def channels(self, autoencoder: AutoencoderConfig) -> int:
@@ -41,7 +41,7 @@ class Beside(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedConfig(Config):
+class MaskConcat(Config):
     """A mask and the latent of what it leaves of the picture: the model repaints (section 4.5)."""
 
     kind: Literal["masked"] = "masked"
@@ -59,7 +59,7 @@ class MaskedConfig(Config):
         return (autoencoder.factor**2 if self.fine else 1) + autoencoder.latent_channels
 
     def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
-        """As `Beside.concatenated`."""
+        """As `ConcatCondition.concatenated`."""
         return self.shown(autoencoder, pictures, training_masks(self, autoencoder, pictures, seeds), latents)
 
     def shown(self, autoencoder: AutoencoderConfig, pictures: Tensor, masks: Tensor, latents: Latents) -> Tensor:
@@ -71,13 +71,13 @@ class MaskedConfig(Config):
         return torch.cat([own.to(latent).expand(len(latent), -1, -1, -1), latent], 1)
 
     def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """As `Beside.posed`."""
+        """As `ConcatCondition.posed`."""
         masks = training_masks(self, autoencoder, pictures, seeds)
         return pictures * (1 - masks), {"image": pictures, "mask": masks}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowConfig(Config):
+class LowResConcat(Config):
     """A picture `factor` times as small: the model enlarges (section 4.4)."""
 
     kind: Literal["low"] = "low"
@@ -99,7 +99,7 @@ class LowConfig(Config):
         return own + autoencoder.latent_channels * self.encoded
 
     def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
-        """As `Beside.concatenated`."""
+        """As `ConcatCondition.concatenated`."""
         return self.shown(autoencoder, degraded(pictures, self.factor, self.degradation, seeds), latents)
 
     def shown(self, autoencoder: AutoencoderConfig, low: Tensor, latents: Latents) -> Tensor:
@@ -112,15 +112,15 @@ class LowConfig(Config):
         return torch.cat([own, latents(F.interpolate(low, scale_factor=self.factor, mode="bicubic").clamp(-1, 1))], 1)
 
     def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """As `Beside.posed`."""
+        """As `ConcatCondition.posed`."""
         low = degraded(pictures, self.factor, self.degradation, seeds)
         return low, {"low": low}
 
 
-BesideConfig = MaskedConfig | LowConfig
+ConcatConfig = MaskConcat | LowResConcat
 
 
-def training_masks(config: MaskedConfig, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> Tensor:
+def training_masks(config: MaskConcat, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> Tensor:
     """Masks (B, 1, H, W) for pictures (B, 3, H, W), 1 where to paint; some of it shows in each over the latents."""
     return drawn_masks(config.masks, pictures.shape[-2:], seeds, every=autoencoder.factor).to(pictures)
 

@@ -39,7 +39,7 @@ class DegradationConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
+class Degradations:
     """How strong the parts of a chain are."""
 
     blurs: int
@@ -60,8 +60,10 @@ class Chain:
 
 
 CHAINS = {
-    "bsr": Chain(blurs=2, width=1, reach=(3, 12), round_reach=(3, 12), resized=0.75, noise=(2, 25), quality=(30, 95)),
-    "bsr-light": Chain(
+    "bsr": Degradations(
+        blurs=2, width=1, reach=(3, 12), round_reach=(3, 12), resized=0.75, noise=(2, 25), quality=(30, 95)
+    ),
+    "bsr-light": Degradations(
         blurs=1, width=0.25, reach=(2, 7), round_reach=(2, 3), resized=0.8, noise=(1, 2), quality=(80, 95)
     ),
 }
@@ -90,7 +92,7 @@ def degraded(pictures: Tensor, factor: int, config: DegradationConfig, seeds: Te
     return torch.cat(made).to(pictures)
 
 
-def spoiled(x: Tensor, factor: int, chain: Chain, rng: np.random.Generator) -> Tensor:
+def spoiled(x: Tensor, factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """One picture (1, 3, H, W) after a whole chain, (1, 3, H / factor, W / factor)."""
     small = (x.shape[-2] // factor, x.shape[-1] // factor)
     if factor == 4 and rng.random() < 0.25:
@@ -119,7 +121,7 @@ def halved(x: Tensor, rng: np.random.Generator) -> Tensor:
     return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def roughly(x: Tensor, factor: int, chain: Chain, rng: np.random.Generator) -> Tensor:
+def roughly(x: Tensor, factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """Made 1 to 2 * factor times as small, or blurred and then every factor-th pixel of it.
 
     What is then too small is enlarged by the other half of the work: in the paper, down and up again.
@@ -139,7 +141,7 @@ def resized(x: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tenso
     return F.interpolate(x, size, mode=mode).clamp(-1, 1)
 
 
-def drawn_kernel(factor: int, chain: Chain, rng: np.random.Generator) -> Tensor:
+def drawn_kernel(factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """A Gaussian, round or not as likely as not."""
     if rng.random() < 0.5:
         reach = int(rng.integers(*chain.reach, endpoint=True))
@@ -169,7 +171,7 @@ def blurred(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(x, kernel[None, None]).transpose(0, 1)
 
 
-def noisy(x: Tensor, chain: Chain, rng: np.random.Generator) -> Tensor:
+def noisy(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """Gaussian noise: in each colour for itself (40%), in all alike (40%), or of any covariance of the colours."""
     size, kind = x.shape[-2:], rng.random()
     deviation = rng.integers(*chain.noise, endpoint=True)
@@ -184,7 +186,7 @@ def noisy(x: Tensor, chain: Chain, rng: np.random.Generator) -> Tensor:
     return (x + torch.from_numpy(noise).float() / 127.5).clamp(-1, 1)
 
 
-def compressed(x: Tensor, chain: Chain, rng: np.random.Generator) -> Tensor:
+def compressed(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """A picture (1, 3, H, W) as JPEG gives it back."""
     file = io.BytesIO()
     to_images(x)[0].save(file, "JPEG", quality=int(rng.integers(*chain.quality, endpoint=True)))

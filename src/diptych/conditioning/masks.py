@@ -1,8 +1,8 @@
 """Masks for training models that repaint: LaMa's strokes and boxes (Suvorov et al. 2022, section 3.3, appendix).
 
 The numbers are those of LaMa's published generator of thin, medium and thick masks; latent diffusion is trained and
-compared on them (Rombach et al. 2022, section 4.5). Lengths are in units of a picture of `Kind.side` and scale with the
-picture's shorter side. A pixel is marked where its centre is, so that a mask looks alike at every size.
+compared on them (Rombach et al. 2022, section 4.5). Lengths are in units of an image of `MaskKind.side` and scale with
+its shorter side. A pixel is marked where its centre is, so that a mask looks alike at every size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRIES = 1000
 
 
 @dataclass(frozen=True)
-class Strokes:
+class StrokeMasks:
     """Strokes of a brush, each a chain of straight parts whose widths differ."""
 
     times: tuple[int, int]
@@ -38,7 +38,7 @@ class Strokes:
 
 
 @dataclass(frozen=True)
-class Boxes:
+class BoxMasks:
     """Upright boxes."""
 
     times: tuple[int, int]
@@ -50,11 +50,11 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class Kind:
+class MaskKind:
     """A published kind of masks: each is either strokes or boxes."""
 
-    strokes: Strokes
-    boxes: Boxes | None = None
+    strokes: StrokeMasks
+    boxes: BoxMasks | None = None
     box_weight: float = 0.3
     """Of boxes, where there are any; strokes weigh 1."""
     side: int = 256
@@ -63,10 +63,10 @@ class Kind:
 
 # LaMa counts the ends of its ranges differently: of strokes one more than configured can come, as here.
 KINDS = {
-    "thin": Kind(Strokes((4, 51), 10, 40)),
-    "medium": Kind(Strokes((4, 6), 50, 100), Boxes((1, 5), (10, 50), 0)),
-    "thick": Kind(Strokes((1, 6), 100, 200), Boxes((1, 3), (30, 150), 10)),
-    "thick_512": Kind(Strokes((1, 6), 250, 450), Boxes((1, 4), (30, 300), 10), side=512),
+    "thin": MaskKind(StrokeMasks((4, 51), 10, 40)),
+    "medium": MaskKind(StrokeMasks((4, 6), 50, 100), BoxMasks((1, 5), (10, 50), 0)),
+    "thick": MaskKind(StrokeMasks((1, 6), 100, 200), BoxMasks((1, 3), (30, 150), 10)),
+    "thick_512": MaskKind(StrokeMasks((1, 6), 250, 450), BoxMasks((1, 4), (30, 300), 10), side=512),
 }
 """By name, as random_thin_256 and so on."""
 
@@ -147,7 +147,7 @@ def drawn(config: MaskConfig, size: Sequence[int], seed: int, attempt: int = 0) 
     return mask
 
 
-def draw_strokes(mask: np.ndarray, strokes: Strokes, scale: float, random: np.random.Generator) -> None:
+def draw_strokes(mask: np.ndarray, strokes: StrokeMasks, scale: float, random: np.random.Generator) -> None:
     """Mark strokes in a mask (H, W)."""
     height, width = (side / scale for side in mask.shape)  # in units
     count = random.integers(*strokes.times, endpoint=True)
@@ -178,7 +178,7 @@ def draw_part(mask: np.ndarray, start: tuple[float, float], end: tuple[float, fl
     part |= (x - along * dx) ** 2 + (y - along * dy) ** 2 <= far * far
 
 
-def draw_boxes(mask: np.ndarray, boxes: Boxes, scale: float, random: np.random.Generator) -> None:
+def draw_boxes(mask: np.ndarray, boxes: BoxMasks, scale: float, random: np.random.Generator) -> None:
     """Mark boxes in a mask (H, W)."""
     height, width = (side / scale for side in mask.shape)
     least, most = boxes.sides

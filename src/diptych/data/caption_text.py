@@ -137,3 +137,13 @@ def one_line(name: str) -> str:
     if name.isascii() and name.isprintable():
         return name
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def is_scene(meta: dict[str, Any]) -> bool:
+    """Whether an example is a composed scene, not a single drawing."""
+    return meta.get("kind", "single") != "single"
+
+
+def concept_of(meta: dict[str, Any]) -> str:
+    """The concept of an example, or its first caption where the data names none (and for scenes)."""
+    return meta["captions"][0] if is_scene(meta) or not meta.get("concept") else meta["concept"]

@@ -24,7 +24,7 @@ from diptych.data.paths import walk
 from diptych.data.quarantine import Broken, Quarantine, reason_of
 from diptych.data.shards import PICTURES, ShardSource
 
-__all__ = ["DataConfig", "Example", "PictureDataset", "Source", "Split", "open_dataset"]
+__all__ = ["DataConfig", "Example", "ExampleSource", "PictureDataset", "Split", "open_dataset"]
 Fit = Callable[[str], str]
 """As much of a caption as a model reads, all of it where that fits. Raises a `UserError` for what it cannot read."""
 
@@ -43,7 +43,7 @@ class Example:
     key: str
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Examples as they lie on disk, by index."""
 
     left: dict[str, str]
@@ -78,7 +78,9 @@ class PictureDataset:
     Raises `UserError` when more than the stated share of what was read is broken.
     """
 
-    def __init__(self, source: Source, config: DataConfig, quarantine: Quarantine, captions: bool = True) -> None:
+    def __init__(
+        self, source: ExampleSource, config: DataConfig, quarantine: Quarantine, captions: bool = True
+    ) -> None:
         """captions: whether any are read; an example without one is broken then, and only then."""
         self.config, self.quarantine, self.source, self.captions = config, quarantine, source, captions
         self.fit: Fit | None = None

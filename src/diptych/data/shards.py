@@ -65,7 +65,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
 
 @dataclasses.dataclass
-class Entry:
+class ShardEntry:
     """One example of a shard: where each allowed member lies."""
 
     key: str
@@ -107,8 +107,8 @@ class Shard:
         apart = f": its members do not stand together in {self.path.name}, sort them by name"
         return Broken(what + (apart if key in self.parted else ""))
 
-    def _scan(self) -> list[Entry]:
-        entries: list[Entry] = []
+    def _scan(self) -> list[ShardEntry]:
+        entries: list[ShardEntry] = []
         keys: set[str] = set()
         try:
             self.identity = FILES.identify(self.path)  # kept open: a folder swapped later does not mix two builds
@@ -124,7 +124,7 @@ class Shard:
             )
         return entries
 
-    def _place(self, name: str, place: tuple[int, int], entries: list[Entry], keys: set[str]) -> None:
+    def _place(self, name: str, place: tuple[int, int], entries: list[ShardEntry], keys: set[str]) -> None:
         """Put a member where it belongs: to the example before it if that has its key, else to a new one."""
         folder, _, base = name.rpartition("/")
         stem, _, extension = base.partition(".")
@@ -139,7 +139,7 @@ class Shard:
             if key in keys:
                 self.parted.add(key)
             keys.add(key)
-            entries.append(Entry(key, {}))
+            entries.append(ShardEntry(key, {}))
         elif extension in entries[-1].members:
             self.left[name] = "the same name twice: the last is read, as tar does"
         else:

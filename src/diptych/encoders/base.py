@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Reading(Protocol):
+class AcceptsText(Protocol):
     """What a U-Net's config says of the text that it reads."""
 
     @property
@@ -51,7 +51,7 @@ class TextEmbedding(NamedTuple):
         """As many null texts, of the same length."""
         return self.zeroed(torch.ones(len(self.mask), dtype=torch.bool), tokens)
 
-    def cond(self, shape: Reading, device: torch.device) -> dict[str, Tensor]:
+    def cond(self, shape: AcceptsText, device: torch.device) -> dict[str, Tensor]:
         """The keyword arguments of a U-Net; those that it was not built to read are left out."""
         cond = {}
         if shape.context_width is not None:

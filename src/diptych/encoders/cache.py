@@ -19,7 +19,7 @@ from diptych.core.disk import Written, remove, replacing
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
 from diptych.encoders.base import TextEmbedding, network_of
-from diptych.encoders.cache_parts import Part
+from diptych.encoders.cache_parts import CachePart
 from diptych.encoders.registry import (
     FrozenConfig,
     JointTransformer,
@@ -43,7 +43,7 @@ KEPT_AT_ONCE = 16
 """Batches after which `CachedTexts` writes: what a killed run loses at most."""
 
 
-def embedded(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[Part]:
+def embedded(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[CachePart]:
     """Each prompt read once, in batches of similar length; it tells how far it is if they are many."""
     order = in_order(prompts)
     with contextlib.ExitStack() as stack:
@@ -51,7 +51,7 @@ def embedded(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[Part]:
         task = progress.add_task("embedding captions", total=len(order)) if progress else None
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            yield Part.of(batch, encoder.encode(batch))
+            yield CachePart.of(batch, encoder.encode(batch))
             if progress is not None and task is not None:
                 progress.advance(task, len(batch))
 
@@ -67,11 +67,11 @@ class EmbeddedTexts:
     Its answers lie on the CPU, rounded to half precision: whoever reads them moves them.
     """
 
-    def __init__(self, encoder: TextEncoder, *parts: Part) -> None:
+    def __init__(self, encoder: TextEncoder, *parts: CachePart) -> None:
         self._encoder = encoder
         self.width, self.max_tokens = encoder.width, encoder.max_tokens
-        self.parts: list[Part] = []
-        self.known: dict[str, tuple[Part, int]] = {}
+        self.parts: list[CachePart] = []
+        self.known: dict[str, tuple[CachePart, int]] = {}
         for part in parts:
             self.learn(part)
 
@@ -80,7 +80,7 @@ class EmbeddedTexts:
         """The real one."""
         return self._encoder
 
-    def learn(self, part: Part) -> None:
+    def learn(self, part: CachePart) -> None:
         self.parts.append(part)
         for index, prompt in enumerate(part.prompts):
             self.known.setdefault(prompt, (part, index))
@@ -116,11 +116,11 @@ class EmbeddedTexts:
     @classmethod
     def compute(cls, encoder: TextEncoder, prompts: Iterable[str], known: TextEncoder | None = None) -> EmbeddedTexts:
         """Embed each prompt, and the empty one, once; `known` answers in the encoder's place if it is given."""
-        return cls(encoder, Part.join(embedded(known or encoder, {*prompts, ""})))
+        return cls(encoder, CachePart.join(embedded(known or encoder, {*prompts, ""})))
 
     def save(self, folder: Path) -> None:
         """Write all that is known as one part."""
-        Part.join(self.parts).save(folder, encoder_fingerprint(self.encoder))
+        CachePart.join(self.parts).save(folder, encoder_fingerprint(self.encoder))
 
     @classmethod
     def load(cls, encoder: TextEncoder, folder: Path) -> EmbeddedTexts:
@@ -129,7 +129,7 @@ class EmbeddedTexts:
         made_by = load_metadata(path).get("encoder")
         if made_by not in (None, encoder_fingerprint(encoder)) and made_by != weights_fingerprint(encoder):
             raise UserError(f"{path} was made with another text encoder: make it again with `diptych precompute`")
-        return cls(encoder, Part.load(folder, encoder.width))
+        return cls(encoder, CachePart.load(folder, encoder.width))
 
 
 class CachedTexts(EmbeddedTexts):
@@ -176,7 +176,7 @@ class CachedTexts(EmbeddedTexts):
         unknown = self.unknown(prompts)
         batches = embedded(self.encoder, unknown) if unknown else iter(())
         while some := list(itertools.islice(batches, KEPT_AT_ONCE)):
-            part = Part.join(some)
+            part = CachePart.join(some)
             if self.folder is not None:
                 name = secrets.token_hex(8)  # no other process writes at this name
                 with replacing(self.folder / name) as partial:
@@ -192,7 +192,7 @@ class CachedTexts(EmbeddedTexts):
             if name not in self.seen:
                 self.seen.add(name)
                 try:
-                    self.learn(Part.load(self.folder / name, self.width))  # type: ignore[operator]
+                    self.learn(CachePart.load(self.folder / name, self.width))  # type: ignore[operator]
                 except UserError:
                     if CACHED.sign(path := self.folder / name) and CACHED.foreign(path) is None:  # type: ignore[operator]
                         remove(path)

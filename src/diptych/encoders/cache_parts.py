@@ -24,7 +24,7 @@ def read_precomputed(path: Path) -> Any:
     return read_json(path, again, again)
 
 
-class Part(NamedTuple):
+class CachePart(NamedTuple):
     """Some prompts and their embeddings, in half precision where they fit and on the CPU."""
 
     prompts: list[str]
@@ -37,7 +37,7 @@ class Part(NamedTuple):
         return self.tokens[self.ends[index - 1] if index else 0 : self.ends[index]]
 
     @classmethod
-    def of(cls, prompts: list[str], embedding: TextEmbedding) -> Part:
+    def of(cls, prompts: list[str], embedding: TextEmbedding) -> CachePart:
         """Round an embedding of these prompts."""
         mean = TextEmbedding.from_sequence(embedding.sequence, embedding.mask).pooled
         tokens, pooled = half(embedding.sequence[embedding.mask]), half(embedding.pooled)
@@ -46,7 +46,7 @@ class Part(NamedTuple):
         )
 
     @classmethod
-    def join(cls, parts: Iterable[Part]) -> Part:
+    def join(cls, parts: Iterable[CachePart]) -> CachePart:
         """All their prompts, in order."""
         parts = list(parts)
         lengths = torch.tensor([len(part.row(i)) for part in parts for i in range(len(part.prompts))])
@@ -68,7 +68,7 @@ class Part(NamedTuple):
         write_text(folder / "captions.json", json.dumps(self.prompts))
 
     @classmethod
-    def load(cls, folder: Path, width: int) -> Part:
+    def load(cls, folder: Path, width: int) -> CachePart:
         """Read what `save` wrote, or raise a `UserError` where it is not that any more. The tokens stay on disk until
         they are asked for."""
         path = folder / "text.safetensors"

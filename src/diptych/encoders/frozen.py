@@ -18,7 +18,7 @@ from diptych.core.config import Config, read_json
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.tokenizers import first_line, fitted, require_no_code, tokenize
-from diptych.weights.lazy import Checkpoint, fill, require_shapes, weight_files
+from diptych.weights.lazy import LazyCheckpoint, fill, require_shapes, weight_files
 
 READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 """The small files of a folder that decide what a prompt becomes."""
@@ -179,7 +179,7 @@ def frozen(
             f"there is no file {folder / 'model.safetensors'}, whole or in shards; "
             "pickles such as pytorch_model.bin are never opened: convert them to safetensors"
         )
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = LazyCheckpoint.open(folder)
     stored = {plain_key(key): key for key in checkpoint}
     for key in tied:
         stored.update({other: stored[key] for other in tied if key in stored and other not in stored})
@@ -187,7 +187,7 @@ def frozen(
     keys = {name: stored[plain_key(name)] for name in own if plain_key(name) in stored}
     read = {name: functools.partial(checkpoint.__getitem__, key) for name, key in keys.items()}
     shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
-    tensors = Checkpoint(read, shapes, checkpoint.source)
+    tensors = LazyCheckpoint(read, shapes, checkpoint.source)
     require_shapes(own, tensors, checkpoint.source, "the text model")
     model = build()
     fill(model, tensors, checkpoint.source, dtype)

@@ -31,7 +31,7 @@ WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class Familiar:
+class PromptDomain:
     """What is known of training prompts."""
 
     basis: Tensor
@@ -46,7 +46,7 @@ class Familiar:
     """Fingerprint of the text encoder that read them."""
 
     @classmethod
-    def of(cls, prompts: Sequence[str], pooled: Tensor, encoder: str, least: float = 0.0) -> Familiar:
+    def of(cls, prompts: Sequence[str], pooled: Tensor, encoder: str, least: float = 0.0) -> PromptDomain:
         """From training prompts and their embeddings (N, width)."""
         unit = F.normalize(pooled.float(), dim=-1)
         _, _, rows = torch.linalg.svd(unit.T @ unit)  # of the second moments: K directions that hold the most
@@ -70,7 +70,7 @@ class Familiar:
         save_safetensors({"basis": self.basis.half(), "prompts": self.prompts}, folder / FAMILIAR, known)
 
     @classmethod
-    def load(cls, folder: Path) -> Familiar | None:
+    def load(cls, folder: Path) -> PromptDomain | None:
         """What `save` wrote, none where there is no such file. A `UserError` where it is damaged."""
         path = folder / FAMILIAR
         if not path.is_file():

@@ -11,17 +11,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from diptych.core.checks import said
-from diptych.core.errors import UserError, warn
+from diptych.core.errors import UserError, pick, warn
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.prompt_domain import Familiar
+from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.tokenizers import encoded, ends
-from diptych.models.request import Order
 
 STRONGER = 1.1
 """The factor of a pair of brackets that names none."""
@@ -39,7 +39,18 @@ Part = list[tuple[str, float]]
 """Texts that stand one behind the other, and the weight of each."""
 
 
-def read_prompts(encoder: Any, prompts: Sequence[str], order: Order, familiar: Familiar | None = None) -> Any:
+class Prompts(Protocol):
+    """Whatever says how its prompts are read, and keeps notes of them."""
+
+    @property
+    def reading(self) -> PromptOptions: ...
+    @property
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """By prompt: words that the encoder cannot read, what was cut, how far it is from the training data."""
+        ...
+
+
+def read_prompts(encoder: Any, prompts: Sequence[str], order: Prompts, familiar: PromptDomain | None = None) -> Any:
     """What a text encoder (or a reader of classes or layouts) makes of prompts (B), read as the order asks; what it
     cannot read, and what is far from all `familiar` ones, is warned of, and kept in `order.notes`.
 
@@ -78,7 +89,7 @@ def padded(rows: Sequence[tuple[Tensor, Tensor]], own_pooled: bool) -> TextEmbed
     return embedding._replace(pooled=torch.stack([pooled for _, pooled in rows])) if own_pooled else embedding
 
 
-def parts_of(encoder: Any, prompt: str, order: Order) -> Iterator[Part]:
+def parts_of(encoder: Any, prompt: str, order: Prompts) -> Iterator[Part]:
     """The parts of a prompt, each within the encoder's limit: one, unless it is too long and to be read in several."""
     chosen = order.reading
     runs = parsed(prompt) if chosen.weights else [(prompt, 1.0)]
@@ -108,7 +119,7 @@ def parts_of(encoder: Any, prompt: str, order: Order) -> Iterator[Part]:
             yield from (between(section, start, end) for start, end in zip([0, *stops], stops, strict=False))
 
 
-def literal(prompt: str, order: Order) -> list[str]:
+def literal(prompt: str, order: Prompts) -> list[str]:
     """The first mark of each kind in a prompt that means something in web UIs, and nothing here as the order stands."""
     foreign = [mark for mark in LITERAL.findall(prompt) if mark != "BREAK" or order.reading.long != "chunks"]
     brackets = [] if order.reading.weights else WEIGHING.findall(LITERAL.sub("", prompt))
@@ -243,3 +254,26 @@ def unread_words(tokenizer: Any, text: str) -> list[str]:
         lost[place] = not seen[place] and (lost[place] or unicodedata.category(letter) not in SILENT)
     words = re.findall(r"\S+", "".join(letter if gone else " " for letter, gone in zip(text, lost, strict=True)))
     return [word for word in dict.fromkeys(words) if any(unicodedata.category(letter)[0] != "P" for letter in word)]
+
+
+LONG_PROMPTS = ("refuse", "cut", "chunks")
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How prompts are read; `encoders.prompt_weights` does it."""
+
+    weights: bool = False
+    """`(word:1.3)` weighs a word."""
+    long: str = "refuse"
+    """A prompt beyond the text encoder's limit is refused, cut (and the cut told), or read in chunks."""
+
+    @classmethod
+    def read(cls, weights: Any, long: Any) -> PromptOptions:
+        if not isinstance(weights, bool):
+            raise UserError(f"weights must be true or false, not {said(weights)}")
+        return cls(weights, pick("long_prompts", str(long), LONG_PROMPTS))
+
+    def metadata(self) -> dict[str, Any]:
+        found = {"weights": self.weights, "long_prompts": self.long}
+        return {key: value for key, value in found.items() if value not in (False, "refuse")}

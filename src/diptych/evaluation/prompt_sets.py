@@ -12,20 +12,11 @@ from PIL import Image
 
 from diptych.core.errors import UserError
 from diptych.data.box_layouts import Sides, layout_of
+from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import DataConfig, Example, Split, open_dataset
 from diptych.data.quarantine import Broken
 
 SPLITS = ("seen", "held-out")
-
-
-def is_scene(meta: dict[str, Any]) -> bool:
-    """Whether an example is a composed scene, not a single drawing."""
-    return meta.get("kind", "single") != "single"
-
-
-def concept_of(meta: dict[str, Any]) -> str:
-    """The concept of an example, or its first caption where the data names none (and for scenes)."""
-    return meta["captions"][0] if is_scene(meta) or not meta.get("concept") else meta["concept"]
 
 
 def prompt_of(captions: Sequence[str], scene: bool) -> str:

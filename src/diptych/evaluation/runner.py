@@ -19,18 +19,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-import diptych
 from diptych.core import terminal
 from diptych.core.disk import remove, write_text
 from diptych.core.images import save_png
 from diptych.core.progress import bar
+from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.evaluation.folder import claimed, write_tables
 from diptych.evaluation.image_store import ImageFolder, ImageSheet
 from diptych.evaluation.measured_cells import MeasuredCells
-from diptych.evaluation.prompt_sets import PromptGroup, concept_of, is_scene
-from diptych.evaluation.retrieval import TEMPLATES
+from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.models.judge import Judge, load_judge
+from diptych.models.retrieval import TEMPLATES
+from diptych.pretrained.load import load
 from diptych.weights.fingerprint import fingerprint
 
 Generate = Callable[[Sequence[int]], tuple[list[Image.Image], dict[str, Any]]]
@@ -282,7 +283,7 @@ def open_model(model: Any, name: str | None = None) -> tuple[Any, str]:
     """A model, or what `diptych.load` takes, opened; and its name in a report: its path or class if none is given."""
     if not isinstance(model, (str, Path)):
         return model, name or type(model).__name__
-    return diptych.load(str(model)), name or str(model)
+    return load(str(model)), name or str(model)
 
 
 def open_data(data: Path | str, judge: Judge) -> tuple[PictureDataset, list[dict[str, Any]], list[str]]:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.core.images import square, to_tensor
+from diptych.data.caption_text import concept_of
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.evaluation.metrics import frechet_distance, image_psnr, saturated, ssim
-from diptych.evaluation.prompt_sets import PromptGroup, concept_of
-from diptych.evaluation.retrieval import Mean, Share, concept_vectors, ranks, share_of_right_captions
+from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.models.judge import Judge
+from diptych.models.retrieval import Mean, Share, concept_vectors, ranks, share_of_right_captions
 
 RESAMPLES = 2000
 """Of a bootstrap."""

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import diptych
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig, Split, open_dataset
 from diptych.encoders.cache import CachedTexts, text_cache
-from diptych.encoders.prompt_domain import Familiar
+from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.registry import FrozenConfig
+from diptych.pretrained.load import load
 from diptych.weights.identity import FAMILIAR
 
 BATCH = 256
@@ -34,7 +34,7 @@ def write_familiar(data: str, models: Sequence[Path], least: float = LEAST) -> l
     (config,) = encoders
     reader = CachedTexts(config, text_cache())
     prompts = wordings(data, "train")
-    made = Familiar.of(prompts, pooled(reader, prompts), reader.fingerprint, least)
+    made = PromptDomain.of(prompts, pooled(reader, prompts), reader.fingerprint, least)
     for folder in models:
         made.save(folder)
     return [folder / FAMILIAR for folder in models]
@@ -64,7 +64,7 @@ def reader_of(folder: Path) -> CachedTexts:
 
 def encoder_of(folder: Path) -> Any:
     """The config of the frozen text encoder that a model reads prompts by."""
-    model: Any = diptych.load(folder, "cpu")
+    model: Any = load(folder, "cpu")
     configs = getattr(model, "configs", None) or [model.config]  # of a cascade, one for each stage
     texts = {config.text for config in configs if config.text is not None}
     if len(texts) != 1 or not isinstance(text := texts.pop(), FrozenConfig):

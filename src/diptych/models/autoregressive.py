@@ -16,12 +16,12 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.diffusion.guidance import join
-from diptych.encoders.prompt_weights import read_prompts
+from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.encoders.registry import build_reader
 from diptych.models.autoregressive_config import AutoregressiveConfig
-from diptych.models.request import Callback, Order, Reading, Result, read_guidance, read_size
-from diptych.models.second_stage import ENCODED_AT_ONCE, SecondStage
-from diptych.models.token_sampling import Choice, GumbelSource, steered
+from diptych.models.request import Callback, Request, Result, read_guidance, read_size
+from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
+from diptych.models.token_sampling import GumbelSource, TokenSampling, steered
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.weights.files import load_into, load_weights, save_weights
@@ -34,7 +34,7 @@ Look = Callable[[Tensor, int, int], Tensor]
 """(codes (B, h, w), row, column) -> logits (B, V) of the code at that place, from those before it."""
 
 
-class Autoregressive(SecondStage):
+class Autoregressive(OverFirstStage):
     """VQ autoencoder, transformer and text encoder. Its state is what training changes: the transformer, and a jointly
     trained text encoder. The frozen parts stand beside it.
     """
@@ -63,7 +63,7 @@ class Autoregressive(SecondStage):
 
     # What everyone else asks for.
 
-    def embed(self, prompts: list[str], order: Order | None = None) -> dict[str, Tensor]:
+    def embed(self, prompts: list[str], order: Request | None = None) -> dict[str, Tensor]:
         """Prompts as the transformer's keyword arguments."""
         if self.text is None:
             return {}
@@ -118,8 +118,8 @@ class Autoregressive(SecondStage):
             UserError: an empty or too long prompt, or numbers that make no sense.
         """
         config, factor = self.config, self.config.autoencoder.factor
-        order = Order.read(prompts, seeds, negative, reading=Reading.read(weights, long_prompts))
-        choice = Choice.read(
+        order = Request.read(prompts, seeds, negative, reading=PromptOptions.read(weights, long_prompts))
+        choice = TokenSampling.read(
             config.temperature if temperature is None else temperature,
             config.top_k if top_k is None else top_k,
             config.top_p if top_p is None else top_p,
@@ -141,7 +141,12 @@ class Autoregressive(SecondStage):
         )
 
     def written(
-        self, order: Order, shape: tuple[int, int], look: Look, choice: Choice, callback: Callback | None = None
+        self,
+        order: Request,
+        shape: tuple[int, int],
+        look: Look,
+        choice: TokenSampling,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Codes (B, h, w), drawn one after the other."""
         noise = GumbelSource(order.seeds, self.config.transformer.vocabulary, self.device)
@@ -153,7 +158,7 @@ class Autoregressive(SecondStage):
                 callback(row, shape[0], codes.clone())
         return codes
 
-    def guided(self, order: Order, guidance: float, cached: bool) -> Look:
+    def guided(self, order: Request, guidance: float, cached: bool) -> Look:
         """The logits of an order, guided. `cached` reads each code once, for pictures of the training size."""
         cond, plain = self.embed(order.prompts, order), guidance == 1
         if not plain:

@@ -23,21 +23,22 @@ from diptych.diffusion.gradient_guidance import Cost, Guides
 from diptych.diffusion.gradient_guidance import told as told_guides
 from diptych.encoders.base import network_of
 from diptych.encoders.classes import ClassConfig
-from diptych.encoders.prompt_domain import Familiar
+from diptych.encoders.prompt_domain import PromptDomain
+from diptych.encoders.prompt_weights import PromptOptions
 from diptych.encoders.registry import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
-from diptych.models.init_image import Original, taken
+from diptych.models.init_image import InitImage, taken
 from diptych.models.lowres_image import fit_of
 from diptych.models.pixel_config import (
-    Settings,
-    StageConfig,
+    PixelDiffusionConfig,
+    SamplingSettings,
     read_low,
     read_painted,
     read_settings,
     read_stage,
     require_trained,
 )
-from diptych.models.pixel_diffusion import Stage, check_stated, embed_order
-from diptych.models.request import Callback, Order, Reading, Result, Shown, counted, one_each
+from diptych.models.pixel_diffusion import PixelDiffusion, check_stated, embed_order
+from diptych.models.request import Callback, OneLineRepr, Request, Result, counted, one_each
 from diptych.weights.identity import identity
 from diptych.weights.model_folder import CASCADE, model_place
 
@@ -57,26 +58,26 @@ class CascadeConfig(Config):
         self.require(plain, "stages", "name folders that lie beside the config")
 
     @classmethod
-    def of(cls, stages: Sequence[StageConfig]) -> CascadeConfig:
+    def of(cls, stages: Sequence[PixelDiffusionConfig]) -> CascadeConfig:
         return cls(stages=tuple(f"stage-{stage.name}" for stage in stages))
 
 
-class Cascade(Shown):
+class Cascade(OneLineRepr):
     """A base stage and the super-resolution stages behind it. Each was trained alone; they meet only here.
 
     Stages that lie in folders are opened when they are first needed, and so are the text encoders.
     """
 
-    def __init__(self, configs: Sequence[StageConfig], folders: Sequence[Path] = ()) -> None:
+    def __init__(self, configs: Sequence[PixelDiffusionConfig], folders: Sequence[Path] = ()) -> None:
         check_chain(configs)
         self.configs, self._folders = list(configs), list(folders)
-        self._open: dict[int, Stage] = {}
+        self._open: dict[int, PixelDiffusion] = {}
         self._encoders: dict[FrozenConfig | JointTransformerConfig | ClassConfig, Any] = {}  # frozen ones
         self.device = torch.device("cpu")
-        self.familiar: Familiar | None = None
+        self.familiar: PromptDomain | None = None
 
     @classmethod
-    def of(cls, stages: Sequence[Stage]) -> Cascade:
+    def of(cls, stages: Sequence[PixelDiffusion]) -> Cascade:
         """A cascade of stages that are in memory, on the device of the first; their text encoders are its own."""
         cascade = cls([stage.config for stage in stages])
         cascade._open = {number: stage.eval() for number, stage in enumerate(stages)}
@@ -94,7 +95,7 @@ class Cascade(Shown):
                 network.to(self.device)
         return self
 
-    def stage(self, number: int) -> Stage:
+    def stage(self, number: int) -> PixelDiffusion:
         """Stage `number`, from 0, opened if it is not in memory."""
         if number not in self._open:
             self._open[number] = open_stage(self._folders[number]).to(self.device)
@@ -163,8 +164,8 @@ class Cascade(Shown):
         Raises:
             UserError: as for the latent panel; a stage is missing, damaged or was never trained; `low` is no picture.
         """
-        reading, shown = Reading.read(weights, long_prompts), not (image is None and low is None)
-        order = Order.read(prompts, seeds, negative, shown, reading=reading)
+        reading, shown = PromptOptions.read(weights, long_prompts), not (image is None and low is None)
+        order = Request.read(prompts, seeds, negative, shown, reading=reading)
         numbers = self._numbers(low, start, stop)
         settings = self._settings(numbers, steps, guidance, sampler, schedule_type, threshold, augmentation)
         first, *later = self.configs[numbers.start : numbers.stop]
@@ -240,7 +241,7 @@ class Cascade(Shown):
             raise UserError(f"stop must be a number of stages, {first + 1} to {count}, not {last}")
         return range(first, last)
 
-    def _originals(self, original: Original, numbers: range) -> dict[int, Original]:
+    def _originals(self, original: InitImage, numbers: range) -> dict[int, InitImage]:
         """What each stage paints over, at its own size: the first all of it, the others what a mask marks, anew."""
         found, factor = {}, 1
         for number in reversed(numbers):
@@ -251,14 +252,14 @@ class Cascade(Shown):
             factor *= self.configs[number].factor
         return found
 
-    def _settings(self, numbers: range, *given: Any) -> dict[int, Settings]:
+    def _settings(self, numbers: range, *given: Any) -> dict[int, SamplingSettings]:
         """Each stage's settings, from what was given for all or for each."""
         names = ("steps", "guidance", "sampler", "schedule_type", "threshold", "augmentation")
         count = len(self.configs)
         each = {name: one_each(name, value, numbers, count) for name, value in zip(names, given, strict=True)}
         return {n: read_settings(self.configs[n], **{name: each[name][n] for name in names}) for n in numbers}
 
-    def _words(self, order: Order, numbers: range, one_at_a_time: bool) -> dict[int, Any]:
+    def _words(self, order: Request, numbers: range, one_at_a_time: bool) -> dict[int, Any]:
         """What each stage reads: the embeddings by its text encoder. An encoder reads once for all stages alike."""
         words = {}
         for config in dict.fromkeys(self.configs[number].text for number in numbers):
@@ -307,7 +308,7 @@ class Cascade(Shown):
         for config, one in zip(configs, folders, strict=True):
             check_stated(config, one)
         cascade = cls(configs, folders)
-        cascade.familiar = Familiar.load(folder)
+        cascade.familiar = PromptDomain.load(folder)
         return cascade
 
 
@@ -326,10 +327,10 @@ def assemble(sources: Sequence[Path], out: Path, published: Mapping[Path, Callab
     with replacing(out, CASCADE) as partial:
         if out.is_dir():
             shutil.copytree(out, partial, symlinks=True, ignore=beside_stages(out))
-        configs: list[StageConfig] = []
+        configs: list[PixelDiffusionConfig] = []
         for source in sources:
             stage = published[source]() if source in published else open_stage(source)  # whole and trained
-            if not isinstance(stage, Stage):
+            if not isinstance(stage, PixelDiffusion):
                 raise UserError(f"{source} holds no stage of a cascade, but a {type(stage).__name__}")
             configs.append(stage.config)
             check_chain(configs)
@@ -347,7 +348,7 @@ def assemble(sources: Sequence[Path], out: Path, published: Mapping[Path, Callab
     return out
 
 
-def shared_texts(configs: Sequence[StageConfig]) -> list[StageConfig]:
+def shared_texts(configs: Sequence[PixelDiffusionConfig]) -> list[PixelDiffusionConfig]:
     """The stages, those that read with one T5 naming the same folder, so that it is in memory once: the first in which
     it lies stands for its copies, and for stages that name none."""
     first: dict[T5Config, T5Config] = {}
@@ -375,8 +376,8 @@ def equal(text: T5Config, other: T5Config) -> bool:
     return text == other or (there and config_fingerprint(text) == config_fingerprint(other))
 
 
-def open_stage(folder: Path) -> Stage:
-    return Stage.load(read_stage(folder).to_dict(), folder)
+def open_stage(folder: Path) -> PixelDiffusion:
+    return PixelDiffusion.load(read_stage(folder).to_dict(), folder)
 
 
 def beside_stages(out: Path) -> Callable[[str, list[str]], set[str]]:
@@ -389,7 +390,7 @@ def beside_stages(out: Path) -> Callable[[str, list[str]], set[str]]:
     return left_out
 
 
-def check_chain(configs: Sequence[StageConfig]) -> None:
+def check_chain(configs: Sequence[PixelDiffusionConfig]) -> None:
     """Each stage must enlarge what the one before it makes."""
     if not configs:
         raise UserError("a cascade needs at least one stage")

@@ -29,7 +29,7 @@ STRENGTH = 0.8
 
 
 @dataclass(frozen=True)
-class Original:
+class InitImage:
     """What a user gave, the same or one for each prompt."""
 
     pictures: Tensor
@@ -58,12 +58,12 @@ class Original:
         assert self.mask is not None
         return masked_latent(self.mask, factor)
 
-    def smaller(self, factor: int, strength: float) -> Original:
+    def smaller(self, factor: int, strength: float) -> InitImage:
         """As a stage paints it whose pictures are `factor` times as small, averaged over boxes. What has any pixel to
         paint in it is painted: its mean is not known."""
         sides = (self.pictures.shape[-2] // factor, self.pictures.shape[-1] // factor)
         mask = None if self.mask is None else F.max_pool2d(self.mask, factor)
-        return Original(reduce(self.pictures, sides), mask, strength, self.paste, self.fit)
+        return InitImage(reduce(self.pictures, sides), mask, strength, self.paste, self.fit)
 
     def later(self, times: Tensor) -> Tensor:
         """The times (N + 1,) that are left."""
@@ -87,7 +87,7 @@ def taken(steps: int, strength: float) -> int:
     return int(steps * strength)
 
 
-class Shape(Protocol):
+class ImageShape(Protocol):
     """What the config of a model says, or a `Canvas`."""
 
     @property
@@ -107,8 +107,8 @@ class Canvas:
     repaints: bool = False
 
 
-def read_original(
-    config: Shape,
+def read_init_image(
+    config: ImageShape,
     count: int,
     steps: int,
     size: Any,
@@ -118,7 +118,7 @@ def read_original(
     paste: Any,
     factor: int = 1,
     fit: Any = None,
-) -> Original | None:
+) -> InitImage | None:
     """What a user gave for `count` prompts, or none. A `UserError` names what is wrong or missing. What is painted is
     `factor` times as small.
 
@@ -157,7 +157,7 @@ def read_original(
     fit = None if fit is None else pick("fit", str(fit), FITS)
     pictures, shapes, fitted = read_pictures(image, count, sides, config.size, config.multiple, fit)
     masks = None if mask is None else read_masks(mask, count, (pictures.shape[-1], pictures.shape[-2]), shapes, fit)
-    original = Original(pictures, masks, strength, bool(paste), fitted)
+    original = InitImage(pictures, masks, strength, bool(paste), fitted)
     if masks is not None and not original.small_mask(factor).flatten(1).any(1).all():
         raise UserError("the mask marks nothing that can be painted: it is white where to paint, black where not")
     return original

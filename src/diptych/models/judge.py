@@ -64,7 +64,7 @@ class JudgeConfig(Config):
         self.require(self.widths[-1] % self.heads == 0 == self.text_width % self.heads, "heads", "divide both widths")
 
 
-class Residual(nn.Module):
+class JudgeBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016b); a change of width comes with a halved resolution."""
 
     def __init__(self, inputs: int, outputs: int, halve: bool) -> None:
@@ -119,7 +119,7 @@ class PictureTower(nn.Module):
         stages: list[nn.Module] = []
         for depth, (outputs, blocks) in enumerate(zip(config.widths, config.blocks, strict=True)):
             for block in range(blocks):
-                stages.append(Residual(width, outputs, halve=depth > 0 and block == 0))
+                stages.append(JudgeBlock(width, outputs, halve=depth > 0 and block == 0))
                 width = outputs
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(width)

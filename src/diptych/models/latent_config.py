@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from diptych.conditioning.concat import BesideConfig, LowConfig, MaskedConfig
+from diptych.conditioning.concat import ConcatConfig, LowResConcat, MaskConcat
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
 from diptych.diffusion.samplers import SAMPLERS
@@ -29,7 +29,7 @@ class LatentConfig(Config):
     """The first stage."""
     unet: UNetConfig | AdmUNetConfig = UNetConfig()
     """The denoising network over latents."""
-    beside: BesideConfig | None = None
+    beside: ConcatConfig | None = None
     """What is concatenated to the latent, and makes the model one that repaints or enlarges pictures and does nothing
     else; none, but a U-Net with `concat_channels` for a mask and a masked latent repaints also where this is none."""
     text: TextConfig | ClassConfig | None = ClipTextConfig()
@@ -101,19 +101,19 @@ class LatentConfig(Config):
         return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
 
     @property
-    def reads(self) -> BesideConfig | None:
+    def reads(self) -> ConcatConfig | None:
         """What is concatenated to the latent."""
-        return MaskedConfig() if self.beside is None and self.unet.concat_channels else self.beside
+        return MaskConcat() if self.beside is None and self.unet.concat_channels else self.beside
 
     @property
     def repaints(self) -> bool:
         """Whether it was trained to repaint a part of a picture, and asks for picture and mask."""
-        return isinstance(self.reads, MaskedConfig)
+        return isinstance(self.reads, MaskConcat)
 
     @property
     def low_factor(self) -> int | None:
         """How many times it enlarges pictures, where it was trained to do that."""
-        return self.reads.factor if isinstance(self.reads, LowConfig) else None
+        return self.reads.factor if isinstance(self.reads, LowResConcat) else None
 
     @property
     def latent_size(self) -> int:

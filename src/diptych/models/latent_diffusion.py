@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.conditioning.concat import Latents, LowConfig, MaskedConfig
+from diptych.conditioning.concat import Latents, LowResConcat, MaskConcat
 from diptych.core.checks import initial, remedy, said
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
@@ -26,14 +26,15 @@ from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.encoders.base import network_of
-from diptych.encoders.prompt_domain import Familiar
-from diptych.encoders.prompt_weights import read_prompts
+from diptych.encoders.prompt_domain import PromptDomain
+from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.encoders.registry import ClipText, build_reader
-from diptych.models.init_image import Original, read_original
+from diptych.models.first_stage import choose_tiny_decoder, load_tiny_decoder, save_tiny_decoder
+from diptych.models.init_image import InitImage, read_init_image
 from diptych.models.latent_config import LatentConfig
 from diptych.models.lowres_image import read_enlarged
-from diptych.models.request import Callback, Order, Reading, Result, read_guidance, read_size, read_steps, warn_of_size
-from diptych.models.second_stage import ENCODED_AT_ONCE, SecondStage
+from diptych.models.request import Callback, Request, Result, read_guidance, read_size, read_steps, warn_of_size
+from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
 from diptych.networks import tiling
 from diptych.networks.adm import AdmUNet
 from diptych.networks.autoencoder import Autoencoder, Posterior
@@ -42,14 +43,13 @@ from diptych.networks.lora import adapted
 from diptych.networks.tiling import Tiling
 from diptych.networks.tiny_decoder import TinyDecoder
 from diptych.networks.unet import UNet
-from diptych.training.tasks.distillation import choose_tiny_decoder, load_tiny_decoder, save_tiny_decoder
 from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.identity import identity, named_file
 from diptych.weights.model_folder import model_place
 
 
-class LatentDiffusion(SecondStage):
+class LatentDiffusion(OverFirstStage):
     """Autoencoder, U-Net and text encoder. Its state is what diffusion training changes: the U-Net, a jointly trained
     text encoder, and `scale`, which brings latents to unit deviation. The frozen parts stand beside it.
     """
@@ -69,7 +69,7 @@ class LatentDiffusion(SecondStage):
         self.unet = unet or build_network(config.unet)
         self.stand_on(autoencoder, text, tiny)
         self.register_buffer("scale", torch.tensor(config.latent_scale or 1.0))
-        self.familiar: Familiar | None = None
+        self.familiar: PromptDomain | None = None
         self.begun = False  # from another model, whose scale it has
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
@@ -148,7 +148,7 @@ class LatentDiffusion(SecondStage):
         """Pixels a side of one place of its latents."""
         return self.config.autoencoder.factor
 
-    def embed(self, prompts: list[str], order: Order | None = None) -> dict[str, Tensor]:
+    def embed(self, prompts: list[str], order: Request | None = None) -> dict[str, Tensor]:
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
         if self.text is None:
             return {}
@@ -247,8 +247,12 @@ class LatentDiffusion(SecondStage):
             UserError: an empty or too long prompt, an unknown sampler, numbers that make no sense, or no picture.
         """
         config, factor = self.config, self.config.autoencoder.factor
-        order = Order.read(
-            prompts, seeds, negative, image is not None or low is not None, reading=Reading.read(weights, long_prompts)
+        order = Request.read(
+            prompts,
+            seeds,
+            negative,
+            image is not None or low is not None,
+            reading=PromptOptions.read(weights, long_prompts),
         )
         steps = read_steps(config.steps if steps is None else steps)
         guidance = read_guidance(config.guidance if guidance is None else guidance)
@@ -259,12 +263,12 @@ class LatentDiffusion(SecondStage):
         (small, fitted), original, extra = read_enlarged(config, low, len(order), fit, **others), None, {}
         tiles = None if tile is None else Tiling.of_pixels(tile, factor)
         draws = Draws(torch.tensor(order.seeds), whole=True)
-        if small is not None and isinstance(config.reads, LowConfig):
+        if small is not None and isinstance(config.reads, LowResConcat):
             latents = self.latents_beside(draws, tiles)
             extra["concat"] = config.reads.shown(config.autoencoder, small.to(self.device), latents)
             sides = [factor * side for side in reversed(extra["concat"].shape[-2:])]
         else:
-            original = read_original(config, len(order), steps, size, image, strength, mask, paste, factor, fit)
+            original = read_init_image(config, len(order), steps, size, image, strength, mask, paste, factor, fit)
             sides = sides if original is None else original.sides
         if original is None and small is None:
             warn_of_size(sides, config.size)
@@ -308,7 +312,7 @@ class LatentDiffusion(SecondStage):
     def guided(
         self,
         denoiser: Denoiser,
-        order: Order,
+        order: Request,
         guidance: float,
         guides: Guides = (),
         decoder: Autoencoder | TinyDecoder | None = None,
@@ -331,7 +335,7 @@ class LatentDiffusion(SecondStage):
 
     def redone(
         self,
-        original: Original,
+        original: InitImage,
         draws: Draws,
         guided,
         walk,
@@ -349,7 +353,7 @@ class LatentDiffusion(SecondStage):
         over = partial(painted_over, walk, noised=self.denoiser.noised, start=start)
         if original.mask is None:
             return over(guided(), known, noise, times)
-        if isinstance(reads := self.config.reads, MaskedConfig):
+        if isinstance(reads := self.config.reads, MaskConcat):
             latents = self.latents_beside(draws, tiles)
             concat = reads.shown(self.config.autoencoder, original.pictures, original.mask, latents)
             return over(guided(concat=concat), known, noise, times)
@@ -394,5 +398,5 @@ class LatentDiffusion(SecondStage):
         tiny = load_tiny_decoder(folder / "tiny_decoder") if (folder / "tiny_decoder").is_dir() else None
         model = cls(config, autoencoder, build_reader(config.text, folder / "text"), unet, tiny)
         model.scale.fill_(scale)
-        model.familiar = Familiar.load(folder)
+        model.familiar = PromptDomain.load(folder)
         return model.eval()

@@ -23,7 +23,7 @@ from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.registry import FrozenConfig, JointTransformerConfig
-from diptych.models.init_image import Canvas, Original, read_original
+from diptych.models.init_image import Canvas, InitImage, read_init_image
 from diptych.models.lowres_image import read_lows
 from diptych.models.request import read_guidance, read_number, read_steps
 from diptych.networks.adm_config import AdmUNetConfig
@@ -32,7 +32,7 @@ from diptych.networks.unet import UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig(Config):
+class PixelDiffusionConfig(Config):
     """A pixel diffusion model: its network, its noise schedule, and how it likes to be sampled."""
 
     kind: Literal["stage"] = "stage"
@@ -151,7 +151,7 @@ class StageConfig(Config):
         return f"{self.low_size}-{self.size}" if self.low_size else str(self.size)
 
 
-def read_stage(folder: Path) -> StageConfig:
+def read_stage(folder: Path) -> PixelDiffusionConfig:
     """The config of a stage's folder."""
     path = folder / "config.json"
     values = read_json(path, missing=f"there is no stage: {path} is missing")
@@ -159,7 +159,7 @@ def read_stage(folder: Path) -> StageConfig:
     if kind != "stage":
         raise UserError(f"{folder} holds a model of kind {said(kind)}, not a stage of a cascade")
     try:
-        return StageConfig.from_dict(values)
+        return PixelDiffusionConfig.from_dict(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -172,7 +172,7 @@ def require_trained(network: nn.Module, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """How one stage is sampled."""
 
     steps: int
@@ -198,7 +198,7 @@ class Settings:
 
 
 def read_settings(
-    config: StageConfig,
+    config: PixelDiffusionConfig,
     *,
     steps: Any = None,
     guidance: Any = None,
@@ -206,7 +206,7 @@ def read_settings(
     schedule_type: Any = None,
     threshold: Any = None,
     augmentation: Any = None,
-) -> Settings:
+) -> SamplingSettings:
     """A user's settings for a stage, its own where none are given; a `UserError` names what is wrong.
 
     What the stage has no use for is read all the same, and left out.
@@ -220,7 +220,7 @@ def read_settings(
         raise UserError(f"augmentation must lie between 0 and 1, not {level:g}")
     if config.augmentation.kind == "none":
         level = 0.0  # as it was trained
-    return Settings(
+    return SamplingSettings(
         count,
         weight if config.guidable else 1.0,
         name,
@@ -231,11 +231,11 @@ def read_settings(
 
 
 def read_painted(
-    configs: Sequence[StageConfig], count: int, steps: int, size: Any = None, **given: Any
-) -> Original | None:
+    configs: Sequence[PixelDiffusionConfig], count: int, steps: int, size: Any = None, **given: Any
+) -> InitImage | None:
     """The picture that is painted over by a stage and those behind it, at the size of the last, or none.
 
-    steps: of the first stage. given: image, strength, mask, paste and fit, as for `read_original`.
+    steps: of the first stage. given: image, strength, mask, paste and fit, as for `read_init_image`.
     """
     if given["image"] is not None and configs[0].low_size is not None:
         raise UserError(
@@ -245,11 +245,15 @@ def read_painted(
     for config in reversed(configs):
         unit, grown = math.lcm(unit, config.multiple * grown), grown * config.factor
     repaints = configs[0].masks is not None and configs[0].low_size is None
-    return read_original(Canvas(configs[-1].size, unit, repaints), count, steps, size, **given)
+    return read_init_image(Canvas(configs[-1].size, unit, repaints), count, steps, size, **given)
 
 
 def read_low(
-    config: StageConfig, low: Any, count: int, later: Sequence[StageConfig] = (), fit: str | None = None
+    config: PixelDiffusionConfig,
+    low: Any,
+    count: int,
+    later: Sequence[PixelDiffusionConfig] = (),
+    fit: str | None = None,
 ) -> list[Image.Image] | None:
     """A user's low-resolution pictures for `count` prompts, at a stage's input size; none for a base stage.
 

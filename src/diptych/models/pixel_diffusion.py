@@ -30,28 +30,37 @@ from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.encoders.base import network_of
-from diptych.encoders.prompt_domain import Familiar
-from diptych.encoders.prompt_weights import read_prompts
+from diptych.encoders.prompt_domain import PromptDomain
+from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.encoders.registry import JointTransformer, JointTransformerConfig, TextEmbedding, build_reader
-from diptych.models.init_image import Original
+from diptych.models.init_image import InitImage
 from diptych.models.lowres_image import fit_of
-from diptych.models.pixel_config import Settings, StageConfig, read_low, read_painted, read_settings, require_trained
-from diptych.models.request import Callback, Order, Reading, Result, Shown, read_size, warn_of_size
+from diptych.models.pixel_config import (
+    PixelDiffusionConfig,
+    SamplingSettings,
+    read_low,
+    read_painted,
+    read_settings,
+    require_trained,
+)
+from diptych.models.request import Callback, OneLineRepr, Request, Result, read_size, warn_of_size
 from diptych.networks.adm import AdmUNet
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.weights.files import load_stated, save_weights
 from diptych.weights.identity import identity
-from diptych.weights.lazy import Checkpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill
 from diptych.weights.model_folder import model_place
 
 
-class Stage(Shown, nn.Module):
+class PixelDiffusion(OneLineRepr, nn.Module):
     """A network over pixels and the text encoder beside it, which is frozen and no part of its state; one that is
     trained along is `joint_text`, a part of it."""
 
-    def __init__(self, config: StageConfig, text=None, network: UNet | EfficientUNet | AdmUNet | None = None) -> None:
+    def __init__(
+        self, config: PixelDiffusionConfig, text=None, network: UNet | EfficientUNet | AdmUNet | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.network = network or build_network(config.network)
@@ -127,12 +136,12 @@ class Stage(Shown, nn.Module):
     def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) made small or masked, and enlarged or repainted by this stage at its own settings."""
         require_trained(self.network, f"the stage {self.config.name}")
-        size, order = (pictures.shape[-2], pictures.shape[-1]), Order(captions, [""] * len(captions), seeds)
+        size, order = (pictures.shape[-2], pictures.shape[-1]), Request(captions, [""] * len(captions), seeds)
         low = original = None
         shown = pictures
         if self.config.masks is not None:
             masks = drawn_masks(self.config.masks, size, torch.tensor(seeds))
-            original, shown = Original(pictures, masks, 1.0, False), pictures * (1 - masks.to(pictures))
+            original, shown = InitImage(pictures, masks, 1.0, False), pictures * (1 - masks.to(pictures))
         if self.config.low_size is not None:
             low = shown = self.reduced(pictures, torch.tensor(seeds))
         return shown, self.sample(self.words(order), seeds, self.settings(), size=size, low=low, original=original)
@@ -160,7 +169,7 @@ class Stage(Shown, nn.Module):
 
     # What everyone else asks for.
 
-    def settings(self, **given: Any) -> Settings:
+    def settings(self, **given: Any) -> SamplingSettings:
         """A user's settings, the stage's own where none are given."""
         return read_settings(self.config, **given)
 
@@ -216,7 +225,9 @@ class Stage(Shown, nn.Module):
             UserError: as for the latent panel; or the stage was never trained; or `low` is missing, or no picture.
         """
         nothing_to_say = image is not None or (low is not None and self.config.text is None)
-        order = Order.read(prompts, seeds, negative, nothing_to_say, reading=Reading.read(weights, long_prompts))
+        order = Request.read(
+            prompts, seeds, negative, nothing_to_say, reading=PromptOptions.read(weights, long_prompts)
+        )
         settings = self.settings(
             steps=steps,
             guidance=guidance,
@@ -264,7 +275,7 @@ class Stage(Shown, nn.Module):
         handed = {"image": image, "mask": mask, "low": low, "noise": noise}
         return Result(to_images(pictures), order.metadata(identity(self, "stage"), common, **handed))
 
-    def words(self, order: Order) -> tuple[TextEmbedding, TextEmbedding] | None:
+    def words(self, order: Request) -> tuple[TextEmbedding, TextEmbedding] | None:
         """The prompts and what to steer away from: the negatives, or no words."""
         return None if self.config.text is None else embed_order(self.text, order, self.config)
 
@@ -272,12 +283,12 @@ class Stage(Shown, nn.Module):
         self,
         words: tuple[TextEmbedding, TextEmbedding] | None,
         seeds: Sequence[int],
-        settings: Settings,
+        settings: SamplingSettings,
         *,
         size: tuple[int, int] | None = None,
         low: Tensor | None = None,
         noise: Tensor | None = None,
-        original: Original | None = None,
+        original: InitImage | None = None,
         guides: Guides = (),
         prompts: Sequence[str] = (),
         callback: Callback | None = None,
@@ -341,19 +352,19 @@ class Stage(Shown, nn.Module):
         save_weights(self.network.state_dict(), folder, dtype=dtype, metadata={"stage": self.config.name})
 
     @classmethod
-    def load(cls, values: dict[str, Any], folder: Path) -> Stage:
+    def load(cls, values: dict[str, Any], folder: Path) -> PixelDiffusion:
         """Open a folder that `save` wrote. A `UserError` names the file or key at fault: also where the weights are
         those of another stage, or were never trained.
         """
         source = folder / "config.json"
         try:
-            config = StageConfig.from_dict(values)
+            config = PixelDiffusionConfig.from_dict(values)
             with torch.device("meta"):  # shapes alone, until the files are known to have them
                 network = build_network(config.network)
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
         check_stated(config, folder)
-        fill(network, Checkpoint.open(folder / "network"), str(folder / "network"))
+        fill(network, LazyCheckpoint.open(folder / "network"), str(folder / "network"))
         require_trained(network, f"the stage in {folder}")
         joint = isinstance(config.text, JointTransformerConfig)
         return cls(config, build_reader(config.text, folder / "text") if joint else None, network).eval()
@@ -366,7 +377,7 @@ def masked_beside(cond: Cond, pictures: Tensor, masks: Tensor) -> dict[str, Tens
     return {**cond, "concat": torch.cat(parts, 1)}
 
 
-def check_stated(config: StageConfig, folder: Path) -> None:
+def check_stated(config: PixelDiffusionConfig, folder: Path) -> None:
     """Raise a `UserError` if the weights in a stage's folder say that they are those of another stage."""
     for stated in load_stated(folder / "network", "stage"):
         if stated != config.name:
@@ -374,7 +385,7 @@ def check_stated(config: StageConfig, folder: Path) -> None:
 
 
 def embed_order(
-    text, order: Order, config: StageConfig, familiar: Familiar | None = None
+    text, order: Request, config: PixelDiffusionConfig, familiar: PromptDomain | None = None
 ) -> tuple[TextEmbedding, TextEmbedding]:
     """The embeddings of prompts and of negatives, the latter for a stage that can be guided; an empty negative is what
     stands for no words."""
@@ -390,7 +401,7 @@ def embed_order(
     return prompts.zeroed(torch.tensor(silent), tokens), negatives.zeroed(torch.tensor(free), tokens)
 
 
-def stage_seed(seed: int, config: StageConfig, what: str = "") -> int:
+def stage_seed(seed: int, config: PixelDiffusionConfig, what: str = "") -> int:
     """The seed itself for a base stage, and one that follows from it for every other stage and purpose: of 32 bits
     where the seed has no more."""
     if config.low_size is None and not what:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.checks import said, texts, wholes
-from diptych.core.errors import UserError, pick, warn
+from diptych.core.errors import UserError, warn
+from diptych.encoders.prompt_weights import PromptOptions
 from diptych.weights.identity import named_file
 
 MOST_STEPS, LONGEST_SIDE, MOST_GUIDANCE = 10_000, 8192, 1000
@@ -58,7 +59,7 @@ def _png(image: Image.Image) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-class Shown:
+class OneLineRepr:
     """A model that shows itself in one line: `LatentDiffusion(64 px; unet 10.2 M, autoencoder 3.8 M; cpu)`."""
 
     def __repr__(self) -> str:
@@ -88,44 +89,25 @@ class Shown:
         return tuple(text.names) if getattr(text, "kind", None) == "class" else ()
 
 
-LONG_PROMPTS = ("refuse", "cut", "chunks")
+PLAIN = PromptOptions()
+"""Without weights; a prompt that is too long is refused."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How prompts are read; `encoders.prompt_weights` does it."""
-
-    weights: bool = False
-    """`(word:1.3)` weighs a word."""
-    long: str = "refuse"
-    """A prompt beyond the text encoder's limit is refused, cut (and the cut told), or read in chunks."""
-
-    @classmethod
-    def read(cls, weights: Any, long: Any) -> Reading:
-        if not isinstance(weights, bool):
-            raise UserError(f"weights must be true or false, not {said(weights)}")
-        return cls(weights, pick("long_prompts", str(long), LONG_PROMPTS))
-
-    def metadata(self) -> dict[str, Any]:
-        found = {"weights": self.weights, "long_prompts": self.long}
-        return {key: value for key, value in found.items() if value not in (False, "refuse")}
-
-
-@dataclass(frozen=True)
-class Order:
+class Request:
     """Which pictures are wanted: one prompt, one negative prompt ("" for none) and one seed for each."""
 
     prompts: list[str]
     negatives: list[str]
     seeds: list[int]
-    reading: Reading = Reading()
+    reading: PromptOptions = PLAIN
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What is to be known of prompts, by their text, once they are read: words that are not, what was cut."""
 
     @classmethod
     def read(
-        cls, prompts: Any, seeds: Any, negative: Any, silent: bool = False, *, reading: Reading = Reading()
-    ) -> Order:
+        cls, prompts: Any, seeds: Any, negative: Any, silent: bool = False, *, reading: PromptOptions = PLAIN
+    ) -> Request:
         """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given. Where
         `silent`, a picture says what to paint, and a prompt may be empty.
 

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from diptych.encoders.base import network_of
-from diptych.models.request import Shown
+from diptych.models.request import OneLineRepr
 from diptych.networks.autoencoder import Autoencoder
 
 ENCODED_AT_ONCE = 32
 """Pictures that the first stage sees at a time: its activations are the largest of all."""
 
 
-class SecondStage(Shown, nn.Module):
+class OverFirstStage(OneLineRepr, nn.Module):
     """Base of the systems whose network works on what an autoencoder makes of pictures.
 
     The autoencoder, the text encoder and what else is frozen stand beside the module: they are neither trained nor

@@ -20,7 +20,7 @@ LEAST = 1e-30
 
 
 @dataclass(frozen=True)
-class Choice:
+class TokenSampling:
     """How the next code is drawn from its logits."""
 
     temperature: float = 1.0
@@ -31,7 +31,7 @@ class Choice:
     """Draw among the likeliest codes that have this probability together; 1 for all."""
 
     @classmethod
-    def read(cls, temperature: Any, top_k: Any, top_p: Any) -> Choice:
+    def read(cls, temperature: Any, top_k: Any, top_p: Any) -> TokenSampling:
         """From what a user gave; a `UserError` names what makes no sense."""
         temperature, top_p = read_number("temperature", temperature), read_number("top_p", top_p)
         if temperature <= 0:

@@ -13,7 +13,7 @@ from diptych.encoders.cache import CachedTexts, text_cache
 from diptych.encoders.registry import MiniLMConfig
 
 
-class Encoder(Protocol):
+class SentenceEncoder(Protocol):
     """What is asked of a text encoder: `sequence` (B, L, D) and `mask` (B, L), True at real tokens."""
 
     def encode(self, prompts: list[str], /) -> Any: ...
@@ -26,14 +26,14 @@ class WordFeatures:
     `limit` bounds the memory in bytes: captions met after it is full are read anew each time.
     """
 
-    def __init__(self, encoder: Encoder | None = None, limit: int = 1 << 30) -> None:
+    def __init__(self, encoder: SentenceEncoder | None = None, limit: int = 1 << 30) -> None:
         self._encoder = encoder
         self._limit = limit
         self._used = 0
         self._known: dict[str, Tensor] = {}
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> SentenceEncoder:
         if self._encoder is None:
             self._encoder = CachedTexts(MiniLMConfig(), text_cache())
         return self._encoder

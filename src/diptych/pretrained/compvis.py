@@ -39,7 +39,7 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import (
     names,
 )
 from diptych.weights.hub import cached
-from diptych.weights.lazy import Checkpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill
 
 CONDITION = "cond_stage_model."
 TEXT = CONDITION + "transformer."
@@ -111,7 +111,7 @@ def first_stage(source: Source) -> Autoencoder:
     return read_first_stage(stored, "" if alone else FIRST_STAGE, source.options.dtype).eval()
 
 
-def config_of(found: Checkpoint, source: str, given: Source | None = None) -> LatentConfig:
+def config_of(found: LazyCheckpoint, source: str, given: Source | None = None) -> LatentConfig:
     """What shapes and buffers say, and what is stated of a `given` file. A `UserError` names what is none of ours."""
     said = Stated() if given is None else stated(given)
     shapes = found.shapes if given is None else unet_shapes(given)
@@ -156,7 +156,7 @@ def config_of(found: Checkpoint, source: str, given: Source | None = None) -> La
 Condition = JointTransformerConfig | ClassConfig | None
 
 
-def condition_of(found: Checkpoint) -> Condition:
+def condition_of(found: LazyCheckpoint) -> Condition:
     """What the model is told of a picture: text, a class, or nothing."""
     keys = [key for key in found if key.startswith(CONDITION)]
     if TEXT + "token_emb.weight" in keys:
@@ -189,7 +189,7 @@ def condition_of(found: Checkpoint) -> Condition:
 
 
 def unet_config(
-    shapes: Shapes, found: Checkpoint, autoencoder: AutoencoderConfig, text: Condition, source: str
+    shapes: Shapes, found: LazyCheckpoint, autoencoder: AutoencoderConfig, text: Condition, source: str
 ) -> UNetConfig | AdmUNetConfig:
     """The U-Net's config: with transformers where there is a condition to read, else of ADM's kind."""
     latent, quantised = autoencoder.latent_channels, autoencoder.codebook is not None
@@ -207,7 +207,7 @@ def unet_config(
     return dataclasses.replace(config, classes=classes, **heads)
 
 
-def schedule_of(found: Checkpoint, autoencoder: AutoencoderConfig, text: Condition) -> ScheduleConfig:
+def schedule_of(found: LazyCheckpoint, autoencoder: AutoencoderConfig, text: Condition) -> ScheduleConfig:
     """As the buffer of betas says: they begin and end where it does, and must be spaced as in latent-diffusion."""
     stored = found["betas"].double() if "betas" in found else None
     if stored is None or stored.is_meta:
@@ -225,7 +225,7 @@ def schedule_of(found: Checkpoint, autoencoder: AutoencoderConfig, text: Conditi
     raise UserError(f"{found.source}: betas are not spaced as in latent-diffusion, where their roots are evenly so")
 
 
-def latent_scale(found: Checkpoint, config: LatentConfig) -> float:
+def latent_scale(found: LazyCheckpoint, config: LatentConfig) -> float:
     """By what latents are multiplied: the buffer, or what every model without one has."""
     if SCALE_KEY in found:
         return scale_of(found)
@@ -236,7 +236,7 @@ def latent_scale(found: Checkpoint, config: LatentConfig) -> float:
     raise UserError(f"{found.source}: key {SCALE_KEY!r} is missing, by which latents of a KL first stage are scaled")
 
 
-def read_first_stage(stored: Checkpoint, prefix: str, dtype: torch.dtype | None) -> Autoencoder:
+def read_first_stage(stored: LazyCheckpoint, prefix: str, dtype: torch.dtype | None) -> Autoencoder:
     """The autoencoder in tensors whose names all begin with `prefix`."""
     config = autoencoder_of_shapes(stored.shapes, stored.source, prefix)
     with torch.device("meta"):
@@ -258,7 +258,7 @@ def read_unet(config: UNetConfig | AdmUNetConfig, source: Source) -> UNet | AdmU
     return unet
 
 
-def read_text(config: JointTransformerConfig, stored: Checkpoint, options: Options) -> JointTransformer:
+def read_text(config: JointTransformerConfig, stored: LazyCheckpoint, options: Options) -> JointTransformer:
     """The text transformer with its tokenizer, which the file does not hold."""
     with torch.device("meta"):
         text = JointTransformer(config)

@@ -49,7 +49,7 @@ from diptych.pretrained.stable_diffusion.text_encoder import (
     text_of_folder,
 )
 from diptych.weights.files import load_metadata, save_safetensors, save_weights
-from diptych.weights.lazy import Checkpoint, fill, shapes_only
+from diptych.weights.lazy import LazyCheckpoint, fill, shapes_only
 from diptych.weights.model_folder import DIFFUSERS, LATENT, MARK
 
 LAYOUTS = ("diptych", "diffusers", "single-file")
@@ -165,9 +165,9 @@ def own_parts(folder: Path) -> Parts:
     return Parts(
         config=dataclasses.replace(config, text=text_config(shape)),
         scale=scale,
-        unet=pieces(same(unet_names(unet)), Checkpoint.open(folder / "unet")),
-        autoencoder=pieces(same(autoencoder_names(autoencoder)), Checkpoint.open(folder / "autoencoder")),
-        text=text_of_folder(Checkpoint.open(text), shape),
+        unet=pieces(same(unet_names(unet)), LazyCheckpoint.open(folder / "unet")),
+        autoencoder=pieces(same(autoencoder_names(autoencoder)), LazyCheckpoint.open(folder / "autoencoder")),
+        text=text_of_folder(LazyCheckpoint.open(text), shape),
         shape=shape,
         tokenizer=text,
         scheduler=read_object(scheduler) if scheduler.is_file() else None,
@@ -222,7 +222,7 @@ def write_folder(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
     assert parts.tokenizer is not None and isinstance(config.unet, UNetConfig)
     factor, autoencoder = config.autoencoder.factor, config.autoencoder
     scheduler = scheduler_of(parts)
-    networks: Iterable[tuple[str, str, Layout, Checkpoint, dict[str, Any]]] = (
+    networks: Iterable[tuple[str, str, Layout, LazyCheckpoint, dict[str, Any]]] = (
         ("unet", NAME, diffusers_unet(config.unet), parts.unet, unet_json(config.unet, config.size // factor)),
         (
             *("vae", NAME, diffusers_autoencoder(autoencoder), parts.autoencoder),

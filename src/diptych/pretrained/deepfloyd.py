@@ -17,8 +17,8 @@ from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.registry import T5Config
-from diptych.models.pixel_config import StageConfig, require_trained
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig, require_trained
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.pretrained import schedulers
 from diptych.pretrained.adm_keys import diffusers_adm
@@ -68,7 +68,7 @@ def fits(source: Source) -> bool:
     return source.index is not None and source.index.get("_class_name") in (*BASE, *ENLARGING)
 
 
-def read(source: Source) -> Stage:
+def read(source: Source) -> PixelDiffusion:
     """The stage in a folder. Its text encoder stays where it lies until prompts are read."""
     config = stage_config(source)
     with torch.device("meta"):
@@ -76,10 +76,10 @@ def read(source: Source) -> Stage:
     tensors = pieces(diffusers_adm(network), source.part("unet"))
     fill(network, tensors, tensors.source, source.options.dtype)
     require_trained(network, f"the stage in {source.path}")
-    return Stage(config, network=network).eval()
+    return PixelDiffusion(config, network=network).eval()
 
 
-def stage_config(source: Source) -> StageConfig:
+def stage_config(source: Source) -> PixelDiffusionConfig:
     """What the folder's configs say, in ours. A `UserError` names the file and the field that we cannot follow."""
     unet, where = source.config("unet"), source.path / "unet" / "config.json"
     enlarging = (source.index or {}).get("_class_name") in ENLARGING
@@ -87,7 +87,7 @@ def stage_config(source: Source) -> StageConfig:
     if enlarging and (unet.get("in_channels") != 6 or size % FACTOR):
         raise UserError(f"{where}: a super-resolution stage has 6 input channels and a side that {FACTOR} divides")
     last = enlarging and size >= 1024
-    return StageConfig(
+    return PixelDiffusionConfig(
         network=network_config(unet, where),
         text=text_config(source, unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")),
         null="empty",

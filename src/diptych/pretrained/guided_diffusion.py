@@ -24,8 +24,8 @@ from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.classes import ClassConfig
-from diptych.models.pixel_config import StageConfig, require_trained
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig, require_trained
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.pretrained.adm_keys import adm_of_shapes, compvis_adm, encoder_of_shapes
@@ -80,24 +80,24 @@ def fits(source: Source) -> bool:
     return not source.folder and sum(key in source.checkpoint for key in keys) >= 2
 
 
-def read(source: Source) -> Stage | NoisyClassifier:
+def read(source: Source) -> PixelDiffusion | NoisyClassifier:
     """The model in a file. A `UserError` names the key at fault, or what has to be said of a file of one's own."""
     if any(key.startswith("output_blocks.") for key in source.checkpoint):
         return read_stage(source)
     return read_classifier(source)
 
 
-def read_stage(source: Source) -> Stage:
+def read_stage(source: Source) -> PixelDiffusion:
     """A U-Net as a stage that paints pictures, or enlarges them."""
     config, older = stage_config(source)
     with torch.device("meta"):
         network = AdmUNet(config.network)  # type: ignore[arg-type]
     network = filled(network, compvis_adm(network, older_attention=older), source)
     require_trained(network, str(source.path))
-    return Stage(config, network=network).eval()
+    return PixelDiffusion(config, network=network).eval()
 
 
-def stage_config(source: Source) -> tuple[StageConfig, bool]:
+def stage_config(source: Source) -> tuple[PixelDiffusionConfig, bool]:
     """The stage, and whether its attention is in the older order."""
     found, name = source.checkpoint, str(source.path)
     plain = adm_of_shapes(found.shapes, name, PIXELS, heads=1)
@@ -118,9 +118,9 @@ def stage_config(source: Source) -> tuple[StageConfig, bool]:
     return config, not facts.new_attention_order
 
 
-def adm_stage(network: AdmUNetConfig, facts: Facts) -> StageConfig:
+def adm_stage(network: AdmUNetConfig, facts: Facts) -> PixelDiffusionConfig:
     """A stage as OpenAI's were trained, and are sampled from: 250 of 1000 steps, the variance their own."""
-    return StageConfig(
+    return PixelDiffusionConfig(
         network=network,
         text=None if network.classes is None else ClassConfig(classes=network.classes, names=facts.names),
         schedule=COSINE if facts.noise_schedule == "cosine" else LINEAR,

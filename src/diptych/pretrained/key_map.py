@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 
 
 class Piece(NamedTuple):
@@ -31,7 +31,7 @@ Layout = Mapping[str, Piece]
 """Our names -> where each lies."""
 
 
-def pieces(layout: Layout, published: Checkpoint) -> Checkpoint:
+def pieces(layout: Layout, published: LazyCheckpoint) -> LazyCheckpoint:
     """Our tensors by our names, each made when it is asked for from the published one that holds it.
 
     Raises a `UserError` that names the first published key that is missing, unexpected, or of a shape without such
@@ -50,7 +50,7 @@ def pieces(layout: Layout, published: Checkpoint) -> Checkpoint:
         read[name] = lambda piece=piece, shape=shapes[name]: taken(published[piece.key], piece, shape)
     if extra := set(published) - {piece.key for piece in layout.values()}:
         raise UserError(f"{published.source}: unexpected key {min(extra)!r} ({len(extra)} in all)")
-    return Checkpoint(read, shapes, published.source, {name: piece.key for name, piece in layout.items()})
+    return LazyCheckpoint(read, shapes, published.source, {name: piece.key for name, piece in layout.items()})
 
 
 def taken(theirs: Tensor, piece: Piece, shape: tuple[int, ...]) -> Tensor:

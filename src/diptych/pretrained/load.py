@@ -9,6 +9,7 @@ import torch
 
 from diptych.core.checks import said
 from diptych.core.config import read_json
+from diptych.core.devices import find_device
 from diptych.core.errors import NothingThere, UserError, pick
 from diptych.weights.bounds import bounded, stored_tensors
 from diptych.weights.hub import fetched, hub_id
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from diptych.models.autoregressive import Autoregressive
     from diptych.models.cascade import Cascade
     from diptych.models.latent_diffusion import LatentDiffusion
-    from diptych.models.pixel_diffusion import Stage
+    from diptych.models.pixel_diffusion import PixelDiffusion
     from diptych.networks.autoencoder import Autoencoder
     from diptych.networks.tiny_decoder import TinyDecoder
     from diptych.pretrained.source import Options
@@ -131,7 +132,7 @@ def open_model(
     dtype: str = "float32",
     ema: bool = False,
     prediction: Literal["eps", "v"] | None = None,
-) -> LatentDiffusion | Stage | Cascade | Autoregressive:
+) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
     """The system in a folder or file, or on the hub, on the CPU, ready to generate; `diptych.load` says the rest."""
     options = read_options(allow_pickle, tokenizer, dtype, ema, prediction)
     path = find(source, revision=revision, offline=offline, allow_pickle=allow_pickle)
@@ -155,15 +156,28 @@ def open_model(
     return known_by(open_own(path))
 
 
+def load(
+    source: str | Path | None = None, device: str = "auto", *, lora: Any = None, **opening: Any
+) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
+    """The model of `open_model` on a device, with LoRA files on it: what `diptych.load` does, which says the rest."""
+    where = find_device(device)
+    model = open_model(source, **opening).to(where)
+    if lora is not None:
+        from diptych.pretrained.lora_files import attach_files
+
+        attach_files(model, lora, opening.get("allow_pickle", False))
+    return model
+
+
 def open_autoencoder(source: str | Path | None, **opening: Any) -> Autoencoder:
     """The autoencoder in whatever holds one, on the CPU: a run or model folder of a first stage or of a latent model,
     an embedded model, a published latent model, or an autoencoder published alone. Only its weights are read.
 
     `opening` is as for `open_model`. Raises a `UserError` that names what is there instead.
     """
+    from diptych.models.first_stage import load_autoencoder
     from diptych.networks.autoencoder import AutoencoderConfig
     from diptych.pretrained.families import open_published_first_stage
-    from diptych.training.tasks.autoencoding import load_autoencoder
 
     path, options = located(source, **opening)
     if is_published(path):
@@ -180,7 +194,7 @@ def open_autoencoder(source: str | Path | None, **opening: Any) -> Autoencoder:
 
 def open_tiny_decoder(source: str | Path, autoencoder: Autoencoder) -> TinyDecoder:
     """The tiny decoder in a run or model folder, on the CPU; a `UserError` where it is none of this autoencoder's."""
-    from diptych.training.tasks.distillation import load_tiny_decoder, require_fits
+    from diptych.models.first_stage import load_tiny_decoder, require_fits
 
     decoder = load_tiny_decoder(source)
     require_fits(decoder, autoencoder)
@@ -230,14 +244,14 @@ def require_unread(options: Options, where: Path | str) -> None:
             raise UserError(f"{name} is for published weights, which {where} is not")
 
 
-def open_own(folder: Path) -> LatentDiffusion | Stage | Cascade | Autoregressive:
+def open_own(folder: Path) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
     """The system in a model folder of ours. A `UserError` for configs that describe more than the files hold."""
     values = read_config(folder)
     with bounded(stored_tensors(folder), folder):
         return _opened(values, folder)
 
 
-def _opened(values: dict[str, Any], folder: Path) -> LatentDiffusion | Stage | Cascade | Autoregressive:
+def _opened(values: dict[str, Any], folder: Path) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
     kind = values["kind"]
     if kind == "latent":
         from diptych.models.latent_diffusion import LatentDiffusion
@@ -248,9 +262,9 @@ def _opened(values: dict[str, Any], folder: Path) -> LatentDiffusion | Stage | C
 
         return Cascade.load(values, folder)
     if kind == "stage":
-        from diptych.models.pixel_diffusion import Stage
+        from diptych.models.pixel_diffusion import PixelDiffusion
 
-        return Stage.load(values, folder)
+        return PixelDiffusion.load(values, folder)
     if kind == "autoregressive":
         from diptych.models.autoregressive import Autoregressive
 

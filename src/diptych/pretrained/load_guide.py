@@ -28,7 +28,7 @@ from diptych.pretrained.families import open_published
 from diptych.pretrained.guided_diffusion import COSINE, LINEAR
 from diptych.pretrained.load import find, is_published, read_config, read_options
 from diptych.weights.identity import Origin
-from diptych.weights.lazy import Checkpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill
 
 JUDGE = "judge"
 """The name of the judge in the package."""
@@ -147,7 +147,7 @@ class ClipPair(nn.Module):
         shape: Any = pair_config(folder / "config.json")
         model: Any = built_as_shapes(lambda: CLIPModel(shape), folder)
         self.tokenizer, self.pad = saved_tokenizer(folder, "tokenizer.json", "vocab.json")
-        checkpoint, own = Checkpoint.open(folder), model.state_dict()
+        checkpoint, own = LazyCheckpoint.open(folder), model.state_dict()
         fill(model, checkpoint.only(key for key in checkpoint if key in own or "position_ids" not in key), str(folder))
         for half in (model.text_model, model.vision_model):  # buffers that no file needs
             places = half.embeddings.position_ids.shape[-1]

@@ -26,10 +26,10 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.request import read_number
 from diptych.networks.lora import AdaptableLayer, Adapter, LowRank, adapt, adapters
 from diptych.networks.unet import UNet
-from diptych.pretrained.lora_settings import Settings, stated_settings
+from diptych.pretrained.lora_settings import LoraSettings, stated_settings
 from diptych.pretrained.stable_diffusion.state_dict_keys import compvis_unet, diffusers_unet
 from diptych.weights.files import save_safetensors
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 
 Given = str | Path | tuple[str | Path, float]
 """A file, alone or with its scale."""
@@ -102,7 +102,7 @@ OTHER_PREFIXES = {
 """What other programs put before the names of a network's layers."""
 
 
-class Pair(NamedTuple):
+class LowRankPair(NamedTuple):
     """The two matrices of one layer, as the file has them."""
 
     key: str
@@ -116,7 +116,7 @@ class Pair(NamedTuple):
 class LoRA:
     """What one file changes, layer by layer. It belongs to no model until it is applied to one."""
 
-    def __init__(self, pairs: Mapping[str, Pair], name: str) -> None:
+    def __init__(self, pairs: Mapping[str, LowRankPair], name: str) -> None:
         self.pairs, self.name = dict(pairs), name
 
     @classmethod
@@ -134,7 +134,7 @@ class LoRA:
         """
         path = Path(path)
         place, name = located(path)
-        file = Checkpoint.open(place, name, allow_pickle)
+        file = LazyCheckpoint.open(place, name, allow_pickle)
         parts: dict[str, dict[str, str]] = {}
         for key in file:
             layer, part = parsed(key, file.source)
@@ -288,7 +288,7 @@ def today(layer: str) -> str:
     return f"unet.{layer}" if re.match(r"(down|up|mid)_block|conv_in|conv_out|time_embedding", layer) else layer
 
 
-def pair(layer: str, keys: Mapping[str, str], file: Checkpoint, settings: Settings) -> Pair:
+def pair(layer: str, keys: Mapping[str, str], file: LazyCheckpoint, settings: LoraSettings) -> LowRankPair:
     """A layer's two matrices and its alpha, with ranks that agree."""
     if missing := {"down", "up"} - keys.keys():
         there = keys.get("down", keys.get("up", keys.get("alpha")))
@@ -306,7 +306,7 @@ def pair(layer: str, keys: Mapping[str, str], file: Checkpoint, settings: Settin
         if stated.numel() != 1 or stated.item() <= 0:
             raise UserError(f"{file.source}: key {keys['alpha']!r} must be one positive number")
         alpha = float(stated)
-    return Pair(keys["down"], down, up, alpha)
+    return LowRankPair(keys["down"], down, up, alpha)
 
 
 # Where it goes.
@@ -349,7 +349,7 @@ def is_text(name: str) -> bool:
     return name.startswith(("lora_te_", "text_encoder."))
 
 
-def fitted(each: Pair, layer: AdaptableLayer, source: str) -> LowRank:
+def fitted(each: LowRankPair, layer: AdaptableLayer, source: str) -> LowRank:
     """The change of this layer. A linear layer and a convolution with a 1x1 kernel take each other's matrices.
 
     Raises a `UserError` for shapes of another layer.

@@ -45,7 +45,7 @@ NAMES = {"use_dora": "DoRA", "use_qalora": "QALoRA", "lora_bias": "biases", "alo
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoraSettings:
     """Of each network by its name, of all others under "", what is stated."""
 
     where: str
@@ -84,7 +84,7 @@ def simple(pattern: str) -> bool:
     return len(pattern) < 1000 and not re.search(r"\)[*+?{]", pattern) and len(re.findall(r"[*+{]", pattern)) <= 3
 
 
-def stated_settings(file: Path, of_peft: bool) -> Settings:
+def stated_settings(file: Path, of_peft: bool) -> LoraSettings:
     """What is stated of a file; `of_peft` says that its tensors have PEFT's names, and that its config is beside it.
 
     Raises a `UserError` for another method than LoRA, and for a setting that diptych does not follow.
@@ -101,15 +101,15 @@ def stated_settings(file: Path, of_peft: bool) -> Settings:
         for name in FOLLOWED:
             if name in others and others[name] != values.get(name):
                 raise UserError(f"{header.where} and {config} state different things: {network}.{name}")
-    return Settings(str(config), {"": values})
+    return LoraSettings(str(config), {"": values})
 
 
-def stated_in_header(file: Path) -> Settings:
+def stated_in_header(file: Path) -> LoraSettings:
     where = f"{file}: {HEADER} in its header"
     with file.open("rb") as opened:
         safe = opened.read(9)[8:] == b"{"
     if not safe:
-        return Settings(where)
+        return LoraSettings(where)
     try:
         settings = json.loads(load_metadata(file).get(HEADER, "{}"))
     except (ValueError, RecursionError):
@@ -122,7 +122,7 @@ def stated_in_header(file: Path) -> Settings:
         networks.setdefault(network, {})[name] = value
     for values in networks.values():
         require_lora(values, where)
-    return Settings(where, networks)
+    return LoraSettings(where, networks)
 
 
 def require_lora(values: Mapping[str, Any], where: str) -> None:

@@ -12,7 +12,7 @@ from diptych.networks.lpips import STAGES, Lpips
 from diptych.pretrained.key_map import Piece, pieces
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.hub import fetched, hub_id
-from diptych.weights.lazy import Checkpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill
 
 UNUSED = ("classifier.", "pre_logits.", "head.")
 """Of VGG16, what follows the convolutions: in torchvision's file, and in timm's."""
@@ -39,10 +39,10 @@ def read_lpips(vgg16: str | Path, heads: str | Path | None = None, allow_pickle:
     """
     with torch.device("meta"):
         distance = Lpips()
-    trunk = Checkpoint.open(vgg16_path(vgg16, allow_pickle), allow_pickle=allow_pickle)
+    trunk = LazyCheckpoint.open(vgg16_path(vgg16, allow_pickle), allow_pickle=allow_pickle)
     fill(distance.vgg16, trunk.only(key for key in trunk if not key.startswith(UNUSED)), trunk.source)
     file = heads_path(heads)
-    linear = Checkpoint.open(file, allow_pickle=allow_pickle or heads is None)
+    linear = LazyCheckpoint.open(file, allow_pickle=allow_pickle or heads is None)
     fill(distance.heads, pieces(LAYOUT, linear), linear.source)
     for name, weight in distance.heads.named_parameters():
         if (weight < 0).any():  # a distance that could fall below zero, and a loss without a bottom

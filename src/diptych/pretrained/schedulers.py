@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from diptych.core.errors import UserError
 
 
-class Kind(NamedTuple):
+class SchedulerKind(NamedTuple):
     """A class of schedulers."""
 
     sampler: str
@@ -30,25 +30,25 @@ class Kind(NamedTuple):
 
 SD_BETAS = ("linear", 0.00085, 0.012)
 CLASSES = {
-    "DDIMScheduler": Kind("ddim"),
-    "DDIMParallelScheduler": Kind("ddim"),
-    "DDPMScheduler": Kind("ddpm"),
-    "DDPMParallelScheduler": Kind("ddpm"),
-    "DEISMultistepScheduler": Kind("dpmpp-2m", same=False),
-    "DPMSolverMultistepScheduler": Kind("dpmpp-2m"),
-    "DPMSolverSDEScheduler": Kind("dpmpp-2m-sde", same=False, betas=SD_BETAS),
-    "DPMSolverSinglestepScheduler": Kind("dpmpp-2m", same=False),
-    "EulerAncestralDiscreteScheduler": Kind("euler-ancestral"),
-    "EulerDiscreteScheduler": Kind("euler"),
-    "HeunDiscreteScheduler": Kind("heun", betas=SD_BETAS),
-    "KDPM2AncestralDiscreteScheduler": Kind("euler-ancestral", same=False, betas=SD_BETAS),
-    "KDPM2DiscreteScheduler": Kind("heun", same=False, betas=SD_BETAS),
-    "LCMScheduler": Kind("euler-ancestral", same=False, betas=("scaled_linear", 0.00085, 0.012)),
-    "LMSDiscreteScheduler": Kind("euler", same=False),
-    "PNDMScheduler": Kind("ddim", same=False),
-    "SASolverScheduler": Kind("dpmpp-2m-sde", same=False),
-    "TCDScheduler": Kind("ddim", same=False, betas=("scaled_linear", 0.00085, 0.012)),
-    "UniPCMultistepScheduler": Kind("unipc"),
+    "DDIMScheduler": SchedulerKind("ddim"),
+    "DDIMParallelScheduler": SchedulerKind("ddim"),
+    "DDPMScheduler": SchedulerKind("ddpm"),
+    "DDPMParallelScheduler": SchedulerKind("ddpm"),
+    "DEISMultistepScheduler": SchedulerKind("dpmpp-2m", same=False),
+    "DPMSolverMultistepScheduler": SchedulerKind("dpmpp-2m"),
+    "DPMSolverSDEScheduler": SchedulerKind("dpmpp-2m-sde", same=False, betas=SD_BETAS),
+    "DPMSolverSinglestepScheduler": SchedulerKind("dpmpp-2m", same=False),
+    "EulerAncestralDiscreteScheduler": SchedulerKind("euler-ancestral"),
+    "EulerDiscreteScheduler": SchedulerKind("euler"),
+    "HeunDiscreteScheduler": SchedulerKind("heun", betas=SD_BETAS),
+    "KDPM2AncestralDiscreteScheduler": SchedulerKind("euler-ancestral", same=False, betas=SD_BETAS),
+    "KDPM2DiscreteScheduler": SchedulerKind("heun", same=False, betas=SD_BETAS),
+    "LCMScheduler": SchedulerKind("euler-ancestral", same=False, betas=("scaled_linear", 0.00085, 0.012)),
+    "LMSDiscreteScheduler": SchedulerKind("euler", same=False),
+    "PNDMScheduler": SchedulerKind("ddim", same=False),
+    "SASolverScheduler": SchedulerKind("dpmpp-2m-sde", same=False),
+    "TCDScheduler": SchedulerKind("ddim", same=False, betas=("scaled_linear", 0.00085, 0.012)),
+    "UniPCMultistepScheduler": SchedulerKind("unipc"),
 }
 """Class -> what samples in its place."""
 OTHERS = ("EDM", "FlowMatch", "Consistency", "CMStochastic", "ScoreSde", "Karras")
@@ -204,7 +204,7 @@ def said(values: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in found.items() if value is not None}
 
 
-def kind_of(values: Mapping[str, Any], where: str) -> Kind:
+def kind_of(values: Mapping[str, Any], where: str) -> SchedulerKind:
     """What samples in the place of a saved scheduler's class; a `UserError` for one of another family.
 
     Of a class that is not among them, whose betas are said all the same, nothing is known but those.
@@ -213,7 +213,7 @@ def kind_of(values: Mapping[str, Any], where: str) -> Kind:
     if isinstance(name, str) and name in CLASSES:
         return CLASSES[name]
     if isinstance(name, str) and "beta_schedule" in said(values) and not any(word in name for word in OTHERS):
-        return Kind("ddim", same=False)
+        return SchedulerKind("ddim", same=False)
     raise none_of(where, "_class_name", name, sorted(CLASSES))
 
 
@@ -304,7 +304,7 @@ def dpm_solver(found: Mapping[str, Any], where: str) -> str:
 
 def schedule_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a `ScheduleConfig`."""
-    found, usual = said(values), CLASSES.get(values.get("_class_name", ""), Kind("")).betas
+    found, usual = said(values), CLASSES.get(values.get("_class_name", ""), SchedulerKind("")).betas
     kind = found.get("beta_schedule", usual[0])
     if kind not in tuple(BETAS):
         raise none_of(where, "beta_schedule", kind, BETAS)

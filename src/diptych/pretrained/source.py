@@ -13,7 +13,7 @@ import torch
 from diptych.core.checks import said
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,18 @@ class Source:
         self.index = read_object(index) if self.folder and index.is_file() else None
 
     @functools.cached_property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> LazyCheckpoint:
         """The tensors of a single file, those of a nested "state_dict" where there is one.
 
         Raises a `UserError` for a folder, a damaged file, or a pickle that the user has not allowed.
         """
         if self.folder:
             raise UserError(f"{self.path} is a folder, not a single file of weights")
-        return Checkpoint.open(self.path, allow_pickle=self.options.allow_pickle)
+        return LazyCheckpoint.open(self.path, allow_pickle=self.options.allow_pickle)
 
-    def part(self, name: str, file: str = "diffusion_pytorch_model") -> Checkpoint:
+    def part(self, name: str, file: str = "diffusion_pytorch_model") -> LazyCheckpoint:
         """The weights in the sub-folder `name` ("" is the folder itself): whole or in shards, plain or a variant."""
-        return Checkpoint.open(self.path / name, file, self.options.allow_pickle)
+        return LazyCheckpoint.open(self.path / name, file, self.options.allow_pickle)
 
     def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
         """A JSON file of the sub-folder `name` ("" is the folder itself)."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from diptych.conditioning.concat import MaskedConfig
+from diptych.conditioning.concat import MaskConcat
 from diptych.conditioning.masks import MaskConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.recipes import LatentTraining, Recipe
 from diptych.recipes.emoji.latent import DATA, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.papers.first_stages import VQ_F4_NOATTN
 from diptych.recipes.papers.ldm import L1, TIMES
 from diptych.recipes.papers.ldm import training as ldm_training
+from diptych.training.experiment_config import LatentTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -43,7 +43,7 @@ def _published(size: str, unet: AdmUNetConfig, warmup: int) -> Recipe:
             model=LatentConfig(
                 autoencoder=VQ_F4_NOATTN,
                 unet=unet,
-                beside=MaskedConfig(masks=MaskConfig(thin=0, medium=0)),
+                beside=MaskConcat(masks=MaskConfig(thin=0, medium=0)),
                 text=None,
                 schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0205),
                 times=TIMES,
@@ -59,7 +59,7 @@ def _published(size: str, unet: AdmUNetConfig, warmup: int) -> Recipe:
     )
 
 
-BESIDE = MaskedConfig(fill="smooth", fine=True)
+BESIDE = MaskConcat(fill="smooth", fine=True)
 """What it is told in the place of words: a mask, and the rest of the picture. A latent stands for 8 pixels here: a mask
 of one value for each would not say what a thin stroke hides."""
 

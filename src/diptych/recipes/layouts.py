@@ -16,11 +16,11 @@ from diptych.encoders.layout import LayoutConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import LatentTraining, Recipe
 from diptych.recipes.emoji.latent import DATA, LATENT_TRAINING, trained_on
 from diptych.recipes.papers.first_stages import VQ_F4, VQ_F8
 from diptych.recipes.papers.ldm import L1, TIMES
 from diptych.recipes.papers.ldm import training as ldm_training
+from diptych.training.experiment_config import LatentTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.conditioning.concat import LowConfig
+from diptych.conditioning.concat import LowResConcat
 from diptych.conditioning.degradations import DegradationConfig
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.models.latent_diffusion import LatentConfig
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
-from diptych.recipes import LatentTraining, Recipe, StageTraining
 from diptych.recipes.emoji.latent import DATA, SMALL_AUTOENCODER, trained_on
 from diptych.recipes.emoji.pixel_cascade import OBJECTIVE
 from diptych.recipes.papers.first_stages import VQ_F4
 from diptych.recipes.papers.ldm import TIMES
 from diptych.recipes.papers.ldm import training as ldm_training
+from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -44,7 +44,7 @@ def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfi
 
 def enlarging(degradation: DegradationConfig) -> LatentTraining:
     """The default's first stage and U-Net, which begins with its weights; what told it of words is gone."""
-    low = LowConfig(factor=4, degradation=degradation, encoded=True)
+    low = LowResConcat(factor=4, degradation=degradation, encoded=True)
     unet = {"concat_channels": low.channels(SMALL_AUTOENCODER), "context_width": None, "pooled_width": None}
     return trained_on(unet=unet, diffusion={"prompts": ()}, beside=low, text=None, guidance=1.0)
 
@@ -52,7 +52,7 @@ def enlarging(degradation: DegradationConfig) -> LatentTraining:
 def over_pixels(degradation: DegradationConfig) -> StageTraining:
     """The same task without a first stage, as SR3 does it: a stage of a cascade that is told no words."""
     network: dict[str, Any] = {"self_attention_levels": (), "cross_attention_levels": (), "augmented": False}
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=EfficientUNetConfig(channels=32, multipliers=(1, 2, 3), blocks=(1, 2, 2), **network),
         schedule=ScheduleConfig(kind="cosine"),
         prediction="x0",
@@ -85,7 +85,7 @@ def _published(degradation: DegradationConfig, description: str) -> Recipe:
     model = LatentConfig(
         autoencoder=VQ_F4,
         unet=network,
-        beside=LowConfig(factor=4, degradation=degradation),
+        beside=LowResConcat(factor=4, degradation=degradation),
         text=None,
         schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0155),
         times=TIMES,

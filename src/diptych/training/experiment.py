@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from diptych.core.devices import find_device, require_memory
@@ -16,7 +15,6 @@ from diptych.core.errors import UserError
 from diptych.core.hashing import mix
 from diptych.core.seeding import drawn_apart, seed_default
 from diptych.data.dataset import PictureDataset
-from diptych.encoders.base import network_of
 from diptych.encoders.cache import CachedTexts, text_cache
 from diptych.encoders.layout import classes_of
 from diptych.encoders.registry import (
@@ -25,29 +23,27 @@ from diptych.encoders.registry import (
     LayoutConfig,
     LayoutTransformer,
     LearnedConfig,
-    T5Config,
     build_reader,
     text_network,
     train_tokenizer,
 )
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
-from diptych.models.cascade import Cascade, CascadeConfig
 from diptych.models.cascade import assemble as run_assemble
-from diptych.models.judge import Judge, JudgeConfig
+from diptych.models.judge import Judge
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.models.noisy_guide import NoisyGuideConfig
-from diptych.models.pixel_config import StageConfig, read_stage
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.build import build_network
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.networks.noisy_classifier import NoisyClassifier
 from diptych.networks.tiny_decoder import TinyDecoder
 from diptych.pretrained.families import open_published
-from diptych.pretrained.load import find, is_published, located, open_autoencoder, read_config
+from diptych.pretrained.load import find, is_published, open_autoencoder
 from diptych.pretrained.source import Options
-from diptych.recipes import KEEPS_NONE, AutoregressiveTraining, LatentTraining, Recipe, StageTraining, all_recipes, get
+from diptych.training.experiment_config import KEEPS_NONE, AutoregressiveTraining, LatentTraining, Recipe, StageTraining
 from diptych.training.experiment_data import (
     QUARANTINE,
     all_captions,
@@ -88,7 +84,6 @@ from diptych.training.tasks.distillation import DistillationConfig
 from diptych.training.tasks.guide_training import GuideTraining
 from diptych.training.trainer import Trainable
 from diptych.training.trainer import train as run_loop
-from diptych.weights.lazy import shapes_only
 
 TwoStages = LatentTraining | AutoregressiveTraining
 """What is trained over a first stage."""
@@ -186,7 +181,7 @@ def stage_task(system: StageTraining, captions: list[str], seed: int) -> Diffusi
         texts.read([*captions, *system.diffusion.prompts])
         texts.unload()
     with drawn_apart(seed, FIRST_WEIGHTS):
-        stage = Stage(system.model, texts)
+        stage = PixelDiffusion(system.model, texts)
     if before is not None:
         begin_stage(stage, before, str(system.initial))
     return DiffusionTask(stage, system.diffusion)
@@ -281,79 +276,16 @@ def assemble(sources: Sequence[str], out: Path, allow_pickle: bool = False) -> P
     return run_assemble(folders, out, published)
 
 
-def describe(name: str | Path, **opening: Any) -> dict[str, Any]:
-    """A recipe or model (by name, or where it lies): its config and the exact parameter counts of its networks, built
-    on the meta device. `opening` is as in `diptych.load`."""
-    given = [option for option, value in opening.items() if value not in (None, False, "float32")]
-    if isinstance(name, str) and name in all_recipes():
-        if given:
-            raise UserError(f"{given[0]} is for models, and {name} is a recipe")
-        recipe = get(name)
-        system, config = recipe.system, recipe.to_dict()
-    else:
-        if "dtype" in given:
-            raise UserError("dtype has no effect on how many parameters there are: leave it out")
-        path, options = located(name, **opening)
-        if is_published(path):
-            return {"name": str(name), **published_counts(path, options)}
-        system, config = saved(path)
-    with torch.device("meta"):
-        networks = _networks(system)
-    return {"name": str(name), **counts(networks), "config": config}
-
-
-def published_counts(path: Path, options: Options) -> dict[str, Any]:
-    """What `describe` tells of a published model; of its weights, only the shapes are read."""
-    with shapes_only():
-        system = open_published(path, options)
-    stages = [system.stage(n) for n in range(len(system.configs))] if isinstance(system, Cascade) else [system]
-    networks: dict[str, nn.Module] = {}
-    for stage in stages:
-        if isinstance(stage, (Autoencoder, NoisyClassifier)):
-            networks["autoencoder" if isinstance(stage, Autoencoder) else "classifier"] = stage
-            continue
-        if isinstance(stage, Stage):
-            networks[f"stage {stage.config.name}" if len(stages) > 1 else "network"] = stage.network
-            if isinstance(stage.config.text, T5Config) and stage.config.text.path is not None:  # left where it lies
-                with torch.device("meta"):
-                    networks["text"] = text_network(stage.config.text)
-            continue
-        networks |= {"unet": stage.unet, "autoencoder": stage.autoencoder}
-        text = stage.text if isinstance(stage.text, nn.Module) else network_of(stage.text)
-        if text is not None:
-            networks["text"] = text
-    configs = [stage.config.to_dict() for stage in stages]
-    return {**counts(networks), "config": configs[0] if len(configs) == 1 else {"stages": configs}}
-
-
 def counts(networks: dict[str, nn.Module]) -> dict[str, Any]:
     """The parameters of each network, and of all together."""
     each = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
     return {"networks": each, "total": sum(each.values())}
 
 
-def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The config of a model folder, read and as values; for a cascade, those of its stages."""
-    config = {key: value for key, value in read_config(folder).items() if key != "scale"}
-    if config["kind"] == "cascade":
-        stages = [read_stage(folder / name) for name in CascadeConfig.from_dict(config).stages]
-        return stages, {**config, "stages": [stage.to_dict() for stage in stages]}
-    kinds = {"latent": LatentConfig, "stage": StageConfig, "autoencoder": FirstStageConfig, "judge": JudgeConfig}
-    kinds |= {"guide": NoisyGuideConfig, "tiny-decoder": DistillationConfig, "autoregressive": AutoregressiveConfig}
-    if str(config["kind"]) not in kinds:
-        raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
-    built = kinds[config["kind"]]
-    values = {key: value for key, value in config.items() if key != "kind" or hasattr(built, "kind")}
-    text = config.get("text")
-    if isinstance(text, dict) and text.get("path", "") is None and (folder / "text" / "config.json").is_file():
-        values = {**values, "text": {**text, "path": str(folder / "text")}}  # it lies with its model
-    return built.from_dict(values), config
-
-
 def _networks(system: Any) -> dict[str, nn.Module]:
     if isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining)):
         return _networks(system.model)
-    if isinstance(system, StageConfig):
+    if isinstance(system, PixelDiffusionConfig):
         parts: dict[str, nn.Module] = {"network": build_network(system.network)}
         return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
     if isinstance(system, list):  # the stages of a cascade

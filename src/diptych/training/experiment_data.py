@@ -15,7 +15,7 @@ from diptych.data.stream import SampleStream, make_batch
 from diptych.encoders.bert import MiniLMConfig
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.joint import JointTransformer, JointTransformerConfig, train_tokenizer
-from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
+from diptych.training.experiment_config import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
 from diptych.training.precompute import PrecomputedLatents, read_precomputed
 from diptych.training.prefetch import BatchAt
 from diptych.training.tasks.contrastive import ContrastConfig

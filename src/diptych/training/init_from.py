@@ -17,10 +17,10 @@ from diptych.encoders.cache import EmbeddedTexts
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.layout import LayoutTransformer
 from diptych.models.latent_diffusion import LatentDiffusion
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.unet import UNet
 from diptych.pretrained.load import open_autoencoder, open_model
-from diptych.recipes import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
+from diptych.training.experiment_config import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig, PerceptualConfig
 from diptych.training.tasks.distillation import Distillation, DistillationConfig
 from diptych.weights.fingerprint import fingerprint
@@ -58,15 +58,15 @@ def begin_from(system: LatentDiffusion, source: str) -> None:
     system.begun = True
 
 
-def initial_stage(source: str) -> Stage:
+def initial_stage(source: str) -> PixelDiffusion:
     """The stage from which another starts. A `UserError` where it is none."""
     other = open_model(source)
-    if not isinstance(other, Stage):
+    if not isinstance(other, PixelDiffusion):
         raise UserError(f"{source} is no stage of a cascade: training cannot start from it")
     return other
 
 
-def begin_stage(stage: Stage, other: Stage, source: str) -> None:
+def begin_stage(stage: PixelDiffusion, other: PixelDiffusion, source: str) -> None:
     """Give a new stage the weights of another, as `begin_from`; of a text encoder that is trained along, all of it."""
     if stage.joint_text is not None:
         if other.joint_text is None or other.joint_text.config.network != stage.joint_text.config.network:

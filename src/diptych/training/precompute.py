@@ -28,7 +28,7 @@ from diptych.data.dataset import PictureDataset, fitted_captions
 from diptych.data.paths import walk
 from diptych.data.stream import SampleStream, collate
 from diptych.encoders.cache import EmbeddedTexts, encoder_fingerprint, in_order
-from diptych.encoders.cache_parts import Part, read_precomputed
+from diptych.encoders.cache_parts import CachePart, read_precomputed
 from diptych.encoders.registry import TextEncoder
 from diptych.networks.autoencoder import Autoencoder
 from diptych.weights.files import join_safetensors, load_safetensors, save_safetensors
@@ -204,20 +204,20 @@ def embed_captions(text: TextEncoder, captions: list[str], folder: Path, work: P
                 batches = []
                 for first in range(0, len(some), BATCH):
                     batch = some[first : first + BATCH]
-                    batches.append(Part.of(batch, answers.encode(batch)))
+                    batches.append(CachePart.of(batch, answers.encode(batch)))
                     progress.advance(task, len(batch))
                 with replacing(path) as partial:
                     partial.mkdir()
-                    Part.join(batches).save(partial, encoder_fingerprint(text))
+                    CachePart.join(batches).save(partial, encoder_fingerprint(text))
             progress.reached(task, start + len(some))
     return found
 
 
 def join_parts(folders: list[Path], out: Path, encoder: str, width: int) -> None:
     """All the prompts of several parts, and their embeddings, as one."""
-    if any(Part.load(folder, width).pooled is not None for folder in folders):  # then all need their own
+    if any(CachePart.load(folder, width).pooled is not None for folder in folders):  # then all need their own
         for folder in folders:
-            part = Part.load(folder, width)
+            part = CachePart.load(folder, width)
             if part.pooled is None:
                 part._replace(pooled=part.means()).save(folder, encoder)
     join_safetensors(

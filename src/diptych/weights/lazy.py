@@ -39,7 +39,7 @@ def reading_shapes() -> bool:
     return _NOTHING_READ.get()
 
 
-class Checkpoint(Mapping[str, Tensor]):
+class LazyCheckpoint(Mapping[str, Tensor]):
     """Named tensors in files, each read when it is asked for, to the CPU and in the type in which it is stored.
 
     Asking for a tensor that holds NaN or Inf raises a `UserError` that names it.
@@ -57,7 +57,7 @@ class Checkpoint(Mapping[str, Tensor]):
         """The names in the files, of those that have others here."""
 
     @classmethod
-    def open(cls, path: Path, name: str = "model", allow_pickle: bool = False) -> Checkpoint:
+    def open(cls, path: Path, name: str = "model", allow_pickle: bool = False) -> LazyCheckpoint:
         """A file, or a folder with `name`.safetensors, whole or in numbered shards with their index.
 
         A folder may have a variant instead (`name`.fp16.safetensors), or, where `allow_pickle` is given, a .bin file
@@ -82,7 +82,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return cls(read, shapes, str(path))
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], source: str) -> Checkpoint:
+    def of(cls, tensors: Mapping[str, Tensor], source: str) -> LazyCheckpoint:
         """Tensors that are in memory already."""
         return cls(
             {key: lambda tensor=tensor: tensor for key, tensor in tensors.items()},
@@ -107,19 +107,21 @@ class Checkpoint(Mapping[str, Tensor]):
     def __contains__(self, key: object) -> bool:
         return key in self._read
 
-    def under(self, prefix: str) -> Checkpoint:
+    def under(self, prefix: str) -> LazyCheckpoint:
         """Those whose names begin with `prefix`, by the rest of their names."""
         keys = [key for key in self._read if key.startswith(prefix)]
-        return Checkpoint(
+        return LazyCheckpoint(
             {key.removeprefix(prefix): self._read[key] for key in keys},
             {key.removeprefix(prefix): self.shapes[key] for key in keys},
             self.source,
         )
 
-    def only(self, keys: Iterable[str]) -> Checkpoint:
+    def only(self, keys: Iterable[str]) -> LazyCheckpoint:
         """Those of these names."""
         kept = list(keys)
-        return Checkpoint({key: self._read[key] for key in kept}, {key: self.shapes[key] for key in kept}, self.source)
+        return LazyCheckpoint(
+            {key: self._read[key] for key in kept}, {key: self.shapes[key] for key in kept}, self.source
+        )
 
 
 def weight_files(path: Path, name: str = "model") -> list[tuple[Path, list[str] | None]]:
@@ -161,13 +163,13 @@ def fill(
 
 def require_shapes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, kind: str) -> None:
     """Raise a `UserError` unless `tensors` are the `own` of a module, by name and shape; none of them is read."""
-    shapes = tensors.shapes if isinstance(tensors, Checkpoint) else {k: tuple(v.shape) for k, v in tensors.items()}
+    shapes = tensors.shapes if isinstance(tensors, LazyCheckpoint) else {k: tuple(v.shape) for k, v in tensors.items()}
     for name, tensor in own.items():
         if name not in shapes:
             missing = sum(key not in shapes for key in own)
             raise UserError(f"{source}: key {name!r} of {kind} is missing ({missing} missing in all)")
         if shapes[name] != tuple(tensor.shape):
-            stored = tensors.stored.get(name, name) if isinstance(tensors, Checkpoint) else name
+            stored = tensors.stored.get(name, name) if isinstance(tensors, LazyCheckpoint) else name
             found, needed = shapes[name], tuple(tensor.shape)
             ours = "" if stored == name else f" for {name!r}"
             raise UserError(f"{source}: key {stored!r} has shape {found}, but {kind} needs {needed}{ours}")

@@ -36,7 +36,7 @@ CHUNK = 2**18
 """Values that are looked at together for NaN and Inf."""
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """Where a tensor lies in its file."""
 
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     """The first byte, from the beginning of the file."""
 
 
-def entries(path: Path) -> dict[str, Entry]:
+def entries(path: Path) -> dict[str, TensorEntry]:
     """What the header of a safetensors file promises, once it is known to be true of the file.
 
     Raises a `UserError` for a file that is missing, cut short or no safetensors, and for one whose header names a key
@@ -61,7 +61,7 @@ def entries(path: Path) -> dict[str, Entry]:
     for key, said in header.items():
         if said["dtype"] not in DTYPES:
             raise UserError(f"{path}: tensor {key!r} is of type {said['dtype']}, which diptych does not read")
-        found[key] = Entry(DTYPES[said["dtype"]], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
+        found[key] = TensorEntry(DTYPES[said["dtype"]], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
     return found
 
 
@@ -74,7 +74,7 @@ def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     return found
 
 
-def read(path: Path, key: str, entry: Entry) -> Tensor:
+def read(path: Path, key: str, entry: TensorEntry) -> Tensor:
     """One tensor, in memory of its own. Raises a `UserError` where the file has become shorter or is gone."""
     raw = read_bytes(path, key, entry.start, math.prod(entry.shape) * entry.dtype.itemsize)
     return raw.view(entry.dtype).reshape(entry.shape)

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from diptych.data.emoji import scene_words as words
 from diptych.data.emoji.scene_sampling import Vocabulary, misspell, sample_scene
-from diptych.data.emoji.scene_specs import CATEGORIES, Part, Scene, captions, wordings
+from diptych.data.emoji.scene_specs import CATEGORIES, Scene, ScenePart, captions, wordings
 from diptych.data.emoji.scenes import Painter, tint
 
 SIZE = 64
@@ -192,7 +192,7 @@ def test_held_out_captions_are_never_trained_on(scenes):
 
 
 def test_equal_contents_share_a_split_whatever_is_said_about_them():
-    pair = (Part("cat"), Part("dog"))
+    pair = (ScenePart("cat"), ScenePart("dog"))
     one = Scene("dalle", pair, background="white")
     for other in (Scene("counting", pair[::-1], background="red"), Scene("counting", pair)):
         assert other.content() == one.content()
@@ -201,13 +201,13 @@ def test_equal_contents_share_a_split_whatever_is_said_about_them():
         != Scene("positional", pair[::-1], relation="left").content()
     )
     assert (
-        Scene("colors", (Part("cat"),), background="red").content()
-        != Scene("colors", (Part("cat"),), background="blue").content()
+        Scene("colors", (ScenePart("cat"),), background="red").content()
+        != Scene("colors", (ScenePart("cat"),), background="blue").content()
     )
 
 
 def test_a_fixed_share_of_contents_is_held_out():
-    scenes = [Scene("dalle", (Part(a), Part(b))) for a in NAMES for b in NAMES if a < b]
+    scenes = [Scene("dalle", (ScenePart(a), ScenePart(b))) for a in NAMES for b in NAMES if a < b]
     share = sum(scene.split == "held-out" for scene in scenes) / len(scenes)
     assert abs(share - 0.04) < 4 * (0.04 * 0.96 / len(scenes)) ** 0.5
 

@@ -19,8 +19,8 @@ from diptych.core.hashing import stable_hash
 from diptych.evaluation.benchmarks import novel_words as scores
 from diptych.evaluation.benchmarks.novel_word_list import ARTICLES, PAIRS, choose_trials, read_pairs, stem
 from diptych.evaluation.benchmarks.novel_words import compare
-from diptych.evaluation.retrieval import Mean
 from diptych.models.judge import Judge
+from diptych.models.retrieval import Mean
 from tests.evaluation import toys
 
 SYNONYMS = {"red": "scarlet", "green": "verdant", "blue": "azure", "yellow": "golden", "black": "inky"}

@@ -23,8 +23,8 @@ from diptych.evaluation.benchmarks.sweep import sweep_augmentation, sweep_guidan
 from diptych.evaluation.metrics import image_psnr
 from diptych.models.cascade import Cascade
 from diptych.models.judge import Judge
-from diptych.models.pixel_config import StageConfig
-from diptych.models.pixel_diffusion import Stage
+from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from tests.evaluation import toys
 
@@ -239,8 +239,8 @@ def test_without_matplotlib_nothing_is_painted(judge: Judge, toy_data: Path, tmp
 # A real cascade, 8 -> 16, of tiny stages that were not trained to anything.
 
 
-def stage(size: int, low_size: int | None) -> Stage:
-    config = StageConfig(
+def stage(size: int, low_size: int | None) -> PixelDiffusion:
+    config = PixelDiffusionConfig(
         network=EfficientUNetConfig(
             concat_channels=3 if low_size else 0,
             channels=8,
@@ -258,7 +258,7 @@ def stage(size: int, low_size: int | None) -> Stage:
         sampler="ddim",
     )
     torch.manual_seed(size)
-    made = Stage(config).eval()
+    made = PixelDiffusion(config).eval()
     torch.nn.init.normal_(made.network.conv_out.weight, std=0.05)
     return made
 
@@ -266,7 +266,7 @@ def stage(size: int, low_size: int | None) -> Stage:
 class Watched:
     """A cascade that remembers what it was asked."""
 
-    def __init__(self, *stages: Stage) -> None:
+    def __init__(self, *stages: PixelDiffusion) -> None:
         self.inner, self.asked = Cascade.of(stages), []
         self.configs, self.networks = self.inner.configs, self.inner.networks
         self.stage_sizes = self.inner.stage_sizes

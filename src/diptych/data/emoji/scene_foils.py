@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from diptych.data.emoji import scene_words as words
 from diptych.data.emoji.scene_sampling import COLOURS, Vocabulary, misspell, other_background
-from diptych.data.emoji.scene_specs import Part, Scene, ground, wordings
+from diptych.data.emoji.scene_specs import Scene, ScenePart, ground, wordings
 
 MAX_FOILS = 6
 
@@ -74,7 +74,7 @@ def _alternatives(scene: Scene, vocabulary: Vocabulary, rng: random.Random) -> I
         elif category == "misspellings":
             other = rng.choice(vocabulary.all)
             if spelled := misspell(other, vocabulary.all, rng):
-                yield replace(scene, parts=(Part(other),), spelling=spelled)
+                yield replace(scene, parts=(ScenePart(other),), spelling=spelled)
         elif category == "rare-words":
             yield changed(0, concept=rng.choice(vocabulary.rare))
         elif category == "dalle" and scene.relation == "wearing":

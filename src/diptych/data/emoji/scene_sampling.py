@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from diptych.data.emoji import scene_words as words
-from diptych.data.emoji.scene_specs import Part, Scene
+from diptych.data.emoji.scene_specs import Scene, ScenePart
 
 COLOURS = tuple(words.COLOURS)
 
@@ -40,11 +40,13 @@ class Vocabulary:
                 groups.remove(group)
         return chosen
 
-    def coloured(self, rng: random.Random, concept: str, background: str, avoid: tuple[str, ...] = ()) -> Part | None:
+    def coloured(
+        self, rng: random.Random, concept: str, background: str, avoid: tuple[str, ...] = ()
+    ) -> ScenePart | None:
         """The concept in a colour that shows on the background, unless that is the name of another drawing."""
         fit = [c for c in COLOURS if c not in (background, *avoid) and f"{c} {concept}" not in self.taken]
         fit = [c for c in fit if not any(word in COLOURS for word in concept.split())]
-        return Part(concept, colour=rng.choice(fit)) if fit else None
+        return ScenePart(concept, colour=rng.choice(fit)) if fit else None
 
 
 def sample_scene(category: str, vocabulary: Vocabulary, rng: random.Random) -> Scene | None:
@@ -55,7 +57,7 @@ def sample_scene(category: str, vocabulary: Vocabulary, rng: random.Random) -> S
 
 def _colors(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     if rng.random() < 0.2:
-        return Scene("colors", (Part(v.pick(rng, 1)[0]),), background=other_background(rng, "white"))
+        return Scene("colors", (ScenePart(v.pick(rng, 1)[0]),), background=other_background(rng, "white"))
     first, second = v.pick(rng, 2)
     a = v.coloured(rng, first, background)
     if rng.random() < 0.4:
@@ -71,24 +73,24 @@ def _conflicting(v: Vocabulary, rng: random.Random, background: str) -> Scene | 
         return part and Scene("conflicting", (part,), background=background)
     if not v.large or not v.small:
         return None
-    parts = (Part(rng.choice(v.large), size="small"), Part(rng.choice(v.small), size="big"))
+    parts = (ScenePart(rng.choice(v.large), size="small"), ScenePart(rng.choice(v.small), size="big"))
     return Scene("conflicting", parts, background=background)
 
 
 def _counting(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     if rng.random() < 0.6:
-        return Scene("counting", (Part(v.pick(rng, 1)[0], count=rng.choice((2, 3, 4))),), background=background)
+        return Scene("counting", (ScenePart(v.pick(rng, 1)[0], count=rng.choice((2, 3, 4))),), background=background)
     first, second = v.pick(rng, 2)
     counts = rng.choice(((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 1)))
-    return Scene("counting", (Part(first, counts[0]), Part(second, counts[1])), background=background)
+    return Scene("counting", (ScenePart(first, counts[0]), ScenePart(second, counts[1])), background=background)
 
 
 def _dalle(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     if rng.random() < 0.35 and v.faces and v.hats:
-        parts = (Part(rng.choice(v.faces)), Part(rng.choice(v.hats)))
+        parts = (ScenePart(rng.choice(v.faces)), ScenePart(rng.choice(v.hats)))
         return Scene("dalle", parts, relation="wearing", background=background)
     names = v.pick(rng, rng.choice((2, 2, 3)), apart=True)
-    return Scene("dalle", tuple(map(Part, names)), background=background) if len(names) > 1 else None
+    return Scene("dalle", tuple(map(ScenePart, names)), background=background) if len(names) > 1 else None
 
 
 def _descriptions(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
@@ -107,25 +109,30 @@ def _descriptions(v: Vocabulary, rng: random.Random, background: str) -> Scene |
 def _misspellings(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     concept = v.pick(rng, 1)[0]
     spelled = misspell(concept, v.all, rng)
-    return Scene("misspellings", (Part(concept),), background=background, spelling=spelled) if spelled else None
+    return Scene("misspellings", (ScenePart(concept),), background=background, spelling=spelled) if spelled else None
 
 
 def _positional(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     first, second = v.pick(rng, 2)
     return Scene(
-        "positional", (Part(first), Part(second)), relation=rng.choice(("left", "above")), background=background
+        "positional",
+        (ScenePart(first), ScenePart(second)),
+        relation=rng.choice(("left", "above")),
+        background=background,
     )
 
 
 def _rare(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     return (
-        Scene("rare-words", (Part(rng.choice(v.rare)),), background=other_background(rng, "white")) if v.rare else None
+        Scene("rare-words", (ScenePart(rng.choice(v.rare)),), background=other_background(rng, "white"))
+        if v.rare
+        else None
     )
 
 
 def _text(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     background = rng.choice(("white", "white", "white", "yellow", "pink", "grey"))
-    parts = () if rng.random() < 0.35 else (Part(v.pick(rng, 1)[0]),)
+    parts = () if rng.random() < 0.35 else (ScenePart(v.pick(rng, 1)[0]),)
     ink = "black" if rng.random() < 0.5 else rng.choice(words.INK)
     return Scene(
         "text",

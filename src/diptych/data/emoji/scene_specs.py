@@ -20,7 +20,7 @@ CATEGORIES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ScenePart:
     """Some equal drawings."""
 
     concept: str
@@ -42,7 +42,7 @@ class Scene:
     """Everything that a scene's captions may speak of."""
 
     category: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ScenePart, ...] = ()
     relation: str | None = None
     """How the first part stands to the second: "left", "above", "wearing" (face, hat) or None."""
     word: str | None = None
@@ -60,7 +60,7 @@ class Scene:
         parts = [dataclasses.astuple(part) for part in self.parts]
         if self.relation is None:
             parts.sort(key=str)
-        plain = len(parts) == 1 and not self.word and self.parts[0] == Part(self.parts[0].concept)
+        plain = len(parts) == 1 and not self.word and self.parts[0] == ScenePart(self.parts[0].concept)
         text = (self.word, self.ink, self.place if parts else "") if self.word else ()
         return (*parts, self.relation, text, self.background if plain else "")
 

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from diptych.conditioning.masks import MaskConfig, drawn_masks, shares
 from diptych.core.errors import UserError
 from diptych.core.images import save_png, to_images, to_tensor
+from diptych.data.caption_text import is_scene
 from diptych.data.dataset import Split
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.metrics import WINDOW
-from diptych.evaluation.prompt_sets import draw_examples, is_scene, prompt_of
+from diptych.evaluation.prompt_sets import draw_examples, prompt_of
 from diptych.evaluation.report import image_table, number, short_name
-from diptych.evaluation.retrieval import Mean
 from diptych.evaluation.runner import (
     MeasuredStudy,
     StudyCell,
@@ -39,6 +39,7 @@ from diptych.evaluation.runner import (
 )
 from diptych.evaluation.scores import fidelity
 from diptych.models.judge import Judge
+from diptych.models.retrieval import Mean
 
 SHARES = {"40-50 %": (0.4, 0.5), "all": (0.0, 0.5)}
 """The share of pixels that masks hide. LaMa leaves out masks of its own that hide more than half, as here."""

@@ -29,7 +29,6 @@ from diptych.evaluation.folder import as_json, require_free
 from diptych.evaluation.image_store import ImageFolder
 from diptych.evaluation.prompt_sets import BoxedScene, choose_boxed_scenes
 from diptych.evaluation.report import SheetCell, contact_sheet, percent, with_boxes
-from diptych.evaluation.retrieval import concept_vectors, ranks
 from diptych.evaluation.runner import (
     ImageStudy,
     StudyCell,
@@ -44,6 +43,7 @@ from diptych.evaluation.runner import (
 )
 from diptych.evaluation.scores import clustered_mean, error_over_seeds
 from diptych.models.judge import Judge
+from diptych.models.retrieval import concept_vectors, ranks
 
 FEW = 20
 """Concepts among which the judge chooses: the right one, the others in the scene, and others of other scenes."""

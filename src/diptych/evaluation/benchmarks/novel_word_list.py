@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diptych.evaluation.prompt_sets import concept_of, is_scene
+from diptych.data.caption_text import concept_of, is_scene
 
 ARTICLES = frozenset({"a", "an", "the"})
 

@@ -27,7 +27,6 @@ from torch import Tensor
 from diptych.core.errors import UserError
 from diptych.evaluation.benchmarks.novel_word_list import PAIRS, WordPair, WordTrial, choose_trials
 from diptych.evaluation.report import SheetCell, contact_sheet, percent
-from diptych.evaluation.retrieval import Mean, best_ranks, concept_vectors
 from diptych.evaluation.runner import (
     ImageStudy,
     StudyCell,
@@ -43,6 +42,7 @@ from diptych.evaluation.runner import (
 )
 from diptych.evaluation.scores import bootstrap_ratio
 from diptych.models.judge import Judge
+from diptych.models.retrieval import Mean, best_ranks, concept_vectors
 
 FEWEST = 10
 """Wordings below which a share of them says nothing."""

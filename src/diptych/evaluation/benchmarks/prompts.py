@@ -20,7 +20,6 @@ from diptych.data.dataset import PictureDataset
 from diptych.evaluation.metrics import frechet_distance
 from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
 from diptych.evaluation.report import SheetCell, contact_sheet, percent, plain
-from diptych.evaluation.retrieval import concept_vectors
 from diptych.evaluation.runner import (
     ImageStudy,
     StudyCell,
@@ -37,6 +36,7 @@ from diptych.evaluation.runner import (
 )
 from diptych.evaluation.scores import ROWS, pooled, real_images, score_pairs, score_scenes, share_of
 from diptych.models.judge import Judge
+from diptych.models.retrieval import concept_vectors
 
 
 def evaluate(

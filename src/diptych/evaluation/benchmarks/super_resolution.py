@@ -28,7 +28,6 @@ from diptych.evaluation.image_store import ImageSheet
 from diptych.evaluation.metrics import image_psnr
 from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name, signed
-from diptych.evaluation.retrieval import Mean
 from diptych.evaluation.runner import (
     ImageStudy,
     StudyCell,
@@ -42,6 +41,7 @@ from diptych.evaluation.runner import (
 )
 from diptych.evaluation.scores import Fidelity, fidelity
 from diptych.models.judge import Judge
+from diptych.models.retrieval import Mean
 from diptych.weights.fingerprint import fingerprint
 
 MEASURES = {

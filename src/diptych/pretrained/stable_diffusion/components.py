@@ -13,7 +13,7 @@ from diptych.encoders.clip import ClipText, ClipTextConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.unet import UNet, UNetConfig
-from diptych.weights.lazy import Checkpoint, fill, reading_shapes
+from diptych.weights.lazy import LazyCheckpoint, fill, reading_shapes
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
@@ -26,9 +26,9 @@ class Parts:
     config: LatentConfig
     scale: float
     """By what latents are multiplied."""
-    unet: Checkpoint
-    autoencoder: Checkpoint
-    text: Checkpoint
+    unet: LazyCheckpoint
+    autoencoder: LazyCheckpoint
+    text: LazyCheckpoint
     """By the names of transformers, without "text_model."."""
     shape: CLIPTextConfig
     """Of the text encoder."""

@@ -43,7 +43,7 @@ from diptych.pretrained.stable_diffusion.text_encoder import (
     tokenizer_of_file,
 )
 from diptych.pretrained.unsupported import concatenated
-from diptych.weights.lazy import Checkpoint, reading_shapes
+from diptych.weights.lazy import LazyCheckpoint, reading_shapes
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
@@ -130,7 +130,7 @@ def parts(source: Source, tokenizer: bool = True) -> Parts:
     )
 
 
-def unet_of(source: Source, layout: Layout) -> Checkpoint:
+def unet_of(source: Source, layout: Layout) -> LazyCheckpoint:
     """The U-Net's tensors by our names: those that were trained, or their averages if the user asks for them."""
     found, ema = source.checkpoint, source.options.ema
     if ema and not any(key.startswith(AVERAGED) for key in found):
@@ -223,7 +223,7 @@ def header(source: Source) -> tuple[LatentConfig, float, CLIPTextConfig, dict[st
     return config, scale, shape, scheduler
 
 
-def scale_of(found: Checkpoint, said: Stated | None = None) -> float:
+def scale_of(found: LazyCheckpoint, said: Stated | None = None) -> float:
     """Of the latents: what a buffer says, which files have whose scale was measured, or what is stated, or as usual."""
     if SCALE_KEY not in found:
         return float(said.scale.value) if said is not None and said.scale is not None else SCALE

@@ -20,7 +20,7 @@ from diptych.pretrained.key_map import Layout, Piece, pieces
 from diptych.pretrained.source import Options, read_object
 from diptych.pretrained.stable_diffusion.state_dict_keys import names
 from diptych.weights.hub import cached
-from diptych.weights.lazy import Checkpoint
+from diptych.weights.lazy import LazyCheckpoint
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
@@ -90,14 +90,14 @@ def open_clip_layout(shape: CLIPTextConfig, prefix: str = OPEN_CLIP) -> Layout:
     return layout
 
 
-def text_of_folder(found: Checkpoint, shape: CLIPTextConfig) -> Checkpoint:
+def text_of_folder(found: LazyCheckpoint, shape: CLIPTextConfig) -> LazyCheckpoint:
     """The tensors of a folder as transformers saves it, which may lack the prefix, by our names."""
     prefix = PREFIX if any(key.startswith(PREFIX) for key in found) else ""
     kept = found.only(key for key in found if not key.endswith("position_ids"))
     return pieces(clip_layout(shape, prefix), kept)
 
 
-def text_of_file(found: Checkpoint, shape: CLIPTextConfig) -> Checkpoint:
+def text_of_file(found: LazyCheckpoint, shape: CLIPTextConfig) -> LazyCheckpoint:
     """The tensors of a CompVis file by our names; `found` are those of its text encoder alone."""
     if is_open_clip(found):
         layers = shape.num_hidden_layers
@@ -118,7 +118,7 @@ def clip_prefix(found: Mapping[str, Any]) -> str:
     return CLIP + (PREFIX if any(key.startswith(CLIP + PREFIX) for key in found) else "")
 
 
-def shape_of_file(found: Checkpoint) -> CLIPTextConfig:
+def shape_of_file(found: LazyCheckpoint) -> CLIPTextConfig:
     """The shape of a CompVis file's text encoder. Its heads are 64 wide, as in every CLIP that is used so.
 
     Raises a `UserError` for a key that is missing.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from diptych.networks.discriminator import DiscriminatorConfig
-from diptych.recipes import Recipe
 from diptych.recipes.emoji.latent import DATA, DATA_64, SMALL_AUTOENCODER, SMALL_VQ
 from diptych.recipes.emoji.latent import RECIPES as EMOJI
+from diptych.training.experiment_config import Recipe
 from diptych.training.tasks.adversarial import AdversarialConfig
 from diptych.training.tasks.autoencoding import FirstStageConfig, PerceptualConfig
 from diptych.training.tasks.codebook import CodebookConfig

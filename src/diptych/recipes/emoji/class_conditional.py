@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from diptych.encoders.classes import ClassConfig
-from diptych.recipes import Recipe
 from diptych.recipes.emoji.latent import DATA as EMOJI_DATA
 from diptych.recipes.emoji.latent import LATENT_TRAINING, trained_on
+from diptych.training.experiment_config import Recipe
 
 DATA = dataclasses.replace(EMOJI_DATA, kinds=("single",), caption_field="concept", least=6)
 """What all six styles drew: 825 concepts. Of a third of them one drawing is held out."""

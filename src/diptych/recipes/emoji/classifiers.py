@@ -12,10 +12,10 @@ from diptych.encoders.registry import MiniLMConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.pretrained.guided_diffusion import COSINE, LINEAR
-from diptych.recipes import Recipe
 from diptych.recipes.emoji.class_conditional import CLASSES, DATA
 from diptych.recipes.papers.adm import CLASSES as IMAGENET
 from diptych.recipes.papers.adm import LARGE, LARGEST, MIDDLE, SMALL
+from diptych.training.experiment_config import Recipe
 from diptych.training.tasks.guide_training import GuideTraining
 from diptych.training.training_config import TrainingConfig
 

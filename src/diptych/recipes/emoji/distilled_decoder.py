@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from diptych.networks.tiny_decoder import TinyDecoderConfig
-from diptych.recipes import Recipe
 from diptych.recipes.emoji.latent import DATA
+from diptych.training.experiment_config import Recipe
 from diptych.training.tasks.distillation import DistillationConfig
 from diptych.training.training_config import TrainingConfig
 

@@ -15,7 +15,7 @@ from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import LatentTraining, Recipe
+from diptych.training.experiment_config import LatentTraining, Recipe
 from diptych.training.tasks.autoencoding import FirstStageConfig
 from diptych.training.tasks.contrastive import ContrastConfig
 from diptych.training.tasks.diffusion import DiffusionTraining

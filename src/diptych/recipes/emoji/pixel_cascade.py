@@ -8,11 +8,11 @@ from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.encoders.registry import MiniLMConfig
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import Recipe, StageTraining
 from diptych.recipes.emoji.latent import PROMPTS
+from diptych.training.experiment_config import Recipe, StageTraining
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -45,7 +45,7 @@ def enlarging(low_size: int, size: int) -> StageTraining:
         cross_attention_levels=(),
         pooled_width=384,
     )
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=network,
         text=MiniLMConfig(),
         schedule=ScheduleConfig(kind="cosine"),
@@ -63,7 +63,7 @@ def enlarging(low_size: int, size: int) -> StageTraining:
 
 def base(description: str, network: UNetConfig | EfficientUNetConfig) -> Recipe:
     """The first stage: 32 px from words."""
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=network,
         text=MiniLMConfig(),
         schedule=ScheduleConfig(kind="cosine"),

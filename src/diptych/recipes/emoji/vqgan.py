@@ -11,8 +11,8 @@ from diptych.encoders.classes import ClassConfig
 from diptych.encoders.registry import MiniLMConfig
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
-from diptych.recipes import AutoregressiveTraining, Recipe
 from diptych.recipes.emoji.latent import DATA_64, PROMPTS, SMALL_VQ
+from diptych.training.experiment_config import AutoregressiveTraining, Recipe
 from diptych.training.tasks.codes import CodesTraining
 from diptych.training.training_config import TrainingConfig
 

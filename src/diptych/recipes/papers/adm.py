@@ -10,7 +10,7 @@ import dataclasses
 from diptych.data.dataset import DataConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.pretrained.guided_diffusion import PUBLISHED, Shape, adm_stage
-from diptych.recipes import Recipe, StageTraining
+from diptych.training.experiment_config import Recipe, StageTraining
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 

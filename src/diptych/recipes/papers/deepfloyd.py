@@ -14,9 +14,9 @@ from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.registry import T5Config
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm import AdmUNetConfig
-from diptych.recipes import Recipe, StageTraining
+from diptych.training.experiment_config import Recipe, StageTraining
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -39,7 +39,7 @@ def stage(channels: int, multipliers: tuple[int, ...], low_size: int | None, **n
     }
     if low_size is not None:
         shared |= {"augmented": True, "self_attention": False, "preactivated": True, "residual_scale": 0.7071}
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=AdmUNetConfig(**{**shared, **network}),
         text=T5Config(width=WIDTH, max_tokens=77, padded=True, cleaning="lower"),
         null="empty",

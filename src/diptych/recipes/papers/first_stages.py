@@ -11,7 +11,7 @@ from __future__ import annotations
 from diptych.data.dataset import DataConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.discriminator import DiscriminatorConfig
-from diptych.recipes import Recipe
+from diptych.training.experiment_config import Recipe
 from diptych.training.tasks.adversarial import AdversarialConfig
 from diptych.training.tasks.autoencoding import FirstStageConfig, PerceptualConfig
 from diptych.training.tasks.codebook import CodebookConfig

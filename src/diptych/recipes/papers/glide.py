@@ -21,14 +21,14 @@ from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.joint import JointTransformerConfig
 from diptych.encoders.registry import ClipTextConfig
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.networks.transformer import TextTransformerConfig
-from diptych.recipes import Recipe, StageTraining
 from diptych.recipes.emoji.latent import DATA_64, PROMPTS
 from diptych.recipes.emoji.pixel_cascade import training as small_training
 from diptych.recipes.papers.imagen import LINEAR, training
+from diptych.training.experiment_config import Recipe, StageTraining
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.tasks.guide_training import GuideTraining
 from diptych.training.training_config import TrainingConfig
@@ -61,7 +61,7 @@ def base(text: JointTransformerConfig, channels: int, caption_dropout: float = 0
     the release; not guided where no caption is left out in training."""
     network: dict[str, Any] = {"multipliers": (1, 2, 3, 4), "blocks": 3, "attention_levels": (1, 2, 3)}
     network |= {"channels": channels, "context_width": text.width, "pooled_width": text.width, "context_norm": False}
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=AdmUNetConfig(**{**network, "dropout": 0.1, **changes}),
         text=text,
         null="empty",
@@ -89,7 +89,7 @@ def upsampler(text: JointTransformerConfig, channels: int) -> StageTraining:
         context_norm=False,
         dropout=0.1,
     )
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=network,
         text=text,
         null="empty",

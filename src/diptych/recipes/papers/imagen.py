@@ -16,11 +16,11 @@ from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.encoders.registry import T5Config
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import Recipe, StageTraining
+from diptych.training.experiment_config import Recipe, StageTraining
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -78,7 +78,7 @@ def efficient(**changes: Any) -> EfficientUNetConfig:
 
 def imagen_stage(network: EfficientUNetConfig, schedule: ScheduleConfig, low_size: int) -> StageTraining:
     """A super-resolution stage; 128 steps are a choice, guidance 8 is that of the paper's FID table."""
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=network,
         text=t5_xxl(),
         schedule=schedule,
@@ -94,7 +94,7 @@ def imagen_stage(network: EfficientUNetConfig, schedule: ScheduleConfig, low_siz
 
 def sr3(network: AdmUNetConfig, low_size: int, size: int, augmentation: AugmentationConfig) -> StageTraining:
     """SR3 (section 2): told gamma, of any value between those of 2000 steps; L1; draws the larger variance."""
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=network,
         text=None,
         # The well-known reimplementation's betas; the paper gives none.
@@ -136,7 +136,7 @@ RECIPES = {
     "imagen-base": Recipe(
         description="Imagen's base stage: 64 px from frozen T5-XXL text, 2.3 B U-Net (Saharia et al. 2022)",
         system=StageTraining(
-            model=StageConfig(
+            model=PixelDiffusionConfig(
                 # F.1, D.3.1: ADM's U-Net, whose attention reads text along. "2B" in the paper, which leaves open to
                 # what the tokens are projected: 2.31 B with NeMo's width of 2048, 2.44 B without a projection. Its two
                 # parts that follow from no field, attention pooling over 4096 wide tokens and BigGAN's resampling,
@@ -211,7 +211,7 @@ RECIPES = {
     "ddpm": Recipe(
         description="DDPM: 32-px pictures from noise alone, 36.5 M U-Net as for CIFAR-10 (Ho et al. 2020)",
         system=StageTraining(
-            model=StageConfig(
+            model=PixelDiffusionConfig(
                 network=UNetConfig(  # appendix B, "35.7 million"; each attention there has two projections less
                     in_channels=3,
                     out_channels=3,

@@ -15,13 +15,13 @@ from diptych.diffusion.times import TimesConfig
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.registry import JointTransformerConfig
 from diptych.models.latent_diffusion import LatentConfig
-from diptych.models.pixel_config import StageConfig
+from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
-from diptych.recipes import LatentTraining, Recipe, StageTraining
 from diptych.recipes.papers.first_stages import KL_F8, VQ_F2, VQ_F4, VQ_F8, VQ_F16, VQ_F32
+from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -171,7 +171,7 @@ def analysed(of: Analysed, factor: int) -> Recipe:
     if first_stage is not None:
         sampled: dict[str, Any] = {"steps": 100, "text": told}
         return _recipe(what, f"vq-f{factor}", how, data, autoencoder=first_stage, unet=network, **sampled)
-    model = StageConfig(
+    model = PixelDiffusionConfig(
         network=network,
         text=told,
         schedule=BETAS,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from diptych.data.dataset import DataConfig
 from diptych.encoders.registry import ClipTextConfig
 from diptych.models.latent_diffusion import LatentConfig
-from diptych.recipes import LatentTraining, Recipe
 from diptych.recipes.papers.ldm import training
+from diptych.training.experiment_config import LatentTraining, Recipe
 
 RECIPES = {
     "sd1": Recipe(

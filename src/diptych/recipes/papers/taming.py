@@ -11,8 +11,8 @@ from diptych.data.dataset import DataConfig
 from diptych.encoders.classes import ClassConfig
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
-from diptych.recipes import AutoregressiveTraining, Recipe
 from diptych.recipes.papers.first_stages import VQGAN_F16, VQGAN_F16_1024
+from diptych.training.experiment_config import AutoregressiveTraining, Recipe
 from diptych.training.tasks.codes import CodesTraining
 from diptych.training.training_config import TrainingConfig
 

@@ -2,7 +2,7 @@
 
 Each recipe of a published model has its sources here as data: what a paper, a repository or a model card says of a
 field, and where. What is printed beside it is read from the recipe itself, by the path of the field, so the two cannot
-drift apart unseen: `Source.problem` names a value that no longer agrees, and the tests ask all of them.
+drift apart unseen: `Citation.problem` names a value that no longer agrees, and the tests ask all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diptych.core.errors import UserError, pick
-from diptych.recipes import Recipe, get
+from diptych.recipes import get
+from diptych.training.experiment_config import Recipe
 
 PARAMETERS = "parameters"
 """What is counted, not set: `parameters.unet`, or `parameters` for all networks together."""
@@ -30,11 +31,11 @@ Tables, sections, appendices and figures are those of the paper that a recipe na
 Models of these papers that have no recipe: latent-diffusion's semantic synthesis (215 M, table 15), which reads maps of
 classes, and no data here has these; its larger LDM-SR (552 M, table 5), of which no shape is published.
 """
-HEADER = "| Value | Source | Where it differs |\n|-|-|-|\n"
+HEADER = "| Value | Citation | Where it differs |\n|-|-|-|\n"
 
 
 @dataclass(frozen=True)
-class Source:
+class Citation:
     """What one source says of one field."""
 
     field: str
@@ -72,19 +73,19 @@ class Source:
         return f"`{self.field}` {value}", self.where or "none", note
 
 
-def same(where: str, values: Mapping[str, Any], within: float = 0.0, why: str = "") -> tuple[Source, ...]:
+def same(where: str, values: Mapping[str, Any], within: float = 0.0, why: str = "") -> tuple[Citation, ...]:
     """The recipe has what `where` says of these fields."""
-    return tuple(Source(field, "same", says, where, why, within) for field, says in values.items())
+    return tuple(Citation(field, "same", says, where, why, within) for field, says in values.items())
 
 
-def differs(field: str, says: Any, where: str, why: str) -> tuple[Source, ...]:
+def differs(field: str, says: Any, where: str, why: str) -> tuple[Citation, ...]:
     """The recipe has another value than the source, for a reason."""
-    return (Source(field, "differs", says, where, why),)
+    return (Citation(field, "differs", says, where, why),)
 
 
-def silent(why: str, *fields: str) -> tuple[Source, ...]:
+def silent(why: str, *fields: str) -> tuple[Citation, ...]:
     """No source says anything of these fields."""
-    return tuple(Source(field, "silent", why=why) for field in fields)
+    return tuple(Citation(field, "silent", why=why) for field in fields)
 
 
 def under(prefix: str, **values: Any) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def spoken(value: Any, field: str = "") -> str:
     return str(value)
 
 
-def all_sources() -> dict[str, tuple[Source, ...]]:
+def all_sources() -> dict[str, tuple[Citation, ...]]:
     """The sources of every recipe that has some, by name."""
     from diptych.recipes.sources import first_stage_sources as first_stages
     from diptych.recipes.sources import glide_sources as glide
@@ -143,9 +144,12 @@ def all_sources() -> dict[str, tuple[Source, ...]]:
 
 def counted(name: str) -> dict[str, int]:
     """Parameters of each network of a recipe."""
+    import torch
+
     from diptych.training import experiment as run
 
-    return run.describe(name)["networks"]
+    with torch.device("meta"):
+        return run.counts(run._networks(get(name).system))["networks"]
 
 
 def table(name: str, counts: Mapping[str, int] | None = None) -> str:

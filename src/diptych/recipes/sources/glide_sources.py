@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from diptych.recipes.sources import Source, same, silent, under
+from diptych.recipes.sources import Citation, same, silent, under
 
-Sources = tuple[Source, ...]
+Sources = tuple[Citation, ...]
 MODEL, NETWORK = "system.model", "system.model.network"
 DROPOUT = "system.diffusion.caption_dropout"
 SMALL = "GL model_creation.py"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from diptych.recipes.papers.ldm import Analysed
-from diptych.recipes.sources import Source, differs, same, silent, under
+from diptych.recipes.sources import Citation, differs, same, silent, under
 
-Sources = tuple[Source, ...]
+Sources = tuple[Citation, ...]
 UNET, MODEL, DIFFUSION = "system.model.unet", "system.model", "system.diffusion"
 
 ADAMW = same(

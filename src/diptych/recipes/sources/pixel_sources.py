@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.recipes.sources import Source, differs, same, silent, under
+from diptych.recipes.sources import Citation, differs, same, silent, under
 
-Sources = tuple[Source, ...]
+Sources = tuple[Citation, ...]
 MODEL, NETWORK, DIFFUSION = "system.model", "system.model.network", "system.diffusion"
 MSE = {f"{DIFFUSION}.objective.loss": "mse"}
 UNCROPPED = silent("squares from the centre, not mirrored", "data.crop", "data.flip")

@@ -20,11 +20,11 @@ from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
 from diptych.core.random import normal
 from diptych.core.terminal import say
+from diptych.models.first_stage import save_autoencoder
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.training.distributed import Team
 from diptych.training.tasks.adversarial import AdversarialConfig, Adversary
 from diptych.training.tasks.codebook import Codebook, CodebookConfig
-from diptych.weights.files import load_into, load_weights, save_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,15 +219,3 @@ class FirstStage:
         if self.distance_name is not None:
             write_text(folder / "training.json", json.dumps({"perceptual": self.distance_name}, indent=2) + "\n")
         write_text(folder / "config.json", self.config.to_json())
-
-
-def save_autoencoder(module: Autoencoder, folder: Path, dtype: str = "float32") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(module.state_dict(), folder / "autoencoder", dtype=getattr(torch, dtype))
-
-
-def load_autoencoder(config: AutoencoderConfig, folder: Path) -> Autoencoder:
-    """Build an autoencoder and fill it from `folder`/autoencoder; raises a `UserError` that names what does not fit."""
-    module = Autoencoder(config)
-    load_into(module, load_weights(folder / "autoencoder"), str(folder / "autoencoder"))
-    return module.eval()

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from diptych.core.config import Config, Within
 from diptych.core.hashing import mix
 from diptych.core.progress import track
+from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import PictureDataset
-from diptych.evaluation.prompt_sets import concept_of, is_scene
-from diptych.evaluation.retrieval import concept_vectors, ranks, share_of_right_captions, spoken
 from diptych.models.judge import Judge, JudgeConfig
+from diptych.models.retrieval import concept_vectors, ranks, share_of_right_captions, spoken
 from diptych.models.word_features import WordFeatures
 
 _ONE_SIDED = re.compile(

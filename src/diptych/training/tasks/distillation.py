@@ -11,18 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.core.config import Config, Within, read_json
-from diptych.core.disk import write_text
+from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
 from diptych.core.random import normal
+from diptych.models.first_stage import KIND, save_tiny_decoder
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from diptych.training.tasks.autoencoding import PerceptualConfig
-from diptych.weights.files import load_into, load_weights, save_weights
 from diptych.weights.fingerprint import fingerprint
-
-KIND = "tiny-decoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,60 +114,4 @@ class Distillation:
 
     def save(self, folder: Path) -> None:
         network = dataclasses.replace(self.config.network, teacher=fingerprint(self.teacher))
-        save_tiny_decoder(self.module, folder, dataclasses.replace(self.config, network=network))
-
-
-def save_tiny_decoder(module: TinyDecoder, folder: Path, config: DistillationConfig | None = None) -> None:
-    """Write a folder that `load_tiny_decoder` opens."""
-    config = config or DistillationConfig(network=module.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(module.state_dict(), folder / "decoder", dtype=getattr(torch, config.save_dtype))
-    write_text(folder / "config.json", config.to_json())
-
-
-def load_tiny_decoder(source: Path | str) -> TinyDecoder:
-    """The tiny decoder in a run folder or model folder. Raises a `UserError` that names what is wrong there."""
-    folder = Path(source)
-    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    missing = f"no tiny decoder in {folder}: name the run or model folder of one (`diptych train emoji-tiny-decoder`)"
-    values = read_json(folder / "config.json", missing=missing)
-    if not isinstance(values, dict) or values.get("kind") != KIND:
-        raise UserError(f"{folder} holds another kind of model, not a tiny decoder")
-    module = TinyDecoder(DistillationConfig.from_dict(values).network)
-    load_into(module, load_weights(folder / "decoder"), str(folder / "decoder"))
-    return module.eval()
-
-
-TINY = "tiny"
-"""The tiny decoder in the model's own folder."""
-
-
-def choose_tiny_decoder(
-    chosen: TinyDecoder | Path | str, autoencoder: Autoencoder, own: TinyDecoder | None
-) -> TinyDecoder:
-    """The tiny decoder that is meant: itself, the model's `own` ("tiny"), or that in a folder.
-
-    Raises a `UserError` where there is none, or one of another first stage.
-    """
-    if isinstance(chosen, TinyDecoder):
-        decoder = chosen
-    elif str(chosen) == TINY:
-        if own is None:
-            raise UserError("no tiny decoder came with this model: name the folder of one")
-        decoder = own
-    else:
-        decoder = load_tiny_decoder(chosen)
-    require_fits(decoder, autoencoder)
-    return decoder
-
-
-def require_fits(decoder: TinyDecoder, autoencoder: Autoencoder) -> None:
-    """Raise a `UserError` unless the decoder was trained after this autoencoder, as far as can be told: in a type that
-    is not float32 weights have another fingerprint, and only the shapes of latents are compared.
-    """
-    ours, theirs = decoder.config, autoencoder.config
-    same = (ours.latent_channels, ours.factor) == (theirs.latent_channels, theirs.factor)
-    if same and ours.teacher is not None and next(autoencoder.parameters()).dtype == torch.float32:
-        same = fingerprint(autoencoder) == ours.teacher
-    if not same:
-        raise UserError("this tiny decoder was trained after another first stage than the model's: train one after it")
+        save_tiny_decoder(self.module, folder, dataclasses.replace(self.config, network=network).to_dict())

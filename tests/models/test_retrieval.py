@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diptych.evaluation.retrieval import Mean, Share, ranks, right_first, spoken
+from diptych.models.retrieval import Mean, Share, ranks, right_first, spoken
 
 
 def test_ranks_on_known_vectors() -> None:
