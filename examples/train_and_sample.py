@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedule import FlowSchedule
+from diptych.diffusion.schedules import FlowSchedule
 from diptych.diffusion.times import timesteps
 from diptych.networks.layers import timestep_embedding
 

@@ -89,9 +89,9 @@ def test_arithmetic_without_a_result_is_said() -> None:
         ValueError("math domain error"),
     ):
         with pytest.raises(UserError, match="this model: 4 steps of this sampler have no result"):
-            check.sampler(walk(error))(denoiser, x, check.times)
+            check.wrap_sampler(walk(error))(denoiser, x, check.times)
     with pytest.raises(ValueError, match="another"):
-        check.sampler(walk(ValueError("another")))(denoiser, x, check.times)
+        check.wrap_sampler(walk(ValueError("another")))(denoiser, x, check.times)
 
 
 def test_every_image_passes_the_check() -> None:

@@ -27,7 +27,7 @@ def test_a_perfect_network_gives_back_the_picture(kind, prediction):
     denoiser = Denoiser(
         lambda x, time: denoiser.target(x0, noise, t), build_schedule(ScheduleConfig(kind=kind)), prediction
     )
-    x = denoiser.noised(x0, noise, t)
+    x = denoiser.add_noise(x0, noise, t)
     assert torch.allclose(denoiser(x, t), x0, atol=1e-5)
     assert denoiser.loss(x0, noise, t).max() == 0
 
@@ -39,7 +39,7 @@ def test_any_shape_and_both_ends_are_finite(kind, prediction, shape):
     x0, noise = pair(*shape)
     denoiser = Denoiser(lambda x, time: torch.tanh(x), build_schedule(ScheduleConfig(kind=kind)), prediction)
     t = torch.tensor([0.0, 1e-9, 0.5, 1.0])
-    assert denoiser(denoiser.noised(x0, noise, t), t).isfinite().all()
+    assert denoiser(denoiser.add_noise(x0, noise, t), t).isfinite().all()
     for weighting in ("none", "min-snr", "truncated-snr"):
         loss = denoiser.loss(x0, noise, t, weighting=weighting)
         assert loss.shape == (4,) and loss.isfinite().all()
@@ -52,7 +52,7 @@ def test_prediction_formulas():
     x0, noise = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
     targets = {p: Denoiser(Net(), schedule, p).target(x0, noise, t).item() for p in PREDICTIONS}
     assert targets == pytest.approx({"eps": -1.0, "v": 0.6 * -1 - 0.8 * 2, "x0": 2.0, "flow": -3.0}, rel=1e-6)
-    assert Denoiser(Net(), schedule).noised(x0, noise, t).item() == pytest.approx(0.6 * 2 - 0.8, rel=1e-6)
+    assert Denoiser(Net(), schedule).add_noise(x0, noise, t).item() == pytest.approx(0.6 * 2 - 0.8, rel=1e-6)
 
 
 def test_each_picture_has_its_own_time_and_calls_are_counted():
@@ -94,7 +94,7 @@ def test_snr_weighting_is_the_bounded_error_of_x0(prediction, kind, weighting, l
     t = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
     denoiser = Denoiser(Net(), schedule, prediction)
     loss = denoiser.loss(x0.double(), noise.double(), t, weighting=weighting, gamma=3.0)
-    error = (denoiser(denoiser.noised(x0.double(), noise.double(), t), t) - x0).square().flatten(1).mean(1)
+    error = (denoiser(denoiser.add_noise(x0.double(), noise.double(), t), t) - x0).square().flatten(1).mean(1)
     alpha, sigma = schedule.alpha_sigma(t)
     assert torch.allclose(loss, (alpha / sigma).square().clamp(least, 3.0) * error, rtol=1e-9)
 
@@ -146,7 +146,7 @@ def test_the_hybrid_loss_adds_a_thousandth_of_the_bound_summed_over_all_steps(st
     hybrid, simple = Denoiser(net, schedule, learned_variance=True), Denoiser(lambda x, t: net(x, t)[:, :1], schedule)
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
     x0, noise = (value.double() for value in pair(steps, 1, 4))
-    x0_hat, fraction = hybrid.estimate(hybrid.noised(x0, noise, t), t)
+    x0_hat, fraction = hybrid.estimate(hybrid.add_noise(x0, noise, t), t)
     assert fraction is not None
     vlb = variance_bound(x0, x0_hat, fraction, t, schedule).sum()
     added = (hybrid.loss(x0, noise, t) - simple.loss(x0, noise, t)).mean()  # t uniform: the expectation over training

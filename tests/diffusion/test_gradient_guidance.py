@@ -3,9 +3,9 @@ import torch
 
 from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser, Estimate
-from diptych.diffusion.gradient_guidance import Cost, GradientGuidance, Space, ascent, steered
+from diptych.diffusion.gradient_guidance import Cost, GradientGuidance, Space, score_gradient, steered
 from diptych.diffusion.guidance import ClassifierFreeGuidance, Wrapper
-from diptych.diffusion.inpainting import Repaint
+from diptych.diffusion.inpainting import RePaint
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
@@ -163,7 +163,7 @@ def test_it_stacks_with_the_other_wrappers_and_their_costs_add_up() -> None:
     cost = Cost(denoiser, 3)
     guided = GradientGuidance(free, schedule, score, 0.5)
     mask = torch.arange(4) < 2
-    painting = Repaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
+    painting = RePaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
     found = painting(x, 0.4)
     assert cost.told() == {"cost": {"calls": 2, "gradients": 1}} and painting.gradients == 3
     alpha, sigma = schedule.alpha_sigma(torch.tensor(0.4))
@@ -205,5 +205,5 @@ def test_guides_are_bound_to_their_prompts_and_those_of_pictures_come_first() ->
 def test_ascent_leaves_no_trace() -> None:
     x = noisy()
     with torch.no_grad():
-        gradient = ascent(lambda x: (x**2).flatten(1).sum(1), x)
+        gradient = score_gradient(lambda x: (x**2).flatten(1).sum(1), x)
     assert torch.allclose(gradient, 2 * x) and not x.requires_grad and x.grad is None

@@ -3,7 +3,7 @@ import torch
 
 from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.guidance import ClassifierFreeGuidance, Conditioned, join
+from diptych.diffusion.guidance import ClassifierFreeGuidance, Conditioned, cat_conditions
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
@@ -103,13 +103,13 @@ def test_the_variance_is_the_conditional_one():
     assert got is not None and want is not None and torch.allclose(got, want)
 
 
-def test_join_pads_contexts_and_masks_the_padding():
+def test_cat_conditions_pads_contexts_and_masks_the_padding():
     long, short = torch.randn(2, 5, 3), torch.randn(1, 2, 3)
-    both = join({"context": long}, {"context": short, "context_mask": torch.tensor([[True, False]])}, 2)
+    both = cat_conditions({"context": long}, {"context": short, "context_mask": torch.tensor([[True, False]])}, 2)
     assert both["context"].shape == (4, 5, 3) and torch.equal(both["context"][:2], long)
     assert torch.equal(both["context"][2, :2], short[0]) and both["context"][2:, 2:].eq(0).all()
     assert both["context_mask"].tolist() == [[True] * 5] * 2 + [[True, False, False, False, False]] * 2
-    swapped = join({"context": short}, {"context": long}, 2)
+    swapped = cat_conditions({"context": short}, {"context": long}, 2)
     assert swapped["context_mask"].tolist() == [[True, True, False, False, False]] * 2 + [[True] * 5] * 2
 
 
@@ -117,20 +117,22 @@ def test_join_fills_what_one_half_lacks():
     context, pooled, concat = torch.randn(2, 5, 3), torch.randn(2, 4), torch.randn(2, 1, 8, 8)
     for first, second in (({"context": context}, {"pooled": pooled}), ({}, {"context": context, "concat": concat})):
         for one, two in ((first, second), (second, first)):
-            both = join(one, two, 2)
+            both = cat_conditions(one, two, 2)
             assert set(both) - {"context_mask"} == set(first) | set(second)
             assert all(len(value) == 4 for value in both.values())
             assert both["context"].abs().sum(dim=(1, 2)).eq(0).sum() == 2
             if "context_mask" in both:
                 assert both["context_mask"].any(1).all()  # attention is never left without a token
-    alike = join({"context": context}, {"context": context * 0}, 2)
+    alike = cat_conditions({"context": context}, {"context": context * 0}, 2)
     assert set(alike) == {"context"}  # no mask is invented where none is needed
-    masked = join({"context": context, "context_mask": torch.zeros(2, 5, dtype=torch.bool)}, {"context": context}, 2)
+    masked = cat_conditions(
+        {"context": context, "context_mask": torch.zeros(2, 5, dtype=torch.bool)}, {"context": context}, 2
+    )
     assert masked["context_mask"].tolist() == [[False] * 5] * 2 + [[True] * 5] * 2
 
 
 def test_rows_that_do_not_fit_are_named():
-    with pytest.raises(UserError, match="'pooled' has 2 rows for 3 pictures"):
+    with pytest.raises(UserError, match="'pooled' has 2 rows for 3 images"):
         Conditioned(Denoiser(Net(), SCHEDULE), {"pooled": torch.zeros(2, 5)})(picture(), 0.5)
     with pytest.raises(UserError, match="interval"):
         ClassifierFreeGuidance(Denoiser(Net(), SCHEDULE), {}, {}, 2.0, interval=(0.6, 0.2))

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from diptych.diffusion.denoiser import Denoiser, Estimate
-from diptych.diffusion.inpainting import Repaint
+from diptych.diffusion.inpainting import RePaint
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import Schedule, ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
@@ -36,7 +36,7 @@ class Oracle:
         self.calls += len(x)
         return Estimate(self.best(x, t))
 
-    __call__ = None  # type: ignore[assignment]  # `Repaint` asks for estimates alone
+    __call__ = None  # type: ignore[assignment]  # `RePaint` asks for estimates alone
 
 
 class Pair(Gaussian):
@@ -55,9 +55,9 @@ class Pair(Gaussian):
 def repainted(best, name: str, known: Tensor, mask: Tensor, times: Tensor, noise: NoiseSource) -> tuple[Tensor, Oracle]:
     """A picture that begins as noise, and the oracle that was asked."""
     start, oracle = noise.draw(), Oracle(best)
-    denoiser = Denoiser(Net(), SCHEDULE)  # for its `noised` alone
-    painting = Repaint(oracle, known, partial(denoiser.noised, known, start), mask, float(times[0]))
-    return painting.finished(SAMPLERS[name](painting, start, times, SCHEDULE, noise=noise)), oracle
+    denoiser = Denoiser(Net(), SCHEDULE)  # for its `add_noise` alone
+    painting = RePaint(oracle, known, partial(denoiser.add_noise, known, start), mask, float(times[0]))
+    return painting.composite(SAMPLERS[name](painting, start, times, SCHEDULE, noise=noise)), oracle
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -145,7 +145,7 @@ def test_guidance_and_variance_pass_through() -> None:
             return Estimate(x * 0.5, x * 0 + 0.25)
 
     known, mask = torch.ones(1, 4), torch.tensor([True, True, False, False])
-    painting = Repaint(Learned(None), known, lambda t: known * 3, mask, 0.9)
+    painting = RePaint(Learned(None), known, lambda t: known * 3, mask, 0.9)
     x0, variance = painting.estimate(torch.zeros(1, 4) + 8, 0.4)
     assert x0.tolist() == [[4.0, 4.0, 1.0, 1.0]] and variance is not None and (variance == 0.25).all()
     assert torch.equal(painting(torch.zeros(1, 4) + 8, 0.4), x0)

@@ -166,7 +166,7 @@ def test_sampling_may_begin_and_end_in_the_middle():
     schedule = build_schedule(ScheduleConfig())
     oracle = Gaussian(schedule, std=1e-3)
     x0 = torch.full((1, 5), 0.7)
-    x = Denoiser(Net(), schedule).noised(x0, NoiseSource([0], (5,)).draw(), 0.6)
+    x = Denoiser(Net(), schedule).add_noise(x0, NoiseSource([0], (5,)).draw(), 0.6)
     times = timesteps(schedule, 50)[20:]
     assert times[0] == 0.6
     assert torch.allclose(euler(oracle, x, times, schedule), x0, atol=0.01)

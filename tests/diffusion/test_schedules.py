@@ -217,7 +217,7 @@ def test_first_noise_is_the_initial_sigma_of_the_reference(sampler, scheduler, s
     )
     reference.set_timesteps(20)
     schedule = build_schedule(ScheduleConfig())
-    course = TimesConfig(spacing=spacing, offset=1).course(schedule, 20, sampler)
+    course = TimesConfig(spacing=spacing, offset=1).plan(schedule, 20, sampler)
     alpha = float(schedule.alpha_sigma(course.times[:1])[0]) if "Discrete" in scheduler else 1.0
-    assert course.first_noise == pytest.approx(float(reference.init_noise_sigma) * alpha, rel=1e-5)
-    assert (course.first_noise < 0.999) == ("Discrete" in scheduler and spacing != "leading")
+    assert course.init_noise_sigma == pytest.approx(float(reference.init_noise_sigma) * alpha, rel=1e-5)
+    assert (course.init_noise_sigma < 0.999) == ("Discrete" in scheduler and spacing != "leading")

@@ -11,7 +11,7 @@ from torch import Tensor
 from diptych.core.errors import UserError
 from diptych.core.random import Draws
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.guidance import ClassifierFreeGuidance, join
+from diptych.diffusion.guidance import ClassifierFreeGuidance, cat_conditions
 from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.encoders.classes import ClassConfig, ClassLabels, LabelEmbedding
 from diptych.models.pixel_config import PixelDiffusionConfig
@@ -112,14 +112,14 @@ def test_guidance_tells_half_of_a_batch_the_null_class() -> None:
 
     prompts = ClassLabels(NAMED).encode(["1", "2"])
     cond, uncond = (one.cond(NETWORK, torch.device("cpu")) for one in (prompts, prompts.null()))
-    both = join(cond, uncond, 2)["label"]
+    both = cat_conditions(cond, uncond, 2)["label"]
     assert both.tolist() == [1, 2, 3, 3] and both.dtype == torch.int64
     schedule = build_schedule(ScheduleConfig(kind="cosine"))
     guided = ClassifierFreeGuidance(Denoiser(network, schedule, "x0"), cond, uncond, 3.0)
     x0 = guided(noise(2, 3, 4, 4), 0.5)
     assert told[0].tolist() == [1, 2, 3, 3]
     assert x0[:, 0, 0, 0].tolist() == [3 + 3 * (1 - 3), 3 + 3 * (2 - 3)]
-    one = join({"label": torch.tensor([1])}, {"label": torch.tensor([3])}, 2)["label"]
+    one = cat_conditions({"label": torch.tensor([1])}, {"label": torch.tensor([3])}, 2)["label"]
     assert one.tolist() == [1, 1, 3, 3], "one row stands for all"
 
 

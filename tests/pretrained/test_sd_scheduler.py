@@ -61,7 +61,7 @@ def compared(values: dict[str, Any], sampler: str, scheduler: Any, steps: int, a
     scheduler.set_timesteps(steps)
     x = noise.draw()
     want = reference(scheduler, x * scheduler.init_noise_sigma, Net())
-    times, first, schedule = found["times"].course(build_schedule(found["schedule"]), steps, sampler, asked)
+    times, first, schedule = found["times"].plan(build_schedule(found["schedule"]), steps, sampler, asked)
     denoiser = Denoiser(Net(), schedule, found["prediction"])
     return relative(SAMPLERS[sampler](denoiser, first * x, times, schedule, noise=noise), want)
 
@@ -163,7 +163,7 @@ def test_a_few_and_too_many_steps(sampler: str) -> None:
         found = sampling_config(values, "a file")
         for steps in (1, 2, 39, 40, 41):
             try:
-                times, first, schedule = found["times"].course(build_schedule(found["schedule"]), steps, sampler)
+                times, first, schedule = found["times"].plan(build_schedule(found["schedule"]), steps, sampler)
             except UserError as error:
                 assert steps >= 40 and "steps must lie between 1 and" in str(error)
                 continue

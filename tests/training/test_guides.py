@@ -73,7 +73,7 @@ def test_the_loss_of_a_classifier_is_the_cross_entropy_of_the_noisy_picture() ->
     randomised(it.module.network, 1)
     schedule, draws = build_schedule(ScheduleConfig(kind="flow")), Draws(batch["seed"])
     times = training_times(draws.uniform(TIME), it.config.objective, schedule)
-    x = Denoiser(lambda x, t: x, schedule).noised(batch["picture"], draws.normal(batch["picture"], NOISE), times)
+    x = Denoiser(lambda x, t: x, schedule).add_noise(batch["picture"], draws.normal(batch["picture"], NOISE), times)
     chances = it.module.network(x, (1000 * times).float()).softmax(-1).tolist()
     wanted = [
         -math.log(chances[i][0 if caption == "a blue picture" else 1]) for i, caption in enumerate(batch["caption"])
@@ -159,9 +159,9 @@ def test_a_guide_of_another_schedule_sees_the_picture_with_its_own_noise() -> No
     assert alike(flow, build_schedule(ScheduleConfig(kind="flow"))) and not alike(flow, table)
     assert not alike(table, build_schedule(ScheduleConfig(beta_end=0.02)))
     t, x0, noise = torch.tensor([0.2, 0.5, 0.9]).double(), torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4)
-    seen, then = translated(Denoiser(id, flow).noised(x0, noise, t), t, flow, table)
+    seen, then = translated(Denoiser(id, flow).add_noise(x0, noise, t), t, flow, table)
     assert torch.allclose(table.log_snr(then), flow.log_snr(t), atol=1e-6)
-    assert torch.allclose(seen, Denoiser(id, table).noised(x0, noise, then), atol=1e-5)
+    assert torch.allclose(seen, Denoiser(id, table).add_noise(x0, noise, then), atol=1e-5)
 
 
 def test_what_a_guide_cannot_read_is_said() -> None:

@@ -1,4 +1,4 @@
-"""NaN and infinity are no image: looked for in every estimate, and in what a sampler ends with."""
+"""Checks for NaN and infinity in every estimate of x_0 and in the result of a sampler."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
 from diptych.diffusion.guidance import Wrapper
 
-Walk = Callable[[Denoising, Tensor, Tensor], Tensor]
-"""(denoiser, x, times) -> x, a sampler with all else bound."""
+BoundSampler = Callable[[Denoising, Tensor, Tensor], Tensor]
+"""(denoiser, x, times) -> x, a sampler with its other arguments bound."""
 
 
 @dataclass(frozen=True)
 class FiniteCheck:
-    """What is checked while one system samples, and what its user is told where that fails."""
+    """The checks of one sampling, and the words of its errors."""
 
     what: str
-    """"the stage 32", for example."""
+    """What is sampling: "the stage 32", for example."""
     times: Tensor
-    """(N + 1,), all of them, from which the number of a step follows."""
+    """(N + 1,), to number the steps."""
     remedy: str
-    """What to try."""
+    """Advice for the user."""
 
-    def around(self, denoiser: Denoising) -> Denoising:
+    def wrap(self, denoiser: Denoising) -> Denoising:
         """The denoiser; a `UserError` at the first estimate that is not finite. Goes inside a threshold, which would
-        clip infinity to a colour."""
+        clip infinity."""
         return Finite(denoiser, self)
 
-    def sampler(self, walk: Walk) -> Walk:
+    def wrap_sampler(self, sampler: BoundSampler) -> BoundSampler:
         """The sampler; a `UserError` where its arithmetic has no result, or a result that is not finite."""
 
         def checked(denoiser: Denoising, x: Tensor, times: Tensor) -> Tensor:
             try:
-                x = walk(denoiser, x, times)
+                x = sampler(denoiser, x, times)
             except (ArithmeticError, ValueError) as error:
                 if isinstance(error, ValueError) and "math domain" not in str(error):
                     raise
@@ -52,16 +52,16 @@ class FiniteCheck:
 
 
 class Finite(Wrapper):
-    """See `FiniteCheck.around`."""
+    """See `FiniteCheck.wrap`."""
 
     def __init__(self, denoiser: Denoising, check: FiniteCheck) -> None:
         super().__init__(denoiser)
         self.check = check
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
-        found = self.denoiser.estimate(x, t, cond)
-        if not torch.isfinite(found.x0).all():
+        estimate = self.denoiser.estimate(x, t, cond)
+        if not torch.isfinite(estimate.x0).all():
             step = 1 + int((self.check.times.double().cpu() > float(torch.as_tensor(t).max())).sum())
             steps = len(self.check.times) - 1
-            require_finite(found.x0, f"step {min(step, steps)} of {steps} of {self.check.what}", self.check.remedy)
-        return found
+            require_finite(estimate.x0, f"step {min(step, steps)} of {steps} of {self.check.what}", self.check.remedy)
+        return estimate

@@ -1,4 +1,4 @@
-"""Guidance by gradients: a denoiser steered towards what some other network scores highly.
+"""Classifier and CLIP guidance: the denoiser's estimate moved along the gradient of another network's score.
 
     eps' = eps - sigma scale grad_x log p(y | x_t)        (Dhariwal & Nichol 2021, section 4.2, Eq. 14 and algorithm 2)
     x_0' = x_0 + scale sigma^2 / alpha grad_x log p(y | x_t)            the same, as x_t = alpha x_0 + sigma eps
@@ -17,25 +17,25 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.diffusion.denoiser import SMALLEST, Cond, Denoising, Estimate, Time
+from diptych.diffusion.denoiser import MIN_ALPHA, Cond, Denoising, Estimate, Time
 from diptych.diffusion.guidance import Wrapper
 from diptych.diffusion.schedules import Schedule
 
 Score = Callable[..., Tensor]
-"""(x_t (B, ...), t (B,)) -> (B,), or (x_0 (B, ...)) -> (B,): a log-likelihood up to a constant. Each picture's is its
-own, so that the gradient of the sum is the gradient of each."""
+"""(x_t (B, ...), t (B,)) -> (B,), or (x_0 (B, ...)) -> (B,): a log-likelihood up to a constant. Each image's is
+independent of the others, so that the gradient of the sum is the gradient of each."""
 
 
 class GradientGuidance(Wrapper):
     """x_0 + scale sigma^2 / alpha grad_x score.
 
     score: of the noisy x_t and its time (`of="noisy"`: a classifier or CLIP that was trained on noise), or of the
-      estimate of x_0 (`of="estimate"`: any network of clean pictures).
+      estimate of x_0 (`of="estimate"`: any network for clean images).
     through: of an estimate, whether the gradient is taken through the denoiser; else with the estimate's noise held
-      fixed, where dx_0 / dx is 1 / alpha, which spares the way back through the denoiser.
+      fixed, where dx_0 / dx is 1 / alpha, which saves the backward pass through the denoiser.
     limit: the largest root mean square of the move of x_0, or none. Exact guidance at scale 1 moves it by no more than
-      pictures differ; where alpha is small a network's errors are multiplied without such a bound.
-    interval: the times at which it guides. Where there is nothing of a picture in x_t, at alpha = 0, it never does.
+      images differ; where alpha is small, errors of the score are amplified without such a bound.
+    interval: the times at which it guides; never at alpha = 0, where x_t has no signal.
     """
 
     def __init__(
@@ -62,41 +62,41 @@ class GradientGuidance(Wrapper):
         times = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
         alpha, sigma = self.schedule.alpha_sigma(times)  # (B,) each
         low, high = self.interval
-        guided = (times >= low) & (times <= high) & (alpha >= SMALLEST)  # (B,)
+        guided = (times >= low) & (times <= high) & (alpha >= MIN_ALPHA)  # (B,)
         if self.scale == 0 or not bool(guided.any()):
             return self.denoiser.estimate(x, t, cond)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        found, gradient = self.gradient(x, t, times, cond)
+        estimate, gradient = self.gradient(x, t, times, cond)
         self.gradients += len(x)
-        pull = self.scale * sigma**2 / alpha.clamp(min=SMALLEST)
+        pull = self.scale * sigma**2 / alpha.clamp(min=MIN_ALPHA)
         if self.of == "estimate" and not self.through:
-            pull = pull / alpha.clamp(min=SMALLEST)
+            pull = pull / alpha.clamp(min=MIN_ALPHA)
         move = _spread(torch.where(guided, pull, 0.0), x) * gradient  # (B, ...)
         if self.limit is not None:
             size = move.reshape(len(move), -1).square().mean(1).sqrt()  # (B,)
-            move = move * _spread((self.limit / size.clamp(min=SMALLEST)).clamp(max=1.0), x)
-        return Estimate(found.x0 + move.to(found.x0), found.variance)
+            move = move * _spread((self.limit / size.clamp(min=MIN_ALPHA)).clamp(max=1.0), x)
+        return Estimate(estimate.x0 + move.to(estimate.x0), estimate.variance)
 
     def gradient(self, x: Tensor, t: Time, times: Tensor, cond: Cond | None) -> tuple[Estimate, Tensor]:
         """The estimate, and the score's gradient (B, ...) by x, or by the estimate where its noise is held fixed."""
         if self.of == "noisy":
-            return self.denoiser.estimate(x, t, cond), ascent(lambda x: self.score(x, times), x)
+            return self.denoiser.estimate(x, t, cond), score_gradient(lambda x: self.score(x, times), x)
         if not self.through:
-            found = self.denoiser.estimate(x, t, cond)
-            return found, ascent(self.score, found.x0)
-        kept: list[Estimate] = []
+            estimate = self.denoiser.estimate(x, t, cond)
+            return estimate, score_gradient(self.score, estimate.x0)
+        estimates: list[Estimate] = []
 
         def score(x: Tensor) -> Tensor:
-            kept.append(self.denoiser.estimate(x, t, cond))
-            return self.score(kept[0].x0)
+            estimates.append(self.denoiser.estimate(x, t, cond))
+            return self.score(estimates[0].x0)
 
-        gradient = ascent(score, x)
-        x0, variance = kept[0]
+        gradient = score_gradient(score, x)
+        x0, variance = estimates[0]
         return Estimate(x0.detach(), None if variance is None else variance.detach()), gradient
 
 
-def ascent(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The gradient of each picture's score (B,) by itself (B, ...), also where gradients are off around the call."""
+def score_gradient(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The gradient (B, ...) of each image's score (B,) with respect to x, also within `torch.no_grad`."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(score(x).sum(), x)

@@ -28,7 +28,7 @@ class Wrapper:
 
     @property
     def calls(self) -> int:
-        """Pictures that the network has seen so far."""
+        """Images that the network has processed so far."""
         return self.denoiser.calls
 
     @property
@@ -55,10 +55,10 @@ class Conditioned(Wrapper):
 class ClassifierFreeGuidance(Wrapper):
     """x_0 = uncond + scale (cond - uncond), both from one batched call (Ho & Salimans 2022, Eq. 6, with scale = 1 + w).
 
-    cond, uncond: conditions of B rows, or of 1 row for all pictures. A key that only one has is filled with zeros in
+    cond, uncond: conditions of B rows, or of 1 row for all images. A key that only one has is filled with zeros in
       the other; contexts of different lengths are padded and masked.
     scale: 1 is the plain conditional and 0 the unconditional, which are then computed alone; a number, or (B,) for a
-      scale per picture.
+      scale per image.
     interval: guide only at times within it (Kynkäänniemi et al. 2024); outside, only the conditional half is computed.
     """
 
@@ -84,7 +84,9 @@ class ClassifierFreeGuidance(Wrapper):
             return self.denoiser.estimate(x, t, _rows(self.cond, len(x)))
         if bool((scale == 0).all()):
             return self.denoiser.estimate(x, t, _rows(self.uncond, len(x)))
-        both = self.denoiser.estimate(torch.cat([x, x]), times.repeat(2), join(self.cond, self.uncond, len(x)))
+        both = self.denoiser.estimate(
+            torch.cat([x, x]), times.repeat(2), cat_conditions(self.cond, self.uncond, len(x))
+        )
         with_cond, without = both.x0.chunk(2)
         scale = scale.to(with_cond).view(-1, *[1] * (x.ndim - 1))
         # The variance is the conditional half's, as in GLIDE and DeepFloyd IF.
@@ -92,7 +94,7 @@ class ClassifierFreeGuidance(Wrapper):
         return Estimate(without + scale * (with_cond - without), variance)
 
 
-def join(first: Cond, second: Cond, batch: int) -> dict[str, Tensor]:
+def cat_conditions(first: Cond, second: Cond, batch: int) -> dict[str, Tensor]:
     """One condition of 2 x batch rows: those of `first`, then those of `second`."""
     halves = dict(_rows(first, batch)), dict(_rows(second, batch))
     lengths = [half["context"].shape[1] if "context" in half else 0 for half in halves]
@@ -108,20 +110,20 @@ def join(first: Cond, second: Cond, batch: int) -> dict[str, Tensor]:
 
 
 def _fill(half: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Zeros for what `half` lacks. Zero tokens count as real: attention reads nothing from them, and is never empty."""
+    """Zeros for the keys that `half` lacks. Zero tokens count as real, so that attention always has keys."""
     for key, value in other.items():
         if key not in half:
             half[key] = torch.ones_like(value) if value.dtype == torch.bool else torch.zeros_like(value)
 
 
 def _pad(tokens: Tensor, length: int) -> Tensor:
-    """(B, L, ...) -> (B, length, ...), zeros (or False) behind."""
+    """(B, L, ...) -> (B, length, ...), padded with zeros (or False)."""
     return torch.cat([tokens, tokens.new_zeros(len(tokens), length - tokens.shape[1], *tokens.shape[2:])], 1)
 
 
 def _rows(cond: Cond, batch: int) -> Cond:
-    """A condition of one row stands for every picture."""
+    """A condition of one row, expanded to the batch."""
     for key, value in cond.items():
         if len(value) not in (1, batch):
-            raise UserError(f"the condition {key!r} has {len(value)} rows for {batch} pictures")
+            raise UserError(f"the condition {key!r} has {len(value)} rows for {batch} images")
     return {key: value.expand(batch, *value.shape[1:]) for key, value in cond.items()}

@@ -1,4 +1,4 @@
-"""A picture painted over by any denoiser from a later time on, or a part of it anew around what is known."""
+"""Image-to-image and inpainting with any denoiser: SDEdit from a noised image, RePaint within a mask."""
 
 from __future__ import annotations
 
@@ -12,57 +12,55 @@ from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
 from diptych.diffusion.guidance import Wrapper
 
 
-class Repaint(Wrapper):
-    """Shows the denoiser what is known with the noise of its time, and what is painted as the sampler has it (RePaint,
-    Lugmayr et al. 2022, Eq. 8, with the same noise at all times and without going back).
+class RePaint(Wrapper):
+    """Replaces x_t outside the mask by the noised image before each call of the denoiser (RePaint: Lugmayr et al. 2022,
+    Eq. 8, with the same noise at all times and without resampling).
 
-    known: x_0 of the whole picture (B, C, ...). noised: x_t of it at a time. mask: bool, true where to paint, of a
-      shape that broadcasts to it. first: the time at which sampling begins; there the denoiser is shown the start as it
-      is, which may be noise alone.
+    image: x_0 of the whole image (B, C, ...). noised: t -> x_t of it. mask: bool, true where to inpaint, of a shape
+      that broadcasts to it. first: the time at which sampling begins; there x may be pure noise and is left as it is.
 
-    What a sampler itself makes of the known part is never looked at, because its steps treat every value by itself: so
-    any sampler will do, and `finished` puts the known part in its place at the end.
+    A sampler's own values outside the mask are never used, because its steps are elementwise: so any sampler will do,
+    and `composite` restores the image outside the mask at the end.
 
-    What is painted fits what is known less closely than a sample of the conditional distribution would: for weakly
-    correlated Gaussian data the known part pulls with a third of its strength. A network that was trained to repaint
-    has no such bias.
+    The inpainted part fits its surroundings less closely than a sample of the conditional distribution: for weakly
+    correlated Gaussian data they have a third of their effect. A network that was trained to inpaint has no such bias.
     """
 
     def __init__(
-        self, denoiser: Denoising, known: Tensor, noised: Callable[[Time], Tensor], mask: Tensor, first: float
+        self, denoiser: Denoising, image: Tensor, noised: Callable[[Time], Tensor], mask: Tensor, first: float
     ) -> None:
         super().__init__(denoiser)
-        self.known, self.noised, self.mask, self.first = known, noised, mask, first
+        self.image, self.noised, self.mask, self.first = image, noised, mask, first
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
         if float(t) < self.first:
             x = torch.where(self.mask, x, self.noised(t))
         x0, variance = self.denoiser.estimate(x, t, cond)
-        return Estimate(self.finished(x0), variance)
+        return Estimate(self.composite(x0), variance)
 
-    def finished(self, x0: Tensor) -> Tensor:
-        """What is painted of x_0, and what is known."""
-        return torch.where(self.mask, x0, self.known)
+    def composite(self, x0: Tensor) -> Tensor:
+        """x_0 within the mask, the image outside."""
+        return torch.where(self.mask, x0, self.image)
 
 
-def painted_over(
-    walk: Callable[[Denoising, Tensor, Tensor], Tensor],
+def sample_from_image(
+    sampler: Callable[[Denoising, Tensor, Tensor], Tensor],
     denoiser: Denoising,
-    known: Tensor,
+    image: Tensor,
     noise: Tensor,
     times: Tensor,
-    noised: Callable[[Tensor, Tensor, Time], Tensor],
+    add_noise: Callable[[Tensor, Tensor, Time], Tensor],
     *,
     mask: Tensor | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """What a sampler makes of x_0 that is known (B, C, ...), from the noise of the first of the times on (SDEdit, Meng
-    et al. 2022, section 3), or from `start`; where there is a mask, what is outside stays as it is.
+    """Sample from an image x_0 (B, C, ...) that is noised to the first of the times (SDEdit: Meng et al. 2022, section
+    3), or from `start`; with a mask, only within it.
 
-    walk: (denoiser, x, times) -> x, the sampler. noised: (x_0, noise, time) -> x_t, of the same noise at all times.
+    sampler: (denoiser, x, times) -> x. add_noise: (x_0, noise, time) -> x_t. mask: as in `RePaint`.
     """
-    x = noised(known, noise, times[0]) if start is None else start
+    x = add_noise(image, noise, times[0]) if start is None else start
     if mask is None:
-        return walk(denoiser, x, times)
-    painting = Repaint(denoiser, known, partial(noised, known, noise), mask, float(times[0]))
-    return painting.finished(walk(painting, x, times))
+        return sampler(denoiser, x, times)
+    inpainting = RePaint(denoiser, image, partial(add_noise, image, noise), mask, float(times[0]))
+    return inpainting.composite(sampler(inpainting, x, times))

@@ -1,4 +1,4 @@
-"""The training objective around the denoiser's error: which times are drawn, and what teaches the learned variance."""
+"""The training objective: the distribution of training times, the weighting, and the loss of the learned variance."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from diptych.diffusion.schedules import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Config):
-    """What is minimised, and where."""
+    """The training loss and the times at which it is taken."""
 
     loss: Literal["mse", "l1"] = "mse"
-    """The error of what the network predicts: squared, or absolute as some of latent-diffusion's models and SR3."""
+    """The error of the network's prediction: squared, or absolute as some of latent-diffusion's models and SR3."""
     times: Literal["uniform", "logit-normal"] = "uniform"
-    """How training times are spread: evenly, or logit-normal, which favours the middle (Esser et al. 2024, Eq. 19)."""
+    """Distribution of training times; logit-normal favours the middle (Esser et al. 2024, Eq. 19)."""
     mean: float = 0.0
     """logit-normal only: of logit(t); above 0 favours noise."""
     std: float = 1.0
     """logit-normal only: of logit(t)."""
     weighting: Literal["none", "min-snr", "truncated-snr"] = "none"
-    """Of the loss at each time: the plain error of what the network predicts, min(SNR, gamma) for the error of x_0
+    """Of the loss at each time: none, min(SNR, gamma) for the error of x_0
     (min-SNR, Hang et al. 2023), or that but no less than 1 (truncated SNR, Salimans & Ho 2022)."""
     gamma: float = 5.0
     """min-snr and truncated-snr only: the largest weight of the x_0 error."""
@@ -55,8 +55,8 @@ def training_times(uniform: Tensor, config: ObjectiveConfig, schedule: Schedule)
 def variance_bound(x0: Tensor, estimate: Tensor, fraction: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """(B,) KL(q(x_then | x_now, x_0) || p(x_then | x_now)) of a step of 1/T, in bits per value (Improved DDPM, Eq. 6).
 
-    x0, estimate (B, ...): the picture and the denoiser's; fraction (B, ...) in [-1, 1]: the learned variance (Eq. 15).
-    Only the variance is taught: the estimate is detached (Sec. 3.1). 0 in the first step, which draws nothing.
+    x0, estimate (B, ...): the image and its estimate. fraction (B, ...) in [-1, 1]: the learned variance (Eq. 15).
+    It trains the variance alone: the estimate is detached (Sec. 3.1). 0 in the first step, which draws no noise.
     """
     alpha, sigma = schedule.alpha_sigma(t.double())
     alpha_then, sigma_then = schedule.alpha_sigma((t.double() - 1 / schedule.steps).clamp(min=0))

@@ -1,6 +1,6 @@
-"""Noise schedules: how much of the picture, alpha(t), and how much noise, sigma(t), there is at each time.
+"""Noise schedules: how much signal, alpha(t), and how much noise, sigma(t), x_t has at each time.
 
-    x_t = alpha(t) x_0 + sigma(t) eps,     t = 0 the picture (alpha 1, sigma 0),  t = 1 the most noise
+    x_t = alpha(t) x_0 + sigma(t) eps,     t = 0: the image (alpha 1, sigma 0),  t = 1: the most noise
 
 Time is continuous. A published schedule of T discrete steps is a table: its index i = 0 .. T-1 is t = (i + 1) / T, and
 between two entries the log-SNR is interpolated linearly. All of it is computed in float64, because a clipped cosine
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diptych.core.config import Config, Within
 
-Told = Literal["exact", "nearest", "below"]
+Rounding = Literal["exact", "nearest", "below"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +27,23 @@ class ScheduleConfig(Config):
     kind: Literal["linear", "scaled-linear", "cosine", "cosine-table", "flow"] = "scaled-linear"
     """linear (DDPM), scaled-linear (Stable Diffusion), cosine (closed form), cosine-table (clipped betas), flow."""
     steps: Annotated[int, Within(1, 10**6)] = 1000
-    """T, the number of discrete steps; for closed forms, the units in which the network is told the time."""
+    """T, the number of discrete steps; for closed forms, the units of the network's time."""
     beta_start: float = 0.00085
     """First beta of linear (DDPM: 1e-4) and scaled-linear."""
     beta_end: float = 0.012
     """Last beta of linear (DDPM: 0.02) and scaled-linear."""
     shift: float = 1.0
-    """flow only: t' = shift t / (1 + (shift - 1) t), more noise for larger pictures (SD3, Eq. 23)."""
+    """flow only: t' = shift t / (1 + (shift - 1) t), more noise for larger images (SD3, Eq. 23)."""
     continuous: bool = False
     """linear, scaled-linear and cosine-table only: train and sample at any time, also between the T steps (Imagen's
     1024-px stage, SR3); else at these alone."""
     conditioning: Literal["time", "gamma"] = "time"
-    """What the network is told: the time, or gamma = alpha^2, which tells the noise whatever the schedule (SR3, section
-    2.1); in units of T."""
+    """The network's time input: the time, or gamma = alpha^2, which is the noise level whatever the schedule (SR3,
+    section 2.1); in units of T."""
     zero_snr: bool = False
-    """Tables of betas only: rescaled so that nothing of an image is left at the last step (Lin et al. 2024, Alg. 1)."""
-    between: Told = "exact"
-    """Tables only: what a network is told of a time between two entries, see `Schedule.telling`."""
+    """Tables of betas only: rescaled so that no signal is left at the last step (Lin et al. 2024, Alg. 1)."""
+    between: Rounding = "exact"
+    """Tables only: how the network's time is rounded between two entries, see `Schedule.with_rounding`."""
 
     def check(self) -> None:
         self.require(2 <= self.steps <= 100_000, "steps", "be at least 2 and at most 100,000")
@@ -59,9 +59,9 @@ class ScheduleConfig(Config):
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
     """The schedule that a config describes."""
-    schedule = _of_kind(config).telling(config.between)
+    schedule = _of_kind(config).with_rounding(config.between)
     schedule.discrete = schedule.discrete and not config.continuous
-    schedule.tells_gamma = config.conditioning == "gamma"
+    schedule.gamma_conditioning = config.conditioning == "gamma"
     return schedule
 
 
@@ -80,27 +80,27 @@ def _of_kind(config: ScheduleConfig) -> Schedule:
 
 
 class Schedule:
-    """Base of all schedules. Every method takes and gives float64 tensors of one shape, on the device of its input."""
+    """Base of all schedules. Methods take and return float64 tensors of one shape, on the device of their input."""
 
     steps: int
     """T: the units of `network_time`."""
     discrete: bool = False
     """True where published networks saw only t = 1/T, 2/T, ..., 1 in training."""
     straight: bool = False
-    """True where alpha + sigma = 1, so that the path from noise to picture is a straight line (rectified flow)."""
-    tells_gamma: bool = False
-    """Whether the network is told T alpha^2 in the place of the time."""
-    told: Told = "exact"
-    """What a network is told of a time between two entries of a table."""
+    """True where alpha + sigma = 1, so that the path from noise to image is a straight line (rectified flow)."""
+    gamma_conditioning: bool = False
+    """Whether `network_time` is T alpha^2."""
+    rounding: Rounding = "exact"
+    """How `network_time` is rounded between two entries of a table."""
 
-    def telling(self, told: Told) -> Schedule:
-        """The same schedule, whose networks are told the times between two entries of a table as they are, or the
-        nearest entry, or the one below, as some published samplers do."""
-        if told == self.told:
+    def with_rounding(self, rounding: Rounding) -> Schedule:
+        """The same schedule with `network_time` between two entries of a table exact, or rounded to the nearest entry
+        or the one below, as some published samplers do."""
+        if rounding == self.rounding:
             return self
-        view = copy.copy(self)
-        view.told = told
-        return view
+        other = copy.copy(self)
+        other.rounding = rounding
+        return other
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at times t in [0, 1]."""
@@ -116,8 +116,8 @@ class Schedule:
         raise NotImplementedError
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told: the index i of t = (i + 1) / T, or gamma in units of T."""
-        if self.tells_gamma:
+        """The network's time input: the index i of t = (i + 1) / T, or gamma in units of T."""
+        if self.gamma_conditioning:
             return self.alpha_sigma(t)[0] ** 2 * self.steps
         return t.double() * self.steps - 1
 
@@ -153,11 +153,11 @@ class TableSchedule(Schedule):
 
     def network_time(self, t: Tensor) -> Tensor:
         index = super().network_time(t)
-        if self.tells_gamma:
+        if self.gamma_conditioning:
             return index
-        if self.told == "below":  # as published: 999 itself, through a logarithm in float32, comes out as 998
+        if self.rounding == "below":  # as published: 999 itself, through a logarithm in float32, comes out as 998
             return (index - 1e-4).floor().clamp(min=0)
-        return index.round() if self.told == "nearest" else index
+        return index.round() if self.rounding == "nearest" else index
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
         rising, wanted = -self.table.to(log_snr.device), -log_snr.double()
@@ -217,5 +217,5 @@ class FlowSchedule(Schedule):
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """T sigma: the network is told the shifted time, 1000 at pure noise."""
+        """T sigma: the shifted time, 1000 at pure noise."""
         return self.alpha_sigma(t)[1] * self.steps

@@ -52,12 +52,12 @@ class DynamicThreshold(Wrapper):
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdConfig(Config):
-    """What bounds the estimate of the picture at every step, for high guidance weights (Imagen, section 2.3)."""
+    """Thresholding of the estimate of x_0 at every step, for high guidance scales (Imagen, section 2.3)."""
 
     kind: Literal["none", "static", "dynamic"] = "dynamic"
     """none; static: clipped to [-1, 1]; dynamic: clipped to a percentile of its own values and scaled back."""
     percentile: float = 0.95
-    """dynamic only: the fraction of values that are left alone."""
+    """dynamic only: the fraction of values that are not clipped."""
     cap: float | None = None
     """dynamic only: the most that is scaled back (DeepFloyd IF: 1.5), or none."""
 
@@ -79,8 +79,8 @@ class ThresholdConfig(Config):
             raise UserError(f"cannot read the threshold {value!r}: write it as dynamic:0.95:1.5") from None
         return cls.from_dict({"kind": kind, **values})
 
-    def around(self, denoiser: Denoising) -> Denoising:
-        """The denoiser, bounded."""
+    def wrap(self, denoiser: Denoising) -> Denoising:
+        """The denoiser with this thresholding."""
         if self.kind == "none":
             return denoiser
         if self.kind == "static":

@@ -1,8 +1,7 @@
-"""The times that a sampler visits: how N of them are laid out, and the noise from which they start.
+"""The timesteps of sampling: how N of them are spaced, and the deviation of the initial noise.
 
-Published samplers differ in this as much as in their formulas, and a saved scheduler is known by it. What a sampler
-does where nothing else is said is its `Layout`, what a model says is its `TimesConfig`, and what a user asks for is a
-`schedule_type`.
+Published samplers differ in this as much as in their formulas. The defaults of a sampler are its `Layout`, a model's
+are its `TimesConfig`, and a user may set a `schedule_type`.
 """
 
 from __future__ import annotations
@@ -15,38 +14,38 @@ from torch import Tensor
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError, pick
-from diptych.diffusion.schedules import Schedule, Told
+from diptych.diffusion.schedules import Rounding, Schedule
 from diptych.diffusion.sigmas import CURVES, Curve
 
 Spacing = Literal["trailing", "leading", "linspace", "karras"]
 SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")
-"""What a user may ask for in the place of a model's own times."""
+"""What a user may set in the place of a model's own times."""
 
 
 class Layout(NamedTuple):
     """How a sampler was published with Stable Diffusion (diffusers' scheduler of its name)."""
 
     spacing: Literal["leading", "linspace"]
-    """Where nothing is said."""
+    """The default spacing."""
     multistep: bool = False
     """leading and linspace lay out one index more than there are steps and drop the lowest, and curves of sigmas run
     between the ends of the table."""
     between: bool = False
-    """linspace leaves its indices where they fall, between those of a table; with it and with trailing, sampling starts
-    from sigma / alpha times unit noise and nothing of an image."""
+    """linspace does not round its indices to those of a table; with it and with trailing, sampling starts from
+    sigma / alpha times unit noise and no signal."""
     curves: tuple[str, ...] = ()
-    """Those of a model's curves that it follows; others leave its times alone."""
+    """The sigma curves of a config that apply to it; others are ignored."""
 
 
-class Course(NamedTuple):
-    """What a sampler is given besides the denoiser."""
+class SamplingPlan(NamedTuple):
+    """The arguments of a sampler besides the denoiser."""
 
     times: Tensor
     """(N + 1,), falling."""
-    first_noise: float
-    """Deviation of the noise that it starts from."""
+    init_noise_sigma: float
+    """Deviation of the initial noise."""
     schedule: Schedule
-    """As the network is to be told of the times."""
+    """With the rounding of the network's time."""
 
 
 PLAIN = Layout("leading")
@@ -73,8 +72,8 @@ LAYOUTS = {
     "unipc-bh1": UNIPC,
 }
 """Sampler -> its layout."""
-CLEAN = ("ddpm", "ddpm-fixed-large", "euler-ancestral", "heun")
-"""Those that were published with an end at the image alone; `ddim` has one of its own."""
+ENDS_AT_ZERO = ("ddpm", "ddpm-fixed-large", "euler-ancestral", "heun")
+"""Samplers that always end at t = 0; `ddim` has a setting of its own."""
 
 
 def timesteps(
@@ -88,7 +87,7 @@ def timesteps(
     between: bool = False,
     used: int | None = None,
 ) -> Tensor:
-    """The N + 1 times that a sampler visits, falling, float64: N where the network runs, and where the result stands.
+    """The N + 1 falling times of a sampler, float64: N at which the network runs, and that of the result.
 
     spacing: how the N indices are laid out over 0 .. T-1 ("Common Diffusion Noise Schedules and Sample Steps are
       Flawed", Table 2): `trailing` starts at T-1; `leading` is the multiples of T // N; `linspace` has both ends;
@@ -96,7 +95,7 @@ def timesteps(
     offset: added to the indices of `leading` (Stable Diffusion 1: 1).
     drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
     final: `clean` ends at t = 0; `first` ends at index 0, which keeps a little noise (Stable Diffusion 1 with DDIM).
-    between: linspace only: leave the indices where they fall, between those that a discrete schedule has.
+    between: linspace only: do not round the indices to those of a discrete schedule.
     used: so many of the table's entries, the first ones; all if none.
 
     Raises `UserError` for an unknown spacing, and for more steps than a table has entries.
@@ -116,17 +115,17 @@ def timesteps(
     else:
         raise UserError(f"unknown spacing {spacing!r}: choose one of karras, leading, linspace, trailing")
     if schedule.discrete and not (between and spacing == "linspace"):
-        index = index.round()  # published networks were never told anything between
+        index = index.round()  # published networks were trained at whole indices only
     times = ((index + 1) / total).clamp(0, 1)[:steps]
     if spacing == "karras":
-        times = along(schedule, times[[0, -1]], steps, "karras")
+        times = times_on_curve(schedule, times[[0, -1]], steps, "karras")
     end = 0.0 if final == "clean" else 1 / total
     return torch.cat([times, times.new_tensor([end])])
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimesConfig(Config):
-    """How the times that a sampler visits are laid out: see `timesteps`."""
+    """The spacing of the times of sampling: see `timesteps`."""
 
     spacing: Literal["trailing", "leading", "linspace", "karras", "published"] = "trailing"
     """As in `timesteps`; published: as each sampler was published for Stable Diffusion, leading for DDIM and DDPM and
@@ -136,7 +135,7 @@ class TimesConfig(Config):
     final: Literal["clean", "first"] = "clean"
     """Where DDIM ends."""
     final_sigma: Literal["zero", "least"] = "zero"
-    """Where the others end, those of `CLEAN` aside: at the image, or at the least noise of a table."""
+    """Where the others end, those of `ENDS_AT_ZERO` aside: at t = 0, or at the least noise of a table."""
     sigmas: Literal["own", "karras", "exponential", "beta", "lu"] = "own"
     """The curve along which sigma / alpha falls between the first and the last time, for samplers that were published
     with it (see `diptych.diffusion.sigmas`); own: that of the times themselves."""
@@ -168,70 +167,71 @@ class TimesConfig(Config):
     def times(self, schedule: Schedule, steps: int, sampler: str, schedule_type: str | None = None) -> Tensor:
         """The times (N + 1,) of a sampler by its name, as `timesteps` gives them.
 
-        schedule_type: one of `SCHEDULE_TYPES` in the place of the config's; then a sampler that was published without
-        such a curve follows it too.
+        schedule_type: one of `SCHEDULE_TYPES` in the place of the config's; it then applies to every sampler.
         """
-        layout, said = LAYOUTS[sampler], self.of_type(schedule_type)
-        spacing = said.spaced(sampler)
-        first = said.final == "first" or (spacing == "leading" and schedule.steps // max(steps, 1) <= said.offset)
-        clean = not first if sampler == "ddim" else said.final_sigma == "zero" or sampler in CLEAN
+        layout, config = LAYOUTS[sampler], self.of_type(schedule_type)
+        spacing = config.spacing_of(sampler)
+        first = config.final == "first" or (spacing == "leading" and schedule.steps // max(steps, 1) <= config.offset)
+        clean = not first if sampler == "ddim" else config.final_sigma == "zero" or sampler in ENDS_AT_ZERO
         curved = self._curve(sampler, schedule_type) is not None
         times = timesteps(
             schedule,
             steps,
             spacing,
-            offset=said.offset,
+            offset=config.offset,
             drop_last=layout.multistep,
             final="clean" if clean else "first",
             between=layout.between,
-            used=said._used(schedule) if sampler.startswith("dpm") and not curved else None,
+            used=config._used(schedule) if sampler.startswith("dpm") and not curved else None,
         )
         if not curved:
             return times
         whole = layout.multistep or schedule.straight
         ends = times.new_tensor([1.0, 1 / schedule.steps]) if whole else times[[0, -2]]
-        curve = along(schedule, ends, steps, cast(Curve, said.sigmas), said.sigma_min, said.sigma_max)
+        curve = times_on_curve(schedule, ends, steps, cast(Curve, config.sigmas), config.sigma_min, config.sigma_max)
         return torch.cat([curve, times[-1:]])
 
-    def course(self, schedule: Schedule, steps: int, sampler: str, schedule_type: str | None = None) -> Course:
-        """The times of a sampler, how loud the noise is at the first, and what the network is told of them.
+    def plan(self, schedule: Schedule, steps: int, sampler: str, schedule_type: str | None = None) -> SamplingPlan:
+        """The times of a sampler, the deviation of the initial noise, and the schedule with the rounding of its times.
 
         Raises `UserError` for an unknown schedule type, and for more steps than a table has entries.
         """
         times = self.times(schedule, steps, sampler, schedule_type)
-        first = self.first_noise(schedule, times, sampler, schedule_type)
-        return Course(times, first, schedule.telling(self.told(sampler, schedule_type)))
+        sigma = self.init_noise_sigma(schedule, times, sampler, schedule_type)
+        return SamplingPlan(times, sigma, schedule.with_rounding(self.rounding(sampler, schedule_type)))
 
-    def first_noise(self, schedule: Schedule, times: Tensor, sampler: str, schedule_type: str | None = None) -> float:
-        """Deviation of the noise that sampling starts from.
+    def init_noise_sigma(
+        self, schedule: Schedule, times: Tensor, sampler: str, schedule_type: str | None = None
+    ) -> float:
+        """Deviation of the initial noise.
 
-        1, but for Euler's kin where the times start at the table's end: as published they start from sigma / alpha
-        times unit noise, with nothing of an image in it, which is sigma of unit noise here.
+        1, but for the Euler samplers and Heun where the times start at the table's end: as published they start from
+        sigma / alpha times unit noise without signal, which is sigma times unit noise here.
         """
-        if not LAYOUTS[sampler].between or self.of_type(schedule_type).spaced(sampler) == "leading":
+        if not LAYOUTS[sampler].between or self.of_type(schedule_type).spacing_of(sampler) == "leading":
             return 1.0
         return float(schedule.alpha_sigma(times[:1])[1])
 
-    def told(self, sampler: str, schedule_type: str | None = None) -> Told:
-        """What a network is told of times between two entries of a table: where the multistep solvers follow a curve,
-        they were published with whole numbers."""
+    def rounding(self, sampler: str, schedule_type: str | None = None) -> Rounding:
+        """How the network's time is rounded between two entries of a table: multistep solvers on a sigma curve were
+        published with whole numbers."""
         curve = self._curve(sampler, schedule_type)
         if curve is None or not LAYOUTS[sampler].multistep:
             return "exact"
         return "nearest" if curve in ("karras", "lu") else "below"
 
     def _curve(self, sampler: str, schedule_type: str | None) -> Curve | None:
-        """The curve that a sampler follows: one that was asked for, or a config's that it was published with."""
+        """The sigma curve of a sampler: by `schedule_type`, or the config's if the sampler was published with it."""
         curve = self.of_type(schedule_type).sigmas
         follows = curve in LAYOUTS[sampler].curves or schedule_type is not None
         return curve if curve != "own" and follows else None
 
-    def spaced(self, sampler: str) -> Spacing:
+    def spacing_of(self, sampler: str) -> Spacing:
         """The spacing for a sampler."""
         return LAYOUTS[sampler].spacing if self.spacing == "published" else self.spacing
 
     def _used(self, schedule: Schedule) -> int | None:
-        """How many entries of a table `lambda_min` leaves."""
+        """How many entries of a table lie above `lambda_min`."""
         if self.lambda_min is None or not schedule.discrete:
             return None
         every = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
@@ -241,7 +241,7 @@ class TimesConfig(Config):
         return left
 
 
-def along(
+def times_on_curve(
     schedule: Schedule,
     ends: Tensor,
     count: int,
@@ -249,8 +249,8 @@ def along(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Tensor:
-    """So many times between two (2,), sigma / alpha falling along a curve, whose ends may be given in the place of
-    theirs; on a straight schedule, where that starts at infinity, sigma falls along it, as flow matching has it."""
+    """`count` times from ends[0] to ends[1], with sigma / alpha falling along a curve, whose ends may be given instead;
+    on a straight schedule, where that starts at infinity, sigma falls along it, as in flow matching."""
     if schedule.straight:
         most, least = schedule.alpha_sigma(ends)[1].tolist()
     else:

@@ -15,7 +15,7 @@ from diptych.core.checks import remedy
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
-from diptych.diffusion.guidance import join
+from diptych.diffusion.guidance import cat_conditions
 from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.encoders.registry import build_reader
 from diptych.models.autoregressive_config import AutoregressiveConfig
@@ -163,7 +163,7 @@ class Autoregressive(OverFirstStage):
         cond, plain = self.embed(order.prompts, order), guidance == 1
         if not plain:
             negatives = order.negatives if any(order.negatives) else [""]
-            cond = join(cond, self.embed(negatives, order), len(order))
+            cond = cat_conditions(cond, self.embed(negatives, order), len(order))
         logits = partial(self.next_logits, cond, self.transformer.new_cache() if cached else None)
         if plain:
             return logits

@@ -21,7 +21,7 @@ from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.finite_check import FiniteCheck
 from diptych.diffusion.gradient_guidance import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance
-from diptych.diffusion.inpainting import painted_over
+from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.steps import NoiseSource
@@ -278,14 +278,14 @@ class LatentDiffusion(OverFirstStage):
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         start = own if noise is None else initial(noise, (len(order), *shape)).to(self.device)
 
-        times, first, schedule = config.times.course(self.schedule, steps, sampler, schedule_type)
-        first, denoiser = first * start, self.denoiser.on(schedule)
+        times, first, schedule = config.times.plan(self.schedule, steps, sampler, schedule_type)
+        first, denoiser = first * start, self.denoiser.with_schedule(schedule)
         check = FiniteCheck("this model", times, remedy(next(self.unet.parameters()).dtype, guidance))
-        walk = check.sampler(partial(SAMPLERS[sampler], schedule=self.schedule, noise=source, callback=callback))
+        walk = check.wrap_sampler(partial(SAMPLERS[sampler], schedule=self.schedule, noise=source, callback=callback))
         cost = Cost(denoiser, len(order))
 
         def guided(**extra: Tensor) -> Denoising:
-            return check.around(self.guided(denoiser, order, guidance, guides, decoding, **extra))
+            return check.wrap(self.guided(denoiser, order, guidance, guides, decoding, **extra))
 
         if original is None:
             latents = walk(guided(**extra), first, times)
@@ -350,7 +350,7 @@ class LatentDiffusion(OverFirstStage):
         """
         known, times = self.latents(original.pictures, draws, POSTERIOR, tiles), original.later(times)
         start = first if original.anew else None
-        over = partial(painted_over, walk, noised=self.denoiser.noised, start=start)
+        over = partial(sample_from_image, walk, add_noise=self.denoiser.add_noise, start=start)
         if original.mask is None:
             return over(guided(), known, noise, times)
         if isinstance(reads := self.config.reads, MaskConcat):

@@ -213,7 +213,7 @@ def read_settings(
     """
     count = read_steps(config.steps if steps is None else steps)
     name = read_sampler(sampler, config)
-    config.times.course(build_schedule(config.schedule), count, name, schedule_type)  # or an error
+    config.times.plan(build_schedule(config.schedule), count, name, schedule_type)  # or an error
     weight = read_guidance(config.guidance if guidance is None else guidance)
     level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
     if not 0 <= level <= 1:

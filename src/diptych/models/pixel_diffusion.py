@@ -24,7 +24,7 @@ from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.finite_check import FiniteCheck
 from diptych.diffusion.gradient_guidance import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance
-from diptych.diffusion.inpainting import painted_over
+from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.steps import NoiseSource
@@ -315,25 +315,25 @@ class PixelDiffusion(OneLineRepr, nn.Module):
         source = NoiseSource([stage_seed(seed, self.config) for seed in seeds], (3, *size), device=self.device)
         own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
         x = own if noise is None else noise.to(self.device)
-        course = self.config.times.course(self.schedule, settings.steps, settings.sampler, settings.schedule_type)
-        times, first = course.times, course.first_noise * x
-        denoiser = ClassifierFreeGuidance(self.denoiser.on(course.schedule), cond, uncond, settings.guidance)
+        course = self.config.times.plan(self.schedule, settings.steps, settings.sampler, settings.schedule_type)
+        times, first = course.times, course.init_noise_sigma * x
+        denoiser = ClassifierFreeGuidance(self.denoiser.with_schedule(course.schedule), cond, uncond, settings.guidance)
         space = Space(self.schedule, self.device, lambda x0: x0)
         advice = remedy(next(self.network.parameters()).dtype, settings.guidance)
         check = FiniteCheck(f"the stage {self.config.name}", times, advice)
-        denoiser = settings.threshold.around(check.around(steered(denoiser, guides, prompts, space)))
+        denoiser = settings.threshold.wrap(check.wrap(steered(denoiser, guides, prompts, space)))
         variance = "learned-range" if self.config.learned_variance else self.config.variance
         options = {"variance": variance} if settings.sampler == "ddpm" else {}
         sampler = partial(
             SAMPLERS[settings.sampler], schedule=self.schedule, noise=source, callback=callback, **options
         )
-        walk = check.sampler(sampler)
+        walk = check.wrap_sampler(sampler)
         if original is None:
             return walk(denoiser, first, times).clamp(-1, 1)
         known = original.pictures.to(self.device).expand_as(x)
         mask = None if original.mask is None else original.mask.to(self.device).bool()
         start, times = first if original.anew else None, original.later(times)
-        painted = painted_over(walk, denoiser, known, x, times, self.denoiser.noised, mask=mask, start=start)
+        painted = sample_from_image(walk, denoiser, known, x, times, self.denoiser.add_noise, mask=mask, start=start)
         return painted.clamp(-1, 1)
 
     # Files: config.json, network/, and where the text encoder was trained along text/.
