@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from diptych.networks.adm_blocks import AdmAttention, AdmResidualBlock
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.networks.embedding import LEVEL_UNITS, ConditionedUNet, TextPooling
+from diptych.networks.conditioned_unet import LEVEL_UNITS, ConditionedUNet, TextPooling
 from diptych.networks.layers import Downsample, Upsample, norm, timestep_embedding, zero_init
 from diptych.networks.residual import ACTIVATIONS
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from diptych.core.config import Within
-from diptych.networks.embedding import ConditionedUNetConfig
+from diptych.networks.conditioned_unet import ConditionedUNetConfig
 
 if TYPE_CHECKING:
     from diptych.networks.adm import AdmUNet

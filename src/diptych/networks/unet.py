@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.config import Within
-from diptych.networks.embedding import ConditionedUNetConfig, SummedConditions
+from diptych.networks.conditioned_unet import ConditionedUNetConfig, SummedConditions
 from diptych.networks.layers import Downsample, SpatialTransformer, Upsample, norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
