@@ -1,0 +1,227 @@
+"""Kinds of values that users give. Each reads a word of the command line and checks a value of Python's alike.
+
+Both raise `ValueError` with the rest of a sentence that starts with the option's name: "must be at least 1, not 0".
+Choices raise a `UserError` that lists them.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diptych.core.errors import UserError, pick
+
+LONGEST_SIDE = 8192
+"""Pixels of an image's side: more is a slip of the keyboard."""
+MOST = 1_000_000
+"""Of anything that is counted."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """Any value: a word is taken as it stands, and a value of Python's is left to whoever reads it."""
+
+    metavar: ClassVar[str] = "VALUE"
+
+    def parse(self, text: str) -> Any:
+        """From a word of the command line."""
+        return text
+
+    def check(self, value: Any) -> Any:
+        """From a value of Python's."""
+        return value
+
+
+@dataclass(frozen=True)
+class Whole(Value):
+    """A whole number from `low` to `high`."""
+
+    low: int = 0
+    high: int = MOST
+    metavar: ClassVar[str] = "N"
+
+    def parse(self, text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ValueError(f"must be a whole number, not {said(text)}") from None
+        return self.check(number)
+
+    def check(self, value: Any) -> int:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a whole number, not {value}")
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise ValueError(f"must be a whole number, not {said(value)}") from None
+        if number < self.low:
+            raise ValueError(f"must be at least {self.low}, not {said(number)}")
+        if number > self.high:
+            raise ValueError(f"must be at most {self.high}, not {said(number)}")
+        return number
+
+
+@dataclass(frozen=True)
+class Number(Value):
+    """A finite number from `low` to `high`; `above` leaves `low` itself out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    metavar: ClassVar[str] = "X"
+
+    @property
+    def bounds(self) -> str:
+        """What must hold: "be at least 0", "lie between 0 and 1"."""
+        if math.isinf(self.high):
+            return f"be {'more than' if self.above else 'at least'} {self.low:g}"
+        if self.above:
+            return f"be more than {self.low:g} and at most {self.high:g}"
+        return f"lie between {self.low:g} and {self.high:g}"
+
+    def parse(self, text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"must be a finite number, not {said(text)}") from None
+        return self.check(number)
+
+    def check(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"must be a finite number, not {said(value)}")
+        number = float(value)
+        if not self.low <= number <= self.high or (self.above and number == self.low):
+            raise ValueError(f"must {self.bounds}, not {number:g}")
+        return number
+
+
+@dataclass(frozen=True)
+class Choice(Value):
+    """One of several names; `kind` is what they are names of."""
+
+    kind: str
+    choices: tuple[str, ...]
+    metavar: ClassVar[str] = "NAME"
+
+    def parse(self, text: str) -> str:
+        return pick(self.kind, text, self.choices)
+
+    def check(self, value: Any) -> str:
+        return pick(self.kind, str(value), self.choices)
+
+
+@dataclass(frozen=True)
+class Flag(Value):
+    """True or false."""
+
+    metavar: ClassVar[str] = ""
+
+    def check(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"must be true or false, not {said(value)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Text(Value):
+    """A text, in Python also several."""
+
+    metavar: ClassVar[str] = "TEXT"
+
+    def parse(self, text: str) -> str:
+        return unicode_text(text)
+
+
+@dataclass(frozen=True)
+class ImageFile(Value):
+    """The file of an image, in Python also the image itself, or several."""
+
+    metavar: ClassVar[str] = "IMAGE"
+
+    def parse(self, text: str) -> Path:
+        return Path(text)
+
+
+@dataclass(frozen=True)
+class Size(Value):
+    """Width and height in pixels; which multiples fit is for the model to say."""
+
+    metavar: ClassVar[str] = "WxH"
+
+    def parse(self, text: str) -> tuple[int, int]:
+        width, times, height = text.lower().replace("×", "x").partition("x")
+        side = Whole(1, LONGEST_SIDE)
+        try:
+            return side.parse(width), side.parse(height if times else width)
+        except ValueError:
+            raise ValueError(
+                f"must be WIDTHxHEIGHT or one number for both, from 1 to {LONGEST_SIDE} pixels a side, not {said(text)}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class PerStage(Value):
+    """One value for all stages of a cascade, or several: with commas, in Python as a list. None is the stage's own."""
+
+    value: Value
+
+    def parse(self, text: str) -> Any:
+        if "," not in text:
+            return self.value.parse(text)
+        return [None if part.strip() in ("", "-") else self.value.parse(part.strip()) for part in text.split(",")]
+
+    def check(self, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return self.value.check(value)
+        return [None if part is None else self.value.check(part) for part in value]
+
+
+def checked(name: str, check: Callable[[Any], Any], value: Any) -> Any:
+    """A value that a kind has checked; a `UserError` that names the option where it does not fit."""
+    try:
+        return check(value)
+    except ValueError as error:
+        raise UserError(f"{name} {error}") from None
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """One text or several, as a list; a `UserError` for anything else."""
+    values = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [value]
+    if wrong := [item for item in values if not isinstance(item, str)]:
+        raise UserError(f"{name} must be a text or a list of texts, not {said(wrong[0])}")
+    return values
+
+
+def wholes(name: str, values: Any) -> list[int]:
+    """Whole numbers of any integer type, as Python's; a `UserError` for anything else."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
+
+
+def one_or_each(what: str, value: Any, count: int) -> list[Any]:
+    """What a user gave for all `count` prompts, or in a list with one for each; a `UserError` for another number."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(given) not in (1, count):
+        raise UserError(f"give one {what} for all {count} prompts or one for each, not {len(given)}")
+    return given
+
+
+def unicode_text(text: str) -> str:
+    """A text; a `UserError` for what is none, such as a word in another encoding than the terminal's."""
+    try:
+        text.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise UserError(f"{said(text)} is not valid Unicode text") from None
+    return text
+
+
+def said(value: Any) -> str:
+    """A value as the user gave it, in at most one line."""
+    return " ".join(repr(value).split())[:80]

@@ -1,0 +1,407 @@
+"""The options of `generate`, each stated once: type, value, help, group, other names, and the models that take it.
+
+The command line, `--help`, refusals, signatures and docs/options.md come from these classes. Nothing here imports
+PyTorch, so that the command line answers at once, and types of other modules stand in quotes: the annotations are
+values, which `from __future__ import annotations` would turn into texts.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+
+from diptych.core.errors import UserError, unknown
+from diptych.core.option_fields import EachStage, Option, options_of
+from diptych.core.values import Choice, Flag, ImageFile, Number, Size, Text, Value, Whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from diptych.diffusion.gradient_guidance import Guides
+    from diptych.diffusion.steps import Callback
+    from diptych.diffusion.thresholding import ThresholdConfig
+    from diptych.networks.tiny_decoder import TinyDecoder
+
+    ImageInput = Image | str | Path | Tensor | Sequence[Image | str | Path]
+
+SAMPLERS = (
+    *("ddpm", "ddpm-fixed-large", "ddim", "euler", "euler-ancestral", "heun", "dpm-2m", "dpm-2m-sde", "dpmpp-1m"),
+    *("dpmpp-1m-sde", "dpmpp-2m", "dpmpp-2m-heun", "dpmpp-2m-sde", "dpmpp-2m-sde-heun", "dpmpp-3m"),
+    *("unipc", "unipc-bh1"),
+)
+"""The names in `diffusion.samplers.SAMPLERS`."""
+SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")
+"""Those of `diffusion.times`."""
+THRESHOLDS = ("none", "static", "dynamic")
+"""The kinds of `diffusion.thresholding.ThresholdConfig`."""
+FITS = ("crop", "pad", "stretch")
+"""Those of `core.images`."""
+LONG_PROMPTS = ("refuse", "cut", "chunks")
+"""Those of `encoders.prompt_weights`."""
+OWN = "the model's own"
+
+
+@dataclass(frozen=True)
+class Threshold(Value):
+    """A kind of threshold, for the dynamic one with its percentile and cap: `dynamic:0.95:1.5`."""
+
+    metavar = "T"
+
+    def parse(self, text: str) -> str:
+        Choice("threshold", THRESHOLDS).parse(text.partition(":")[0])
+        return text
+
+    def check(self, value: Any) -> Any:
+        return self.parse(value) if isinstance(value, str) else value
+
+
+class CommonOptions(TypedDict, total=False):
+    """What every model takes."""
+
+    seeds: Annotated[
+        Sequence[int] | None,
+        Option(
+            Value(),
+            "one for each prompt; an image depends on its seed and not on the others",
+            "images",
+            default_text="0, 1, ...",
+            flags=(),
+        ),
+    ]
+    negative: Annotated[
+        str | Sequence[str] | None,
+        Option(Text(), "negative prompt: what to steer away from", "prompts", also=("negative_prompt",)),
+    ]
+    prompt_weights: Annotated[
+        bool,
+        Option(Flag(), "read (word:1.3), (word) and [word] as weights", "prompts", default=False, old=("weights",)),
+    ]
+    long_prompts: Annotated[
+        Literal["refuse", "cut", "chunks"],
+        Option(
+            Choice("long_prompts", LONG_PROMPTS),
+            "what to do with a prompt beyond the text encoder's limit",
+            "prompts",
+            default="refuse",
+            metavar="HOW",
+        ),
+    ]
+    callback: Annotated[
+        "Callback | None",
+        Option(Value(), "called with (step, steps, estimate of x0) after each step; raise to cancel", flags=()),
+    ]
+
+
+class SizeOptions(TypedDict, total=False):
+    """What models of one stage take."""
+
+    size: Annotated[
+        tuple[int, int] | None,
+        Option(Size(), "width and height in pixels", "images", default_text="what it was trained on"),
+    ]
+
+
+class GuidanceOptions(TypedDict, total=False):
+    """Classifier-free guidance of models of one stage."""
+
+    guidance: Annotated[
+        float | None, Option(Number(-1000, 1000), "CFG scale; 1 is off", default_text=OWN, metavar="SCALE")
+    ]
+
+
+class SamplingOptions(GuidanceOptions, total=False):
+    """How a diffusion model of one stage is sampled."""
+
+    steps: Annotated[int | None, Option(Whole(1, 10_000), "number of sampling steps", default_text=OWN)]
+    sampler: Annotated[str | None, Option(Choice("sampler", SAMPLERS), "sampler", default_text=OWN)]
+    schedule_type: Annotated[
+        str | None, Option(Choice("schedule type", SCHEDULE_TYPES), "spacing of the sampling times", default_text=OWN)
+    ]
+    eta: Annotated[
+        float | None,
+        Option(
+            Number(0, 1),
+            "fresh noise of each step: 0 is none, 1 as much as DDPM",
+            "options of samplers",
+            default_text="the sampler's",
+        ),
+    ]
+    s_churn: Annotated[
+        float | None,
+        Option(
+            Number(0, 1000),
+            "noise added before each step, shared out over all steps (Karras et al. 2022, Alg. 2)",
+            "options of samplers",
+            default_text="0",
+        ),
+    ]
+    s_tmin: Annotated[
+        float | None,
+        Option(Number(0), "least sigma / alpha at which s_churn adds noise", "options of samplers", default_text="0"),
+    ]
+    s_tmax: Annotated[
+        float | None,
+        Option(
+            Number(0), "largest sigma / alpha at which s_churn adds noise", "options of samplers", default_text="none"
+        ),
+    ]
+    s_noise: Annotated[
+        float | None,
+        Option(Number(0, 2), "factor on the deviation of fresh noise", "options of samplers", default_text="1"),
+    ]
+
+
+class PixelSamplingOptions(SamplingOptions, total=False):
+    """How a pixel model of one stage is sampled."""
+
+    threshold: Annotated[
+        "str | ThresholdConfig | None",
+        Option(
+            Threshold(),
+            "none, static, or dynamic[:PERCENTILE[:CAP]], as dynamic:0.95",
+            "for pixel models",
+            default_text=OWN,
+        ),
+    ]
+    augmentation: Annotated[
+        float | None,
+        Option(
+            Number(0, 1),
+            "noise conditioning augmentation: level of noise on the low-resolution image, 0 to 1",
+            "for pixel models",
+            default_text=OWN,
+            metavar="LEVEL",
+            also=("augmentation_level",),
+            enlarging=True,
+        ),
+    ]
+
+
+class DiffusionOptions(TypedDict, total=False):
+    """What every diffusion model takes besides."""
+
+    image: Annotated["ImageInput | None", Option(ImageFile(), "start from this image (img2img)", "from an image")]
+    strength: Annotated[
+        float | None,
+        Option(
+            Number(0, 1, above=True),
+            "how much of the image may change: above 0, at most 1",
+            "from an image",
+            default_text="0.8; 1 with a mask",
+            metavar="S",
+        ),
+    ]
+    mask: Annotated[
+        "ImageInput | None",
+        Option(ImageFile(), "generate only where this is white (inpainting)", "from an image"),
+    ]
+    paste: Annotated[
+        bool,
+        Option(Flag(), "put the pixels outside the mask back exactly as they were", "from an image", default=False),
+    ]
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"] | None,
+        Option(
+            Choice("fit", FITS),
+            "how an image of another shape is brought to the size",
+            "from an image",
+            default_text="crop what does not come out even",
+            metavar="HOW",
+        ),
+    ]
+    low_res: Annotated[
+        "ImageInput | None",
+        Option(
+            ImageFile(),
+            "low-resolution image to enlarge, for a cascade in the place of its first stages",
+            "from an image",
+            old=("low",),
+            enlarging=True,
+        ),
+    ]
+    guides: Annotated[
+        "Guides",
+        Option(
+            Value(),
+            "(guide, scale) pairs whose gradients steer as well; several add up",
+            "guides",
+            default=(),
+            flags=("classifier", "clip"),
+            metavar="FOLDER[:SCALE]",
+        ),
+    ]
+    noise: Annotated[
+        "Tensor | None",
+        Option(Value(), "initial noise in the place of the seeds' own, of unit deviation, one for each", flags=()),
+    ]
+
+
+class LatentOptions(CommonOptions, SamplingOptions, SizeOptions, DiffusionOptions, total=False):
+    """What `LatentDiffusion.generate` takes."""
+
+    tile: Annotated[
+        int | None,
+        Option(
+            Whole(1),
+            "encode and decode in tiles of so many pixels a side, to save memory",
+            "for latent models",
+            default_text="whole images",
+            metavar="PIXELS",
+        ),
+    ]
+    decoder: Annotated[
+        "TinyDecoder | Path | str | None",
+        Option(
+            Value(),
+            "decode by a tiny decoder: tiny for the model's, or a run or model folder of one",
+            "for latent models",
+            metavar="DECODER",
+            old=("preview_decoder",),
+        ),
+    ]
+
+
+class PixelOptions(CommonOptions, PixelSamplingOptions, SizeOptions, DiffusionOptions, total=False):
+    """What `PixelDiffusion.generate` takes."""
+
+
+EACH = EachStage(PixelSamplingOptions)
+
+
+class StageOptions(TypedDict, total=False):
+    """How the stages of a cascade are sampled: one value for all, or a list with one for each (of those that run, or of
+    all), in which None is the stage's own."""
+
+    guidance: Annotated[float | Sequence[float | None] | None, EACH]
+    steps: Annotated[int | Sequence[int | None] | None, EACH]
+    sampler: Annotated[str | Sequence[str | None] | None, EACH]
+    schedule_type: Annotated[str | Sequence[str | None] | None, EACH]
+    eta: Annotated[float | Sequence[float | None] | None, EACH]
+    s_churn: Annotated[float | Sequence[float | None] | None, EACH]
+    s_tmin: Annotated[float | Sequence[float | None] | None, EACH]
+    s_tmax: Annotated[float | Sequence[float | None] | None, EACH]
+    s_noise: Annotated[float | Sequence[float | None] | None, EACH]
+    threshold: Annotated["str | ThresholdConfig | Sequence[str | ThresholdConfig | None] | None", EACH]
+    augmentation: Annotated[float | Sequence[float | None] | None, EACH]
+
+
+class CascadeOptions(CommonOptions, StageOptions, DiffusionOptions, total=False):
+    """What `Cascade.generate` takes."""
+
+    start: Annotated[
+        int | None,
+        Option(
+            Whole(0),
+            "number of the stage, from 0, that enlarges the low-resolution image",
+            "for cascades",
+            default_text="the first that enlarges",
+        ),
+    ]
+    stop: Annotated[int | None, Option(Whole(1), "run the first N stages only", "for cascades", default_text="all")]
+    keep_stages: Annotated[
+        bool,
+        Option(Flag(), "keep the images of the earlier stages too", "for cascades", default=False, old=("keep",)),
+    ]
+    one_at_a_time: Annotated[bool, Option(Flag(), "hold one stage in memory at a time", "for cascades", default=False)]
+
+
+class AutoregressiveOptions(CommonOptions, GuidanceOptions, SizeOptions, total=False):
+    """What `Autoregressive.generate` takes."""
+
+    temperature: Annotated[
+        float | None,
+        Option(
+            Number(0, above=True),
+            "what logits are divided by: below 1 likelier codes, above 1 rarer ones",
+            "for autoregressive models",
+            default_text=OWN,
+            metavar="T",
+        ),
+    ]
+    top_k: Annotated[
+        int | None,
+        Option(
+            Whole(1), "sample among the K likeliest codes", "for autoregressive models", default_text=OWN, metavar="K"
+        ),
+    ]
+    top_p: Annotated[
+        float | None,
+        Option(
+            Number(0, 1, above=True),
+            "sample among the likeliest codes that have probability P together",
+            "for autoregressive models",
+            default_text=OWN,
+            metavar="P",
+        ),
+    ]
+
+
+MODELS: dict[str, type] = {
+    "latent": LatentOptions,
+    "pixel": PixelOptions,
+    "cascade": CascadeOptions,
+    "autoregressive": AutoregressiveOptions,
+}
+"""Kind of model -> its options."""
+
+
+DIFFUSION = frozenset(("latent", "pixel", "cascade"))
+TAKERS = {
+    frozenset(MODELS): "all models",
+    DIFFUSION: "diffusion models",
+    frozenset(("pixel", "cascade")): "pixel models",
+    frozenset(("latent", "pixel", "autoregressive")): "models of one stage",
+    frozenset(("latent",)): "latent models",
+    frozenset(("cascade",)): "cascades",
+    frozenset(("autoregressive",)): "autoregressive models",
+}
+"""The kinds of models that take an option -> what they are together."""
+
+
+def read_options(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a class above: those that are given, checked, and the defaults of the others.
+
+    An old name counts as the new one. Raises `UserError` for an option that the class has not, one that is given twice,
+    and a value that does not fit.
+    """
+    options = options_of(kind)
+    names = {other: name for name, option in options.items() for other in (name, *option.also, *option.old)}
+    found: dict[str, str] = {}
+    values = {name: option.default for name, option in options.items()}
+    for given_name, value in given.items():
+        name = names.get(given_name)
+        if name is None:
+            raise refusal(given_name, options)
+        if name in found:
+            raise UserError(f"{found[name]} and {given_name} are one option: give one of them")
+        found[name] = given_name
+        if value is not None:
+            values[name] = options[name].read(value)
+    return values
+
+
+def refusal(name: str, options: Mapping[str, Option]) -> UserError:
+    """What to raise for an option that is none of these."""
+    if name in all_options():
+        return UserError(f"{name} is for {takers(name)}, and this model is none of them: leave it out")
+    return unknown(f"generate has no option {name!r}", name, options)
+
+
+@functools.cache
+def all_options() -> Mapping[str, Option]:
+    """Every option of any model by its name; one value for each stage where cascades take it."""
+    found: dict[str, Option] = {}
+    for kind in MODELS.values():
+        found |= {name: one for name, one in options_of(kind).items() if name not in found or one.per_stage}
+    return found
+
+
+def takers(name: str) -> str:
+    """The models that take an option, in words."""
+    kinds = frozenset(model for model, kind in MODELS.items() if name in options_of(kind))
+    enlarging = all_options()[name].enlarging
+    kind = "models" if enlarging and kinds == DIFFUSION else TAKERS[kinds]
+    return f"{kind} that enlarge images" if enlarging else kind
