@@ -26,9 +26,8 @@ from typing import Any
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.data.caption_text import concept_of
-from diptych.evaluation.condition_sweep import ConditionSweep, Key
-from diptych.evaluation.prompt_sets import PromptGroup
+from diptych.evaluation.condition_sweep import ConditionSweep, Key, seen_drawings, sweep_head
+from diptych.evaluation.prompt_sets import PromptGroup, concept_of
 from diptych.evaluation.report import image_table
 from diptych.evaluation.runner import run_study
 from diptych.models.judge import load_judge
@@ -84,22 +83,16 @@ def opened(options: argparse.Namespace) -> dict[str, Any]:
 
 def study(model: Any, guides: dict[str, Any], seed: int, options: argparse.Namespace) -> None:
     """Paint and measure what is missing of one seed's cells."""
-    sweep = ConditionSweep(
-        "guides",
-        model,
+    scores = seen_drawings(
         options.data,
         load_judge().to(model.device),
-        name=options.model,
-        pictures=4 * options.pictures,  # of which some are of concepts that the classifier does not know
-        seed=1000 * seed,  # its pictures count on from there
-        batch=options.batch,
-        sheet=SHOWN,
-        size=None,
-        painted=options.pictures,
-        steps=options.steps,
+        4 * options.pictures,  # of which some are of concepts that the classifier does not know
+        1000 * seed,  # its pictures count on from there
+        None,
     )
-    sweep.select(spoken(sweep.group, guides.get("classifier"), options.pictures))
-    sweep.points = list(keys(guides))
+    stated = {"seed": 1000 * seed, "painted": options.pictures, "steps": options.steps}
+    head = sweep_head("guides", model, options.model, options.data, scores, stated)
+    scores.group = spoken(scores.group, guides.get("classifier"), options.pictures)
 
     def settings(key: Key) -> dict[str, Any]:
         own = {} if options.steps is None else {"steps": options.steps}
@@ -107,7 +100,15 @@ def study(model: Any, guides: dict[str, Any], seed: int, options: argparse.Names
             return {**own, "guidance": key["scale"]}
         return {**own, "guidance": key["free"], "guides": ((guides[key["way"]], key["scale"]),)}
 
-    sweep.options = settings
+    sweep = ConditionSweep(
+        head=head,
+        batch=options.batch,
+        sheet=min(SHOWN, len(scores.group.seeds)),
+        model=model,
+        scores=scores,
+        points=list(keys(guides)),
+        options=settings,
+    )
     run_study(sweep, options.out / f"seed-{seed}")
 
 

@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
+from diptych.core.images import psnr
 from diptych.evaluation.metrics import frechet_distance, image_psnr, saturated, ssim, trace_sqrt_product
 
 rng = np.random.default_rng(0)
@@ -51,6 +53,13 @@ def test_fewer_pictures_than_dimensions(count: int) -> None:
 def test_one_picture_is_no_distribution() -> None:
     with pytest.raises(ValueError, match="two pictures"):
         frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
+
+
+def test_psnr_of_tensors_is_that_of_each_image_and_bounded() -> None:
+    one = torch.zeros(2, 3, 4, 4)
+    other = torch.stack([torch.full((3, 4, 4), 0.2), torch.zeros(3, 4, 4)])
+    assert psnr(one, other).tolist() == pytest.approx([20 * math.log10(2 / 0.2), 100])
+    assert psnr(one[:1], other[:1] * 255, span=255, least=0.5).item() == pytest.approx(10 * math.log10(1 / 0.5))
 
 
 def test_psnr_of_a_known_error() -> None:

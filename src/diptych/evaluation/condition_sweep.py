@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from diptych.core.errors import UserError
 from diptych.evaluation.measured_cells import MeasuredCells
-from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
+from diptych.evaluation.prompt_sets import choose_prompts
 from diptych.evaluation.runner import (
     MeasuredStudy,
     StudyCell,
@@ -33,73 +34,30 @@ Key = dict[str, Any]
 THRESHOLDS = ("none", "static", "dynamic")
 
 
+@dataclass(kw_only=True, eq=False)
 class ConditionSweep(MeasuredStudy):
     """The same prompts and seeds at every point of a sweep, and references: real images, chance, perhaps bicubic."""
 
     writes = ("results.md", "cells", "plot.png", "sheet.png")
     closing = "the numbers of all cells are in {out}"
     grows = ("references",)
-    low: Callable[[], list[Image.Image]] | None = None
-    """Makes the low-resolution input, the same at each point."""
-    paired = False
-    """Whether each generated image has a real one to compare with."""
-    bicubic = False
-    """Whether the low-resolution input, upsampled, is a reference."""
+    model: Any
+    scores: DrawingScores
     points: Sequence[Key]
     options: Callable[[Key], dict[str, Any]]
     """Arguments of `generate` at a point."""
-
-    def __init__(
-        self,
-        sweep: str,
-        model: Any,
-        data: Path | str,
-        judge: Judge | Path | str | None,
-        name: str,
-        pictures: int,
-        seed: int,
-        batch: int,
-        sheet: int,
-        size: int | None,
-        **settings: Any,
-    ) -> None:
-        """size: side of the generated images; the judge's if none. Real ones are brought to it.
-
-        Raises:
-            UserError: the data has fewer than two seen drawings.
-        """
-        if pictures < 2:
-            raise UserError(f"pictures must be at least 2, not {pictures}: a Fréchet distance needs two")
-        self.model, judge, self.batch = model, open_judge(judge), batch
-        dataset, metas, concepts = open_data(data, judge)
-        ((self.group,), _) = choose_prompts(metas, pictures, 0, seed, splits=("seen",))
-        if len(self.group.seeds) < 2:
-            raise UserError(f"{data} has a single seen drawing: a sweep needs at least two")
-        self.scores = DrawingScores(judge, dataset, self.group, concepts, size or judge.config.size)
-        self.sheet = min(max(1, sheet), len(self.group.seeds))
-        self.head = {
-            "sweep": sweep,
-            "model": {"name": name, "fingerprint": model_fingerprint(model), "config": config_hash(model)},
-            "judge": describe_judge(judge),
-            "data": describe_data(data, prompts=prompts_hash([self.group])),
-            "settings": {"pictures": len(self.group.seeds), "seed": seed, **settings},
-            "concepts": len(concepts),
-            "references": {},
-        }
-
-    def select(self, group: PromptGroup) -> None:
-        """Generate other prompts than those that `head` states."""
-        self.group = self.scores.group = group
+    low: Callable[[], list[Image.Image]] | None = None
+    """Makes the low-resolution input, the same at each point."""
+    paired: bool = False
+    """Whether each generated image has a real one to compare with."""
+    bicubic: bool = False
+    """Whether the low-resolution input, upsampled, is a reference."""
 
     def tables(self, results: dict[str, Any]) -> list[Table | str]:
         return []
 
     def report(self, cells: MeasuredCells) -> None:
         """A sweep without plot and sheet."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self.points[0])
 
     def identity(self, head: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -111,14 +69,14 @@ class ConditionSweep(MeasuredStudy):
         }
 
     def order(self, record: dict[str, Any]) -> Any:
-        return [rank(record[name]) for name in self.keys]
+        return [rank(record[name]) for name in self.points[0]]
 
     def cells(self) -> list[StudyCell]:
         return [
             StudyCell(
                 name=(name := strip_name(key)),
                 key=key,
-                count=len(self.group.seeds),
+                count=len(self.scores.group.seeds),
                 strip=name,
                 generate=lambda part, key=key: self.generated(key, part),
             )
@@ -127,7 +85,7 @@ class ConditionSweep(MeasuredStudy):
 
     def generated(self, key: Key, part: Sequence[int]) -> tuple[list[Image.Image], dict[str, Any]]:
         each = None if self._low is None else {"low": self._low}
-        return by_model(self.model, self.group.prompts, self.group.seeds, each, **self.options(key))(part)
+        return by_model(self.model, self.scores.group.prompts, self.scores.group.seeds, each, **self.options(key))(part)
 
     @cached_property
     def _low(self) -> list[Image.Image] | None:
@@ -144,8 +102,8 @@ class ConditionSweep(MeasuredStudy):
             cells.save_strip("bicubic", upsampled)
 
     def measure(self, cell: StudyCell, images: list[Image.Image], metadata: dict[str, Any]) -> dict[str, Any]:
-        told = {name: value for name, value in metadata.items() if name not in ("prompt", "negative", "seed")}
-        return {**self.scores.measure(images, self.paired), "told": told, "strip": cell.strip}
+        settings = {name: value for name, value in metadata.items() if name not in ("prompt", "negative", "seed")}
+        return {**self.scores.measure(images, self.paired), "told": settings, "strip": cell.strip}
 
 
 def strip_name(key: Key) -> str:
@@ -160,3 +118,35 @@ def rank(value: Any) -> tuple[int, Any]:
         kind = value.split(":")[0]
         return THRESHOLDS.index(kind) if kind in THRESHOLDS else len(THRESHOLDS), value
     return 0, value
+
+
+def seen_drawings(
+    data: Path | str, judge: Judge | Path | str | None, pictures: int, seed: int, size: int | None
+) -> DrawingScores:
+    """The prompts of a sweep, drawn by `seed`, with their real images at `size`, the judge's if none.
+
+    Raises a `UserError` where the data has fewer than two seen drawings.
+    """
+    if pictures < 2:
+        raise UserError(f"pictures must be at least 2, not {pictures}: a Fréchet distance needs two")
+    judge = open_judge(judge)
+    dataset, metas, concepts = open_data(data, judge)
+    ((group,), _) = choose_prompts(metas, pictures, 0, seed, splits=("seen",))
+    if len(group.seeds) < 2:
+        raise UserError(f"{data} has a single seen drawing: a sweep needs at least two")
+    return DrawingScores(judge, dataset, group, concepts, size or judge.config.size)
+
+
+def sweep_head(
+    sweep: str, model: Any, name: str, data: Path | str, scores: DrawingScores, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The head of a sweep's results."""
+    return {
+        "sweep": sweep,
+        "model": {"name": name, "fingerprint": model_fingerprint(model), "config": config_hash(model)},
+        "judge": describe_judge(scores.judge),
+        "data": describe_data(data, prompts=prompts_hash([scores.group])),
+        "settings": {"pictures": len(scores.group.seeds), **settings},
+        "concepts": len(scores.concepts),
+        "references": {},
+    }

@@ -47,7 +47,7 @@ def claimed(out: Path, head: dict[str, Any], writes: Sequence[str], grows: str |
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two heads, in words: `settings [seed 0, not 3] and models`."""
-    found = []
+    entries = []
     for name, value in now.items():
         old = before.get(name)
         if old == value:
@@ -56,8 +56,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if name == "settings" and isinstance(old, dict):
             pairs = ((key, old.get(key), one) for key, one in value.items() if not isinstance(one, (list, dict)))
             changed = [f"{key} {earlier}, not {one}" for key, earlier, one in pairs if earlier != one]
-        found.append(f"{name} [{', '.join(changed)}]" if changed else name)
-    return " and ".join(found)
+        entries.append(f"{name} [{', '.join(changed)}]" if changed else name)
+    return " and ".join(entries)
 
 
 def as_json(values: Any) -> Any:

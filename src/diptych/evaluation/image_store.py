@@ -18,10 +18,10 @@ ACROSS = 16
 
 
 class ImageFolder:
-    """A PNG for each image, written batch by batch, and the metadata of the first."""
+    """A PNG for each image, written batch by batch, and some entries of the first one's metadata."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.folder, self.names = folder, names
+    def __init__(self, folder: Path, names: Sequence[str], entries: Sequence[str] = ()) -> None:
+        self.folder, self.names, self.entries = folder, names, entries
 
     def load(self) -> list[Image.Image | None]:
         """Each image, or none where it is missing or damaged."""
@@ -31,8 +31,9 @@ class ImageFolder:
         return values_of(self.folder / "metadata.json")
 
     def save(self, numbers: Sequence[int], images: Sequence[Image.Image], metadata: dict[str, Any]) -> None:
-        if metadata and not (self.folder / "metadata.json").exists():
-            write_text(self.folder / "metadata.json", json.dumps(metadata, indent=1, default=str) + "\n")
+        stated = {name: metadata[name] for name in self.entries if name in metadata}
+        if stated and not (self.folder / "metadata.json").exists():
+            write_text(self.folder / "metadata.json", json.dumps(stated, indent=1) + "\n")
         for number, image in zip(numbers, images, strict=True):
             save_png(image, self.folder / self.names[number])
 

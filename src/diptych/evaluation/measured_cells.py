@@ -28,24 +28,27 @@ class MeasuredCells:
         self.study, self.out = study, out
         self.results: dict[str, Any] = {**as_json(study.head), "cells": []}
         require_folder(out)
-        if not (out / "results.json").exists():
-            require_free(out, (*study.writes, MARK))
-        self._read()
+        with locked(out):
+            if not (out / "results.json").exists():
+                require_free(out, (*study.writes, MARK))
+            self._read()
+            if not self.results["cells"]:
+                self._write()
 
     def has(self, cell: StudyCell) -> bool:
         """Whether a cell was measured, and its strip is there."""
-        measured = any(self._key(record) == as_json(cell.key) for record in self.results["cells"])
+        measured = any(is_of(record, cell) for record in self.results["cells"])
         return measured and (cell.strip is None or bool(self.strip(cell.strip)))
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, cell: StudyCell, numbers: dict[str, Any]) -> None:
         """Write a cell's numbers, in the place of those that it may have had."""
         with locked(self.out):
             self._read()
-            others = [one for one in self.results["cells"] if self._key(one) != self._key(record)]
-            self.results["cells"] = sorted([*others, record], key=self.study.order)
+            others = [record for record in self.results["cells"] if not is_of(record, cell)]
+            self.results["cells"] = sorted([*others, {**cell.key, **numbers}], key=self.study.order)
             self._write()
 
-    def finish(self) -> dict[str, Any]:
+    def complete(self) -> dict[str, Any]:
         """Write what follows from all cells; returns the results."""
         with locked(self.out):
             self._read()
@@ -69,9 +72,6 @@ class MeasuredCells:
     def _strip_path(self, name: str) -> Path:
         return self.out / self.study.strips / f"{name.replace('/', '-')}.png"
 
-    def _key(self, record: dict[str, Any]) -> dict[str, Any]:
-        return {name: record.get(name) for name in self.study.keys}
-
     def _write(self) -> None:
         write_text(self.out / "results.json", json.dumps(self.results, indent=2) + "\n")
 
@@ -86,6 +86,8 @@ class MeasuredCells:
             raise UserError(f"{path} is not readable JSON: delete it, or name another folder") from None
         if not isinstance(before, dict) or not {*self.study.head, "cells"} <= before.keys():
             raise UserError(f"{path} holds the results of something else: name another folder")
+        if not before["cells"]:  # nothing was measured
+            return
         now, then = (self.study.identity(one) for one in (self.results, before))
         for name in self.study.grows:
             if name in now:  # members that both have must be equal
@@ -96,3 +98,8 @@ class MeasuredCells:
             changed = differences(then, now)
             raise UserError(f"{self.out} holds results with other {changed}: name another folder, or delete it")
         self.results["cells"] = before["cells"]
+
+
+def is_of(record: dict[str, Any], cell: StudyCell) -> bool:
+    """Whether numbers in results.json are those of a cell."""
+    return all(record.get(name) == value for name, value in cell.key.items())

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, told apart by the colour-blind too; markers and dashes tell lines apart in grey.
+# Okabe & Ito's colours, distinct for the colour-blind too; markers and dashes distinguish lines in grey.
 LOOKS = (("#D55E00", "o", "-"), ("#0072B2", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 OFFSETS = ((-6, 6), (6, -12), (6, 6), (-12, -12))  # of a line's labels in points: each line writes to its own side
 GREY = "#555555"
 
 
 def require() -> None:
-    """Raise a `UserError` when there is no matplotlib: better before hours of painting than after."""
+    """Raise a `UserError` when there is no matplotlib: better before hours of sampling than after."""
     _figure(1.0)
 
 
@@ -32,7 +32,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def plot_guidance(results: dict[str, Any]) -> Figure:
     """Alignment against Fréchet distance, a line for each threshold and a point for each weight (Imagen, figure 4b);
-    beside it the share of saturated values by weight.
+    on the right the share of saturated values by weight.
     """
     from matplotlib.patheffects import withStroke
 
@@ -66,7 +66,7 @@ def plot_guidance(results: dict[str, Any]) -> Figure:
 
 
 def plot_augmentation(results: dict[str, Any]) -> Figure:
-    """Alignment, Fréchet distance and, where the truth is known, PSNR by augmentation level."""
+    """Alignment, Fréchet distance and, where there are real images to compare with, PSNR by augmentation level."""
     cells, references = results["cells"], results["references"]
     measures = [("alignment", "alignment: cosine of picture and concept"), ("frechet", "Fréchet distance")]
     if "psnr" in cells[0]:
@@ -82,15 +82,16 @@ def plot_augmentation(results: dict[str, Any]) -> Figure:
             color=colour,
             marker=marker,
             capsize=3,
-            label="painted",
+            label="generated",
         )
         for name, words, (line, _, dashes) in (
             ("bicubic", "its input, bicubic", LOOKS[0]),
             ("real", "real pictures", (GREY, "", ":")),
         ):
-            found = references.get(name, {}).get(measure)
-            if found is not None:
-                _line(axis, found["value"] if isinstance(found, dict) else found, words, line, dashes)
+            reference = references.get(name, {}).get(measure)
+            if reference is not None:
+                value = reference["value"] if isinstance(reference, dict) else reference
+                _line(axis, value, words, line, dashes)
         _label(axis, "augmentation level", label, "bars: one standard error" if "error" in means[0] else "")
         axis.legend().set_visible(i == 0)
     figure.suptitle(_title(results))

@@ -69,11 +69,11 @@ def choose_prompts(
     splits: which of the pairs; the data must have some of each. The seen ones are the same with and without the others.
     classes: class names of a class-conditional model: its prompts are drawings of these concepts, and no scenes.
     """
-    known = set(classes)
+    names = set(classes)
     pools: dict[str, list[int]] = {split: [] for split in SPLITS}
     categories: dict[str, list[int]] = {}
     for i, meta in enumerate(metas):
-        if known and (is_scene(meta) or concept_of(meta) not in known):
+        if names and (is_scene(meta) or concept_of(meta) not in names):
             continue
         if is_scene(meta):
             if meta.get("split") == "held-out" and meta.get("foils"):
@@ -82,7 +82,7 @@ def choose_prompts(
             pools["held-out" if meta.get("split") == "held-out" else "seen"].append(i)
     for name in splits:
         if not pools[name]:
-            what = f"{name} drawings of the model's classes" if known else f"{name} drawings"
+            what = f"{name} drawings of the model's classes" if names else f"{name} drawings"
             raise UserError(f"the data has no {what}: this needs some that are {' and some '.join(splits)}")
     draw = np.random.Generator(np.random.PCG64(seed))
     count = 0
@@ -92,7 +92,7 @@ def choose_prompts(
         indices = [pool[i] for i in draw.permutation(len(pool))[:size]]
         count += len(indices)
         seeds = list(range(seed + count - len(indices), seed + count))
-        return PromptGroup(name, indices, [metas[i] for i in indices], seeds, named=bool(known))
+        return PromptGroup(name, indices, [metas[i] for i in indices], seeds, named=bool(names))
 
     pairs = [group(name, pools[name], pictures) for name in splits]
     return pairs, [group(name, categories[name], scenes) for name in sorted(categories) if scenes]

@@ -149,3 +149,12 @@ def with_boxes(image: Image.Image, boxes: Sequence[Sides], correct: Sequence[flo
         corners = tuple(place * (side - 1) for place in sides)
         draw.rectangle(corners, outline=GREEN if right == 1 else RED)
     return large
+
+
+def enlarged_sheet(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one shape, two in a row, at twice the size of the last."""
+    wide, high = 2 * images[-1].width, 2 * images[-1].height
+    sheet = Image.new("RGB", (2 * wide + 4, -(-len(images) // 2) * (high + 4) - 4), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image.resize((wide, high), Image.Resampling.NEAREST), (i % 2 * (wide + 4), i // 2 * (high + 4)))
+    return sheet

@@ -55,6 +55,7 @@ class StudyCell:
     """The file in which the first images of a measured cell stay, for the contact sheet."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Study(ABC):
     """What a study declares; `run_study` does the rest."""
 
@@ -92,10 +93,11 @@ class Study(ABC):
         return {}
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageStudy(Study):
     """A study whose cells are measured together once all images are there."""
 
-    kept: ClassVar[bool] = False
+    keeps_images: ClassVar[bool] = False
     """Whether its images are results: if not, those of a study in progress lie in cells/ until it ends."""
     grows: ClassVar[str | None] = None
     """An entry of `head` that may gain members from one run to the next."""
@@ -113,12 +115,13 @@ class ImageStudy(Study):
         return None
 
     def store(self, out: Path, cell: StudyCell) -> ImageFolder | ImageSheet | None:
-        """Where a cell's images lie; none where they are not kept."""
-        return ImageFolder(out / "cells" / file_name(cell.name), [f"{i:04d}.png" for i in range(cell.count)])
+        """The files of a cell's images; none where none are written."""
+        names = [f"{number:04d}.png" for number in range(cell.count)]
+        return ImageFolder(out / "cells" / file_name(cell.name), names, REPORTED)
 
     def finished(self, out: Path) -> dict[str, Any]:
         done = claimed(out, self.head, (*self.writes, "cells"), self.grows)
-        return {} if self.kept else done
+        return {} if self.keeps_images else done
 
     def compute(self, out: Path) -> dict[str, Any]:
         cells = self.cells()
@@ -141,13 +144,12 @@ class ImageStudy(Study):
         return results
 
 
+@dataclass(kw_only=True, eq=False)
 class MeasuredStudy(Study):
     """A study of many cells: each is measured when it is generated, and its numbers stay in results.json."""
 
     strips: ClassVar[str] = "cells"
     """The folder of the first images of cells."""
-    keys: ClassVar[tuple[str, ...]]
-    """Entries of a cell that identify it in results.json."""
     grows: ClassVar[tuple[str, ...]] = ()
     """Entries of `head`, dictionaries, that gain members from one run to the next."""
     sheet: int
@@ -168,9 +170,9 @@ class MeasuredStudy(Study):
         """Entries of the results that follow from all cells."""
         return {}
 
-    def identity(self, head: dict[str, Any]) -> dict[str, Any]:
-        """The part of `head` that must be equal for cells to be comparable."""
-        return head
+    def identity(self, results: dict[str, Any]) -> dict[str, Any]:
+        """The part of the results that must be equal for cells to be comparable."""
+        return {name: results[name] for name in self.head}
 
     def order(self, record: dict[str, Any]) -> Any:
         """Sorts the cells in results.json; those of one order stay as they were added."""
@@ -187,8 +189,8 @@ class MeasuredStudy(Study):
                 images, metadata = fill(cell, None, self.batch, lambda count: progress.advance(task, count))
                 if cell.strip is not None:
                     stored.save_strip(cell.strip, images)
-                stored.add({**cell.key, **self.measure(cell, images, metadata)})
-        results = stored.finish()
+                stored.add(cell, self.measure(cell, images, metadata))
+        results = stored.complete()
         self.report(stored)
         return results
 
@@ -196,7 +198,7 @@ class MeasuredStudy(Study):
 def run_study(study: Study, out: Path | str, console: Console | None = None) -> dict[str, Any]:
     """Bring a study to its end in the folder `out`, print its report, and write results.json and results.md.
 
-    A study that is finished there is shown again. Raises a `UserError` where `out` holds anything else.
+    The report of a study that is complete there is printed again. Raises a `UserError` where `out` holds anything else.
     """
     out, console = Path(out), console or terminal.console()
     results = study.finished(out) or study.compute(out)
@@ -308,6 +310,10 @@ def config_hash(model: Any) -> str | None:
     return hashlib.sha256(json.dumps([config.to_dict() for config in configs]).encode()).hexdigest()[:16]
 
 
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    return {"fingerprint": model_fingerprint(model), "parameters": parameter_count(model)}
+
+
 def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -331,5 +337,11 @@ def prompts_hash(groups: Sequence[PromptGroup]) -> str:
 
 
 def file_name(name: str) -> str:
-    """A model's or a cell's name as that of a file."""
+    """The name of a cell as that of a file; those of two cells differ."""
+    short = safe_letters(name)
+    return short if short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def safe_letters(name: str) -> str:
+    """A name with all but letters, digits, and "-_." replaced."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip("-.") or "model"

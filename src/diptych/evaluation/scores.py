@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.core.images import square, to_tensor
+from diptych.data.box_layouts import Sides
 from diptych.data.caption_text import concept_of
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.evaluation.metrics import frechet_distance, image_psnr, saturated, ssim
@@ -24,6 +25,8 @@ from diptych.models.retrieval import Mean, Share, concept_vectors, ranks, share_
 
 RESAMPLES = 2000
 """Of a bootstrap."""
+MARGIN = 0.06
+"""White around the crop of a box, as drawings have it, in sides of the square."""
 ROWS = ("generated", "real", "shuffled", "chance")
 
 
@@ -257,3 +260,15 @@ def bootstrap_ratio(seen: Tensor, unseen: Tensor) -> tuple[dict[str, float] | No
     if not seen.any():
         return None, shares
     return {"value": float(unseen.mean() / seen.mean()), "error": float(np.nanstd(shares))}, shares
+
+
+def crop_box(image: Image.Image, sides: Sides, size: int) -> Image.Image:
+    """The content of a box in the middle of a white square of `size` pixels; at least one pixel."""
+    left, top, right, bottom = (round(side * of) for side, of in zip(sides, 2 * image.size, strict=True))
+    part = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    scale = size * (1 - 2 * MARGIN) / max(part.size)
+    width, height = (max(1, round(side * scale)) for side in part.size)
+    part = part.resize((width, height), Image.Resampling.BICUBIC)
+    page = Image.new("RGB", (size, size), "white")
+    page.paste(part, ((size - part.width) // 2, (size - part.height) // 2))
+    return page

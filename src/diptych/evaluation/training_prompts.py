@@ -1,4 +1,4 @@
-"""What a model was trained on, as the small file from which `generate` tells a prompt that is far from all of it."""
+"""The file of a model's training prompts, by which `generate` warns of a prompt that is far from all of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from diptych.weights.identity import FAMILIAR
 
 BATCH = 256
 LEAST = 0.5
-"""Likeness below which a prompt is told: what `benchmarks/familiar.py` found best for the emoji captions."""
+"""Likeness below which `generate` warns: the best by `benchmarks/familiar.py` for the emoji captions."""
 
 
 def write_familiar(data: str, models: Sequence[Path], least: float = LEAST) -> list[Path]:
-    """Write the file for models that were trained on this data, and read prompts by one text encoder. The files of
-    models that stand side by side are equal.
+    """Write the file of models that were trained on this data with one frozen text encoder.
 
-    Raises a `UserError` where a folder is no model, or reads prompts by a text encoder that learned with it.
+    Raises a `UserError` where a folder is no model, or has a text encoder that was trained along.
     """
     encoders = {encoder_of(folder) for folder in models}
     if len(encoders) != 1:
@@ -34,19 +33,19 @@ def write_familiar(data: str, models: Sequence[Path], least: float = LEAST) -> l
     (config,) = encoders
     reader = CachedTexts(config, text_cache())
     prompts = wordings(data, "train")
-    made = PromptDomain.of(prompts, pooled(reader, prompts), reader.fingerprint, least)
+    domain = PromptDomain.of(prompts, pooled(reader, prompts), reader.fingerprint, least)
     for folder in models:
-        made.save(folder)
+        domain.save(folder)
     return [folder / FAMILIAR for folder in models]
 
 
 def wordings(data: str, split: Split) -> list[str]:
     """The first two captions of each example, each once: of a drawing, what names it, alone and with its style."""
-    dataset, found = open_dataset(DataConfig(path=data, split=split)), dict[str, None]()
+    dataset, captions = open_dataset(DataConfig(path=data, split=split)), dict[str, None]()
     for index in range(len(dataset)):
         meta = dataset.meta(index)
-        found |= dict.fromkeys(meta["captions"][:2])
-    return list(found)
+        captions |= dict.fromkeys(meta["captions"][:2])
+    return list(captions)
 
 
 def pooled(reader: CachedTexts, prompts: Sequence[str]) -> Tensor:
@@ -58,12 +57,12 @@ def pooled(reader: CachedTexts, prompts: Sequence[str]) -> Tensor:
 
 
 def reader_of(folder: Path) -> CachedTexts:
-    """What reads the prompts of a model; embeddings are kept in the cache of texts."""
+    """The text encoder of a model; embeddings are stored in the cache of texts."""
     return CachedTexts(encoder_of(folder), text_cache())
 
 
 def encoder_of(folder: Path) -> Any:
-    """The config of the frozen text encoder that a model reads prompts by."""
+    """The config of a model's frozen text encoder."""
     model: Any = load(folder, "cpu")
     configs = getattr(model, "configs", None) or [model.config]  # of a cascade, one for each stage
     texts = {config.text for config in configs if config.text is not None}

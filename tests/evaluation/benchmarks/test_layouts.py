@@ -16,8 +16,8 @@ from rich.console import Console
 
 from diptych.core.errors import UserError
 from diptych.encoders.layout import read_layout
-from diptych.evaluation.benchmarks.layouts import crop_box, difference, evaluate_layouts, other_scenes, swapped
-from diptych.evaluation.scores import clustered_mean, error_over_seeds
+from diptych.evaluation.benchmarks.layouts import difference, evaluate_layouts, other_scenes, swapped
+from diptych.evaluation.scores import clustered_mean, crop_box, error_over_seeds
 from diptych.models.judge import Judge
 from tests.evaluation import toys
 

@@ -7,6 +7,7 @@ Masked pixels are hidden before a model sees the image, and the unmasked pixels 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,11 @@ from diptych.evaluation.runner import (
     MeasuredStudy,
     StudyCell,
     describe_data,
-    model_fingerprint,
+    describe_model,
     open_judge,
-    parameter_count,
     run_study,
 )
-from diptych.evaluation.scores import fidelity
+from diptych.evaluation.scores import Fidelity, fidelity
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean
 
@@ -49,6 +49,7 @@ COLOURS = 96
 """Of the contact sheet, to keep it small."""
 STEPS, SMALL = 2000, 1e-3
 """Of the conjugate gradients of `harmonic_fill`: most steps, and the residual at which they end."""
+HOW = {True: "trained to repaint", False: "repaints without training"}
 Fill = Callable[[Tensor, Tensor, list[str], list[int]], Tensor]
 """(masked images (B, 3, H, W), masks (B, 1, H, W), captions, seeds) -> images (B, 3, H, W)."""
 
@@ -93,39 +94,46 @@ def evaluate_inpainting(
     size, factor = common_size(models)
     if seeds < 2:
         raise UserError(f"seeds must be at least 2, not {seeds}: standard errors are over them")
-    judge, masks = open_judge(judge), masks or MaskConfig()
+    judge, kinds = open_judge(judge), masks or MaskConfig()
     indices, examples = draw_examples(data, split, size, pictures, seed)
-    study = Inpainting()
-    study.truth = to_tensor([Image.fromarray(example.picture) for example in examples])
-    study.captions = [prompt_of(example.captions, is_scene(example.meta)) for example in examples]
-    study.fills = {name: untrained(fill) for name, fill in FILLS.items()}
-    study.fills |= {name: by_inpainting(model, steps) for name, model in models}
-    study.seeds, study.batch, study.sheet = seeds, batch, sheet
     device = models[0][1].device
-    study.fidelity = fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device)
-    study.seeds_of = lambda number: torch.arange(len(indices)) + (seed + number) * 1_000_003
-    study.masks = cache(
-        lambda share, number: drawn_masks(
-            masks, (size, size), study.seeds_of(number), every=factor, share=SHARES[share]
-        )
+
+    def seeds_of(number: int) -> Tensor:
+        return torch.arange(len(indices)) + (seed + number) * 1_000_003
+
+    @cache
+    def masks_of(share: str, number: int) -> Tensor:
+        return drawn_masks(kinds, (size, size), seeds_of(number), every=factor, share=SHARES[share])
+
+    study = Inpainting(
+        head={
+            "data": describe_data(data, split=split),
+            "settings": {"pictures": len(examples), "size": size, "seeds": seeds, "seed": seed, "steps": steps},
+            "masks": kinds.to_dict(),
+            "frechet": {"features": "judge", "judge": judge.fingerprint()},
+            "perceptual": None if perceptual is None else perceptual.name,
+            "models": {name: {**describe_model(model), "how": HOW[model.repaints]} for name, model in models},
+        },
+        batch=batch,
+        sheet=sheet,
+        truth=to_tensor([Image.fromarray(example.picture) for example in examples]),
+        captions=[prompt_of(example.captions, is_scene(example.meta)) for example in examples],
+        fills={name: untrained(fill) for name, fill in FILLS.items()}
+        | {name: by_inpainting(model, steps) for name, model in models},
+        seeds=seeds,
+        seeds_of=seeds_of,
+        masks=masks_of,
+        fidelity=fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device),
     )
-    study.head = {
-        "data": describe_data(data, split=split),
-        "settings": {"pictures": len(examples), "size": size, "seeds": seeds, "seed": seed, "steps": steps},
-        "masks": masks.to_dict(),
-        "frechet": {"features": "judge", "judge": judge.fingerprint()},
-        "perceptual": None if perceptual is None else perceptual.name,
-        "models": {name: describe_model(model) for name, model in models},
-    }
     return run_study(study, out, console)
 
 
+@dataclass(kw_only=True, eq=False)
 class Inpainting(MeasuredStudy):
     """A cell for each share of masked pixels, seed and way of filling."""
 
     writes = ("results.json", "results.md", "strips", "inpainting.png")
     strips = "strips"
-    keys = ("share", "row", "seed")
     grows = ("models",)
     description = "filling"
     width = 200
@@ -140,7 +148,7 @@ class Inpainting(MeasuredStudy):
     """The seeds (N,) of a repetition."""
     masks: Callable[[str, int], Tensor]
     """The masks (N, 1, H, W) of a share and a repetition."""
-    fidelity: Callable
+    fidelity: Fidelity
 
     def cells(self) -> list[StudyCell]:
         return [
@@ -256,11 +264,6 @@ def common_size(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
     return min(sizes), max(model.factor for _, model in models)
 
 
-def describe_model(model: Any) -> dict[str, Any]:
-    how = "trained to repaint" if model.repaints else "repaints without training"
-    return {"fingerprint": model_fingerprint(model), "parameters": parameter_count(model), "how": how}
-
-
 def untrained(fill: Callable[[Tensor, Tensor], Tensor]) -> Fill:
     """A fill that needs neither captions nor seeds."""
     return lambda masked, masks, captions, seeds: fill(masked, masks)
@@ -294,7 +297,7 @@ def harmonic_fill(images: Tensor, masks: Tensor) -> Tensor:
     """
     x = mean_fill(images, masks).double()
     masks = masks.double()
-    r = -masks * laplacian(x)  # (B, 3, H, W), the residual; zero where pixels are known
+    r = -masks * laplacian(x)  # (B, 3, H, W), the residual; zero where pixels are not masked
     p, square = r, total(r * r)
     for _ in range(STEPS):
         if r.abs().max() < SMALL:

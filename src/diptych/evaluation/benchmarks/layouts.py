@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from diptych.evaluation.runner import (
     open_model,
     run_study,
 )
-from diptych.evaluation.scores import clustered_mean, error_over_seeds
+from diptych.evaluation.scores import clustered_mean, crop_box, error_over_seeds
 from diptych.models.judge import Judge
 from diptych.models.retrieval import concept_vectors, ranks
 
@@ -50,8 +50,6 @@ FEW = 20
 MEASURES = {"top1": "top-1", "top5": "top-5", "of_few": f"first of {FEW}"}
 """The right concept is named first, or among five, of all concepts; or it is the first of `FEW`. Crops of small images
 are coarse: even the real one is seldom named first of thousands, so that the last measure distinguishes more."""
-MARGIN = 0.06
-"""White around a crop, as drawings have it, in sides of the square."""
 SIDE, COLOURS = 96, 128
 """Of the contact sheet: pixels of an image, and colours, to keep it small."""
 Places = list[list[Sides | None]]
@@ -86,8 +84,7 @@ def evaluate_layouts(
         data: the data set, with held-out scenes that have objects with boxes.
         words: a model whose prompts are the scenes' captions instead; none to leave it out.
         scenes: how many, drawn by `seed`; all if none.
-        seeds: images of each scene; image j of scene i gets seed `seed` + i * seeds + j.
-        batch: images generated at a time; they do not depend on it.
+        seeds: images of each scene; image j of scene i gets seed `seed` + i * seeds + j. batch: images at a time.
         judge: another judge than the one that ships with diptych, or its folder.
         steps, guidance, sampler: for the layout model; each model's own if none.
         sheet: scenes on the contact sheet, the first ones.
@@ -112,25 +109,24 @@ def evaluate_layouts(
     if words is not None:
         arms["from words"] = LayoutArm(open_model(words)[0], [scene.caption for scene in chosen], {})
     concepts = sorted({*concepts, *(concept for scene in chosen for concept, _ in scene.objects)})
-    study = Layouts()
-    study.arms, study.naming = arms, BoxNaming(judge, concepts, chosen, seed)
-    study.real = [Image.fromarray(dataset[scene.index].picture) for scene in chosen]
-    study.seeds, study.seed, study.batch, study.sheet = seeds, seed, batch, sheet
     settings = {"scenes": len(chosen), "seeds": seeds, "seed": seed, **options}
-    study.about = {
-        "model": {"name": name, "fingerprint": model_fingerprint(model)},
-        "judge": describe_judge(judge),
-        "data": describe_data(data),
-        "settings": settings,
-        "concepts": len(concepts),
-    }
-    study.head = {
-        "evaluation": "layouts",
-        "models": {kind: model_fingerprint(arm.model) for kind, arm in arms.items()},
-        "judge": describe_judge(judge),
-        "data": describe_data(data),
-        "settings": {**settings, "layouts": [scene.layout for scene in chosen]},
-    }
+    study = Layouts(
+        head={
+            "evaluation": "layouts",
+            "models": {kind: model_fingerprint(arm.model) for kind, arm in arms.items()},
+            "judge": describe_judge(judge),
+            "data": describe_data(data),
+            "settings": {**settings, "layouts": [scene.layout for scene in chosen]},
+        },
+        batch=batch,
+        name=name,
+        arms=arms,
+        naming=BoxNaming(judge, concepts, chosen, seed),
+        real=[Image.fromarray(dataset[scene.index].picture) for scene in chosen],
+        seeds=seeds,
+        seed=seed,
+        sheet=sheet,
+    )
     return run_study(study, out, console)
 
 
@@ -143,14 +139,15 @@ class LayoutArm:
     options: dict[str, Any]
 
 
+@dataclass(kw_only=True, eq=False)
 class Layouts(ImageStudy):
     """A cell for each model, all scenes and seeds."""
 
     writes = ("results.json", "results.md", "layouts.png")
-    kept = True
+    keeps_images = True
     closing = "tables, a contact sheet and every picture are in {out}"
-    about: dict[str, Any]
-    """The head of the results."""
+    name: str
+    """Of the layout model, for the report."""
     arms: dict[str, LayoutArm]
     naming: BoxNaming
     real: list[Image.Image]
@@ -158,6 +155,9 @@ class Layouts(ImageStudy):
     seeds: int
     seed: int
     sheet: int
+    images: dict[str, list[list[Image.Image]]] = field(default_factory=dict)
+    """For each arm and scene, the images of all seeds."""
+    hits: dict[str, Hits] = field(default_factory=dict)
 
     def cells(self) -> list[StudyCell]:
         count = len(self.naming.scenes) * self.seeds
@@ -179,9 +179,8 @@ class Layouts(ImageStudy):
         Raises a `UserError` where it holds images of another model or with other settings.
         """
         folder, arm = out / cell.name.replace(" ", "-"), self.arms[cell.name]
-        given = {key: value for key, value in arm.options.items() if value is not None}
         settings = {"model": model_fingerprint(arm.model), "seed": self.seed, "seeds": self.seeds}
-        settings |= {"prompts": arm.prompts, **given}
+        settings |= {"prompts": arm.prompts} | {key: one for key, one in arm.options.items() if one is not None}
         if (path := folder / "settings.json").exists() and read_json(path) != as_json(settings):
             raise UserError(f"{folder} holds pictures of another model or with other settings: name another folder")
         if not path.exists():
@@ -198,19 +197,21 @@ class Layouts(ImageStudy):
         }
         self.images["real"] = [[image] for image in self.real]
         naming = self.naming
-        hits = {kind: naming.hits(made, naming.own) for kind, made in self.images.items()}
+        hits = self.hits = {kind: naming.hits(made, naming.own) for kind, made in self.images.items()}
         for kind in self.arms:
             hits[f"{kind}, boxes of other scenes"] = naming.hits(self.images[kind], naming.elsewhere)
             hits[f"{kind}, box of another thing in it"] = naming.hits(self.images[kind], naming.swapped)
         hits["real, boxes of other scenes"] = naming.hits(self.images["real"], naming.elsewhere)
-        self.hits = hits
-        several = [places for places in naming.swapped if any(place is not None for place in places)]
         others = [kind for kind in hits if kind != "painted"]
         return {
-            **self.about,
-            "boxes": sum(len(scene.objects) for scene in self.naming.scenes),
-            "scenes_of_several": len(several),
-            "rows": {kind: shares(found) for kind, found in hits.items()},
+            "model": {"name": self.name, "fingerprint": self.head["models"]["painted"]},
+            "judge": self.head["judge"],
+            "data": self.head["data"],
+            "settings": {key: value for key, value in self.head["settings"].items() if key != "layouts"},
+            "concepts": len(naming.numbers),
+            "boxes": sum(len(scene.objects) for scene in naming.scenes),
+            "scenes_of_several": sum(any(places) for places in naming.swapped),
+            "rows": {kind: shares(scenes) for kind, scenes in hits.items()},
             "chance": {name: {"value": value} for name, value in naming.chance().items()},
             "margins": {f"painted - {other}": difference(hits["painted"], hits[other]) for other in others},
         }
@@ -223,8 +224,8 @@ class Layouts(ImageStudy):
             images = [
                 with_boxes(made[i][0], boxes, self.hits[kind][i][0][:, -1], SIDE) for kind, made in self.images.items()
             ]
-            names = ", ".join(name for name, _ in scene.objects)
-            cells.append(SheetCell(prompt=names, images=images, correct=[None] * len(images), notes=list(self.images)))
+            prompt = ", ".join(name for name, _ in scene.objects)
+            cells.append(SheetCell(prompt=prompt, images=images, correct=[None] * len(images), notes=list(self.images)))
         sheet = contact_sheet(cells, columns=max(1, 9 // len(self.images)), side=SIDE)
         return {"layouts.png": sheet.quantize(COLOURS, dither=Image.Dither.NONE)}
 
@@ -300,19 +301,7 @@ class BoxNaming:
         return hits
 
 
-def crop_box(image: Image.Image, sides: Sides, size: int) -> Image.Image:
-    """The content of a box in the middle of a white square of `size` pixels; at least one pixel."""
-    left, top, right, bottom = (round(side * of) for side, of in zip(sides, 2 * image.size, strict=True))
-    part = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    scale = size * (1 - 2 * MARGIN) / max(part.size)
-    width, height = (max(1, round(side * scale)) for side in part.size)
-    part = part.resize((width, height), Image.Resampling.BICUBIC)
-    page = Image.new("RGB", (size, size), "white")
-    page.paste(part, ((size - part.width) // 2, (size - part.height) // 2))
-    return page
-
-
-def other_scenes(own: Places, seed: int) -> Places:
+def other_scenes(own: Sequence[Sequence[Sides | None]], seed: int) -> Places:
     """In the place of each box, one of another scene: all boxes in an order drawn by `seed`, each taken by the box that
     stands half the boxes further on, or by the next one where that is of the same scene."""
     boxes = [(i, sides) for i, row in enumerate(own) for sides in row]

@@ -242,13 +242,13 @@ def choose_trials(
     trials: list[WordTrial] = []
     dropped: dict[str, list[str]] = {"said": [], "not shown": []}
     for place, pair in enumerate(pairs):
-        shown = tuple(concept for concept in pair.concepts if concept in captions)
+        concepts = tuple(concept for concept in pair.concepts if concept in captions)
         if any(stem(word) in stems for part in pair.words for word in spelt(part)):
             dropped["said"].append(pair.prompt)
-        elif not shown:
+        elif not concepts:
             dropped["not shown"].append(pair.prompt)
         else:
-            trials.append(WordTrial(place, pair.prompt, captions[shown[0]], shown))
+            trials.append(WordTrial(place, pair.prompt, captions[concepts[0]], concepts))
     return trials, dropped
 
 

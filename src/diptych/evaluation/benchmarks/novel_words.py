@@ -12,6 +12,7 @@ never the new words: that a model shares its text encoder does not give the judg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -102,38 +103,45 @@ def compare(
             f"only {len(trials)} of {len(pairs)} wordings are new to {data} and mean something that it shows: "
             f"a comparison needs {FEWEST}"
         )
-    study = NovelWords(loaded, trials, dropped, concepts, judge)
-    study.settings, study.batch = {"pictures": pictures, "seed": seed}, batch
-    study.options = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    study.head = {
-        "evaluation": "unseen words",
-        "models": {name: model_fingerprint(model) for name, model in loaded.items()},
-        "judge": describe_judge(judge),
-        "data": describe_data(data),
-        "settings": {**study.settings, "trials": [trial.prompt for trial in trials], **study.options},
-    }
+    options = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    settings = {"pictures": pictures, "seed": seed}
+    study = NovelWords(
+        head={
+            "evaluation": "unseen words",
+            "models": {name: model_fingerprint(model) for name, model in loaded.items()},
+            "judge": describe_judge(judge),
+            "data": describe_data(data),
+            "settings": {**settings, "trials": [trial.prompt for trial in trials], **options},
+        },
+        batch=batch,
+        models=loaded,
+        trials=trials,
+        dropped=dropped,
+        concepts=concepts,
+        judge=judge,
+        settings=settings,
+        options=options,
+    )
     return run_study(study, out, console)
 
 
+@dataclass(kw_only=True, eq=False)
 class NovelWords(ImageStudy):
     """A cell for each model and wording."""
 
     writes = ("results.json", "results.md", "pictures.jsonl", "unseen.png")
     closing = "every wording, its pictures and what the judge saw in them are in {out}"
+    models: dict[str, Any]
+    trials: Sequence[WordTrial]
+    dropped: dict[str, list[str]]
+    concepts: list[str]
+    judge: Judge
     settings: dict[str, int]
     options: dict[str, Any]
-
-    def __init__(
-        self,
-        models: dict[str, Any],
-        trials: Sequence[WordTrial],
-        dropped: dict[str, list[str]],
-        concepts: list[str],
-        judge: Judge,
-    ) -> None:
-        self.models, self.trials, self.dropped, self.concepts, self.judge = models, trials, dropped, concepts, judge
-        self.scored: list[dict[str, Any]] = []
-        self.images: dict[str, list[Image.Image]] = {}
+    scored: list[dict[str, Any]] = field(default_factory=list)
+    """A line of pictures.jsonl for each image."""
+    images: dict[str, list[Image.Image]] = field(default_factory=dict)
+    """Of each model, with unseen wordings."""
 
     def prompts(self, wording: str) -> list[str]:
         """Of each image, wording by wording."""
@@ -239,23 +247,23 @@ class NovelWords(ImageStudy):
         return [summary_table(results), *explained(results)[:1]]
 
 
-def right_answers(wanted: Sequence[Sequence[str]], concepts: Sequence[str]) -> Tensor:
+def right_answers(wordings: Sequence[Sequence[str]], concepts: Sequence[str]) -> Tensor:
     """Indices (W, A) of each wording's right concepts; -1 fills the rows."""
     place = {concept: i for i, concept in enumerate(concepts)}
-    most = max(map(len, wanted))
-    return torch.tensor([[place[name] for name in names] + [-1] * (most - len(names)) for names in wanted])
+    most = max(map(len, wordings))
+    return torch.tensor([[place[name] for name in names] + [-1] * (most - len(names)) for names in wordings])
 
 
-def word_ranks(pictures: Tensor, concepts: Tensor, answers: Tensor) -> dict[str, Tensor]:
-    """The ranks (W, P) of what pictures (W * P, D) should show, and of what some other wording should.
+def word_ranks(images: Tensor, concepts: Tensor, answers: Tensor) -> dict[str, Tensor]:
+    """The ranks (W, P) of the right concepts of images (W * P, D), and, shuffled, of another wording's.
 
     concepts: unit vectors (C, D). answers: as `right_answers` gives them.
     """
-    many = len(pictures) // len(answers)
+    many = len(images) // len(answers)
     own = answers.repeat_interleave(many, 0)  # (W * P, A)
     other = own.roll(len(answers) // 2 * many, 0)  # half the list away: another sort of thing
-    found = {"": best_ranks(pictures, concepts, own), SHUFFLED: best_ranks(pictures, concepts, other)}
-    return {control: rank.unflatten(0, (-1, many)) for control, rank in found.items()}
+    ranks = {"": best_ranks(images, concepts, own), SHUFFLED: best_ranks(images, concepts, other)}
+    return {control: rank.unflatten(0, (-1, many)) for control, rank in ranks.items()}
 
 
 def chance(answers: Tensor, concepts: int, k: int) -> float:
@@ -266,7 +274,7 @@ def chance(answers: Tensor, concepts: int, k: int) -> float:
 
 def summary(ranked: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
     """Shares and paired differences with standard errors over wordings, from ranks (W, P) by model and wording."""
-    found: dict[str, Any] = {name: {} for name in ranked}
+    scores: dict[str, Any] = {name: {} for name in ranked}
     first, *others = ranked
     differences: dict[str, Any] = {f"{first} - {other}": {} for other in others}
     for k in (1, 5):
@@ -274,8 +282,8 @@ def summary(ranked: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         again = {name: bootstrap_ratio(own["seen"], own["unseen"]) for name, own in hits.items()}
         for name, own in hits.items():
             for wording, shares in own.items():
-                found[name].setdefault(wording, {})[f"top{k}"] = Mean.of(shares)._asdict()
-            found[name].setdefault("kept", {})[f"top{k}"] = again[name][0]
+                scores[name].setdefault(wording, {})[f"top{k}"] = Mean.of(shares)._asdict()
+            scores[name].setdefault("kept", {})[f"top{k}"] = again[name][0]
         for other in others:
             row = differences[f"{first} - {other}"]
             for wording in WORDINGS:
@@ -285,7 +293,7 @@ def summary(ranked: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
             if one is not None and two is not None:
                 error = float(np.nanstd(ones - twos))
                 row.setdefault("kept", {})[f"top{k}"] = {"value": one["value"] - two["value"], "error": error}
-    return {"found": found, "differences": differences}
+    return {"found": scores, "differences": differences}
 
 
 def summary_table(results: dict[str, Any]) -> Table:
@@ -296,23 +304,23 @@ def summary_table(results: dict[str, Any]) -> Table:
     for name in ("guesses", *WORDINGS, "kept"):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def rows(name: str, found: dict[str, Any]) -> None:
+    def rows(name: str, scores: dict[str, Any]) -> None:
         for k in (1, 5):
-            shares = [(found.get(group) or {}).get(f"top{k}") for group in (*WORDINGS, "kept")]
+            shares = [(scores.get(group) or {}).get(f"top{k}") for group in (*WORDINGS, "kept")]
             table.add_row(name if k == 1 else "", f"top-{k}", *("" if s is None else percent(s) for s in shares))
 
-    for name, found in results["found"].items():
-        rows(name, found)
-    for name, found in results["found"].items():
-        rows(f"{name}, shuffled", {group: found[group + SHUFFLED] for group in WORDINGS})
+    for name, scores in results["found"].items():
+        rows(name, scores)
+    for name, scores in results["found"].items():
+        rows(f"{name}, shuffled", {group: scores[group + SHUFFLED] for group in WORDINGS})
     rows("chance", dict.fromkeys(WORDINGS, results["chance"]))
-    for name, found in results["differences"].items():
-        rows(name, found)
+    for name, scores in results["differences"].items():
+        rows(name, scores)
     return table
 
 
 def explained(results: dict[str, Any]) -> list[str]:
-    """What the table means, in words; first what was dropped."""
+    """Explanations of the table, first of the dropped wordings."""
     said, unknown = (results["dropped"][reason] for reason in ("said", "not shown"))
     return [
         f"{len(said)} wordings were dropped because a training caption says their word, {len(unknown)} because the "

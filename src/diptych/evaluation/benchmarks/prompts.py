@@ -8,6 +8,7 @@ are the floor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,43 +86,44 @@ def evaluate(
     pairs, scene_groups = choose_prompts(metas, pictures, scenes, seed, classes=getattr(model, "classes", ()))
     options = {"steps": steps, "guidance": guidance, "sampler": sampler, "stop": stop}
     settings = {"pictures": pictures, "scenes": scenes, "seed": seed}
-    study = PromptStudy(model, name, judge, dataset, concepts, pairs, scene_groups, batch, sheet, settings, options)
-    study.head = {
-        "evaluation": "prompts",
-        "model": study.model_head,
-        "judge": describe_judge(judge),
-        "data": describe_data(data, prompts=prompts_hash(pairs)),
-        "settings": {**settings, **options},
-    }
+    study = PromptStudy(
+        head={
+            "evaluation": "prompts",
+            "model": {"name": name, "fingerprint": model_fingerprint(model)},
+            "judge": describe_judge(judge),
+            "data": describe_data(data, prompts=prompts_hash(pairs)),
+            "settings": {**settings, **options},
+        },
+        batch=batch,
+        model=model,
+        judge=judge,
+        dataset=dataset,
+        concepts=concepts,
+        pairs=pairs,
+        scenes=scene_groups,
+        sheet=sheet,
+        options=options,
+    )
     return run_study(study, out, console)
 
 
+@dataclass(kw_only=True, eq=False)
 class PromptStudy(ImageStudy):
     """A cell for each group of prompts: seen and held-out pairs, and the categories of scenes."""
 
+    writes = ("results.json", "results.md", "pictures.jsonl", "seen.png", "held-out.png", "scenes.png")
     closing = "contact sheets, tables and every picture's score are in {out}"
-
-    def __init__(
-        self,
-        model: Any,
-        name: str,
-        judge: Judge,
-        dataset: PictureDataset,
-        concepts: list[str],
-        pairs: Sequence[PromptGroup],
-        scenes: Sequence[PromptGroup],
-        batch: int,
-        sheet: int,
-        settings: dict[str, Any],
-        options: dict[str, Any],
-    ) -> None:
-        self.model, self.judge, self.dataset, self.concepts = model, judge, dataset, concepts
-        self.pairs, self.scenes, self.batch, self.sheet = pairs, scenes, batch, sheet
-        self.settings, self.options = settings, options
-        self.model_head = {"name": name, "fingerprint": model_fingerprint(model)}
-        self.scored: list[dict[str, Any]] = []
-        sheets = [f"{group.name}.png" for group in pairs]
-        self.writes = ("results.json", "results.md", "pictures.jsonl", *sheets, "scenes.png")  # type: ignore[misc]
+    model: Any
+    judge: Judge
+    dataset: PictureDataset
+    concepts: list[str]
+    pairs: Sequence[PromptGroup]
+    scenes: Sequence[PromptGroup]
+    sheet: int
+    options: dict[str, Any]
+    """For `generate`."""
+    scored: list[dict[str, Any]] = field(default_factory=list)
+    """A line of pictures.jsonl for each image."""
 
     def cells(self) -> list[StudyCell]:
         return [
@@ -150,11 +152,12 @@ class PromptStudy(ImageStudy):
         scenes = {group.name: score_scenes(self.judge, group, self.scored) for group in self.scenes}
         if scenes:
             scenes["all"] = pooled(scenes)
+        settings = {key: value for key, value in self.head["settings"].items() if key not in self.options}
         return {
-            "model": self.model_head,
+            "model": self.head["model"],
             "judge": self.head["judge"],
             "data": {key: value for key, value in self.head["data"].items() if key != "prompts"},
-            "settings": {**self.settings, **settings_used(self.options, metadata.values())},
+            "settings": {**settings, **settings_used(self.options, metadata.values())},
             "concepts": len(self.concepts),
             "ceiling": "real held-out drawings, which neither the judge nor the model was trained on",
             "groups": groups,
@@ -205,18 +208,18 @@ def retrieval_table(results: dict[str, Any]) -> Table:
     left = ("prompts", "pictures")
     for name in (*left, "top-1", "top-5", "top-5 of ceiling", "top-5 of own real", "mean place", "Fréchet"):
         table.add_column(name, justify="left" if name in left else "right")
-    for group, found in results["groups"].items():
-        titles = (group, f"n = {found['pictures']}", "", "")
+    for group, scores in results["groups"].items():
+        titles = (group, f"n = {scores['pictures']}", "", "")
         for title, row in zip(titles, ROWS, strict=True):
-            shares = [found[name]["top5"] if row == "generated" else None for name in ("of_ceiling", "of_real")]
-            distance = {"generated": found["frechet"], "real": results["frechet_between_real"]}.get(row)
+            shares = [scores[name]["top5"] if row == "generated" else None for name in ("of_ceiling", "of_real")]
+            distance = {"generated": scores["frechet"], "real": results["frechet_between_real"]}.get(row)
             table.add_row(
                 title,
                 row,
-                percent(found[row]["top1"]),
-                percent(found[row]["top5"]),
+                percent(scores[row]["top1"]),
+                percent(scores[row]["top5"]),
                 *("" if share is None else f"{100 * share:.0f}" for share in shares),
-                percent(found[row]["place"]) if "place" in found[row] else "",
+                percent(scores[row]["place"]) if "place" in scores[row] else "",
                 plain(distance, 2),
             )
     return table
@@ -227,6 +230,6 @@ def scene_table(scenes: dict[str, Any]) -> Table:
     table = Table(title="Held-out scenes: the true caption before all its foils, %", box=box.MARKDOWN)
     for name in ("category", "n", *ROWS):
         table.add_column(name, justify="left" if name == "category" else "right")
-    for category, found in scenes.items():
-        table.add_row(category, str(found["pictures"]), *(percent(found[row]) for row in ROWS))
+    for category, scores in scenes.items():
+        table.add_row(category, str(scores["pictures"]), *(percent(scores[row]) for row in ROWS))
     return table

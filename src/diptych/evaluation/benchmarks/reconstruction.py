@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from diptych.evaluation.metrics import WINDOW
 from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name
 from diptych.evaluation.runner import ImageStudy, StudyCell, describe_data, open_judge, parameter_count, run_study
-from diptych.evaluation.scores import fidelity
+from diptych.evaluation.scores import Fidelity, fidelity
 from diptych.models.judge import Judge
 from diptych.weights.fingerprint import fingerprint
 
@@ -86,16 +86,25 @@ def evaluate_reconstruction(
                 f"{teacher.name}, tiny decoder", teacher.encoder, decoder, {**teacher.about, "decoder": about}
             )
         )
-    study = Reconstruction(arms, examples, perceptual, open_judge(judge), batch, sheet)
+    judge, device = open_judge(judge), next(models[0][1].parameters()).device
     fingerprints = {} if decoder is None else {"tiny decoder": fingerprint(decoder)}
-    study.head = {
-        "evaluation": "reconstruction",
-        "models": {arm.name: arm.about for arm in arms[: len(models)]} | fingerprints,
-        "judge": study.judge.fingerprint(),
-        "perceptual": None if perceptual is None else perceptual.name,
-        "data": describe_data(data, split=split),
-        "settings": {"pictures": [example.key for example in examples], "size": size, "seed": seed},
-    }
+    study = Reconstruction(
+        head={
+            "evaluation": "reconstruction",
+            "models": {arm.name: arm.about for arm in arms[: len(models)]} | fingerprints,
+            "judge": judge.fingerprint(),
+            "perceptual": None if perceptual is None else perceptual.name,
+            "data": describe_data(data, split=split),
+            "settings": {"pictures": [example.key for example in examples], "size": size, "seed": seed},
+        },
+        batch=batch,
+        arms=arms,
+        examples=examples,
+        originals=[Image.fromarray(example.picture) for example in examples],
+        device=device,
+        fidelity=fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device),
+        sheet=sheet,
+    )
     return run_study(study, out, console)
 
 
@@ -133,6 +142,7 @@ class FirstStageArm:
         return to_images(rebuilt)
 
 
+@dataclass(kw_only=True, eq=False)
 class Reconstruction(ImageStudy):
     """A cell for each first stage; a tiny decoder is one more."""
 
@@ -141,25 +151,18 @@ class Reconstruction(ImageStudy):
     width = 200
     closing = "the table, every picture's numbers and a contact sheet are in {out}"
 
-    def __init__(
-        self,
-        arms: Sequence[FirstStageArm],
-        examples: Sequence[Example],
-        perceptual: Any,
-        judge: Judge,
-        batch: int,
-        sheet: int,
-    ) -> None:
-        self.arms, self.examples, self.judge, self.batch, self.sheet = arms, examples, judge, batch, sheet
-        self.originals = [Image.fromarray(example.picture) for example in examples]
-        self.device = next(arms[0].encoder.parameters()).device
-        perceptual = None if perceptual is None else perceptual.to(self.device)
-        self.fidelity = fidelity(judge, perceptual, batch, self.device)
-        self.rebuilt: dict[str, list[Image.Image]] = {}
-        self.each: dict[str, list[dict[str, float]]] = {}
+    arms: Sequence[FirstStageArm]
+    examples: Sequence[Example]
+    originals: list[Image.Image]
+    device: torch.device
+    fidelity: Fidelity
+    sheet: int
+    rebuilt: dict[str, list[Image.Image]] = field(default_factory=dict)
+    each: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    """For each arm the numbers of each image."""
 
     def store(self, out: Path, cell: StudyCell) -> None:
-        """Reconstructions are quick, and timed: they are never kept."""
+        """Reconstructions are quick, and timed: they are always made anew."""
 
     def cells(self) -> list[StudyCell]:
         def generate(arm: FirstStageArm) -> Callable[[Sequence[int]], tuple[list[Image.Image], dict[str, Any]]]:
@@ -198,7 +201,7 @@ class Reconstruction(ImageStudy):
         ]
 
     def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
-        """The first images, each beside its reconstruction by every model."""
+        """The first images, each with its reconstruction by every model."""
         side = self.originals[0].width
         cells = [
             SheetCell(
@@ -216,16 +219,16 @@ class Reconstruction(ImageStudy):
         """The models side by side; a tiny decoder once more, against its teacher."""
         settings, rows = results["settings"], results["models"]
         about = f"{settings['pictures']} pictures of {settings['size']} px, {results['data']['split']}"
-        found: list[Table | str] = [
+        tables: list[Table | str] = [
             comparison_table(f"Reconstructions of {about}", {row["name"]: model_lines(row) for row in rows})
         ]
         for row in rows:
             if "of_teacher" in row:
                 title = f"The tiny decoder, {row['times_as_fast']:.1f} times as fast as its teacher"
-                found.append(
+                tables.append(
                     comparison_table(title, {"from the teacher's pictures": fidelity_lines(row["of_teacher"])})
                 )
-        return found
+        return tables
 
 
 def model_lines(row: dict[str, Any]) -> dict[str, str]:

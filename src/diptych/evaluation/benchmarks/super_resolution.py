@@ -7,7 +7,7 @@ stage cannot decode: the reconstruction of the original itself is in the table, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,17 +27,25 @@ from diptych.evaluation.benchmarks.reconstruction import FirstStageArm
 from diptych.evaluation.image_store import ImageSheet
 from diptych.evaluation.metrics import image_psnr
 from diptych.evaluation.prompt_sets import draw_examples
-from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name, signed
+from diptych.evaluation.report import (
+    SheetCell,
+    comparison_table,
+    contact_sheet,
+    enlarged_sheet,
+    number,
+    short_name,
+    signed,
+)
 from diptych.evaluation.runner import (
     ImageStudy,
     StudyCell,
     by_model,
     describe_data,
-    file_name,
-    model_fingerprint,
+    describe_model,
     open_judge,
     parameter_count,
     run_study,
+    safe_letters,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
 from diptych.models.judge import Judge
@@ -53,7 +61,7 @@ MEASURES = {
 """Measures of each image: their names in tables, and decimal places. Consistency is the PSNR of the result, downsampled
 again, against the low-resolution input."""
 COLOURS, SIDE, LETTERS = 128, 128, 17
-"""Of the contact sheet: its colours, the pixels of an image, and the letters of a name under it."""
+"""Of the contact sheet: colours, pixels a side of an image, and letters of a name under it."""
 
 
 def evaluate_super_resolution(
@@ -84,8 +92,7 @@ def evaluate_super_resolution(
         seeds: how often each model upsamples each image.
         degradation: how the low-resolution images are made.
         perceptual, judge: as for `evaluate_reconstruction`.
-        steps, sampler: for `generate`; each model's own if none.
-        sheet: images on the contact sheet.
+        steps, sampler: for `generate`; each model's own if none. sheet: images on the contact sheet.
 
     Returns:
         The content of results.json. Means over images have standard errors over images, of the mean over seeds; the
@@ -98,23 +105,32 @@ def evaluate_super_resolution(
     factor, size = common_sizes(models)
     if seeds < 1 or pictures < 2:
         raise UserError("at least one seed and two pictures are needed: raise --seeds and --pictures")
-    judge, kind = open_judge(judge), DegradationConfig(kind=degradation)
+    judge = open_judge(judge)
     indices, examples = draw_examples(data, split, size, pictures, seed)
-    study = SuperResolution(dict(models), [Image.fromarray(example.picture) for example in examples], kind, factor)
-    study.captions, study.image_seeds = [example.captions[0] for example in examples], [mix(seed, i) for i in indices]
-    study.seeds, study.batch, study.sheet = seeds, batch, sheet
-    study.options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
-    device = models[0][1].device
-    study.fidelity = fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device)
+    options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
     settings = {"pictures": len(examples), "seeds": seeds, "seed": seed, "factor": factor, "size": size}
-    study.head = {
-        "evaluation": "super-resolution",
-        "data": describe_data(data, split=split),
-        "settings": {**settings, **study.options, "degradation": degradation},
-        "judge": judge.fingerprint(),
-        "perceptual": None if perceptual is None else perceptual.name,
-        "models": {name: describe_model(model) for name, model in models},
-    }
+    device = models[0][1].device
+    study = SuperResolution(
+        head={
+            "evaluation": "super-resolution",
+            "data": describe_data(data, split=split),
+            "settings": {**settings, **options, "degradation": degradation},
+            "judge": judge.fingerprint(),
+            "perceptual": None if perceptual is None else perceptual.name,
+            "models": {name: describe_model(model) for name, model in models},
+        },
+        batch=batch,
+        models=dict(models),
+        truth=[Image.fromarray(example.picture) for example in examples],
+        captions=[example.captions[0] for example in examples],
+        image_seeds=[mix(seed, i) for i in indices],
+        seeds=seeds,
+        degradation=DegradationConfig(kind=degradation),
+        factor=factor,
+        options=options,
+        fidelity=fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device),
+        sheet=sheet,
+    )
     return run_study(study, out, console)
 
 
@@ -129,30 +145,31 @@ class SuperResolutionArm:
     """Which network it is."""
 
 
+@dataclass(kw_only=True, eq=False)
 class SuperResolution(ImageStudy):
     """A cell for each model and seed."""
 
     writes = ("results.json", "results.md", "sheet.png", "larger.png", "painted")
-    kept = True
+    keeps_images = True
     grows = "models"
     description = "enlarging"
     width = 200
     closing = "the table, all that was painted and contact sheets are in {out}"
+    models: dict[str, Any]
+    truth: list[Image.Image]
     captions: list[str]
     image_seeds: list[int]
     """One for each image, from which its seeds follow."""
     seeds: int
-    sheet: int
+    degradation: DegradationConfig
+    factor: int
     options: dict[str, Any]
     fidelity: Fidelity
-
-    def __init__(
-        self, models: dict[str, Any], truth: list[Image.Image], degradation: DegradationConfig, factor: int
-    ) -> None:
-        self.models, self.truth, self.degradation, self.factor = models, truth, degradation, factor
-        self.arms: list[SuperResolutionArm] = []
-        self.ratios: list[Tensor] = []
-        self.larger: list[tuple[str, Image.Image]] = []
+    sheet: int
+    arms: list[SuperResolutionArm] = field(default_factory=list)
+    ratios: list[Tensor] = field(default_factory=list)
+    """For each arm the PSNR of each image (N,)."""
+    larger: list[tuple[str, Image.Image]] = field(default_factory=list)
 
     @cached_property
     def low(self) -> list[Image.Image]:
@@ -180,16 +197,14 @@ class SuperResolution(ImageStudy):
     def store(self, out: Path, cell: StudyCell) -> ImageSheet:
         made = {"data": self.head["data"], "settings": self.head["settings"], "number": cell.key["seed"]}
         made |= self.head["models"][cell.key["model"]]
-        path = out / "painted" / f"{file_name(cell.key['model'])}-{cell.key['seed']}.png"
+        path = out / "painted" / f"{safe_letters(cell.key['model'])}-{cell.key['seed']}.png"
         return ImageSheet(path, cell.count, self.truth[0].width, made)
 
     def downsampled(self, images: list[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
         return to_images(degraded(to_tensor(images), self.factor, self.degradation, torch.tensor(seeds)))
 
     def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        bicubic = [
-            one.resize(real.size, Image.Resampling.BICUBIC) for one, real in zip(self.low, self.truth, strict=True)
-        ]
+        bicubic = [image.resize(self.truth[0].size, Image.Resampling.BICUBIC) for image in self.low]
         self.arms = [SuperResolutionArm("bicubic", [bicubic], {})]
         for name, about in self.head["models"].items():
             own = [images[f"{name}-{number}"] for number in range(self.seeds)]
@@ -206,9 +221,8 @@ class SuperResolution(ImageStudy):
             "perceptual": self.head["perceptual"],
             "models": list(rows),
         }
-        self.larger = self.larger_images()
-        if self.larger:
-            low, *made, (_, truth) = self.larger
+        if larger := self.larger_images():
+            self.larger, (low, *made, (_, truth)) = larger, larger
             ratios = {name: image_psnr(one, truth) for name, one in made}
             results["larger"] = {"low": list(low[1].size), "size": list(truth.size), "psnr": ratios}
         return results
@@ -236,9 +250,8 @@ class SuperResolution(ImageStudy):
             distances.append(means["frechet"])
             if self.degradation.kind == "bicubic":  # the only degradation without random draws
                 again = self.downsampled(images, [0] * len(images))
-                values = [
-                    {**v, "consistency": image_psnr(a, b)} for v, a, b in zip(values, again, self.low, strict=True)
-                ]
+                for value, one, low in zip(values, again, self.low, strict=True):
+                    value["consistency"] = image_psnr(one, low)
             each.append(values)
         own: dict[str, Tensor] = {}
         for name in MEASURES:
@@ -274,8 +287,7 @@ class SuperResolution(ImageStudy):
         cells = []
         for i in range(min(self.sheet, len(self.low))):
             images = [self.low[i], *(arm.images[0][i] for arm in self.arms), self.truth[i]]
-            both = zip(self.ratios, self.arms, strict=True)
-            notes = [f"{float(own[i]):.1f} dB {shortened(arm.name)}" for own, arm in both]
+            notes = [f"{own[i]:.1f} dB {shortened(arm.name)}" for own, arm in zip(self.ratios, self.arms, strict=True)]
             cells.append(
                 SheetCell(
                     prompt=self.captions[i],
@@ -284,8 +296,10 @@ class SuperResolution(ImageStudy):
                     notes=[f"{self.low[i].width} px", *notes, "truth"],
                 )
             )
-        sheet = contact_sheet(cells, columns=1 if len(self.arms) > 1 else 2, side=SIDE).quantize(COLOURS)
-        return {"sheet.png": sheet} | ({"larger.png": larger_sheet(self.larger)} if self.larger else {})
+        pages = {"sheet.png": contact_sheet(cells, columns=1 if len(self.arms) > 1 else 2, side=SIDE)}
+        if self.larger:
+            pages["larger.png"] = enlarged_sheet([image for _, image in self.larger])
+        return {name: page.quantize(COLOURS) for name, page in pages.items()}
 
     def tables(self, results: dict[str, Any]) -> list[Table | str]:
         """The measures of the paper's table 5: the judge's Fréchet distance stands for FID."""
@@ -318,15 +332,6 @@ def shortened(name: str) -> str:
     return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
 
 
-def larger_sheet(images: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Images of one shape, two in a row, at twice the size of the last."""
-    wide, high = 2 * images[-1][1].width, 2 * images[-1][1].height
-    sheet = Image.new("RGB", (2 * wide + 4, -(-len(images) // 2) * (high + 4) - 4), "white")
-    for i, (_, image) in enumerate(images):
-        sheet.paste(image.resize((wide, high), Image.Resampling.NEAREST), (i % 2 * (wide + 4), i // 2 * (high + 4)))
-    return sheet.quantize(COLOURS)
-
-
 def common_sizes(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
     """The factor, and the side of the images, of all models."""
     if len({name for name, _ in models}) < len(models) or not models:
@@ -343,7 +348,3 @@ def common_sizes(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
             both = [f"{who} enlarges by {by} to {to} px" for who, (by, to) in (first, (name, other))]
             raise UserError(f"models that enlarge alike are compared, and {', '.join(both)}")
     return first[1]
-
-
-def describe_model(model: Any) -> dict[str, Any]:
-    return {"fingerprint": model_fingerprint(model), "parameters": parameter_count(model)}

@@ -22,7 +22,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import save_png
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.evaluation import plots
-from diptych.evaluation.condition_sweep import THRESHOLDS, ConditionSweep
+from diptych.evaluation.condition_sweep import THRESHOLDS, ConditionSweep, seen_drawings, sweep_head
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.report import image_table, number, percent, plain
 from diptych.evaluation.runner import (
@@ -86,19 +86,24 @@ def sweep_guidance(
         raise UserError("this model generates latents, which have no bounds to threshold: sweep with thresholds none")
     stages = SweptStages.of(model, stop)
     swept = ("guidance", "threshold") if thresholded else ("guidance",)
+    scores = seen_drawings(data, judge, pictures, seed, stages.sizes[-1][0])
+    low = stages.sizes[0][1]
     study = Sweep(
-        "guidance", model, data, judge, name, pictures, seed, batch, sheet, stages.sizes[-1][0], steps=steps, stop=stop
+        head=sweep_head("guidance", model, name, data, scores, {"seed": seed, "steps": steps, "stop": stop}),
+        batch=batch,
+        sheet=min(max(1, sheet), len(scores.group.seeds)),
+        model=model,
+        scores=scores,
+        # Every threshold at the first weight comes first: whatever the model refuses is refused soon.
+        points=[{"threshold": bound, "guidance": weight} for weight in weights for bound in bounds],
+        options=lambda key: {
+            **{setting: stages.settings(key[setting], first=0, others=False) for setting in swept},
+            "steps": steps,
+            "stop": stop,
+        },
+        low=None if low is None else lambda: scores.downsampled(low),
+        paired=low is not None,
     )
-    # Every threshold at the first weight comes first: whatever the model refuses is refused soon.
-    study.points = [{"threshold": bound, "guidance": weight} for weight in weights for bound in bounds]
-    study.options = lambda key: {
-        **{setting: stages.settings(key[setting], first=0, others=False) for setting in swept},
-        "steps": steps,
-        "stop": stop,
-    }
-    if low := stages.sizes[0][1]:
-        study.low = lambda: study.scores.downsampled(low)
-        study.paired = True
     return run_study(study, out, console)
 
 
@@ -148,26 +153,32 @@ def sweep_augmentation(
     if stages.cascade and isinstance(steps, (list, tuple)):  # stages before the first swept one run apart
         each = list(one_each("steps", steps, range(len(stages.sizes)), len(model.stage_sizes)).values())
         before, behind = each[:first], each[first:]
-    settings = {"steps": steps, "stop": stop, "stage": stage, "truth": truth}
-    study = Sweep(
-        "augmentation", model, data, judge, name, pictures, seed, batch, sheet, stages.sizes[-1][0], **settings
-    )
-    study.points = [{"level": level} for level in swept]
-    study.options = lambda key: {
-        "augmentation": stages.settings(key["level"], first=first, others=stage is None),
-        "steps": behind,
-        "stop": stop,
-        "start": first if stages.cascade else None,
-    }
-    study.paired = truth
+    scores = seen_drawings(data, judge, pictures, seed, stages.sizes[-1][0])
 
     def low() -> list[Image.Image]:
         if truth:
-            return study.scores.downsampled(stages.sizes[first][1] or 0)
-        generate_group(model, study.group, batch, stop=first, steps=before)
-        return study.group.generated
+            return scores.downsampled(stages.sizes[first][1] or 0)
+        generate_group(model, scores.group, batch, stop=first, steps=before)
+        return scores.group.generated
 
-    study.low, study.bicubic = low, True
+    settings = {"seed": seed, "steps": steps, "stop": stop, "stage": stage, "truth": truth}
+    study = Sweep(
+        head=sweep_head("augmentation", model, name, data, scores, settings),
+        batch=batch,
+        sheet=min(max(1, sheet), len(scores.group.seeds)),
+        model=model,
+        scores=scores,
+        points=[{"level": level} for level in swept],
+        options=lambda key: {
+            "augmentation": stages.settings(key["level"], first=first, others=stage is None),
+            "steps": behind,
+            "stop": stop,
+            "start": first if stages.cascade else None,
+        },
+        low=low,
+        paired=truth,
+        bicubic=True,
+    )
     return run_study(study, out, console)
 
 
@@ -206,6 +217,7 @@ class SweptStages:
         return [value] + [value if others else None] * (len(self.sizes) - first - 1)
 
 
+@dataclass(kw_only=True, eq=False)
 class Sweep(ConditionSweep):
     """A sweep with its table, plot and contact sheet."""
 
@@ -216,15 +228,15 @@ class Sweep(ConditionSweep):
 
     def report(self, cells: MeasuredCells) -> None:
         plots.plot(cells.results, cells.out / "plot.png")
-        save_png(sweep_sheet(cells, self.group.prompts[: self.sheet]), cells.out / "sheet.png")
+        save_png(sweep_sheet(cells, self.scores.group.prompts[: self.sheet]), cells.out / "sheet.png")
 
 
 def sweep_table(results: dict[str, Any]) -> Table:
     """The cells of a sweep, and the references."""
     cells, references = results["cells"], results["references"]
     keys = ("threshold", "guidance") if results["sweep"] == "guidance" else ("level",)
-    told = f"{results['model']['name']}: {results['settings']['pictures']} pictures a row"
-    table = Table(title=f"{told}, named among {results['concepts']} concepts", box=box.MARKDOWN)
+    about = f"{results['model']['name']}: {results['settings']['pictures']} pictures a row"
+    table = Table(title=f"{about}, named among {results['concepts']} concepts", box=box.MARKDOWN)
     # Top-1 is in results.json alone: the table fits a terminal of 80 columns.
     for name in (*keys, "alignment", "top-5 %", "Fréchet", "saturated %"):
         table.add_column(name, justify="left" if name == keys[0] else "right")
