@@ -34,7 +34,7 @@ def test_a_model_shows_itself_in_one_line() -> None:
     sizes = " -> ".join(str(config.size) for config in cascade.configs)
     assert repr(cascade) == f"Cascade({sizes} px; cpu)"
     low, size = cascade.configs[1].low_size, cascade.configs[1].size
-    assert repr(cascade.stage(1)).startswith(f"Stage({low} -> {size} px; network ")
+    assert repr(cascade.stage(1)).startswith(f"PixelDiffusion({low} -> {size} px; network ")
 
 
 def test_a_result_shows_itself_in_a_notebook() -> None:

@@ -437,10 +437,9 @@ def test_the_names_of_settings_are_those_of_the_functions() -> None:
 
 
 def test_info_tells_exact_counts_to_people_and_programs(capsys, monkeypatch) -> None:
-    from diptych.training import experiment as recipes_run
 
     described = {"name": "sd1", "networks": {"unet": 859_520_964, "text": 36}, "total": 859_521_000, "config": {}}
-    monkeypatch.setattr(recipes_run, "describe", lambda name: described)
+    monkeypatch.setattr("diptych.cli.describe.describe", lambda name: described)
     assert cli.main(["info", "sd1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == described
     assert cli.main(["info", "sd1"]) == 0

@@ -151,9 +151,11 @@ def test_a_stage_paints_and_is_guided_by_classes() -> None:
 
 
 def test_a_stage_and_its_network_know_as_many_classes() -> None:
-    with pytest.raises(UserError, match=r"StageConfig\.network\.classes must be 10 to fit its neighbours, not 4"):
+    with pytest.raises(
+        UserError, match=r"PixelDiffusionConfig\.network\.classes must be 10 to fit its neighbours, not 4"
+    ):
         painting(ClassConfig(classes=10))
-    with pytest.raises(UserError, match=r"StageConfig\.network\.classes must be None"):
+    with pytest.raises(UserError, match=r"PixelDiffusionConfig\.network\.classes must be None"):
         painting(text=None)  # type: ignore[arg-type]
     assert PixelDiffusionConfig.from_dict(painting().to_dict()) == painting()
 

@@ -132,7 +132,7 @@ def other_shard(folder: Path) -> None:
 
 
 BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("unknown field", change_config(colour=3), r"config\.json: StageConfig has no field 'colour'"),
+    ("unknown field", change_config(colour=3), r"config\.json: PixelDiffusionConfig has no field 'colour'"),
     ("unknown inner field", change_config(network__colour=3), r"config\.json: .*network has no field 'colour'"),
     ("unknown network", change_config(network__kind="vit"), r"config\.json: .*kind must be one of"),
     ("wrong type", change_config(low_size="small"), r"config\.json: .*low_size must be a whole number"),

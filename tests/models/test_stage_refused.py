@@ -142,5 +142,5 @@ def test_a_stage_that_was_never_trained_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_a_stage_whose_parts_do_not_fit_is_refused_by_field(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(UserError, match=rf"StageConfig\.{field} must"):
+    with pytest.raises(UserError, match=rf"PixelDiffusionConfig\.{field} must"):
         enlarging(**{"size": 16, **changes})

@@ -321,7 +321,7 @@ def test_an_unpublished_shape_has_to_be_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.json: Facts has no field 'num_heads'"):
         diptych.load(path, "cpu")
     beside.write_text('{"size": 15, "head_width": 32}')
-    with pytest.raises(UserError, match=r"model.safetensors: StageConfig.size must be a multiple of 4"):
+    with pytest.raises(UserError, match=r"model.safetensors: PixelDiffusionConfig.size must be a multiple of 4"):
         diptych.load(path, "cpu")
     beside.write_text(json.dumps(dataclasses.replace(Facts(), size=16, head_width=48).to_dict()))
     with pytest.raises(UserError, match=r"head_width must divide the 128 channels"):

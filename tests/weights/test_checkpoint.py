@@ -199,7 +199,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from diptych.weights.lazy import Checkpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill
 
 def resident(line):
     rows = Path("/proc/self/status").read_text().splitlines()
@@ -209,7 +209,7 @@ torch.isfinite(torch.ones(2**20)).all()  # what torch sets up at the first use
 with torch.device("meta"):
     module = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(30)))
 before = resident("VmRSS")
-fill(module, Checkpoint.open(Path(sys.argv[1])), "file")
+fill(module, LazyCheckpoint.open(Path(sys.argv[1])), "file")
 print((resident("VmHWM") - before) / Path(sys.argv[1]).stat().st_size)
 """
     if not Path("/proc/self/status").exists():

@@ -103,9 +103,11 @@ class PixelDiffusionConfig(Config):
             ("classes", getattr(net, "classes", None), (classes,)),
         ):
             if value not in wanted:
-                raise UserError(f"StageConfig.network.{name} must be {wanted[0]} to fit its neighbours, not {value}")
+                raise UserError(
+                    f"PixelDiffusionConfig.network.{name} must be {wanted[0]} to fit its neighbours, not {value}"
+                )
         if net.augmented and self.low_size is None:
-            raise UserError("StageConfig.network.augmented must be false: a base stage enlarges nothing")
+            raise UserError("PixelDiffusionConfig.network.augmented must be false: a base stage enlarges nothing")
 
     @property
     def guidable(self) -> bool:

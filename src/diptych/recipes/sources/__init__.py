@@ -31,7 +31,7 @@ Tables, sections, appendices and figures are those of the paper that a recipe na
 Models of these papers that have no recipe: latent-diffusion's semantic synthesis (215 M, table 15), which reads maps of
 classes, and no data here has these; its larger LDM-SR (552 M, table 5), of which no shape is published.
 """
-HEADER = "| Value | Citation | Where it differs |\n|-|-|-|\n"
+HEADER = "| Value | Source | Where it differs |\n|-|-|-|\n"
 
 
 @dataclass(frozen=True)
