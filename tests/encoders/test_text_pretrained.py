@@ -25,7 +25,8 @@ from diptych.encoders.registry import (
     tokenize,
 )
 from diptych.encoders.t5 import T5_SHAPES, compute_dtype
-from diptych.weights.files import load_safetensors, load_weights, save_safetensors, save_weights
+from diptych.weights.files import load_safetensors, save_safetensors, save_weights
+from diptych.weights.lazy import load_weights
 from tests.encoders.tiny_encoders import PROMPTS, bert_folder, t5_folder, write_spiece
 from tests.networks.reference import relative_error
 

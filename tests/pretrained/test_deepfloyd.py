@@ -23,7 +23,8 @@ from diptych.models.pixel_diffusion import PixelDiffusion, stage_seed
 from diptych.networks.adm import AdmUNet
 from diptych.pretrained.adm_keys import diffusers_adm
 from diptych.recipes import get
-from diptych.weights.files import load_safetensors, load_weights, save_safetensors
+from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.lazy import load_weights
 from tests.encoders.tiny_encoders import write_spiece
 from tests.networks.reference import noise, relative_error
 from tests.parity import within

@@ -23,8 +23,8 @@ from diptych.pretrained import families as published
 from diptych.pretrained import load as opening
 from diptych.pretrained.load import EMBEDDED, model_folder
 from diptych.pretrained.source import Family, Options, Source
-from diptych.weights.files import load_safetensors, load_weights, save_safetensors, save_weights
-from diptych.weights.lazy import fill
+from diptych.weights.files import load_safetensors, save_safetensors, save_weights
+from diptych.weights.lazy import fill, load_weights
 from tests.models.latents import CAPTIONS, arrays, system
 
 

@@ -16,7 +16,7 @@ from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from diptych.training.tasks.codebook import Codebook, CodebookConfig
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
-from diptych.weights.files import load_weights
+from diptych.weights.lazy import load_weights
 from tests.models.latents import AUTOENCODER, toy_batch
 from tests.networks.reference import noise, randomised
 from tests.training import toy_vq

@@ -16,7 +16,7 @@ import torch
 from diptych.core.devices import find_device
 from diptych.core.errors import UserError
 from diptych.training.distributed import Team, team
-from diptych.weights.files import load_weights
+from diptych.weights.lazy import load_weights
 from tests.training.processes import two_processes
 from tests.training.test_trainer import metrics
 from tests.training.toy import run

@@ -22,7 +22,7 @@ from diptych.models.request import Request
 from diptych.pretrained.load import open_model
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from diptych.training.trainer import train
-from diptych.weights.files import load_weights
+from diptych.weights.lazy import load_weights
 from tests.models.stages import (
     CAPTIONS,
     WIDTH,

@@ -19,7 +19,7 @@ from diptych.training.prefetch import prefetched
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig, settle_config
 from diptych.weights import files
-from diptych.weights.files import load_weights
+from diptych.weights.lazy import load_weights
 from tests.training.toy import Toy, batch_at, settings
 
 

@@ -13,14 +13,8 @@ from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.weights import files
-from diptych.weights.files import (
-    load_into,
-    load_metadata,
-    load_safetensors,
-    load_weights,
-    save_safetensors,
-    save_weights,
-)
+from diptych.weights.files import load_metadata, load_safetensors, save_safetensors, save_weights
+from diptych.weights.lazy import load_into, load_weights
 
 
 def some_tensors() -> dict[str, torch.Tensor]:

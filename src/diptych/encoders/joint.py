@@ -16,7 +16,7 @@ from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.tokenizers import bert_tokenizer, fitted, load_tokenizer, tokenize
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
-from diptych.weights.files import load_into, load_weights
+from diptych.weights.lazy import load_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class JointTransformerConfig(Config):
         if folder is None:
             return JointTransformer(self).to(device)
         encoder = JointTransformer(self, load_tokenizer(folder / "tokenizer.json"))
-        load_into(encoder, load_weights(folder), str(folder))
+        load_module(encoder, folder)
         return encoder.to(device)
 
     def counted(self) -> nn.Module:

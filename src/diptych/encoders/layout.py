@@ -25,7 +25,7 @@ from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.classes import plain
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
-from diptych.weights.files import load_into, load_weights
+from diptych.weights.lazy import load_module
 
 EXAMPLE = "dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -164,7 +164,7 @@ class LayoutConfig(Config):
         """As `build_reader`; what `folder` holds was trained along."""
         reader = LayoutTransformer(self, () if folder is None or self.classes else read_classes(folder))
         if folder is not None:
-            load_into(reader, load_weights(folder), str(folder))
+            load_module(reader, folder)
         return reader.to(device)
 
     def counted(self) -> nn.Module:

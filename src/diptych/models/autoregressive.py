@@ -24,8 +24,9 @@ from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
 from diptych.models.token_sampling import GumbelSource, TokenSampling, steered
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
-from diptych.weights.files import load_into, load_weights, save_weights
+from diptych.weights.files import save_weights
 from diptych.weights.identity import identity
+from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 
 NOT_YET = -1
@@ -204,6 +205,6 @@ class Autoregressive(OverFirstStage):
                 autoencoder, transformer = Autoencoder(config.autoencoder), CodeTransformer(config.transformer)
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from None
-        for part, network in (("autoencoder", autoencoder), ("transformer", transformer)):
-            load_into(network, load_weights(folder / part), str(folder / part), assign=True)
+        load_module(autoencoder, folder / "autoencoder")
+        load_module(transformer, folder / "transformer")
         return cls(config, autoencoder, build_reader(config.text, folder / "text"), transformer).eval()

@@ -14,8 +14,9 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.weights.files import load_into, load_weights, save_weights
+from diptych.weights.files import save_weights
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.lazy import load_module
 
 
 def save_autoencoder(module: Autoencoder, folder: Path, dtype: str = "float32") -> None:
@@ -25,8 +26,9 @@ def save_autoencoder(module: Autoencoder, folder: Path, dtype: str = "float32") 
 
 def load_autoencoder(config: AutoencoderConfig, folder: Path) -> Autoencoder:
     """Build an autoencoder and fill it from `folder`/autoencoder; raises a `UserError` that names what does not fit."""
-    module = Autoencoder(config)
-    load_into(module, load_weights(folder / "autoencoder"), str(folder / "autoencoder"))
+    with torch.device("meta"):
+        module = Autoencoder(config)
+    load_module(module, folder / "autoencoder")
     return module.eval()
 
 
@@ -54,8 +56,10 @@ def load_tiny_decoder(source: Path | str) -> TinyDecoder:
     values = read_json(folder / "config.json", missing=missing)
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise UserError(f"{folder} holds another kind of model, not a tiny decoder")
-    module = TinyDecoder(TinyDecoderConfig.from_dict(values.get("network", {})))
-    load_into(module, load_weights(folder / "decoder"), str(folder / "decoder"))
+    config = TinyDecoderConfig.from_dict(values.get("network", {}))
+    with torch.device("meta"):
+        module = TinyDecoder(config)
+    load_module(module, folder / "decoder")
     return module.eval()
 
 

@@ -25,8 +25,9 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.models.word_features import WordFeatures
-from diptych.weights.files import load_into, load_weights, save_weights
+from diptych.weights.files import save_weights
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "judge"
@@ -246,8 +247,9 @@ def load_judge(path: Path | None = None, words: WordFeatures | None = None) -> J
         UserError: there is no judge there, or its files are damaged.
     """
     folder, config = judge_config(path)
-    judge = Judge(config, words)
-    load_into(judge, load_weights(folder), str(folder))
+    with torch.device("meta"):
+        judge = Judge(config, words)
+    load_module(judge, folder)
     return judge.eval()
 
 

@@ -43,9 +43,10 @@ from diptych.networks.lora import adapted
 from diptych.networks.tiling import Tiling
 from diptych.networks.tiny_decoder import TinyDecoder
 from diptych.networks.unet import UNet
-from diptych.weights.files import load_into, load_weights, save_weights
+from diptych.weights.files import save_weights
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.identity import identity, named_file
+from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 
 
@@ -393,8 +394,8 @@ class LatentDiffusion(OverFirstStage):
                 autoencoder, unet = Autoencoder(config.autoencoder), build_network(config.unet)
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
-        load_into(autoencoder, load_weights(folder / "autoencoder"), str(folder / "autoencoder"), assign=True)
-        load_into(unet, load_weights(folder / "unet"), str(folder / "unet"), assign=True)
+        load_module(autoencoder, folder / "autoencoder")
+        load_module(unet, folder / "unet")
         tiny = load_tiny_decoder(folder / "tiny_decoder") if (folder / "tiny_decoder").is_dir() else None
         model = cls(config, autoencoder, build_reader(config.text, folder / "text"), unet, tiny)
         model.scale.fill_(scale)

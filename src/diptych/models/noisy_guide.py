@@ -27,7 +27,7 @@ from diptych.encoders.classes import ClassConfig, ClassLabels
 from diptych.encoders.registry import FrozenConfig, build_reader
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.weights.files import save_weights
-from diptych.weights.lazy import LazyCheckpoint, fill
+from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 
 WARMEST = 100.0
@@ -193,7 +193,7 @@ class NoisyGuide(nn.Module):
             raise UserError(f"{folder / 'config.json'}: {error}") from None
         with torch.device("meta"):  # shapes alone, until the files are known to have them
             module = cls(config, name=name or folder.name)
-        fill(module, LazyCheckpoint.open(folder / "network"), str(folder / "network"))
+        load_module(module, folder / "network")
         return module.eval().requires_grad_(False)
 
 

@@ -50,7 +50,7 @@ from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.weights.files import load_stated, save_weights
 from diptych.weights.identity import identity
-from diptych.weights.lazy import LazyCheckpoint, fill
+from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 
 
@@ -364,7 +364,7 @@ class PixelDiffusion(OneLineRepr, nn.Module):
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
         check_stated(config, folder)
-        fill(network, LazyCheckpoint.open(folder / "network"), str(folder / "network"))
+        load_module(network, folder / "network")
         require_trained(network, f"the stage in {folder}")
         joint = isinstance(config.text, JointTransformerConfig)
         return cls(config, build_reader(config.text, folder / "text") if joint else None, network).eval()

@@ -34,7 +34,7 @@ from diptych.training.optim import build_optimizer, load_optimizer_tensors, opti
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.trainable import Trainable, stepped
 from diptych.training.training_config import TrainingConfig, settle_config
-from diptych.weights.files import load_into
+from diptych.weights.lazy import load_into
 from diptych.weights.model_folder import TRAINED
 
 START_PICTURES = 256

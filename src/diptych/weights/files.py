@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.core.disk import replacing, write_text
 from diptych.core.errors import UserError
@@ -142,32 +142,6 @@ def _sniff(path: Path) -> None:
     raise UserError(f"{path} is not a safetensors file but {found}; diptych reads safetensors only")
 
 
-def load_into(
-    module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights", assign: bool = False
-) -> None:
-    """Copy tensors into a module, exactly: a missing, unexpected or wrongly shaped key raises a `UserError`.
-
-    With `assign` they take the place of the module's own (which may be on the meta device) and are not copied.
-    """
-    own = module.state_dict()
-    for name, tensor in own.items():
-        if name not in tensors:
-            raise UserError(f"{source}: key {name!r} of {type(module).__name__} is missing ({_others(own, tensors)})")
-        if tensors[name].shape != tensor.shape:
-            raise UserError(
-                f"{source}: key {name!r} has shape {tuple(tensors[name].shape)}, "
-                f"but {type(module).__name__} needs {tuple(tensor.shape)}"
-            )
-    if extra := [name for name in tensors if name not in own]:
-        raise UserError(f"{source}: unexpected key {extra[0]!r} for {type(module).__name__} ({len(extra)} in all)")
-    module.load_state_dict(dict(tensors), assign=assign)
-
-
-def _others(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    missing, extra = [n for n in own if n not in tensors], [n for n in tensors if n not in own]
-    return f"{len(missing)} missing in all, {len(extra)} unexpected" + (f", such as {extra[0]!r}" if extra else "")
-
-
 def save_weights(
     state: Mapping[str, Tensor],
     folder: Path,
@@ -213,22 +187,6 @@ def save_weights(
             stale.unlink(missing_ok=True)
 
 
-def load_weights(source: Path, dtype: torch.dtype | None = torch.float32, name: str = "model") -> dict[str, Tensor]:
-    """Read a state dict from a file, or from a folder in the hub's layout; floating tensors come as `dtype`.
-
-    `dtype=None` keeps what is stored. Raises a `UserError` that names the file or key at fault.
-    """
-    source = Path(source)
-    index = source / f"{name}.safetensors.index.json"
-    if index.is_file():
-        tensors = _load_shards(index)
-    else:
-        tensors = load_safetensors(source / f"{name}.safetensors" if source.is_dir() else source)
-    if dtype is None:
-        return tensors
-    return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
-
-
 def load_stated(source: Path, key: str, name: str = "model") -> set[str]:
     """What the headers of a folder's weights say under `key`, in all shards; nothing where they do not say."""
     entries = [load_metadata(path) for path in sorted(Path(source).glob(f"{name}*.safetensors"))]
@@ -265,12 +223,3 @@ def _weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
     if bad:
         raise UserError(f"{index} names {bad[0]!r}, which is no {ending[1:]} file beside it")
     return weight_map
-
-
-def _load_shards(index: Path) -> dict[str, Tensor]:
-    weight_map = _weight_map(index)
-    files = sorted(set(weight_map.values()))
-    tensors = {key: tensor for file in files for key, tensor in load_safetensors(index.parent / file).items()}
-    if missing := [key for key in weight_map if key not in tensors]:
-        raise UserError(f"{index.parent / weight_map[missing[0]]} lacks tensor {missing[0]!r} that the index promises")
-    return tensors

@@ -1,4 +1,4 @@
-"""Published weights, read tensor by tensor: a file of several gigabytes is never in memory twice."""
+"""The one reader of weights, tensor by tensor: a file of several gigabytes is never in memory twice."""
 
 from __future__ import annotations
 
@@ -137,6 +137,27 @@ def weight_files(path: Path, name: str = "model") -> list[tuple[Path, list[str] 
             if files[0][1] is not None or files[0][0].is_file():
                 return files
     return shard_files(path, name)
+
+
+def load_module(module: nn.Module, folder: Path, name: str = "model") -> None:
+    """Give a module, which may be on the meta device, the weights in a folder (or file), floating ones as float32.
+
+    Raises a `UserError` that names the file or key at fault: missing, cut short, of another shape, NaN or Inf.
+    """
+    fill(module, LazyCheckpoint.open(folder, name), str(folder))
+
+
+def load_weights(source: Path, dtype: torch.dtype | None = torch.float32, name: str = "model") -> dict[str, Tensor]:
+    """All tensors of a file or folder, floating ones as `dtype` (none: as stored). Errors as `load_module`."""
+    tensors = LazyCheckpoint.open(source, name)
+    loaded = ((key, tensors[key]) for key in tensors)
+    return {key: t.to(dtype) if dtype is not None and t.is_floating_point() else t for key, t in loaded}
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:
+    """Copy tensors into the parameters that a module has, whose optimizer goes on with them. Errors as `fill`."""
+    require_shapes(module.state_dict(), tensors, source, type(module).__name__)
+    module.load_state_dict(dict(tensors))
 
 
 def fill(
