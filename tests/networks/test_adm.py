@@ -245,7 +245,7 @@ def test_the_classifier_can_be_differentiated_by_the_picture(pool: str) -> None:
 
 
 def test_the_classifier_reads_the_size_that_it_was_built_for() -> None:
-    with pytest.raises(ValueError, match="reads 8 x 8 pictures, not 16 x 16"):
+    with pytest.raises(ValueError, match="takes 8 x 8 images, not 16 x 16"):
         classifier()(noise(2, 3, 16, 16), TIME)
     assert classifier("adaptive")(noise(2, 3, 16, 12), TIME).shape == (2, 5)
 
@@ -258,7 +258,7 @@ def test_a_classifier_that_does_not_fit_names_its_field(changes: dict[str, Any],
     with pytest.raises(UserError, match=rf"NoisyClassifierConfig\.{field} must"):
         NoisyClassifierConfig.from_dict({"encoder": ENCODER.to_dict(), "size": 8, **changes})
     told = AdmUNetConfig.from_dict({**ENCODER.to_dict(), "classes": 3})
-    with pytest.raises(UserError, match=r"NoisyClassifierConfig\.encoder must be told nothing but the time"):
+    with pytest.raises(UserError, match=r"NoisyClassifierConfig\.encoder must have no condition but the time"):
         NoisyClassifierConfig(encoder=told, size=8)
 
 

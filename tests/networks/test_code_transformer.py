@@ -100,7 +100,7 @@ def test_a_cache_gives_the_same_logits(kind: str, pieces: list[int]) -> None:
         found.append(net(part, **cond(kind), cache=cache))
         assert found[-1].shape[1] == piece
         read += piece
-        assert cache.read == read
+        assert cache.length == read
     assert (torch.cat(found, 1) - whole).abs().max() < 1e-5
 
 
@@ -184,11 +184,11 @@ def test_shapes_that_make_no_sense_are_refused(changes: dict, says: str) -> None
 
 
 def test_what_it_was_not_built_for_is_not_ignored() -> None:
-    with pytest.raises(ValueError, match="it reads no text"):
+    with pytest.raises(ValueError, match="context_width is none"):
         network("free")(codes(), **cond("text"))
     with pytest.raises(ValueError, match="classes is none"):
         network("free")(codes(), **cond("class"))
-    with pytest.raises(ValueError, match="reads text"):
+    with pytest.raises(ValueError, match="network with text"):
         network("text")(codes())
-    with pytest.raises(ValueError, match="told a class"):
+    with pytest.raises(ValueError, match="network of classes"):
         network("class")(codes())

@@ -213,7 +213,7 @@ def test_the_convolutions_work_at_half_size_and_below() -> None:
 def test_with_one_skip_a_level_fewer_parameters_are_needed() -> None:
     counts = [sum(p.numel() for p in build(config).parameters()) for config in (SMALL, BY_LEVEL)]
     assert counts[1] < counts[0]
-    reads = [[BY_LEVEL.reads_skip(level, block) for block in range(2)] for level in range(2)]
+    reads = [[BY_LEVEL.has_skip(level, block) for block in range(2)] for level in range(2)]
     assert reads == [[True, False], [False, False]]
 
 

@@ -111,5 +111,5 @@ def test_it_has_the_published_size() -> None:
 
 @pytest.mark.parametrize("shapes", [((2, 3, 16, 16), (1, 3, 16, 16)), ((1, 1, 16, 16),) * 2, ((1, 3, 15, 16),) * 2])
 def test_pictures_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match="pictures"):
+    with torch.device("meta"), pytest.raises(ValueError, match="images"):
         Lpips()(*map(torch.empty, shapes))

@@ -76,7 +76,7 @@ def test_tiles_are_exact_where_the_overlap_is_all_that_is_seen(size: tuple[int, 
     x = noise(2, 2, *size)
     for side, overlap in ((8, 2), (5, 0), (6, 5)):
         tiling = Tiling.from_dict({"side": side, "overlap": overlap, "last": last})
-        assert relative_error(in_tiles(network, x, tiling, read=1, written=2), network(x)) <= 1e-6
+        assert relative_error(in_tiles(network, x, tiling, input_scale=1, output_scale=2), network(x)) <= 1e-6
         starts = tiling.starts(size[1])
         assert starts[0] == 0 and starts[-1] + side >= size[1]
         assert last == "cut" or starts[-1] == max(size[1] - side, 0), "the last one is whole"

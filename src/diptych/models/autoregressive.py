@@ -174,7 +174,7 @@ class Autoregressive(OverFirstStage):
         """Logits (B, V) of the code at a place; with a cache, all places before it have been asked for in order."""
         if cache is not None:
             place = row * codes.shape[2] + column
-            return self.transformer(codes.flatten(1)[:, max(cache.read - 1, 0) : place], **cond, cache=cache)[:, -1]
+            return self.transformer(codes.flatten(1)[:, max(cache.length - 1, 0) : place], **cond, cache=cache)[:, -1]
         side = self.config.side
         top, left = (
             min(max(at - side // 2, 0), along - side) for at, along in zip((row, column), codes.shape[1:], strict=True)

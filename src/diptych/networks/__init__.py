@@ -1,1 +1,1 @@
-"""Networks: tensors in, tensors out. Nothing here knows about noise schedules, prompts or pictures."""
+"""Networks: tensors in, tensors out. Nothing here knows about noise schedules, prompts or images."""

@@ -118,7 +118,7 @@ class AdmEncoder(ConditionedUNet):
 
 
 class AdmUNet(AdmEncoder):
-    """Predicts what its denoiser asks for from a noisy image, its time, a class, text, a smaller image.
+    """Predicts eps, v, x_0 or flow from a noisy image, its time, a class, text, a smaller image.
 
     `forward` is that of `ConditionedUNet`. H and W must be divisible by 2 ** (levels - 1).
     """

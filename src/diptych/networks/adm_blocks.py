@@ -1,4 +1,4 @@
-"""What an `AdmUNet` is built of: residual blocks that resample, attention that reads text along."""
+"""The blocks of an `AdmUNet`: residual blocks that resample, and attention to the image and to text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diptych.networks.residual import ResidualBlock
 
 
 class AdmResidualBlock(ResidualBlock):
-    """A residual block of ADM, which may halve or double the picture on the way (appendix A)."""
+    """A residual block of ADM, which may halve or double the image on the way (appendix A)."""
 
     def __init__(self, config: AdmUNetConfig, inputs: int, outputs: int, resample: Literal["up", "down"] | None = None):
         super().__init__(
@@ -34,7 +34,7 @@ class AdmResidualBlock(ResidualBlock):
 
 class NormOverTokens(nn.GroupNorm):
     """Group norm of tokens (B, L, D), its statistics over all of a text's (DeepFloyd IF); over those that mask (B, L)
-    marks as real, where some are padding: their number is the longest text's of a batch, and must not be read."""
+    marks as real, where some are padding: their number depends on the longest text of a batch."""
 
     def __init__(self, width: int) -> None:
         super().__init__(math.gcd(32, width), width)
@@ -73,11 +73,11 @@ class AdmAttention(nn.Module):
         self.heads = config.heads or channels // (config.head_width or 1)
         self.norm = norm(channels, config.norm_groups)
         self.query = nn.Linear(channels, channels)
-        self.reads_itself = config.self_attention
+        self.self_attention = config.self_attention
         if config.self_attention:
             self.key, self.value = nn.Linear(channels, channels), nn.Linear(channels, channels)
         width = config.context_projection or config.context_width
-        self.reads_text = width is not None
+        self.cross_attention = width is not None
         if width is not None:
             self.context_norm = CONTEXT_NORMS[config.context_norm_kind](width) if config.context_norm else None
             self.context_key, self.context_value = nn.Linear(width, channels), nn.Linear(width, channels)
@@ -86,14 +86,14 @@ class AdmAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
         keys, values = [], []
-        if self.reads_text and context is not None:
+        if self.cross_attention and context is not None:
             context = context if self.context_norm is None else self.context_norm(context, mask)
             keys, values = [self.context_key(context)], [self.context_value(context)]
-        if self.reads_itself:
+        if self.self_attention:
             keys, values = [*keys, self.key(tokens)], [*values, self.value(tokens)]
         if mask is not None:
-            own = mask.new_ones(len(mask), tokens.shape[1] if self.reads_itself else 0)
-            mask = torch.cat([mask, own], 1)[:, None, None]  # (B, 1, 1, L + H W)
+            pixels = mask.new_ones(len(mask), tokens.shape[1] if self.self_attention else 0)
+            mask = torch.cat([mask, pixels], 1)[:, None, None]  # (B, 1, 1, L + H W)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(tokens), torch.cat(keys, 1), torch.cat(values, 1))

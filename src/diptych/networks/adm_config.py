@@ -31,13 +31,13 @@ class AdmUNetConfig(ConditionedUNetConfig):
     head_width: int | None = 64
     """Channels of an attention head at every level, or none to derive it from `heads`."""
     self_attention: bool = True
-    """Whether attention reads the picture too; else the text alone (DeepFloyd IF's larger stages)."""
+    """Whether attention is to the image too; else to the text alone (DeepFloyd IF's larger stages)."""
     classes: Annotated[int | None, Within(0, 2**24)] = None
-    """Number of classes, one of which is told, or none."""
+    """Number of classes of a class-conditional network, or none."""
     context_width: int | None = None
-    """Width of text tokens, which every attention reads beside the picture (GLIDE, DeepFloyd IF), or none."""
+    """Width of the text tokens to which every attention layer attends too (GLIDE, DeepFloyd IF), or none."""
     context_norm: bool = True
-    """Normalise the tokens before each attention reads them (DeepFloyd IF)."""
+    """Normalise the tokens before each attention layer (DeepFloyd IF)."""
     context_norm_kind: Literal["group", "layer"] = "group"
     """How: over all tokens of a text together, its padding included (DeepFloyd IF, which pads all texts alike), or each
     token by itself (Imagen)."""
@@ -48,7 +48,7 @@ class AdmUNetConfig(ConditionedUNetConfig):
     pooled_width: int | None = None
     """Width of a pooled text that is projected and added to the time (GLIDE), or none."""
     augmented: bool = False
-    """Told how strongly the low-resolution picture among `concat_channels` was augmented."""
+    """Takes the noise augmentation level of the low-resolution image among `concat_channels`."""
     scale_shift: bool = True
     """The embedding scales and shifts what is normalised; else it is added before."""
     residual_resampling: bool = True

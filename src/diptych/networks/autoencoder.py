@@ -25,7 +25,7 @@ class AutoencoderConfig(Config):
     most = 2**16
 
     picture_channels: int = 3
-    """Channels of a picture, with values in [-1, 1]."""
+    """Channels of an image, with values in [-1, 1]."""
     latent_channels: int = 4
     """Channels of a latent."""
     channels: int = 128
@@ -58,12 +58,12 @@ class AutoencoderConfig(Config):
 
     @property
     def moment_channels(self) -> int:
-        """Channels of what the encoder says of a latent: mean and log-variance, or of a VQ the latent alone."""
+        """Channels of the encoder's output: mean and log-variance of a latent, or for a VQ the latent alone."""
         return self.latent_channels * (2 if self.codebook is None else 1)
 
     @property
     def factor(self) -> int:
-        """How many times smaller a latent is than its picture, along each side."""
+        """How many times smaller a latent is than its image, along each side."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
     def build(self) -> Autoencoder:
@@ -92,7 +92,7 @@ class Posterior(NamedTuple):
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal for each picture, in nats: (B,) (Kingma & Welling 2014, eq. 10)."""
+        """KL divergence from the standard normal for each image, in nats: (B,) (Kingma & Welling 2014, eq. 10)."""
         terms = self.mean**2 + self.log_variance.exp() - 1.0 - self.log_variance
         return 0.5 * terms.flatten(1).sum(1)
 
@@ -116,7 +116,7 @@ class AttendingBlock(ResidualBlock):
 
 
 def level_block(config: AutoencoderConfig, level: int, in_channels: int) -> ResidualBlock:
-    """A residual block of a level, with attention where the config says so."""
+    """A residual block of a level, with attention if the config has it at that level."""
     out_channels = config.channels * config.multipliers[level]
     if level in config.attention_levels:
         return AttendingBlock(in_channels, out_channels, config.norm_groups)
@@ -143,7 +143,7 @@ class MiddleBlock(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Pictures to the moments of their latents: (B, 3, H, W) -> (B, moment_channels, H / f, W / f)."""
+    """Images to the moments of their latents: (B, 3, H, W) -> (B, moment_channels, H / f, W / f)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -163,13 +163,13 @@ class ConvEncoder(nn.Module):
         self.norm_out = norm(now, c.norm_groups, EPS)
         self.conv_out = nn.Conv2d(now, c.moment_channels, 3, padding=1)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        h = self.middle(self.down(self.conv_in(self.fold(pictures))))  # (B, channels, H / f, W / f)
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.middle(self.down(self.conv_in(self.fold(images))))  # (B, channels, H / f, W / f)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class ConvDecoder(nn.Module):
-    """Latents to pictures: (B, latent_channels, h, w) -> (B, 3, h * f, w * f)."""
+    """Latents to images: (B, latent_channels, h, w) -> (B, 3, h * f, w * f)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class ConvDecoder(nn.Module):
 class Autoencoder(nn.Module):
     """KL or VQ autoencoder. Its latents are unscaled; the latent diffusion model brings them to unit deviation.
 
-    encode(pictures (B, 3, H, W) in [-1, 1]) -> Posterior; decode(latents (B, latent_channels, h, w)) -> pictures.
+    encode(images (B, 3, H, W) in [-1, 1]) -> Posterior; decode(latents (B, latent_channels, h, w)) -> images.
     H and W must be divisible by `config.factor`. Latents of a VQ are those before the quantisation, which is the
     decoder's first layer (section 3.1); their posterior has no variance.
     """
@@ -211,27 +211,27 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.quantise = None if config.codebook is None else VectorQuantizer(config.codebook, config.latent_channels)
 
-    def moments(self, pictures: Tensor) -> Tensor:
+    def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance in one tensor, of a VQ the latents alone: (B, moment_channels, h, w). In this form
         latents are stored."""
-        return self.quant_conv(self.encoder(pictures))
+        return self.quant_conv(self.encoder(images))
 
     def posterior(self, moments: Tensor) -> Posterior:
-        """What `moments` say of the latents."""
+        """The posterior of the latents with these moments."""
         return Posterior.from_moments(moments) if self.quantise is None else Posterior.point(moments)
 
-    def encode(self, pictures: Tensor) -> Posterior:
-        return self.posterior(self.moments(pictures))
+    def encode(self, images: Tensor) -> Posterior:
+        return self.posterior(self.moments(images))
 
-    def codes(self, pictures: Tensor) -> Tensor:
-        """The numbers of the codebook's entries that pictures become, int64: (B, 3, H, W) -> (B, h, w)."""
+    def codes(self, images: Tensor) -> Tensor:
+        """The numbers of the codebook's entries that images become, int64: (B, 3, H, W) -> (B, h, w)."""
         if self.quantise is None:
             raise ValueError("a KL autoencoder has no codes: its codebook is none")
-        return self.quantise.indices(self.moments(pictures))
+        return self.quantise.indices(self.moments(images))
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decode_entries(latents if self.quantise is None else self.quantise(latents))
 
     def decode_entries(self, entries: Tensor) -> Tensor:
-        """What `decode` does behind the quantisation: of entries of the codebook, or of a KL's latents, to pictures."""
+        """`decode` without the quantisation: entries of the codebook, or latents of a KL, to images."""
         return self.decoder(self.post_quant_conv(entries))

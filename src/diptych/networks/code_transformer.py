@@ -1,7 +1,7 @@
 """The autoregressive transformer over the codes of a VQ first stage (Esser et al. 2021, section 3.2).
 
-A decoder as GPT-2's: blocks normalise before and add after, positions are learned, a code sees those before it. What
-the picture is made from stands in front: a start token, the token of a class, or the tokens of a text as a prefix.
+A decoder as GPT-2's: pre-norm residual blocks, learned positions, causal attention. The condition comes first: a start
+token, the token of a class, or the tokens of a text as a prefix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CodeTransformerConfig(Config):
     vocabulary: Annotated[int, Within(0, 2**24)] = 16_384
     """Number of codes: entries of the first stage's codebook."""
     length: int = 256
-    """Codes of a picture, row by row."""
+    """Codes of an image, row by row."""
     width: int = 1536
     """Width of a token."""
     layers: Annotated[int, Within(0, 1000)] = 48
@@ -35,7 +35,7 @@ class CodeTransformerConfig(Config):
     dropout: float = 0.0
     """Dropout of the embedded codes, the attention weights, and what each half of a block adds."""
     context_width: int | None = None
-    """Width of a text's tokens, which stand in front of the codes; none for a model without text."""
+    """Width of a text's tokens, the prefix of the codes; none for a model without text."""
     classes: Annotated[int | None, Within(0, 2**24)] = 1000
     """Number of classes, the null class included, one of which is the first token; none for a model without classes."""
     shared_start: bool = True
@@ -44,7 +44,7 @@ class CodeTransformerConfig(Config):
 
     @property
     def pooled_width(self) -> None:
-        """A text is read token by token alone."""
+        """There is no pooled text."""
         return None
 
     def check(self) -> None:
@@ -61,11 +61,11 @@ class CodeTransformerConfig(Config):
 
 
 class KVCache:
-    """The keys and values of what a transformer has read, so that each code is read once in sampling."""
+    """The keys and values of the tokens so far, so that each code is processed once in sampling."""
 
     def __init__(self, layers: int) -> None:
-        self.read = 0
-        """Tokens behind the prefix that were read: the start, and codes."""
+        self.length = 0
+        """Tokens so far without the prefix: the start, and codes."""
         self.prefix: Tensor | None = None
         """(B, P) bool, True for the real tokens of a text in front; none without text."""
         self._layers: list[Tensor | None] = [None] * layers
@@ -78,10 +78,10 @@ class KVCache:
 
 
 class CausalAttention(nn.Module):
-    """Self-attention; without a mask, each token sees itself and those before it.
+    """Self-attention; without a mask it is causal.
 
-    forward(x (B, N, D), mask (B, 1, N, keys) bool, True = attend) -> (B, N, D); with a cache, keys are those read
-    before and those of x.
+    forward(x (B, N, D), mask (B, 1, N, keys) bool, True = attend) -> (B, N, D); with a cache, keys are the cached ones
+    and those of x.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -94,7 +94,7 @@ class CausalAttention(nn.Module):
         q, k, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.append(layer, torch.stack([k, v]))  # each (B, heads, keys, head_width)
-        causal = mask is None and q.shape[2] > 1  # a single token sees all that was read
+        causal = mask is None and q.shape[2] > 1  # a single token attends to all keys
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         return self.out(attended.transpose(1, 2).flatten(2))
@@ -122,8 +122,8 @@ class CodeTransformer(nn.Module):
     forward(codes (B, n) int64, *, context (B, L, context_width), context_mask (B, L) bool with True for real tokens,
     label (B,) int64) -> (B, n + 1, vocabulary): of every code and of the one that follows. n + 1 is at most `length`.
 
-    With a cache, `codes` follow what it has read: the logits are those of the codes behind each, (B, n, vocabulary).
-    What stands in front is read along with an empty cache, and given then alone.
+    With a cache, `codes` follow the cached ones: the logits are of the code after each, (B, n, vocabulary). The
+    condition is given with an empty cache only.
     """
 
     def __init__(self, config: CodeTransformerConfig) -> None:
@@ -132,7 +132,7 @@ class CodeTransformer(nn.Module):
         self.code = nn.Embedding(c.vocabulary, c.width)
         self.start = None if c.shared_start else nn.Embedding(c.classes or 1, c.width)
         self.position = nn.Parameter(torch.empty(c.length, c.width))
-        if c.context_width is not None:  # text encoders differ in scale; their tokens tell their own positions
+        if c.context_width is not None:  # text encoders differ in scale; their tokens have positions already
             self.context = nn.Sequential(nn.LayerNorm(c.context_width), nn.Linear(c.context_width, c.width))
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(CodeTransformerBlock(c.width, c.heads, c.dropout) for _ in range(c.layers))
@@ -162,13 +162,13 @@ class CodeTransformer(nn.Module):
         label: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        x, past = self.code(codes), 0 if cache is None else cache.read  # (B, n, D)
+        x, past = self.code(codes), 0 if cache is None else cache.length  # (B, n, D)
         if not past:
-            x = torch.cat([self.read_start(len(codes), label)[:, None], x], dim=1)  # (B, 1 + n, D)
+            x = torch.cat([self.embed_start(len(codes), label)[:, None], x], dim=1)  # (B, 1 + n, D)
         tokens = x.shape[1]
         x = x + self.position[past : past + tokens]
         prefix = None if cache is None else cache.prefix
-        if not past and (words := self.read_context(context)) is not None:
+        if not past and (words := self.embed_context(context)) is not None:
             prefix = torch.ones(words.shape[:2], dtype=torch.bool, device=x.device)
             prefix = prefix if context_mask is None else context_mask
             x = torch.cat([words, x], dim=1)  # (B, L + 1 + n, D)
@@ -177,38 +177,38 @@ class CodeTransformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
         if cache is not None:
-            cache.read, cache.prefix = past + tokens, prefix
+            cache.length, cache.prefix = past + tokens, prefix
         return self.head(self.norm(x[:, x.shape[1] - tokens :]))
 
-    def read_start(self, count: int, label: Tensor | None) -> Tensor:
+    def embed_start(self, count: int, label: Tensor | None) -> Tensor:
         """The first tokens (B, D): of the classes (B,), or `count` times the start."""
         if (label is None) != (self.config.classes is None):
-            wrong = "was not given to a network that is told a class" if label is None else "was given: classes is none"
+            wrong = "was not given to a network of classes" if label is None else "was given: classes is none"
             raise ValueError(f"label {wrong}")
         if label is None:
             label = torch.zeros(count, dtype=torch.int64, device=self.position.device)
         return (self.start or self.code)(label)
 
-    def read_context(self, context: Tensor | None) -> Tensor | None:
-        """The tokens of the texts (B, L, context_width) as the blocks read them, (B, L, D)."""
+    def embed_context(self, context: Tensor | None) -> Tensor | None:
+        """The tokens of the texts (B, L, context_width), projected to (B, L, D)."""
         if (context is None) != (self.config.context_width is None):
-            wrong = "was not given to a network that reads text" if context is None else "was given: it reads no text"
+            wrong = "was not given to a network with text" if context is None else "was given: context_width is none"
             raise ValueError(f"context {wrong}")
         return None if context is None else self.context(context)
 
 
-def attention_mask(prefix: Tensor | None, queries: int, read: int) -> Tensor | None:
-    """Which keys each of the last `queries` tokens sees: (B, 1, queries, keys) bool, none where causality says it all.
+def attention_mask(prefix: Tensor | None, queries: int, length: int) -> Tensor | None:
+    """Which keys each of the last `queries` tokens attends to: (B, 1, queries, keys) bool, none for a causal mask.
 
-    prefix: (B, P) bool, the real tokens in front; they see one another, and all that is behind sees them. read: tokens
-    behind the prefix, up to the last query.
+    prefix: (B, P) bool, its real tokens; they attend to one another, and all later tokens to them. length: tokens
+    after the prefix, up to the last query.
     """
     if prefix is None:
-        if queries in (1, read):
+        if queries in (1, length):
             return None
-        return torch.ones(queries, read, dtype=torch.bool).tril(read - queries)[None, None]
-    keys = prefix.shape[1] + read
-    sees = torch.ones(queries, keys, dtype=torch.bool, device=prefix.device).tril(keys - queries)
-    sees[:, : prefix.shape[1]] = True
-    real = F.pad(prefix, (0, read), value=True)  # (B, keys)
-    return (sees & real[:, None, :])[:, None]
+        return torch.ones(queries, length, dtype=torch.bool).tril(length - queries)[None, None]
+    keys = prefix.shape[1] + length
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=prefix.device).tril(keys - queries)
+    allowed[:, : prefix.shape[1]] = True
+    real = F.pad(prefix, (0, length), value=True)  # (B, keys)
+    return (allowed & real[:, None, :])[:, None]

@@ -25,14 +25,14 @@ class DiscriminatorConfig(Config):
     most = 2**16
 
     picture_channels: int = 3
-    """Channels of a picture."""
+    """Channels of an image."""
     channels: int = 64
     """Channels of the first layer; each further one has twice as many, at most 8 times."""
     layers: Annotated[int, Within(0, 1000)] = 3
-    """Convolutions that halve the picture. They decide how large a patch each verdict is about: `patch`."""
+    """Convolutions that halve the image. They determine the receptive field of a logit: `patch`."""
     norm: Literal["batch", "group"] = "batch"
-    """Between the convolutions: batch norm as published, or group norm, under which the verdict on a picture does not
-    depend on the others in its batch: for one or two pictures a process, of which batch norm makes too little."""
+    """Between the convolutions: batch norm as published, or group norm, with which the logits of an image do not
+    depend on the others in its batch: for one or two images a process, too few for batch norm."""
     norm_groups: int = 32
     """Groups of a group norm."""
 
@@ -41,7 +41,7 @@ class DiscriminatorConfig(Config):
 
     @property
     def patch(self) -> int:
-        """The receptive field: side in pixels of the patch that one verdict is about."""
+        """The receptive field: side in pixels of the patch of one logit."""
         side = 1 + 2 * (KERNEL - 1)  # two convolutions of stride 1 at the end
         for _ in range(self.layers):
             side = (side - 1) * 2 + KERNEL
@@ -55,9 +55,9 @@ class DiscriminatorConfig(Config):
 
 
 class Discriminator(nn.Module):
-    """Tells real pictures from reconstructions, patch by patch.
+    """Tells real images from reconstructions, patch by patch.
 
-    forward(pictures (B, picture_channels, H, W)) -> logits (B, 1, h, w), high for real; h and w are about H and W over
+    forward(images (B, picture_channels, H, W)) -> logits (B, 1, h, w), high for real; h and w are about H and W over
     2 ** layers. The weights start normal with deviation 0.02, those of batch norms around 1 (Isola et al. 2017,
     appendix 6.2).
     """
@@ -74,8 +74,8 @@ class Discriminator(nn.Module):
         self.conv_out = nn.Conv2d(c.width(c.layers), 1, KERNEL, stride=1, padding=1)
         self.apply(_init_weights)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        x = F.leaky_relu(self.conv_in(pictures), SLOPE)  # (B, channels, H / 2, W / 2)
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.leaky_relu(self.conv_in(images), SLOPE)  # (B, channels, H / 2, W / 2)
         return self.conv_out(self.layers(x))  # (B, 1, h, w)
 
 
@@ -102,6 +102,6 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Of the discriminator, for each picture (B,): half of E max(0, 1 - D(x)) + E max(0, 1 + D(x')) over the patches
+    """Of the discriminator, for each image (B,): half of E max(0, 1 - D(x)) + E max(0, 1 + D(x')) over the patches
     (Lim & Ye 2017; the half as in VQGAN)."""
     return 0.5 * (F.relu(1 - real).flatten(1).mean(1) + F.relu(1 + fake).flatten(1).mean(1))

@@ -29,9 +29,9 @@ class EfficientUNetConfig(ConditionedUNetConfig):
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
     blocks: Annotated[tuple[int, ...], Within(0, 1000)] = (2, 4, 8, 8)
-    """Residual blocks of each level, on the way down and again on the way up: few where pictures are large."""
+    """Residual blocks of each level, on the way down and again on the way up: few where images are large."""
     skips: Literal["block", "level"] = "block"
-    """What the way up reads: each block its twin on the way down, or the first of a level what that level left there.
+    """Skip connections: from each block to its counterpart on the way up, or one a level, to the first block there.
 
     `level` takes fewer parameters and less memory; the deepest level then has no skip.
     """
@@ -46,18 +46,18 @@ class EfficientUNetConfig(ConditionedUNetConfig):
     attention_width: int = 1
     """Width of all heads of a level together where `heads` is set, in channels of the level (figure A.28: 2)."""
     feed_forward: int = 4
-    """Width of the feed-forward layers after attention, in widths of the tokens; 0 leaves them out."""
+    """Width of the feed-forward layers after attention, in widths of the tokens; 0: none."""
     context_width: int | None = None
-    """Width of the tokens that cross-attention reads, or none."""
+    """Width of the tokens of cross-attention, or none."""
     pooled_width: int | None = None
     """Width of a pooled condition that is added to the time embedding, or none."""
     text_pooling_heads: int | None = None
     """Heads of the attention by which the tokens of the context are pooled and added to the time (appendix F), or
     none."""
     context_norm: bool = True
-    """Normalise the tokens before any cross-attention reads them (section 2.5)."""
+    """Normalise the tokens before any cross-attention (section 2.5)."""
     augmented: bool = True
-    """Told how strongly the low-resolution picture was augmented (section 2.4)."""
+    """Takes the noise augmentation level of the low-resolution image (section 2.4)."""
     scale_shift: bool = False
     """The embedding scales and shifts what is normalised in a residual block (appendix F); else it is added before."""
     skip_conv: bool = False
@@ -80,8 +80,8 @@ class EfficientUNetConfig(ConditionedUNetConfig):
         self.require(len(self.blocks) == len(self.multipliers), "blocks", "have a value for each of the multipliers")
         self.require(min(self.blocks) >= 1, "blocks", "be at least 1")
         pooling = self.text_pooling_heads
-        unread = self.context_width is not None and not self.cross_attention_levels and pooling is None
-        self.require(not unread, "cross_attention_levels", "name a level that reads the context, or context_width none")
+        unused = self.context_width is not None and not self.cross_attention_levels and pooling is None
+        self.require(not unused, "cross_attention_levels", "name a level, or context_width be none")
         divides = pooling is None or (self.context_width is not None and self.context_width % pooling == 0)
         self.require(divides, "text_pooling_heads", "divide context_width, and be none without one")
         one = self.heads is not None or self.attention_width == 1
@@ -107,8 +107,8 @@ class EfficientUNetConfig(ConditionedUNetConfig):
             return wide // self.head_width, self.head_width
         return self.heads, self.attention_width * wide // self.heads
 
-    def reads_skip(self, level: int, block: int) -> bool:
-        """Whether that block of the way up reads a skip connection."""
+    def has_skip(self, level: int, block: int) -> bool:
+        """Whether that block of the way up has a skip connection as input."""
         return self.skips == "block" or (block == 0 and level < len(self.multipliers) - 1)
 
 
@@ -138,7 +138,7 @@ class EfficientUNetLevel(nn.Module):
 
 
 class EfficientUNet(SummedConditions):
-    """Predicts what its denoiser asks for from a noisy image, a low-resolution one, its time and its condition.
+    """Predicts eps, v, x_0 or flow from a noisy image, a low-resolution one, its time and its condition.
 
     Against the plain U-Net: most blocks and parameters are at low resolutions; a level's resampling comes before its
     convolutions on the way down and after them on the way up, so at full size there are but the first and the last
@@ -163,9 +163,9 @@ class EfficientUNet(SummedConditions):
             )
 
         def transformer(level: int) -> SpatialTransformer | None:
-            own = level in c.self_attention_levels
+            to_itself = level in c.self_attention_levels
             context = c.context_width if level in c.cross_attention_levels else None
-            if not own and context is None:
+            if not to_itself and context is None:
                 return None
             wide = c.level_channels(level)
             return SpatialTransformer(
@@ -175,7 +175,7 @@ class EfficientUNet(SummedConditions):
                 width=wide,
                 dropout=c.dropout,
                 groups=c.norm_groups,
-                self_attention=own,
+                self_attention=to_itself,
                 feed_forward=c.feed_forward,
             )
 
@@ -190,7 +190,7 @@ class EfficientUNet(SummedConditions):
             here, count = c.level_channels(level), c.blocks[level]
             self.shrink.append(nn.Conv2d(above[level], here, 3, stride=2, padding=1))
             self.down.append(EfficientUNetLevel([block(here, here) for _ in range(count)], transformer(level)))
-            inputs = [here * (2 if c.reads_skip(level, index) else 1) for index in range(count)]
+            inputs = [here * (2 if c.has_skip(level, index) else 1) for index in range(count)]
             self.up.append(EfficientUNetLevel([block(wide, here) for wide in inputs], transformer(level)))
             self.grow.append(PixelShuffle(here, above[level]))
         self.norm_out = norm(2 * c.channels, c.norm_groups)
@@ -225,7 +225,7 @@ class EfficientUNet(SummedConditions):
 
         for depth, stage in reversed(list(enumerate(up))):
             for index, block in enumerate(stage.blocks):
-                if c.reads_skip(depth, index):
+                if c.has_skip(depth, index):
                     x = torch.cat([x, skips.pop() * c.skip_scale], dim=1)
                 x = block(x, embedding)
             if stage.transformer is not None:

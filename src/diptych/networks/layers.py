@@ -1,6 +1,6 @@
 """The layers that the U-Nets, autoencoders and transformers share.
 
-Shapes: B pictures, C channels, H x W positions, N = H * W positions in a row, L context tokens, D widths.
+Shapes: batch B, C channels, H x W positions, N = H * W positions in a row, L context tokens, D widths.
 """
 
 from __future__ import annotations

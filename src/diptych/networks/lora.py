@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 AdaptableLayer = nn.Linear | nn.Conv2d
 """What a low-rank change is made for; convolutions of one group."""
 PLACE = "low_rank"
-"""The attribute of a layer under which its changes stand: no module and no buffer, so that no state dict holds them."""
+"""The attribute of a layer that holds its changes: no module and no buffer, so that they are in no state dict."""
 
 
 class LowRank(nn.Module):
@@ -78,8 +78,8 @@ class LayerAdapters:
 def adapt(layer: AdaptableLayer, name: str, adapter: Adapter | None) -> None:
     """Give a layer the change of this name in the place of any it had under it; none takes that away.
 
-    The layer's own weight is never written to. Where changes are merged, another takes its place, made anew from it
-    and all of them; without them the layer has its own back, the same bits.
+    The layer's original weight is never written to. Merged changes replace it by a new one, computed from it and all of
+    them; when the last is removed, the original is restored to the bit.
     """
     carried: LayerAdapters = vars(layer).setdefault(PLACE, LayerAdapters())
     carried.adapters.pop(name, None)

@@ -1,6 +1,6 @@
-"""LPIPS: how far two pictures are apart in the eyes of VGG16 (Zhang et al. 2018, section 3; version 0.1).
+"""LPIPS: the perceptual distance of two images by features of VGG16 (Zhang et al. 2018, section 3; version 0.1).
 
-Its weights are published, and `diptych.pretrained.lpips_weights` reads them.
+Its weights are published; `diptych.pretrained.lpips_weights` loads them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Of VGG16 (Simonyan and Zisserman 2015, table 1, column D): channels and convolutions of each."""
 SMALLEST = 2 ** (len(STAGES) - 1)
-"""Side in pixels of the smallest picture that is left with a cell at the last stage."""
+"""Side in pixels of the smallest image that has a cell at the last stage."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Mean and deviation of ImageNet's red, green and blue, of values in [-1, 1]."""
 
@@ -38,12 +38,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def check_pair(first: Tensor, second: Tensor, smallest: int = 1) -> None:
-    """Raise a `ValueError` unless both are pictures (B, 3, H, W) of one shape, of `smallest` pixels a side or more."""
+    """Raise a `ValueError` unless both are images (B, 3, H, W) of one shape, of `smallest` pixels a side or more."""
     if first.shape != second.shape or first.ndim != 4 or first.shape[1] != 3:
-        raise ValueError(f"two batches of pictures (B, 3, H, W) of one shape, not {first.shape} and {second.shape}")
+        raise ValueError(f"two batches of images (B, 3, H, W) of one shape, not {first.shape} and {second.shape}")
     height, width = first.shape[-2:]
     if min(height, width) < smallest:
-        raise ValueError(f"pictures of {smallest} x {smallest} pixels or more, not {height} x {width}")
+        raise ValueError(f"images of {smallest} x {smallest} pixels or more, not {height} x {width}")
 
 
 class Vgg16(nn.Module):
@@ -76,7 +76,7 @@ class Vgg16(nn.Module):
 class Lpips(nn.Module):
     """forward(first (B, 3, H, W) in [-1, 1], second alike) -> distances (B,), none below zero.
 
-    Frozen: no parameter asks for a gradient, but gradients flow to the pictures. H and W are 16 or more. Before it is
+    Frozen: no parameter requires a gradient, but gradients flow to the images. H and W are 16 or more. Before it is
     filled with published weights, its heads weigh all channels alike, and it measures nothing.
     """
 
@@ -92,7 +92,7 @@ class Lpips(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         check_pair(first, second, SMALLEST)
-        # One after the other, not as one batch: nothing is kept or run backwards for a picture that is only looked at.
+        # One after the other, not as one batch, so that no graph is built for an image without gradient.
         maps = zip(self.features(first), self.features(second), self.heads.parameters(), strict=True)
         # The mean over cells is taken before the channels are weighed: a head is linear, so their order is free.
         stages = [
@@ -100,7 +100,7 @@ class Lpips(nn.Module):
         ]  # each (B,)
         return torch.stack(stages).sum(0)
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
-        pictures = at_least_float32(pictures)
-        shift, scale = (pictures.new_tensor(values).view(3, 1, 1) for values in (SHIFT, SCALE))
-        return self.vgg16((pictures - shift) / scale)
+    def features(self, images: Tensor) -> list[Tensor]:
+        images = at_least_float32(images)
+        shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (SHIFT, SCALE))
+        return self.vgg16((images - shift) / scale)

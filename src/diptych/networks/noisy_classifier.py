@@ -1,6 +1,5 @@
-"""Classifies noisy pictures: the encoder half of ADM's U-Net, pooled (Dhariwal & Nichol 2021, section 4, appendix I).
-
-What it says of a picture's class is differentiated by the picture, and so guides a model that was never told classes.
+"""The classifier of noisy images of classifier guidance: the encoder half of ADM's U-Net, pooled (Dhariwal & Nichol
+2021, section 4, appendix I). The gradient of its log-probability guides an unconditional model.
 """
 
 from __future__ import annotations
@@ -23,27 +22,32 @@ HIDDEN = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyClassifierConfig(Config):
-    """The shape of a `NoisyClassifier`. The defaults are those of ADM's for 256-px pictures."""
+    """The shape of a `NoisyClassifier`. The defaults are those of ADM's for 256-px images."""
 
     most = 2**16
 
     kind: Literal["noisy-classifier"] = "noisy-classifier"
     """Which network this is."""
     encoder: AdmUNetConfig = AdmUNetConfig(channels=128)
-    """The U-Net whose way down and middle it has; nothing is put out there, so `out_channels` says nothing."""
+    """The U-Net of which it has the way down and the middle; `out_channels` is not used."""
     classes: Annotated[int, Within(0, 2**24)] = 1000
-    """Number of classes that it tells apart."""
+    """Number of classes."""
     pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"
     """How features become one vector: by the attention of their mean to all of them (as published), by their mean, or
     from the means of every block's, through a layer between without (spatial) or with a group norm."""
     size: int | None = 256
-    """Side of the pictures that attention pooling is built for; none for the others, which take any."""
+    """Side of the images that attention pooling is built for; none for the others, which take any."""
 
     def check(self) -> None:
         self.require(self.classes >= 1, "classes", "be at least 1")
         encoder, halvings = self.encoder, len(self.encoder.multipliers) - 1
-        told = (encoder.classes, encoder.context_width, encoder.concat_channels or None, encoder.augmented or None)
-        self.require(told == (None,) * 4, "encoder", "be told nothing but the time")
+        conditions = (
+            encoder.classes,
+            encoder.context_width,
+            encoder.concat_channels or None,
+            encoder.augmented or None,
+        )
+        self.require(conditions == (None,) * 4, "encoder", "have no condition but the time")
         self.require((self.size is not None) == (self.pool == "attention"), "size", "be given for attention alone")
         whole = self.size is None or (self.size >= 1 and self.size % 2**halvings == 0)
         self.require(whole, "size", f"be a multiple of {2**halvings}")
@@ -55,7 +59,7 @@ class NoisyClassifierConfig(Config):
 class AttentionPooling(nn.Module):
     """Features (B, C, h, w) pooled by the attention of their mean to them and itself: (B, outputs).
 
-    As CLIP's image encoder pools (Radford et al. 2021, section 2.4); places are told by a learned embedding.
+    As CLIP's image encoder pools (Radford et al. 2021, section 2.4); positions are a learned embedding.
     """
 
     def __init__(self, channels: int, positions: int, heads: int, outputs: int) -> None:
@@ -105,7 +109,7 @@ class NoisyClassifier(nn.Module):
         encoder, size, pool = self.encoder, self.config.size, self.config.pool
         encoder.check(x)
         if size is not None and x.shape[-2:] != (size, size):
-            raise ValueError(f"this classifier reads {size} x {size} pictures, not {x.shape[-2]} x {x.shape[-1]}")
+            raise ValueError(f"this classifier takes {size} x {size} images, not {x.shape[-2]} x {x.shape[-1]}")
         x, skips = encoder.encode(x, encoder.embed(x, time))
         if pool == "attention":
             return self.pool(encoder.activated(self.norm_out(x)))

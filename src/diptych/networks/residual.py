@@ -17,7 +17,7 @@ class ResidualBlock(nn.Module):
 
     The defaults are LDM's. Others are BigGAN's blocks as ADM has them (Dhariwal & Nichol 2021, section 3, appendix A):
     `resample` halves or doubles the size within the block, both ways; `scale` is what the sum is multiplied by;
-    `preactivated` leaves the embedding as it comes; `skip_conv` puts a 1x1 convolution on every skip, else only on
+    `preactivated` embeddings are not activated here; `skip_conv` puts a 1x1 convolution on every skip, else only on
     those whose channels change.
 
     forward(x (B, C, H, W), embedding (B, time_width) or None) -> (B, out_channels, H, W), or at half or twice the size
@@ -62,11 +62,11 @@ class ResidualBlock(nn.Module):
             h = self.norm2(h)
         else:
             assert embedding is not None, "this block was built for a time embedding"
-            told = self.time(embedding if self.preactivated else self.activation(embedding))[:, :, None, None]
+            time = self.time(embedding if self.preactivated else self.activation(embedding))[:, :, None, None]
             if self.scale_shift:
-                scale, shift = told.chunk(2, dim=1)
+                scale, shift = time.chunk(2, dim=1)
                 h = self.norm2(h) * (1 + scale) + shift
             else:
-                h = self.norm2(h + told)
+                h = self.norm2(h + time)
         h = self.skip(self.resampled(x)) + self.conv2(self.dropout(self.activation(h)))
         return h if self.scale == 1 else h * self.scale

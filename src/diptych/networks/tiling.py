@@ -1,7 +1,7 @@
-"""Pictures that are larger than memory, encoded and decoded in overlapping tiles.
+"""Encoding and decoding of images that are larger than memory, in overlapping tiles.
 
-Tiles cannot be exact: group norms and the attention in the middle look at the whole picture, and in a tile at the tile
-alone. Where two tiles overlap, one fades into the other, so that what differs between them is spread and shows no seam.
+Tiles are not exact: group norms and the attention in the middle are over the whole image, and in a tile over the tile
+alone. Tiles are blended where they overlap, so that their difference makes no visible seam.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder
 
 LEAST = 8
-"""Positions of a latent along the side of the smallest tile: below, norms have too little to look at."""
+"""Positions of a latent along the side of the smallest tile: below, group norms have too few values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class Tiling(Config):
     side: int = 64
     """Positions along the side of a tile."""
     overlap: int = 16
-    """Positions that neighbours share at least, and over which one fades into the other."""
+    """Positions that neighbours share at least, and over which they are blended."""
     last: Literal["full", "cut"] = "full"
-    """How tiles end: the last one in a row is moved back to lie within the picture whole (`full`), or all are equally
+    """How tiles end: the last one in a row is moved back to lie within the image whole (`full`), or all are equally
     far apart and the last ones are what the edge leaves of them, as in diffusers (`cut`)."""
 
     def check(self) -> None:
@@ -40,8 +40,8 @@ class Tiling(Config):
 
     @classmethod
     def of_pixels(cls, tile: int, factor: int) -> Tiling:
-        """Tiles of `tile` pixels, a quarter of which overlaps, for an autoencoder that makes pictures `factor` times
-        smaller. Raises a `UserError` where `tile` is none of its multiples, or below 8 of them.
+        """Tiles of `tile` pixels, a quarter of which overlaps, for an autoencoder that downsamples by
+        `factor`. Raises a `UserError` where `tile` is no multiple of it, or less than 8.
         """
         if isinstance(tile, bool) or not isinstance(tile, int) or tile % factor or tile < LEAST * factor:
             raise UserError(f"tile must be a multiple of {factor} pixels and at least {LEAST * factor}, not {tile!r}")
@@ -61,47 +61,51 @@ class Tiling(Config):
 
 
 def decode(decoder: Autoencoder | TinyDecoder, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """Pictures (B, 3, h * f, w * f) of latents (B, C, h, w), whole (no tiling, or one tile has room for all) or in
-    tiles, one picture and one tile at a time.
+    """Images (B, 3, h * f, w * f) of latents (B, C, h, w), whole (no tiling, or one tile has room for all) or in
+    tiles, one image and one tile at a time.
     """
     if tiling is None or tiling.covers(*latents.shape[-2:]):
         return decoder.decode(latents)
     f = decoder.config.factor
-    return torch.cat([in_tiles(decoder.decode, one, tiling, read=1, written=f) for one in latents.split(1)])
+    return torch.cat([in_tiles(decoder.decode, one, tiling, input_scale=1, output_scale=f) for one in latents.split(1)])
 
 
-def moments(autoencoder: Autoencoder, pictures: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """`Autoencoder.moments` (B, moment_channels, H / f, W / f) of pictures (B, 3, H, W), whole or in tiles likewise.
+def moments(autoencoder: Autoencoder, images: Tensor, tiling: Tiling | None = None) -> Tensor:
+    """`Autoencoder.moments` (B, moment_channels, H / f, W / f) of images (B, 3, H, W), whole or in tiles likewise.
 
     Where tiles overlap, their means and log-variances are blended alike.
     """
     f = autoencoder.config.factor
-    if tiling is None or tiling.covers(*(side // f for side in pictures.shape[-2:])):
-        return autoencoder.moments(pictures)
-    return torch.cat([in_tiles(autoencoder.moments, one, tiling, read=f, written=1) for one in pictures.split(1)])
+    if tiling is None or tiling.covers(*(side // f for side in images.shape[-2:])):
+        return autoencoder.moments(images)
+    return torch.cat(
+        [in_tiles(autoencoder.moments, one, tiling, input_scale=f, output_scale=1) for one in images.split(1)]
+    )
 
 
-def in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, read: int, written: int) -> Tensor:
-    """`run` over tiles of x (B, C, H, W), put together: (B, C', H / read * written, W / read * written).
+def in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, input_scale: int, output_scale: int) -> Tensor:
+    """`run` over tiles of x (B, C, H, W), put together: (B, C', H / input_scale * output_scale, and so for W).
 
-    read: values of x along a side for each position of the tiling. written: the same of what `run` gives.
+    input_scale: values of x along a side for each position of the tiling. output_scale: of its output.
     """
-    side, (height, width) = tiling.side * read, x.shape[-2:]
-    tops, lefts = tiling.starts(height // read), tiling.starts(width // read)
+    side, (height, width) = tiling.side * input_scale, x.shape[-2:]
+    tops, lefts = tiling.starts(height // input_scale), tiling.starts(width // input_scale)
     whole, above = x.new_empty(0), []
     for i, top in enumerate(tops):
         row: list[Tensor] = []
         for j, left in enumerate(lefts):
-            tile = run(x[..., top * read : top * read + side, left * read : left * read + side])
+            tile = run(
+                x[..., top * input_scale : top * input_scale + side, left * input_scale : left * input_scale + side]
+            )
             if i:  # first downwards, then to the right, each into what its neighbour became
-                tile = blend(above[j], tile, (top - tops[i - 1]) * written, dim=-2)
+                tile = blend(above[j], tile, (top - tops[i - 1]) * output_scale, dim=-2)
             if j:
-                tile = blend(row[-1], tile, (left - lefts[j - 1]) * written, dim=-1)
+                tile = blend(row[-1], tile, (left - lefts[j - 1]) * output_scale, dim=-1)
             row.append(tile)
             if not i and not j:
-                sides = (height // read * written, width // read * written)
+                sides = (height // input_scale * output_scale, width // input_scale * output_scale)
                 whole = tile.new_empty(*tile.shape[:2], *sides)
-            y, x0 = top * written, left * written  # what the next ones cover too, they write over
+            y, x0 = top * output_scale, left * output_scale  # what the next ones cover too, they write over
             whole[..., y : y + tile.shape[-2], x0 : x0 + tile.shape[-1]] = tile
         above = row
     return whole

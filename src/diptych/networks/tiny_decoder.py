@@ -1,7 +1,7 @@
 """A tiny decoder in the place of an autoencoder's own: for previews, and where there is no GPU (TAESD's idea).
 
-A few residual convolutions a level, nearest-neighbour upsampling, no norms and no attention. What it gives at a place
-depends on the latent near it alone, so tiles that overlap enough are exact.
+A few residual convolutions a level, nearest-neighbour upsampling, no norms and no attention. Each pixel depends on
+nearby latents alone, so tiles that overlap enough are exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diptych.core.config import Config, Within
 from diptych.networks.layers import Upsample, zero_init
 
 FAR = 3.0
-"""Deviations beyond which a latent's values are drawn in softly: none of them is to blow up the picture."""
+"""Deviations beyond which the values of a latent are softly clipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,13 @@ class TinyDecoderConfig(Config):
     latent_channels: int = 4
     """Channels of a latent."""
     picture_channels: int = 3
-    """Channels of a picture."""
+    """Channels of an image."""
     channels: tuple[int, ...] = (64, 64, 64, 64)
     """Channels of each level, the finest first. Between levels height and width are doubled."""
     blocks: Annotated[int, Within(0, 1000)] = 3
     """Residual blocks of a level; the finest has one."""
     patch: int = 1
-    """Side of the patches of pixels that the last convolution gives for each place, in channels."""
+    """Side of the patches of pixels that the last convolution outputs for each position, in channels."""
     teacher: str | None = None
     """Fingerprint of the autoencoder whose decoder it was trained after; none before it is trained."""
 
@@ -46,7 +46,7 @@ class TinyDecoderConfig(Config):
 
     @property
     def factor(self) -> int:
-        """How many times larger than a latent its picture is, along each side."""
+        """How many times larger than a latent its image is, along each side."""
         return self.patch * 2 ** (len(self.channels) - 1)
 
     def build(self) -> TinyDecoder:
@@ -66,7 +66,7 @@ class TinyResidualBlock(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """decode(latents (B, latent_channels, h, w)), unscaled as an `Autoencoder` takes them -> pictures (B, 3, h * f,
+    """decode(latents (B, latent_channels, h, w)), unscaled as an `Autoencoder` takes them -> images (B, 3, h * f,
     w * f) in about [-1, 1].
 
     `scale` is 1 / the deviation of the latents that it was trained on.
@@ -93,5 +93,5 @@ class TinyDecoder(nn.Module):
         return self.unfold(self.conv_out(h))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """As `Autoencoder.decode`, in whose place it stands."""
+        """The same as `forward`: the interface of `Autoencoder.decode`."""
         return self(latents)

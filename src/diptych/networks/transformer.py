@@ -33,7 +33,7 @@ class TextTransformerConfig(Config):
     bias: bool = False
     """Queries, keys and values have one (GLIDE)."""
     padding: bool = False
-    """In the place of padding stands an embedding of its own for each position, which is read along (GLIDE)."""
+    """Padding is replaced by a learned embedding of each position and not masked (GLIDE)."""
     dropout: float = 0.0
     """Dropout after the token embedding and inside the MLPs."""
 

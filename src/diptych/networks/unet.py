@@ -29,21 +29,21 @@ class UNetConfig(ConditionedUNetConfig):
     depth: Annotated[int, Within(0, 1000)] = 1
     """Transformer blocks in each spatial transformer."""
     feed_forward: int = 4
-    """Width of their feed-forward layers, in widths of the tokens; 0 leaves them out (Imagen, ADM)."""
+    """Width of their feed-forward layers, in widths of the tokens; 0: none (Imagen, ADM)."""
     heads: int | None = 8
     """Attention heads of every level (SD 1.x), or none to derive it from `head_width`."""
     head_width: int | None = None
     """Channels of an attention head at every level (SD 2.x: 64), or none to derive it from `heads`."""
     context_width: int | None = 768
-    """Width of the tokens that cross-attention reads, or none for self-attention alone."""
+    """Width of the tokens of cross-attention, or none for self-attention alone."""
     classes: Annotated[int | None, Within(0, 2**24)] = None
-    """Number of classes, the null class included, one of which is told as a single token (LDM on ImageNet), or none."""
+    """Number of classes, the null class included; a label is one context token (LDM on ImageNet). None without."""
     pooled_width: int | None = None
     """Width of a pooled condition that is added to the time embedding (Imagen, section 2.5), or none."""
     context_norm: bool = False
-    """Normalise the tokens before any cross-attention reads them (Imagen, section 2.5)."""
+    """Normalise the tokens before any cross-attention (Imagen, section 2.5)."""
     augmented: bool = False
-    """Told how strongly the low-resolution picture among `concat_channels` was augmented (Imagen, section 2.4)."""
+    """Takes the noise augmentation level of the low-resolution image among `concat_channels` (Imagen, section 2.4)."""
     linear_projection: bool = False
     """Project into the spatial transformers with linear layers (SD 2.x) instead of 1x1 convolutions."""
     norm_groups: int = 32
@@ -91,7 +91,7 @@ class UNetBlock(nn.Module):
 
 
 class UNet(SummedConditions):
-    """Predicts what its denoiser asks for from a noisy image or latent, its time and its condition.
+    """Predicts eps, v, x_0 or flow from a noisy image or latent, its time and its condition.
 
     `forward` is that of `ConditionedUNet`, with a label in the place of the context. H and W may be any: halves are
     rounded up.
