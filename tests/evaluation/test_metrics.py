@@ -51,7 +51,7 @@ def test_fewer_pictures_than_dimensions(count: int) -> None:
 
 
 def test_one_picture_is_no_distribution() -> None:
-    with pytest.raises(ValueError, match="two pictures"):
+    with pytest.raises(ValueError, match="two images"):
         frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
 
 

@@ -23,7 +23,7 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
         one, other: features (N, D) and (M, D), two or more of each. Covariances are unbiased (divided by N - 1).
     """
     if min(len(one), len(other)) < 2:
-        raise ValueError("a Fréchet distance needs at least two pictures on each side")
+        raise ValueError("a Fréchet distance needs at least two images on each side")
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     shift = one.mean(0) - other.mean(0)
     first, second = np.atleast_2d(np.cov(one, rowvar=False)), np.atleast_2d(np.cov(other, rowvar=False))

@@ -31,7 +31,7 @@ def draw_examples(
     dataset = open_dataset(DataConfig(path=str(data), size=size, split=split), captions=captions)
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
     if len(chosen) < 2:
-        raise UserError(f"two pictures or more are needed; split {split!r} of {data} has {len(dataset)}")
+        raise UserError(f"two images or more are needed; split {split!r} of {data} has {len(dataset)}")
     examples = [dataset[int(index)] for index in chosen]
     return [int(index) for index in chosen], examples
 

@@ -168,7 +168,7 @@ class DrawingScores:
                 sides += self.dataset.sides(index)
         if sides and min(sides) < self.size:
             raise UserError(
-                f"the data's pictures have {min(sides)} pixels, too few to tell how {self.size} should look: "
+                f"the data's images have {min(sides)} pixels, too few for a reference of {self.size}: "
                 "give larger ones, or stop after an earlier stage"
             )
         return [square(image, side) for image in self.real]

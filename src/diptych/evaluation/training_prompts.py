@@ -29,7 +29,7 @@ def write_familiar(data: str, models: Sequence[Path], least: float = LEAST) -> l
     """
     encoders = {encoder_of(folder) for folder in models}
     if len(encoders) != 1:
-        raise UserError("these models read prompts by different text encoders: name one at a time")
+        raise UserError("these models have different text encoders: name one at a time")
     (config,) = encoders
     reader = CachedTexts(config, text_cache())
     prompts = wordings(data, "train")
@@ -67,5 +67,5 @@ def encoder_of(folder: Path) -> Any:
     configs = getattr(model, "configs", None) or [model.config]  # of a cascade, one for each stage
     texts = {config.text for config in configs if config.text is not None}
     if len(texts) != 1 or not isinstance(text := texts.pop(), FrozenConfig):
-        raise UserError(f"the model in {folder} reads prompts by no frozen text encoder, or by several")
+        raise UserError(f"the model in {folder} has no frozen text encoder, or several")
     return text

@@ -140,13 +140,13 @@ def test_what_is_written_and_a_rerun_that_goes_on(judge: Judge, toy_data: Path, 
 @pytest.mark.parametrize(
     ("models", "options", "says"),
     [
-        ([("a", nn.Identity())], {}, "a repaints no part of a picture"),
-        ([("a", Painter(repaints=None))], {}, "a repaints no part of a picture"),
+        ([("a", nn.Identity())], {}, "a cannot inpaint"),
+        ([("a", Painter(repaints=None))], {}, "a cannot inpaint"),
         ([("a", Painter()), ("a", Painter())], {}, "two rows have one name"),
         ([("mean fill", Painter())], {}, "two rows have one name"),
         ([("a", Painter()), ("b", Painter(size=32))], {}, "must be of one size"),
         ([("a", Painter())], {"seeds": 1}, "seeds must be at least 2"),
-        ([("a", Painter())], {"pictures": 1}, "two pictures or more"),
+        ([("a", Painter())], {"pictures": 1}, "two images or more"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

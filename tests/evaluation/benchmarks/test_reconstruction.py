@@ -145,7 +145,7 @@ def test_a_tiny_decoder_is_compared_with_its_teacher_and_with_the_truth(
         ([("a", Stage())], {"size": 8}, "at least 11"),
         ([("a", Stage()), ("a", Stage())], {}, "named twice"),
         ([("a", Stage()), ("b", Stage())], {"decoder": Stage()}, "give one --model"),
-        ([("a", Stage())], {"pictures": 1}, "two pictures or more"),
+        ([("a", Stage())], {"pictures": 1}, "two images or more"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

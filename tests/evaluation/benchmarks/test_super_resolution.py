@@ -173,10 +173,10 @@ def test_what_cannot_be_compared_is_refused(judge: Judge, toy_data: Path, tmp_pa
             run(models, toy_data, tmp_path, judge, **options)
 
     base = SimpleNamespace(low_size=None, device="cpu")
-    refused("base does not enlarge pictures", [("base", base)])
-    refused("a enlarges by 2 to 16 px, b enlarges by 4 to 16 px", [("a", Enlarger()), ("b", Enlarger(factor=4))])
+    refused("base is no super-resolution model", [("base", base)])
+    refused("a upsamples by 2 to 16 px, b upsamples by 4 to 16 px", [("a", Enlarger()), ("b", Enlarger(factor=4))])
     refused("name each model once", [("a", Enlarger()), ("a", Enlarger())])
-    refused("two pictures", [("a", Enlarger())], pictures=1)
+    refused("two images", [("a", Enlarger())], pictures=1)
     refused("at least one seed", [("a", Enlarger())], seeds=0)
 
 

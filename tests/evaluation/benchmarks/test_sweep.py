@@ -224,7 +224,7 @@ def test_latents_have_no_threshold(judge: Judge, toy_data: Path, tmp_path: Path)
         guide(Latent(), toy_data, tmp_path, judge)
     results = guide(Latent(), toy_data, tmp_path, judge, guidances=(1, 30), thresholds=("none",))
     assert results["cells"][0]["frechet"] < results["cells"][1]["frechet"]
-    with pytest.raises(UserError, match="enlarges"):
+    with pytest.raises(UserError, match="super-resolution"):
         sweep_augmentation(Latent(), toy_data, tmp_path / "b", judge=judge)
 
 
@@ -327,7 +327,7 @@ def test_a_stage_alone_needs_the_truth(judge: Judge, toy_data: Path, tmp_path: P
     with pytest.raises(UserError, match="truth"):
         augment(one, toy_data, tmp_path / "a", judge)
     assert "psnr" in augment(one, toy_data, tmp_path / "a", judge, levels=(0.1,), truth=True)["cells"][0]
-    with pytest.raises(UserError, match="enlarges"):
+    with pytest.raises(UserError, match="super-resolution"):
         augment(stage(8, None), toy_data, tmp_path / "b", judge)
     # Guidance too: of a stage that enlarges, on real pictures made small.
     guided = guide(one, toy_data, tmp_path / "c", judge, pictures=4, guidances=(1,), thresholds=("static",))
@@ -363,8 +363,8 @@ def test_one_stage_of_several(judge: Judge, toy_data: Path, tmp_path: Path) -> N
     [
         ({"levels": (0, 1.5)}, "between 0 and 1, not 1.5"),
         ({"levels": ()}, "levels is empty"),
-        ({"stage": 0}, "stage 0 enlarges nothing"),
-        ({"stop": 1}, "no stage that runs enlarges"),
+        ({"stage": 0}, "stage 0 is no super-resolution stage"),
+        ({"stop": 1}, "no super-resolution stage runs"),
         ({"stop": 3}, "stop must lie between 1 and 2"),
         ({"steps": [2, 1, 3]}, "steps: give one value for all stages, or a list of 2"),
     ],
@@ -379,5 +379,5 @@ def test_wrong_levels_are_named(
 
 def test_small_data_tell_no_truth(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     model = Watched(stage(8, None), stage(32, 8))
-    with pytest.raises(UserError, match="have 16 pixels, too few to tell how 32"):
+    with pytest.raises(UserError, match="have 16 pixels, too few for a reference of 32"):
         augment(model, toy_data, tmp_path, judge, truth=True)

@@ -255,7 +255,7 @@ def common_size(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
     """The side of the models' images, and the largest number of pixels a side that share one place of a latent."""
     for name, model in models:
         if getattr(model, "repaints", None) is None:
-            raise UserError(f"{name} repaints no part of a picture: give latent models that repaint or read text")
+            raise UserError(f"{name} cannot inpaint: give latent models that were not trained for super-resolution")
     names, sizes = [name for name, _ in models], {model.size for _, model in models}
     if len(set(names) | set(FILLS)) < len(names) + len(FILLS):
         raise UserError(f"two rows have one name: name each model once, and none {' or '.join(FILLS)}")

@@ -182,7 +182,7 @@ class Layouts(ImageStudy):
         settings = {"model": model_fingerprint(arm.model), "seed": self.seed, "seeds": self.seeds}
         settings |= {"prompts": arm.prompts} | {key: one for key, one in arm.options.items() if one is not None}
         if (path := folder / "settings.json").exists() and read_json(path) != as_json(settings):
-            raise UserError(f"{folder} holds pictures of another model or with other settings: name another folder")
+            raise UserError(f"{folder} holds images of another model or with other settings: name another folder")
         if not path.exists():
             require_free(folder, ("*.png",))
         write_text(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")

@@ -255,7 +255,7 @@ def side_of(dataset: PictureDataset) -> int:
             return min(*dataset.sides(index), LARGEST)
         except Exception:  # a broken one is set aside when it is read
             continue
-    raise UserError(f"{dataset.config.path}: none of the first pictures can be read")
+    raise UserError(f"{dataset.config.path}: none of the first images can be read")
 
 
 def describe_first_stage(model: Any) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def evaluate_super_resolution(
     """
     factor, size = common_sizes(models)
     if seeds < 1 or pictures < 2:
-        raise UserError("at least one seed and two pictures are needed: raise --seeds and --pictures")
+        raise UserError("at least one seed and two images are needed: raise --seeds and --pictures")
     judge = open_judge(judge)
     indices, examples = draw_examples(data, split, size, pictures, seed)
     options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
@@ -152,7 +152,7 @@ class SuperResolution(ImageStudy):
     writes = ("results.json", "results.md", "sheet.png", "larger.png", "painted")
     keeps_images = True
     grows = "models"
-    description = "enlarging"
+    description = "upsampling"
     width = 200
     closing = "the table, all that was painted and contact sheets are in {out}"
     models: dict[str, Any]
@@ -340,11 +340,11 @@ def common_sizes(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
     for name, model in models:
         low = getattr(model, "low_size", None)
         if low is None or not hasattr(model, "device"):
-            raise UserError(f"{name} does not enlarge pictures: give latent models and stages that do")
+            raise UserError(f"{name} is no super-resolution model: give latent models and stages that are")
         sizes[name] = (model.size // low, model.size)
     first, *others = sizes.items()
     for name, other in others:
         if other != first[1]:
-            both = [f"{who} enlarges by {by} to {to} px" for who, (by, to) in (first, (name, other))]
-            raise UserError(f"models that enlarge alike are compared, and {', '.join(both)}")
+            both = [f"{who} upsamples by {by} to {to} px" for who, (by, to) in (first, (name, other))]
+            raise UserError(f"models of one size and factor are compared, and {', '.join(both)}")
     return first[1]

@@ -205,9 +205,11 @@ class SweptStages:
         """The first stage whose level is swept."""
         stages = [number for number, (_, low) in enumerate(self.sizes) if low is not None]
         if not stages:
-            raise UserError("no stage that runs enlarges anything: augmentation is for cascades and their later stages")
+            raise UserError("no super-resolution stage runs: augmentation is for cascades and their later stages")
         if stage is not None and stage not in stages:
-            raise UserError(f"stage {stage} enlarges nothing here: choose one of {', '.join(map(str, stages))}")
+            raise UserError(
+                f"stage {stage} is no super-resolution stage that runs: choose one of {', '.join(map(str, stages))}"
+            )
         return stages[0] if stage is None else stage
 
     def settings(self, value: Any, first: int, others: bool) -> Any:
