@@ -3,7 +3,7 @@ import torch
 
 from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser, Estimate
-from diptych.diffusion.gradient_guidance import Cost, GradientGuidance, Space, score_gradient, steered
+from diptych.diffusion.gradient_guidance import GradientGuidance, WeightedScore, score_gradient
 from diptych.diffusion.guidance import ClassifierFreeGuidance, Wrapper
 from diptych.diffusion.inpainting import RePaint
 from diptych.diffusion.samplers import SAMPLERS
@@ -11,6 +11,8 @@ from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import StaticThreshold
 from diptych.diffusion.times import timesteps
+from diptych.models.guides import Space, guided_by
+from diptych.models.sampling import Cost
 from tests.diffusion.oracles import Gaussian, Net
 
 SCHEDULES = {kind: build_schedule(ScheduleConfig(kind=kind)) for kind in ("scaled-linear", "cosine", "flow")}  # type: ignore[arg-type]
@@ -57,7 +59,7 @@ def noisy(batch: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("time", [0.05, 0.5, 0.97])
 def test_the_exact_classifier_at_scale_1_makes_the_conditional_denoiser(kind: str, time: float) -> None:
     data = Gaussian(SCHEDULES[kind])
-    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0)
+    guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     x = noisy()
     with torch.no_grad():  # as `generate` runs
         found = guided(x, time)
@@ -67,14 +69,14 @@ def test_the_exact_classifier_at_scale_1_makes_the_conditional_denoiser(kind: st
 
 def test_times_may_differ_within_a_batch() -> None:
     data, x, times = Gaussian(SCHEDULES["cosine"]), noisy(), torch.tensor([0.2, 0.6, 0.9])
-    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0)
+    guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     assert torch.allclose(guided(x, times), conditional(data)(x, times), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "heun"])
 def test_sampling_with_it_is_sampling_of_the_conditional(sampler: str) -> None:
     data, x = Gaussian(SCHEDULES["scaled-linear"]), noisy(2)
-    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0)
+    guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     times = timesteps(data.schedule, 20)
     found, wanted, other = (
         SAMPLERS[sampler](denoise, x, times, data.schedule) for denoise in (guided, conditional(data), data)
@@ -94,7 +96,7 @@ def test_a_step_of_ddpm_moves_its_mean_as_algorithm_1_says() -> None:
     def step(denoise):
         return SAMPLERS["ddpm"](denoise, x, times, schedule, noise=NoiseSource([1, 2, 3], x.shape[1:], dtype=x.dtype))
 
-    moved = step(GradientGuidance(denoiser, schedule, score, scale)) - step(denoiser)
+    moved = step(GradientGuidance(denoiser, schedule, [WeightedScore(score, scale)])) - step(denoiser)
     assert torch.allclose(moved, scale * beta / (1 - beta) ** 0.5 * 3 * x**2, rtol=1e-6)
 
 
@@ -103,7 +105,9 @@ def test_the_score_of_an_estimate_has_its_gradient_through_the_denoiser_or_with_
     data, x, time, scale = Gaussian(SCHEDULES["cosine"]), noisy(), 0.6, 2.0
     alpha, sigma = data.levels(x, time)
     guided = GradientGuidance(
-        Known(data), data.schedule, lambda x0: -((x0 - Y) ** 2).flatten(1).sum(1), scale, of="estimate", through=through
+        Known(data),
+        data.schedule,
+        [WeightedScore(lambda x0: -((x0 - Y) ** 2).flatten(1).sum(1), scale, "estimate", through)],
     )
     slope = alpha * data.std**2 / ((alpha * data.std) ** 2 + sigma**2) if through else 1 / alpha
     x0 = data(x, time)
@@ -119,7 +123,7 @@ def test_pictures_do_not_feel_their_neighbours() -> None:
     def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return torch.sin(x).flatten(1).sum(1) * t
 
-    guided = GradientGuidance(Known(data), data.schedule, score, 5.0, limit=0.5)
+    guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(score, 5.0)], limit=0.5)
     together = guided(x, 0.4)
     for i in range(len(x)):
         assert torch.allclose(guided(x[i : i + 1], 0.4), together[i : i + 1])
@@ -132,7 +136,9 @@ def test_nothing_is_moved_further_than_the_limit() -> None:
     def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return scores * x.flatten(1).sum(1)
 
-    free, held = (GradientGuidance(Known(data), data.schedule, score, 1.0, limit=limit) for limit in (None, 0.5))
+    free, held = (
+        GradientGuidance(Known(data), data.schedule, [WeightedScore(score, 1.0)], limit=limit) for limit in (None, 0.5)
+    )
     moves = [(guided(x, 0.7) - data(x, 0.7)).flatten(1).square().mean(1).sqrt() for guided in (free, held)]
     assert torch.allclose(moves[0], scores * 0.7**2 / 0.3)
     assert torch.allclose(moves[1], moves[0].clamp(max=0.5))
@@ -140,14 +146,16 @@ def test_nothing_is_moved_further_than_the_limit() -> None:
 
 def test_outside_its_interval_and_where_there_is_no_picture_it_is_not_asked() -> None:
     data, x = Gaussian(SCHEDULES["flow"]), noisy()
-    guided = GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0, interval=(0.3, 1.0))
+    guided = GradientGuidance(
+        Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)], interval=(0.3, 1.0)
+    )
     for time, asked in ((0.2, False), (1.0, False), (0.3, True), (0.9, True)):
         before = guided.gradients
         assert torch.equal(guided(x, time), data(x, time)) != asked
         assert guided.gradients - before == asked * len(x)
     for wrong in ({"interval": (0.5, 0.2)}, {"limit": 0.0}):
         with pytest.raises(UserError, match="must"):
-            GradientGuidance(Known(data), data.schedule, log_likelihood(data), 1.0, **wrong)
+            GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)], **wrong)
 
 
 def test_it_stacks_with_the_other_wrappers_and_their_costs_add_up() -> None:
@@ -161,11 +169,11 @@ def test_it_stacks_with_the_other_wrappers_and_their_costs_add_up() -> None:
         return (x * t.view(-1, 1, 1, 1)).flatten(1).sum(1)
 
     cost = Cost(denoiser, 3)
-    guided = GradientGuidance(free, schedule, score, 0.5)
+    guided = GradientGuidance(free, schedule, [WeightedScore(score, 0.5)])
     mask = torch.arange(4) < 2
     painting = RePaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
     found = painting(x, 0.4)
-    assert cost.told() == {"cost": {"calls": 2, "gradients": 1}} and painting.gradients == 3
+    assert cost.metadata() == {"cost": {"calls": 2, "gradients": 1}} and painting.gradients == 3
     alpha, sigma = schedule.alpha_sigma(torch.tensor(0.4))
     wanted = (free(x, 0.4) + 0.5 * 0.4 * sigma**2 / alpha).clamp(-1, 1)
     assert torch.allclose(found[..., :2], wanted[..., :2]) and not found[..., 2:].any()
@@ -181,7 +189,7 @@ def test_guides_are_bound_to_their_prompts_and_those_of_pictures_come_first() ->
         def __init__(self, reads: str) -> None:
             self.reads = reads
 
-        def bound(self, prompts, space):
+        def bind(self, prompts, space):
             wanted = torch.tensor([float(prompt) for prompt in prompts]).double().view(-1, 1, 1, 1)
 
             def score(x0, t=None):
@@ -191,18 +199,50 @@ def test_guides_are_bound_to_their_prompts_and_those_of_pictures_come_first() ->
             return score
 
     space = Space(data.schedule, torch.device("cpu"), lambda x0: 2 * x0)
-    guides = [(Towards("noisy"), 0.1), (Towards("pictures"), 0.01)]
-    found = steered(Known(data), guides, ["1", "2", "3"], space)  # type: ignore[arg-type]
+    guides = [(Towards("noisy"), 0.1), (Towards("images"), 0.01)]
+    found = guided_by(Known(data), guides, ["1", "2", "3"], space)  # type: ignore[arg-type]
     assert isinstance(found, Wrapper)
     alpha, sigma = data.levels(x, 0.5)
     wanted, pull = torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1, 1), sigma**2 / alpha
     slope = alpha * data.std**2 / ((alpha * data.std) ** 2 + sigma**2)
     x0 = data(x, 0.5)
     moved = x0 + pull * 0.01 * slope * 2 * (wanted - 2 * x0) + pull * 0.1 * (wanted - x)
-    assert torch.allclose(found(x, 0.5), moved, rtol=1e-9) and seen == ["pictures", "noisy"]
+    assert torch.allclose(found(x, 0.5), moved, rtol=1e-9) and seen == ["images", "noisy"]
 
 
-def test_ascent_leaves_no_trace() -> None:
+@pytest.mark.parametrize("throughs", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_several_scores_move_by_the_sum_of_their_gradients(throughs: tuple[bool, bool], nested: bool) -> None:
+    """Nested, the outer score is taken at the estimate that the inner ones have moved, which counts as constant."""
+    data, x, time, scales = Gaussian(SCHEDULES["cosine"]), noisy(), 0.6, (2.0, 0.7)
+    alpha, sigma = data.levels(x, time)
+    through_slope = alpha * data.std**2 / ((alpha * data.std) ** 2 + sigma**2)
+
+    def score(x0: torch.Tensor) -> torch.Tensor:
+        return -((x0 - Y) ** 2).flatten(1).sum(1)
+
+    scores = [WeightedScore(score, scale, "estimate", through) for scale, through in zip(scales, throughs, strict=True)]
+    scores.append(WeightedScore(lambda x, t: (x**3).flatten(1).sum(1), 0.01))
+    denoiser = Known(data)
+    if nested:
+        guided = GradientGuidance(GradientGuidance(denoiser, data.schedule, scores[1:]), data.schedule, scores[:1])
+    else:
+        guided = GradientGuidance(denoiser, data.schedule, scores)
+    x0 = data(x, time)
+    moves = [
+        scale * sigma**2 / alpha * (through_slope if through else 1 / alpha) * 2 * (Y - x0)
+        for scale, through in zip(scales, throughs, strict=True)
+    ]
+    moves.append(0.01 * sigma**2 / alpha * 3 * x**2)
+    if nested:
+        moves[0] = moves[0] / (Y - x0) * (Y - x0 - moves[1] - moves[2])
+    with torch.no_grad():
+        found = guided(x, time)
+    assert torch.allclose(found, x0 + sum(moves), rtol=1e-9) and not found.requires_grad
+    assert (denoiser.calls, guided.gradients) == (len(x), 3 * len(x))
+
+
+def test_score_gradient_leaves_no_trace() -> None:
     x = noisy()
     with torch.no_grad():
         gradient = score_gradient(lambda x: (x**2).flatten(1).sum(1), x)

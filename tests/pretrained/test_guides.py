@@ -16,10 +16,11 @@ from diptych.encoders.classes import ClassConfig
 from diptych.models.judge import Judge
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
+from diptych.models.pair_guide import ClipPair, PairGuide
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.pretrained.guided_diffusion import COSINE, LINEAR
-from diptych.pretrained.load_guide import ClipPair, PairGuide, open_guide, published_guide
+from diptych.pretrained.load_guide import open_guide, published_guide
 from diptych.weights.fingerprint import fingerprint
 from tests.encoders.tiny_encoders import WORDS, shaken
 from tests.evaluation.toys import SMALL, words
@@ -82,6 +83,33 @@ def test_guided_pictures_do_not_feel_their_neighbours(model: LatentDiffusion) ->
     for i, prompt in enumerate(CAPTIONS):
         alone = model.generate(prompt, seeds=[3 + i], guides=guides)
         assert np.abs(arrays(alone)[0] - arrays(together)[i]).max() <= 1
+
+
+@pytest.mark.parametrize("throughs", [(True, True), (False, False), (True, False)])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_several_guides_at_once_are_one_of_their_sum(
+    model: LatentDiffusion, throughs: tuple[bool, bool], noisy: bool
+) -> None:
+    options: dict[str, Any] = {"seeds": [3, 4], "steps": 1, "sampler": "euler", "guidance": 0.0}
+    guides, alone, first = list[Any](), list[list[Any]](), judge()
+    for through in throughs:
+        guide = PairGuide(first.pair, "toy", through)
+        guides.append((guide, 1e-3))
+        alone.append([(guide, 1e-3)])
+    if noisy:
+        guides.append((of_latents(model), 1e-3))
+        alone.append(guides[-1:])
+
+    def estimate(chosen: list[Any]) -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        made = model.generate(list(CAPTIONS), guides=chosen, callback=lambda *done: kept.append(done[2]), **options)
+        assert made.metadata[0]["cost"] == {"calls": 1, "gradients": len(chosen)}
+        return kept[0].double()
+
+    plain = estimate([])
+    moves = [estimate(chosen) - plain for chosen in alone]
+    assert all(float(move.abs().max()) > 1e-5 for move in moves)
+    torch.testing.assert_close(estimate(guides) - plain, sum(moves), rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize("through", [True, False])
@@ -176,14 +204,14 @@ def test_a_clip_of_transformers_says_what_it_says_there(tmp_path: Path) -> None:
     told = tokenizer(prompts, padding="max_length", max_length=24, return_tensors="pt")
     with torch.no_grad():
         wanted = theirs(**told, pixel_values=(pictures / 2 + 0.5 - mean) / deviation).logits_per_image.diagonal()
-    found = guide.bound(prompts, space_of_pictures())(pictures)
+    found = guide.bind(prompts, space_of_pictures())(pictures)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
     larger = torch.nn.functional.interpolate(pictures, scale_factor=3, mode="nearest")
-    assert guide.bound(prompts, space_of_pictures())(larger).shape == (3,)
+    assert guide.bind(prompts, space_of_pictures())(larger).shape == (3,)
 
 
 def space_of_pictures() -> Any:
-    from diptych.diffusion.gradient_guidance import Space
+    from diptych.models.guides import Space
 
     return Space(build_schedule(LINEAR), torch.device("cpu"), lambda x0: x0)
 

@@ -11,11 +11,11 @@ import torch
 from diptych.core.errors import UserError
 from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.gradient_guidance import Space
 from diptych.diffusion.losses import training_times
 from diptych.diffusion.schedules import ScheduleConfig, build_schedule
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.registry import MiniLMConfig
+from diptych.models.guides import Space
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig, alike, translated
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
@@ -64,7 +64,7 @@ def pair() -> GuideTask:
 
 def space(**changes) -> Space:
     return Space(
-        **{"schedule": build_schedule(ScheduleConfig()), "device": torch.device("cpu"), "pictures": id, **changes}
+        **{"schedule": build_schedule(ScheduleConfig()), "device": torch.device("cpu"), "images": id, **changes}
     )
 
 
@@ -142,9 +142,9 @@ def test_what_is_saved_is_what_guides(kind: str, tmp_path: Path) -> None:
     found = open_guide(tmp_path / "run")
     assert isinstance(found, NoisyGuide) and found.config == it.module.config
     if kind == "pair":
-        found._text = (Sentences(),)
+        found.hold_frozen(text=Sentences())
     x, times = torch.randn(2, 3, SIZE, SIZE), torch.tensor([0.3, 0.7]).double()
-    one, other = (guide.eval().bound(["a red picture", "a blue picture"], space()) for guide in (found, it.module))
+    one, other = (guide.eval().bind(["a red picture", "a blue picture"], space()) for guide in (found, it.module))
     assert torch.equal(one(x, times), other(x, times))
     logits = it.module(x, times.float() * 1000 - 1)
     if kind == "classifier":
@@ -169,21 +169,21 @@ def test_what_a_guide_cannot_read_is_said() -> None:
     guide = NoisyGuide(NoisyGuideConfig(network=network(3), classes=ClassConfig(classes=3, names=names)), name="mine")
     assert [guide.number(text) for text in ("a red apple", "Dog", "the dog", "1")] == [0, 2, 2, 1]
     with pytest.raises(UserError, match=r"mine: 'red aple' is no class .* such as 'red apple'"):
-        guide.bound(["red aple"], space())
+        guide.bind(["red aple"], space())
     with pytest.raises(UserError, match="empty prompt"):
-        guide.bound([""], space())
-    score = guide.bound(["dog"], space())
+        guide.bind([""], space())
+    score = guide.bind(["dog"], space())
     with pytest.raises(UserError, match="mine reads 3 x any x any, and this model paints 4 x 8 x 8"):
         score(torch.zeros(1, 4, 8, 8), torch.tensor([0.5]))
     with pytest.raises(UserError, match="reads noisy pixels"):
-        guide.bound(["dog"], space(first_stage="a", scale=0.5))
+        guide.bind(["dog"], space(first_stage="a", scale=0.5))
     config = dataclasses.replace(guide.config, first_stage="a", scale=0.5)
     latents = NoisyGuide(config, name="mine")
     for other in ({"first_stage": "b", "scale": 0.5}, {"first_stage": "a", "scale": 0.7}):
         with pytest.raises(UserError, match="another first stage"):
-            latents.bound(["dog"], space(**other))
-    latents.bound(["dog"], space(first_stage="a", scale=0.51))
-    latents.bound(["dog"], space(first_stage=None, scale=0.5))
+            latents.bind(["dog"], space(**other))
+    latents.bind(["dog"], space(first_stage="a", scale=0.51))
+    latents.bind(["dog"], space(first_stage=None, scale=0.5))
 
 
 def test_configs_that_contradict_themselves_are_refused() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,27 +26,38 @@ Score = Callable[..., Tensor]
 independent of the others, so that the gradient of the sum is the gradient of each."""
 
 
-class GradientGuidance(Wrapper):
-    """x_0 + scale sigma^2 / alpha grad_x score.
+@dataclass(frozen=True)
+class WeightedScore:
+    """A score, its scale, and what it is a function of."""
 
-    score: of the noisy x_t and its time (`of="noisy"`: a classifier or CLIP that was trained on noise), or of the
-      estimate of x_0 (`of="estimate"`: any network for clean images).
-    through: of an estimate, whether the gradient is taken through the denoiser; else with the estimate's noise held
-      fixed, where dx_0 / dx is 1 / alpha, which saves the backward pass through the denoiser.
-    limit: the largest root mean square of the move of x_0, or none. Exact guidance at scale 1 moves it by no more than
-      images differ; where alpha is small, errors of the score are amplified without such a bound.
+    score: Score
+    scale: float
+    of: Literal["noisy", "estimate"] = "noisy"
+    """The noisy x_t and its time (a classifier or CLIP that was trained on noise), or the denoiser's estimate of x_0
+    (any network of clean images)."""
+    through: bool = True
+    """Of an estimate, whether the gradient is taken through the denoiser. Else the estimate's noise is held fixed:
+    then dx_0 / dx is 1 / alpha, which saves the backward pass through the denoiser."""
+
+
+class GradientGuidance(Wrapper):
+    """x_0 + sum over scores of scale sigma^2 / alpha grad_x score.
+
+    All scores of an estimate are taken at the unguided one, so that their order does not matter.
+
+    limit: the largest root mean square by which one score moves x_0, or none. Exact guidance at scale 1 moves it by no
+      more than images differ; where alpha is small, errors of the score are amplified without such a bound.
     interval: the times at which it guides; never at alpha = 0, where x_t has no signal.
+
+    Where gradients are on, x_0' has those of x_0, and what the scores add counts as constant.
     """
 
     def __init__(
         self,
         denoiser: Denoising,
         schedule: Schedule,
-        score: Score,
-        scale: float,
+        scores: Sequence[WeightedScore],
         *,
-        of: Literal["noisy", "estimate"] = "noisy",
-        through: bool = True,
         limit: float | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
     ):
@@ -55,44 +66,52 @@ class GradientGuidance(Wrapper):
             raise UserError(f"the guidance interval must lie within 0 and 1, low before high, not {interval}")
         if limit is not None and not limit > 0:
             raise UserError(f"the limit of what guidance moves must be more than 0, not {limit}")
-        self.schedule, self.score, self.scale = schedule, score, scale
-        self.of, self.through, self.limit, self.interval = of, through, limit, interval
+        self.schedule, self.limit, self.interval = schedule, limit, interval
+        self.scores = [term for term in scores if term.scale != 0]
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
         times = torch.as_tensor(t, dtype=torch.float64).expand(len(x))
         alpha, sigma = self.schedule.alpha_sigma(times)  # (B,) each
         low, high = self.interval
         guided = (times >= low) & (times <= high) & (alpha >= MIN_ALPHA)  # (B,)
-        if self.scale == 0 or not bool(guided.any()):
+        if not self.scores or not bool(guided.any()):
             return self.denoiser.estimate(x, t, cond)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        estimate, gradient = self.gradient(x, t, times, cond)
-        self.gradients += len(x)
-        pull = self.scale * sigma**2 / alpha.clamp(min=MIN_ALPHA)
-        if self.of == "estimate" and not self.through:
-            pull = pull / alpha.clamp(min=MIN_ALPHA)
-        move = _spread(torch.where(guided, pull, 0.0), x) * gradient  # (B, ...)
-        if self.limit is not None:
-            size = move.reshape(len(move), -1).square().mean(1).sqrt()  # (B,)
-            move = move * _spread((self.limit / size.clamp(min=MIN_ALPHA)).clamp(max=1.0), x)
-        return Estimate(estimate.x0 + move.to(estimate.x0), estimate.variance)
+        estimate, gradients = self.differentiate(x, t, times, cond)
+        self.gradients += len(x) * len(self.scores)
+        x0 = estimate.x0
+        for term, gradient in zip(self.scores, gradients, strict=True):
+            factor = term.scale * sigma**2 / alpha.clamp(min=MIN_ALPHA)
+            if term.of == "estimate" and not term.through:
+                factor = factor / alpha.clamp(min=MIN_ALPHA)
+            move = _spread(torch.where(guided, factor, 0.0), x) * gradient  # (B, ...)
+            if self.limit is not None:
+                size = move.reshape(len(move), -1).square().mean(1).sqrt()  # (B,)
+                move = move * _spread((self.limit / size.clamp(min=MIN_ALPHA)).clamp(max=1.0), x)
+            x0 = x0 + move.to(x0)
+        return Estimate(x0, estimate.variance)
 
-    def gradient(self, x: Tensor, t: Time, times: Tensor, cond: Cond | None) -> tuple[Estimate, Tensor]:
-        """The estimate, and the score's gradient (B, ...) by x, or by the estimate where its noise is held fixed."""
-        if self.of == "noisy":
-            return self.denoiser.estimate(x, t, cond), score_gradient(lambda x: self.score(x, times), x)
-        if not self.through:
+    def differentiate(self, x: Tensor, t: Time, times: Tensor, cond: Cond | None) -> tuple[Estimate, list[Tensor]]:
+        """The estimate, and the gradient (B, ...) of each score by x, or by the estimate where its noise is fixed."""
+        through = any(term.of == "estimate" and term.through for term in self.scores)
+        outer = torch.is_grad_enabled() and x.requires_grad
+        if through and not outer:
+            x = x.detach().requires_grad_()
+        with torch.set_grad_enabled(through or torch.is_grad_enabled()):
             estimate = self.denoiser.estimate(x, t, cond)
-            return estimate, score_gradient(self.score, estimate.x0)
-        estimates: list[Estimate] = []
-
-        def score(x: Tensor) -> Tensor:
-            estimates.append(self.denoiser.estimate(x, t, cond))
-            return self.score(estimates[0].x0)
-
-        gradient = score_gradient(score, x)
-        x0, variance = estimates[0]
-        return Estimate(x0.detach(), None if variance is None else variance.detach()), gradient
+        gradients = []
+        for term in self.scores:
+            if term.of == "noisy":
+                gradients.append(score_gradient(lambda x, term=term: term.score(x, times), x))
+            elif term.through:
+                with torch.enable_grad():
+                    (gradient,) = torch.autograd.grad(term.score(estimate.x0).sum(), x, retain_graph=True)
+                gradients.append(gradient)
+            else:
+                gradients.append(score_gradient(term.score, estimate.x0))
+        if through and not outer:
+            estimate = Estimate(*(None if part is None else part.detach() for part in estimate))
+        return estimate, gradients
 
 
 def score_gradient(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -106,98 +125,3 @@ def score_gradient(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _spread(values: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ...)."""
     return values.to(like).view(-1, *[1] * (like.ndim - 1))
-
-
-# How a system is handed its guides.
-
-
-@dataclass(frozen=True)
-class Space:
-    """What x_t is in a system."""
-
-    schedule: Schedule
-    device: torch.device
-    pictures: Callable[[Tensor], Tensor]
-    """x_0 (B, ...) as pictures (B, 3, H, W) in [-1, 1], differentiable."""
-    first_stage: str | None = None
-    """Fingerprint of the autoencoder whose latents they are; none for pixels, or where it cannot be told."""
-    scale: float | None = None
-    """What those latents were multiplied by; none for pixels."""
-
-
-class Guide(Protocol):
-    """A network that scores pictures by prompts."""
-
-    @property
-    def name(self) -> str:
-        """What the metadata calls it."""
-        ...
-
-    @property
-    def reads(self) -> Literal["noisy", "pictures"]:
-        """The noisy x_t, or the pictures that the denoiser sees in it."""
-        ...
-
-    @property
-    def through(self) -> bool:
-        """Of pictures, whether the gradient goes through the denoiser."""
-        ...
-
-    def bound(self, prompts: Sequence[str], space: Space) -> Score:
-        """The score of one picture for each prompt. A `UserError` for a prompt that it cannot read, or for a system
-        that it was not made for."""
-        ...
-
-
-Guides = Sequence[tuple[Guide, float]]
-"""Guides and their scales."""
-MOST_SCALE = 1e6
-"""Beyond it a scale is a slip of the keyboard."""
-LIMIT = 1.0
-"""In `generate` no step's estimate is moved by more than what latents and pixels deviate by."""
-
-
-def steered(denoiser: Denoising, guides: Guides, prompts: Sequence[str], space: Space) -> Denoising:
-    """The denoiser, guided by each: by pictures first, so that what reads noise takes nothing from their gradients."""
-    for guide, scale in guides:
-        if not (isinstance(scale, (int, float)) and abs(scale) <= MOST_SCALE):  # nor is what is no number
-            raise UserError(f"the scale of the guide {guide.name} must lie within {MOST_SCALE:g} of 0, not {scale!r}")
-    for guide, scale in sorted(guides, key=lambda pair: pair[0].reads == "noisy"):
-        score, noisy = guide.bound(prompts, space), guide.reads == "noisy"
-
-        def of_pictures(x0: Tensor, score: Score = score) -> Tensor:
-            return score(space.pictures(x0))
-
-        denoiser = GradientGuidance(
-            denoiser,
-            space.schedule,
-            score if noisy else of_pictures,
-            scale,
-            of="noisy" if noisy else "estimate",
-            through=guide.through,
-            limit=LIMIT,
-        )
-    return denoiser
-
-
-def told(guides: Guides) -> dict[str, Any]:
-    """As metadata; nothing where there are none."""
-    rows = []
-    for guide, scale in guides:
-        origin = getattr(guide, "origin", None)  # of one that was opened: its source, and the hash of its files
-        rows.append({"guide": guide.name, "scale": scale, **({} if origin is None else origin.metadata())})
-    return {"guides": rows} if rows else {}
-
-
-class Cost:
-    """Network calls from its making on, for the metadata of `pictures` pictures made together."""
-
-    def __init__(self, denoiser: Denoising, pictures: int) -> None:
-        self.denoiser, self.pictures = denoiser, pictures
-        self.before = denoiser.calls, denoiser.gradients
-
-    def told(self) -> dict[str, dict[str, int]]:
-        """A picture's share: `calls` of the network, `gradients` of what guides it (each a call and the way back)."""
-        found = self.denoiser.calls - self.before[0], self.denoiser.gradients - self.before[1]
-        shares = (-(-count // self.pictures) for count in found)
-        return {"cost": dict(zip(("calls", "gradients"), shares, strict=True))}

@@ -46,7 +46,7 @@ class Autoregressive(OverFirstStage):
         super().__init__()
         self.config = config
         self.transformer = transformer or CodeTransformer(config.transformer)
-        self.stand_on(autoencoder, text)
+        self.set_parts(autoencoder, text)
 
     @property
     def device(self) -> torch.device:

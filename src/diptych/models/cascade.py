@@ -19,13 +19,12 @@ from diptych.core.config import Config
 from diptych.core.disk import replacing, write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
-from diptych.diffusion.gradient_guidance import Cost, Guides
-from diptych.diffusion.gradient_guidance import told as told_guides
 from diptych.encoders.base import network_of
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.prompt_weights import PromptOptions
 from diptych.encoders.registry import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
+from diptych.models.guides import Guides, guides_metadata
 from diptych.models.init_image import InitImage, taken
 from diptych.models.lowres_image import fit_of
 from diptych.models.pixel_config import (
@@ -39,6 +38,7 @@ from diptych.models.pixel_config import (
 )
 from diptych.models.pixel_diffusion import PixelDiffusion, check_stated, embed_order
 from diptych.models.request import Callback, OneLineRepr, Request, Result, counted, one_each
+from diptych.models.sampling import Cost
 from diptych.weights.identity import identity
 from diptych.weights.model_folder import CASCADE, model_place
 
@@ -206,7 +206,7 @@ class Cascade(OneLineRepr):
                 )
                 images = to_images(pictures)
                 kept.append(images)
-                costs.append(cost.told())
+                costs.append(cost.metadata())
                 given, done = None, done + steps[number]
                 if one_at_a_time:
                     self._open.clear()
@@ -216,7 +216,7 @@ class Cascade(OneLineRepr):
                 self._encoders.clear()
         each = zip(numbers, costs, strict=True)
         told = [{"stage": self.configs[n].name, **settings[n].told(), **cost} for n, cost in each]
-        common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size), **told_guides(guides)}
+        common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size), **guides_metadata(guides)}
         common |= {} if original is None else original.told()
         common |= {} if low is None else {"start": numbers.start, **({"fit": fitted} if fitted else {})}
         common |= {} if numbers.stop == len(self.configs) else {"stop": numbers.stop}

@@ -19,7 +19,6 @@ from diptych.core.images import to_images, to_tensor
 from diptych.core.random import KEPT, POSTERIOR, Draws
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.finite_check import FiniteCheck
-from diptych.diffusion.gradient_guidance import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
@@ -30,10 +29,12 @@ from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.encoders.registry import ClipText, build_reader
 from diptych.models.first_stage import choose_tiny_decoder, load_tiny_decoder, save_tiny_decoder
+from diptych.models.guides import Guides, Space, guided_by, guides_metadata
 from diptych.models.init_image import InitImage, read_init_image
 from diptych.models.latent_config import LatentConfig
 from diptych.models.lowres_image import read_enlarged
 from diptych.models.request import Callback, Request, Result, read_guidance, read_size, read_steps, warn_of_size
+from diptych.models.sampling import Cost
 from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
 from diptych.networks import tiling
 from diptych.networks.adm import AdmUNet
@@ -68,7 +69,7 @@ class LatentDiffusion(OverFirstStage):
         super().__init__()
         self.config = config
         self.unet = unet or build_network(config.unet)
-        self.stand_on(autoencoder, text, tiny)
+        self.set_parts(autoencoder, text, tiny=tiny)
         self.register_buffer("scale", torch.tensor(config.latent_scale or 1.0))
         self.familiar: PromptDomain | None = None
         self.begun = False  # from another model, whose scale it has
@@ -78,7 +79,7 @@ class LatentDiffusion(OverFirstStage):
     @property
     def tiny(self) -> TinyDecoder | None:
         """The tiny decoder that came with the model, if one did."""
-        return self._frozen[2]
+        return self._frozen["tiny"]
 
     @property
     def device(self) -> torch.device:
@@ -296,7 +297,7 @@ class LatentDiffusion(OverFirstStage):
         common = {"steps": steps, "guidance": guidance, "sampler": sampler, "size": sides}
         common |= {} if schedule_type is None else {"schedule_type": schedule_type}
         common |= {} if fitted is None else {"fit": fitted}
-        common |= told(guides) | cost.told()
+        common |= guides_metadata(guides) | cost.metadata()
         if tiles is not None:
             common["tile"] = tile
         if decoder is not None:
@@ -332,7 +333,7 @@ class LatentDiffusion(OverFirstStage):
         stated = next(self.autoencoder.parameters()).dtype == torch.float32  # in other types the hash differs
         known = fingerprint(self.autoencoder) if stated else None
         space = Space(self.schedule, self.device, pictures, known, float(self.scale))
-        return steered(guided, guides, order.prompts, space)
+        return guided_by(guided, guides, order.prompts, space)
 
     def redone(
         self,

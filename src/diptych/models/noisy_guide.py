@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from diptych.core.config import Config
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
-from diptych.diffusion.gradient_guidance import Score, Space
+from diptych.diffusion.gradient_guidance import Score
 from diptych.diffusion.schedules import Schedule, ScheduleConfig, build_schedule
-from diptych.encoders.base import network_of
 from diptych.encoders.classes import ClassConfig, ClassLabels
 from diptych.encoders.registry import FrozenConfig, build_reader
+from diptych.models.frozen_parts import HoldsFrozen
+from diptych.models.guides import Space
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.weights.files import save_weights
 from diptych.weights.lazy import load_module
@@ -65,11 +66,10 @@ class NoisyGuideConfig(Config):
         self.require((self.first_stage is None) == (self.scale is None), "scale", "be given with first_stage alone")
 
 
-class NoisyGuide(nn.Module):
+class NoisyGuide(HoldsFrozen):
     """forward(x (B, C, H, W), time (B,) in network units) -> logits (B, classes), or unit vectors (B, D) of a pair.
 
-    The text encoder stands beside the module: it is frozen, not saved, built when it is first asked for, and moves with
-    it.
+    The text encoder of a pair is frozen, not saved, and built when it is first needed.
     """
 
     reads: Literal["noisy"] = "noisy"
@@ -77,7 +77,8 @@ class NoisyGuide(nn.Module):
 
     def __init__(self, config: NoisyGuideConfig, text: Any = None, name: str = "guide") -> None:
         super().__init__()
-        self.config, self.name, self._text = config, name, (text,)
+        self.config, self.name = config, name
+        self.hold_frozen(text=text)
         self.network = NoisyClassifier(config.network)
         self.labels = None if config.classes is None else ClassLabels(config.classes)
         if config.text is not None:
@@ -93,18 +94,13 @@ class NoisyGuide(nn.Module):
     @property
     def text(self) -> Any:
         """The text encoder of a pair."""
-        if self._text[0] is None and self.config.text is not None:
-            self._text = (build_reader(self.config.text, device=self.device),)
-        return self._text[0]
+        if self._frozen["text"] is None and self.config.text is not None:
+            self.hold_frozen(text=build_reader(self.config.text, device=self.device))
+        return self._frozen["text"]
 
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
-
-    def _apply(self, fn, recurse: bool = True):
-        if (network := network_of(self._text[0])) is not None:
-            network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         found = self.network(x, time)
@@ -132,9 +128,9 @@ class NoisyGuide(nn.Module):
         except UserError as error:
             raise UserError(f"the classifier {self.name}: {error}") from None
 
-    # As a guide (`diptych.diffusion.gradient_guidance.Guide`).
+    # As a guide (`diptych.models.guides.Guide`).
 
-    def bound(self, prompts: Sequence[str], space: Space) -> Score:
+    def bind(self, prompts: Sequence[str], space: Space) -> Score:
         """log p(class | x_t) of each prompt's class, or the similarity of x_t to its text over the temperature (B,)."""
         self.require_fits(space)
         self.to(space.device)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from diptych.diffusion.gradient_guidance import Guides
     from diptych.diffusion.steps import Callback
     from diptych.diffusion.thresholding import ThresholdConfig
+    from diptych.models.guides import Guides
     from diptych.networks.tiny_decoder import TinyDecoder
 
     ImageInput = Image | str | Path | Tensor | Sequence[Image | str | Path]

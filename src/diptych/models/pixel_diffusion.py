@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.conditioning.degradations import degraded
 from diptych.conditioning.lowres_augmentation import augmented, reduce, told_level, training_levels
@@ -22,7 +22,6 @@ from diptych.core.random import AUGMENTATION, LEVEL, Draws
 from diptych.core.seeding import NARROW
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.finite_check import FiniteCheck
-from diptych.diffusion.gradient_guidance import Cost, Guides, Space, steered, told
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS
@@ -33,6 +32,8 @@ from diptych.encoders.base import network_of
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.encoders.registry import JointTransformer, JointTransformerConfig, TextEmbedding, build_reader
+from diptych.models.frozen_parts import HoldsFrozen
+from diptych.models.guides import Guides, Space, guided_by, guides_metadata
 from diptych.models.init_image import InitImage
 from diptych.models.lowres_image import fit_of
 from diptych.models.pixel_config import (
@@ -44,6 +45,7 @@ from diptych.models.pixel_config import (
     require_trained,
 )
 from diptych.models.request import Callback, OneLineRepr, Request, Result, read_size, warn_of_size
+from diptych.models.sampling import Cost
 from diptych.networks.adm import AdmUNet
 from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
@@ -54,9 +56,9 @@ from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 
 
-class PixelDiffusion(OneLineRepr, nn.Module):
-    """A network over pixels and the text encoder beside it, which is frozen and no part of its state; one that is
-    trained along is `joint_text`, a part of it."""
+class PixelDiffusion(OneLineRepr, HoldsFrozen):
+    """A network over pixels and a text encoder. A frozen encoder is not in its state dict; one that is trained with the
+    network is, as `joint_text`."""
 
     def __init__(
         self, config: PixelDiffusionConfig, text=None, network: UNet | EfficientUNet | AdmUNet | None = None
@@ -65,37 +67,33 @@ class PixelDiffusion(OneLineRepr, nn.Module):
         self.config = config
         self.network = network or build_network(config.network)
         self.joint_text = text if isinstance(text, JointTransformer) else None
-        self._text = (text,)  # in a tuple, so that it is no submodule
+        self.hold_frozen(text=None if self.joint_text is not None else text)
         self.schedule = build_schedule(config.schedule)
         self.denoiser = Denoiser(self.network, self.schedule, config.prediction, config.learned_variance)
 
     @property
     def text(self) -> Any:
         """The text encoder, or none; built when it is first asked for."""
-        if self._text[0] is None and self.config.text is not None:
+        if self.joint_text is not None:
+            return self.joint_text
+        if self._frozen["text"] is None and self.config.text is not None:
             self.text = build_reader(self.config.text, device=self.device)
-        return self._text[0]
+        return self._frozen["text"]
 
     @text.setter
     def text(self, encoder) -> None:
-        self._text = (encoder,)
+        self.hold_frozen(text=encoder)
         if (network := network_of(encoder)) is not None:
             network.to(self.device)
 
     @property
     def reads(self) -> bool:
         """Whether the text encoder is in memory."""
-        return self._text[0] is not None
+        return self.joint_text is not None or self._frozen["text"] is not None
 
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
-
-    def _apply(self, fn, recurse: bool = True):
-        """Whatever moves the stage moves its text encoder along."""
-        if (network := network_of(self._text[0])) is not None:
-            network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     # What the training loop asks for.
 
@@ -270,7 +268,7 @@ class PixelDiffusion(OneLineRepr, nn.Module):
             callback=callback,
         )
         common = {**settings.told(), "size": [width, height], **({} if original is None else original.told())}
-        common |= told(guides) | cost.told()
+        common |= guides_metadata(guides) | cost.metadata()
         common |= {"fit": fitted} if (fitted := fit_of(lows)) else {}
         handed = {"image": image, "mask": mask, "low": low, "noise": noise}
         return Result(to_images(pictures), order.metadata(identity(self, "stage"), common, **handed))
@@ -321,7 +319,7 @@ class PixelDiffusion(OneLineRepr, nn.Module):
         space = Space(self.schedule, self.device, lambda x0: x0)
         advice = remedy(next(self.network.parameters()).dtype, settings.guidance)
         check = FiniteCheck(f"the stage {self.config.name}", times, advice)
-        denoiser = settings.threshold.wrap(check.wrap(steered(denoiser, guides, prompts, space)))
+        denoiser = settings.threshold.wrap(check.wrap(guided_by(denoiser, guides, prompts, space)))
         variance = "learned-range" if self.config.learned_variance else self.config.variance
         options = {"variance": variance} if settings.sampler == "ddpm" else {}
         sampler = partial(

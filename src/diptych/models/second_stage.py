@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diptych.encoders.base import network_of
+from diptych.models.frozen_parts import HoldsFrozen
 from diptych.models.request import OneLineRepr
 from diptych.networks.autoencoder import Autoencoder
 
@@ -14,36 +14,27 @@ ENCODED_AT_ONCE = 32
 """Pictures that the first stage sees at a time: its activations are the largest of all."""
 
 
-class OverFirstStage(OneLineRepr, nn.Module):
-    """Base of the systems whose network works on what an autoencoder makes of pictures.
+class OverFirstStage(OneLineRepr, HoldsFrozen):
+    """Base of models whose network works on the latents or codes of an autoencoder.
 
-    The autoencoder, the text encoder and what else is frozen stand beside the module: they are neither trained nor
-    saved with it, and move with it. A text encoder that is trained along is a part of it, `joint_text`.
+    The autoencoder and a frozen text encoder are not in its state dict; a text encoder that is trained with the network
+    is, as `joint_text`.
     """
 
-    _frozen: tuple[Any, ...]
-
-    def stand_on(self, autoencoder: Autoencoder, text: Any, *beside: nn.Module | None) -> None:
-        """Take the frozen parts. Called once, behind the network: parts are registered in this order."""
+    def set_parts(self, autoencoder: Autoencoder, text: Any, **frozen: nn.Module | None) -> None:
+        """Set autoencoder, text encoder and other frozen parts. To be called after the network is set, as the state
+        dict has the parts in this order."""
         self.joint_text: Any = text if isinstance(text, nn.Module) else None
-        # Held in a tuple, so that they are no submodules.
-        self._frozen = (autoencoder.eval().requires_grad_(False), text, *beside)
+        text = None if self.joint_text is not None else text
+        self.hold_frozen(autoencoder=autoencoder.eval().requires_grad_(False), text=text, **frozen)
 
     @property
     def autoencoder(self) -> Autoencoder:
-        return self._frozen[0]
+        return self._frozen["autoencoder"]
 
     @property
     def text(self):
-        return self._frozen[1]
-
-    def _apply(self, fn, recurse: bool = True):
-        """Whatever moves the system (`to`, `cuda`, `cpu`) moves its frozen parts along."""
-        autoencoder, text, *beside = self._frozen
-        for module in (autoencoder, *beside, network_of(text)):
-            if module is not None:
-                module._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        return self._frozen["text"] if self.joint_text is None else self.joint_text
 
     def kept_captions(self, batch: dict[str, Any], dropped: Tensor) -> list[str]:
         """The captions of a batch; those that dropped (B,) bool marks are replaced by the empty one."""
