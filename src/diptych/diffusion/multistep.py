@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from diptych.diffusion.steps import NoiseLevel, Steps, churn, ddim_step, sampler
+from diptych.diffusion.steps import NoiseLevel, Sampler, Steps, churn, ddim_step
 
 Prediction = tuple[NoiseLevel, Tensor]
 """A noise level, and the x_0 (or eps) that was predicted there."""
@@ -22,7 +22,7 @@ FEW_STEPS = 15
 """With fewer steps than this the last ones are of lower order, as published."""
 
 
-@sampler
+@Sampler
 def heun(
     x: Tensor, steps: Steps, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf, s_noise: float = 1.0
 ) -> Tensor:
@@ -48,7 +48,7 @@ def heun(
     return x
 
 
-@sampler
+@Sampler
 def dpmpp(
     x: Tensor,
     steps: Steps,
@@ -82,7 +82,7 @@ def dpmpp(
     return x
 
 
-@sampler
+@Sampler
 def dpm_2m(x: Tensor, steps: Steps, *, eta: float = 0.0, s_noise: float = 1.0) -> Tensor:
     """DPM-Solver of order 2 in multistep form, which extrapolates eps and not x_0 (Lu et al. 2022a, section 3.2).
 
@@ -110,7 +110,7 @@ def dpm_2m(x: Tensor, steps: Steps, *, eta: float = 0.0, s_noise: float = 1.0) -
     return x
 
 
-@sampler
+@Sampler
 def unipc(x: Tensor, steps: Steps, *, variant: Literal["bh1", "bh2"] = "bh2") -> Tensor:
     """UniPC of order 2 (Zhao et al. 2023, Alg. 1 and 2, predicting x_0).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,12 +30,12 @@ LIMITS = {
 
 
 def sampler_options(name: str) -> dict[str, SamplerOption]:
-    """The options of a sampler by its name, with defaults and bounds: the keyword-only numbers of its signature.
+    """The options of a sampler by its name, with defaults and bounds.
 
     Raises `UserError` for an unknown sampler.
     """
-    parameters = inspect.signature(SAMPLERS[pick("sampler", name, SAMPLERS)]).parameters
-    return {key: SamplerOption(parameters[key].default, *LIMITS[key]) for key in LIMITS if key in parameters}
+    defaults = SAMPLERS[pick("sampler", name, SAMPLERS)].options
+    return {key: SamplerOption(defaults[key], *LIMITS[key]) for key in LIMITS if key in defaults}
 
 
 def read_sampler_options(name: str, options: Mapping[str, Any]) -> dict[str, float]:

@@ -10,7 +10,6 @@ afresh. The higher-order ones are in `solvers.py`.
 from __future__ import annotations
 
 import math
-from functools import partial
 from math import inf
 from typing import Literal, Protocol
 
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from diptych.core.errors import UserError, pick, warn
 from diptych.diffusion.multistep import dpm_2m, dpmpp, heun, unipc
-from diptych.diffusion.steps import Sampler, Steps, churn, ddim_step, forward_std, posterior_std, sampler
+from diptych.diffusion.steps import Sampler, Steps, churn, ddim_step, forward_std, posterior_std
 
 Variance = Literal["fixed-small", "fixed-large", "learned-range"]
 
 
-@sampler
+@Sampler
 def euler(
     x: Tensor, steps: Steps, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf, s_noise: float = 1.0
 ) -> Tensor:
@@ -38,13 +37,13 @@ def euler(
     return x
 
 
-@sampler
+@Sampler
 def ddim(x: Tensor, steps: Steps, *, eta: float = 0.0) -> Tensor:
     """DDIM (Song et al. 2021, Eq. 12). eta: 0 draws no noise (the same as `euler`), 1 as much as DDPM (Eq. 16)."""
     return ancestral(x, steps, eta)
 
 
-@sampler
+@Sampler
 def euler_ancestral(x: Tensor, steps: Steps, *, eta: float = 1.0, s_noise: float = 1.0) -> Tensor:
     """Euler ancestral (k-diffusion): an Euler step to sigma_down, then fresh noise of deviation sigma_up.
 
@@ -64,7 +63,7 @@ def ancestral(x: Tensor, steps: Steps, eta: float, s_noise: float = 1.0) -> Tens
     return x
 
 
-@sampler
+@Sampler
 def ddpm(
     x: Tensor, steps: Steps, *, eta: float = 1.0, variance: Variance = "fixed-small", noisy_end: bool = False
 ) -> Tensor:
@@ -99,22 +98,22 @@ def ddpm(
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
-    "ddpm-fixed-large": partial(ddpm, variance="fixed-large", noisy_end=True),
+    "ddpm-fixed-large": ddpm.with_options(variance="fixed-large", noisy_end=True),
     "ddim": ddim,
     "euler": euler,
     "euler-ancestral": euler_ancestral,
     "heun": heun,
     "dpm-2m": dpm_2m,
-    "dpm-2m-sde": partial(dpm_2m, eta=1.0),
-    "dpmpp-1m": partial(dpmpp, order=1),
-    "dpmpp-1m-sde": partial(dpmpp, order=1, eta=1.0),
+    "dpm-2m-sde": dpm_2m.with_options(eta=1.0),
+    "dpmpp-1m": dpmpp.with_options(order=1),
+    "dpmpp-1m-sde": dpmpp.with_options(order=1, eta=1.0),
     "dpmpp-2m": dpmpp,
-    "dpmpp-2m-heun": partial(dpmpp, rule="heun"),
-    "dpmpp-2m-sde": partial(dpmpp, eta=1.0),
-    "dpmpp-2m-sde-heun": partial(dpmpp, rule="heun", eta=1.0),
-    "dpmpp-3m": partial(dpmpp, order=3),
+    "dpmpp-2m-heun": dpmpp.with_options(rule="heun"),
+    "dpmpp-2m-sde": dpmpp.with_options(eta=1.0),
+    "dpmpp-2m-sde-heun": dpmpp.with_options(rule="heun", eta=1.0),
+    "dpmpp-3m": dpmpp.with_options(order=3),
     "unipc": unipc,
-    "unipc-bh1": partial(unipc, variant="bh1"),
+    "unipc-bh1": unipc.with_options(variant="bh1"),
 }
 """Every sampler, by its name on the command line; their options are in `sampler_options.py`."""
 

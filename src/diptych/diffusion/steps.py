@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,13 +104,15 @@ class Steps:
         return self.noise.draw()
 
 
-class Sampler(Protocol):
-    """The signature of every sampler: x (B, ...) at times[0] becomes x (B, ...) at times[-1].
+class Sampler:
+    """Decorator: from `loop(x, steps, *, its own options)` to a function with the signature that all samplers share.
 
-    denoise: (x, t) -> x_0. x: standard normal at t = 1. times: N + 1 falling values, see `times.timesteps`. noise: for
-      samplers that draw in each step; the deterministic ones need none. options: the sampler's own, see
-      `samplers.sampler_options`.
+    defaults: of the loop's options, in the place of its own.
     """
+
+    def __init__(self, loop: Callable[..., Tensor], **defaults: Any) -> None:
+        self.loop, self.defaults = loop, defaults
+        self.__name__, self.__doc__ = loop.__name__, loop.__doc__
 
     def __call__(
         self,
@@ -123,29 +124,23 @@ class Sampler(Protocol):
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         **options: Any,
-    ) -> Tensor: ...
-
-
-def sampler(loop: Callable[..., Tensor]) -> Sampler:
-    """Decorator: from `loop(x, steps, *, its own options)` to a function with the signature of every `Sampler`."""
-
-    @functools.wraps(loop)
-    def sample(
-        denoise: Denoise,
-        x: Tensor,
-        times: Tensor,
-        schedule: Schedule,
-        *,
-        noise: NoiseSource | None = None,
-        callback: Callback | None = None,
-        **options: Any,
     ) -> Tensor:
-        return loop(x, Steps(denoise, times, schedule, noise, callback), **options)
+        """x (B, ...) at times[0], standard normal at t = 1, becomes x (B, ...) at times[-1].
 
-    common = list(inspect.signature(sample, follow_wrapped=False).parameters.values())[:-1]
-    own = list(inspect.signature(loop).parameters.values())[2:]
-    vars(sample)["__signature__"] = inspect.Signature([*common, *own])
-    return sample
+        denoise: (x, t) -> x_0. times: N + 1 falling values, see `times.timesteps`. noise: for samplers that draw in
+          each step; the deterministic ones need none. options: the sampler's own, see `options`.
+        """
+        return self.loop(x, Steps(denoise, times, schedule, noise, callback), **{**self.defaults, **options})
+
+    def with_options(self, **defaults: Any) -> Sampler:
+        """The same sampler with other defaults."""
+        return Sampler(self.loop, **{**self.defaults, **defaults})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its own options and their defaults."""
+        parameters = list(inspect.signature(self.loop).parameters.values())[2:]
+        return {each.name: self.defaults.get(each.name, each.default) for each in parameters}
 
 
 def ddim_step(x: Tensor, x0: Tensor, now: NoiseLevel, then: NoiseLevel, fresh: float = 0.0) -> Tensor:
