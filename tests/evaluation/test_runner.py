@@ -153,11 +153,15 @@ def test_images_of_a_study_that_was_stopped_are_not_generated_again(
         whole(Stopping(calls=3), tmp_path / "stopped")
     with pytest.raises(UserError, match=r"with other (data and )?settings \[seed 0, not 1\]"):
         whole(Stopping(), tmp_path / "stopped", seed=1)
+    mine = tmp_path / "stopped" / "cells" / "mine.txt"
+    mine.write_text("keep me")
     model = Stopping()
     assert whole(model, tmp_path / "stopped") == results
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"], "its own images were no results"
+    mine.unlink()
+    mine.parent.rmdir()
     assert model.generated == reference.generated - 3
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
-    assert not (tmp_path / "stopped" / "cells").exists(), "its images were no results"
 
 
 def test_a_damaged_image_is_generated_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,13 @@ class ImageFolder:
             write_text(self.folder / "metadata.json", json.dumps(stated, indent=1) + "\n")
         for number, image in zip(numbers, images, strict=True):
             save_png(image, self.folder / self.names[number])
+
+    def remove(self) -> None:
+        """Delete these files, and the folder unless it holds others."""
+        for name in (*self.names, "metadata.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is no folder, or it holds something else
+            self.folder.rmdir()
 
 
 class ImageSheet:

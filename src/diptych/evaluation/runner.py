@@ -6,6 +6,7 @@ its tables and its sheets. What was generated or measured is written at once: th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from diptych.core import terminal
-from diptych.core.disk import remove, write_text
+from diptych.core.disk import write_text
 from diptych.core.images import save_png
 from diptych.core.progress import bar
 from diptych.data.caption_text import concept_of, is_scene
@@ -125,13 +126,14 @@ class ImageStudy(Study):
 
     def compute(self, out: Path) -> dict[str, Any]:
         cells = self.cells()
+        stores = [self.store(out, cell) for cell in cells]
         images: dict[str, list[Image.Image]] = {}
         metadata: dict[str, dict[str, Any]] = {}
         with bar() as progress:
             task = progress.add_task(self.description, total=sum(cell.count for cell in cells))
-            for cell in cells:
+            for cell, store in zip(cells, stores, strict=True):
                 images[cell.name], metadata[cell.name] = fill(
-                    cell, self.store(out, cell), self.batch, lambda count: progress.advance(task, count)
+                    cell, store, self.batch, lambda count: progress.advance(task, count)
                 )
         results = self.results(images, metadata)
         if (records := self.records()) is not None:
@@ -140,7 +142,12 @@ class ImageStudy(Study):
         for name, sheet in self.sheets(results).items():
             save_png(sheet, out / name, optimize=sheet.mode == "P")
         write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
-        remove(out / "cells")
+        if not self.keeps_images:
+            for store in stores:
+                if isinstance(store, ImageFolder):
+                    store.remove()
+            with contextlib.suppress(OSError):  # there is no such folder, or it holds something else
+                (out / "cells").rmdir()
         return results
 
 
