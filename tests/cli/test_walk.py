@@ -163,7 +163,7 @@ def test_what_is_missing_is_seen(tmp_path: Path) -> None:
     assert follow(page, set(YOURS)) == 2
 
 
-FEW = "training.steps=2 training.batch_size=2 training.validation_pictures=2 training.device=cpu".split()
+FEW = "training.steps=2 training.batch_size=2 training.validation_images=2 training.device=cpu".split()
 """What makes training short."""
 
 

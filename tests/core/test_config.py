@@ -6,11 +6,11 @@ import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
-from diptych.core.config import Config, Within
+from diptych.core.config import Config, Within, differences
 from diptych.core.errors import UserError, pick
 
 
@@ -300,3 +300,34 @@ def test_a_field_states_its_bounds() -> None:
     ):
         with pytest.raises(UserError, match=told):
             Bounded(**changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Config):
+    renamed: ClassVar[dict[str, str]] = {"breadth": "width"}
+    width: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(Config):
+    renamed: ClassVar[dict[str, str]] = {"reader": "encoder", "start": "init_from"}
+    encoder: Encoder | None = None
+    init_from: str | None = None
+
+
+def test_former_names_of_fields_are_read() -> None:
+    now = System(encoder=Encoder(width=3), init_from="run")
+    assert System.from_dict({"reader": {"breadth": 3}, "start": "run"}) == now
+    assert System().override(["reader.breadth=3", "start=run"]) == now
+    assert now.to_dict() == {"encoder": {"width": 3}, "init_from": "run"}
+
+
+def test_both_names_of_a_field_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"System\.encoder has 'breadth' and 'width', .* give 'width' alone"):
+        System.from_dict({"reader": {"breadth": 3, "width": 3}})
+
+
+def test_differences_compare_by_present_names() -> None:
+    now = System(encoder=Encoder(width=3), init_from="run")
+    assert list(differences({"reader": {"breadth": 3}, "start": "run"}, now)) == []
+    assert list(differences({"reader": {"breadth": 4}, "start": "run"}, now)) == [("encoder.width", 4, 3)]

@@ -207,13 +207,13 @@ def recipe(tmp_path: Path, *changes: str) -> Recipe:
         [
             f"system.model={json.dumps(config(reading(classes=())).to_dict())}",
             f"system.autoencoder={first}",
-            "system.initial=none",
+            "system.init_from=none",
             "system.precomputed=none",
             "system.diffusion.prompts=dog 0 0 1 1",
             f"data.path={tmp_path / 'scenes'}",
             f"data.size={SIZE}",
             "training.batch_size=4",
-            "training.validation_pictures=4",
+            "training.validation_images=4",
             "training.validate_every=2",
             "training.sample_every=4",
             "training.checkpoint_every=1",
@@ -269,6 +269,6 @@ def test_counts_of_the_published_models() -> None:
 def test_the_small_recipe_begins_from_the_default() -> None:
     small, default = get("emoji-layout").system, get("emoji-latent").system
     assert small.model.unet == default.model.unet and small.model.autoencoder == default.model.autoencoder
-    assert small.initial == small.autoencoder == "latent"
+    assert small.init_from == small.autoencoder == "latent"
     for prompt in small.diffusion.prompts:
         assert 1 <= len(read_layout(prompt)) <= small.model.text.boxes

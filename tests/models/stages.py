@@ -154,7 +154,7 @@ def settings(**changes: Any) -> TrainingConfig:
         "ema": 0.9,
         "log_every": 1,
     }
-    values |= {"validate_every": 4, "sample_every": 4, "checkpoint_every": 4, "validation_pictures": 4}
+    values |= {"validate_every": 4, "sample_every": 4, "checkpoint_every": 4, "validation_images": 4}
     return TrainingConfig(**{**values, "threads": 1, "device": "cpu", **changes})
 
 

@@ -29,12 +29,12 @@ NOTHING: dict[str, Any] = {"concat_channels": 5, "context_width": None, "pooled_
 def repainter(words: bool = False) -> LatentDiffusion:
     """A model that repaints, told the picture alone, or words too."""
     if words:
-        return system(unet=config().unet.override(["concat_channels=5"]), beside=BESIDE)
+        return system(unet=config().unet.override(["concat_channels=5"]), concat=BESIDE)
     unet = config().unet.override([f"{name}={'none' if value is None else value}" for name, value in NOTHING.items()])
     told = config().override(["guidance=1"]).to_dict() | {
         "text": None,
         "unet": unet.to_dict(),
-        "beside": BESIDE.to_dict(),
+        "concat": BESIDE.to_dict(),
     }
     model = LatentDiffusion(type(config()).from_dict(told), autoencoder(), None)
     randomised(model.unet, seed=2)
@@ -51,7 +51,7 @@ def batch(seeds: list[int]) -> dict[str, Any]:
 @pytest.mark.parametrize("fill", ["grey", "smooth"])
 @pytest.mark.parametrize("fine", [False, True])
 def test_what_is_shown_is_the_mask_and_the_rest_of_the_picture(fill: Any, fine: bool) -> None:
-    shape = MaskConcat(masks=BESIDE.masks, fill=fill, fine=fine)
+    shape = MaskConcat(masks=BESIDE.masks, fill=fill, full_resolution_mask=fine)
     model, given = repainter(), batch([3, 8])
     masks = training_masks(shape, AUTOENCODER, given["picture"], given["seed"])
     seen: list[torch.Tensor] = []
@@ -152,7 +152,7 @@ def test_its_pictures_cannot_be_precomputed() -> None:
 def test_ours_is_the_default_told_a_mask_in_the_place_of_words() -> None:
     ours, default = (get(name).system for name in ("emoji-inpainting", "emoji-latent"))
     assert isinstance(ours, LatentTraining) and isinstance(default, LatentTraining)
-    assert ours.model.repaints and ours.initial == ours.autoencoder == "latent"
+    assert ours.model.repaints and ours.init_from == ours.autoencoder == "latent"
     changed = {"concat_channels": 72, "context_width": None, "pooled_width": None}
     assert ours.model.unet.to_dict() == {**default.model.unet.to_dict(), **changed}
     for field in ("autoencoder", "schedule", "prediction", "times", "size", "sampler"):

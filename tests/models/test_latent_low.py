@@ -42,7 +42,7 @@ def config(factor: int = FACTOR, **changes: Any) -> LatentConfig:
         context_width=None,
         norm_groups=8,
     )
-    values = {"autoencoder": AUTOENCODER, "unet": unet, "beside": low, "text": None, "size": SIZE, "steps": 3}
+    values = {"autoencoder": AUTOENCODER, "unet": unet, "concat": low, "text": None, "size": SIZE, "steps": 3}
     return LatentConfig(**{**values, **changes})
 
 
@@ -165,7 +165,7 @@ def test_a_model_that_does_not_enlarge_takes_no_small_picture() -> None:
 
 @pytest.mark.parametrize("factor", (3, 5))
 def test_factors_that_do_not_fit_the_first_stage_are_refused(factor: int) -> None:
-    with pytest.raises(UserError, match=r"beside.factor must divide size \(16\)"):
+    with pytest.raises(UserError, match=r"concat.factor must divide size \(16\)"):
         config(factor)
 
 
@@ -215,6 +215,6 @@ def test_ldm_sr_has_the_published_size() -> None:
 def test_our_recipes_differ_in_how_pictures_become_small_alone() -> None:
     plain, spoiled = (get(f"emoji-super-resolution{kind}").system for kind in ("", "-bsr"))
     values, others = plain.to_dict(), spoiled.to_dict()
-    assert values["model"]["beside"].pop("degradation") == {"kind": "bicubic"}
-    assert others["model"]["beside"].pop("degradation") == {"kind": "bsr-light"}
+    assert values["model"]["concat"].pop("degradation") == {"kind": "bicubic"}
+    assert others["model"]["concat"].pop("degradation") == {"kind": "bsr-light"}
     assert values == others

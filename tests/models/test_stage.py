@@ -207,7 +207,7 @@ def test_guidance_leads_away_from_zeros(painter: PixelDiffusion) -> None:
 
 def test_no_words_are_the_empty_prompt_where_the_stage_says_so() -> None:
     """To steer away from, and in training."""
-    zeros, empty = stage(base()), stage(base(null="empty"))
+    zeros, empty = stage(base()), stage(base(null_text="empty"))
     away = empty.words(Request.read(["red", "red"], [1, 2], ["", "a cat"]))
     assert away is not None
     assert all(torch.equal(a, b) for a, b in zip(away[1], empty.text.encode(["", "a cat"]), strict=True))
@@ -349,7 +349,7 @@ def classes(null: int | None, **changes: Any) -> PixelDiffusion:
     network = AdmUNetConfig(
         channels=8, multipliers=(1, 2), blocks=1, attention_levels=(), head_width=8, norm_groups=4, classes=text.entries
     )
-    config = base(network=network, text=text, null="empty", learned_variance=True, **changes)
+    config = base(network=network, text=text, null_text="empty", learned_variance=True, **changes)
     return stage(config, text=ClassLabels(text))
 
 

@@ -45,7 +45,7 @@ NETWORK = AdmUNetConfig(
 
 def config(size: int = SMALL, low_size: int | None = None) -> PixelDiffusionConfig:
     network = NETWORK if low_size is None else dataclasses.replace(NETWORK, concat_channels=3)
-    return base(network=network, text=TEXT, null="empty", size=size, low_size=low_size)
+    return base(network=network, text=TEXT, null_text="empty", size=size, low_size=low_size)
 
 
 def reader(seed: int = 3) -> JointTransformer:

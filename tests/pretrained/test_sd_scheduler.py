@@ -92,7 +92,7 @@ def test_the_published_one_is_known() -> None:
         found = sampling_config(values | {"_class_name": "PNDMScheduler"}, "a file")
         assert found["prediction"] == prediction and found["sampler"] == "ddim"
         assert found["times"] == TimesConfig(spacing="published", offset=1, final="first")
-        assert found["stands_in_for"] == "PNDMScheduler"
+        assert found["published_scheduler"] == "PNDMScheduler"
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,9 @@ def test_what_is_refused_names_no_folder() -> None:
     """It is kept in the config of a converted model, and compared when that is written again."""
     values = {"_class_name": UNIPC, **SD, "solver_order": 3}
     found = [sampling_fields(values, where) for where in ("/some/where/scheduler_config.json", "scheduler_config.json")]
-    assert found[0] == found[1] and dict(found[0]["refused"])[""].startswith("scheduler_config.json: solver_order 3")
+    assert found[0] == found[1] and dict(found[0]["unsupported_samplers"])[""].startswith(
+        "scheduler_config.json: solver_order 3"
+    )
 
 
 def jsonable(fields: dict[str, Any]) -> dict[str, Any]:

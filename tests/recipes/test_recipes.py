@@ -295,7 +295,7 @@ def test_an_unknown_recipe_is_answered_with_those_there_are(tmp_path: Path, caps
 QUICK = [
     *("data.path=pictures", f"data.size={SIZE}", "training.steps=4", "training.batch_size=4", "training.device=cpu"),
     *("training.threads=1", "training.warmup=1", "training.validate_every=2", "training.sample_every=4"),
-    *("training.checkpoint_every=2", "training.validation_pictures=3", "training.log_every=2"),
+    *("training.checkpoint_every=2", "training.validation_images=3", "training.log_every=2"),
 ]
 STAGE = {key: json.dumps(value) for key, value in AUTOENCODER.to_dict().items()}
 UNET = [

@@ -23,7 +23,7 @@ from diptych.training.init_from import begin_from, named
 from diptych.training.training_config import TrainingConfig
 from tests.models.latents import config, system, write_pictures
 
-CLASSES = ClassConfig(classes=2, null=2, named=True)
+CLASSES = ClassConfig(classes=2, null=2, names_from_captions=True)
 
 
 def recipe(text: ClassConfig = CLASSES) -> Recipe:
@@ -74,7 +74,7 @@ def test_training_puts_the_names_into_the_model(tmp_path: Path) -> None:
     system("joint").save(tmp_path / "other")
     unet = dataclasses.replace(config().unet, classes=3, pooled_width=None)
     model = dataclasses.replace(config(), unet=unet, text=CLASSES)
-    training = TrainingConfig(steps=2, batch_size=4, warmup=1, sample_every=0, validation_pictures=3, threads=1)
+    training = TrainingConfig(steps=2, batch_size=4, warmup=1, sample_every=0, validation_images=3, threads=1)
     given = Recipe(
         description="a toy",
         system=LatentTraining(model=model, autoencoder=str(tmp_path / "other")),

@@ -39,7 +39,7 @@ def test_from_pictures_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = {"vocabulary": 64, "max_tokens": 12, "width": 16, "layers": 1, "heads": 2, "head_width": 8}
     network = {"channels": 8, "multipliers": "1,2", "attention_levels": 1, "head_width": 8, "norm_groups": 4}
     network |= {"context_width": 16, "pooled_width": 16}
-    training = {"steps": 3, "batch_size": 4, "warmup": 1, "validate_every": 3, "validation_pictures": 3, "threads": 1}
+    training = {"steps": 3, "batch_size": 4, "warmup": 1, "validate_every": 3, "validation_images": 3, "threads": 1}
     training |= {"sample_every": 3, "checkpoint_every": 3, "device": "cpu"}
     changes = ["data.path=pictures", "data.size=16", "system.model.size=16", "system.model.steps=2"]
     changes += [f"system.model.text.network.{key}={value}" for key, value in text.items()]
@@ -49,7 +49,7 @@ def test_from_pictures_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model: Any = diptych.load("run", "cpu")
     assert model.generate("a red picture").images[0].size == (16, 16)
     assert model.joint_text.tokenizer.token_to_id("red") is not None
-    fine = [*changes, "system.initial=run", "system.model.masks.thin=1", "system.model.network.concat_channels=4"]
+    fine = [*changes, "system.init_from=run", "system.model.masks.thin=1", "system.model.network.concat_channels=4"]
     assert cli.main(["train", "emoji-glide", "--run", "inpainting", *fine]) == 0
     repaints: Any = diptych.load("inpainting", "cpu")
     assert repaints.joint_text.tokenizer.to_str() == model.joint_text.tokenizer.to_str()
@@ -59,14 +59,14 @@ def test_from_pictures_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert repaints.generate("blue", image=picture, mask=mask).images[0].crop((0, 0, 8, 16)) == picture.crop(
         (0, 0, 8, 16)
     )
-    assert cli.main(["train", "emoji-glide", "--run", "other", *changes, "system.initial=latent"]) == 2
+    assert cli.main(["train", "emoji-glide", "--run", "other", *changes, "system.init_from=latent"]) == 2
 
 
 def test_the_paper_is_followed_in_what_is_fine_tuned() -> None:
     dropout = {name: get(name).system for name in ("glide-base", "glide-base-guided", "glide-base-inpainting")}
     assert all(isinstance(system, StageTraining) for system in dropout.values())
     rates = [system.diffusion.caption_dropout for system in dropout.values()]  # type: ignore[union-attr]
-    begun = [system.initial for system in dropout.values()]  # type: ignore[union-attr]
+    begun = [system.init_from for system in dropout.values()]  # type: ignore[union-attr]
     assert (rates, begun) == ([0.0, 0.2, 0.2], [None, "runs/glide-base", "runs/glide-base-guided"])
     guide = get("glide-noisy-clip").system
     base = get("glide-base-guided").system

@@ -154,7 +154,7 @@ def test_each_takes_a_training_step_at_full_depth(name: str) -> None:
     text = None if config.text is None else T5Config(width=network.context_width or 0)
     factor = config.factor
     small = dataclasses.replace(
-        config, network=network, text=text, null="zeros", size=32, low_size=None if factor == 1 else 32 // factor
+        config, network=network, text=text, null_text="zeros", size=32, low_size=None if factor == 1 else 32 // factor
     )
     torch.manual_seed(0)
     model = PixelDiffusion(small, None if text is None else Numbers(text.width))

@@ -93,15 +93,15 @@ def write_models() -> None:
     classifier(4, **of_latents).save(Path("guide-of-latents"))
     classifier(3).save(Path("guide-of-pixels"), "bfloat16")
     pair().save(Path("pair-of-pixels"), "bfloat16")
-    low = LowResConcat(factor=2, encoded=True)
-    fine = dataclasses.replace(BESIDE, fill="smooth", fine=True)
+    low = LowResConcat(factor=2, with_latent=True)
+    fine = dataclasses.replace(BESIDE, fill="smooth", full_resolution_mask=True)
     models: dict[str, Any] = {
         "latent-minilm": latent(MiniLMConfig(), minilm(), unet=["context_width=384", "pooled_width=none"]),
-        "latent-mask": latent(unet=["concat_channels=5"], beside=BESIDE),
-        "latent-mask-fine": latent(unet=["concat_channels=8"], beside=fine),
+        "latent-mask": latent(unet=["concat_channels=5"], concat=BESIDE),
+        "latent-mask-fine": latent(unet=["concat_channels=8"], concat=fine),
         "latent-mask-published": latent(unet=["concat_channels=5"]),
         "latent-low": latent(
-            None, unet=[f"concat_channels={low.channels(FIRST)}", "context_width=none", "pooled_width=none"], beside=low
+            None, unet=[f"concat_channels={low.channels(FIRST)}", "context_width=none", "pooled_width=none"], concat=low
         ),
         "latent-classes": latent(CLASSES, unet=["context_width=16", "pooled_width=none", "classes=4"]),
         "latent-layout": latent(reading(), reader()),

@@ -108,7 +108,7 @@ def test_it_learns_four_pictures_by_heart(told: str, floor: float) -> None:
 
 SETTINGS = TrainingConfig(
     steps=6, batch_size=4, learning_rate=1e-3, warmup=1, device="cpu", threads=1, workers=0, validate_every=3,
-    sample_every=3, checkpoint_every=3, validation_pictures=4, log_every=1,
+    sample_every=3, checkpoint_every=3, validation_images=4, log_every=1,
 )  # fmt: skip
 
 

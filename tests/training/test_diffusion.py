@@ -162,7 +162,7 @@ def fresh(**changes: Any) -> LatentDiffusion:
 def settings(**changes: Any) -> TrainingConfig:
     values: dict[str, Any] = {"steps": 60, "batch_size": 16, "learning_rate": 1e-2, "warmup": 5, "ema": 0.9}
     quiet = {"log_every": 20, "validate_every": 60, "sample_every": 60, "checkpoint_every": 60}
-    return TrainingConfig(**{**values, **quiet, "validation_pictures": 8, "threads": 1, "device": "cpu", **changes})
+    return TrainingConfig(**{**values, **quiet, "validation_images": 8, "threads": 1, "device": "cpu", **changes})
 
 
 def test_two_captions_are_learnt_in_seconds(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def distillation(distance: nn.Module | None = None, **changes: object) -> Distil
 
 @torch.no_grad()
 def test_the_loss_is_the_stated_one_for_each_picture_by_itself() -> None:
-    it = distillation(Squares(), after_teacher=0.7, after_truth=0.3, perceptual={"weight": 0.01})
+    it = distillation(Squares(), l1_teacher=0.7, l1_image=0.3, perceptual={"weight": 0.01})
     batch = toy_batch([3, 1, 4])
     randomised(it.module)
     losses, scalars = it.loss(batch)
@@ -74,12 +74,12 @@ def test_the_first_batch_sets_the_scale_of_latents() -> None:
 
 
 def test_it_learns_opens_again_and_knows_its_teacher(tmp_path: Path) -> None:
-    it, validation = distillation(after_truth=0.0), toy_batch(list(range(1000, 1008)))
+    it, validation = distillation(l1_image=0.0), toy_batch(list(range(1000, 1008)))
     assert it.samples() is None, "nothing to show before a validation"
     before = it.validation(validation)
     config = TrainingConfig(
         steps=80, batch_size=8, learning_rate=1e-2, warmup=5, ema=0.0, threads=1, device="cpu", validate_every=80,
-        sample_every=80, validation_pictures=8,
+        sample_every=80, validation_images=8,
     )  # fmt: skip
     folder = train(it, toy_batch, config, tmp_path, lambda positions: toy_batch([1000 + p for p in positions]))
     it.module.eval()
@@ -112,7 +112,7 @@ def test_what_is_no_tiny_decoder_is_refused_by_name(tmp_path: Path) -> None:
         load_tiny_decoder(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"latent_channels": 5}, {"channels": [8, 8, 8]}, {"picture_channels": 1}])
+@pytest.mark.parametrize("change", [{"latent_channels": 5}, {"channels": [8, 8, 8]}, {"image_channels": 1}])
 def test_a_network_that_does_not_fit_its_teacher_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"network.* must be .*, as the teacher's"):
         distillation(network={**NETWORK.to_dict(), **change})

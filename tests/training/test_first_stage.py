@@ -58,7 +58,7 @@ def test_it_learns_and_opens_again(tmp_path: Path, dtype: str) -> None:
     before = it.validation(validation)
     config = TrainingConfig(
         steps=40, batch_size=8, learning_rate=5e-3, warmup=5, ema=0.9, threads=1, device="cpu", validate_every=40,
-        sample_every=40, validation_pictures=8,
+        sample_every=40, validation_images=8,
     )  # fmt: skip
     folder = train(it, toy_batch, config, tmp_path, lambda positions: toy_batch([1000 + p for p in positions]))
     it.module.eval()

@@ -207,12 +207,12 @@ def test_the_published_classifiers_have_the_model_that_they_guide_beside_them(si
 
 
 def test_names_come_from_the_data_into_the_model(tmp_path: Path) -> None:
-    it = task(classes=ClassConfig(classes=2, named=True))
+    it = task(classes=ClassConfig(classes=2, names_from_captions=True))
     assert it.module.config.classes is not None and it.module.config.classes.names == tuple(sorted(CAPTIONS))
     it.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["classes"]["names"] == sorted(CAPTIONS)
     with pytest.raises(UserError, match="2 classes"):
-        task(network=network(3), classes=ClassConfig(classes=3, named=True))
+        task(network=network(3), classes=ClassConfig(classes=3, names_from_captions=True))
 
 
 @pytest.mark.parametrize("objective", [{"loss": "l1"}, {"weighting": "min-snr"}])

@@ -23,7 +23,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def repainter(**changes: object) -> LatentDiffusion:
-    shape = config(unet=config().unet.override(["concat_channels=5"]), beside=MaskConcat(), **changes)
+    shape = config(unet=config().unet.override(["concat_channels=5"]), concat=MaskConcat(), **changes)
     return LatentDiffusion(shape, autoencoder(), joint())
 
 

@@ -73,7 +73,7 @@ def settings(**changes: Any) -> TrainingConfig:
         "validate_every": 20,
         "sample_every": 20,
         "checkpoint_every": 4,
-        "validation_pictures": 10,
+        "validation_images": 10,
         "threads": 1,
         "device": "cpu",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class ConcatCondition(Protocol):
 class MaskConcat(Config):
     """A mask and the latent of what it leaves of the picture: the model repaints (section 4.5)."""
 
+    renamed: ClassVar[dict[str, str]] = {"fine": "full_resolution_mask"}
+
     kind: Literal["masked"] = "masked"
     """Which condition this is."""
     masks: MaskConfig = MaskConfig()
@@ -51,12 +53,12 @@ class MaskConcat(Config):
     fill: Literal["grey", "smooth"] = "grey"
     """What stands in the hole when the first stage reads the picture: grey, as published, or what is around it, spread
     smoothly (`smooth_fill`); then the colours of flat grounds have not to be learned."""
-    fine: bool = False
-    """Show all pixels of the mask, those of a latent's square in channels; else the first of each, as published."""
+    full_resolution_mask: bool = False
+    """Give all pixels of the mask, those of a latent's square in channels; else the first of each, as published."""
 
     def channels(self, autoencoder: AutoencoderConfig) -> int:
         """How many it takes: one for the mask, or one for each of a square's pixels, the others for a latent."""
-        return (autoencoder.factor**2 if self.fine else 1) + autoencoder.latent_channels
+        return (autoencoder.factor**2 if self.full_resolution_mask else 1) + autoencoder.latent_channels
 
     def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
         """As `ConcatCondition.concatenated`."""
@@ -66,7 +68,8 @@ class MaskConcat(Config):
         """What a model is shown of pictures (1 or B, 3, H, W) in [-1, 1] and masks (1 or B, 1, H, W), 1 where to paint:
         (B, channels, H / f, W / f), f being the autoencoder's factor. Nothing of what is under a mask is in it."""
         known = smooth_fill(pictures, masks) if self.fill == "smooth" else pictures * (1 - masks)
-        own = F.pixel_unshuffle(masks, autoencoder.factor) if self.fine else masked_latent(masks, autoencoder.factor)
+        whole, factor = self.full_resolution_mask, autoencoder.factor
+        own = F.pixel_unshuffle(masks, factor) if whole else masked_latent(masks, factor)
         latent = latents(known)
         return torch.cat([own.to(latent).expand(len(latent), -1, -1, -1), latent], 1)
 
@@ -80,23 +83,24 @@ class MaskConcat(Config):
 class LowResConcat(Config):
     """A picture `factor` times as small: the model enlarges (section 4.4)."""
 
+    renamed: ClassVar[dict[str, str]] = {"encoded": "with_latent"}
+
     kind: Literal["low"] = "low"
     """Which condition this is."""
     factor: int = 4
     """How many times as large a picture becomes."""
     degradation: DegradationConfig = DegradationConfig()
     """How training pictures are made small."""
-    encoded: bool = False
-    """Show also what the first stage makes of the small picture enlarged bicubically, as the published x2 upscaler of
-    latents reads it: then what a coarse latent is has not to be learned anew."""
+    with_latent: bool = False
+    """Give the latent of the bicubically enlarged image too, as the published x2 upscaler of latents reads it."""
 
     def check(self) -> None:
         self.require(self.factor >= 2, "factor", "be at least 2")
 
     def channels(self, autoencoder: AutoencoderConfig) -> int:
         """How many it takes: all its values, at the size of a latent, and perhaps a latent."""
-        own = autoencoder.picture_channels * max(1, autoencoder.factor // self.factor) ** 2
-        return own + autoencoder.latent_channels * self.encoded
+        own = autoencoder.image_channels * max(1, autoencoder.factor // self.factor) ** 2
+        return own + autoencoder.latent_channels * self.with_latent
 
     def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
         """As `ConcatCondition.concatenated`."""
@@ -106,7 +110,7 @@ class LowResConcat(Config):
         """What a model is shown of small pictures (B, 3, h, w) in [-1, 1]: (B, channels, H / f, W / f), f being the
         autoencoder's factor and H, W the sides of what they become."""
         own = at_latents(low, self.factor, autoencoder)
-        if not self.encoded:
+        if not self.with_latent:
             return own
         # Bicubic overshoots what pictures can be.
         return torch.cat([own, latents(F.interpolate(low, scale_factor=self.factor, mode="bicubic").clamp(-1, 1))], 1)

@@ -57,6 +57,8 @@ class Config:
     unnamed: ClassVar[bool] = False
     """Whether values without a `kind` are of this class where several could be meant: in files that are older than the
     others."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """Former names of fields, by which files and command lines may still give them: {former: present}."""
     most: ClassVar[float] = 10**9
     """The largest number, and the least below zero, of a field that states no `Within`: beyond it is a slip of the
     keyboard, or a file that would take all memory."""
@@ -105,11 +107,10 @@ class Config:
         values = self.to_dict()
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
+            first = self.renamed.get(path.partition(".")[0], path.partition(".")[0])
             if not equals or not path:
                 raise UserError(f"cannot read {assignment!r}: write it as field=value, for example training.steps=1000")
-            if path.partition(".")[0] not in values and (
-                whole := [p for p in _paths(values) if p.endswith(f".{path}")]
-            ):
+            if first not in values and (whole := [p for p in _paths(values) if p.endswith(f".{path}")]):
                 raise UserError(f"no field {path!r} at the top: did you mean {' or '.join(whole)}?")
             _assign(type(self), values, path.split("."), text, path)
         return type(self).from_dict(values)
@@ -135,6 +136,7 @@ def differences(before: Any, now: Any, where: tuple[str, ...] = ()) -> Iterator[
     if isinstance(before, dict) and old != new:
         yield ".".join((*where, "kind")), old, new
     elif isinstance(before, dict) and isinstance(now, (dict, Config)):
+        before = before if isinstance(now, dict) else present_names(type(now), before, ".".join(where) or "the config")
         defaults = {} if isinstance(now, dict) else {f.name: f.default for f in dataclasses.fields(now)}  # type: ignore
         for name, value in now.items() if isinstance(now, dict) else ((name, getattr(now, name)) for name in defaults):
             if name in before:
@@ -164,9 +166,21 @@ def plain(value: Any) -> Any:
     return value
 
 
+def present_names(cls: type[Config], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Values of a config by the present names of its fields. A `UserError` where a field has both of its names."""
+    names = [cls.renamed.get(name, name) for name in values]
+    for former, name in zip(values, names, strict=True):
+        if former != name and name in values:
+            raise UserError(
+                f"{where} has {former!r} and {name!r}, which are two names of one field: give {name!r} alone"
+            )
+    return dict(zip(names, values.values(), strict=True))
+
+
 def _build(cls: type[C], values: Any, where: str) -> C:
     if not isinstance(values, dict):
         raise UserError(f"{where} must be an object with fields, not {values!r}")
+    values = present_names(cls, values, where)
     hints = type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if strange := [str(name) for name in values if name not in fields]:
@@ -180,6 +194,7 @@ def _build(cls: type[C], values: Any, where: str) -> C:
 def _assign(cls: type[Config], values: dict[str, Any], path: list[str], text: str, whole: str) -> None:
     """Set one value, given as text, in the plain values of a config of class `cls`."""
     name, *rest = path
+    name = cls.renamed.get(name, name)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if name not in names:
         raise unknown(f"no field {name!r} in {whole!r}", name, names)

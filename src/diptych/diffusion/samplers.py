@@ -124,9 +124,9 @@ class SamplerChoice(Protocol):
     @property
     def sampler(self) -> str: ...
     @property
-    def stands_in_for(self) -> str | None: ...
+    def published_scheduler(self) -> str | None: ...
     @property
-    def refused(self) -> tuple[tuple[str, str], ...]: ...
+    def unsupported_samplers(self) -> tuple[tuple[str, str], ...]: ...
 
 
 def read_sampler(sampler: str | None, config: SamplerChoice) -> str:
@@ -135,13 +135,13 @@ def read_sampler(sampler: str | None, config: SamplerChoice) -> str:
     Raises `UserError` for an unknown one, and for one that the model as published does not allow.
     """
     name = pick("sampler", config.sampler if sampler is None else str(sampler), SAMPLERS)
-    refused = dict(config.refused)
+    refused = dict(config.unsupported_samplers)
     if reason := refused.get("" if sampler is None else name):
         others = ", ".join(other for other in SAMPLERS if other not in refused)
         raise UserError(f"{reason}; what can be had is --sampler (sampler=) {others}")
-    if sampler is None and config.stands_in_for is not None:
+    if sampler is None and config.published_scheduler is not None:
         warn(
-            f"{config.stands_in_for} is not among the samplers: {name} stands in for it; choose any by --sampler "
+            f"{config.published_scheduler} is not among the samplers: {name} stands in for it; choose any by --sampler "
             "(sampler=)"
         )
     return name

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from diptych.core.errors import UserError
 class ClassConfig(Config):
     """Which classes a model knows."""
 
+    renamed: ClassVar[dict[str, str]] = {"named": "names_from_captions"}
+
     kind: Literal["class"] = "class"
     """Which reader of prompts this is."""
     classes: int = 1000
@@ -30,7 +32,7 @@ class ClassConfig(Config):
     and then nothing can be guided."""
     names: tuple[str, ...] = ()
     """A name for each class, if they have names."""
-    named: bool = False
+    names_from_captions: bool = False
     """Whether the captions of the training data, sorted, are the names: training puts them into `names`."""
 
     def check(self) -> None:
@@ -41,7 +43,7 @@ class ClassConfig(Config):
     def learned(self, captions: Iterable[str]) -> ClassConfig:
         """With the names that captions say, if it has none and they are to be learned. A `UserError` where they are not
         as many as the classes."""
-        if not self.named or self.names:
+        if not self.names_from_captions or self.names:
             return self
         found = sorted(set(captions))
         if len(found) != self.classes:

@@ -279,7 +279,7 @@ class Cascade(OneLineRepr):
             alike: dict[tuple[str, str, bool], Any] = {}
             for number in numbers:
                 if (stage := self.configs[number]).text == config:
-                    key = (stage.null, stage.null_tokens, stage.guidable)
+                    key = (stage.null_text, stage.null_tokens, stage.guidable)
                     alike[key] = words[number] = alike.get(key) or embed_order(
                         self._encoders[config], order, stage, self.familiar
                     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from diptych.conditioning.concat import ConcatConfig, LowResConcat, MaskConcat
 from diptych.core.config import Config, Within
@@ -23,13 +23,19 @@ from diptych.networks.unet import UNetConfig
 class LatentConfig(Config):
     """A latent diffusion model: its parts, its noise schedule, and how it likes to be sampled."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "beside": "concat",
+        "stands_in_for": "published_scheduler",
+        "refused": "unsupported_samplers",
+    }
+
     kind: Literal["latent"] = "latent"
     """Which system this is."""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     """The first stage."""
     unet: UNetConfig | AdmUNetConfig = UNetConfig()
     """The denoising network over latents."""
-    beside: ConcatConfig | None = None
+    concat: ConcatConfig | None = None
     """What is concatenated to the latent, and makes the model one that repaints or enlarges pictures and does nothing
     else; none, but a U-Net with `concat_channels` for a mask and a masked latent repaints also where this is none."""
     text: TextConfig | ClassConfig | None = ClipTextConfig()
@@ -53,9 +59,9 @@ class LatentConfig(Config):
     """Times between which guidance is applied (Kynkäänniemi et al. 2024)."""
     sampler: str = "ddim"
     """Default sampler."""
-    stands_in_for: str | None = None
+    published_scheduler: str | None = None
     """The scheduler with which the model was published, where the default sampler is but the nearest to it."""
-    refused: tuple[tuple[str, str], ...] = ()
+    unsupported_samplers: tuple[tuple[str, str], ...] = ()
     """(sampler, why) of those that cannot be had as the published scheduler asks; "" is the default."""
 
     def check(self) -> None:
@@ -70,18 +76,18 @@ class LatentConfig(Config):
             low, high = sorted((factor, self.autoencoder.factor))
             if high % low or self.size % factor:
                 raise UserError(
-                    f"LatentConfig.beside.factor must divide size ({self.size}), and divide or be a multiple of the "
+                    f"LatentConfig.concat.factor must divide size ({self.size}), and divide or be a multiple of the "
                     f"autoencoder's factor ({self.autoencoder.factor}), not {factor}"
                 )
         latent, text = self.autoencoder.latent_channels, None if self.encoder is None else self.encoder.width
         classes = self.text.entries if isinstance(self.text, ClassConfig) else None
-        beside = 0 if self.beside is None else self.beside.channels(self.autoencoder)
+        concatenated = 0 if self.concat is None else self.concat.channels(self.autoencoder)
         token = text
         if classes and isinstance(self.unet, UNetConfig):
             token = self.unet.context_width  # of a class: as wide as the U-Net likes
         for name, value, wanted in (
             ("in_channels", self.unet.in_channels, (latent,)),
-            ("concat_channels", self.unet.concat_channels, (beside, *[latent + 1] * (self.beside is None))),
+            ("concat_channels", self.unet.concat_channels, (concatenated, *[latent + 1] * (self.concat is None))),
             ("out_channels", self.unet.out_channels, (latent,)),
             ("context_width", self.unet.context_width, (token, None)),
             ("pooled_width", self.unet.pooled_width, (text, None)),
@@ -103,7 +109,7 @@ class LatentConfig(Config):
     @property
     def reads(self) -> ConcatConfig | None:
         """What is concatenated to the latent."""
-        return MaskConcat() if self.beside is None and self.unet.concat_channels else self.beside
+        return MaskConcat() if self.concat is None and self.unet.concat_channels else self.concat
 
     @property
     def repaints(self) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from PIL import Image
 from torch import nn
@@ -35,6 +35,12 @@ from diptych.networks.unet import UNetConfig
 class PixelDiffusionConfig(Config):
     """A pixel diffusion model: its network, its noise schedule, and how it likes to be sampled."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "null": "null_text",
+        "stands_in_for": "published_scheduler",
+        "refused": "unsupported_samplers",
+    }
+
     kind: Literal["stage"] = "stage"
     """Which system this is."""
     network: UNetConfig | EfficientUNetConfig | AdmUNetConfig = EfficientUNetConfig()
@@ -42,7 +48,7 @@ class PixelDiffusionConfig(Config):
     text: FrozenConfig | JointTransformerConfig | ClassConfig | None = None
     """What reads the prompts, frozen or trained along (GLIDE), or the classes that they name; none for a stage without
     words (SR3, DDPM)."""
-    null: Literal["zeros", "empty"] = "zeros"
+    null_text: Literal["zeros", "empty"] = "zeros"
     """What stands for no words, in training and to steer away from: zeros (Imagen), or the empty prompt as it is read
     (DeepFloyd IF)."""
     schedule: ScheduleConfig = ScheduleConfig(kind="cosine")
@@ -74,9 +80,9 @@ class PixelDiffusionConfig(Config):
     variance: Literal["fixed-small", "fixed-large"] = "fixed-small"
     """Of what the ddpm sampler draws, where it is not learned: that of the posterior, beta-tilde, or that of a step
     towards noise, beta (SR3)."""
-    stands_in_for: str | None = None
+    published_scheduler: str | None = None
     """The scheduler with which the stage was published, where the default sampler is but the nearest to it."""
-    refused: tuple[tuple[str, str], ...] = ()
+    unsupported_samplers: tuple[tuple[str, str], ...] = ()
     """(sampler, why) of those that cannot be had as the published scheduler asks; "" is the default."""
     threshold: ThresholdConfig = ThresholdConfig()
     """Default bound on the estimate."""

@@ -121,7 +121,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
         """Captions, those that dropped (B,) bool marks as what stands for no words."""
-        if self.config.null == "zeros":
+        if self.config.null_text == "zeros":
             return self.text.encode(captions).zeroed(dropped, self.config.null_tokens)
         return self.text.encode(["" if gone else one for one, gone in zip(captions, dropped.tolist(), strict=True)])
 
@@ -201,7 +201,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
 
         Args:
             prompts, seeds, negative: as for the latent panel. Nothing is said by zeros, the null embedding, or by the
-                empty prompt (`config.null`). A stage of classes reads their numbers or names. A stage without text
+                empty prompt (`config.null_text`). A stage of classes reads their numbers or names. A stage without text
                 (SR3, DDPM) reads neither: prompts then only name the pictures, with `low` none is needed, and nothing
                 is guided.
             steps, guidance, sampler, threshold, augmentation: the stage's own defaults if none. A threshold is "none",
@@ -390,9 +390,9 @@ def embed_order(
     prompts = negatives = read_prompts(text, order.prompts, order, familiar)
     if not config.guidable:
         return prompts, prompts
-    if any(order.negatives) or config.null == "empty":
+    if any(order.negatives) or config.null_text == "empty":
         negatives = read_prompts(text, order.negatives, order)
-    if config.null == "empty":
+    if config.null_text == "empty":
         return prompts, negatives
     silent, free = ([not text for text in texts] for texts in (order.prompts, order.negatives))
     tokens = config.null_tokens

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ class AutoencoderConfig(Config):
 
     most = 2**16
 
-    picture_channels: int = 3
+    renamed: ClassVar[dict[str, str]] = {"picture_channels": "image_channels"}
+
+    image_channels: int = 3
     """Channels of an image, with values in [-1, 1]."""
     latent_channels: int = 4
     """Channels of a latent."""
@@ -49,7 +51,7 @@ class AutoencoderConfig(Config):
     """Groups of every group norm."""
 
     def check(self) -> None:
-        self.require_at_least(1, "picture_channels", "latent_channels", "channels", "blocks", "patch", "norm_groups")
+        self.require_at_least(1, "image_channels", "latent_channels", "channels", "blocks", "patch", "norm_groups")
         self.require(len(self.multipliers) > 0, "multipliers", "have a value for each level")
         self.require(min(self.multipliers) >= 1, "multipliers", "be at least 1")
         levels = range(len(self.multipliers))
@@ -149,7 +151,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         c, last = config, len(config.multipliers) - 1
         self.fold = nn.PixelUnshuffle(c.patch)
-        self.conv_in = nn.Conv2d(c.picture_channels * c.patch**2, c.channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(c.image_channels * c.patch**2, c.channels, 3, padding=1)
         layers: list[nn.Module] = []
         now = c.channels
         for level, multiplier in enumerate(c.multipliers):
@@ -186,7 +188,7 @@ class ConvDecoder(nn.Module):
                 layers.append(Upsample(now))
         self.up = nn.Sequential(*layers)
         self.norm_out = norm(now, c.norm_groups, EPS)
-        self.conv_out = nn.Conv2d(now, c.picture_channels * c.patch**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(now, c.image_channels * c.patch**2, 3, padding=1)
         self.unfold = nn.PixelShuffle(c.patch)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +24,9 @@ class DiscriminatorConfig(Config):
 
     most = 2**16
 
-    picture_channels: int = 3
+    renamed: ClassVar[dict[str, str]] = {"picture_channels": "image_channels"}
+
+    image_channels: int = 3
     """Channels of an image."""
     channels: int = 64
     """Channels of the first layer; each further one has twice as many, at most 8 times."""
@@ -37,7 +39,7 @@ class DiscriminatorConfig(Config):
     """Groups of a group norm."""
 
     def check(self) -> None:
-        self.require_at_least(1, "picture_channels", "channels", "layers", "norm_groups")
+        self.require_at_least(1, "image_channels", "channels", "layers", "norm_groups")
 
     @property
     def patch(self) -> int:
@@ -57,7 +59,7 @@ class DiscriminatorConfig(Config):
 class Discriminator(nn.Module):
     """Tells real images from reconstructions, patch by patch.
 
-    forward(images (B, picture_channels, H, W)) -> logits (B, 1, h, w), high for real; h and w are about H and W over
+    forward(images (B, image_channels, H, W)) -> logits (B, 1, h, w), high for real; h and w are about H and W over
     2 ** layers. The weights start normal with deviation 0.02, those of batch norms around 1 (Isola et al. 2017,
     appendix 6.2).
     """
@@ -65,7 +67,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.conv_in = nn.Conv2d(c.picture_channels, c.channels, KERNEL, stride=2, padding=1)
+        self.conv_in = nn.Conv2d(c.image_channels, c.channels, KERNEL, stride=2, padding=1)
         layers: list[nn.Module] = []
         for layer in range(1, c.layers + 1):
             stride = 2 if layer < c.layers else 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,11 @@ class TinyDecoderConfig(Config):
 
     most = 2**16
 
+    renamed: ClassVar[dict[str, str]] = {"picture_channels": "image_channels"}
+
     latent_channels: int = 4
     """Channels of a latent."""
-    picture_channels: int = 3
+    image_channels: int = 3
     """Channels of an image."""
     channels: tuple[int, ...] = (64, 64, 64, 64)
     """Channels of each level, the finest first. Between levels height and width are doubled."""
@@ -41,7 +43,7 @@ class TinyDecoderConfig(Config):
     """Fingerprint of the autoencoder whose decoder it was trained after; none before it is trained."""
 
     def check(self) -> None:
-        self.require_at_least(1, "latent_channels", "picture_channels", "blocks", "patch")
+        self.require_at_least(1, "latent_channels", "image_channels", "blocks", "patch")
         self.require(bool(self.channels) and min(self.channels) >= 1, "channels", "have a value of 1 or more a level")
 
     @property
@@ -84,7 +86,7 @@ class TinyDecoder(nn.Module):
         for width, finer in itertools.pairwise(widths):
             layers += [*(TinyResidualBlock(width) for _ in range(c.blocks)), Upsample(width, finer), nn.ReLU()]
         self.up = nn.Sequential(*layers, TinyResidualBlock(widths[-1]))
-        self.conv_out = nn.Conv2d(widths[-1], c.picture_channels * c.patch**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], c.image_channels * c.patch**2, 3, padding=1)
         self.unfold = nn.PixelShuffle(c.patch)
 
     def forward(self, latents: Tensor) -> Tensor:

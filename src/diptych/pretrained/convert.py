@@ -65,7 +65,7 @@ UNET_FIELDS = (
     "dropout",
 )
 AUTOENCODER_FIELDS = (
-    *("picture_channels", "latent_channels", "channels", "multipliers", "blocks", "attention", "norm_groups"),
+    *("image_channels", "latent_channels", "channels", "multipliers", "blocks", "attention", "norm_groups"),
 )
 """Fields that the published layouts can say; the others must be as they are by default."""
 
@@ -302,7 +302,7 @@ def scheduler_of(parts: Parts) -> dict[str, Any]:
         said = sampling_fields(parts.scheduler, SCHEDULER)
         if all(getattr(parts.config, field) == value for field, value in said.items()):
             return parts.scheduler
-    if reason := dict(parts.config.refused).get(""):
+    if reason := dict(parts.config.unsupported_samplers).get(""):
         raise UserError(f"the scheduler that this model came with cannot be written: {reason}")
     return scheduler_json(parts.config)
 

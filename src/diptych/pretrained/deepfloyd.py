@@ -90,7 +90,7 @@ def stage_config(source: Source) -> PixelDiffusionConfig:
     return PixelDiffusionConfig(
         network=network_config(unet, where),
         text=text_config(source, unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")),
-        null="empty",
+        null_text="empty",
         **noise_config(source),
         size=size,
         low_size=size // FACTOR if enlarging else None,
@@ -200,8 +200,8 @@ def noise_config(source: Source) -> dict[str, Any]:
         "times": TimesConfig.from_dict(schedulers.times_values(values, where)),
         "prediction": schedulers.prediction_of(values, where),
         "sampler": kind.sampler if "" in refused else schedulers.sampler_of(values, where),
-        "stands_in_for": None if kind.same else values["_class_name"],
-        "refused": tuple(refused.items()),
+        "published_scheduler": None if kind.same else values["_class_name"],
+        "unsupported_samplers": tuple(refused.items()),
         "learned_variance": True,
         "threshold": threshold,
     }

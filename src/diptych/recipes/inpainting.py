@@ -43,7 +43,7 @@ def _published(size: str, unet: AdmUNetConfig, warmup: int) -> Recipe:
             model=LatentConfig(
                 autoencoder=VQ_F4_NOATTN,
                 unet=unet,
-                beside=MaskConcat(masks=MaskConfig(thin=0, medium=0)),
+                concat=MaskConcat(masks=MaskConfig(thin=0, medium=0)),
                 text=None,
                 schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0205),
                 times=TIMES,
@@ -59,7 +59,7 @@ def _published(size: str, unet: AdmUNetConfig, warmup: int) -> Recipe:
     )
 
 
-BESIDE = MaskConcat(fill="smooth", fine=True)
+BESIDE = MaskConcat(fill="smooth", full_resolution_mask=True)
 """What it is told in the place of words: a mask, and the rest of the picture. A latent stands for 8 pixels here: a mask
 of one value for each would not say what a thin stroke hides."""
 
@@ -73,7 +73,7 @@ RECIPES = {
                 "pooled_width": None,
             },
             diffusion={"caption_dropout": 0.0, "prompts": ()},
-            beside=BESIDE,
+            concat=BESIDE,
             text=None,
             guidance=1.0,
         ),
@@ -87,7 +87,7 @@ RECIPES = {
             ema=0.99,
             weight_decay=0.01,
             validate_every=200,
-            validation_pictures=128,
+            validation_images=128,
             sample_every=200,
             checkpoint_every=100,
         ),

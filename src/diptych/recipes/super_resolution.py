@@ -44,9 +44,9 @@ def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfi
 
 def enlarging(degradation: DegradationConfig) -> LatentTraining:
     """The default's first stage and U-Net, which begins with its weights; what told it of words is gone."""
-    low = LowResConcat(factor=4, degradation=degradation, encoded=True)
+    low = LowResConcat(factor=4, degradation=degradation, with_latent=True)
     unet = {"concat_channels": low.channels(SMALL_AUTOENCODER), "context_width": None, "pooled_width": None}
-    return trained_on(unet=unet, diffusion={"prompts": ()}, beside=low, text=None, guidance=1.0)
+    return trained_on(unet=unet, diffusion={"prompts": ()}, concat=low, text=None, guidance=1.0)
 
 
 def over_pixels(degradation: DegradationConfig) -> StageTraining:
@@ -85,7 +85,7 @@ def _published(degradation: DegradationConfig, description: str) -> Recipe:
     model = LatentConfig(
         autoencoder=VQ_F4,
         unet=network,
-        beside=LowResConcat(factor=4, degradation=degradation),
+        concat=LowResConcat(factor=4, degradation=degradation),
         text=None,
         schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0155),
         times=TIMES,

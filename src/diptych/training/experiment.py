@@ -172,7 +172,7 @@ def stage_task(system: StageTraining, captions: list[str], seed: int) -> Diffusi
     encoder goes. One that is trained along stays.
     """
     texts, text = None, system.model.encoder
-    before = None if system.initial is None else initial_stage(system.initial)
+    before = None if system.init_from is None else initial_stage(system.init_from)
     if isinstance(text, JointTransformerConfig):
         known = None if before is None or before.joint_text is None else before.joint_text.tokenizer
         texts = joint_text(text, captions, seed, known)
@@ -183,7 +183,7 @@ def stage_task(system: StageTraining, captions: list[str], seed: int) -> Diffusi
     with drawn_apart(seed, FIRST_WEIGHTS):
         stage = PixelDiffusion(system.model, texts)
     if before is not None:
-        begin_stage(stage, before, str(system.initial))
+        begin_stage(stage, before, str(system.init_from))
     return DiffusionTask(stage, system.diffusion)
 
 
@@ -241,8 +241,8 @@ def second_stage(
             return CodesTask(Autoregressive(system.model, autoencoder, encoder), system.codes)
     with drawn_apart(seed, FIRST_WEIGHTS):
         model = LatentDiffusion(system.model, autoencoder, encoder)
-    if system.initial is not None:
-        begin_from(model, system.initial)
+    if system.init_from is not None:
+        begin_from(model, system.init_from)
     return DiffusionTask(model, system.diffusion)
 
 

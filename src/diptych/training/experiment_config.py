@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError
@@ -26,6 +26,8 @@ from diptych.training.training_config import TrainingConfig
 class LatentTraining(Config):
     """A latent diffusion model to train, over a first stage that is already trained."""
 
+    renamed: ClassVar[dict[str, str]] = {"initial": "init_from"}
+
     kind: Literal["latent"] = "latent"
     """Which system this is."""
     model: LatentConfig = LatentConfig()
@@ -37,7 +39,7 @@ class LatentTraining(Config):
     `model.autoencoder`."""
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
-    initial: str | None = None
+    init_from: str | None = None
     """Latent model whose U-Net training starts from, or none for random weights. What it has no place for is left out;
     what it lacks, such as channels for a mask, starts as if it were not there."""
 
@@ -71,13 +73,15 @@ class AutoregressiveTraining(Config):
 class StageTraining(Config):
     """One stage of a cascade to train, alone: its low-resolution pictures are made from the true ones."""
 
+    renamed: ClassVar[dict[str, str]] = {"initial": "init_from"}
+
     kind: Literal["stage"] = "stage"
     """Which system this is."""
     model: PixelDiffusionConfig = PixelDiffusionConfig()
     """The stage."""
     diffusion: DiffusionTraining = DiffusionTraining()
     """Its objective, caption dropout and sample prompts."""
-    initial: str | None = None
+    init_from: str | None = None
     """Stage whose network training starts from, and whose text encoder where that is trained along; none for random
     weights. Input channels that it lacks, such as those of a mask, start as if they were not there."""
 

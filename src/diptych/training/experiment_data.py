@@ -44,7 +44,7 @@ def caption_fit(system: Any) -> Fit | None:
     reader = prompt_reader(system)
     if isinstance(reader, JointTransformerConfig):
         return None if reader.tokenizer is None else JointTransformer(reader).fit
-    if isinstance(reader, ClassConfig) and reader.named and not reader.names:
+    if isinstance(reader, ClassConfig) and reader.names_from_captions and not reader.names:
         return None
     return None if reader is None else reader.fitting()
 

@@ -90,7 +90,7 @@ def copy_weights(network: nn.Module, theirs: Mapping[str, Tensor], source: str) 
     if 2 * len(new) > len(own):
         raise UserError(
             f"of {len(own)} tensors of this U-Net only {len(own) - len(new)} have their shape in {source}: give it the "
-            "shape of that one, or leave system.initial out"
+            "shape of that one, or leave system.init_from out"
         )
     say(f"{len(own) - len(new)} of {len(own)} tensors are those of {source}; anew: {', '.join(new) or 'none'}")
 
@@ -115,12 +115,12 @@ def begins(reader: LayoutTransformer, other: LatentDiffusion) -> bool:
 
 
 def named(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> Recipe:
-    """The recipe, its classes named by the captions of the data where they are to be (`ClassConfig.named`)."""
+    """The recipe with the captions of the data as the names of its classes, where `names_from_captions` is set."""
     system = recipe.system
     if not isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining)):
         return recipe
     text = system.model.text
-    if not isinstance(text, ClassConfig) or not text.named:
+    if not isinstance(text, ClassConfig) or not text.names_from_captions:
         return recipe
     model = dataclasses.replace(system.model, text=text.learned(captions()))
     return dataclasses.replace(recipe, system=dataclasses.replace(system, model=model))
@@ -136,10 +136,10 @@ def fits(found: torch.Size, wanted: torch.Size) -> bool:
 def first_stage_task(system: FirstStageConfig, seed: int) -> FirstStage:
     """An autoencoder to train, with the perceptual distance and the autoencoder to start from that its config names."""
     module = None
-    if system.initial is not None:
-        module = open_autoencoder(system.initial).train()
+    if system.init_from is not None:
+        module = open_autoencoder(system.init_from).train()
         if module.config != system.network:
-            raise UserError(f"the autoencoder in {system.initial} has another shape than the recipe's system.network")
+            raise UserError(f"the autoencoder in {system.init_from} has another shape than the recipe's system.network")
     distance = distance_of(system.perceptual)
     with drawn_apart(seed, FIRST_WEIGHTS):
         return FirstStage(system, module, distance)

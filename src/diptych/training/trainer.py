@@ -195,7 +195,7 @@ class Run:
     def validate(self, validation_at: BatchAt) -> dict[str, float]:
         """Metrics over the first validation pictures, always the same, with the averaged weights."""
         size = -(-self.config.batch_size // (self.team.size * self.config.accumulation))
-        mine, means = self.team.share(range(self.config.validation_pictures)), Means()
+        mine, means = self.team.share(range(self.config.validation_images)), Means()
         with self.averaged():
             for i in range(0, len(mine), size):
                 part = mine[i : i + size]

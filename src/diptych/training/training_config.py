@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from diptych.core.config import Config, Within, differences, plain, read_json
 from diptych.core.disk import write_text
@@ -16,6 +16,8 @@ from diptych.core.errors import UserError
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Config):
     """How a model is trained. One step is one optimizer update with one batch."""
+
+    renamed: ClassVar[dict[str, str]] = {"validation_pictures": "validation_images"}
 
     steps: int = 100_000
     """Optimizer steps in all."""
@@ -67,7 +69,7 @@ class TrainingConfig(Config):
     """Steps between two lines of metrics."""
     validate_every: int = 1000
     """Steps between two validations; 0 is never."""
-    validation_pictures: int = 256
+    validation_images: int = 256
     """The first so many validation pictures are used each time, with the same noise."""
     sample_every: int = 1000
     """Steps between two sample grids; 0 is never."""
@@ -82,7 +84,7 @@ class TrainingConfig(Config):
             "batch_size",
             "accumulation",
             "log_every",
-            "validation_pictures",
+            "validation_images",
             "checkpoint_every",
             "keep",
         ):
@@ -102,7 +104,7 @@ class TrainingConfig(Config):
 
 
 CHANGEABLE = {
-    *("steps", "minutes", "accumulation", "device", "threads", "workers", "keep", "validation_pictures"),
+    *("steps", "minutes", "accumulation", "device", "threads", "workers", "keep", "validation_images"),
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""

@@ -119,7 +119,7 @@ def autoencoder_config(values: Mapping[str, Any], where: str) -> AutoencoderConf
     if values.get("out_channels", 3) != channels:
         raise refused(where, "out_channels", values.get("out_channels", 3))
     return AutoencoderConfig(
-        picture_channels=channels,
+        image_channels=channels,
         latent_channels=values.get("latent_channels", 4),
         channels=widths[0],
         multipliers=_multipliers(widths, where),
@@ -144,8 +144,8 @@ def autoencoder_json(config: AutoencoderConfig, scale: float, size: int) -> dict
         "_class_name": "AutoencoderKL",
         **{field: usual[0] for field, usual in AUTOENCODER_FIXED.items()},
         "sample_size": size,
-        "in_channels": config.picture_channels,
-        "out_channels": config.picture_channels,
+        "in_channels": config.image_channels,
+        "out_channels": config.image_channels,
         "latent_channels": config.latent_channels,
         "block_out_channels": [config.channels * multiplier for multiplier in config.multipliers],
         "down_block_types": ["DownEncoderBlock2D"] * levels,

@@ -125,7 +125,7 @@ def autoencoder_of_shapes(shapes: Shapes, source: str, prefix: str = FIRST_STAGE
     latent_channels = has.size("decoder.conv_in.weight", 1)
     quantised = has.size("encoder.conv_out.weight") == latent_channels  # a KL has mean and variance of each
     return AutoencoderConfig(
-        picture_channels=has.size("encoder.conv_in.weight", 1),
+        image_channels=has.size("encoder.conv_in.weight", 1),
         latent_channels=latent_channels,
         channels=channels,
         multipliers=tuple(level[-1] // channels for level in levels),

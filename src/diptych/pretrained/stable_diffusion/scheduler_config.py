@@ -17,12 +17,13 @@ OFFSET = 1
 
 
 def sampling_config(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields `schedule`, `prediction`, `times`, `sampler`, `stands_in_for` and `refused` of a `LatentConfig`.
+    """The fields of a `LatentConfig` that a scheduler decides: `schedule`, `prediction`, `times`, `sampler`,
+    `published_scheduler` and `unsupported_samplers`.
 
     Raises a `UserError` that names the field for a class or a setting that we do not have.
     """
     found = sampling_fields(values, where)
-    if reason := dict(found["refused"]).get(""):
+    if reason := dict(found["unsupported_samplers"]).get(""):
         raise UserError(reason)
     return found
 
@@ -43,8 +44,8 @@ def sampling_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         "prediction": schedulers.prediction_of(values, where),
         "times": times,
         "sampler": sampler,
-        "stands_in_for": None if kind.same else values["_class_name"],
-        "refused": tuple(refused.items()),
+        "published_scheduler": None if kind.same else values["_class_name"],
+        "unsupported_samplers": tuple(refused.items()),
     }
 
 

@@ -68,7 +68,7 @@ RECIPES = {
         system=FirstStageConfig(
             network=SMALL_AUTOENCODER,
             l2=1.0,
-            initial="latent",
+            init_from="latent",
             train="decoder",
             perceptual=dataclasses.replace(FEATURES, weight=1.0),  # near the end distances are small
             adversarial=adversarial(start=100),

@@ -11,7 +11,7 @@ from diptych.training.experiment_config import Recipe
 
 DATA = dataclasses.replace(EMOJI_DATA, kinds=("single",), caption_field="concept", least=6)
 """What all six styles drew: 825 concepts. Of a third of them one drawing is held out."""
-CLASSES = ClassConfig(classes=825, null=825, named=True)
+CLASSES = ClassConfig(classes=825, null=825, names_from_captions=True)
 """The concepts and one that stands for none. Their names are in the data, and come from there into the model."""
 SHOWN = (
     *("red apple", "rocket", "evergreen tree", "red heart", "crown", "grinning face", "house", "pizza"),
@@ -44,7 +44,7 @@ def _recipe(description: str, text: ClassConfig | None, prompts: tuple[str, ...]
             warmup=50,
             ema=0.99,
             validate_every=150,
-            validation_pictures=128,
+            validation_images=128,
             sample_every=150,
             checkpoint_every=150,
         ),

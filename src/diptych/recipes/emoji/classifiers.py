@@ -20,7 +20,7 @@ from diptych.training.tasks.guide_training import GuideTraining
 from diptych.training.training_config import TrainingConfig
 
 CONCEPTS = CLASSES.classes
-NAMED = ClassConfig(classes=CONCEPTS, named=True)
+NAMED = ClassConfig(classes=CONCEPTS, names_from_captions=True)
 """Those that a model of classes is told: concepts that all styles drew, of which a classifier sees five drawings or
 six. Their held-out drawings are of concepts that it knows."""
 FAVOURED = ObjectiveConfig(times="logit-normal")
@@ -54,7 +54,7 @@ def training(steps: int, batch_size: int, learning_rate: float = 2e-3) -> Traini
         ema=0.998,
         weight_decay=0.05,
         validate_every=500,
-        validation_pictures=284,
+        validation_images=284,
         sample_every=0,
         checkpoint_every=500,
     )

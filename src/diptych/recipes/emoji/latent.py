@@ -197,7 +197,7 @@ def trained_on(
         diffusion=dataclasses.replace(system.diffusion, **(diffusion or {})),
         autoencoder="latent",
         precomputed=precomputed,
-        initial="latent",
+        init_from="latent",
     )
 
 

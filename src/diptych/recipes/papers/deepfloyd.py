@@ -42,7 +42,7 @@ def stage(channels: int, multipliers: tuple[int, ...], low_size: int | None, **n
     model = PixelDiffusionConfig(
         network=AdmUNetConfig(**{**shared, **network}),
         text=T5Config(width=WIDTH, max_tokens=77, padded=True, cleaning="lower"),
-        null="empty",
+        null_text="empty",
         schedule=ScheduleConfig(kind="cosine-table"),
         times=TimesConfig(spacing="leading"),
         learned_variance=True,

@@ -64,7 +64,7 @@ def base(text: JointTransformerConfig, channels: int, caption_dropout: float = 0
     model = PixelDiffusionConfig(
         network=AdmUNetConfig(**{**network, "dropout": 0.1, **changes}),
         text=text,
-        null="empty",
+        null_text="empty",
         schedule=ScheduleConfig(kind="cosine-table"),
         times=TimesConfig(spacing="linspace"),
         learned_variance=True,
@@ -92,7 +92,7 @@ def upsampler(text: JointTransformerConfig, channels: int) -> StageTraining:
     model = PixelDiffusionConfig(
         network=network,
         text=text,
-        null="empty",
+        null_text="empty",
         schedule=LINEAR,
         times=TimesConfig(spacing="linspace"),
         learned_variance=True,
@@ -113,7 +113,7 @@ def repainting(system: StageTraining, initial: str) -> StageTraining:
     model = system.model
     network = dataclasses.replace(model.network, concat_channels=model.network.concat_channels + 4)
     model = dataclasses.replace(model, network=network, masks=MaskConfig())
-    return dataclasses.replace(system, model=model, initial=initial)
+    return dataclasses.replace(system, model=model, init_from=initial)
 
 
 def noisy_clip() -> Recipe:
@@ -174,7 +174,7 @@ RECIPES = {
     "glide-base": _recipe("GLIDE: 64 px, 2.2 B U-Net, 1.3 B text", base(LARGE, 512, 0.0), 2_500_000, 2048),
     "glide-base-guided": _recipe(
         "GLIDE's 64 px fine-tuned to be guided",
-        dataclasses.replace(base(LARGE, 512), initial="runs/glide-base"),
+        dataclasses.replace(base(LARGE, 512), init_from="runs/glide-base"),
         250_000,
         2048,
     ),

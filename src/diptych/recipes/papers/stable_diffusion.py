@@ -2,7 +2,7 @@
 
 They were trained in turn: 237 k steps at 256 px, then 512 px for 194 k (v1-1) and 515 k (v1-2), and on from there for
 195 k (v1-3) or 225 k (v1-4) with a tenth of the captions dropped. Ours is one run; to train in turns, train with
-`data.size=256 system.model.size=256 system.diffusion.caption_dropout=0` first, and name that run as `system.initial`.
+`data.size=256 system.model.size=256 system.diffusion.caption_dropout=0` first, and name that run as `system.init_from`.
 """
 
 from __future__ import annotations

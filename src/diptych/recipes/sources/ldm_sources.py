@@ -127,7 +127,7 @@ INPAINTING = (
     *betas(0.0015, 0.0205, "inpainting_big/config.yaml"),
     *same("appendix E.2.2: random crops of 256 px", under("data", crop=256)),
     *silent("of Places at 512 px, as the model was tested on", "data.size"),
-    *silent("appendix E.2.2 names LaMa's code: its thick masks alone", f"{MODEL}.beside.masks.medium"),
+    *silent("appendix E.2.2 names LaMa's code: its thick masks alone", f"{MODEL}.concat.masks.medium"),
     *silent("not mirrored", "data.flip"),
 )
 SUPER_RESOLUTION = (
@@ -159,7 +159,7 @@ SOURCES: dict[str, Sources] = {
             "training.steps",
             237_000 + 194_000 + 515_000 + 195_000,
             "model cards of v1-1 to v1-3",
-            "one run at 512 px: theirs was at 256 px first; `system.initial` goes on from one",
+            "one run at 512 px: theirs was at 256 px first; `system.init_from` goes on from one",
         ),
         *same("model card", under("training", batch_size=2048, learning_rate=1e-4, warmup=10_000)),
         *same("v1-inference.yaml: a scheduler that stays at 1", under("training", schedule="constant")),
@@ -289,14 +289,14 @@ SOURCES: dict[str, Sources] = {
     "ldm-sr": (
         *run("table 15", 860_000, 64, 6.4e-5),
         *SUPER_RESOLUTION,
-        *same("appendix E.3.4", {f"{MODEL}.beside.degradation.kind": "bicubic"}),
+        *same("appendix E.3.4", {f"{MODEL}.concat.degradation.kind": "bicubic"}),
         *silent("not mirrored", "data.flip"),
     ),
     "ldm-sr-bsr": (
         *silent("as LDM-SR", "training.steps"),
         *same("bsr_sr/config.yaml", under("training", batch_size=64, learning_rate=6.4e-5)),
         *SUPER_RESOLUTION,
-        *same("bsr_sr/config.yaml: bsrgan_light", {f"{MODEL}.beside.degradation.kind": "bsr-light"}),
+        *same("bsr_sr/config.yaml: bsrgan_light", {f"{MODEL}.concat.degradation.kind": "bsr-light"}),
         *silent("not mirrored", "data.flip"),
     ),
     "ldm-layout-openimages": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -47,6 +47,8 @@ class PerceptualConfig(Config):
 class FirstStageConfig(Config):
     """An autoencoder and the terms of its loss."""
 
+    renamed: ClassVar[dict[str, str]] = {"initial": "init_from"}
+
     kind: Literal["autoencoder"] = "autoencoder"
     """Which system this is."""
     network: AutoencoderConfig = AutoencoderConfig()
@@ -66,7 +68,7 @@ class FirstStageConfig(Config):
     learned_variance: bool = False
     """Divide the reconstruction error by a variance that is learned, one number, and add its logarithm. (In
     latent-diffusion's code that number is there, but nothing trains it.)"""
-    initial: str | None = None
+    init_from: str | None = None
     """Run or model whose autoencoder training starts from, or none for random weights."""
     train: Literal["all", "decoder"] = "all"
     """`decoder` leaves the encoder, and so the latents and all that was trained on them, as they are."""
@@ -76,8 +78,8 @@ class FirstStageConfig(Config):
     def check(self) -> None:
         for field in ("l1", "l2", "kl"):
             self.require(getattr(self, field) >= 0, field, "be at least 0")
-        if self.train == "decoder" and self.initial is None:
-            raise UserError("FirstStageConfig.train: a decoder alone is trained for an encoder that is: set initial")
+        if self.train == "decoder" and self.init_from is None:
+            raise UserError("FirstStageConfig.train: a decoder alone is trained for an encoder that is: set init_from")
 
 
 class Compression(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -26,6 +26,8 @@ from diptych.weights.fingerprint import fingerprint
 class DistillationConfig(Config):
     """A tiny decoder, its teacher, and the weights of the terms of its loss."""
 
+    renamed: ClassVar[dict[str, str]] = {"after_teacher": "l1_teacher", "after_truth": "l1_image"}
+
     kind: Literal["tiny-decoder"] = KIND
     """Which system this is."""
     network: TinyDecoderConfig = TinyDecoderConfig()
@@ -33,9 +35,9 @@ class DistillationConfig(Config):
     teacher: str | None = None
     """What holds the autoencoder whose decoder is the teacher: a run or model folder, or a published model; none for
     the default model in the package."""
-    after_teacher: Annotated[float, Within(0)] = 1.0
+    l1_teacher: Annotated[float, Within(0)] = 1.0
     """Weight of the mean absolute difference from what the teacher decodes."""
-    after_truth: Annotated[float, Within(0)] = 0.2
+    l1_image: Annotated[float, Within(0)] = 0.2
     """Weight of the mean absolute difference from the true picture."""
     perceptual: PerceptualConfig | None = None
     """A perceptual distance from what the teacher decodes, or none."""
@@ -43,19 +45,19 @@ class DistillationConfig(Config):
     """How the finished model's kernels are stored."""
 
     def check(self) -> None:
-        some = self.after_teacher > 0 or self.after_truth > 0 or self.perceptual is not None
-        self.require(some, "after_teacher", "be more than 0, or after_truth, or perceptual be set: nothing is learned")
+        some = self.l1_teacher > 0 or self.l1_image > 0 or self.perceptual is not None
+        self.require(some, "l1_teacher", "be more than 0, or l1_image, or perceptual be set: nothing is learned")
 
 
 class Distillation:
     """The tiny decoder as the training loop sees it. Latents are samples of the posterior, as diffusion ends with them.
-    The loss of a picture: after_teacher * |y - teacher(z)| + after_truth * |y - x|, averaged over its values, plus
+    The loss of an image: l1_teacher * |y - teacher(z)| + l1_image * |y - x|, averaged over its values, plus
     perceptual.weight * d(y, teacher(z)).
     """
 
     def __init__(self, config: DistillationConfig, teacher: Autoencoder, perceptual: nn.Module | None = None) -> None:
         """perceptual: forward(first, second), pictures (B, 3, H, W) in [-1, 1] -> (B,)."""
-        for field in ("latent_channels", "picture_channels", "factor"):
+        for field in ("latent_channels", "image_channels", "factor"):
             if (own := getattr(config.network, field)) != (wanted := getattr(teacher.config, field)):
                 raise UserError(f"network.{field} must be {wanted}, as the teacher's, not {own}: set the network")
         self.config = config
@@ -83,7 +85,7 @@ class Distillation:
         painted = self.module.decode(latents)
         after_teacher = (painted - wanted).abs().flatten(1).mean(1)  # (B,)
         after_truth = (painted - batch["picture"]).abs().flatten(1).mean(1)
-        losses = self.config.after_teacher * after_teacher + self.config.after_truth * after_truth
+        losses = self.config.l1_teacher * after_teacher + self.config.l1_image * after_truth
         scalars = {"after_teacher": after_teacher.mean(), "after_truth": after_truth.mean()}
         if self.perceptual is not None and self.config.perceptual is not None:
             distance = self.perceptual.to(painted.device)(painted, wanted)  # (B,)
