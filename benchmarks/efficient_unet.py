@@ -28,9 +28,7 @@ from PIL import Image
 from diptych.core.devices import find_device
 from diptych.core.progress import track
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.schedules import build_schedule
 from diptych.models.pixel_diffusion import PixelDiffusion
-from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.pretrained.load import open_model
@@ -238,10 +236,10 @@ def full(options: argparse.Namespace) -> dict[str, Any]:
     calls: dict[str, Callable[[], Any]] = {}
     x = torch.randn(1, 3, config.size, config.size, device="cuda", dtype=torch.bfloat16)
     for name, network in networks.items():
-        model = build_network(network).to("cuda", torch.bfloat16).eval()
+        model = network.build().to("cuda", torch.bfloat16).eval()
         cond = condition(network, 1, config.size)
         cond = {k: v.to("cuda", torch.bfloat16 if v.is_floating_point() else v.dtype) for k, v in cond.items()}
-        denoiser = Denoiser(model, build_schedule(config.schedule), config.prediction)
+        denoiser = Denoiser(model, config.schedule.build(), config.prediction)
         calls[name] = lambda denoiser=denoiser, cond=cond: denoiser(x, 0.5, cond)
     with torch.no_grad():
         seconds = in_turn(calls, options.repeats)

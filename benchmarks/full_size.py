@@ -24,10 +24,8 @@ import torch
 from torch import Tensor
 
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.schedules import build_schedule
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import get
@@ -64,7 +62,7 @@ def narrowed(network: Network, divide: int) -> Network:
 def count(network: Network) -> int:
     """Exact number of parameters."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(network).parameters())
+        return sum(p.numel() for p in network.build().parameters())
 
 
 def condition(network: Network, batch: int, size: int) -> dict[str, Tensor]:
@@ -94,12 +92,12 @@ def run_once(
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
     with torch.device(device):
-        model = build_network(network).to(kind)
+        model = network.build().to(kind)
     with torch.no_grad():
         for p in model.parameters():  # what starts at zero would stop the gradient
             if not p.any():
                 p.normal_(std=0.02)
-    denoiser = Denoiser(model, build_schedule(config.schedule), config.prediction, config.learned_variance)
+    denoiser = Denoiser(model, config.schedule.build(), config.prediction, config.learned_variance)
     cond = {
         key: value.to(device, kind if value.is_floating_point() else value.dtype)
         for key, value in condition(network, batch, size).items()

@@ -12,7 +12,7 @@ import torch
 
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import DynamicThreshold, StaticThreshold
 from diptych.diffusion.times import timesteps
@@ -97,7 +97,7 @@ def reference(scheduler, x: torch.Tensor, net, **options) -> torch.Tensor:
 
 def build(kind: str, prediction: str, scheduler: str, settings: dict, layout: dict):
     beta_schedule, start, end = SCHEDULES[kind]
-    schedule = build_schedule(ScheduleConfig(kind=kind, beta_start=start, beta_end=end))  # type: ignore[arg-type]
+    schedule = ScheduleConfig(kind=kind, beta_start=start, beta_end=end).build()  # type: ignore[arg-type]
     spacing = "linspace" if layout["spacing"] == "karras" else layout["spacing"]
     made = getattr(diffusers, scheduler)(
         beta_schedule=beta_schedule,
@@ -152,7 +152,7 @@ def test_final_x(case, kind, prediction, record_property):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_euler(shift):
-    schedule = build_schedule(ScheduleConfig(kind="flow", shift=shift))
+    schedule = ScheduleConfig(kind="flow", shift=shift).build()
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / 12, 12))
     x, net = NoiseSource(SEEDS, SHAPE).draw(), Net()
@@ -179,7 +179,7 @@ def test_flow_solvers(name):
     theirs.set_timesteps(12)
     sigmas = theirs.sigmas.double()
     times = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]]) if name == "heun" else sigmas
-    schedule, net, noise = build_schedule(ScheduleConfig(kind="flow")), Net(), NoiseSource(SEEDS, SHAPE)
+    schedule, net, noise = ScheduleConfig(kind="flow").build(), Net(), NoiseSource(SEEDS, SHAPE)
     x = noise.draw()
     want = reference(theirs, x, net)
 

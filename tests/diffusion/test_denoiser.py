@@ -7,7 +7,7 @@ from torch.distributions import Normal, kl_divergence
 from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.losses import ObjectiveConfig, training_times, variance_bound
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from tests.diffusion.oracles import Net
 
 KINDS = ("linear", "scaled-linear", "cosine", "cosine-table", "flow")
@@ -24,9 +24,7 @@ def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_perfect_network_gives_back_the_picture(kind, prediction):
     x0, noise = pair(5, 3, 2, 2)
     t = torch.tensor([1e-3, 0.2, 0.5, 0.8, 0.95])
-    denoiser = Denoiser(
-        lambda x, time: denoiser.target(x0, noise, t), build_schedule(ScheduleConfig(kind=kind)), prediction
-    )
+    denoiser = Denoiser(lambda x, time: denoiser.target(x0, noise, t), ScheduleConfig(kind=kind).build(), prediction)
     x = denoiser.add_noise(x0, noise, t)
     assert torch.allclose(denoiser(x, t), x0, atol=1e-5)
     assert denoiser.loss(x0, noise, t).max() == 0
@@ -37,7 +35,7 @@ def test_a_perfect_network_gives_back_the_picture(kind, prediction):
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 5), (4, 3, 5, 6), (4, 3, 2, 5, 6)])
 def test_any_shape_and_both_ends_are_finite(kind, prediction, shape):
     x0, noise = pair(*shape)
-    denoiser = Denoiser(lambda x, time: torch.tanh(x), build_schedule(ScheduleConfig(kind=kind)), prediction)
+    denoiser = Denoiser(lambda x, time: torch.tanh(x), ScheduleConfig(kind=kind).build(), prediction)
     t = torch.tensor([0.0, 1e-9, 0.5, 1.0])
     assert denoiser(denoiser.add_noise(x0, noise, t), t).isfinite().all()
     for weighting in ("none", "min-snr", "truncated-snr"):
@@ -47,7 +45,7 @@ def test_any_shape_and_both_ends_are_finite(kind, prediction, shape):
 
 def test_prediction_formulas():
     """Against the definitions, at alpha = 0.6 and sigma = 0.8."""
-    schedule = build_schedule(ScheduleConfig(kind="cosine"))
+    schedule = ScheduleConfig(kind="cosine").build()
     t = schedule.inverse_log_snr(torch.tensor([math.log(0.36 / 0.64)], dtype=torch.float64))
     x0, noise = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
     targets = {p: Denoiser(Net(), schedule, p).target(x0, noise, t).item() for p in PREDICTIONS}
@@ -59,7 +57,7 @@ def test_each_picture_has_its_own_time_and_calls_are_counted():
     x, _ = pair(3, 3, 4)
     told = []
     net = Net()
-    denoiser = Denoiser(lambda x, time: told.append(time) or net(x, time), build_schedule(ScheduleConfig()))
+    denoiser = Denoiser(lambda x, time: told.append(time) or net(x, time), ScheduleConfig().build())
     t = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
     together = denoiser(x, t)
     assert torch.equal(told[0], torch.tensor([0.0, 499.0, 999.0])) and told[0].dtype == torch.float32
@@ -70,7 +68,7 @@ def test_each_picture_has_its_own_time_and_calls_are_counted():
 
 def test_half_precision_is_lifted_and_double_is_kept():
     x, _ = pair(2, 3)
-    denoiser = Denoiser(lambda x, time: x.bfloat16(), build_schedule(ScheduleConfig()))
+    denoiser = Denoiser(lambda x, time: x.bfloat16(), ScheduleConfig().build())
     assert denoiser(x.bfloat16(), 0.3).dtype == torch.float32
     assert denoiser(x, 0.3).dtype == torch.float32
     assert denoiser(x.double(), 0.3).dtype == torch.float64
@@ -78,7 +76,7 @@ def test_half_precision_is_lifted_and_double_is_kept():
 
 def test_the_condition_reaches_the_network():
     seen = {}
-    denoiser = Denoiser(lambda x, time, **cond: seen.update(cond) or x, build_schedule(ScheduleConfig()))
+    denoiser = Denoiser(lambda x, time, **cond: seen.update(cond) or x, ScheduleConfig().build())
     pooled = torch.ones(2, 5)
     denoiser(torch.zeros(2, 3), 0.5, {"pooled": pooled})
     assert seen["pooled"] is pooled
@@ -90,7 +88,7 @@ def test_the_condition_reaches_the_network():
 def test_snr_weighting_is_the_bounded_error_of_x0(prediction, kind, weighting, least):
     """Whatever the network predicts, the weighted error is min(SNR, gamma) times that of x_0 (Hang et al. 2023)."""
     x0, noise = pair(6, 3, 4)
-    schedule = build_schedule(ScheduleConfig(kind=kind))
+    schedule = ScheduleConfig(kind=kind).build()
     t = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
     denoiser = Denoiser(Net(), schedule, prediction)
     loss = denoiser.loss(x0.double(), noise.double(), t, weighting=weighting, gamma=3.0)
@@ -101,7 +99,7 @@ def test_snr_weighting_is_the_bounded_error_of_x0(prediction, kind, weighting, l
 
 def test_plain_loss_is_the_mean_error_per_picture():
     x0, noise = pair(2, 3, 4)
-    denoiser = Denoiser(lambda x, time: torch.zeros_like(x), build_schedule(ScheduleConfig()))
+    denoiser = Denoiser(lambda x, time: torch.zeros_like(x), ScheduleConfig().build())
     t = torch.tensor([0.2, 0.7])
     assert torch.allclose(denoiser.loss(x0, noise, t), noise.square().mean((1, 2)))
     assert torch.allclose(denoiser.loss(x0, noise, t, kind="l1"), noise.abs().mean((1, 2)))
@@ -111,18 +109,18 @@ def test_plain_loss_is_the_mean_error_per_picture():
 
 def test_learned_variance_is_the_second_half():
     x, _ = pair(2, 3, 4)
-    estimate = Denoiser(Net(2), build_schedule(ScheduleConfig()), learned_variance=True).estimate(x, 0.5)
-    plain = Denoiser(Net(1), build_schedule(ScheduleConfig())).estimate(x, 0.5)
+    estimate = Denoiser(Net(2), ScheduleConfig().build(), learned_variance=True).estimate(x, 0.5)
+    plain = Denoiser(Net(1), ScheduleConfig().build()).estimate(x, 0.5)
     assert torch.equal(estimate.x0, plain.x0) and plain.variance is None
     assert estimate.variance is not None and estimate.variance.shape == x.shape
     with pytest.raises(UserError, match="6 output channels, not 3"):
-        Denoiser(Net(1), build_schedule(ScheduleConfig()), learned_variance=True)(x, 0.5)
+        Denoiser(Net(1), ScheduleConfig().build(), learned_variance=True)(x, 0.5)
     with pytest.raises(UserError, match="unknown prediction 'noise'"):
-        Denoiser(Net(), build_schedule(ScheduleConfig()), "noise")  # type: ignore[arg-type]
+        Denoiser(Net(), ScheduleConfig().build(), "noise")  # type: ignore[arg-type]
 
 
 def test_variance_bound_is_the_divergence_of_the_two_steps():
-    schedule = build_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
+    schedule = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02).build()
     x0, guess = (value.double() for value in pair(3, 2, 4))
     fraction = torch.rand(3, 2, 4, dtype=torch.float64) * 2 - 1
     index = torch.tensor([5, 400, 999])
@@ -141,7 +139,7 @@ def test_variance_bound_is_the_divergence_of_the_two_steps():
 @pytest.mark.parametrize("steps", [50, 1000, 4000])
 def test_the_hybrid_loss_adds_a_thousandth_of_the_bound_summed_over_all_steps(steps):
     """L_hybrid = L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, Eq. 16), whatever the number of steps T."""
-    schedule = build_schedule(ScheduleConfig(kind="cosine-table", steps=steps))
+    schedule = ScheduleConfig(kind="cosine-table", steps=steps).build()
     net = Net(2)
     hybrid, simple = Denoiser(net, schedule, learned_variance=True), Denoiser(lambda x, t: net(x, t)[:, :1], schedule)
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
@@ -157,7 +155,7 @@ def test_the_bound_teaches_only_the_variance():
     weight = torch.nn.Parameter(torch.tensor([0.3, 0.1]))
     denoiser = Denoiser(
         lambda x, time: torch.cat([weight[0] * x, weight[1] * x], 1),
-        build_schedule(ScheduleConfig()),
+        ScheduleConfig().build(),
         learned_variance=True,
     )
     x0, noise = pair(3, 2, 4)
@@ -172,7 +170,7 @@ def test_the_bound_teaches_only_the_variance():
 
 def test_training_times():
     uniform = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
-    table, flow = build_schedule(ScheduleConfig(steps=100)), build_schedule(ScheduleConfig(kind="flow"))
+    table, flow = ScheduleConfig(steps=100).build(), ScheduleConfig(kind="flow").build()
     times = training_times(uniform, ObjectiveConfig(), table)
     values, counts = times.unique(return_counts=True)
     assert torch.allclose(values, torch.arange(1, 101, dtype=torch.float64) / 100) and (counts == 200).all()

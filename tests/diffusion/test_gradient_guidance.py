@@ -7,7 +7,7 @@ from diptych.diffusion.gradient_guidance import GradientGuidance, WeightedScore,
 from diptych.diffusion.guidance import ClassifierFreeGuidance, Wrapper
 from diptych.diffusion.inpainting import RePaint
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import StaticThreshold
 from diptych.diffusion.times import timesteps
@@ -15,7 +15,7 @@ from diptych.models.guides import Space, guided_by
 from diptych.models.sampling import Cost
 from tests.diffusion.oracles import Gaussian, Net
 
-SCHEDULES = {kind: build_schedule(ScheduleConfig(kind=kind)) for kind in ("scaled-linear", "cosine", "flow")}  # type: ignore[arg-type]
+SCHEDULES = {kind: ScheduleConfig(kind=kind).build() for kind in ("scaled-linear", "cosine", "flow")}  # type: ignore[arg-type]
 Y, ERROR = 1.4, 0.5
 """What is observed of the data in each coordinate, and the deviation of the observation's noise."""
 
@@ -85,7 +85,7 @@ def test_sampling_with_it_is_sampling_of_the_conditional(sampler: str) -> None:
 
 
 def test_a_step_of_ddpm_moves_its_mean_as_algorithm_1_says() -> None:
-    schedule = build_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
+    schedule = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02).build()
     denoiser, x, scale, index = Denoiser(Net(), schedule), noisy(), 3.0, 600
     beta = float(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[index])
     times = torch.tensor([index + 1, index]).double() / 1000

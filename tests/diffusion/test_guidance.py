@@ -5,13 +5,13 @@ from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance, Conditioned, cat_conditions
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import DynamicThreshold, StaticThreshold, quantile
 from diptych.diffusion.times import timesteps
 from tests.diffusion.oracles import Net
 
-SCHEDULE = build_schedule(ScheduleConfig())
+SCHEDULE = ScheduleConfig().build()
 
 
 def picture(batch: int = 3) -> torch.Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor
 from diptych.diffusion.denoiser import Denoiser, Estimate
 from diptych.diffusion.inpainting import RePaint
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedules import Schedule, ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import Schedule, ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
 from tests.diffusion.oracles import Gaussian, Mixture, Net
 from tests.diffusion.test_samplers import ODE, SDE, even_in_log_snr
 
-SCHEDULE = build_schedule(ScheduleConfig(kind="cosine"))
+SCHEDULE = ScheduleConfig(kind="cosine").build()
 MASK = torch.tensor([True, False])
 """Of pairs (B, 2): the first is painted, the second is known."""
 

@@ -14,7 +14,7 @@ from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.sampler_options import read_sampler_options, sampler_options
 from diptych.diffusion.samplers import SAMPLERS, ddpm
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
 from tests.diffusion.oracles import Gaussian, Mixture, Net
@@ -23,7 +23,7 @@ SEEDS, SHAPE = (1, 2), (3, 4)
 
 
 def sample(name: str, kind: str = "scaled-linear", steps: int = 12, **options: Any) -> torch.Tensor:
-    schedule, noise = build_schedule(ScheduleConfig(kind=kind)), NoiseSource(SEEDS, SHAPE)  # type: ignore[arg-type]
+    schedule, noise = ScheduleConfig(kind=kind).build(), NoiseSource(SEEDS, SHAPE)  # type: ignore[arg-type]
     denoiser = Denoiser(Net(), schedule, "v")
     return SAMPLERS[name](denoiser, noise.draw(), timesteps(schedule, steps), schedule, noise=noise, **options)
 
@@ -37,7 +37,7 @@ def test_eta_0_is_euler(name: str, kind: str) -> None:
 def test_eta_1_of_ddim_is_the_posterior_of_ddpm() -> None:
     """x' ~ N(mean of Eq. 7, beta-tilde) of DDPM, written in its own betas (Ho et al. 2020, Eq. 6 and 7)."""
     steps = 40
-    schedule = build_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02, steps=steps))
+    schedule = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02, steps=steps).build()
     betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
     products = torch.cumprod(1 - betas, 0)
     network, noise = Net(), NoiseSource(SEEDS, SHAPE, dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_churn_is_that_of_the_reference(name: str, options: dict[str, float]) ->
     answer is known in both."""
     from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler
 
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     oracle, steps = Gaussian(schedule), 10
     times = timesteps(schedule, steps, "karras")[1:]  # at t = 1 there is no room for more noise
     steps -= 1
@@ -117,7 +117,7 @@ def test_churn_is_that_of_the_reference(name: str, options: dict[str, float]) ->
 @pytest.mark.parametrize("name", ["euler", "heun"])
 @pytest.mark.parametrize("kind", ["scaled-linear", "flow"])
 def test_churn_keeps_the_distribution(name: str, kind: str) -> None:
-    schedule = build_schedule(ScheduleConfig(kind=kind))  # type: ignore[arg-type]
+    schedule = ScheduleConfig(kind=kind).build()  # type: ignore[arg-type]
     oracle, count = Mixture(schedule), 4_000
     noise = NoiseSource([5], (count,))
     x = oracle.noised(noise.draw(), 1.0)
@@ -134,7 +134,7 @@ def test_churn_keeps_the_distribution(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", ["euler-ancestral", "dpmpp-2m-sde", "dpm-2m-sde"])
 def test_s_noise_scales_the_fresh_noise(name: str) -> None:
     """With a denoiser that always answers 0, x is linear in the noises: twice the factor, twice their part."""
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     times, x = timesteps(schedule, 10)[:6], torch.zeros(2, *SHAPE)
     once, twice = (
         SAMPLERS[name](lambda x, t: 0 * x, x, times, schedule, noise=NoiseSource(SEEDS, SHAPE), s_noise=factor)

@@ -6,7 +6,7 @@ import torch
 from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.samplers import SAMPLERS, euler
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
 from tests.diffusion.oracles import Gaussian, Mixture, Net
@@ -25,7 +25,7 @@ def even_in_log_snr(schedule, start: float, end: float, steps: int) -> torch.Ten
 @pytest.mark.parametrize("name", ODE)
 @pytest.mark.parametrize("kind", ["cosine", "flow"])
 def test_order_of_convergence_to_the_exact_solution(name, kind):
-    schedule = build_schedule(ScheduleConfig(kind=kind))
+    schedule = ScheduleConfig(kind=kind).build()
     oracle = Gaussian(schedule)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 9)
     exact = oracle.solve(x, 0.9, 0.05)
@@ -41,7 +41,7 @@ def test_order_of_convergence_to_the_exact_solution(name, kind):
 @pytest.mark.parametrize("name", ODE)
 def test_the_ode_carries_each_quantile_of_a_mixture_home(name):
     """The one-dimensional probability-flow ODE keeps the cumulative distribution of every point."""
-    schedule = build_schedule(ScheduleConfig(kind="cosine"))
+    schedule = ScheduleConfig(kind="cosine").build()
     oracle = Mixture(schedule)
     x = torch.special.ndtri(torch.linspace(0.02, 0.98, 49, dtype=torch.float64)).view(1, 49)
     times = even_in_log_snr(schedule, 0.99, 0.02, 400)
@@ -53,7 +53,7 @@ def test_the_ode_carries_each_quantile_of_a_mixture_home(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", ["scaled-linear", "cosine", "flow"])
 def test_samples_are_distributed_as_the_data(name, kind):
-    schedule = build_schedule(ScheduleConfig(kind=kind))
+    schedule = ScheduleConfig(kind=kind).build()
     oracle, count = Mixture(schedule), 4_000
     noise = NoiseSource([5], (count,))
     # The last look must see less noise than the modes are wide, and the first step of these two must not be a jump.
@@ -67,7 +67,7 @@ def test_samples_are_distributed_as_the_data(name, kind):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_keeps_the_variance_for_every_eta(eta):
-    schedule = build_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
+    schedule = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02).build()
     noise = NoiseSource([6], (20_000,))
     x = noise.draw()
     got = SAMPLERS["ddim"](Gaussian(schedule), x, timesteps(schedule, 400), schedule, noise=noise, eta=eta)
@@ -79,7 +79,7 @@ def test_ddim_keeps_the_variance_for_every_eta(eta):
 
 def test_three_names_of_one_ancestral_step():
     """DDPM with the small variance, DDIM with eta = 1 and Euler ancestral draw from the same posterior."""
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     results = []
     for name, options in (("ddpm", {}), ("ddim", {"eta": 1.0}), ("euler-ancestral", {})):
         noise = NoiseSource([1, 2], (3, 4))
@@ -93,7 +93,7 @@ def test_three_names_of_one_ancestral_step():
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_is_the_same_alone_and_in_any_batch(name, kind):
-    schedule = build_schedule(ScheduleConfig(kind=kind))
+    schedule = ScheduleConfig(kind=kind).build()
     denoiser = Denoiser(Net(), schedule, "flow" if kind == "flow" else "v")
 
     def sample(seeds):
@@ -119,7 +119,7 @@ def test_noise_belongs_to_the_seed():
 @pytest.mark.parametrize("kind", ["cosine", "cosine-table", "flow"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 def test_both_ends_are_finite_for_any_number_of_steps(name, kind, steps):
-    schedule = build_schedule(ScheduleConfig(kind=kind))
+    schedule = ScheduleConfig(kind=kind).build()
     for prediction in ("eps", "v", "x0", "flow"):
         for shape in ((), (3,), (3, 2, 2, 2)):
             noise = NoiseSource([0, 1], shape)
@@ -130,7 +130,7 @@ def test_both_ends_are_finite_for_any_number_of_steps(name, kind, steps):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_last_step_returns_the_denoised_picture(name):
-    schedule = build_schedule(ScheduleConfig(kind="flow"))
+    schedule = ScheduleConfig(kind="flow").build()
     seen = []
     noise = NoiseSource([0, 1], (3,))
     got = SAMPLERS[name](
@@ -154,7 +154,7 @@ def test_the_callback_may_cancel(name):
         if step == 2:
             raise Cancelled
 
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     denoiser, noise = Denoiser(Net(), schedule, "v"), NoiseSource([0], (3,))
     with pytest.raises(Cancelled):
         SAMPLERS[name](denoiser, noise.draw(), timesteps(schedule, 50), schedule, noise=noise, callback=callback)
@@ -163,7 +163,7 @@ def test_the_callback_may_cancel(name):
 
 def test_sampling_may_begin_and_end_in_the_middle():
     """As image-to-image does: noise a picture to t = 0.6, and come back."""
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     oracle = Gaussian(schedule, std=1e-3)
     x0 = torch.full((1, 5), 0.7)
     x = Denoiser(Net(), schedule).add_noise(x0, NoiseSource([0], (5,)).draw(), 0.6)
@@ -173,7 +173,7 @@ def test_sampling_may_begin_and_end_in_the_middle():
 
 
 def test_mistakes_are_named():
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     x, times, noise = torch.zeros(1, 3), timesteps(schedule, 3), NoiseSource([0], (3,))
     ddpm = SAMPLERS["ddpm"]
     with pytest.raises(UserError, match="needs a network that predicts one"):

@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diptych.core.errors import UserError
 from diptych.diffusion.losses import ObjectiveConfig, training_times
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule, cosine_betas
+from diptych.diffusion.schedules import ScheduleConfig, cosine_betas
 from diptych.diffusion.times import TimesConfig, timesteps
 
 KINDS = ("linear", "scaled-linear", "cosine", "cosine-table", "flow")
@@ -20,7 +20,7 @@ def indices(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ends_and_direction(kind):
-    schedule = build_schedule(ScheduleConfig(kind=kind))
+    schedule = ScheduleConfig(kind=kind).build()
     alpha, sigma = schedule.alpha_sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert alpha[0] == 1 and sigma[0] == 0
     assert sigma[1] > 0.99 and 0 <= alpha[1] < 0.07
@@ -33,7 +33,7 @@ def test_ends_and_direction(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inverse_log_snr(kind):
-    schedule = build_schedule(ScheduleConfig(kind=kind, shift=3.0 if kind == "flow" else 1.0))
+    schedule = ScheduleConfig(kind=kind, shift=3.0 if kind == "flow" else 1.0).build()
     times = torch.cat([torch.tensor([1e-5, 3e-4, 1e-3]), torch.rand(200), torch.ones(1)]).double()
     assert torch.allclose(
         schedule.inverse_log_snr(schedule.log_snr(times)), times, atol=1e-4 if kind == "cosine" else 1e-9
@@ -44,7 +44,7 @@ def test_inverse_log_snr(kind):
 @pytest.mark.parametrize("kind", TABLES)
 def test_tables_are_cumulative_products_of_betas(kind):
     start, end = 0.0015, 0.0195
-    schedule = build_schedule(ScheduleConfig(kind=kind, beta_start=start, beta_end=end, steps=200))
+    schedule = ScheduleConfig(kind=kind, beta_start=start, beta_end=end, steps=200).build()
     betas = {
         "linear": [start + (end - start) * i / 199 for i in range(200)],
         "scaled-linear": [(start**0.5 + (end**0.5 - start**0.5) * i / 199) ** 2 for i in range(200)],
@@ -65,19 +65,19 @@ def test_tables_match_the_reference(kind):
     reference = diffusers.DDPMScheduler(
         beta_schedule=REFERENCE[kind], beta_start=config.beta_start, beta_end=config.beta_end
     )
-    alpha, _ = build_schedule(config).alpha_sigma(indices(1000))
+    alpha, _ = config.build().alpha_sigma(indices(1000))
     assert torch.allclose(alpha.square(), reference.alphas_cumprod.double(), rtol=1e-4, atol=1e-7)
 
 
 def test_between_entries_the_log_snr_is_linear():
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     low, middle, high = schedule.log_snr(torch.tensor([0.3, 0.3004, 0.301], dtype=torch.float64)).tolist()
     assert middle == pytest.approx(low + 0.4 * (high - low), rel=1e-9)
 
 
 def test_a_continuous_table_is_trained_and_sampled_between_its_entries():
     fields = {"kind": "linear", "steps": 100, "beta_start": 1e-4, "beta_end": 0.02}
-    table, between = (build_schedule(ScheduleConfig.from_dict({**fields, "continuous": c})) for c in (False, True))
+    table, between = (ScheduleConfig.from_dict({**fields, "continuous": c}).build() for c in (False, True))
     entries, uniform = indices(100), torch.linspace(0, 0.999, 37)
     assert torch.equal(table.log_snr(entries), between.log_snr(entries))
     off = [bool(((training_times(uniform, ObjectiveConfig(), s) * 100) % 1 > 1e-6).any()) for s in (table, between)]
@@ -91,7 +91,7 @@ def test_a_continuous_table_is_trained_and_sampled_between_its_entries():
 
 def test_what_is_told_gamma_is_told_the_noise_whatever_the_schedule():
     one, other = (
-        build_schedule(ScheduleConfig(kind="linear", steps=2000, beta_start=1e-6, beta_end=end, conditioning="gamma"))
+        ScheduleConfig(kind="linear", steps=2000, beta_start=1e-6, beta_end=end, conditioning="gamma").build()
         for end in (0.01, 0.005)
     )
     t = torch.linspace(0.05, 1, 20, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_what_is_told_gamma_is_told_the_noise_whatever_the_schedule():
 
 
 def test_cosine_closed_form_and_its_table():
-    closed, table = (build_schedule(ScheduleConfig(kind=kind)) for kind in ("cosine", "cosine-table"))
+    closed, table = (ScheduleConfig(kind=kind).build() for kind in ("cosine", "cosine-table"))
     alpha = closed.alpha_sigma(torch.tensor([0.5], dtype=torch.float64))[0].item()
     f = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
     assert alpha**2 == pytest.approx(f(0.5) / f(0), rel=1e-12)
@@ -117,16 +117,16 @@ def test_cosine_closed_form_and_its_table():
 
 def test_flow_and_its_shift():
     t = torch.rand(50, dtype=torch.float64)
-    alpha, sigma = build_schedule(ScheduleConfig(kind="flow")).alpha_sigma(t)
+    alpha, sigma = ScheduleConfig(kind="flow").build().alpha_sigma(t)
     assert torch.equal(sigma, t) and torch.equal(alpha, 1 - t)
-    shifted = build_schedule(ScheduleConfig(kind="flow", shift=3.0))
+    shifted = ScheduleConfig(kind="flow", shift=3.0).build()
     assert torch.allclose(shifted.alpha_sigma(t)[1], 3 * t / (1 + 2 * t))
     assert torch.allclose(shifted.network_time(t), 3000 * t / (1 + 2 * t))
 
 
 @pytest.mark.parametrize("steps", [10, 100, 1000])
 def test_network_time_is_a_whole_number_at_every_entry(steps):
-    time = build_schedule(ScheduleConfig(steps=steps)).network_time(indices(steps)).float()
+    time = ScheduleConfig(steps=steps).build().network_time(indices(steps)).float()
     assert torch.equal(time, torch.arange(steps, dtype=torch.float32))
 
 
@@ -136,7 +136,7 @@ def test_times_match_the_reference(steps, spacing, offset):
     diffusers = pytest.importorskip("diffusers")
     if steps * (offset + 1) > 1000 or (steps == 1 and spacing == "linspace"):
         pytest.skip("beyond the table")
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     reference = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
     reference.set_timesteps(steps)
     times = timesteps(schedule, steps, spacing, offset=offset)
@@ -154,32 +154,32 @@ def test_times_match_the_reference(steps, spacing, offset):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "karras"])
 def test_times_fall_from_the_top_to_zero(kind, spacing):
-    times = timesteps(build_schedule(ScheduleConfig(kind=kind)), 13, spacing)
+    times = timesteps(ScheduleConfig(kind=kind).build(), 13, spacing)
     assert times.shape == (14,) and times.dtype == torch.float64
     assert (times.diff() < 0).all() and times[0] <= 1 and times[-1] == 0
     assert times[0] > (0.9 if spacing == "leading" else 0.999)
 
 
 def test_karras_times_are_even_in_the_seventh_root():
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     alpha, sigma = schedule.alpha_sigma(timesteps(schedule, 9, "karras")[:-1])
     steps = (sigma / alpha).pow(1 / 7).diff()
     assert torch.allclose(steps, steps[0].expand(8), rtol=1e-9)
 
 
 def test_closed_forms_need_no_whole_indices():
-    times = timesteps(build_schedule(ScheduleConfig(kind="flow")), 7)
+    times = timesteps(ScheduleConfig(kind="flow").build(), 7)
     assert torch.allclose(times, torch.arange(7, -1, -1, dtype=torch.float64) / 7)
-    assert len(timesteps(build_schedule(ScheduleConfig(kind="flow")), 3000)) == 3001
+    assert len(timesteps(ScheduleConfig(kind="flow").build(), 3000)) == 3001
 
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="steps must lie between 1 and 1000, not 1001"):
-        timesteps(build_schedule(ScheduleConfig()), 1001)
+        timesteps(ScheduleConfig().build(), 1001)
     with pytest.raises(UserError, match="steps must lie between 1 and 1000, not 0"):
-        timesteps(build_schedule(ScheduleConfig()), 0)
+        timesteps(ScheduleConfig().build(), 0)
     with pytest.raises(UserError, match="spacing"):
-        timesteps(build_schedule(ScheduleConfig()), 10, "even")  # type: ignore[arg-type]
+        timesteps(ScheduleConfig().build(), 10, "even")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"beta_end must lie between"):
         ScheduleConfig(beta_start=0.1, beta_end=0.05)
     with pytest.raises(UserError, match="shift must be 1 unless kind is flow"):
@@ -192,7 +192,7 @@ def test_curves_of_rectified_flow_are_those_of_the_reference(kind, sampler):
     """Along sigma itself: sigma / alpha starts at infinity there."""
     reference = FlowMatchEulerDiscreteScheduler(**{f"use_{kind}_sigmas": True})
     reference.set_timesteps(8)
-    schedule = build_schedule(ScheduleConfig(kind="flow"))
+    schedule = ScheduleConfig(kind="flow").build()
     sigma = schedule.alpha_sigma(TimesConfig().times(schedule, 8, sampler, kind))[1]
     torch.testing.assert_close(sigma, reference.sigmas.double(), atol=1e-6, rtol=0)
 
@@ -216,7 +216,7 @@ def test_first_noise_is_the_initial_sigma_of_the_reference(sampler, scheduler, s
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing=spacing, steps_offset=1
     )
     reference.set_timesteps(20)
-    schedule = build_schedule(ScheduleConfig())
+    schedule = ScheduleConfig().build()
     course = TimesConfig(spacing=spacing, offset=1).plan(schedule, 20, sampler)
     alpha = float(schedule.alpha_sigma(course.times[:1])[0]) if "Discrete" in scheduler else 1.0
     assert course.init_noise_sigma == pytest.approx(float(reference.init_noise_sigma) * alpha, rel=1e-5)

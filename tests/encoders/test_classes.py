@@ -12,7 +12,7 @@ from diptych.core.errors import UserError
 from diptych.core.random import Draws
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance, cat_conditions
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.encoders.classes import ClassConfig, ClassLabels, LabelEmbedding
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion
@@ -114,7 +114,7 @@ def test_guidance_tells_half_of_a_batch_the_null_class() -> None:
     cond, uncond = (one.cond(NETWORK, torch.device("cpu")) for one in (prompts, prompts.null()))
     both = cat_conditions(cond, uncond, 2)["label"]
     assert both.tolist() == [1, 2, 3, 3] and both.dtype == torch.int64
-    schedule = build_schedule(ScheduleConfig(kind="cosine"))
+    schedule = ScheduleConfig(kind="cosine").build()
     guided = ClassifierFreeGuidance(Denoiser(network, schedule, "x0"), cond, uncond, 3.0)
     x0 = guided(noise(2, 3, 4, 4), 0.5)
     assert told[0].tolist() == [1, 2, 3, 3]

@@ -19,7 +19,6 @@ import diptych
 from diptych.cli.describe import describe
 from diptych.cli.main import main
 from diptych.core.errors import UserError
-from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.times import TimesConfig
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
@@ -271,7 +270,7 @@ def test_a_classifier_that_convolves_between_levels_is_told_too(tmp_path: Path) 
 
 def test_steps_are_respaced_as_there() -> None:
     """`space_timesteps(1000, "n")`: from the first to the last, evenly, rounded."""
-    schedule = build_schedule(LINEAR)
+    schedule = LINEAR.build()
     for steps in (2, 3, 10, 25, 27, 50, 100, 250, 1000):
         stride, at, theirs = 999 / (steps - 1), 0.0, []
         for _ in range(steps):

@@ -11,7 +11,6 @@ from diptych.cli.commands import opened_guides
 from diptych.cli.main import parse
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
-from diptych.diffusion.schedules import build_schedule
 from diptych.encoders.classes import ClassConfig
 from diptych.models.judge import Judge
 from diptych.models.latent_diffusion import LatentDiffusion
@@ -70,7 +69,7 @@ def test_a_classifier_makes_a_latent_model_that_is_told_nothing_paint_its_class(
         model.generate(list(CAPTIONS), guides=guides, callback=callback, **options)
     last = torch.full((2,), 0.02, dtype=torch.float64)
     scores = {
-        name: guide(x0, build_schedule(model.config.schedule).network_time(last).float()).log_softmax(-1).diagonal()
+        name: guide(x0, model.config.schedule.build().network_time(last).float()).log_softmax(-1).diagonal()
         for name, x0 in kept.items()
     }
     assert (scores["steered"] > scores["plain"]).all()
@@ -213,7 +212,7 @@ def test_a_clip_of_transformers_says_what_it_says_there(tmp_path: Path) -> None:
 def space_of_pictures() -> Any:
     from diptych.models.guides import Space
 
-    return Space(build_schedule(LINEAR), torch.device("cpu"), lambda x0: x0)
+    return Space(LINEAR.build(), torch.device("cpu"), lambda x0: x0)
 
 
 def test_adms_classifiers_know_the_schedule_that_they_were_trained_on() -> None:

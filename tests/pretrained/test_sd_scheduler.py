@@ -13,7 +13,6 @@ from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
-from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import TimesConfig
 from diptych.models.latent_diffusion import LatentConfig
@@ -61,7 +60,7 @@ def compared(values: dict[str, Any], sampler: str, scheduler: Any, steps: int, a
     scheduler.set_timesteps(steps)
     x = noise.draw()
     want = reference(scheduler, x * scheduler.init_noise_sigma, Net())
-    times, first, schedule = found["times"].plan(build_schedule(found["schedule"]), steps, sampler, asked)
+    times, first, schedule = found["times"].plan(found["schedule"].build(), steps, sampler, asked)
     denoiser = Denoiser(Net(), schedule, found["prediction"])
     return relative(SAMPLERS[sampler](denoiser, first * x, times, schedule, noise=noise), want)
 
@@ -76,7 +75,7 @@ def saved(name: str, **values: Any) -> dict[str, Any]:
 def test_the_noise_is_theirs(name: str, noise: dict[str, Any]) -> None:
     theirs = getattr(diffusers, name)(**noise)
     found = sampling_config(saved(name, **noise), "a file")
-    schedule = build_schedule(found["schedule"])
+    schedule = found["schedule"].build()
     t = torch.arange(1, schedule.steps + 1, dtype=torch.float64) / schedule.steps
     alpha, sigma = schedule.alpha_sigma(t)
     assert schedule.steps == theirs.config.num_train_timesteps
@@ -163,7 +162,7 @@ def test_a_few_and_too_many_steps(sampler: str) -> None:
         found = sampling_config(values, "a file")
         for steps in (1, 2, 39, 40, 41):
             try:
-                times, first, schedule = found["times"].plan(build_schedule(found["schedule"]), steps, sampler)
+                times, first, schedule = found["times"].plan(found["schedule"].build(), steps, sampler)
             except UserError as error:
                 assert steps >= 40 and "steps must lie between 1 and" in str(error)
                 continue

@@ -16,12 +16,10 @@ from benchmarks.full_size import count, narrowed, stage
 from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.diffusion.schedules import build_schedule
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.registry import T5Config
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.recipes import get
 from diptych.recipes.papers.imagen import RECIPES
@@ -65,7 +63,7 @@ def test_imagens_stages_are_the_papers(name: str) -> None:
     assert recipe.system.diffusion.caption_dropout == 0.1
     assert model.prediction == "eps"
     assert (model.threshold.kind, model.threshold.percentile, model.threshold.cap) == ("dynamic", 0.995, None)
-    assert not build_schedule(model.schedule).discrete, "all are trained at continuous times (appendix F)"
+    assert not model.schedule.build().discrete, "all are trained at continuous times (appendix F)"
 
 
 def test_the_networks_of_imagens_stages_are_those_of_appendix_f() -> None:
@@ -85,7 +83,7 @@ def test_the_networks_of_imagens_stages_are_those_of_appendix_f() -> None:
 def test_the_optimizer_of_the_base_keeps_little() -> None:
     """Adam keeps two numbers a parameter, PyTorch's Adafactor 1.1 of imagen-base; ours the sums of its kernels."""
     with torch.device("meta"):
-        network = build_network(stage("imagen-base").network)
+        network = stage("imagen-base").network.build()
     parameters = list(network.parameters())
     state = sum(shape.numel() for p in parameters for shape in moment_shapes(p.shape).values())
     assert state < 0.01 * 2 * sum(p.numel() for p in parameters)
@@ -120,7 +118,7 @@ def test_sr3_is_the_papers(name: str, stated: float) -> None:
     assert count(network) == pytest.approx(stated, rel=0.02)
     assert network.residual_scale == pytest.approx(2**-0.5) and network.residual_resampling
     assert (system.diffusion.objective.loss, system.model.variance) == ("l1", "fixed-large")
-    schedule = build_schedule(system.model.schedule)
+    schedule = system.model.schedule.build()
     times = torch.linspace(0.1, 1, 7, dtype=torch.float64)
     assert torch.allclose(schedule.network_time(times) / schedule.steps, schedule.alpha_sigma(times)[0] ** 2)
 

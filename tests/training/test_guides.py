@@ -12,7 +12,7 @@ from diptych.core.errors import UserError
 from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.losses import training_times
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.encoders.classes import ClassConfig
 from diptych.encoders.registry import MiniLMConfig
 from diptych.models.guides import Space
@@ -63,15 +63,13 @@ def pair() -> GuideTask:
 
 
 def space(**changes) -> Space:
-    return Space(
-        **{"schedule": build_schedule(ScheduleConfig()), "device": torch.device("cpu"), "images": id, **changes}
-    )
+    return Space(**{"schedule": ScheduleConfig().build(), "device": torch.device("cpu"), "images": id, **changes})
 
 
 def test_the_loss_of_a_classifier_is_the_cross_entropy_of_the_noisy_picture() -> None:
     it, batch = task(schedule=ScheduleConfig(kind="flow")), toy_batch([3, 4, 5, 8])
     randomised(it.module.network, 1)
-    schedule, draws = build_schedule(ScheduleConfig(kind="flow")), Draws(batch["seed"])
+    schedule, draws = ScheduleConfig(kind="flow").build(), Draws(batch["seed"])
     times = training_times(draws.uniform(TIME), it.config.objective, schedule)
     x = Denoiser(lambda x, t: x, schedule).add_noise(batch["picture"], draws.normal(batch["picture"], NOISE), times)
     chances = it.module.network(x, (1000 * times).float()).softmax(-1).tolist()
@@ -155,9 +153,9 @@ def test_what_is_saved_is_what_guides(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_guide_of_another_schedule_sees_the_picture_with_its_own_noise() -> None:
-    flow, table = build_schedule(ScheduleConfig(kind="flow")), build_schedule(ScheduleConfig())
-    assert alike(flow, build_schedule(ScheduleConfig(kind="flow"))) and not alike(flow, table)
-    assert not alike(table, build_schedule(ScheduleConfig(beta_end=0.02)))
+    flow, table = ScheduleConfig(kind="flow").build(), ScheduleConfig().build()
+    assert alike(flow, ScheduleConfig(kind="flow").build()) and not alike(flow, table)
+    assert not alike(table, ScheduleConfig(beta_end=0.02).build())
     t, x0, noise = torch.tensor([0.2, 0.5, 0.9]).double(), torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4)
     seen, then = translated(Denoiser(id, flow).add_noise(x0, noise, t), t, flow, table)
     assert torch.allclose(table.log_snr(then), flow.log_snr(t), atol=1e-6)

@@ -110,7 +110,8 @@ class GradientGuidance(Wrapper):
             else:
                 gradients.append(score_gradient(term.score, estimate.x0))
         if through and not outer:
-            estimate = Estimate(*(None if part is None else part.detach() for part in estimate))
+            x0, variance = estimate
+            estimate = Estimate(x0.detach(), None if variance is None else variance.detach())
         return estimate, gradients
 
 

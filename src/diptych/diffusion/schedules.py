@@ -24,6 +24,8 @@ Rounding = Literal["exact", "nearest", "below"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
+    """A noise schedule."""
+
     kind: Literal["linear", "scaled-linear", "cosine", "cosine-table", "flow"] = "scaled-linear"
     """linear (DDPM), scaled-linear (Stable Diffusion), cosine (closed form), cosine-table (clipped betas), flow."""
     steps: Annotated[int, Within(1, 10**6)] = 1000
@@ -56,27 +58,25 @@ class ScheduleConfig(Config):
         self.require(self.conditioning == "time" or self.kind != "flow", "conditioning", "be time for flow")
         self.require(not self.zero_snr or self.kind not in ("cosine", "flow"), "zero_snr", f"be false for {self.kind}")
 
+    def build(self) -> Schedule:
+        """The schedule that this config describes."""
+        schedule = self._schedule().with_rounding(self.between)
+        schedule.discrete = schedule.discrete and not self.continuous
+        schedule.gamma_conditioning = self.conditioning == "gamma"
+        return schedule
 
-def build_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule that a config describes."""
-    schedule = _of_kind(config).with_rounding(config.between)
-    schedule.discrete = schedule.discrete and not config.continuous
-    schedule.gamma_conditioning = config.conditioning == "gamma"
-    return schedule
-
-
-def _of_kind(config: ScheduleConfig) -> Schedule:
-    if config.kind == "flow":
-        return FlowSchedule(config.steps, config.shift)
-    if config.kind == "cosine":
-        return CosineSchedule(config.steps)
-    if config.kind == "cosine-table":
-        return TableSchedule(cosine_betas(config.steps), config.zero_snr)
-    start, end = config.beta_start, config.beta_end
-    if config.kind == "scaled-linear":
-        betas = torch.linspace(start**0.5, end**0.5, config.steps, dtype=torch.float64) ** 2
-        return TableSchedule(betas, config.zero_snr)
-    return TableSchedule(torch.linspace(start, end, config.steps, dtype=torch.float64), config.zero_snr)
+    def _schedule(self) -> Schedule:
+        if self.kind == "flow":
+            return FlowSchedule(self.steps, self.shift)
+        if self.kind == "cosine":
+            return CosineSchedule(self.steps)
+        if self.kind == "cosine-table":
+            return TableSchedule(cosine_betas(self.steps), self.zero_snr)
+        start, end = self.beta_start, self.beta_end
+        if self.kind == "scaled-linear":
+            betas = torch.linspace(start**0.5, end**0.5, self.steps, dtype=torch.float64) ** 2
+            return TableSchedule(betas, self.zero_snr)
+        return TableSchedule(torch.linspace(start, end, self.steps, dtype=torch.float64), self.zero_snr)
 
 
 class Schedule:

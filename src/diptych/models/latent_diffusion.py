@@ -22,7 +22,6 @@ from diptych.diffusion.finite_check import FiniteCheck
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
-from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.encoders.base import network_of
 from diptych.encoders.prompt_domain import PromptDomain
@@ -39,7 +38,6 @@ from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
 from diptych.networks import tiling
 from diptych.networks.adm import AdmUNet
 from diptych.networks.autoencoder import Autoencoder, Posterior
-from diptych.networks.build import build_network
 from diptych.networks.lora import adapted
 from diptych.networks.tiling import Tiling
 from diptych.networks.tiny_decoder import TinyDecoder
@@ -68,12 +66,12 @@ class LatentDiffusion(OverFirstStage):
     ) -> None:
         super().__init__()
         self.config = config
-        self.unet = unet or build_network(config.unet)
+        self.unet = unet or config.unet.build()
         self.set_parts(autoencoder, text, tiny=tiny)
         self.register_buffer("scale", torch.tensor(config.latent_scale or 1.0))
         self.familiar: PromptDomain | None = None
         self.begun = False  # from another model, whose scale it has
-        self.schedule = build_schedule(config.schedule)
+        self.schedule = config.schedule.build()
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
 
     @property
@@ -392,7 +390,7 @@ class LatentDiffusion(OverFirstStage):
         try:
             config = LatentConfig.from_dict(values)
             with torch.device("meta"):  # shapes alone, until the files are known to have them
-                autoencoder, unet = Autoencoder(config.autoencoder), build_network(config.unet)
+                autoencoder, unet = Autoencoder(config.autoencoder), config.unet.build()
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
         load_module(autoencoder, folder / "autoencoder")

@@ -21,7 +21,7 @@ from diptych.core.config import Config
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.diffusion.gradient_guidance import Score
-from diptych.diffusion.schedules import Schedule, ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import Schedule, ScheduleConfig
 from diptych.encoders.classes import ClassConfig, ClassLabels
 from diptych.encoders.registry import FrozenConfig, build_reader
 from diptych.models.frozen_parts import HoldsFrozen
@@ -89,7 +89,7 @@ class NoisyGuide(HoldsFrozen):
 
     @functools.cached_property
     def schedule(self) -> Schedule:
-        return build_schedule(self.config.schedule)
+        return self.config.schedule.build()
 
     @property
     def text(self) -> Any:

@@ -18,7 +18,7 @@ from diptych.core.checks import said
 from diptych.core.config import Config, Within, read_json
 from diptych.core.errors import UserError
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
-from diptych.diffusion.schedules import ScheduleConfig, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.classes import ClassConfig
@@ -221,7 +221,7 @@ def read_settings(
     """
     count = read_steps(config.steps if steps is None else steps)
     name = read_sampler(sampler, config)
-    config.times.plan(build_schedule(config.schedule), count, name, schedule_type)  # or an error
+    config.times.plan(config.schedule.build(), count, name, schedule_type)  # or an error
     weight = read_guidance(config.guidance if guidance is None else guidance)
     level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
     if not 0 <= level <= 1:

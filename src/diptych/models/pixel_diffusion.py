@@ -25,7 +25,6 @@ from diptych.diffusion.finite_check import FiniteCheck
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.schedules import build_schedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.encoders.base import network_of
@@ -47,7 +46,6 @@ from diptych.models.pixel_config import (
 from diptych.models.request import Callback, OneLineRepr, Request, Result, read_size, warn_of_size
 from diptych.models.sampling import Cost
 from diptych.networks.adm import AdmUNet
-from diptych.networks.build import build_network
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.weights.files import load_stated, save_weights
@@ -65,10 +63,10 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
     ) -> None:
         super().__init__()
         self.config = config
-        self.network = network or build_network(config.network)
+        self.network = network or config.network.build()
         self.joint_text = text if isinstance(text, JointTransformer) else None
         self.hold_frozen(text=None if self.joint_text is not None else text)
-        self.schedule = build_schedule(config.schedule)
+        self.schedule = config.schedule.build()
         self.denoiser = Denoiser(self.network, self.schedule, config.prediction, config.learned_variance)
 
     @property
@@ -358,7 +356,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         try:
             config = PixelDiffusionConfig.from_dict(values)
             with torch.device("meta"):  # shapes alone, until the files are known to have them
-                network = build_network(config.network)
+                network = config.network.build()
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
         check_stated(config, folder)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from diptych.core.errors import UserError
-from diptych.diffusion.schedules import ScheduleConfig, TableSchedule, build_schedule
+from diptych.diffusion.schedules import ScheduleConfig, TableSchedule
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.classes import ClassConfig, ClassLabels
 from diptych.encoders.registry import JointTransformer, JointTransformerConfig
@@ -218,7 +218,7 @@ def schedule_of(found: LazyCheckpoint, autoencoder: AutoencoderConfig, text: Con
         raise UserError(f"{found.source}: betas must rise between 0 and 1")
     start, end = (float(f"{float(value):.7g}") for value in (stored[0], stored[-1]))  # of single precision
     config = ScheduleConfig(steps=len(stored), beta_start=start, beta_end=end)
-    known = build_schedule(config)
+    known = config.build()
     assert isinstance(known, TableSchedule)
     if torch.allclose(TableSchedule(stored).table, known.table, rtol=0, atol=1e-5):
         return config

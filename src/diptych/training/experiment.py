@@ -36,7 +36,6 @@ from diptych.models.noisy_guide import NoisyGuideConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.autoencoder import Autoencoder
-from diptych.networks.build import build_network
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.networks.noisy_classifier import NoisyClassifier
 from diptych.networks.tiny_decoder import TinyDecoder
@@ -286,16 +285,16 @@ def _networks(system: Any) -> dict[str, nn.Module]:
     if isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining)):
         return _networks(system.model)
     if isinstance(system, PixelDiffusionConfig):
-        parts: dict[str, nn.Module] = {"network": build_network(system.network)}
+        parts: dict[str, nn.Module] = {"network": system.network.build()}
         return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
     if isinstance(system, list):  # the stages of a cascade
-        parts = {f"stage {stage.name}": build_network(stage.network) for stage in system}
+        parts = {f"stage {stage.name}": stage.network.build() for stage in system}
         read = [stage.encoder for stage in system if stage.encoder is not None]  # those trained along are each its own
         texts = [text for n, text in enumerate(read) if isinstance(text, LearnedConfig) or text not in read[:n]]
         names = ["text", *(f"text {number}" for number in range(2, len(texts) + 1))]
         return {**parts, **{name: text_network(text) for name, text in zip(names, texts, strict=False)}}
     if isinstance(system, LatentConfig):
-        parts = {"unet": build_network(system.unet), "autoencoder": Autoencoder(system.autoencoder)}
+        parts = {"unet": system.unet.build(), "autoencoder": Autoencoder(system.autoencoder)}
         return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
     if isinstance(system, AutoregressiveConfig):
         parts = {"transformer": CodeTransformer(system.transformer), "autoencoder": Autoencoder(system.autoencoder)}
