@@ -52,7 +52,6 @@ SAME_NAME = {
     *("adm", "deepfloyd"),  # the network, or the reader of files, and the recipes of it
     *("inpainting", "layouts", "super_resolution"),  # the task's recipes and its benchmark
     *("diffusion", "emoji", "stable_diffusion"),  # rooms, and the task or the recipes that go with them
-    "build",
 }
 """Modules of which there may be several of one name."""
 
