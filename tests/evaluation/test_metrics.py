@@ -22,24 +22,24 @@ def by_square_root(one: np.ndarray, other: np.ndarray) -> float:
     return float(shift @ shift + np.trace(first + second - 2 * np.real(sqrtm(first @ second))))
 
 
-def test_agrees_with_scipy() -> None:
+def test_frechet_distance_agrees_with_scipy() -> None:
     one = rng.normal(size=(200, 16)) @ rng.normal(size=(16, 16))
     other = rng.normal(size=(150, 16)) @ rng.normal(size=(16, 16)) + 1
     assert frechet_distance(one, other) == pytest.approx(by_square_root(one, other), rel=1e-9)
 
 
-def test_commuting_covariances_have_a_closed_form() -> None:
+def test_frechet_distance_of_commuting_covariances_has_a_closed_form() -> None:
     first, second = rng.uniform(0.1, 4, 8), rng.uniform(0.1, 4, 8)
     assert trace_sqrt_product(np.diag(first), np.diag(second)) == pytest.approx(np.sqrt(first * second).sum())
 
 
-def test_a_shift_alone_gives_its_squared_length() -> None:
+def test_frechet_distance_of_a_shift_is_its_squared_length() -> None:
     one = rng.normal(size=(50, 4))
     assert frechet_distance(one, one + np.array([3.0, 0, 4, 0])) == pytest.approx(25)
 
 
 @pytest.mark.parametrize("count", [2, 5, 20])
-def test_fewer_pictures_than_dimensions(count: int) -> None:
+def test_frechet_distance_with_fewer_images_than_dimensions(count: int) -> None:
     """The covariance is singular; its square root still has the trace that the singular values say."""
     one, other = rng.normal(size=(count, 32)), rng.normal(size=(count + 3, 32))
     a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (one, other))
@@ -50,7 +50,7 @@ def test_fewer_pictures_than_dimensions(count: int) -> None:
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-5)
 
 
-def test_one_picture_is_no_distribution() -> None:
+def test_frechet_distance_of_one_image_is_refused() -> None:
     with pytest.raises(ValueError, match="two images"):
         frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
 
@@ -70,7 +70,7 @@ def test_psnr_of_a_known_error() -> None:
     assert image_psnr(grey, grey) == pytest.approx(10 * math.log10(255**2 / spread.var()), abs=0.05)
 
 
-def test_saturated_counts_values_at_either_end() -> None:
+def test_saturated_counts_values_of_0_and_255() -> None:
     half = Image.new("RGB", (2, 1))
     half.putpixel((0, 0), (0, 255, 254))
     half.putpixel((1, 0), (1, 128, 127))
@@ -96,7 +96,7 @@ def by_windows(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def test_structural_similarity_is_the_papers_formula() -> None:
+def test_ssim_is_the_papers_formula() -> None:
     one = rng.integers(0, 256, (15, 19, 3), dtype=np.uint8)
     for other in (one // 2, 255 - one, rng.integers(0, 256, one.shape, dtype=np.uint8), np.roll(one, 1, 2)):
         found = ssim(Image.fromarray(one), Image.fromarray(other))
@@ -105,13 +105,13 @@ def test_structural_similarity_is_the_papers_formula() -> None:
     assert ssim(Image.fromarray(one), Image.fromarray(one)) == pytest.approx(1)
 
 
-def test_structural_similarity_of_flat_pictures_has_a_closed_form() -> None:
+def test_ssim_of_flat_images_has_a_closed_form() -> None:
     grey, white = Image.new("RGB", (11, 30), (100,) * 3), Image.new("RGB", (11, 30), (255,) * 3)
     expected = (2 * 100 * 255 + 6.5025) / (100**2 + 255**2 + 6.5025)
     assert ssim(grey, white) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("sizes", [((10, 30), (10, 30)), ((20, 20), (20, 21))])
-def test_structural_similarity_needs_pictures_of_one_size_with_room_for_a_window(sizes) -> None:
+def test_ssim_refuses_different_sizes_and_images_smaller_than_its_window(sizes) -> None:
     with pytest.raises(ValueError, match="11 pixels a side"):
         ssim(*(Image.new("RGB", size) for size in sizes))

@@ -79,7 +79,7 @@ def measure_alone(out: Path, first: int) -> None:
     run(squares(range(first, 30, 2)), out)
 
 
-def test_two_processes_in_one_folder_keep_each_other_s_cells(tmp_path: Path) -> None:
+def test_two_processes_in_one_folder_lose_no_cells(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=measure_alone, args=(tmp_path, first)) for first in (0, 1)]
     for process in processes:
@@ -91,7 +91,7 @@ def test_two_processes_in_one_folder_keep_each_other_s_cells(tmp_path: Path) -> 
     assert [(cell["number"], cell["square"]) for cell in cells] == [(n, n * n) for n in range(30)]
 
 
-def test_a_store_that_was_opened_before_another_wrote_takes_over_its_cells(tmp_path: Path) -> None:
+def test_cells_written_by_another_process_are_merged(tmp_path: Path) -> None:
     one, other = MeasuredCells(squares([1]), tmp_path), MeasuredCells(squares([2]), tmp_path)
     one.add(squares([1]).cell(1), {"square": 1})
     other.add(squares([2]).cell(2), {"square": 4})
@@ -100,7 +100,7 @@ def test_a_store_that_was_opened_before_another_wrote_takes_over_its_cells(tmp_p
     assert other.complete() == one.results == json.loads((tmp_path / "results.json").read_text())
 
 
-def test_a_study_that_stopped_in_its_first_cell_goes_on_or_makes_place_for_another(tmp_path: Path) -> None:
+def test_a_study_stopped_in_its_first_cell_does_not_block_its_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(squares([1, 2], fails=1), tmp_path)
     assert run(squares([1, 2], seed=5), tmp_path)[0]["square"] == 1
@@ -108,7 +108,7 @@ def test_a_study_that_stopped_in_its_first_cell_goes_on_or_makes_place_for_anoth
         run(squares([1]), tmp_path)
 
 
-def test_a_measured_study_goes_on_behind_the_last_cell(tmp_path: Path) -> None:
+def test_a_measured_study_resumes_after_the_last_cell(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(squares([1, 2, 3], fails=3), tmp_path)
     assert [cell["number"] for cell in json.loads((tmp_path / "results.json").read_text())["cells"]] == [1, 2]
@@ -137,7 +137,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("study", ["prompts", "novel words"])
-def test_images_of_a_study_that_was_stopped_are_not_generated_again(
+def test_a_stopped_image_study_generates_only_missing_images(
     study: str, judge: Judge, toy_data: Path, tmp_path: Path
 ) -> None:
     def whole(model: Stopping, out: Path, **more: Any) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def test_a_damaged_image_is_generated_again(tmp_path: Path) -> None:
     assert store.metadata() == {"steps": 5}
 
 
-def test_a_sheet_of_images_is_read_back_only_for_what_it_was_made_from(tmp_path: Path) -> None:
+def test_an_image_sheet_is_read_only_for_equal_settings(tmp_path: Path) -> None:
     images = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(19)]
     store = ImageSheet(tmp_path / "a.png", 19, 4, {"seed": 0})
     store.save(range(10), images[:10], {})

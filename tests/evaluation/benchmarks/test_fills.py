@@ -22,7 +22,7 @@ def random(seed: int = 0, count: int = 2, height: int = 9, width: int = 7) -> tu
     return pictures, masks
 
 
-def test_the_mean_is_that_of_what_is_known() -> None:
+def test_mean_fill_is_the_mean_of_unmasked_pixels() -> None:
     pictures, masks = random()
     made = mean_fill(pictures, masks)
     for picture, mask, fill in zip(pictures, masks[:, 0].bool(), made, strict=True):
@@ -30,7 +30,7 @@ def test_the_mean_is_that_of_what_is_known() -> None:
         torch.testing.assert_close(fill[:, mask], picture[:, ~mask].mean(1, keepdim=True).expand(3, int(mask.sum())))
 
 
-def test_a_slope_is_carried_on_through_a_hole() -> None:
+def test_harmonic_fill_continues_a_plane() -> None:
     """A plane solves Laplace's equation."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="ij")
     picture = torch.stack([x, -y, (x + y) / 2])[None]
@@ -39,7 +39,7 @@ def test_a_slope_is_carried_on_through_a_hole() -> None:
     torch.testing.assert_close(harmonic_fill(picture, mask), picture, atol=2e-3, rtol=0)
 
 
-def test_each_filled_pixel_is_the_mean_of_its_neighbours() -> None:
+def test_harmonic_fill_agrees_with_a_dense_solver() -> None:
     """Solved once more, as a dense system, whose neighbours beyond the edge there are none."""
     pictures, masks = random()
     made = harmonic_fill(pictures, masks)
@@ -62,7 +62,7 @@ def test_each_filled_pixel_is_the_mean_of_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("fill", [mean_fill, harmonic_fill])
-def test_a_picture_is_filled_alike_in_any_batch_and_hidden_values_do_not_count(fill) -> None:
+def test_fills_depend_neither_on_the_batch_nor_on_masked_pixels(fill) -> None:
     pictures, masks = random()
     together = fill(pictures, masks)
     torch.testing.assert_close(fill(pictures[1:], masks[1:])[0], together[1], atol=2e-3, rtol=0)

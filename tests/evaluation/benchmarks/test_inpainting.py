@@ -24,7 +24,7 @@ from diptych.models.judge import Judge
 SIZE = 16
 
 
-class Painter(nn.Module):
+class ToyModel(nn.Module):
     """Paints one grey, and remembers what it was shown."""
 
     def __init__(self, repaints: bool | None = True, grey: float = 0.0, size: int = SIZE) -> None:
@@ -50,7 +50,7 @@ def run(models: list, data: Path, out: Path, judge: Judge, **options: Any) -> di
     return evaluate_inpainting(models, data, out, judge=judge, console=Console(file=io.StringIO()), **options)
 
 
-def test_nothing_under_a_mask_is_shown_and_all_else_is_put_back(
+def test_masked_pixels_are_hidden_and_unmasked_ones_put_back(
     judge: Judge, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[tuple[Tensor, Tensor, list[Image.Image]]] = []
@@ -62,7 +62,7 @@ def test_nothing_under_a_mask_is_shown_and_all_else_is_put_back(
         return made
 
     monkeypatch.setattr(Inpainting, "filled", spy)
-    trained, plain = Painter(), Painter(repaints=False)
+    trained, plain = ToyModel(), ToyModel(repaints=False)
     run([("trained", trained), ("plain", plain)], toy_data, tmp_path, judge, steps=7)
     for truth, holes, made in kept:
         for picture, hole, image in zip(to_images(truth), holes[:, 0].bool().numpy(), made, strict=True):
@@ -76,14 +76,14 @@ def test_nothing_under_a_mask_is_shown_and_all_else_is_put_back(
             mean = picture[:, ~hole].mean(1, keepdim=True)
             torch.testing.assert_close(picture[:, hole], mean.expand(3, int(hole.sum())))
         whole = other["mask"].unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)  # (B, 1, 4, 4, 16)
-        assert torch.equal(whole.amin(-1), whole.amax(-1)), "each place of the latent is painted or is not"
+        assert torch.equal(whole.amin(-1), whole.amax(-1)), "each place of the latent is masked or is not"
         touched = one["mask"].unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).amax(-1)
         assert torch.equal(whole.amax(-1), touched)
     hidden = [float(one["mask"].mean()) for one, _ in both[:2]]
     assert all(0.4 <= share <= 0.5 for share in hidden), "the hard masks come first"
 
 
-def test_the_table_is_of_means_over_seeds_and_margins_seed_by_seed() -> None:
+def test_means_and_margins_over_seeds() -> None:
     values = {"mean fill": [(10.0, 0.5), (14.0, 0.7)], "other": [(7.0, 0.6), (8.0, 0.9)]}
     cells = [
         {"row": row, "share": "all", "seed": seed, "hidden": 0.3, "frechet": values[row][seed][0], "psnr": 9.0}
@@ -99,9 +99,9 @@ def test_the_table_is_of_means_over_seeds_and_margins_seed_by_seed() -> None:
     assert first["frechet_margin"]["value"] == first["psnr_margin"]["error"] == 0 and "perceptual" not in first
 
 
-def test_what_is_written_and_a_rerun_that_goes_on(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
-    painter = Painter()
-    results = run([("runs/it", painter)], toy_data, tmp_path, judge, perceptual=Largest(), sheet=3)
+def test_written_files_and_resuming(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    model = ToyModel()
+    results = run([("runs/it", model)], toy_data, tmp_path, judge, perceptual=Largest(), sheet=3)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert [(line["row"], line["share"]) for line in results["rows"][::2]] == [
         ("mean fill", "40-50 %"),
@@ -120,33 +120,33 @@ def test_what_is_written_and_a_rerun_that_goes_on(judge: Judge, toy_data: Path, 
     sheet = Image.open(tmp_path / "inpainting.png")
     assert sheet.mode == "P" and sheet.height > 5 * 96
 
-    count = len(painter.shown)
-    again = run([("runs/it", painter)], toy_data, tmp_path, judge, perceptual=Largest(), sheet=3)
-    assert again == results and len(painter.shown) == count, "nothing is painted twice"
+    count = len(model.shown)
+    again = run([("runs/it", model)], toy_data, tmp_path, judge, perceptual=Largest(), sheet=3)
+    assert again == results and len(model.shown) == count, "nothing is generated twice"
     more = run(
-        [("runs/it", painter), ("b", Painter(grey=0.9))], toy_data, tmp_path, judge, perceptual=Largest(), seeds=3
+        [("runs/it", model), ("b", ToyModel(grey=0.9))], toy_data, tmp_path, judge, perceptual=Largest(), seeds=3
     )
-    assert len(painter.shown) == count * 3 // 2, "but the third seed's"
+    assert len(model.shown) == count * 3 // 2, "but the third seed's"
     assert {cell["row"] for cell in more["cells"]} == {"mean fill", "harmonic fill", "runs/it", "b"}
     with pytest.raises(UserError, match="holds results with other settings"):
-        run([("runs/it", painter)], toy_data, tmp_path, judge, perceptual=Largest(), pictures=4)
+        run([("runs/it", model)], toy_data, tmp_path, judge, perceptual=Largest(), pictures=4)
     with pytest.raises(UserError, match="holds results with other models"):
-        run([("runs/it", Painter(grey=0.5))], toy_data, tmp_path, judge, perceptual=Largest())
+        run([("runs/it", ToyModel(grey=0.5))], toy_data, tmp_path, judge, perceptual=Largest())
     (tmp_path / "results.json").write_text('{"sweep": 1}')
     with pytest.raises(UserError, match="results of something else"):
-        run([("runs/it", painter)], toy_data, tmp_path, judge, perceptual=Largest())
+        run([("runs/it", model)], toy_data, tmp_path, judge, perceptual=Largest())
 
 
 @pytest.mark.parametrize(
     ("models", "options", "says"),
     [
         ([("a", nn.Identity())], {}, "a cannot inpaint"),
-        ([("a", Painter(repaints=None))], {}, "a cannot inpaint"),
-        ([("a", Painter()), ("a", Painter())], {}, "two rows have one name"),
-        ([("mean fill", Painter())], {}, "two rows have one name"),
-        ([("a", Painter()), ("b", Painter(size=32))], {}, "must be of one size"),
-        ([("a", Painter())], {"seeds": 1}, "seeds must be at least 2"),
-        ([("a", Painter())], {"pictures": 1}, "two images or more"),
+        ([("a", ToyModel(repaints=None))], {}, "a cannot inpaint"),
+        ([("a", ToyModel()), ("a", ToyModel())], {}, "two rows have one name"),
+        ([("mean fill", ToyModel())], {}, "two rows have one name"),
+        ([("a", ToyModel()), ("b", ToyModel(size=32))], {}, "must be of one size"),
+        ([("a", ToyModel())], {"seeds": 1}, "seeds must be at least 2"),
+        ([("a", ToyModel())], {"pictures": 1}, "two images or more"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

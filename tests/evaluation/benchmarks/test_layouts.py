@@ -1,4 +1,4 @@
-"""The study of layouts: who puts things into their boxes, who swaps them, and who is told no boxes come out apart."""
+"""The study of layouts: models that follow boxes, that swap them, and that get captions alone score apart."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.evaluation import toys
 LEFT, RIGHT = (0.0, 0.25, 0.5, 0.75), (0.5, 0.25, 1.0, 0.75)
 
 
-class Painter:
+class ToyModel:
     """Paints the two things of a layout where they belong, or each where the other does."""
 
     def __init__(self, swaps: bool = False, breaks: int | None = None) -> None:
-        self.swaps, self.breaks, self.painted = swaps, breaks, 0
+        self.swaps, self.breaks, self.generated = swaps, breaks, 0
 
     def generate(self, prompts: list[str], *, seeds: list[int], steps: int = 5) -> SimpleNamespace:
-        if self.breaks is not None and self.painted >= self.breaks:
+        if self.breaks is not None and self.generated >= self.breaks:
             raise KeyboardInterrupt
-        self.painted += len(prompts)
-        return SimpleNamespace(images=[self.paint(prompt) for prompt in prompts], metadata=[{}])
+        self.generated += len(prompts)
+        return SimpleNamespace(images=[self.draw(prompt) for prompt in prompts], metadata=[{}])
 
-    def paint(self, prompt: str) -> Image.Image:
+    def draw(self, prompt: str) -> Image.Image:
         names = [box.name for box in sorted(read_layout(prompt), key=lambda box: box.left)]
         return toys.pair(*(reversed(names) if self.swaps else names))
 
@@ -66,11 +66,11 @@ def study(model, data: Path, out: Path, judge: Judge, **options) -> dict:
     return evaluate_layouts(model, data, out, judge=judge, console=Console(file=io.StringIO()), **options)
 
 
-def test_who_obeys_scores_as_the_real_scenes_do_and_who_swaps_does_not(
+def test_a_model_that_follows_boxes_scores_like_real_scenes_and_one_that_swaps_them_does_not(
     scenes: Path, judge: Judge, tmp_path: Path
 ) -> None:
-    good = study(Painter(), scenes, tmp_path / "good", judge)
-    bad = study(Painter(swaps=True), scenes, tmp_path / "bad", judge)
+    good = study(ToyModel(), scenes, tmp_path / "good", judge)
+    bad = study(ToyModel(swaps=True), scenes, tmp_path / "bad", judge)
     rows, wrong = good["rows"], bad["rows"]
     assert good["boxes"] == rows["painted"]["boxes"] == 32
     assert rows["painted"]["top1"]["value"] == rows["real"]["top1"]["value"] > 4 * good["chance"]["top1"]["value"]
@@ -88,38 +88,38 @@ def test_who_obeys_scores_as_the_real_scenes_do_and_who_swaps_does_not(
     assert good["margins"]["painted - real"]["top1"] == {"value": 0, "error": 0}
 
 
-def test_a_study_that_was_stopped_paints_the_rest_alone(scenes: Path, judge: Judge, tmp_path: Path) -> None:
+def test_a_stopped_layout_study_generates_only_missing_images(scenes: Path, judge: Judge, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        study(Painter(breaks=10), scenes, tmp_path, judge)
-    painter = Painter()
-    found = study(painter, scenes, tmp_path, judge)
-    assert painter.painted == 32 - 10
-    again = Painter()
-    assert study(again, scenes, tmp_path, judge) == found and again.painted == 0
+        study(ToyModel(breaks=10), scenes, tmp_path, judge)
+    model = ToyModel()
+    found = study(model, scenes, tmp_path, judge)
+    assert model.generated == 32 - 10
+    again = ToyModel()
+    assert study(again, scenes, tmp_path, judge) == found and again.generated == 0
     assert json.loads((tmp_path / "results.json").read_text()) == found
     assert "boxes of other scenes" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "layouts.png").stat().st_size < 150_000
     with pytest.raises(UserError, match="with other settings"):
-        study(painter, scenes, tmp_path, judge, seed=1)
+        study(model, scenes, tmp_path, judge, seed=1)
 
 
-def test_a_model_that_is_told_words_stands_beside(scenes: Path, judge: Judge, tmp_path: Path) -> None:
-    class Deaf(Painter):
-        def paint(self, prompt: str) -> Image.Image:
+def test_a_model_of_captions_is_compared_with_the_layout_model(scenes: Path, judge: Judge, tmp_path: Path) -> None:
+    class CaptionModel(ToyModel):
+        def draw(self, prompt: str) -> Image.Image:
             assert prompt.startswith("a ") and " left of " in prompt
             return Image.new("RGB", (16, 16), "white")
 
-    found = study(Painter(), scenes, tmp_path, judge, words=Deaf(), scenes=6)
+    found = study(ToyModel(), scenes, tmp_path, judge, words=CaptionModel(), scenes=6)
     assert found["rows"]["from words"]["top1"]["value"] < found["rows"]["painted"]["top1"]["value"]
     assert "painted - from words" in found["margins"]
 
 
 def test_data_without_boxes_is_refused(toy_data: Path, judge: Judge, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no held-out scenes with objects"):
-        study(Painter(), toy_data, tmp_path, judge)
+        study(ToyModel(), toy_data, tmp_path, judge)
 
 
-def test_what_is_cut_out_lies_in_the_middle_of_white() -> None:
+def test_crop_box_is_centred_on_white() -> None:
     picture = Image.new("RGB", (40, 20), "white")
     picture.paste("red", (10, 5, 30, 10))
     cut = np.asarray(crop_box(picture, (0.25, 0.25, 0.75, 0.5), 50)).astype(int)
@@ -129,7 +129,7 @@ def test_what_is_cut_out_lies_in_the_middle_of_white() -> None:
     assert crop_box(picture, (0.5, 0.5, 0.5001, 0.5001), 8).size == (8, 8)
 
 
-def test_boxes_of_other_scenes_are_never_a_scene_s_own() -> None:
+def test_other_scenes_never_gives_a_scene_its_own_boxes() -> None:
     own = [[(i / 10, 0.0, i / 10 + 0.01 * (k + 1), 1.0) for k in range(1 + i % 3)] for i in range(8)]
     found = other_scenes(own, seed=0)
     assert [len(row) for row in found] == [len(row) for row in own]
@@ -138,20 +138,20 @@ def test_boxes_of_other_scenes_are_never_a_scene_s_own() -> None:
     assert other_scenes([[LEFT, RIGHT]], seed=0) == [[None, None]]
 
 
-def test_a_thing_is_sought_in_the_box_of_another_that_is_something_else() -> None:
+def test_swapped_gives_the_box_of_another_concept() -> None:
     assert swapped([("cat", LEFT), ("dog", RIGHT)]) == [RIGHT, LEFT]
     assert swapped([("cat", LEFT), ("cat", RIGHT)]) == [None, None]
     assert swapped([("cat", LEFT), ("cat", RIGHT), ("dog", (0, 0, 1, 1))]) == [(0, 0, 1, 1), (0, 0, 1, 1), LEFT]
 
 
-def test_a_share_of_scenes_of_one_box_has_the_usual_error() -> None:
+def test_clustered_mean_of_clusters_of_one_has_the_binomial_error() -> None:
     hits = np.random.default_rng(0).integers(0, 2, 40).astype(float)
     value, error, count = clustered_mean([np.array([[hit]]) for hit in hits])
     assert (value, count) == (hits.mean(), 40)
     assert error == pytest.approx(hits.std(ddof=1) / math.sqrt(40))
 
 
-def test_boxes_of_one_scene_are_not_independent() -> None:
+def test_clustered_mean_has_the_error_of_a_bootstrap_over_clusters() -> None:
     """Each box twice tells no more than once; a bootstrap over scenes agrees."""
     draw = np.random.default_rng(1)
     scenes = [draw.random((3, n)) < draw.random() for n in draw.integers(1, 5, 60)]
@@ -164,7 +164,7 @@ def test_boxes_of_one_scene_are_not_independent() -> None:
     assert error == pytest.approx(np.std(again), rel=0.15)
 
 
-def test_what_was_not_looked_at_counts_nowhere() -> None:
+def test_nan_is_left_out_of_means_and_differences() -> None:
     seen, unseen = np.array([[1.0, 0.0], [1.0, 1.0]]), np.full((2, 1), np.nan)
     assert clustered_mean([seen, unseen])[::2] == (0.75, 2)
     assert error_over_seeds([seen, unseen]) == pytest.approx(np.std([0.5, 1.0], ddof=1) / math.sqrt(2))

@@ -27,19 +27,19 @@ SYNONYMS = {"red": "scarlet", "green": "verdant", "blue": "azure", "yellow": "go
 PAIRS_OF_TOYS = read_pairs("\n".join(f"a [{SYNONYMS[c.split()[0]]}] {c.split()[1]} = {c}" for c in toys.CONCEPTS))
 
 
-class Painter:
+class ToyModel:
     """Paints the concept that a prompt names; of a new word only one that `knows` them makes the right one."""
 
     def __init__(self, knows: bool) -> None:
         self.knows = knows
-        self.asked: list[tuple[str, int]] = []
+        self.requests: list[tuple[str, int]] = []
 
     def generate(self, prompts: list[str], *, seeds: list[int], steps: int = 5) -> SimpleNamespace:
-        self.asked += zip(prompts, seeds, strict=True)
-        images = [self.paint(*asked) for asked in zip(prompts, seeds, strict=True)]
+        self.requests += zip(prompts, seeds, strict=True)
+        images = [self.draw(*request) for request in zip(prompts, seeds, strict=True)]
         return SimpleNamespace(images=images, metadata=[{"steps": steps} for _ in prompts])
 
-    def paint(self, prompt: str, seed: int) -> Image.Image:
+    def draw(self, prompt: str, seed: int) -> Image.Image:
         _, colour, shape = prompt.split()
         meant = {new: old for old, new in SYNONYMS.items()} if self.knows else {}
         concept = f"{meant.get(colour, colour)} {shape}"
@@ -54,33 +54,33 @@ def run(models, data: Path, out: Path, judge: Judge, **options) -> dict:
 
 
 @pytest.fixture(scope="module")
-def told(judge: Judge, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """One comparison of both painters, and where it was written."""
-    models, out = (Painter(True), Painter(False)), tmp_path_factory.mktemp("unseen")
-    results = run([("knows", models[0]), ("deaf", models[1])], toy_data, out, judge)
+def study(judge: Judge, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One comparison of both models, and where it was written."""
+    models, out = (ToyModel(True), ToyModel(False)), tmp_path_factory.mktemp("unseen")
+    results = run([("knows", models[0]), ("joint", models[1])], toy_data, out, judge)
     return SimpleNamespace(results=results, out=out, models=models)
 
 
-def test_who_knows_the_words_and_who_does_not_come_out_apart(told: SimpleNamespace) -> None:
-    knows, deaf = told.results["found"]["knows"], told.results["found"]["deaf"]
-    chance = told.results["chance"]["top1"]["value"]
+def test_models_with_and_without_the_novel_words_differ(study: SimpleNamespace) -> None:
+    knows, joint = study.results["found"]["knows"], study.results["found"]["joint"]
+    chance = study.results["chance"]["top1"]["value"]
     assert chance == pytest.approx(1 / len(toys.CONCEPTS))
-    assert knows["seen"] == deaf["seen"] == knows["unseen"]
+    assert knows["seen"] == joint["seen"] == knows["unseen"]
     assert knows["kept"]["top1"] == {"value": 1.0, "error": 0.0}
     assert knows["seen"]["top1"]["value"] > 10 * chance
-    assert deaf["unseen"]["top1"]["value"] < 3 * chance
-    for found in (knows, deaf):
+    assert joint["unseen"]["top1"]["value"] < 3 * chance
+    for found in (knows, joint):
         for wording in scores.WORDINGS:
             assert found[f"{wording} shuffled"]["top1"]["value"] <= 3 * chance
-    apart = told.results["differences"]["knows - deaf"]
+    apart = study.results["differences"]["knows - joint"]
     assert apart["seen"]["top1"] == {"value": 0, "error": 0, "count": len(toys.CONCEPTS)}
     assert apart["unseen"]["top1"]["value"] > 4 * apart["unseen"]["top1"]["error"] > 0
-    assert apart["kept"]["top5"]["value"] == pytest.approx(1 - deaf["kept"]["top5"]["value"])
-    assert apart["kept"]["top5"]["error"] == pytest.approx(deaf["kept"]["top5"]["error"])
+    assert apart["kept"]["top5"]["value"] == pytest.approx(1 - joint["kept"]["top5"]["value"])
+    assert apart["kept"]["top5"]["error"] == pytest.approx(joint["kept"]["top5"]["error"])
 
 
-def test_both_models_and_both_wordings_start_from_the_same_noise(told: SimpleNamespace) -> None:
-    one, other = (model.asked for model in told.models)
+def test_both_models_and_both_wordings_have_the_same_seeds(study: SimpleNamespace) -> None:
+    one, other = (model.requests for model in study.models)
     assert one == other
     half = len(one) // 2
     assert [seed for _, seed in one[:half]] == [seed for _, seed in one[half:]] == list(range(half))
@@ -88,36 +88,36 @@ def test_both_models_and_both_wordings_start_from_the_same_noise(told: SimpleNam
     assert [prompt for prompt, _ in one[half::3]] == [pair.prompt for pair in PAIRS_OF_TOYS]
 
 
-def test_what_is_written(told: SimpleNamespace) -> None:
-    assert json.loads((told.out / "results.json").read_text()) == told.results
-    table = (told.out / "results.md").read_text()
-    for row in ("| knows ", "| deaf ", "| knows, shuffled ", "| chance ", "| knows - deaf ", "| a scarlet disc "):
+def test_written_files(study: SimpleNamespace) -> None:
+    assert json.loads((study.out / "results.json").read_text()) == study.results
+    table = (study.out / "results.md").read_text()
+    for row in ("| knows ", "| joint ", "| knows, shuffled ", "| chance ", "| knows - joint ", "| a scarlet disc "):
         assert row in table
     assert "never for the unseen words" in table and "0 wordings were dropped" in table
-    rows = [json.loads(line) for line in (told.out / "pictures.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (study.out / "pictures.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 2 * 3 * len(toys.CONCEPTS)
-    right = [row["rank"] == 0 for row in rows if (row["model"], row["wording"]) == ("deaf", "unseen")]
-    assert sum(right) / len(right) == pytest.approx(told.results["found"]["deaf"]["unseen"]["top1"]["value"])
+    right = [row["rank"] == 0 for row in rows if (row["model"], row["wording"]) == ("joint", "unseen")]
+    assert sum(right) / len(right) == pytest.approx(study.results["found"]["joint"]["unseen"]["top1"]["value"])
     assert all((row["guess"] in row["concepts"]) == (row["rank"] == 0) for row in rows)
-    assert told.results["models"][0]["settings"] == {"steps": 5}
-    with Image.open(told.out / "unseen.png") as sheet:
+    assert study.results["models"][0]["settings"] == {"steps": 5}
+    with Image.open(study.out / "unseen.png") as sheet:
         assert sheet.width > 4 * 64
 
 
-def test_a_word_that_was_said_is_dropped_and_counted(
-    told: SimpleNamespace, judge: Judge, toy_data: Path, tmp_path: Path
+def test_words_of_training_captions_are_dropped_and_counted(
+    study: SimpleNamespace, judge: Judge, toy_data: Path, tmp_path: Path
 ) -> None:
     more = read_pairs("a disc = red disc\nthe lefts = red disc\na zeppelin = airship\na [scarlet] red = red disc")
-    model = Painter(True)
+    model = ToyModel(True)
     results = run([("one", model)], toy_data, tmp_path, judge, pairs=(*more[:3], *PAIRS_OF_TOYS, more[3]), steps=2)
     assert results["dropped"] == {"said": ["a disc", "the lefts"], "not shown": ["a zeppelin"]}
     assert results["wordings"] == len(toys.CONCEPTS) + 1
     assert results["differences"] == {} and results["models"][0]["settings"] == {"steps": 2}
-    assert model.asked[0] == ("a red disc", 9)  # the dropped keep their seeds
+    assert model.requests[0] == ("a red disc", 9)  # the dropped keep their seeds
     assert "2 wordings were dropped" in (tmp_path / "results.md").read_text()
 
 
-def test_only_training_captions_say_a_word() -> None:
+def test_choose_trials_reads_training_captions_only() -> None:
     metas = [
         {"kind": "single", "concept": "dog", "split": "train", "captions": ["a dog", "dog, puppies"]},
         {"kind": "single", "concept": "cat", "split": "held-out", "captions": ["a cat", "cat, kitty"]},
@@ -133,13 +133,13 @@ def test_only_training_captions_say_a_word() -> None:
 
 
 @pytest.mark.parametrize("forms", ["sob sobs sobbed sobbing", "puppy puppies", "box boxes", "blaze blazes blazing"])
-def test_forms_of_a_word_are_one(forms: str) -> None:
+def test_inflections_have_one_stem(forms: str) -> None:
     assert len({stem(form) for form in forms.split()}) == 1
     assert stem("moth") != stem("mother") and stem("lad") != stem("lady")
 
 
-def test_what_cannot_be_compared_is_refused_before_painting(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
-    model = Painter(True)
+def test_wrong_arguments_are_refused_before_generating(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+    model = ToyModel(True)
     with pytest.raises(UserError, match="only 3 of 4 wordings are new") as caught:
         run([("one", model)], toy_data, tmp_path, judge, pairs=(*PAIRS_OF_TOYS[:3], *read_pairs("a disc = red disc")))
     assert "\n" not in str(caught.value)
@@ -149,13 +149,13 @@ def test_what_cannot_be_compared_is_refused_before_painting(judge: Judge, toy_da
         run([], toy_data, tmp_path, judge)
     with pytest.raises(UserError, match="at least 1"):
         run([("one", model)], toy_data, tmp_path, judge, pictures=0)
-    assert not model.asked
+    assert not model.requests
 
 
 # The numbers, by hand.
 
 
-def test_the_best_of_several_right_concepts_counts() -> None:
+def test_best_ranks_is_the_rank_of_the_best_right_concept() -> None:
     concepts = torch.eye(4)
     pictures = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).repeat(3, 1)
     answers = scores.right_answers([["c"], ["d", "b"], ["b", "a", "d"]], ["a", "b", "c", "d"])
@@ -163,14 +163,14 @@ def test_the_best_of_several_right_concepts_counts() -> None:
     assert scores.best_ranks(torch.ones(3, 4), concepts, answers[:, :1]).tolist() == [3, 3, 3]
 
 
-def test_chance_is_what_drawing_gives() -> None:
+def test_chance_by_enumeration() -> None:
     answers = scores.right_answers([["a"], ["b", "e", "f"]], list("abcdef"))
     draws = list(itertools.combinations("abcdef", 2))
     expected = sum(("a" in draw) + bool(set(draw) & set("bef")) for draw in draws) / 2 / len(draws)
     assert scores.chance(answers, 6, 2) == pytest.approx(expected)
 
 
-def test_pictures_of_one_wording_are_not_counted_as_many() -> None:
+def test_standard_errors_are_over_wordings_not_images() -> None:
     torch.manual_seed(0)
     rank = {"seen": torch.zeros(40, 1, dtype=torch.long), "unseen": torch.randint(0, 2, (40, 1))}
     once = scores.summary({"m": rank})
@@ -184,18 +184,18 @@ def test_pictures_of_one_wording_are_not_counted_as_many() -> None:
     assert found["kept"]["top1"]["error"] == pytest.approx(math.sqrt(share * (1 - share) / 40), rel=0.1)
 
 
-def test_a_share_of_nothing_is_none_and_differences_are_paired() -> None:
+def test_kept_of_zero_is_none_and_differences_are_paired() -> None:
     torch.manual_seed(0)
     good = torch.randint(0, 2, (30, 2))
     ranked = {
         "a": {"seen": torch.full((30, 2), 9), "unseen": good},
         "b": {"seen": good, "unseen": (good + torch.tensor([0, 1])).clamp(max=1)},
     }
-    told = scores.summary(ranked)
-    assert told["found"]["a"]["kept"]["top1"] is None
-    assert "top1" not in told["differences"]["a - b"].get("kept", {})
+    summary = scores.summary(ranked)
+    assert summary["found"]["a"]["kept"]["top1"] is None
+    assert "top1" not in summary["differences"]["a - b"].get("kept", {})
     lost = (good[:, 1] == 0).double() / 2  # what b's second picture of each wording loses
-    assert told["differences"]["a - b"]["unseen"]["top1"] == Mean.of(lost)._asdict()
+    assert summary["differences"]["a - b"]["unseen"]["top1"] == Mean.of(lost)._asdict()
 
 
 def test_the_shipped_list_is_well_formed() -> None:

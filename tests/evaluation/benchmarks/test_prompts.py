@@ -1,4 +1,4 @@
-"""The study: a perfect painter reaches the ceiling, noise stays at chance, and what is written can be read."""
+"""The study of prompts: a perfect model reaches the ceiling, noise stays at chance, and the files can be read."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Perfect:
 
     def generate(self, prompts: list[str], *, seeds: list[int], steps=None, guidance=None, sampler=None):
         self.calls.append((prompts, seeds))
-        images = [self.paint(p, s) for p, s in zip(prompts, seeds, strict=True)]
+        images = [self.draw(p, s) for p, s in zip(prompts, seeds, strict=True)]
         return SimpleNamespace(images=images, metadata=[{"steps": steps or 7, "sampler": "ddim"} for _ in prompts])
 
-    def paint(self, prompt: str, seed: int) -> Image.Image:
+    def draw(self, prompt: str, seed: int) -> Image.Image:
         return self.known[prompt]
 
 
 class Noise(Perfect):
-    def paint(self, prompt: str, seed: int) -> Image.Image:
+    def draw(self, prompt: str, seed: int) -> Image.Image:
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 
 
@@ -51,7 +51,7 @@ def run(model, data: Path, out: Path, judge: Judge, **options) -> dict:
     return evaluate(model, data, out, judge=judge, console=Console(file=io.StringIO()), batch=7, **options)
 
 
-def test_a_perfect_painter_scores_like_the_ceiling(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_a_perfect_model_scores_like_the_ceiling(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     model = Perfect()
     results = run(model, toy_data, tmp_path, judge)
     for group in results["groups"].values():
@@ -67,7 +67,7 @@ def test_a_perfect_painter_scores_like_the_ceiling(judge: Judge, toy_data: Path,
     assert seen["generated"]["place"]["value"] < 0.2 < seen["shuffled"]["place"]["value"]
     assert set(results["scenes"]) == {"colours", "positional", "all"}
     assert results["scenes"]["all"]["generated"] == results["scenes"]["all"]["real"]
-    # Every picture was asked for once, each with a seed of its own.
+    # Every image was requested once, with a seed of its own.
     seeds = [seed for _, part in model.calls for seed in part]
     assert seeds == list(range(len(seeds)))
     assert max(len(part) for _, part in model.calls) == 7
@@ -84,7 +84,7 @@ def test_noise_scores_at_chance(judge: Judge, toy_data: Path, tmp_path: Path) ->
     assert results["scenes"]["all"]["generated"]["value"] < 0.6
 
 
-def test_what_is_written(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     results = run(Perfect(), toy_data, tmp_path / "one", judge, pictures=3, scenes=2, steps=5)
     again = run(Perfect(), toy_data, tmp_path / "two", judge, pictures=3, scenes=2, steps=5)
     assert json.loads((tmp_path / "one" / "results.json").read_text()) == results == again
@@ -110,7 +110,7 @@ def test_data_without_held_out_drawings_is_refused(judge: Judge, tmp_path: Path)
         run(Perfect(), tmp_path, tmp_path / "out", judge)
 
 
-def test_a_contact_sheet_shows_who_is_right() -> None:
+def test_borders_of_a_contact_sheet_show_correct_and_wrong() -> None:
     blue = Image.new("RGB", (16, 16), "blue")
     cells = [
         report.SheetCell(prompt="a blue box " * 9, images=(blue, blue), correct=(True, False), notes=("box", "disc")),
@@ -123,7 +123,7 @@ def test_a_contact_sheet_shows_who_is_right() -> None:
     assert page.getpixel((8 + 3 + 16, 8 + 3 + 16)) == (0, 0, 255)
 
 
-def test_a_model_of_classes_is_asked_for_its_classes(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_prompts_of_a_class_conditional_model_are_its_class_names(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     model = Noise()
     model.classes = ("red disc", "blue box")  # type: ignore[attr-defined]
     results = run(model, toy_data, tmp_path, judge)
@@ -135,7 +135,7 @@ def test_a_model_of_classes_is_asked_for_its_classes(judge: Judge, toy_data: Pat
         run(model, toy_data, tmp_path / "other", judge)
 
 
-def test_what_too_few_images_cannot_tell_is_a_dash() -> None:
+def test_nan_is_a_dash_in_tables() -> None:
     nan = math.nan
     assert report.percent({"value": 0.5, "error": 0.25}) == "50.0±25.0"
     assert report.percent({"value": 0.5, "error": nan}) == "50.0±–"
@@ -145,7 +145,7 @@ def test_what_too_few_images_cannot_tell_is_a_dash() -> None:
     assert report.plain(nan, 2) == "–" and report.plain(None, 2) == "" and report.plain(1.0, 2) == "1.00"
 
 
-def test_a_table_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_in_a_pipe_is_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     table = Table("name", "words", box=box.MARKDOWN)
     table.add_row("n", "a word " * 40)
@@ -158,8 +158,8 @@ def test_a_folder_holds_one_evaluation(judge: Judge, toy_data: Path, tmp_path: P
     settings: dict[str, Any] = {"model": Perfect(), "pictures": 3, "scenes": 0, "steps": 5}
 
     def study(**more: Any) -> dict:
-        model = (asked := settings | more).pop("model")
-        return run(model, toy_data, tmp_path, judge, **asked)
+        model = (options := settings | more).pop("model")
+        return run(model, toy_data, tmp_path, judge, **options)
 
     def files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -70,7 +70,7 @@ def test_a_perfect_first_stage_loses_nothing(judge: Judge, toy_data: Path, tmp_p
 
 
 @torch.no_grad()
-def test_the_numbers_are_those_of_the_pictures(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_scores_agree_with_those_computed_from_the_images(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     """Computed again from the pictures themselves, in another way."""
     module = randomised(Autoencoder(VQ))
     results = run([("vq", module)], toy_data, tmp_path, judge, pictures=6, seed=3, split="train", perceptual=Largest())
@@ -100,13 +100,13 @@ def test_the_numbers_are_those_of_the_pictures(judge: Judge, toy_data: Path, tmp
     assert again["models"][0]["psnr"] != row["psnr"], "another seed, other pictures"
 
 
-def test_perplexity_is_as_many_entries_as_would_be_used_alike() -> None:
+def test_perplexity_of_uniform_codebook_use_is_the_number_of_entries() -> None:
     alike = codebook(torch.tensor([5, 0, 5, 5, 0, 5]))["codebook"]
     assert alike["perplexity"] == pytest.approx(4) and alike["used"] == pytest.approx(4 / 6)
     assert codebook(torch.tensor([0, 9]))["codebook"]["perplexity"] == pytest.approx(1)
 
 
-def test_what_is_written(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     models = [("runs/perfect", Stage()), ("black", Stage(9.0))]
     results = run(models, toy_data, tmp_path, judge, pictures=5, sheet=3)
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -125,9 +125,7 @@ def test_what_is_written(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     assert shown[2].getextrema() == ((0, 0),) * 3
 
 
-def test_a_tiny_decoder_is_compared_with_its_teacher_and_with_the_truth(
-    judge: Judge, toy_data: Path, tmp_path: Path
-) -> None:
+def test_tiny_decoder_against_its_teacher_and_the_originals(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     results = run([("it", Stage(0.2))], toy_data, tmp_path, judge, pictures=5, decoder=Stage(0.2))
     teacher, tiny = results["models"]
     assert tiny["of_teacher"]["psnr"]["value"] == pytest.approx(58.92, abs=0.01)
@@ -156,7 +154,7 @@ def test_what_cannot_be_compared_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_of_any_folder_are_read_at_a_size_that_fits(judge: Judge, tmp_path: Path) -> None:
+def test_the_size_of_a_folder_of_images_is_rounded_down_to_the_factor(judge: Judge, tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (30, 21), (90 * i, 10, 10)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text("a colour")

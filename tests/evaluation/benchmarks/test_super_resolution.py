@@ -51,7 +51,7 @@ class Enlarger(nn.Module):
         self.weight = nn.Parameter(torch.ones(1 + noise))
         self.size, self.low_size = SIZE, SIZE // factor
         self.known = {self.small(Image.fromarray(one)).tobytes(): one for one in truth or ()}
-        self.autoencoder, self.noise, self.asked = Flat(), noise, []
+        self.autoencoder, self.noise, self.requests = Flat(), noise, []
 
     @property
     def device(self) -> torch.device:
@@ -62,13 +62,13 @@ class Enlarger(nn.Module):
 
     def generate(self, prompts: Any, *, seeds: list[int], low: Any, steps: int | None = None) -> Any:
         lows = low if isinstance(low, list) else [low]
-        self.asked += seeds
+        self.requests += seeds
         made = []
         for one, seed in zip(lows, seeds, strict=True):
             plain = one.resize((one.width * FACTOR, one.height * FACTOR), Image.Resampling.NEAREST)
             values = self.known.get(one.tobytes(), np.asarray(plain)).astype(int)
-            spoiled = values + np.random.default_rng(seed).integers(-self.noise, self.noise + 1, values.shape)
-            made.append(Image.fromarray(spoiled.clip(0, 255).astype(np.uint8)))
+            degraded = values + np.random.default_rng(seed).integers(-self.noise, self.noise + 1, values.shape)
+            made.append(Image.fromarray(degraded.clip(0, 255).astype(np.uint8)))
         return SimpleNamespace(images=made)
 
 
@@ -94,7 +94,7 @@ def rows(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in results["models"]}
 
 
-def test_a_perfect_model_a_blind_one_and_their_bounds(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
+def test_a_perfect_model_nearest_neighbour_and_bounds(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
     models = [("perfect", Enlarger(truth)), ("runs/blind", Enlarger())]
     found = rows(run(models, toy_data, tmp_path, judge))
     assert list(found) == ["bicubic", "perfect", "runs/blind", "first stage, of the truth"]
@@ -112,7 +112,7 @@ def test_a_perfect_model_a_blind_one_and_their_bounds(judge: Judge, toy_data: Pa
     assert found["runs/blind"]["margin"]["psnr"]["value"] < perfect["margin"]["psnr"]["value"]
 
 
-def test_the_numbers_are_those_of_the_painted_pictures(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
+def test_scores_agree_with_those_of_the_saved_images(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
     """Computed again from the files: means over seeds first, then over pictures, differences in pairs."""
     found = rows(run([("noisy", Enlarger(truth, noise=30))], toy_data, tmp_path, judge, seeds=3))
     sheets = [np.asarray(Image.open(tmp_path / "painted" / f"noisy-{number}.png")) for number in range(3)]
@@ -132,25 +132,25 @@ def test_the_numbers_are_those_of_the_painted_pictures(judge: Judge, toy_data: P
     assert row["frechet"]["error"] > 0 and row["frechet"]["count"] == 3
 
 
-def test_what_was_painted_is_not_painted_again(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
+def test_saved_images_are_not_generated_again(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
     model = Enlarger(truth, noise=5)
     first = run([("m", model)], toy_data, tmp_path, judge)
-    asked = list(model.asked)
-    assert len(set(asked[:16])) == 16, "two seeds for each picture"
+    before = list(model.requests)
+    assert len(set(before[:16])) == 16, "two seeds for each picture"
     again = run([("m", model)], toy_data, tmp_path, judge)
-    assert again == first and len(model.asked) == len(asked) + 1, "the larger picture alone"
+    assert again == first and len(model.requests) == len(before) + 1, "the larger picture alone"
     with pytest.raises(UserError, match="with other settings"):
         run([("m", model)], toy_data, tmp_path, judge, steps=7)
     with pytest.raises(UserError, match="with other models"):
         run([("n", model)], toy_data, tmp_path, judge)
     (tmp_path / "painted" / "m-0.png").write_bytes(b"cut short")
     assert run([("m", model)], toy_data, tmp_path, judge) == first
-    assert len(model.asked) == len(asked) + 1 + 8 + 1
+    assert len(model.requests) == len(before) + 1 + 8 + 1
     both = run([("m", model), ("n", model)], toy_data, tmp_path, judge)
     assert [row["name"] for row in both["models"]][:3] == ["bicubic", "m", "n"], "more models go on in the same folder"
 
 
-def test_what_is_written(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
+def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
     results = run([("a/perfect", Enlarger(truth))], toy_data, tmp_path, judge, sheet=2)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     table = (tmp_path / "results.md").read_text()
@@ -160,11 +160,11 @@ def test_what_is_written(judge: Judge, toy_data: Path, tmp_path: Path, truth) ->
         assert sheet.mode == larger.mode == "P" and sheet.height > 256
 
 
-def test_other_ways_of_making_small(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
+def test_bsr_degradation(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
     plain = rows(run([("m", Enlarger(truth))], toy_data, tmp_path / "a", judge, seeds=1))
-    spoiled = rows(run([("m", Enlarger(truth))], toy_data, tmp_path / "b", judge, seeds=1, degradation="bsr"))
-    assert spoiled["bicubic"]["psnr"]["value"] < plain["bicubic"]["psnr"]["value"] - 3
-    assert "consistency" not in spoiled["m"]
+    degraded = rows(run([("m", Enlarger(truth))], toy_data, tmp_path / "b", judge, seeds=1, degradation="bsr"))
+    assert degraded["bicubic"]["psnr"]["value"] < plain["bicubic"]["psnr"]["value"] - 3
+    assert "consistency" not in degraded["m"]
 
 
 def test_what_cannot_be_compared_is_refused(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
@@ -180,7 +180,7 @@ def test_what_cannot_be_compared_is_refused(judge: Judge, toy_data: Path, tmp_pa
     refused("at least one seed", [("a", Enlarger())], seeds=0)
 
 
-def test_names_that_begin_alike_are_told_apart_on_the_sheet() -> None:
+def test_shortened_names_differ_at_their_ends() -> None:
     names = (
         "bicubic",
         "runs/emoji-super-resolution/",
@@ -190,7 +190,7 @@ def test_names_that_begin_alike_are_told_apart_on_the_sheet() -> None:
     assert [shortened(name) for name in names] == ["bicubic", "…super-resolution", "…esolution-pixels", "first stage"]
 
 
-def test_pictures_and_back() -> None:
+def test_to_tensor_and_to_images_keep_8_bits() -> None:
     """The toy models above rely on it: 8 bits survive."""
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     assert to_images(to_tensor([image]))[0].tobytes() == image.tobytes()

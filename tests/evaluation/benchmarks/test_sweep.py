@@ -28,19 +28,19 @@ from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from tests.evaluation import toys
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_plot")
 KNOWN = {meta["captions"][1]: picture for _, picture, meta in toys.examples() if meta["kind"] == "single"}
 
 
 @pytest.fixture
-def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all the rest of a sweep: only tests that ask for `draws` do it."""
-    if "draws" not in request.fixturenames:
+def no_plot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all the rest of a sweep: only tests that ask for `with_plot` do it."""
+    if "with_plot" not in request.fixturenames:
         monkeypatch.setattr(plots, "plot", lambda results, path: None)
 
 
 @pytest.fixture
-def draws() -> None:
+def with_plot() -> None:
     pass
 
 
@@ -83,7 +83,7 @@ def by_key(results: dict[str, Any], *keys: str) -> dict[tuple, dict[str, Any]]:
     return {tuple(cell[key] for key in keys): cell for cell in results["cells"]}
 
 
-def test_the_table_shows_which_threshold_holds(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_scores_of_guidance_and_thresholds(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     model = Fading()
     results = guide(model, toy_data, tmp_path, judge, guidances=(30, 1, 7), thresholds=("none", "dynamic"), batch=8)
     cells = by_key(results, "threshold", "guidance")
@@ -95,22 +95,22 @@ def test_the_table_shows_which_threshold_holds(judge: Judge, toy_data: Path, tmp
     assert cells["none", 30]["alignment"]["value"] < cells["dynamic:0.95", 30]["alignment"]["value"] - 0.1
     assert cells["none", 30]["top1"]["value"] < cells["dynamic:0.95", 30]["top1"]["value"]
     assert cells["none", 30]["frechet"] > 2 * cells["dynamic:0.95", 30]["frechet"]
-    # The perfect painter is measured as the real pictures are.
+    # The perfect model is measured as the real images are.
     real = results["references"]["real"]
     for measure in ("alignment", "top1", "top5", "saturated"):
         assert cells["none", 1][measure] == real[measure]
     # The same prompts from the same seeds in every cell, in batches.
-    painted: dict[tuple, list] = {}
+    generated: dict[tuple, list] = {}
     for call in model.calls:
         assert len(call["prompts"]) <= 8
         pairs = list(zip(call["prompts"], call["seeds"], strict=True))
-        painted.setdefault((call["threshold"], call["guidance"]), []).extend(pairs)
-    assert len(painted) == 6
-    assert all(pairs == painted["none", 1] for pairs in painted.values())
-    assert sorted(seed for _, seed in painted["none", 1]) == list(range(20))
+        generated.setdefault((call["threshold"], call["guidance"]), []).extend(pairs)
+    assert len(generated) == 6
+    assert all(pairs == generated["none", 1] for pairs in generated.values())
+    assert sorted(seed for _, seed in generated["none", 1]) == list(range(20))
 
 
-def test_what_is_written_can_be_read(draws, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_written_files_of_a_sweep(with_plot, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=160)
     options = {"guidances": (1, 4), "thresholds": ("none", "static"), "sheet": 3, "name": "toy", "console": console}
     results = guide(Fading(), toy_data, tmp_path, judge, **options)
@@ -138,7 +138,7 @@ def test_what_is_written_can_be_read(draws, judge: Judge, toy_data: Path, tmp_pa
         assert sheet.crop((90, 132, 186, 228)).tobytes() != first.tobytes()
 
 
-def test_the_plot_says_which_point_is_which(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_points_of_the_plot_are_labelled(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     results = guide(Fading(), toy_data, tmp_path, judge, guidances=(1, 4, 30), thresholds=("none", "dynamic"))
     trade, ends = plots.plot_guidance(results).axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in trade.lines}  # type: ignore[union-attr]
@@ -153,7 +153,7 @@ def test_the_plot_says_which_point_is_which(judge: Judge, toy_data: Path, tmp_pa
     assert real.get_ydata()[0] == 100 * results["references"]["real"]["saturated"]  # type: ignore[index]
 
 
-def test_a_rerun_goes_on(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_a_sweep_resumes(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"guidances": (1, 4), "thresholds": ("none", "static"), "batch": 10}
     with pytest.raises(KeyboardInterrupt):
         guide(Fading(fail_after=5), toy_data, tmp_path / "a", judge, **options)  # in the middle of the third cell
@@ -164,21 +164,21 @@ def test_a_rerun_goes_on(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     whole = guide(Fading(), toy_data, tmp_path / "b", judge, **options)
     assert results == whole
     assert (tmp_path / "a" / "sheet.png").read_bytes() == (tmp_path / "b" / "sheet.png").read_bytes()
-    # More cells into the same folder: only those are painted, and the table holds all.
+    # More cells into the same folder: only those are generated, and the table holds all.
     model = Fading()
     more = guide(model, toy_data, tmp_path / "a", judge, guidances=(2,), thresholds=("none",), batch=10)
     assert {call["guidance"] for call in model.calls} == {2}
     assert [(cell["threshold"], cell["guidance"]) for cell in more["cells"]] == [
         ("none", 1), ("none", 2), ("none", 4), ("static", 1), ("static", 4),
     ]  # fmt: skip
-    # A cell whose pictures were lost is painted again.
+    # A cell whose pictures were lost is generated again.
     (tmp_path / "a" / "cells" / "none-guidance-2.0.png").unlink()
     model = Fading()
     assert guide(model, toy_data, tmp_path / "a", judge, guidances=(1, 2), thresholds=("none",)) == more
     assert {call["guidance"] for call in model.calls} == {2}
 
 
-def test_another_sweep_is_not_mixed_in(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_a_folder_with_another_sweep_is_refused(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"guidances": (1,), "thresholds": ("none",)}
     guide(Fading(), toy_data, tmp_path, judge, **options)
     before = (tmp_path / "results.json").read_bytes()
@@ -213,7 +213,7 @@ def test_another_sweep_is_not_mixed_in(judge: Judge, toy_data: Path, tmp_path: P
         ({"stop": 1}, "stop is for cascades"),
     ],
 )
-def test_wrong_values_are_named(judge: Judge, toy_data: Path, tmp_path: Path, options, words: str) -> None:
+def test_wrong_guidance_values_are_refused(judge: Judge, toy_data: Path, tmp_path: Path, options, words: str) -> None:
     with pytest.raises(UserError, match=words):
         guide(Fading(), toy_data, tmp_path, judge, **options)
     assert not list(tmp_path.iterdir())
@@ -228,7 +228,7 @@ def test_latents_have_no_threshold(judge: Judge, toy_data: Path, tmp_path: Path)
         sweep_augmentation(Latent(), toy_data, tmp_path / "b", judge=judge)
 
 
-def test_without_matplotlib_nothing_is_painted(judge: Judge, toy_data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_without_matplotlib_nothing_is_generated(judge: Judge, toy_data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     model = Fading()
     with pytest.raises(UserError, match="make install"):
@@ -264,15 +264,15 @@ def stage(size: int, low_size: int | None) -> PixelDiffusion:
 
 
 class Watched:
-    """A cascade that remembers what it was asked."""
+    """A cascade that records its requests."""
 
     def __init__(self, *stages: PixelDiffusion) -> None:
-        self.inner, self.asked = Cascade.of(stages), []
+        self.inner, self.requests = Cascade.of(stages), []
         self.configs, self.networks = self.inner.configs, self.inner.networks
         self.stage_sizes = self.inner.stage_sizes
 
     def generate(self, prompts, **options):
-        self.asked.append(options)
+        self.requests.append(options)
         return self.inner.generate(prompts, **options)
 
 
@@ -286,43 +286,47 @@ def augment(model, data: Path, out: Path, judge: Judge, **options) -> dict[str, 
     return sweep_augmentation(model, data, out, **{"judge": judge, "pictures": 4, "console": console, **options})
 
 
-def test_the_same_base_pictures_at_every_level(cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_augmentation_levels_share_low_resolution_images(
+    cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path
+) -> None:
     results = augment(cascade, toy_data, tmp_path, judge, levels=(0, 0.2, 0.9), batch=4)
-    first, *rest = cascade.asked
+    first, *rest = cascade.requests
     assert first["stop"] == 1 and "augmentation" not in first
     assert [one["augmentation"] for one in rest] == [[0.0], [0.2], [0.9]]
     shown = [[picture.tobytes() for picture in one["low"]] for one in rest]
     assert shown[0] == shown[1] == shown[2]
-    assert len({tuple(one["seeds"]) for one in cascade.asked}) == 1
-    # At the stages' own level the sweep paints what the cascade paints in one go.
+    assert len({tuple(one["seeds"]) for one in cascade.requests}) == 1
+    # At the stages' own level the sweep generates what the cascade generates in one call.
     whole = cascade.inner.generate("a", seeds=[first["seeds"][0]])
     with Image.open(tmp_path / "cells" / "level-0.2.png") as strip:
         assert strip.crop((0, 0, 16, 16)).tobytes() == whole.images[0].tobytes()
     scores = [json.dumps(cell["alignment"]) for cell in results["cells"]]
     assert len(set(scores)) == 3  # the level matters
     assert "psnr" not in results["cells"][0] and results["references"]["bicubic"]["pictures"] == 4
-    # All done: nothing is painted again, not even the base.
-    asked = len(cascade.asked)
+    # All done: nothing is generated again, not even the base.
+    expected = len(cascade.requests)
     assert augment(cascade, toy_data, tmp_path, judge, levels=(0, 0.9)) == results
-    assert len(cascade.asked) == asked
+    assert len(cascade.requests) == expected
 
 
-def test_real_pictures_made_small(draws, cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_augmentation_sweep_on_real_images(
+    with_plot, cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path
+) -> None:
     results = augment(cascade, toy_data, tmp_path, judge, levels=(0, 0.5), truth=True, sheet=4)
-    assert [one["augmentation"] for one in cascade.asked] == [[0.0], [0.5]]
+    assert [one["augmentation"] for one in cascade.requests] == [[0.0], [0.5]]
     with Image.open(tmp_path / "cells" / "real.png") as strip:
         real = [strip.crop((x, 0, x + 16, 16)) for x in (0, 16, 32, 48)]
-    assert [p.tobytes() for p in cascade.asked[0]["low"]] == [square(p, 8).tobytes() for p in real]
+    assert [p.tobytes() for p in cascade.requests[0]["low"]] == [square(p, 8).tobytes() for p in real]
     with Image.open(tmp_path / "cells" / "level-0.5.png") as strip:
-        painted = [strip.crop((x, 0, x + 16, 16)) for x in (0, 16, 32, 48)]
-    ratios = [image_psnr(one, other) for one, other in zip(painted, real, strict=True)]
+        generated = [strip.crop((x, 0, x + 16, 16)) for x in (0, 16, 32, 48)]
+    ratios = [image_psnr(one, other) for one, other in zip(generated, real, strict=True)]
     assert results["cells"][1]["psnr"]["value"] == pytest.approx(np.mean(ratios))
     assert results["references"]["bicubic"]["psnr"]["value"] > results["cells"][1]["psnr"]["value"]  # untrained
     assert "PSNR" in (tmp_path / "results.md").read_text()
     assert Image.open(tmp_path / "plot.png").width > 1200  # three panels
 
 
-def test_a_stage_alone_needs_the_truth(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_augmentation_sweep_of_a_single_stage_needs_truth(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     one = stage(16, 8)
     with pytest.raises(UserError, match="truth"):
         augment(one, toy_data, tmp_path / "a", judge)
@@ -334,26 +338,26 @@ def test_a_stage_alone_needs_the_truth(judge: Judge, toy_data: Path, tmp_path: P
     assert "psnr" in guided["cells"][0]
 
 
-def test_one_stage_of_several(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_augmentation_sweep_of_one_stage_of_several(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     model = Watched(stage(8, None), stage(16, 8), stage(32, 16))
     augment(model, toy_data, tmp_path / "all", judge, levels=(0.3,), batch=4)
-    assert [(one.get("start"), one.get("stop"), one.get("augmentation")) for one in model.asked] == [
+    assert [(one.get("start"), one.get("stop"), one.get("augmentation")) for one in model.requests] == [
         (None, 1, None), (1, None, [0.3, 0.3]),
     ]  # fmt: skip
-    for number, asked in ((1, [0.3, None]), (2, [0.3])):
-        model.asked.clear()
+    for number, expected in ((1, [0.3, None]), (2, [0.3])):
+        model.requests.clear()
         augment(model, toy_data, tmp_path / str(number), judge, levels=(0.3,), batch=4, stage=number)
-        assert model.asked[0]["stop"] == number
-        assert (model.asked[1]["start"], model.asked[1]["augmentation"]) == (number, asked)
-    for steps, stop, asked in ([3, 1, 2], None, [[3], [1, 2]]), ([3, 1], 2, [[3], [1]]), (2, None, [2, 2]):
-        model.asked.clear()
+        assert model.requests[0]["stop"] == number
+        assert (model.requests[1]["start"], model.requests[1]["augmentation"]) == (number, expected)
+    for steps, stop, expected in ([3, 1, 2], None, [[3], [1, 2]]), ([3, 1], 2, [[3], [1]]), (2, None, [2, 2]):
+        model.requests.clear()
         out = tmp_path / f"{steps} {stop}"
         augment(model, toy_data, out, judge, levels=(0.3,), batch=4, steps=steps, stop=stop)
-        assert [one["steps"] for one in model.asked] == asked
-    model.asked.clear()
+        assert [one["steps"] for one in model.requests] == expected
+    model.requests.clear()
     guide(model, toy_data, tmp_path / "base", judge, pictures=4, guidances=(3,), thresholds=("static",), stop=1)
     guide(model, toy_data, tmp_path / "g", judge, pictures=4, guidances=(3,), thresholds=("static",))
-    assert [(one["guidance"], one["threshold"]) for one in model.asked] == [
+    assert [(one["guidance"], one["threshold"]) for one in model.requests] == [
         ([3.0], ["static"]), ([3.0, None, None], ["static", None, None]),
     ]  # fmt: skip
 
@@ -369,15 +373,15 @@ def test_one_stage_of_several(judge: Judge, toy_data: Path, tmp_path: Path) -> N
         ({"steps": [2, 1, 3]}, "steps: give one value for all stages, or a list of 2"),
     ],
 )
-def test_wrong_levels_are_named(
+def test_wrong_augmentation_levels_are_refused(
     cascade: Watched, judge: Judge, toy_data: Path, tmp_path: Path, options, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         augment(cascade, toy_data, tmp_path, judge, **options)
-    assert not cascade.asked
+    assert not cascade.requests
 
 
-def test_small_data_tell_no_truth(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
+def test_truth_needs_data_as_large_as_the_generated_images(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     model = Watched(stage(8, None), stage(32, 8))
     with pytest.raises(UserError, match="have 16 pixels, too few for a reference of 32"):
         augment(model, toy_data, tmp_path, judge, truth=True)
