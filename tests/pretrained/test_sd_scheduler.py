@@ -248,7 +248,7 @@ def test_what_we_write_diffusers_reads(sampler: str, prediction: str) -> None:
 def test_curves_of_sigmas_go_there_and_back() -> None:
     for curve, told in (("karras", "nearest"), ("exponential", "below"), ("beta", "below"), ("lu", "nearest")):
         times = {"spacing": "published", "sigmas": curve, "offset": 1, "sigma_min": 0.1, "final_sigma": "least"}
-        schedule = {"between": told, "zero_snr": True}
+        schedule = {"rounding": told, "zero_snr": True}
         config = LatentConfig.from_dict({"sampler": "dpmpp-2m", "times": times, "schedule": schedule})
         again = sampling_config(scheduler_json(config), "a file")
         assert {name: getattr(config, name) for name in again} == again

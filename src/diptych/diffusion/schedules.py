@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ Rounding = Literal["exact", "nearest", "below"]
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
     """A noise schedule."""
+
+    renamed: ClassVar[dict[str, str]] = {"between": "rounding"}
 
     kind: Literal["linear", "scaled-linear", "cosine", "cosine-table", "flow"] = "scaled-linear"
     """linear (DDPM), scaled-linear (Stable Diffusion), cosine (closed form), cosine-table (clipped betas), flow."""
@@ -44,7 +46,7 @@ class ScheduleConfig(Config):
     section 2.1); in units of T."""
     zero_snr: bool = False
     """Tables of betas only: rescaled so that no signal is left at the last step (Lin et al. 2024, Alg. 1)."""
-    between: Rounding = "exact"
+    rounding: Rounding = "exact"
     """Tables only: how the network's time is rounded between two entries, see `Schedule.with_rounding`."""
 
     def check(self) -> None:
@@ -60,7 +62,7 @@ class ScheduleConfig(Config):
 
     def build(self) -> Schedule:
         """The schedule that this config describes."""
-        schedule = self._schedule().with_rounding(self.between)
+        schedule = self._schedule().with_rounding(self.rounding)
         schedule.discrete = schedule.discrete and not self.continuous
         schedule.gamma_conditioning = self.conditioning == "gamma"
         return schedule

@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     multistep: bool = False
     """leading and linspace lay out one index more than there are steps and drop the lowest, and curves of sigmas run
     between the ends of the table."""
-    between: bool = False
+    fractional: bool = False
     """linspace does not round its indices to those of a table; with it and with trailing, sampling starts from
     sigma / alpha times unit noise and no signal."""
     curves: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class SamplingPlan(NamedTuple):
 
 
 PLAIN = Layout("leading")
-EULER = Layout("linspace", between=True, curves=("karras", "exponential", "beta"))
+EULER = Layout("linspace", fractional=True, curves=("karras", "exponential", "beta"))
 MULTISTEP = Layout("linspace", multistep=True, curves=("karras", "exponential", "beta", "lu"))
 UNIPC = MULTISTEP._replace(curves=("karras", "exponential", "beta"))
 LAYOUTS = {
@@ -84,7 +84,7 @@ def timesteps(
     offset: int = 0,
     drop_last: bool = False,
     final: Literal["clean", "first"] = "clean",
-    between: bool = False,
+    fractional: bool = False,
     used: int | None = None,
 ) -> Tensor:
     """The N + 1 falling times of a sampler, float64: N at which the network runs, and that of the result.
@@ -95,7 +95,7 @@ def timesteps(
     offset: added to the indices of `leading` (Stable Diffusion 1: 1).
     drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
     final: `clean` ends at t = 0; `first` ends at index 0, which keeps a little noise (Stable Diffusion 1 with DDIM).
-    between: linspace only: do not round the indices to those of a discrete schedule.
+    fractional: linspace only: do not round the indices to those of a discrete schedule.
     used: so many of the table's entries, the first ones; all if none.
 
     Raises `UserError` for an unknown spacing, and for more steps than a table has entries.
@@ -114,7 +114,7 @@ def timesteps(
         index = torch.linspace(last - 1, 0, points, dtype=torch.float64)
     else:
         raise UserError(f"unknown spacing {spacing!r}: choose one of karras, leading, linspace, trailing")
-    if schedule.discrete and not (between and spacing == "linspace"):
+    if schedule.discrete and not (fractional and spacing == "linspace"):
         index = index.round()  # published networks were trained at whole indices only
     times = ((index + 1) / total).clamp(0, 1)[:steps]
     if spacing == "karras":
@@ -181,7 +181,7 @@ class TimesConfig(Config):
             offset=config.offset,
             drop_last=layout.multistep,
             final="clean" if clean else "first",
-            between=layout.between,
+            fractional=layout.fractional,
             used=config._used(schedule) if sampler.startswith("dpm") and not curved else None,
         )
         if not curved:
@@ -208,7 +208,7 @@ class TimesConfig(Config):
         1, but for the Euler samplers and Heun where the times start at the table's end: as published they start from
         sigma / alpha times unit noise without signal, which is sigma times unit noise here.
         """
-        if not LAYOUTS[sampler].between or self.of_type(schedule_type).spacing_of(sampler) == "leading":
+        if not LAYOUTS[sampler].fractional or self.of_type(schedule_type).spacing_of(sampler) == "leading":
             return 1.0
         return float(schedule.alpha_sigma(times[:1])[1])
 

@@ -38,7 +38,7 @@ def sampling_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         refused.setdefault("", reason)
     sampler = kind.sampler if "" in refused else schedulers.sampler_of(values, where)
     times = TimesConfig.from_dict({**schedulers.times_values(values, where), "offset": OFFSET})
-    schedule = {**schedulers.schedule_values(values, where), "between": times.rounding(sampler)}
+    schedule = {**schedulers.schedule_values(values, where), "rounding": times.rounding(sampler)}
     return {
         "schedule": ScheduleConfig.from_dict(schedule),
         "prediction": schedulers.prediction_of(values, where),
