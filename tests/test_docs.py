@@ -1,4 +1,4 @@
-"""The pages say what is there: links lead somewhere, named functions exist, Python runs, settings are settings.
+"""The pages say what is there: links lead somewhere, named functions exist, Python runs, tables are up to date.
 
 That commands and make targets exist is checked in test_documents.py.
 """
@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType, ModuleType
 
 import pytest
 import torch
 from PIL import Image
 
 import diptych
+from diptych.diffusion.denoiser import Denoiser
+from diptych.diffusion.guidance import ClassifierFreeGuidance
+from diptych.diffusion.samplers import SAMPLERS
+from diptych.diffusion.schedules import FlowSchedule
+from diptych.diffusion.steps import NoiseSource
+from diptych.diffusion.times import timesteps
 from diptych.encoders.registry import JointTransformerConfig, build_text_encoder, train_tokenizer
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
@@ -33,8 +42,8 @@ LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TREE = re.compile(r"^```\n(src/diptych/\n.*?)^```", re.MULTILINE | re.DOTALL)
-PAINTED = {"docs/images/contact-sheet.png"}
-"""Made by the model in the package: missing only as long as it is."""
+GENERATED = {"docs/images/contact-sheet.png"}
+"""Made with the model in the package: missing only if it is."""
 
 
 def links(page: Path) -> list[tuple[str, str]]:
@@ -78,7 +87,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     model = SOURCE / "assets" / "latent" / "config.json"
     for text, path, anchor in relative(page):
         assert path.is_relative_to(ROOT), f"[{text}] leads out of the repository"
-        if str(path.relative_to(ROOT)) in PAINTED and not model.exists():
+        if str(path.relative_to(ROOT)) in GENERATED and not model.exists():
             continue
         assert path.exists(), f"[{text}] leads to {path.relative_to(ROOT)}, which is not there"
         if anchor:
@@ -110,12 +119,89 @@ def test_the_tree_is_the_package() -> None:
         assert (SOURCE / room).exists(), room
         assert all((SOURCE / room / file).exists() for file in files), (room, files)
     there = {path.name + ("/" if path.is_dir() else "") for path in SOURCE.iterdir()}
+    assert len(rooms) > 10
     assert there - set(rooms) <= {"__main__.py", "__pycache__/", "assets/", "py.typed"}
 
 
 @pytest.fixture(scope="module")
+def newcomer() -> ModuleType:
+    """docs/newcomer.py, which prints the tables of the architecture page."""
+    spec = importlib.util.spec_from_file_location("newcomer", ROOT / "docs" / "newcomer.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["newcomer"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_the_architecture_page_are_up_to_date(newcomer: ModuleType) -> None:
+    page = (ROOT / "docs" / "house.md").read_text()
+    assert newcomer.with_tables(page) == page, "python docs/newcomer.py docs/house.md"
+
+
+def test_lines_of_functions_classes_and_methods_are_counted(newcomer: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text("@decorated\ndef f():\n    return 1\n\n\nclass C:\n    def g(self):\n        pass\n\n    x = 1\n")
+    assert [newcomer.lines_of(path, name) for name in ("f", "C", "C.g")] == [3, 5, 2]
+
+
+def called(run: Callable[[], object]) -> set[tuple[str, str]]:
+    """(file in the package, name) of each function of diptych that runs."""
+    found: set[tuple[str, str]] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(SOURCE) and not frame.f_code.co_name.startswith("<"):
+            found.add((str(path.relative_to(SOURCE)), frame.f_code.co_qualname))
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def unread(newcomer: ModuleType, title: str, ran: set[tuple[str, str]], given: set[str]) -> set[tuple[str, str]]:
+    """What of `ran` is neither named in the table, by itself or with its class, nor in the files `given`."""
+    (part,) = [part for part in newcomer.PARTS if part.title.startswith(title)]
+
+    def named(file: str, name: str) -> bool:
+        names = part.reads.get(file)
+        return names is not None and (not names or name in names or name.split(".")[0] in names)
+
+    return {(file, name) for file, name in ran if file not in given and not named(file, name)}
+
+
+def test_what_a_sampler_runs_is_in_the_table(newcomer: ModuleType) -> None:
+    schedule = FlowSchedule()
+    denoiser = Denoiser(lambda x, time, context, context_mask: x, schedule, "flow")
+    cond, uncond = {"context": torch.zeros(1, 2, 4)}, {"context": torch.zeros(1, 1, 4)}
+
+    def sample() -> None:
+        noise = NoiseSource([0], (3,))
+        guided = ClassifierFreeGuidance(denoiser, cond, uncond, scale=2.0)
+        SAMPLERS["ddim"](guided, noise.draw(), timesteps(schedule, 4), schedule, noise=noise, eta=1.0)
+
+    ran = called(sample)
+    assert ("diffusion/samplers.py", "ancestral") in ran
+    given = {"diffusion/denoiser.py", "core/seeding.py", "core/errors.py"}
+    assert not unread(newcomer, "a sampler", ran, given)
+
+
+def test_what_a_network_runs_is_in_the_table(newcomer: ModuleType) -> None:
+    config = UNetConfig(
+        channels=8, multipliers=(1, 2), blocks=1, attention_levels=(0,), heads=1, context_width=8, norm_groups=2
+    )
+    x, time, context = torch.zeros(1, config.in_channels, 8, 8), torch.zeros(1), torch.zeros(1, 2, 8)
+    ran = called(lambda: UNet(config)(x, time, context=context))
+    assert ("networks/unet.py", "UNet.predict") in ran
+    assert not unread(newcomer, "a network", ran, {"networks/layers.py"})
+
+
+@pytest.fixture(scope="module")
 def tiny() -> LatentDiffusion:
-    """A latent model that can paint nothing yet, in no time."""
+    """A small untrained latent model."""
     torch.manual_seed(0)
     text = JointTransformerConfig(
         network=TextTransformerConfig(vocabulary=64, width=8, layers=1, heads=1, head_width=8)
@@ -137,20 +223,20 @@ def train_briefly(recipe: Recipe, folder: str, train: Callable[..., Path]) -> Pa
     return train(recipe.override([*BRIEFLY, "data.size=16"]), folder)
 
 
-def own_pictures(folder: Path, count: int) -> None:
-    """What README calls my-pictures."""
-    (folder / "my-pictures").mkdir()
+def own_images(folder: Path, count: int) -> None:
+    """The folder that README calls my-images."""
+    (folder / "my-images").mkdir()
     for number in range(count):
         colour = ("red", "green", "blue")[number % 3]
-        picture = folder / "my-pictures" / f"{number}.png"
-        Image.new("RGB", (20 + number, 24), colour).save(picture)
-        picture.with_suffix(".txt").write_text(f"something {colour}")
+        image = folder / "my-images" / f"{number}.png"
+        Image.new("RGB", (20 + number, 24), colour).save(image)
+        image.with_suffix(".txt").write_text(f"something {colour}")
 
 
 WITH_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text())]
 
 
-def test_the_pages_that_teach_have_python() -> None:
+def test_pages_have_python() -> None:
     assert {"README.md", "house.md", "mathematics.md"} <= {page.name for page in WITH_PYTHON}
 
 
@@ -160,7 +246,7 @@ def test_python_runs(page: Path, tiny: LatentDiffusion, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diptych, "load", lambda source=None, device="cpu": tiny)
     monkeypatch.setattr(recipes_run, "train", functools.partial(train_briefly, train=recipes_run.train))
-    own_pictures(tmp_path, 4)
+    own_images(tmp_path, 4)
     blocks = PYTHON.findall(page.read_text())
     space: dict[str, object] = {}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -183,8 +269,8 @@ def assignments(page: Path) -> list[tuple[str, list[str]]]:
     ]
 
 
-def test_settings_are_settings() -> None:
-    told = assignments(ROOT / "README.md")
-    assert any(settings for _, settings in told)
-    for recipe, settings in told:
+def test_settings_of_readme_exist() -> None:
+    commands = assignments(ROOT / "README.md")
+    assert any(settings for _, settings in commands)
+    for recipe, settings in commands:
         get(recipe).override(settings)

@@ -18,9 +18,9 @@ from diptych.cli.commands import slug
 from diptych.cli.types import read_jobs, vary
 from diptych.recipes import get
 from tests.recipes.test_documents import ROOT, blocks
-from tests.test_docs import own_pictures
+from tests.test_docs import own_images
 
-YOURS = {"my-pictures", "v1-5.safetensors", "clip-tokenizer", "style.safetensors"}
+YOURS = {"my-images", "v1-5.safetensors", "clip-tokenizer", "style.safetensors"}
 """What README says that its reader brings along."""
 THEIRS = re.compile(r"[\w.-]+\.(png|jpg|txt|safetensors|pt)|data/layouts")
 """What is the reader's own on the other pages: files without a folder, and the images of COCO or OpenImages."""
@@ -150,9 +150,9 @@ def test_what_is_missing_is_seen(tmp_path: Path) -> None:
         ("diptych generate x --model runs/y", "runs/y"),
         ("diptych generate x --image out/x-s0.png", "out/x-s0.png"),
         ("diptych data emoji", "make install"),
-        ("diptych sweep guidance --data my-pictures --out out/s", "make install"),
+        ("diptych sweep guidance --data my-images --out out/s", "make install"),
         (
-            "make install\n" + "diptych sweep guidance --data my-pictures --out out/s\n" * 2,
+            "make install\n" + "diptych sweep guidance --data my-images --out out/s\n" * 2,
             "an earlier line made out/s",
         ),
     ):
@@ -183,7 +183,7 @@ def briefly(words: list[str]) -> list[str]:
 def test_readme_runs_as_far_as_it_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the emoji sets, which are downloaded: each line in its order, in a fresh folder."""
     monkeypatch.chdir(tmp_path)
-    own_pictures(tmp_path, 40)
+    own_images(tmp_path, 40)
     count = 0
     for line in itertools.takewhile(lambda line: line != "make install", lines(README)):
         words = shlex.split(line, comments=True)
