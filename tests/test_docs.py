@@ -30,7 +30,7 @@ from diptych.encoders.registry import JointTransformerConfig, build_text_encoder
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
-from diptych.networks.unet import UNetConfig
+from diptych.networks.unet import UNet, UNetConfig
 from diptych.recipes import get
 from diptych.training import experiment as recipes_run
 from diptych.training.experiment_config import Recipe
@@ -162,7 +162,7 @@ def called(run: Callable[[], object]) -> set[tuple[str, str]]:
     return found
 
 
-def unread(newcomer: ModuleType, title: str, ran: set[tuple[str, str]], given: set[str]) -> set[tuple[str, str]]:
+def unlisted(newcomer: ModuleType, title: str, ran: set[tuple[str, str]], given: set[str]) -> set[tuple[str, str]]:
     """What of `ran` is neither named in the table, by itself or with its class, nor in the files `given`."""
     (part,) = [part for part in newcomer.PARTS if part.title.startswith(title)]
 
@@ -186,7 +186,7 @@ def test_what_a_sampler_runs_is_in_the_table(newcomer: ModuleType) -> None:
     ran = called(sample)
     assert ("diffusion/samplers.py", "ancestral") in ran
     given = {"diffusion/denoiser.py", "core/seeding.py", "core/errors.py"}
-    assert not unread(newcomer, "a sampler", ran, given)
+    assert not unlisted(newcomer, "a sampler", ran, given)
 
 
 def test_what_a_network_runs_is_in_the_table(newcomer: ModuleType) -> None:
@@ -196,7 +196,7 @@ def test_what_a_network_runs_is_in_the_table(newcomer: ModuleType) -> None:
     x, time, context = torch.zeros(1, config.in_channels, 8, 8), torch.zeros(1), torch.zeros(1, 2, 8)
     ran = called(lambda: UNet(config)(x, time, context=context))
     assert ("networks/unet.py", "UNet.predict") in ran
-    assert not unread(newcomer, "a network", ran, {"networks/layers.py"})
+    assert not unlisted(newcomer, "a network", ran, {"networks/layers.py"})
 
 
 @pytest.fixture(scope="module")
