@@ -1,4 +1,4 @@
-"""Every sampler beside the reference library's scheduler: the same network, the same noises, the same final x.
+"""Every sampler against the reference library's scheduler: the same network, the same noises, the same final x.
 
 The reference works in other units: its Euler and Heun schedulers carry x / alpha and sigma / alpha, and divide by
 sqrt((sigma / alpha)^2 + 1) = 1 / alpha before each network call. Ours carries x = alpha x_0 + sigma eps throughout.
@@ -76,7 +76,7 @@ CASES = {
 
 
 def generators(skip: int) -> list[torch.Generator]:
-    """One a picture, as `NoiseSource` has them after `skip` draws."""
+    """One per image, as `NoiseSource` has them after `skip` draws."""
     made = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     for generator in made:
         for _ in range(skip):
@@ -125,7 +125,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_final_x(case, kind, prediction, record_property):
+def test_samplers_match_diffusers(case, kind, prediction, record_property):
     (name, options), (scheduler, settings), layout = CASES[case]
     if prediction == "x0" and "Ancestral" in scheduler:
         pytest.skip("the reference has no such prediction there")
@@ -142,16 +142,16 @@ def test_final_x(case, kind, prediction, record_property):
     want = reference(theirs, carried, net, **({"eta": options["eta"]} if "eta" in options else {}))
 
     # With Karras sigmas the reference's multistep solvers tell the network the nearest whole time.
-    told = (lambda x, time: net(x, time.round())) if whole else net
+    network = (lambda x, time: net(x, time.round())) if whole else net
     times = timesteps(schedule, steps, **layout)
-    denoiser = Denoiser(told, schedule, prediction, learned_variance=learned)
+    denoiser = Denoiser(network, schedule, prediction, learned_variance=learned)
     got = SAMPLERS[name](denoiser, x, times, schedule, noise=noise, **options)
     record_property("error", relative(got, want))
     assert relative(got, want) < TOLERANCE
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_euler(shift):
+def test_flow_euler_matches_diffusers(shift):
     schedule = ScheduleConfig(kind="flow", shift=shift).build()
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / 12, 12))
@@ -172,7 +172,7 @@ FLOW_CASES = {
 
 
 @pytest.mark.parametrize("name", FLOW_CASES)
-def test_flow_solvers(name):
+def test_flow_samplers_match_diffusers(name):
     """Each reference scheduler lays out its sigmas in its own way: take them from it."""
     scheduler, settings = FLOW_CASES[name]
     theirs = getattr(diffusers, scheduler)(**settings)
@@ -183,18 +183,18 @@ def test_flow_solvers(name):
     x = noise.draw()
     want = reference(theirs, x, net)
 
-    def told(x, time):  # the reference's multistep solvers cut the network's time to a whole number
+    def network(x, time):  # the reference's multistep solvers cut the network's time to a whole number
         nearest = (theirs.sigmas[:-1] * 1000 - time[0]).abs().argmin()
         return net(x, theirs.timesteps[nearest].float().expand(len(x)))
 
-    got = SAMPLERS[name](Denoiser(told, schedule, "flow"), x, times, schedule, noise=noise)
+    got = SAMPLERS[name](Denoiser(network, schedule, "flow"), x, times, schedule, noise=noise)
     assert relative(got, want) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler"])
-def test_thresholding(kind, prediction, scheduler):
+def test_dynamic_thresholding_matches_diffusers(kind, prediction, scheduler):
     settings = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}
     name = {"DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpmpp-2m", "DDIMScheduler": "ddim"}[scheduler]
     layout = SOLVER if name == "dpmpp-2m" else LEADING
@@ -209,7 +209,7 @@ def test_thresholding(kind, prediction, scheduler):
     assert relative(got, want) < TOLERANCE
 
 
-def test_clipping():
+def test_static_thresholding_matches_diffusers():
     schedule, theirs = build("linear", "eps", "DDPMScheduler", {"clip_sample": True}, {"spacing": "leading"})
     theirs.set_timesteps(50)
     net, noise = Net(), NoiseSource(SEEDS, SHAPE)

@@ -21,7 +21,7 @@ def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_perfect_network_gives_back_the_picture(kind, prediction):
+def test_denoiser_recovers_x0_from_the_target(kind, prediction):
     x0, noise = pair(5, 3, 2, 2)
     t = torch.tensor([1e-3, 0.2, 0.5, 0.8, 0.95])
     denoiser = Denoiser(lambda x, time: denoiser.target(x0, noise, t), ScheduleConfig(kind=kind).build(), prediction)
@@ -33,7 +33,7 @@ def test_a_perfect_network_gives_back_the_picture(kind, prediction):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 5), (4, 3, 5, 6), (4, 3, 2, 5, 6)])
-def test_any_shape_and_both_ends_are_finite(kind, prediction, shape):
+def test_denoiser_is_finite_for_any_shape_at_both_ends(kind, prediction, shape):
     x0, noise = pair(*shape)
     denoiser = Denoiser(lambda x, time: torch.tanh(x), ScheduleConfig(kind=kind).build(), prediction)
     t = torch.tensor([0.0, 1e-9, 0.5, 1.0])
@@ -53,20 +53,20 @@ def test_prediction_formulas():
     assert Denoiser(Net(), schedule).add_noise(x0, noise, t).item() == pytest.approx(0.6 * 2 - 0.8, rel=1e-6)
 
 
-def test_each_picture_has_its_own_time_and_calls_are_counted():
+def test_denoiser_takes_a_time_per_image_and_counts_calls():
     x, _ = pair(3, 3, 4)
-    told = []
+    network_times = []
     net = Net()
-    denoiser = Denoiser(lambda x, time: told.append(time) or net(x, time), ScheduleConfig().build())
+    denoiser = Denoiser(lambda x, time: network_times.append(time) or net(x, time), ScheduleConfig().build())
     t = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
     together = denoiser(x, t)
-    assert torch.equal(told[0], torch.tensor([0.0, 499.0, 999.0])) and told[0].dtype == torch.float32
+    assert torch.equal(network_times[0], torch.tensor([0.0, 499.0, 999.0])) and network_times[0].dtype == torch.float32
     alone = torch.cat([denoiser(x[i : i + 1], t[i].item()) for i in range(3)])
     assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
     assert denoiser.calls == 6 and net.calls == 4
 
 
-def test_half_precision_is_lifted_and_double_is_kept():
+def test_denoiser_output_is_float32_at_least():
     x, _ = pair(2, 3)
     denoiser = Denoiser(lambda x, time: x.bfloat16(), ScheduleConfig().build())
     assert denoiser(x.bfloat16(), 0.3).dtype == torch.float32
@@ -74,7 +74,7 @@ def test_half_precision_is_lifted_and_double_is_kept():
     assert denoiser(x.double(), 0.3).dtype == torch.float64
 
 
-def test_the_condition_reaches_the_network():
+def test_denoiser_passes_the_condition_to_the_network():
     seen = {}
     denoiser = Denoiser(lambda x, time, **cond: seen.update(cond) or x, ScheduleConfig().build())
     pooled = torch.ones(2, 5)
@@ -97,7 +97,7 @@ def test_snr_weighting_is_the_bounded_error_of_x0(prediction, kind, weighting, l
     assert torch.allclose(loss, (alpha / sigma).square().clamp(least, 3.0) * error, rtol=1e-9)
 
 
-def test_plain_loss_is_the_mean_error_per_picture():
+def test_loss_is_the_mean_error_per_image():
     x0, noise = pair(2, 3, 4)
     denoiser = Denoiser(lambda x, time: torch.zeros_like(x), ScheduleConfig().build())
     t = torch.tensor([0.2, 0.7])
@@ -107,7 +107,7 @@ def test_plain_loss_is_the_mean_error_per_picture():
         denoiser.loss(x0, noise, t, weighting="min-snr", kind="l1")
 
 
-def test_learned_variance_is_the_second_half():
+def test_learned_variance_is_the_second_half_of_the_output():
     x, _ = pair(2, 3, 4)
     estimate = Denoiser(Net(2), ScheduleConfig().build(), learned_variance=True).estimate(x, 0.5)
     plain = Denoiser(Net(1), ScheduleConfig().build()).estimate(x, 0.5)
@@ -119,7 +119,7 @@ def test_learned_variance_is_the_second_half():
         Denoiser(Net(), ScheduleConfig().build(), "noise")  # type: ignore[arg-type]
 
 
-def test_variance_bound_is_the_divergence_of_the_two_steps():
+def test_variance_bound_is_the_kl_divergence_of_the_two_steps():
     schedule = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02).build()
     x0, guess = (value.double() for value in pair(3, 2, 4))
     fraction = torch.rand(3, 2, 4, dtype=torch.float64) * 2 - 1
@@ -137,7 +137,7 @@ def test_variance_bound_is_the_divergence_of_the_two_steps():
 
 
 @pytest.mark.parametrize("steps", [50, 1000, 4000])
-def test_the_hybrid_loss_adds_a_thousandth_of_the_bound_summed_over_all_steps(steps):
+def test_hybrid_loss_adds_a_thousandth_of_the_bound_summed_over_all_steps(steps):
     """L_hybrid = L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, Eq. 16), whatever the number of steps T."""
     schedule = ScheduleConfig(kind="cosine-table", steps=steps).build()
     net = Net(2)
@@ -151,7 +151,7 @@ def test_the_hybrid_loss_adds_a_thousandth_of_the_bound_summed_over_all_steps(st
     assert added.item() == pytest.approx(0.001 * vlb.item(), rel=1e-9)
 
 
-def test_the_bound_teaches_only_the_variance():
+def test_variance_bound_has_a_gradient_for_the_variance_only():
     weight = torch.nn.Parameter(torch.tensor([0.3, 0.1]))
     denoiser = Denoiser(
         lambda x, time: torch.cat([weight[0] * x, weight[1] * x], 1),

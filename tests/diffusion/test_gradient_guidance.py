@@ -57,7 +57,7 @@ def noisy(batch: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("time", [0.05, 0.5, 0.97])
-def test_the_exact_classifier_at_scale_1_makes_the_conditional_denoiser(kind: str, time: float) -> None:
+def test_gradient_guidance_with_the_exact_classifier_is_the_conditional_denoiser(kind: str, time: float) -> None:
     data = Gaussian(SCHEDULES[kind])
     guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     x = noisy()
@@ -67,14 +67,14 @@ def test_the_exact_classifier_at_scale_1_makes_the_conditional_denoiser(kind: st
     assert not torch.allclose(found, data(x, time), atol=1e-3), "the observation says something"
 
 
-def test_times_may_differ_within_a_batch() -> None:
+def test_gradient_guidance_takes_a_time_per_image() -> None:
     data, x, times = Gaussian(SCHEDULES["cosine"]), noisy(), torch.tensor([0.2, 0.6, 0.9])
     guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     assert torch.allclose(guided(x, times), conditional(data)(x, times), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "heun"])
-def test_sampling_with_it_is_sampling_of_the_conditional(sampler: str) -> None:
+def test_gradient_guidance_samples_the_conditional_distribution(sampler: str) -> None:
     data, x = Gaussian(SCHEDULES["scaled-linear"]), noisy(2)
     guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     times = timesteps(data.schedule, 20)
@@ -84,7 +84,7 @@ def test_sampling_with_it_is_sampling_of_the_conditional(sampler: str) -> None:
     assert torch.allclose(found, wanted, rtol=1e-8, atol=1e-8) and (wanted - other).abs().min() > 0.05
 
 
-def test_a_step_of_ddpm_moves_its_mean_as_algorithm_1_says() -> None:
+def test_gradient_guidance_moves_the_ddpm_mean_as_algorithm_1() -> None:
     schedule = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02).build()
     denoiser, x, scale, index = Denoiser(Net(), schedule), noisy(), 3.0, 600
     beta = float(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[index])
@@ -101,7 +101,7 @@ def test_a_step_of_ddpm_moves_its_mean_as_algorithm_1_says() -> None:
 
 
 @pytest.mark.parametrize("through", [True, False])
-def test_the_score_of_an_estimate_has_its_gradient_through_the_denoiser_or_with_fixed_noise(through: bool) -> None:
+def test_gradient_guidance_of_an_estimate_through_the_denoiser_or_with_fixed_noise(through: bool) -> None:
     data, x, time, scale = Gaussian(SCHEDULES["cosine"]), noisy(), 0.6, 2.0
     alpha, sigma = data.levels(x, time)
     guided = GradientGuidance(
@@ -117,7 +117,7 @@ def test_the_score_of_an_estimate_has_its_gradient_through_the_denoiser_or_with_
     assert not found.requires_grad
 
 
-def test_pictures_do_not_feel_their_neighbours() -> None:
+def test_gradient_guidance_of_an_image_is_independent_of_its_batch() -> None:
     data, x = Gaussian(SCHEDULES["flow"]), noisy()
 
     def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_pictures_do_not_feel_their_neighbours() -> None:
         assert torch.allclose(guided(x[i : i + 1], 0.4), together[i : i + 1])
 
 
-def test_nothing_is_moved_further_than_the_limit() -> None:
+def test_gradient_guidance_limit() -> None:
     data, x = Gaussian(SCHEDULES["flow"]), noisy()
     scores = torch.tensor([0.001, 1.0, 1000.0]).double()
 
@@ -144,21 +144,21 @@ def test_nothing_is_moved_further_than_the_limit() -> None:
     assert torch.allclose(moves[1], moves[0].clamp(max=0.5))
 
 
-def test_outside_its_interval_and_where_there_is_no_picture_it_is_not_asked() -> None:
+def test_gradient_guidance_interval_and_alpha_0() -> None:
     data, x = Gaussian(SCHEDULES["flow"]), noisy()
     guided = GradientGuidance(
         Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)], interval=(0.3, 1.0)
     )
-    for time, asked in ((0.2, False), (1.0, False), (0.3, True), (0.9, True)):
+    for time, guides in ((0.2, False), (1.0, False), (0.3, True), (0.9, True)):
         before = guided.gradients
-        assert torch.equal(guided(x, time), data(x, time)) != asked
-        assert guided.gradients - before == asked * len(x)
+        assert torch.equal(guided(x, time), data(x, time)) != guides
+        assert guided.gradients - before == guides * len(x)
     for wrong in ({"interval": (0.5, 0.2)}, {"limit": 0.0}):
         with pytest.raises(UserError, match="must"):
             GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)], **wrong)
 
 
-def test_it_stacks_with_the_other_wrappers_and_their_costs_add_up() -> None:
+def test_gradient_guidance_stacks_and_counts_calls() -> None:
     schedule, x = SCHEDULES["scaled-linear"], noisy()
     generator = torch.Generator().manual_seed(2)
     cond, uncond = {"pooled": torch.randn(3, 5, generator=generator)}, {"pooled": torch.zeros(1, 5)}
@@ -171,15 +171,15 @@ def test_it_stacks_with_the_other_wrappers_and_their_costs_add_up() -> None:
     cost = Cost(denoiser, 3)
     guided = GradientGuidance(free, schedule, [WeightedScore(score, 0.5)])
     mask = torch.arange(4) < 2
-    painting = RePaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
-    found = painting(x, 0.4)
-    assert cost.metadata() == {"cost": {"calls": 2, "gradients": 1}} and painting.gradients == 3
+    inpainting = RePaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
+    found = inpainting(x, 0.4)
+    assert cost.metadata() == {"cost": {"calls": 2, "gradients": 1}} and inpainting.gradients == 3
     alpha, sigma = schedule.alpha_sigma(torch.tensor(0.4))
     wanted = (free(x, 0.4) + 0.5 * 0.4 * sigma**2 / alpha).clamp(-1, 1)
     assert torch.allclose(found[..., :2], wanted[..., :2]) and not found[..., 2:].any()
 
 
-def test_guides_are_bound_to_their_prompts_and_those_of_pictures_come_first() -> None:
+def test_guides_are_bound_to_their_prompts() -> None:
     data, x = Gaussian(SCHEDULES["cosine"]), noisy()
     seen: list[str] = []
 

@@ -14,7 +14,7 @@ from tests.diffusion.oracles import Net
 SCHEDULE = ScheduleConfig().build()
 
 
-def picture(batch: int = 3) -> torch.Tensor:
+def image(batch: int = 3) -> torch.Tensor:
     return torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
@@ -40,21 +40,21 @@ class Fixed:
         return self.x0
 
 
-def test_guidance_is_the_extrapolation_of_two_answers_in_one_call():
+def test_cfg_extrapolates_in_one_call():
     cond, uncond = conds()
     net = Net()
     denoiser = Denoiser(net, SCHEDULE)
-    x = picture()
+    x = image()
     one, two = Conditioned(denoiser, cond)(x, 0.4), Conditioned(denoiser, uncond)(x, 0.4)
-    calls, pictures = net.calls, denoiser.calls
+    calls, images = net.calls, denoiser.calls
     guided = ClassifierFreeGuidance(denoiser, cond, uncond, 7.5)
     assert torch.allclose(guided(x, 0.4), two + 7.5 * (one - two), rtol=1e-4, atol=1e-5)
-    assert net.calls == calls + 1 and guided.calls == pictures + 6
+    assert net.calls == calls + 1 and guided.calls == images + 6
 
 
-def test_guidance_of_x0_is_guidance_of_eps():
+def test_cfg_of_x0_is_cfg_of_eps():
     cond, uncond = conds()
-    x = picture()
+    x = image()
     eps_cond, eps_uncond = (Net()(x, torch.full((3,), 399.0), **c) for c in (cond, {"pooled": torch.zeros(3, 5)}))
     alpha, sigma = (value.float().item() for value in SCHEDULE.alpha_sigma(torch.tensor(0.4, dtype=torch.float64)))
     want = (x - sigma * (eps_uncond + 5 * (eps_cond - eps_uncond))) / alpha
@@ -62,44 +62,42 @@ def test_guidance_of_x0_is_guidance_of_eps():
     assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_scale_one_is_the_conditional_alone():
+def test_cfg_scale_1_is_the_conditional_alone():
     cond, uncond = conds()
     denoiser = Denoiser(Net(), SCHEDULE)
     guided = ClassifierFreeGuidance(denoiser, cond, uncond, 1.0)
-    assert torch.equal(guided(picture(), 0.4), Conditioned(denoiser, cond)(picture(), 0.4))
+    assert torch.equal(guided(image(), 0.4), Conditioned(denoiser, cond)(image(), 0.4))
     assert guided.calls == 6
 
 
-def test_outside_the_interval_only_the_conditional_half_runs():
+def test_cfg_interval():
     cond, uncond = conds()
     denoiser = Denoiser(Net(), SCHEDULE)
     guided = ClassifierFreeGuidance(denoiser, cond, uncond, 4.0, interval=(0.2, 0.6))
-    for t, pictures in ((0.7, 3), (0.6, 6), (0.2, 6), (0.1, 3)):
+    for t, images in ((0.7, 3), (0.6, 6), (0.2, 6), (0.1, 3)):
         before = guided.calls
-        got = guided(picture(), t)
-        assert guided.calls - before == pictures
-        if pictures == 3:
-            assert torch.equal(got, denoiser(picture(), t, cond))
-    mixed = guided(picture(), torch.tensor([0.7, 0.5, 0.1], dtype=torch.float64))
-    assert torch.allclose(mixed[1:2], guided(picture(), 0.5)[1:2], atol=1e-5)
-    assert torch.allclose(mixed[2:], guided(picture(), 0.1)[2:], atol=1e-5)
+        got = guided(image(), t)
+        assert guided.calls - before == images
+        if images == 3:
+            assert torch.equal(got, denoiser(image(), t, cond))
+    mixed = guided(image(), torch.tensor([0.7, 0.5, 0.1], dtype=torch.float64))
+    assert torch.allclose(mixed[1:2], guided(image(), 0.5)[1:2], atol=1e-5)
+    assert torch.allclose(mixed[2:], guided(image(), 0.1)[2:], atol=1e-5)
 
 
-def test_each_picture_may_have_its_own_scale():
+def test_cfg_scale_per_image():
     cond, uncond = conds()
     denoiser = Denoiser(Net(), SCHEDULE)
-    got = ClassifierFreeGuidance(denoiser, cond, uncond, torch.tensor([1.0, 3.0, 8.0]))(picture(), 0.5)
+    got = ClassifierFreeGuidance(denoiser, cond, uncond, torch.tensor([1.0, 3.0, 8.0]))(image(), 0.5)
     for i, scale in enumerate((1.0, 3.0, 8.0)):
-        assert torch.allclose(
-            got[i], ClassifierFreeGuidance(denoiser, cond, uncond, scale)(picture(), 0.5)[i], atol=1e-5
-        )
+        assert torch.allclose(got[i], ClassifierFreeGuidance(denoiser, cond, uncond, scale)(image(), 0.5)[i], atol=1e-5)
 
 
-def test_the_variance_is_the_conditional_one():
+def test_cfg_takes_the_conditional_variance():
     cond, uncond = conds()
     denoiser = Denoiser(Net(2), SCHEDULE, learned_variance=True)
-    got = ClassifierFreeGuidance(denoiser, cond, uncond, 3.0).estimate(picture(), 0.5).variance
-    want = denoiser.estimate(picture(), 0.5, cond).variance
+    got = ClassifierFreeGuidance(denoiser, cond, uncond, 3.0).estimate(image(), 0.5).variance
+    want = denoiser.estimate(image(), 0.5, cond).variance
     assert got is not None and want is not None and torch.allclose(got, want)
 
 
@@ -113,7 +111,7 @@ def test_cat_conditions_pads_contexts_and_masks_the_padding():
     assert swapped["context_mask"].tolist() == [[True, True, False, False, False]] * 2 + [[True] * 5] * 2
 
 
-def test_join_fills_what_one_half_lacks():
+def test_cat_conditions_fills_missing_keys():
     context, pooled, concat = torch.randn(2, 5, 3), torch.randn(2, 4), torch.randn(2, 1, 8, 8)
     for first, second in (({"context": context}, {"pooled": pooled}), ({}, {"context": context, "concat": concat})):
         for one, two in ((first, second), (second, first)):
@@ -131,9 +129,9 @@ def test_join_fills_what_one_half_lacks():
     assert masked["context_mask"].tolist() == [[False] * 5] * 2 + [[True] * 5] * 2
 
 
-def test_rows_that_do_not_fit_are_named():
+def test_conditions_of_the_wrong_batch_size_are_refused():
     with pytest.raises(UserError, match="'pooled' has 2 rows for 3 images"):
-        Conditioned(Denoiser(Net(), SCHEDULE), {"pooled": torch.zeros(2, 5)})(picture(), 0.5)
+        Conditioned(Denoiser(Net(), SCHEDULE), {"pooled": torch.zeros(2, 5)})(image(), 0.5)
     with pytest.raises(UserError, match="interval"):
         ClassifierFreeGuidance(Denoiser(Net(), SCHEDULE), {}, {}, 2.0, interval=(0.6, 0.2))
     with pytest.raises(UserError, match="percentile"):
@@ -148,7 +146,7 @@ def test_static_threshold_clips():
     assert torch.equal(StaticThreshold(Fixed(x0), limit=2.0)(x0, 0.5), torch.tensor([[-2.0, -0.5, 0.2, 1.7]]))
 
 
-def test_dynamic_threshold_semantics():
+def test_dynamic_threshold_clips_to_the_percentile_and_rescales():
     quiet = torch.linspace(-0.9, 0.9, 64).view(1, 1, 8, 8)
     loud = torch.linspace(-4, 4, 64).view(1, 1, 8, 8)
     x0 = torch.cat([quiet, loud])

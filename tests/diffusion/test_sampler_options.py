@@ -30,7 +30,7 @@ def sample(name: str, kind: str = "scaled-linear", steps: int = 12, **options: A
 
 @pytest.mark.parametrize("kind", ["scaled-linear", "cosine", "flow"])
 @pytest.mark.parametrize("name", ["euler-ancestral", "ddim", "ddpm", "ddpm-fixed-large"])
-def test_eta_0_is_euler(name: str, kind: str) -> None:
+def test_eta_0_of_ancestral_samplers_is_euler(name: str, kind: str) -> None:
     assert torch.equal(sample(name, kind, eta=0.0), sample("euler", kind))
 
 
@@ -67,7 +67,7 @@ def test_eta_turns_the_ode_into_the_sde(name: str) -> None:
 
 @pytest.mark.parametrize("options", [{"s_churn": 4.0}, {"s_churn": 90.0, "s_tmin": 0.3, "s_tmax": 5.0, "s_noise": 1.1}])
 @pytest.mark.parametrize("name", ["euler", "heun"])
-def test_churn_is_that_of_the_reference(name: str, options: dict[str, float]) -> None:
+def test_s_churn_matches_diffusers(name: str, options: dict[str, float]) -> None:
     """Karras et al. 2022, Algorithm 2, which the reference writes in x / alpha and sigma / alpha, with a denoiser whose
     answer is known in both."""
     from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler
@@ -116,7 +116,7 @@ def test_churn_is_that_of_the_reference(name: str, options: dict[str, float]) ->
 
 @pytest.mark.parametrize("name", ["euler", "heun"])
 @pytest.mark.parametrize("kind", ["scaled-linear", "flow"])
-def test_churn_keeps_the_distribution(name: str, kind: str) -> None:
+def test_s_churn_keeps_the_distribution(name: str, kind: str) -> None:
     schedule = ScheduleConfig(kind=kind).build()  # type: ignore[arg-type]
     oracle, count = Mixture(schedule), 4_000
     noise = NoiseSource([5], (count,))
@@ -144,7 +144,7 @@ def test_s_noise_scales_the_fresh_noise(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_defaults_are_those_of_the_function(name: str) -> None:
+def test_sampler_options_defaults(name: str) -> None:
     options = sampler_options(name)
     for key, option in options.items():
         assert option.low <= option.default <= option.high and option.help, key
@@ -154,7 +154,7 @@ def test_defaults_are_those_of_the_function(name: str) -> None:
         assert read_sampler_options(name, dict.fromkeys(options)) == {}
 
 
-def test_which_sampler_takes_which() -> None:
+def test_sampler_options_by_sampler() -> None:
     churn = {"s_churn", "s_tmin", "s_tmax", "s_noise"}
     assert set(sampler_options("euler")) == set(sampler_options("heun")) == churn
     assert set(sampler_options("ddim")) == {"eta"} and sampler_options("ddim")["eta"].default == 0
@@ -180,7 +180,7 @@ def test_which_sampler_takes_which() -> None:
         ("eular", {}, r"unknown sampler 'eular'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(name: str, options: dict[str, Any], says: str) -> None:
+def test_sampler_options_are_refused_in_one_line(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as error:
         read_sampler_options(name, options)
     assert re.search(says, str(error.value)) and "\n" not in str(error.value)

@@ -24,7 +24,7 @@ def even_in_log_snr(schedule, start: float, end: float, steps: int) -> torch.Ten
 
 @pytest.mark.parametrize("name", ODE)
 @pytest.mark.parametrize("kind", ["cosine", "flow"])
-def test_order_of_convergence_to_the_exact_solution(name, kind):
+def test_samplers_order_of_convergence(name, kind):
     schedule = ScheduleConfig(kind=kind).build()
     oracle = Gaussian(schedule)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 9)
@@ -39,7 +39,7 @@ def test_order_of_convergence_to_the_exact_solution(name, kind):
 
 
 @pytest.mark.parametrize("name", ODE)
-def test_the_ode_carries_each_quantile_of_a_mixture_home(name):
+def test_ode_samplers_keep_quantiles(name):
     """The one-dimensional probability-flow ODE keeps the cumulative distribution of every point."""
     schedule = ScheduleConfig(kind="cosine").build()
     oracle = Mixture(schedule)
@@ -52,13 +52,13 @@ def test_the_ode_carries_each_quantile_of_a_mixture_home(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", ["scaled-linear", "cosine", "flow"])
-def test_samples_are_distributed_as_the_data(name, kind):
+def test_samplers_sample_the_data_distribution(name, kind):
     schedule = ScheduleConfig(kind=kind).build()
     oracle, count = Mixture(schedule), 4_000
     noise = NoiseSource([5], (count,))
     # The last look must see less noise than the modes are wide, and the first step of these two must not be a jump.
     spacing = "karras" if kind == "scaled-linear" or (name in ("heun", "dpm-2m-sde") and kind != "flow") else "trailing"
-    x = oracle.noised(noise.draw(), 1.0)  # Stable Diffusion's schedule leaves 7% of the picture at t = 1
+    x = oracle.noised(noise.draw(), 1.0)  # Stable Diffusion's schedule leaves 7% of the image at t = 1
     got = SAMPLERS[name](oracle, x, timesteps(schedule, 100, spacing), schedule, noise=noise)
     ranks = oracle.cdf(got.double().sort().values, 0.0).flatten()
     distance = (ranks - (torch.arange(count) + 0.5) / count).abs().max().item()  # Kolmogorov-Smirnov
@@ -77,7 +77,7 @@ def test_ddim_keeps_the_variance_for_every_eta(eta):
     assert (eta == 0) == torch.equal(noise.draw(), untouched.draw())
 
 
-def test_three_names_of_one_ancestral_step():
+def test_ddpm_ddim_eta_1_and_euler_ancestral_are_one_step():
     """DDPM with the small variance, DDIM with eta = 1 and Euler ancestral draw from the same posterior."""
     schedule = ScheduleConfig().build()
     results = []
@@ -92,7 +92,7 @@ def test_three_names_of_one_ancestral_step():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_is_the_same_alone_and_in_any_batch(name, kind):
+def test_samplers_are_independent_of_the_batch(name, kind):
     schedule = ScheduleConfig(kind=kind).build()
     denoiser = Denoiser(Net(), schedule, "flow" if kind == "flow" else "v")
 
@@ -107,7 +107,7 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(name, kind):
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
-def test_noise_belongs_to_the_seed():
+def test_noise_source_depends_on_the_seed_only():
     one, many = NoiseSource([3], (2, 5)), NoiseSource([1, 3, 2], (2, 5))
     for _ in range(3):
         assert torch.equal(one.draw()[0], many.draw()[1])
@@ -118,7 +118,7 @@ def test_noise_belongs_to_the_seed():
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", ["cosine", "cosine-table", "flow"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
-def test_both_ends_are_finite_for_any_number_of_steps(name, kind, steps):
+def test_samplers_are_finite_for_any_number_of_steps(name, kind, steps):
     schedule = ScheduleConfig(kind=kind).build()
     for prediction in ("eps", "v", "x0", "flow"):
         for shape in ((), (3,), (3, 2, 2, 2)):
@@ -129,7 +129,7 @@ def test_both_ends_are_finite_for_any_number_of_steps(name, kind, steps):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_last_step_returns_the_denoised_picture(name):
+def test_samplers_last_step_returns_x0(name):
     schedule = ScheduleConfig(kind="flow").build()
     seen = []
     noise = NoiseSource([0, 1], (3,))
@@ -146,7 +146,7 @@ def test_the_last_step_returns_the_denoised_picture(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_callback_may_cancel(name):
+def test_samplers_callback_may_cancel(name):
     class Cancelled(Exception):
         pass
 
@@ -161,8 +161,8 @@ def test_the_callback_may_cancel(name):
     assert denoiser.calls == (5 if name == "heun" else 3)
 
 
-def test_sampling_may_begin_and_end_in_the_middle():
-    """As image-to-image does: noise a picture to t = 0.6, and come back."""
+def test_euler_from_the_middle():
+    """As image-to-image does: noise an image to t = 0.6, and come back."""
     schedule = ScheduleConfig().build()
     oracle = Gaussian(schedule, std=1e-3)
     x0 = torch.full((1, 5), 0.7)
@@ -172,7 +172,7 @@ def test_sampling_may_begin_and_end_in_the_middle():
     assert torch.allclose(euler(oracle, x, times, schedule), x0, atol=0.01)
 
 
-def test_mistakes_are_named():
+def test_samplers_errors():
     schedule = ScheduleConfig().build()
     x, times, noise = torch.zeros(1, 3), timesteps(schedule, 3), NoiseSource([0], (3,))
     ddpm = SAMPLERS["ddpm"]

@@ -19,7 +19,7 @@ def indices(count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ends_and_direction(kind):
+def test_schedule_ends_and_direction(kind):
     schedule = ScheduleConfig(kind=kind).build()
     alpha, sigma = schedule.alpha_sigma(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert alpha[0] == 1 and sigma[0] == 0
@@ -42,7 +42,7 @@ def test_inverse_log_snr(kind):
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_tables_are_cumulative_products_of_betas(kind):
+def test_table_schedules_are_cumulative_products_of_betas(kind):
     start, end = 0.0015, 0.0195
     schedule = ScheduleConfig(kind=kind, beta_start=start, beta_end=end, steps=200).build()
     betas = {
@@ -59,7 +59,7 @@ def test_tables_are_cumulative_products_of_betas(kind):
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_tables_match_the_reference(kind):
+def test_table_schedules_match_diffusers(kind):
     diffusers = pytest.importorskip("diffusers")
     config = ScheduleConfig(kind=kind)
     reference = diffusers.DDPMScheduler(
@@ -69,13 +69,13 @@ def test_tables_match_the_reference(kind):
     assert torch.allclose(alpha.square(), reference.alphas_cumprod.double(), rtol=1e-4, atol=1e-7)
 
 
-def test_between_entries_the_log_snr_is_linear():
+def test_table_schedule_interpolates_the_log_snr():
     schedule = ScheduleConfig().build()
     low, middle, high = schedule.log_snr(torch.tensor([0.3, 0.3004, 0.301], dtype=torch.float64)).tolist()
     assert middle == pytest.approx(low + 0.4 * (high - low), rel=1e-9)
 
 
-def test_a_continuous_table_is_trained_and_sampled_between_its_entries():
+def test_continuous_table_schedule():
     fields = {"kind": "linear", "steps": 100, "beta_start": 1e-4, "beta_end": 0.02}
     table, between = (ScheduleConfig.from_dict({**fields, "continuous": c}).build() for c in (False, True))
     entries, uniform = indices(100), torch.linspace(0, 0.999, 37)
@@ -89,7 +89,7 @@ def test_a_continuous_table_is_trained_and_sampled_between_its_entries():
             ScheduleConfig(kind=kind, continuous=True)
 
 
-def test_what_is_told_gamma_is_told_the_noise_whatever_the_schedule():
+def test_gamma_conditioning_is_the_noise_level():
     one, other = (
         ScheduleConfig(kind="linear", steps=2000, beta_start=1e-6, beta_end=end, conditioning="gamma").build()
         for end in (0.01, 0.005)
@@ -103,7 +103,7 @@ def test_what_is_told_gamma_is_told_the_noise_whatever_the_schedule():
         ScheduleConfig(kind="flow", conditioning="gamma")
 
 
-def test_cosine_closed_form_and_its_table():
+def test_cosine_schedule_and_its_table():
     closed, table = (ScheduleConfig(kind=kind).build() for kind in ("cosine", "cosine-table"))
     alpha = closed.alpha_sigma(torch.tensor([0.5], dtype=torch.float64))[0].item()
     f = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
@@ -115,7 +115,7 @@ def test_cosine_closed_form_and_its_table():
         assert 20_000 < (sigma / alpha).item() < 23_000
 
 
-def test_flow_and_its_shift():
+def test_flow_schedule_and_its_shift():
     t = torch.rand(50, dtype=torch.float64)
     alpha, sigma = ScheduleConfig(kind="flow").build().alpha_sigma(t)
     assert torch.equal(sigma, t) and torch.equal(alpha, 1 - t)
@@ -132,7 +132,7 @@ def test_network_time_is_a_whole_number_at_every_entry(steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 20, 27, 50, 300, 999, 1000])
 @pytest.mark.parametrize(("spacing", "offset"), [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0)])
-def test_times_match_the_reference(steps, spacing, offset):
+def test_timesteps_match_diffusers(steps, spacing, offset):
     diffusers = pytest.importorskip("diffusers")
     if steps * (offset + 1) > 1000 or (steps == 1 and spacing == "linspace"):
         pytest.skip("beyond the table")
@@ -153,27 +153,27 @@ def test_times_match_the_reference(steps, spacing, offset):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace", "karras"])
-def test_times_fall_from_the_top_to_zero(kind, spacing):
+def test_timesteps_fall_to_zero(kind, spacing):
     times = timesteps(ScheduleConfig(kind=kind).build(), 13, spacing)
     assert times.shape == (14,) and times.dtype == torch.float64
     assert (times.diff() < 0).all() and times[0] <= 1 and times[-1] == 0
     assert times[0] > (0.9 if spacing == "leading" else 0.999)
 
 
-def test_karras_times_are_even_in_the_seventh_root():
+def test_karras_timesteps_are_even_in_the_seventh_root():
     schedule = ScheduleConfig().build()
     alpha, sigma = schedule.alpha_sigma(timesteps(schedule, 9, "karras")[:-1])
     steps = (sigma / alpha).pow(1 / 7).diff()
     assert torch.allclose(steps, steps[0].expand(8), rtol=1e-9)
 
 
-def test_closed_forms_need_no_whole_indices():
+def test_timesteps_of_closed_forms():
     times = timesteps(ScheduleConfig(kind="flow").build(), 7)
     assert torch.allclose(times, torch.arange(7, -1, -1, dtype=torch.float64) / 7)
     assert len(timesteps(ScheduleConfig(kind="flow").build(), 3000)) == 3001
 
 
-def test_mistakes_are_named():
+def test_schedule_and_timesteps_errors():
     with pytest.raises(UserError, match="steps must lie between 1 and 1000, not 1001"):
         timesteps(ScheduleConfig().build(), 1001)
     with pytest.raises(UserError, match="steps must lie between 1 and 1000, not 0"):
@@ -188,7 +188,7 @@ def test_mistakes_are_named():
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m"])
 @pytest.mark.parametrize("kind", ["karras", "exponential", "beta"])
-def test_curves_of_rectified_flow_are_those_of_the_reference(kind, sampler):
+def test_sigma_curves_of_rectified_flow_match_diffusers(kind, sampler):
     """Along sigma itself: sigma / alpha starts at infinity there."""
     reference = FlowMatchEulerDiscreteScheduler(**{f"use_{kind}_sigmas": True})
     reference.set_timesteps(8)
@@ -209,7 +209,7 @@ def test_curves_of_rectified_flow_are_those_of_the_reference(kind, sampler):
         ("unipc", "UniPCMultistepScheduler"),
     ],
 )
-def test_first_noise_is_the_initial_sigma_of_the_reference(sampler, scheduler, spacing):
+def test_init_noise_sigma_matches_diffusers(sampler, scheduler, spacing):
     """Its Euler and Heun schedulers carry x / alpha, so their initial sigma is scaled by alpha here."""
     diffusers = pytest.importorskip("diffusers")
     reference = getattr(diffusers, scheduler)(

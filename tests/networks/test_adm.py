@@ -111,7 +111,7 @@ def condition(config: AdmUNetConfig, side: int = 16) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_the_network_gives_diffusers_numbers(name: str) -> None:
+def test_adm_matches_diffusers(name: str) -> None:
     diffusers = pytest.importorskip("diffusers")
     config = CONFIGS[name]
     reference = randomised(diffusers.UNet2DConditionModel(**theirs(config)))
@@ -132,7 +132,7 @@ def test_the_network_gives_diffusers_numbers(name: str) -> None:
 @pytest.mark.parametrize("kind", ["group", "layer"])
 @pytest.mark.parametrize("self_attention", [True, False])
 @torch.no_grad()
-def test_padding_that_is_masked_says_nothing(kind: str, self_attention: bool) -> None:
+def test_adm_ignores_masked_padding(kind: str, self_attention: bool) -> None:
     """Neither to attention, nor to the norm of the text or its pooling: a text is read alike in every batch."""
     fields = {"context_norm_kind": kind, "self_attention": self_attention}
     network, x = randomised(AdmUNet(AdmUNetConfig.from_dict({**IF, "norm_groups": 1, **fields}))), noise(2, 3, 16, 16)
@@ -147,7 +147,7 @@ def test_padding_that_is_masked_says_nothing(kind: str, self_attention: bool) ->
 
 
 @pytest.mark.parametrize("config", [CONFIGS["II"], CLASSES], ids=["text", "classes"])
-def test_every_parameter_learns_and_every_condition_is_seen(config: AdmUNetConfig) -> None:
+def test_adm_gradients_and_conditions(config: AdmUNetConfig) -> None:
     network, cond = randomised(AdmUNet(config)), condition(config)
     x = noise(2, 3, 16, 16)
     network(x, TIME, **cond).square().mean().backward()
@@ -161,13 +161,13 @@ def test_every_parameter_learns_and_every_condition_is_seen(config: AdmUNetConfi
         assert (network(x, TIME.flip(0), **cond) - before).abs().max() > 1e-3
 
 
-def test_an_untrained_network_says_nothing() -> None:
+def test_adm_is_zero_at_initialisation() -> None:
     torch.manual_seed(0)
     assert not AdmUNet(CLASSES)(noise(2, 3, 8, 8), TIME, label=torch.tensor([0, 1])).any()
 
 
 @torch.no_grad()
-def test_half_precision_keeps_the_time() -> None:
+def test_adm_half_precision_keeps_the_time() -> None:
     """Whole network in bfloat16: times that bfloat16 could not tell apart still make a difference."""
     network, cond = randomised(AdmUNet(CLASSES)), condition(CLASSES)
     x = noise(2, 3, 8, 8)
@@ -175,14 +175,14 @@ def test_half_precision_keeps_the_time() -> None:
     half = network.to(torch.bfloat16)(x.bfloat16(), TIME.float(), **cond)
     assert half.dtype == torch.bfloat16 and relative_error(half.float(), full) < 0.1
     network, close = network.float(), torch.tensor([981.0, 980.0])
-    told = network.embed(x.bfloat16().float()[:1].expand(2, -1, -1, -1), close, label=torch.tensor([1, 1]))
-    assert (told[0] - told[1]).abs().max() > 1e-3
+    embedding = network.embed(x.bfloat16().float()[:1].expand(2, -1, -1, -1), close, label=torch.tensor([1, 1]))
+    assert (embedding[0] - embedding[1]).abs().max() > 1e-3
     with torch.autocast("cpu", torch.bfloat16):
         mixed = network(x, TIME, **cond)
     assert relative_error(mixed.float(), full) < 0.1
 
 
-def test_what_it_was_not_built_for_is_refused() -> None:
+def test_adm_refuses_conditions_that_it_was_not_built_for() -> None:
     network, x = AdmUNet(CLASSES), noise(2, 3, 8, 8)
     label = torch.tensor([0, 1])
     with pytest.raises(ValueError, match="context was given"):
@@ -212,12 +212,12 @@ def test_what_it_was_not_built_for_is_refused() -> None:
         ({"classes": 0}, "classes"),
     ],
 )
-def test_a_config_that_does_not_fit_names_its_field(changes: dict[str, Any], field: str) -> None:
+def test_adm_config_errors_name_the_field(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError, match=rf"AdmUNetConfig\.{field} must"):
         AdmUNetConfig.from_dict({**CLASSES.to_dict(), **changes})
 
 
-def test_a_config_comes_back_from_its_json() -> None:
+def test_adm_config_json_round_trip() -> None:
     for config in (*CONFIGS.values(), CLASSES):
         assert AdmUNetConfig.from_dict(config.to_dict()) == config
 
@@ -234,7 +234,7 @@ def classifier(pool: str = "attention") -> NoisyClassifier:
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
-def test_the_classifier_can_be_differentiated_by_the_picture(pool: str) -> None:
+def test_noisy_classifier_has_a_gradient_for_the_image(pool: str) -> None:
     x = noise(2, 3, 8, 8).requires_grad_()
     logits = classifier(pool)(x, TIME)
     assert logits.shape == (2, 5)
@@ -244,7 +244,7 @@ def test_the_classifier_can_be_differentiated_by_the_picture(pool: str) -> None:
     assert relative_error(alone.detach(), logits[:1].detach()) <= 1e-5
 
 
-def test_the_classifier_reads_the_size_that_it_was_built_for() -> None:
+def test_noisy_classifier_image_size() -> None:
     with pytest.raises(ValueError, match="takes 8 x 8 images, not 16 x 16"):
         classifier()(noise(2, 3, 16, 16), TIME)
     assert classifier("adaptive")(noise(2, 3, 16, 12), TIME).shape == (2, 5)
@@ -254,12 +254,12 @@ def test_the_classifier_reads_the_size_that_it_was_built_for() -> None:
     ("changes", "field"),
     [({"size": None}, "size"), ({"size": 9}, "size"), ({"pool": "spatial"}, "size"), ({"classes": 0}, "classes")],
 )
-def test_a_classifier_that_does_not_fit_names_its_field(changes: dict[str, Any], field: str) -> None:
+def test_noisy_classifier_config_errors_name_the_field(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError, match=rf"NoisyClassifierConfig\.{field} must"):
         NoisyClassifierConfig.from_dict({"encoder": ENCODER.to_dict(), "size": 8, **changes})
-    told = AdmUNetConfig.from_dict({**ENCODER.to_dict(), "classes": 3})
+    conditional = AdmUNetConfig.from_dict({**ENCODER.to_dict(), "classes": 3})
     with pytest.raises(UserError, match=r"NoisyClassifierConfig\.encoder must have no condition but the time"):
-        NoisyClassifierConfig(encoder=told, size=8)
+        NoisyClassifierConfig(encoder=conditional, size=8)
 
 
 # Full size: the counts are the original module's, built with the flags of guided-diffusion's README
@@ -277,7 +277,7 @@ CLASSIFIERS = {64: 65_438_568, 128: 42_568_040, 256: 54_096_360, 512: 54_448_360
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_the_recipes_have_the_published_size(name: str) -> None:
+def test_adm_recipes_have_the_published_size(name: str) -> None:
     assert describe(name)["networks"] == {"network": COUNTS[name]}
     system = get(name).system
     assert isinstance(system, StageTraining) and name.endswith(
@@ -286,7 +286,7 @@ def test_the_recipes_have_the_published_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", CLASSIFIERS)
-def test_the_classifiers_have_the_published_size(size: int) -> None:
+def test_noisy_classifiers_have_the_published_size(size: int) -> None:
     system = get(f"adm-{size}").system
     assert isinstance(system, StageTraining) and isinstance(system.model.network, AdmUNetConfig)
     shape = system.model.network

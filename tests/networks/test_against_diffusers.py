@@ -76,7 +76,7 @@ def pair(config: UNetConfig):
 @pytest.mark.parametrize("size", [(16, 16), (13, 10), (1, 3)], ids=["halved evenly", "odd", "tiny"])
 @pytest.mark.parametrize("config", [SD1, SD2, PLAIN], ids=["sd1", "sd2", "no-context"])
 @torch.no_grad()
-def test_the_unet_gives_their_numbers(config: UNetConfig, size: tuple[int, int]) -> None:
+def test_unet_matches_diffusers(config: UNetConfig, size: tuple[int, int]) -> None:
     ours, theirs = pair(config)
     x, time = noise(2, 4, *size), torch.tensor([981.0, 3.0])
     context = noise(2, 7, config.context_width or SILENT, seed=2)
@@ -87,7 +87,7 @@ def test_the_unet_gives_their_numbers(config: UNetConfig, size: tuple[int, int])
 
 
 @torch.no_grad()
-def test_every_input_of_the_unet_is_read() -> None:
+def test_unet_depends_on_every_input() -> None:
     """Otherwise two networks that both ignore something would agree."""
     ours = randomised(UNet(SD1))
     x, time, context = noise(1, 4, 16, 16), torch.tensor([500.0]), noise(1, 7, 24, seed=2)
@@ -98,7 +98,7 @@ def test_every_input_of_the_unet_is_read() -> None:
 
 
 @torch.no_grad()
-def test_masked_context_is_not_read() -> None:
+def test_unet_ignores_masked_context() -> None:
     ours, theirs = pair(SD2)
     x, time, context = noise(2, 4, 16, 16), torch.tensor([500.0, 20.0]), noise(2, 7, 24, seed=2)
     mask = torch.ones(2, 7, dtype=torch.bool)
@@ -110,7 +110,7 @@ def test_masked_context_is_not_read() -> None:
 
 
 @torch.no_grad()
-def test_the_inpainting_unet_reads_latent_then_mask_then_masked_latent() -> None:
+def test_inpainting_unet_order_of_channels() -> None:
     ours, theirs = pair(INPAINTING)
     x, more, time, context = noise(2, 4, 8, 8), noise(2, 5, 8, 8, seed=3), torch.tensor([500.0, 20.0]), noise(2, 7, 24)
     expected = theirs(torch.cat([x, more], 1), time, context).sample
@@ -118,7 +118,7 @@ def test_the_inpainting_unet_reads_latent_then_mask_then_masked_latent() -> None
 
 
 @torch.no_grad()
-def test_a_pooled_condition_is_added_to_the_time() -> None:
+def test_unet_adds_pooled_text_to_the_time() -> None:
     config = PLAIN.override(["pooled_width=12"])
     ours = randomised(UNet(config))
     x, time, pooled = noise(2, 4, 8, 8), torch.tensor([500.0, 20.0]), noise(2, 12, seed=4)
@@ -138,7 +138,7 @@ AUTOENCODERS = [
 
 @pytest.mark.parametrize("config", AUTOENCODERS, ids=["kl-f8", "two-levels"])
 @torch.no_grad()
-def test_the_autoencoder_gives_their_numbers(config: AutoencoderConfig) -> None:
+def test_autoencoder_matches_diffusers(config: AutoencoderConfig) -> None:
     levels = len(config.multipliers)
     theirs = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -154,11 +154,11 @@ def test_the_autoencoder_gives_their_numbers(config: AutoencoderConfig) -> None:
     theirs.load_state_dict(published(layout, state), strict=True)
     assert {layout[name].key: value for name, value in norms(ours).items()} == norms(theirs)
 
-    pictures = noise(2, 3, 32, 48).clamp(-1, 1)
-    expected = theirs.encode(pictures).latent_dist
-    posterior = ours.encode(pictures)
+    images = noise(2, 3, 32, 48).clamp(-1, 1)
+    expected = theirs.encode(images).latent_dist
+    posterior = ours.encode(images)
     assert posterior.mean.shape == (2, config.latent_channels, 32 // config.factor, 48 // config.factor)
-    assert relative_error(ours.moments(pictures), expected.parameters) <= ALLOWED
+    assert relative_error(ours.moments(images), expected.parameters) <= ALLOWED
     assert relative_error(posterior.log_variance, expected.logvar) <= ALLOWED
     assert relative_error(posterior.kl(), expected.kl()) <= ALLOWED
     draw = noise(*posterior.mean.shape, seed=5)

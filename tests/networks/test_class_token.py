@@ -1,4 +1,4 @@
-"""A U-Net that is told a class reads it as one token of context."""
+"""Class-conditional U-Nets: the class is one context token."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TIME = torch.tensor([3.0, 700.0])
 
 
 @torch.no_grad()
-def test_a_class_is_a_token_of_context() -> None:
+def test_unet_label_is_a_context_token() -> None:
     unet = randomised(UNet(TOLD))
     x, label = noise(2, 4, 8, 8), torch.tensor([0, 4])
-    told = unet(x, TIME, label=label)
-    assert torch.equal(told, unet(x, TIME, context=unet.label.weight[label][:, None]))
-    assert not torch.equal(told[0], unet(x, TIME, label=torch.tensor([1, 4]))[0])
+    output = unet(x, TIME, label=label)
+    assert torch.equal(output, unet(x, TIME, context=unet.label.weight[label][:, None]))
+    assert not torch.equal(output[0], unet(x, TIME, label=torch.tensor([1, 4]))[0])
 
 
-def test_a_network_without_classes_refuses_one() -> None:
+def test_unet_without_classes_refuses_a_label() -> None:
     unet = UNet(UNetConfig(**SMALL, context_width=12, norm_groups=8))
     assert not any(name.startswith("label") for name in unet.state_dict())
     with pytest.raises(ValueError, match="label was given to a network that was built without: its classes is none"):
@@ -39,6 +39,6 @@ def test_a_network_without_classes_refuses_one() -> None:
         ({"classes": 5, "context_width": None}, "classes must be none without context_width"),
     ],
 )
-def test_what_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
+def test_unet_classes_errors(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         UNetConfig(**{**SMALL, "context_width": 12, **values})

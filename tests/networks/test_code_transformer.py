@@ -65,7 +65,7 @@ def gpt2(ours: CodeTransformer) -> GPT2LMHeadModel:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["free", "class", "shared"])
-def test_the_logits_are_those_of_gpt2(kind: str) -> None:
+def test_code_transformer_matches_gpt2(kind: str) -> None:
     ours, given = network(kind), codes()
     label = cond(kind).get("label", torch.zeros(2, dtype=torch.int64))
     first = (ours.start or ours.code).weight[label]
@@ -76,7 +76,7 @@ def test_the_logits_are_those_of_gpt2(kind: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_code_is_seen_before_its_turn(kind: str) -> None:
+def test_code_transformer_is_causal(kind: str) -> None:
     net, before = network(kind), codes()
     logits = net(before, **cond(kind))
     assert logits.shape == (2, SHAPE.length, VOCABULARY)
@@ -91,7 +91,7 @@ def test_no_code_is_seen_before_its_turn(kind: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pieces", [[1] * SHAPE.length, [5, 1, 6, 4], [SHAPE.length]])
-def test_a_cache_gives_the_same_logits(kind: str, pieces: list[int]) -> None:
+def test_kv_cache_gives_the_same_logits(kind: str, pieces: list[int]) -> None:
     """Read code by code, or in pieces of several; the start counts as the first token of the first piece."""
     net, given = network(kind), codes()
     whole, cache, read, found = net(given, **cond(kind)), net.new_cache(), 0, []
@@ -105,7 +105,7 @@ def test_a_cache_gives_the_same_logits(kind: str, pieces: list[int]) -> None:
 
 
 @torch.no_grad()
-def test_the_text_in_front_is_read_both_ways_and_padding_is_not() -> None:
+def test_code_transformer_prefix_is_bidirectional_and_padding_masked() -> None:
     """Its tokens tell their own order, so in any order they say the same; a causal mask among them would not."""
     net, given, text = network("text"), codes(), cond("text")
     logits = net(given, **text)
@@ -121,10 +121,10 @@ def test_the_text_in_front_is_read_both_ways_and_padding_is_not() -> None:
         other = text["context"].clone()
         other[:, token] *= -1
         changed = (net(given, context=other, context_mask=text["context_mask"]) - logits).abs().amax(2)
-        assert changed.min() > 1e-4, "every code sees every word"
+        assert changed.min() > 1e-4, "every code attends to every word"
 
 
-def test_what_is_visible_is_what_the_words_say() -> None:
+def test_attention_mask_of_prefix_and_codes() -> None:
     prefix = torch.tensor([[True, True, False]])
     for queries, read in ((3 + 4, 4), (2, 4), (1, 4)):
         found = attention_mask(prefix, queries, read)
@@ -138,14 +138,14 @@ def test_what_is_visible_is_what_the_words_say() -> None:
     assert torch.equal(attention_mask(None, 2, 4)[0, 0], torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool())  # type: ignore[index]
 
 
-def test_dropout_is_for_training_alone() -> None:
+def test_code_transformer_dropout_in_training_only() -> None:
     net = randomised(CodeTransformer(dataclasses.replace(SHAPE, dropout=0.5)))
     assert torch.equal(net(codes()), net(codes()))
     net.train()
     assert not torch.equal(net(codes()), net(codes()))
 
 
-def test_what_is_new_hardly_prefers_a_code() -> None:
+def test_code_transformer_starts_near_uniform() -> None:
     torch.manual_seed(0)
     net = CodeTransformer(SHAPE)
     entropy = -(net(codes()).log_softmax(2).exp() * net(codes()).log_softmax(2)).sum(2)
@@ -153,7 +153,7 @@ def test_what_is_new_hardly_prefers_a_code() -> None:
 
 
 def formula(c: CodeTransformerConfig) -> int:
-    """Codes in and out, positions, what stands in front; in each layer four square matrices and the MLP's eight."""
+    """Codes in and out, positions, the condition; in each layer four square matrices and the MLP's eight."""
     front = 0 if c.shared_start else (c.classes or 1) * c.width
     words = 0 if c.context_width is None else c.context_width * (c.width + 2) + c.width
     layer = 12 * c.width**2 + (4 + 5 + 4) * c.width
@@ -161,7 +161,7 @@ def formula(c: CodeTransformerConfig) -> int:
 
 
 @pytest.mark.parametrize("shape", [*KINDS.values(), CodeTransformerConfig()], ids=[*KINDS, "published"])
-def test_parameters_are_those_of_the_formula(shape: CodeTransformerConfig) -> None:
+def test_code_transformer_parameter_count(shape: CodeTransformerConfig) -> None:
     with torch.device("meta"):
         net = CodeTransformer(shape)
     assert sum(parameter.numel() for parameter in net.parameters()) == formula(shape)
@@ -178,12 +178,12 @@ def test_parameters_are_those_of_the_formula(shape: CodeTransformerConfig) -> No
         ({"classes": 25, "shared_start": True}, r"classes must be at most vocabulary \(24\)"),
     ],
 )
-def test_shapes_that_make_no_sense_are_refused(changes: dict, says: str) -> None:
+def test_code_transformer_config_errors_name_the_field(changes: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         dataclasses.replace(SHAPE, **changes)
 
 
-def test_what_it_was_not_built_for_is_not_ignored() -> None:
+def test_code_transformer_refuses_other_conditions() -> None:
     with pytest.raises(ValueError, match="context_width is none"):
         network("free")(codes(), **cond("text"))
     with pytest.raises(ValueError, match="classes is none"):

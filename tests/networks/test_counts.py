@@ -25,12 +25,12 @@ def parameters(module: nn.Module) -> int:
     ],
     ids=["sd1", "sd1-inpainting", "ldm-text"],
 )
-def test_the_unet_has_the_published_size(config: UNetConfig, count: int) -> None:
+def test_unet_has_the_published_size(config: UNetConfig, count: int) -> None:
     with torch.device("meta"):
         assert parameters(config.build()) == count
 
 
-def test_the_autoencoder_has_the_published_size() -> None:
+def test_autoencoder_has_the_published_size() -> None:
     with torch.device("meta"):
         assert parameters(AutoencoderConfig().build()) == 83_653_863
 
@@ -54,7 +54,7 @@ def test_pixel_diffusion_keeps_its_size(name: str, count: int) -> None:
         assert parameters(system.model.network.build()) == count
 
 
-def test_the_unet_without_the_cascades_additions_is_the_one_that_is_published() -> None:
+def test_unet_without_additions_has_the_published_keys() -> None:
     fields = {"feed_forward": 4, "context_norm": False, "augmented": False, "pooled_width": None}
     with torch.device("meta"):
         keys, plain = UNet(UNetConfig()).state_dict(), UNet(UNetConfig.from_dict(fields)).state_dict()

@@ -74,14 +74,14 @@ def network(request: pytest.FixtureRequest) -> EfficientUNet | UNet:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.no_grad()
-def test_a_new_network_answers_zero_to_everything(config: EfficientUNetConfig | UNetConfig) -> None:
+def test_unets_are_zero_at_initialisation(config: EfficientUNetConfig | UNetConfig) -> None:
     out = build(config)(noise(2, 3, 8, 8), TIME, **condition())
     assert out.shape == (2, 3, 8, 8)
     assert not out.any()
 
 
 @torch.no_grad()
-def test_it_runs_on_pictures_of_other_sizes_and_shapes(network: nn.Module) -> None:
+def test_unets_take_other_image_sizes(network: nn.Module) -> None:
     for height, width in ((4, 4), (8, 16), (20, 12)):
         out = network(noise(2, 3, height, width), TIME, **condition(height, width))
         assert out.shape == (2, 3, height, width)
@@ -89,7 +89,7 @@ def test_it_runs_on_pictures_of_other_sizes_and_shapes(network: nn.Module) -> No
 
 
 @torch.no_grad()
-def test_what_it_cannot_halve_is_refused_by_its_size_and_the_plain_one_takes_it() -> None:
+def test_efficient_unet_refuses_sizes_that_it_cannot_halve() -> None:
     with pytest.raises(ValueError, match=r"8 x 6 cannot be halved 2 times"):
         build(SMALL)(noise(2, 3, 8, 6), TIME)
     for height, width in ((7, 8), (6, 6), (5, 3)):
@@ -98,7 +98,7 @@ def test_what_it_cannot_halve_is_refused_by_its_size_and_the_plain_one_takes_it(
 
 
 @torch.no_grad()
-def test_each_condition_changes_each_picture_and_only_its_own(network: nn.Module) -> None:
+def test_unets_conditions_change_their_own_image_only(network: nn.Module) -> None:
     x, cond = noise(2, 3, 8, 8), condition()
     before = network(x, TIME, **cond)
     others = {
@@ -108,16 +108,16 @@ def test_each_condition_changes_each_picture_and_only_its_own(network: nn.Module
         "concat": noise(2, 3, 8, 8, seed=14),
         "level": torch.tensor([0.21, 0.71]),
     }
-    told = [(key, {**cond, key: torch.stack([cond[key][0], value[1]])}) for key, value in others.items()]
-    for key, changed in told:
+    changes = [(key, {**cond, key: torch.stack([cond[key][0], value[1]])}) for key, value in others.items()]
+    for key, changed in changes:
         after = network(x, TIME, **changed)
-        assert torch.equal(after[0], before[0]), f"{key} of picture 1 reaches picture 0"
+        assert torch.equal(after[0], before[0]), f"{key} of image 1 reaches image 0"
         assert (after[1] - before[1]).abs().max() > 1e-4 * before[1].abs().max(), f"{key} is not read"
     assert not torch.allclose(network(x, TIME + 5, **cond), before, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_masked_tokens_do_not_matter(network: nn.Module) -> None:
+def test_unets_ignore_masked_tokens(network: nn.Module) -> None:
     x, cond = noise(2, 3, 8, 8), condition()
     hidden = ~cond["context_mask"]
     before = network(x, TIME, **cond)
@@ -131,7 +131,7 @@ def test_masked_tokens_do_not_matter(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_a_pictures_answer_does_not_depend_on_company(network: nn.Module) -> None:
+def test_unets_are_independent_of_the_batch(network: nn.Module) -> None:
     x, cond = noise(2, 3, 8, 8), condition()
     together = network(x, TIME, **cond)
     for i in range(2):
@@ -144,19 +144,19 @@ def test_a_pictures_answer_does_not_depend_on_company(network: nn.Module) -> Non
     [("pooled_width=none", "pooled"), ("augmented=false", "level"), ("context_width=none", "context")],
 )
 @pytest.mark.parametrize("config", [SMALL, PLAIN], ids=["efficient", "plain"])
-def test_a_condition_that_it_was_not_built_for_is_refused(config, change: str, key: str) -> None:
+def test_unets_refuse_conditions_that_they_were_not_built_for(config, change: str, key: str) -> None:
     bare, field = build(config.override([change])), change.partition("=")[0]
     with pytest.raises(ValueError, match=rf"^{key} was given to a network that was built without: its {field} is"):
         bare(noise(2, 3, 8, 8), TIME, **condition())
 
 
-def test_the_gradient_reaches_every_parameter(network: nn.Module) -> None:
+def test_unets_gradients_reach_every_parameter(network: nn.Module) -> None:
     network(noise(2, 3, 8, 8), TIME, **condition()).square().mean().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
 
 
-def test_the_first_steps_reach_every_parameter_of_a_new_network() -> None:
+def test_efficient_unet_first_training_steps_reach_every_parameter() -> None:
     """What is zeroed to begin with hides what lies behind it for a step or two, not for ever."""
     network = build(SMALL).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -170,7 +170,7 @@ def test_the_first_steps_reach_every_parameter_of_a_new_network() -> None:
 
 
 @torch.no_grad()
-def test_the_skips_are_scaled() -> None:
+def test_efficient_unet_skips_are_scaled() -> None:
     """The half of a block's input that a skip brings is smaller by the scale; what comes from below is not."""
     scaled, plain = (randomised(build(SMALL.override([f"skip_scale={scale}", "norm_groups=1"]))) for scale in (0.5, 1))
     x, cond = noise(2, 3, 8, 8), condition()
@@ -189,7 +189,7 @@ def test_the_skips_are_scaled() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [0.5, 1.0])
-def test_the_outer_skip_is_scaled(scale: float) -> None:
+def test_efficient_unet_outer_skip_is_scaled(scale: float) -> None:
     """The last convolution reads the first one's output, scaled as every other skip is."""
     network = randomised(build(SMALL.override([f"skip_scale={scale}"])))
     first, last = [], []
@@ -200,7 +200,7 @@ def test_the_outer_skip_is_scaled(scale: float) -> None:
 
 
 @torch.no_grad()
-def test_the_convolutions_work_at_half_size_and_below() -> None:
+def test_efficient_unet_convolves_at_half_size_and_below() -> None:
     """Halved before a level's blocks, doubled after them: at full size there is but the first and the last."""
     network, sizes = randomised(build(SMALL)), set[int]()
     for name, module in network.named_modules():
@@ -210,7 +210,7 @@ def test_the_convolutions_work_at_half_size_and_below() -> None:
     assert sizes == {8, 4}
 
 
-def test_with_one_skip_a_level_fewer_parameters_are_needed() -> None:
+def test_efficient_unet_skips_by_level_have_fewer_parameters() -> None:
     counts = [sum(p.numel() for p in build(config).parameters()) for config in (SMALL, BY_LEVEL)]
     assert counts[1] < counts[0]
     reads = [[BY_LEVEL.has_skip(level, block) for block in range(2)] for level in range(2)]
@@ -218,7 +218,7 @@ def test_with_one_skip_a_level_fewer_parameters_are_needed() -> None:
 
 
 @torch.no_grad()
-def test_the_pixel_shuffle_starts_without_a_checkerboard() -> None:
+def test_pixel_shuffle_starts_without_a_checkerboard() -> None:
     torch.manual_seed(0)
     layer = PixelShuffle(6, 5)
     out = layer(noise(2, 6, 3, 4))
@@ -229,7 +229,7 @@ def test_the_pixel_shuffle_starts_without_a_checkerboard() -> None:
 
 
 @torch.no_grad()
-def test_the_blocks_of_appendix_f() -> None:
+def test_efficient_unet_blocks_of_appendix_f() -> None:
     shapes = {key: tuple(value.shape) for key, value in build(APPENDIX_F).state_dict().items()}
     for way, level, here in (("down", 0, 8), ("down", 1, 16), ("up", 1, 16)):
         block = f"{way}.{level}.blocks.0"
@@ -245,7 +245,7 @@ def test_the_blocks_of_appendix_f() -> None:
 
 
 @torch.no_grad()
-def test_the_embedding_scales_and_shifts_what_is_normalised() -> None:
+def test_residual_block_scale_shift() -> None:
     torch.manual_seed(0)
     block, x, embedding = ResidualBlock(6, 4, 5, scale_shift=True), noise(2, 6, 4, 4), noise(2, 5, seed=3)
     randomised(block)
@@ -255,14 +255,14 @@ def test_the_embedding_scales_and_shifts_what_is_normalised() -> None:
 
 
 @torch.no_grad()
-def test_the_transformer_without_feed_forward_has_none() -> None:
+def test_unet_without_feed_forward() -> None:
     keys = [key for key in build(PLAIN).state_dict() if "feed_forward" in key or "norm3" in key]
     assert not keys
     assert any("feed_forward" in key for key in build(PLAIN.override(["feed_forward=2"])).state_dict())
 
 
 @torch.no_grad()
-def test_normed_tokens_are_read_alike_whatever_their_scale(network: nn.Module) -> None:
+def test_unets_context_norm_removes_the_scale_of_tokens(network: nn.Module) -> None:
     x, cond = noise(2, 3, 8, 8), condition()
     with torch.no_grad():
         before = network(x, TIME, **cond)
@@ -271,7 +271,7 @@ def test_normed_tokens_are_read_alike_whatever_their_scale(network: nn.Module) -
 
 
 @torch.no_grad()
-def test_without_the_norm_the_scale_of_the_tokens_is_read() -> None:
+def test_unet_without_context_norm() -> None:
     x, cond = noise(2, 3, 8, 8), condition()
     bare = randomised(build(PLAIN.override(["context_norm=false"])))
     assert "context_norm.weight" not in bare.state_dict()
@@ -280,7 +280,7 @@ def test_without_the_norm_the_scale_of_the_tokens_is_read() -> None:
 
 
 @torch.no_grad()
-def test_a_level_is_told_in_thousandths_as_the_time_is(network: nn.Module) -> None:
+def test_unets_embed_levels_in_thousandths(network: nn.Module) -> None:
     """Two towers with the same weights: what one makes of level 0.25 is what the other makes of time 250."""
     network.get_submodule("level").load_state_dict(network.get_submodule("time").state_dict())
     x = noise(1, 3, 8, 8)
@@ -326,7 +326,7 @@ def stored(c: EfficientUNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", ["emoji-sr-128", "emoji-sr-512"])
-def test_the_weights_have_the_names_and_shapes_that_saved_stages_have(name: str) -> None:
+def test_efficient_unet_state_dict_names_and_shapes(name: str) -> None:
     system = get(name).system
     assert isinstance(system, StageTraining) and isinstance(system.model.network, EfficientUNetConfig)
     with torch.device("meta"):
@@ -334,7 +334,7 @@ def test_the_weights_have_the_names_and_shapes_that_saved_stages_have(name: str)
     assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == stored(system.model.network)
 
 
-def test_a_config_from_before_the_cascade_still_opens() -> None:
+def test_unet_configs_of_older_files() -> None:
     new = ("kind", "feed_forward", "context_norm", "augmented")
     old = {key: value for key, value in UNetConfig().to_dict().items() if key not in new}
     assert UNetConfig.from_dict(old) == UNetConfig()
@@ -366,6 +366,6 @@ def test_a_config_from_before_the_cascade_still_opens() -> None:
         ({"text_pooling_heads": 5, "context_width": 12}, r"\.text_pooling_heads must divide context_width"),
     ],
 )
-def test_impossible_shapes_are_refused_by_field(change: dict[str, Any], says: str) -> None:
+def test_efficient_unet_config_errors_name_the_field(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=rf"^EfficientUNetConfig{says}"):
         EfficientUNetConfig.from_dict(change)

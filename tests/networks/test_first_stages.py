@@ -31,7 +31,7 @@ PUBLISHED = {  # ldm/modules/diffusionmodules/model.py with models/first_stage_m
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_first_stage_has_the_published_size(name: str) -> None:
+def test_first_stages_have_the_published_size(name: str) -> None:
     system = get(name).system
     assert isinstance(system, FirstStageConfig)
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def test_a_first_stage_has_the_published_size(name: str) -> None:
     assert f"-f{system.network.factor}" in name
 
 
-def test_the_nearest_entry_is_found() -> None:
+def test_vector_quantizer_finds_the_nearest_entry() -> None:
     """By its distances written out in float64, over more positions than are looked at together."""
     quantiser = randomised(VectorQuantizer(50, 3))
     latents = noise(3, 3, 40, 40)
@@ -52,18 +52,18 @@ def test_the_nearest_entry_is_found() -> None:
     assert torch.equal(quantiser(latents).movedim(1, -1), quantiser.embedding.weight[indices])
 
 
-def test_what_lies_in_the_codebook_stays_as_it_is() -> None:
+def test_vector_quantizer_keeps_entries() -> None:
     quantiser = randomised(VectorQuantizer(50, 3))
     entries = quantiser.entries(torch.arange(50).view(1, 5, 10))
     assert torch.equal(quantiser(entries), entries)
 
 
 @torch.no_grad()
-def test_a_vq_encodes_to_what_is_not_yet_quantised() -> None:
+def test_vq_autoencoder_encodes_before_quantisation() -> None:
     module = randomised(Autoencoder(VQ))
-    pictures = noise(2, 3, 8, 8)
-    posterior = module.encode(pictures)
-    assert torch.equal(posterior.mean, module.moments(pictures))
+    images = noise(2, 3, 8, 8)
+    posterior = module.encode(images)
+    assert torch.equal(posterior.mean, module.moments(images))
     assert posterior.mean.shape == (2, 3, 4, 4)
     assert torch.equal(posterior.sample(noise(2, 3, 4, 4)), posterior.mean)
     assert module.quantise is not None
@@ -72,7 +72,7 @@ def test_a_vq_encodes_to_what_is_not_yet_quantised() -> None:
     assert torch.equal(module.decode(posterior.mean), module.decode(rounded))
 
 
-def test_a_kl_posterior_is_as_before() -> None:
+def test_kl_autoencoder_posterior() -> None:
     module = randomised(Autoencoder(AutoencoderConfig(**SMALL)))
     moments = module.moments(noise(2, 3, 8, 8))
     assert moments.shape[1] == module.config.moment_channels == 8
@@ -81,21 +81,21 @@ def test_a_kl_posterior_is_as_before() -> None:
 
 
 @torch.no_grad()
-def test_attention_at_a_level_joins_its_positions() -> None:
+def test_autoencoder_attention_levels() -> None:
     """Without it (and in the middle none), a change of one corner does not reach the other."""
-    pictures = noise(1, 3, 64, 64)
-    changed = pictures.clone()
+    images = noise(1, 3, 64, 64)
+    changed = images.clone()
     changed[..., 0, 0] += 1
     for levels, reaches in (((), False), ((1,), True)):
         module = randomised(Autoencoder(AutoencoderConfig(**SMALL, attention=False, attention_levels=levels)))
-        for block in module.modules():  # group norms join positions too, over the whole picture
+        for block in module.modules():  # group norms join positions too, over the whole image
             if isinstance(block, torch.nn.GroupNorm):
                 block.forward = lambda x: x
-        off = (module.encoder(changed) - module.encoder(pictures)).abs()
+        off = (module.encoder(changed) - module.encoder(images)).abs()
         assert (off[..., -1, -1].max().item() > 0) == reaches
 
 
-def test_the_configs_of_older_models_are_the_same() -> None:
+def test_autoencoder_configs_of_older_files() -> None:
     """Names of tensors do not move: files of before are still read."""
     plain, attending = (
         Autoencoder(AutoencoderConfig(**SMALL, attention_levels=levels)).state_dict() for levels in ((), (1,))
@@ -108,6 +108,6 @@ def test_the_configs_of_older_models_are_the_same() -> None:
     ("values", "says"),
     [({"codebook": 0}, "codebook must be at least 1"), ({"attention_levels": (2,)}, "attention_levels must lie in")],
 )
-def test_what_cannot_be_is_refused(values: dict[str, Any], says: str) -> None:
+def test_autoencoder_config_errors_name_the_field(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         AutoencoderConfig(**SMALL, **values)

@@ -18,7 +18,7 @@ from tests.networks.reference import noise, randomised, relative_error
 
 
 @pytest.mark.parametrize("width", [8, 9])
-def test_the_timestep_embedding_is_cosines_then_sines_of_falling_frequencies(width: int) -> None:
+def test_timestep_embedding_is_cosines_then_sines_of_falling_frequencies(width: int) -> None:
     half = width // 2
     got = timestep_embedding(torch.tensor([0.0, 3.0, 999.0]), width)
     for row, time in zip(got.tolist(), (0.0, 3.0, 999.0), strict=True):
@@ -26,12 +26,12 @@ def test_the_timestep_embedding_is_cosines_then_sines_of_falling_frequencies(wid
         assert row == pytest.approx([*map(math.cos, angles), *map(math.sin, angles), *[0.0] * (width % 2)], abs=1e-4)
 
 
-def test_the_norm_takes_the_most_groups_that_divide_the_channels() -> None:
+def test_norm_takes_the_most_groups_that_divide_the_channels() -> None:
     assert [norm(channels).num_groups for channels in (320, 96, 48, 20, 7)] == [32, 32, 16, 4, 1]
 
 
 def plain_attention(layer: Attention, x: Tensor, context: Tensor, seen: list[int]) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V for one picture, head by head, over the tokens that are seen (LDM, section 3.3)."""
+    """softmax(Q K^T / sqrt(d)) V for one image, head by head, over the tokens that are seen (LDM, section 3.3)."""
     q, k, v = layer.query(x), layer.key(context[seen]), layer.value(context[seen])  # (N, inner), (L, inner) twice
     width, heads = q.shape[1] // layer.heads, []
     for head in range(layer.heads):
@@ -42,7 +42,7 @@ def plain_attention(layer: Attention, x: Tensor, context: Tensor, seen: list[int
 
 
 @torch.no_grad()
-def test_attention_is_the_formula_and_sees_what_the_mask_shows() -> None:
+def test_attention_is_the_formula_with_its_mask() -> None:
     layer = randomised(Attention(12, 10, heads=3, head_width=4)).double()
     x, context = noise(2, 5, 12).double(), noise(2, 6, 10, seed=2).double()
     mask = torch.tensor([[True] * 6, [True, False, True, True, False, False]])
@@ -65,7 +65,7 @@ def plain_text_transformer(model: TextTransformer, ids: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_text_transformer_is_equations_18_to_23_and_masks_padding() -> None:
+def test_text_transformer_is_equations_18_to_23_and_masks_padding() -> None:
     config = TextTransformerConfig(vocabulary=20, max_tokens=9, width=12, layers=2, heads=3, head_width=5)
     model = randomised(TextTransformer(config)).double()
     texts = [[2, 7, 19, 3], [2, 3]]
@@ -76,14 +76,14 @@ def test_the_text_transformer_is_equations_18_to_23_and_masks_padding() -> None:
 
 
 @torch.no_grad()
-def test_a_new_unet_and_a_new_decoder_block_start_from_nothing() -> None:
-    """Zeroed last layers: training starts from the mean, not from random pictures (ADM)."""
+def test_unet_and_residual_block_are_zero_at_initialisation() -> None:
+    """Zeroed last layers: training starts from the mean, not from random images (ADM)."""
     unet = UNet(UNetConfig(channels=32, multipliers=(1,), attention_levels=(), context_width=None))
     assert not unet(noise(1, 4, 8, 8), torch.tensor([3.0])).any()
 
 
 @torch.no_grad()
-def test_an_autoencoder_with_patches_halves_as_its_factor_says() -> None:
+def test_autoencoder_patches_and_factor() -> None:
     config = AutoencoderConfig(channels=16, multipliers=(1, 2), blocks=1, patch=2, norm_groups=4, latent_channels=3)
     model = randomised(Autoencoder(config))
     posterior = model.encode(noise(2, 3, 16, 24))
@@ -92,7 +92,7 @@ def test_an_autoencoder_with_patches_halves_as_its_factor_says() -> None:
     assert model.decode(posterior.mean).shape == (2, 3, 16, 24)
 
 
-def test_a_posterior_samples_and_measures_as_a_gaussian() -> None:
+def test_posterior_is_a_gaussian() -> None:
     moments = torch.cat([torch.full((1, 1, 2, 2), 3.0), torch.full((1, 1, 2, 2), math.log(4.0))], dim=1)
     posterior = Posterior.from_moments(moments)
     assert torch.allclose(posterior.sample(torch.ones(1, 1, 2, 2)), torch.tensor(5.0))
@@ -103,7 +103,7 @@ def test_a_posterior_samples_and_measures_as_a_gaussian() -> None:
 
 
 @torch.no_grad()
-def test_a_level_without_attention_has_none_and_the_middle_always_has() -> None:
+def test_unet_attention_levels() -> None:
     config = UNetConfig(channels=32, multipliers=(1, 2), attention_levels=(), context_width=12)
     keys = UNet(config).state_dict()
     assert not any(".transformer." in key for key in keys)
@@ -111,7 +111,7 @@ def test_a_level_without_attention_has_none_and_the_middle_always_has() -> None:
 
 
 @torch.no_grad()
-def test_bfloat16_autocast_changes_little() -> None:
+def test_unet_bfloat16_autocast_changes_little() -> None:
     unet = randomised(UNet(UNetConfig(channels=32, multipliers=(1, 2), attention_levels=(1,), context_width=12)))
     x, time, context = noise(2, 4, 8, 8), torch.tensor([500.0, 3.0]), noise(2, 5, 12, seed=2)
     exact = unet(x, time, context=context)
@@ -140,6 +140,6 @@ def test_bfloat16_autocast_changes_little() -> None:
         (TextTransformerConfig, {"vocabulary": 3}, "vocabulary"),
     ],
 )
-def test_impossible_shapes_are_refused_by_field(config, change, says: str) -> None:
+def test_network_config_errors_name_the_field(config, change, says: str) -> None:
     with pytest.raises(UserError, match=says):
         config.from_dict(change)

@@ -28,9 +28,9 @@ def passing(bias: np.ndarray) -> Lpips:
     return module
 
 
-def maps_by_hand(picture: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
+def maps_by_hand(image: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
     """The three channels (3, h, w) at the end of each stage."""
-    x = (picture - np.array([-0.030, -0.088, -0.188])[:, None, None]) / np.array([0.458, 0.448, 0.450])[:, None, None]
+    x = (image - np.array([-0.030, -0.088, -0.188])[:, None, None]) / np.array([0.458, 0.448, 0.450])[:, None, None]
     rows, maps = iter(bias), []
     for stage, convolutions in enumerate(STAGES):
         if stage > 0:
@@ -58,7 +58,7 @@ def distance_by_hand(first: np.ndarray, second: np.ndarray, bias: np.ndarray, he
 
 
 @torch.no_grad()
-def test_the_distance_is_equation_1_written_out() -> None:
+def test_lpips_is_equation_1_written_out() -> None:
     """Biases differ from convolution to convolution, so that a map taken one layer off would show."""
     bias = np.random.default_rng(0).uniform(-0.3, 0.2, (sum(STAGES), 3))
     bias[:2] = -0.1
@@ -77,30 +77,30 @@ def test_the_distance_is_equation_1_written_out() -> None:
     assert torch.equal(module(first, first), torch.zeros(3, dtype=torch.float64))
 
 
-def test_what_has_no_features_has_a_gradient() -> None:
+def test_lpips_gradient_without_features() -> None:
     features = torch.zeros(1, 4, 2, 2, requires_grad=True)
     feature_distance(features, torch.ones(1, 4, 2, 2), floor=0.5).sum().backward()
     assert features.grad is not None
     assert torch.allclose(features.grad, torch.full((1, 4, 2, 2), -2 * 0.5 / 0.5))  # -2 v / floor, where v = 1 / 2
 
 
-def test_features_below_the_floor_keep_their_length() -> None:
+def test_feature_distance_floor() -> None:
     long, short = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1), torch.tensor([0.03, 0.04]).view(1, 2, 1, 1)
     assert torch.allclose(feature_distance(long, short).sum(), torch.tensor(0.0), atol=1e-12)
     assert torch.allclose(feature_distance(long, short, floor=0.5).sum(), torch.tensor((1 - 0.05 / 0.5) ** 2))
 
 
-def test_it_is_frozen_and_lets_gradients_through() -> None:
+def test_lpips_is_frozen_with_gradients_for_images() -> None:
     module = Lpips()
     assert not any(parameter.requires_grad for parameter in module.train().parameters())
     first, second = noise(2, 3, 16, 16, seed=1).requires_grad_(), noise(2, 3, 16, 16, seed=2)
     module(first, second).sum().backward()
-    assert first.grad is not None and all(picture.abs().sum() > 0 for picture in first.grad)
+    assert first.grad is not None and all(image.abs().sum() > 0 for image in first.grad)
     with torch.autocast("cpu", torch.bfloat16):
         assert module(first.bfloat16(), second.bfloat16()).dtype == torch.float32
 
 
-def test_it_has_the_published_size() -> None:
+def test_lpips_has_the_published_size() -> None:
     with torch.device("meta"):
         module = Lpips()
     assert all(parameter.is_meta for parameter in module.parameters())
@@ -110,6 +110,6 @@ def test_it_has_the_published_size() -> None:
 
 
 @pytest.mark.parametrize("shapes", [((2, 3, 16, 16), (1, 3, 16, 16)), ((1, 1, 16, 16),) * 2, ((1, 3, 15, 16),) * 2])
-def test_pictures_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+def test_lpips_refuses_images_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="images"):
         Lpips()(*map(torch.empty, shapes))

@@ -42,27 +42,27 @@ def pair(config: AutoencoderConfig, tile: int):
 
 @pytest.mark.parametrize("size", [(64, 32), (40, 72), (36, 54), (32, 32)], ids=str)
 @torch.no_grad()
-def test_tiles_are_blended_as_in_the_reference(size: tuple[int, int]) -> None:
+def test_tiles_are_blended_as_in_diffusers(size: tuple[int, int]) -> None:
     ours, theirs = pair(SMALL, 32)
     tiling = Tiling(side=16, overlap=4, last="cut")
-    latents, pictures = noise(2, 4, *(side // 2 for side in size)), noise(2, 3, *size).clamp(-1, 1)
+    latents, images = noise(2, 4, *(side // 2 for side in size)), noise(2, 3, *size).clamp(-1, 1)
     assert relative_error(decode(ours, latents, tiling), theirs.decode(latents).sample) <= 1e-5
-    assert relative_error(moments(ours, pictures, tiling), theirs.encode(pictures).latent_dist.parameters) <= 1e-5
+    assert relative_error(moments(ours, images, tiling), theirs.encode(images).latent_dist.parameters) <= 1e-5
     if max(size) > 32:
         assert relative_error(decode(ours, latents), theirs.decode(latents).sample) > 1e-3, "tiles change something"
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_stable_diffusions_autoencoder_at_full_size_gives_the_references_numbers() -> None:
+def test_tiled_stable_diffusion_autoencoder_matches_diffusers() -> None:
     """Whole and in tiles, both ways, at the published shape with random weights."""
     ours, theirs = pair(AutoencoderConfig(), 128)
-    latents, pictures = noise(1, 4, 24, 16), noise(1, 3, 192, 128).clamp(-1, 1)
+    latents, images = noise(1, 4, 24, 16), noise(1, 3, 192, 128).clamp(-1, 1)
     tiling = Tiling(side=16, overlap=4, last="cut")
     for how, tiles in (("in tiles", tiling), ("whole", None)):
         theirs.use_tiling = tiles is not None
         decoded = relative_error(decode(ours, latents, tiles), theirs.decode(latents).sample)
-        encoded = relative_error(moments(ours, pictures, tiles), theirs.encode(pictures).latent_dist.parameters)
+        encoded = relative_error(moments(ours, images, tiles), theirs.encode(images).latent_dist.parameters)
         for what, error in (("decoded", decoded), ("encoded", encoded)):
             within("Stable Diffusion 1.x", "random weights at full size", f"autoencoder, {what} {how}", error, 1e-5)
 
@@ -70,8 +70,8 @@ def test_stable_diffusions_autoencoder_at_full_size_gives_the_references_numbers
 @pytest.mark.parametrize("last", ["full", "cut"])
 @pytest.mark.parametrize("size", [(9, 31), (16, 17), (25, 8)], ids=str)
 @torch.no_grad()
-def test_tiles_are_exact_where_the_overlap_is_all_that_is_seen(size: tuple[int, int], last: str) -> None:
-    """A pointwise network sees nothing else, so that any tiling gives the whole back: no place is left out."""
+def test_tiles_are_exact_with_enough_overlap(size: tuple[int, int], last: str) -> None:
+    """For a pointwise network any tiling is exact: no position is left out."""
     network = nn.Sequential(nn.Conv2d(2, 3 * 4, 1), nn.PixelShuffle(2)).eval()
     x = noise(2, 2, *size)
     for side, overlap in ((8, 2), (5, 0), (6, 5)):
@@ -83,7 +83,7 @@ def test_tiles_are_exact_where_the_overlap_is_all_that_is_seen(size: tuple[int, 
 
 
 @torch.no_grad()
-def test_without_norms_and_attention_tiles_are_exact_but_where_they_overlap() -> None:
+def test_tiles_without_norms_and_attention_are_exact_outside_overlaps() -> None:
     """The tiny decoder has neither: what a tile alone covers is as if it were decoded whole."""
     config = TinyDecoderConfig(latent_channels=2, channels=(6,), blocks=1)
     decoder = randomised(TinyDecoder(config))
@@ -99,8 +99,8 @@ def test_without_norms_and_attention_tiles_are_exact_but_where_they_overlap() ->
 
 
 @torch.no_grad()
-def test_the_picture_goes_over_from_one_tile_to_the_next_without_a_step() -> None:
-    """Each tile says its own number: across the overlap the picture is a straight line between the two."""
+def test_tiles_blend_linearly() -> None:
+    """Each tile is constant: across the overlap the image is a straight line between the two."""
     numbers = iter((1.0, 3.0))
     row = in_tiles(
         lambda tile: torch.full_like(tile, next(numbers)), noise(1, 1, 4, 12), Tiling(side=8, overlap=4), 1, 1
@@ -109,43 +109,43 @@ def test_the_picture_goes_over_from_one_tile_to_the_next_without_a_step() -> Non
     assert torch.allclose(row, expected.expand(1, 1, 4, 12))
 
 
-def steps(picture: Tensor) -> Tensor:
-    """How much the picture (1, 3, H, W) changes from each column to the next: (W - 1,)."""
-    return picture.diff(dim=-1).abs().mean((0, 1, 2))
+def steps(image: Tensor) -> Tensor:
+    """How much the image (1, 3, H, W) changes from each column to the next: (W - 1,)."""
+    return image.diff(dim=-1).abs().mean((0, 1, 2))
 
 
 @torch.no_grad()
-def test_the_shipped_autoencoder_shows_no_seam() -> None:
-    """A smooth picture whole and in tiles: where tiles begin and end, it changes from column to column as elsewhere."""
+def test_tiles_of_the_default_model_have_no_seam() -> None:
+    """A smooth image whole and in tiles: where tiles begin and end, it changes from column to column as elsewhere."""
     try:
         autoencoder = open_autoencoder("latent")
     except UserError:
         pytest.skip("no latent model in this package")
     y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 192), indexing="ij")
-    picture = torch.stack([torch.sin(5 * x + y), torch.cos(4 * y - 2 * x), 2 * x - 1])[None] * 0.8
+    image = torch.stack([torch.sin(5 * x + y), torch.cos(4 * y - 2 * x), 2 * x - 1])[None] * 0.8
     tiling = Tiling.of_pixels(64, autoencoder.config.factor)
-    latents = autoencoder.encode(picture).mean
+    latents = autoencoder.encode(image).mean
     whole, tiled = autoencoder.decode(latents), decode(autoencoder, latents, tiling)
     change = steps(tiled - whole)
     borders = {edge * 8 for start in tiling.starts(24) for edge in (start, start + tiling.side)} - {0, 192}
     at = torch.tensor([change[border - 1] for border in borders])
     elsewhere = torch.tensor([value for i, value in enumerate(change) if i + 1 not in borders])
     assert at.max() <= elsewhere.max() and at.mean() <= 2 * elsewhere.mean()
-    hard = steps(decode(autoencoder, latents, Tiling(side=tiling.side, overlap=0)) - whole)  # the test sees a seam
+    hard = steps(decode(autoencoder, latents, Tiling(side=tiling.side, overlap=0)) - whole)  # the test detects a seam
     seams = [hard[start * 8 - 1] for start in Tiling(side=tiling.side, overlap=0).starts(24) if start]
     assert max(seams) > 2 * at.max()
 
 
 @torch.no_grad()
-def test_one_tile_is_the_whole() -> None:
+def test_one_tile_is_the_whole_image() -> None:
     module = randomised(Autoencoder(SMALL))
-    latents, pictures = noise(1, 4, 8, 16), noise(1, 3, 16, 32)
+    latents, images = noise(1, 4, 8, 16), noise(1, 3, 16, 32)
     assert torch.equal(decode(module, latents, Tiling(side=16, overlap=4)), module.decode(latents))
-    assert torch.equal(moments(module, pictures, Tiling(side=16, overlap=4)), module.moments(pictures))
+    assert torch.equal(moments(module, images, Tiling(side=16, overlap=4)), module.moments(images))
 
 
 @torch.no_grad()
-def test_no_more_than_a_tile_is_seen_at_a_time() -> None:
+def test_tiles_bound_the_memory() -> None:
     module = randomised(Autoencoder(SMALL))
     seen: list[tuple[int, ...]] = []
     module.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
@@ -157,7 +157,7 @@ def test_no_more_than_a_tile_is_seen_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("tile", [0, 8, 65, -64, True, 64.0])
-def test_tiles_that_make_no_sense_are_refused(tile: object) -> None:
+def test_tiling_errors(tile: object) -> None:
     with pytest.raises(UserError, match="tile must be a multiple of 8 pixels and at least 64"):
         Tiling.of_pixels(tile, 8)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="overlap"):

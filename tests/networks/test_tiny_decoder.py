@@ -25,7 +25,7 @@ def work(module: nn.Module, latents: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-def test_it_costs_a_tenth_of_what_it_stands_for_and_little_room() -> None:
+def test_tiny_decoder_costs_a_tenth_of_the_autoencoder() -> None:
     ours = get("emoji-tiny-decoder").system
     assert isinstance(ours, DistillationConfig)
     for tiny, whole in ((ours.network, SMALL_AUTOENCODER), (TinyDecoderConfig(), AutoencoderConfig())):
@@ -39,22 +39,22 @@ def test_it_costs_a_tenth_of_what_it_stands_for_and_little_room() -> None:
 
 
 @torch.no_grad()
-def test_each_place_becomes_a_square_of_pixels_by_itself_and_its_neighbours() -> None:
+def test_tiny_decoder_is_local() -> None:
     decoder, latents = randomised(TinyDecoder(SMALL)), noise(2, 3, 20, 24)
-    pictures = decoder.decode(latents)
-    assert pictures.shape == (2, 3, 20 * SMALL.factor, 24 * SMALL.factor) and SMALL.factor == 8
+    images = decoder.decode(latents)
+    assert images.shape == (2, 3, 20 * SMALL.factor, 24 * SMALL.factor) and SMALL.factor == 8
     other = latents.clone()
     other[0, :, 10, 12] += 1
-    changed = (decoder.decode(other) - pictures).abs().amax(1) > 0  # (2, H, W)
+    changed = (decoder.decode(other) - images).abs().amax(1) > 0  # (2, H, W)
     assert not changed[1].any()
     rows, columns = changed[0].any(1).nonzero().flatten() // 8, changed[0].any(0).nonzero().flatten() // 8
     assert rows.min() < 10 < rows.max() and columns.min() < 12 < columns.max()
     assert min(rows.min() - 4, columns.min() - 6) >= 0 and rows.max() <= 16 and columns.max() <= 18, "no farther"
-    assert relative_error(decoder.decode(latents[:1]), pictures[:1]) <= 1e-5, "pictures do not see each other"
+    assert relative_error(decoder.decode(latents[:1]), images[:1]) <= 1e-5, "images are independent"
 
 
 @torch.no_grad()
-def test_latents_are_brought_to_unit_deviation_and_what_is_far_out_is_drawn_in() -> None:
+def test_tiny_decoder_scales_and_clips_latents() -> None:
     decoder, latents = randomised(TinyDecoder(SMALL)), noise(1, 3, 4, 4)
     expected = decoder.decode(latents)
     decoder.scale.fill_(0.25)
@@ -66,6 +66,6 @@ def test_latents_are_brought_to_unit_deviation_and_what_is_far_out_is_drawn_in()
 
 
 @pytest.mark.parametrize(("field", "value"), [("channels", ()), ("channels", (8, 0)), ("blocks", 0), ("patch", 0)])
-def test_a_shape_that_makes_no_sense_is_named(field: str, value: object) -> None:
+def test_tiny_decoder_config_errors_name_the_field(field: str, value: object) -> None:
     with pytest.raises(UserError, match=f"TinyDecoderConfig.{field} must"):
         TinyDecoderConfig.from_dict({field: value})
