@@ -26,7 +26,8 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import FlowSchedule
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.times import timesteps
-from diptych.encoders.registry import JointTransformerConfig, build_text_encoder, train_tokenizer
+from diptych.encoders.configs import JointTransformerConfig
+from diptych.encoders.joint import train_tokenizer
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
@@ -211,7 +212,7 @@ def tiny() -> LatentDiffusion:
         channels=8, multipliers=(1,), blocks=1, attention_levels=(0,), heads=1, context_width=8, norm_groups=2
     )
     config = LatentConfig(autoencoder=autoencoder, unet=unet, text=text, size=8)
-    encoder = build_text_encoder(text)
+    encoder = text.build()
     encoder.tokenizer = train_tokenizer(["a red apple", "a cat face"], 64)  # type: ignore[union-attr]
     return LatentDiffusion(config, Autoencoder(autoencoder), encoder).eval()
 

@@ -19,7 +19,7 @@ import diptych
 from diptych.cli.main import main
 from diptych.core.images import to_tensor
 from diptych.encoders.cache import CachedTexts, EmbeddedTexts
-from diptych.encoders.registry import T5Config
+from diptych.encoders.configs import T5Config
 from diptych.models.judge import load_judge
 from diptych.pretrained.load import open_autoencoder
 from diptych.pretrained.load_guide import open_guide

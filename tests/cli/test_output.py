@@ -223,7 +223,7 @@ def test_stages_become_a_cascade_that_says_what_it_holds(runs: list[str], capsys
 
 def test_a_text_encoder_that_stages_share_is_counted_once(tmp_path: Path) -> None:
     from diptych.cli.describe import describe
-    from diptych.encoders.registry import MiniLMConfig, text_network
+    from diptych.encoders.configs import MiniLMConfig
     from diptych.models.cascade import CascadeConfig
 
     names = []
@@ -237,7 +237,7 @@ def test_a_text_encoder_that_stages_share_is_counted_once(tmp_path: Path) -> Non
     (tmp_path / "c" / "config.json").write_text(CascadeConfig(stages=tuple(names)).to_json())
     networks = describe(tmp_path / "c")["networks"]
     with torch.device("meta"):
-        text = sum(p.numel() for p in text_network(MiniLMConfig()).parameters())
+        text = sum(p.numel() for p in MiniLMConfig().build_network().parameters())
     assert list(networks) == ["stage 8", "stage 8-16", "text"] and networks["text"] == text
 
 

@@ -12,10 +12,9 @@ from diptych.cli import main as cli
 from diptych.core.errors import UserError
 from diptych.data.annotations import write_captions
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.encoders.classes import ClassConfig
+from diptych.encoders.configs import ClassConfig, JointTransformerConfig, LayoutConfig, MiniLMConfig
 from diptych.encoders.joint import train_tokenizer
-from diptych.encoders.layout import LayoutConfig, read_layout
-from diptych.encoders.registry import JointTransformerConfig, MiniLMConfig
+from diptych.encoders.layout import read_layout
 from diptych.encoders.tokenizers import fitted
 from diptych.recipes import all_recipes, get
 from diptych.training import experiment_data as reading

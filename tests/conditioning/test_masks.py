@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diptych.conditioning import masks
-from diptych.conditioning.masks import KINDS, BoxMasks, MaskConfig, draw_boxes, draw_part, drawn_masks, shares
+from diptych.conditioning.concat_config import MaskConfig
+from diptych.conditioning.masks import KINDS, BoxMasks, draw_boxes, draw_part, drawn_masks, shares
 from diptych.core.errors import UserError
 
 

@@ -13,7 +13,8 @@ from diptych.core.random import Draws
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance, cat_conditions
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.classes import ClassConfig, ClassLabels, LabelEmbedding
+from diptych.encoders.classes import ClassLabels, LabelEmbedding
+from diptych.encoders.configs import ClassConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
@@ -128,7 +129,7 @@ def test_training_drops_classes() -> None:
     dropped = torch.tensor([False, True, False])
     draws = Draws(batch["seed"].tolist())
     for null in ("zeros", "empty"):
-        _, cond = PixelDiffusion(painting(null=null)).prepare(batch, draws, dropped)
+        _, cond = PixelDiffusion(painting(null_text=null)).prepare(batch, draws, dropped)
         assert cond["label"].tolist() == [0, 3, 2]
     always = ClassConfig(classes=4)
     _, cond = PixelDiffusion(painting(always)).prepare({**batch, "caption": ["0", "3", "2"]}, draws, ~dropped & dropped)

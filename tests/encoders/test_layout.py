@@ -15,14 +15,8 @@ from PIL import Image
 import diptych
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.encoders.layout import (
-    Box,
-    LayoutConfig,
-    LayoutTransformer,
-    classes_of,
-    corner_features,
-    read_layout,
-)
+from diptych.encoders.configs import LayoutConfig
+from diptych.encoders.layout import Box, LayoutTransformer, classes_of, corner_features, read_layout
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.recipes import get

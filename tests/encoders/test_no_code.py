@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from diptych.core.errors import UserError
-from diptych.encoders.bert import Bert, BertTextConfig
-from diptych.encoders.clip import ClipText, ClipTextConfig
+from diptych.encoders.bert import Bert
+from diptych.encoders.clip import ClipText
+from diptych.encoders.configs import BertTextConfig, ClipTextConfig
 from diptych.encoders.tokenizers import bert_tokenizer
 from tests.encoders.tiny_encoders import PROMPTS, bert_folder
 from tests.pretrained import sd_models

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from diptych.core.errors import DiptychWarning, UserError
-from diptych.encoders.classes import ClassConfig
+from diptych.encoders.base import TextEmbedding
+from diptych.encoders.bert import MiniLM
+from diptych.encoders.configs import ClassConfig, MiniLMConfig
+from diptych.encoders.joint import JointTransformer
 from diptych.encoders.prompt_weights import (
     PromptOptions,
     parsed,
@@ -19,7 +22,6 @@ from diptych.encoders.prompt_weights import (
     unread_words,
     weighted,
 )
-from diptych.encoders.registry import JointTransformer, MiniLM, MiniLMConfig, TextEmbedding
 from diptych.models.request import Request
 from tests.models.latents import joint, minilm
 
@@ -166,7 +168,7 @@ def test_nothing_is_said_where_nothing_is_misread(prompt: str, reading: dict[str
 
 
 def test_a_model_of_classes_has_no_use_for_them() -> None:
-    labels = ClassConfig(classes=3).reader()
+    labels = ClassConfig(classes=3).build()
     embedding: Any = read(labels, "2")[0]
     assert embedding.label.tolist() == [2]
     with pytest.raises(UserError, match="for models with a text encoder"):

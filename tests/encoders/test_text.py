@@ -16,19 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.core.errors import UserError
-from diptych.encoders.registry import (
-    ClipText,
-    ClipTextConfig,
-    JointTransformer,
-    JointTransformerConfig,
-    MiniLM,
-    MiniLMConfig,
-    TextEmbedding,
-    build_text_encoder,
-    load_tokenizer,
-    minilm_folder,
-    train_tokenizer,
-)
+from diptych.encoders.base import TextEmbedding
+from diptych.encoders.bert import MiniLM, minilm_folder
+from diptych.encoders.clip import ClipText
+from diptych.encoders.configs import ClipTextConfig, JointTransformerConfig, MiniLMConfig
+from diptych.encoders.joint import JointTransformer, train_tokenizer
+from diptych.encoders.tokenizers import load_tokenizer
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.weights.files import load_safetensors, save_safetensors, save_weights
 from tests.networks.reference import relative_error
@@ -279,7 +272,7 @@ def test_a_broken_clip_is_refused_by_name(clip_folder: Path, tmp_path: Path, spo
 
 def test_clip_without_a_path_says_what_to_set() -> None:
     with pytest.raises(UserError, match=r"set text\.path"):
-        build_text_encoder(ClipTextConfig())
+        ClipTextConfig().build()
 
 
 # The transformer that is trained along
@@ -309,7 +302,7 @@ def test_the_joint_transformer_is_saved_and_opened(tmp_path: Path) -> None:
     encoder = joint()
     encoder.save(tmp_path)
     save_weights(encoder.state_dict(), tmp_path)
-    again = build_text_encoder(encoder.config, tmp_path)
+    again = encoder.config.build(tmp_path)
     assert torch.equal(again.encode(CAPTIONS).sequence, encoder.encode(CAPTIONS).sequence)
 
 
@@ -332,7 +325,7 @@ def test_training_a_tokenizer_is_deterministic_in_every_process() -> None:
     own = train_tokenizer(TIES, 60).to_str()
     assert train_tokenizer(iter(TIES), 60).to_str() == own
     script = (
-        "import sys, json\nfrom diptych.encoders.registry import train_tokenizer\n"
+        "import sys, json\nfrom diptych.encoders.joint import train_tokenizer\n"
         "sys.stdout.write(train_tokenizer(json.load(sys.stdin), 60).to_str())"
     )
     done = subprocess.run([sys.executable, "-c", script], input=json.dumps(TIES), capture_output=True, text=True)

@@ -18,8 +18,9 @@ from torch import nn
 from diptych.core import progress
 from diptych.core.errors import UserError
 from diptych.encoders import cache as module
+from diptych.encoders.base import TextEmbedding
 from diptych.encoders.cache import CachedTexts, EmbeddedTexts, encoder_fingerprint, text_cache
-from diptych.encoders.registry import JointTransformerConfig, T5Config, TextEmbedding, build_text_encoder
+from diptych.encoders.configs import JointTransformerConfig, T5Config
 from diptych.weights.files import load_safetensors, save_safetensors
 from diptych.weights.fingerprint import fingerprint
 from tests.encoders.tiny_encoders import PROMPTS, t5_folder
@@ -225,7 +226,7 @@ def test_the_encoder_is_built_when_it_is_needed_and_freed(t5: Path, tmp_path: Pa
     assert not cached.loaded and cached.width == 24 and cached.max_tokens == 64
     fresh = cached.encode(PROMPTS)
     assert cached.loaded
-    close(fresh, build_text_encoder(small(t5)).encode(PROMPTS))
+    close(fresh, small(t5).build().encode(PROMPTS))
     network = weakref.ref(cached.encoder.model)  # type: ignore[attr-defined]
     cached.unload()
     gc.collect()
@@ -243,7 +244,7 @@ def test_the_encoder_is_built_when_it_is_needed_and_freed(t5: Path, tmp_path: Pa
 
 def test_an_encoder_that_was_handed_over_is_not_freed(t5: Path) -> None:
     """It could not come back."""
-    encoder = build_text_encoder(small(t5))
+    encoder = small(t5).build()
     cached = CachedTexts(encoder)
     cached.unload()
     close(cached.encode(["a cat"]), encoder.encode(["a cat"]))
@@ -261,7 +262,7 @@ def test_the_network_goes_where_the_system_goes(t5: Path) -> None:
 
 def test_a_fingerprint_is_of_the_content_not_the_path(t5: Path, tmp_path: Path) -> None:
     mine = CachedTexts(small(t5)).fingerprint
-    assert mine == encoder_fingerprint(build_text_encoder(small(t5)))
+    assert mine == encoder_fingerprint(small(t5).build())
     assert mine == CachedTexts(small(t5_folder(tmp_path / "copy"))).fingerprint
     others = [small(t5_folder(tmp_path / "other", seed=1)), small(t5, max_tokens=32), small(t5, dtype="bfloat16")]
     weights = load_safetensors(tmp_path / "copy" / "model.safetensors")
@@ -285,14 +286,14 @@ def test_an_encoder_that_learns_is_not_cached(tmp_path: Path) -> None:
 
 
 def test_texts_of_a_folder_stand_before_the_cache_and_the_encoder(t5: Path, tmp_path: Path) -> None:
-    EmbeddedTexts.compute(build_text_encoder(small(t5)), PROMPTS).save(tmp_path / "store")
+    EmbeddedTexts.compute(small(t5).build(), PROMPTS).save(tmp_path / "store")
     cached = CachedTexts(small(t5), tmp_path / "cache")
     texts = EmbeddedTexts.load(cached, tmp_path / "store")
     texts.read(PROMPTS)
     texts.encode(PROMPTS)
     assert not cached.loaded, "neither the check nor the answers need it"
     mixed = [PROMPTS[0], "a dog"]
-    close(texts.encode(mixed), build_text_encoder(small(t5)).encode(mixed))
+    close(texts.encode(mixed), small(t5).build().encode(mixed))
     assert cached.loaded and list(cached.known) == ["a dog"]
     texts.unload()
     assert not cached.loaded
@@ -302,7 +303,7 @@ def test_texts_of_a_folder_stand_before_the_cache_and_the_encoder(t5: Path, tmp_
 
 def test_folders_that_name_their_encoder_by_its_weights_open(t5: Path, tmp_path: Path) -> None:
     """As they were written before encoders had fingerprints of their own."""
-    encoder = build_text_encoder(small(t5))
+    encoder = small(t5).build()
     EmbeddedTexts.compute(encoder, PROMPTS).save(tmp_path)
     tensors = load_safetensors(tmp_path / "text.safetensors")
     for mark, opens in ((fingerprint(encoder.model), True), ("0123456789abcdef", False), (None, True)):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diptych.core.errors import UserError
-from diptych.encoders.registry import JointTransformer, JointTransformerConfig
+from diptych.encoders.configs import JointTransformerConfig
+from diptych.encoders.joint import JointTransformer
 from diptych.encoders.tokenizers import bert_tokenizer
 from diptych.networks.transformer import TextTransformerConfig
 from tests.encoders.tiny_encoders import PROMPTS, bert_folder

@@ -12,19 +12,11 @@ import torch
 
 from diptych.core.errors import UserError
 from diptych.encoders import t5 as module
-from diptych.encoders.registry import (
-    Bert,
-    BertTextConfig,
-    ClipTextConfig,
-    MiniLMConfig,
-    T5Config,
-    TextEmbedding,
-    build_text_encoder,
-    t5_shape,
-    text_network,
-    tokenize,
-)
-from diptych.encoders.t5 import T5_SHAPES, compute_dtype
+from diptych.encoders.base import TextEmbedding
+from diptych.encoders.bert import Bert
+from diptych.encoders.configs import BertTextConfig, ClipTextConfig, MiniLMConfig, T5Config
+from diptych.encoders.t5 import T5_SHAPES, compute_dtype, t5_shape
+from diptych.encoders.tokenizers import tokenize
 from diptych.weights.files import load_safetensors, save_safetensors, save_weights
 from diptych.weights.lazy import load_weights
 from tests.encoders.tiny_encoders import PROMPTS, bert_folder, t5_folder, write_spiece
@@ -63,7 +55,7 @@ def test_t5_gives_the_reference_tokens(t5: Path) -> None:
     model = T5EncoderModel.from_pretrained(t5).eval()
     with torch.no_grad():
         expected = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
-    encoder = build_text_encoder(small_t5(t5))
+    encoder = small_t5(t5).build()
     ours = encoder.encode(PROMPTS)
     agrees(ours, expected, inputs["attention_mask"].bool())
     assert ours.mask[1].sum() == 1, "the empty prompt is its closing token"
@@ -90,7 +82,7 @@ def test_a_padded_t5_gives_the_padding_too_and_reads_as_it_is_told(t5: Path, tmp
     with torch.no_grad():
         theirs = T5EncoderModel.from_pretrained(model).eval()(inputs["input_ids"], inputs["attention_mask"])[0]
     shape = small_t5(model, tokenizer=str(tokenizer), padded=True, cleaning="lower")
-    encoder = build_text_encoder(shape)
+    encoder = shape.build()
     ours = encoder.encode([f" {prompt.replace('a', 'A')} " for prompt in lowered])
     assert relative_error(ours.sequence, theirs) <= 1e-5 and ours.sequence.shape == (4, 64, 24)
     assert ours.mask.all() and theirs[1, 1:].abs().min() > 0, "the places of the padding speak"
@@ -98,7 +90,7 @@ def test_a_padded_t5_gives_the_padding_too_and_reads_as_it_is_told(t5: Path, tmp
     with pytest.raises(UserError, match="the prompt has 65 tokens"):
         encoder.encode(["z" * 63])
     with pytest.raises(UserError, match=r"no tokenizer in .*text_encoder"):
-        build_text_encoder(small_t5(model))
+        small_t5(model).build()
 
 
 def test_bert_gives_the_reference_tokens(bert: Path) -> None:
@@ -108,13 +100,13 @@ def test_bert_gives_the_reference_tokens(bert: Path) -> None:
     model = BertModel.from_pretrained(bert, add_pooling_layer=False).eval()
     with torch.no_grad():
         expected = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
-    agrees(build_text_encoder(small_bert(bert)).encode(PROMPTS), expected, inputs["attention_mask"].bool())
+    agrees(small_bert(bert).build().encode(PROMPTS), expected, inputs["attention_mask"].bool())
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_a_prompt_gives_the_same_bits_among_any_others(kind: str, request: pytest.FixtureRequest) -> None:
     small = {"t5": small_t5, "bert": small_bert}[kind]
-    encoder = build_text_encoder(small(request.getfixturevalue(kind)))
+    encoder = small(request.getfixturevalue(kind)).build()
     among = encoder.encode(PROMPTS)
     assert len(among.mask.sum(1).unique()) > 2
     for index, prompt in enumerate(PROMPTS):
@@ -148,9 +140,9 @@ def test_t5_opens_whichever_way_it_was_saved(t5: Path, tmp_path: Path, kept: str
     names = ("shared.weight", "encoder.embed_tokens.weight") if kept == "both" else (kept,)
     save_weights({**tensors, **dict.fromkeys(names, embedding)}, tmp_path / "t5", shard_bytes=4000 if shards else 10**9)
     assert (tmp_path / "t5" / "model.safetensors.index.json").is_file() == shards
-    encoder = build_text_encoder(small_t5(tmp_path / "t5"))
+    encoder = small_t5(tmp_path / "t5").build()
     assert encoder.model.shared.weight is encoder.model.encoder.embed_tokens.weight
-    ours, exact = encoder.encode(PROMPTS), build_text_encoder(small_t5(t5)).encode(PROMPTS)
+    ours, exact = encoder.encode(PROMPTS), small_t5(t5).build().encode(PROMPTS)
     assert relative_error(ours.sequence, exact.sequence) < 0.02
 
 
@@ -161,7 +153,7 @@ def test_t5_opens_as_the_half_precision_that_lies_alone(t5: Path, tmp_path: Path
     halves = load_weights(t5, dtype=torch.float16)
     (folder / "model.safetensors").unlink()
     save_safetensors(halves, folder / "model.fp16.safetensors")
-    rounded, exact = (build_text_encoder(small_t5(one)).encode(PROMPTS).sequence for one in (folder, t5))
+    rounded, exact = (small_t5(one).build().encode(PROMPTS).sequence for one in (folder, t5))
     assert 0 < relative_error(rounded, exact) < 0.01
 
 
@@ -169,15 +161,15 @@ def test_t5_reads_a_sentencepiece_model(t5: Path, tmp_path: Path) -> None:
     shutil.copytree(t5, tmp_path / "t5")
     (tmp_path / "t5" / "tokenizer.json").unlink()
     write_spiece(tmp_path / "t5" / "spiece.model")
-    ours, exact = build_text_encoder(small_t5(tmp_path / "t5")), build_text_encoder(small_t5(t5))
+    ours, exact = small_t5(tmp_path / "t5").build(), small_t5(t5).build()
     assert torch.equal(ours.encode(PROMPTS).sequence, exact.encode(PROMPTS).sequence)
 
 
 def test_t5_computes_in_what_it_is_told(t5: Path) -> None:
     from transformers import T5EncoderModel
 
-    exact = build_text_encoder(small_t5(t5)).encode(PROMPTS).sequence
-    coarse = build_text_encoder(small_t5(t5, dtype="bfloat16"))
+    exact = small_t5(t5).build().encode(PROMPTS).sequence
+    coarse = small_t5(t5, dtype="bfloat16").build()
     assert {p.dtype for p in coarse.model.parameters()} == {torch.bfloat16}
     ours = coarse.encode(PROMPTS)
     theirs = T5EncoderModel.from_pretrained(t5).to(torch.bfloat16)
@@ -189,7 +181,7 @@ def test_t5_computes_in_what_it_is_told(t5: Path) -> None:
         assert torch.equal(sequence[: len(expected)], expected)
     assert not torch.allclose(ours.sequence, exact, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = build_text_encoder(small_t5(t5, dtype="float32")).encode(PROMPTS).sequence
+        inside = small_t5(t5, dtype="float32").build().encode(PROMPTS).sequence
     assert torch.equal(inside, exact)
 
 
@@ -197,7 +189,7 @@ def test_t5_on_a_gpu_computes_in_bfloat16_unless_it_is_told(t5: Path, monkeypatc
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     chosen = [compute_dtype(small_t5(t5, dtype=d), device) for d in ("auto", "float32") for device in (cpu, gpu)]
     assert chosen == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
-    encoder, told = build_text_encoder(small_t5(t5)), build_text_encoder(small_t5(t5, dtype="bfloat16"))
+    encoder, told = small_t5(t5).build(), small_t5(t5, dtype="bfloat16").build()
     monkeypatch.setattr(module, "compute_dtype", lambda config, device: compute_dtype(config, gpu))  # it is moved there
     assert torch.equal(encoder.encode(PROMPTS).sequence, told.encode(PROMPTS).sequence)
 
@@ -206,9 +198,9 @@ def test_t5_on_a_gpu_computes_in_bfloat16_unless_it_is_told(t5: Path, monkeypatc
     ("prompt", "rest"), [("red " * 4 + "house", "house"), ("red cat dog apple two", "two"), ("a b c d e f", "e f")]
 )
 def test_t5_refuses_what_is_too_long_with_what_does_not_fit(t5: Path, prompt: str, rest: str) -> None:
-    encoder = build_text_encoder(small_t5(t5, max_tokens=5))
+    encoder = small_t5(t5, max_tokens=5).build()
     if prompt.startswith("a"):  # a letter is two pieces: a word's start, and itself
-        encoder = build_text_encoder(small_t5(t5, max_tokens=9))
+        encoder = small_t5(t5, max_tokens=9).build()
     encoder.encode([prompt.removesuffix(rest).rstrip()])
     with pytest.raises(UserError, match="shorten it") as caught:
         encoder.encode(["a", prompt])
@@ -268,7 +260,7 @@ def test_a_broken_t5_is_refused_by_name(t5: Path, tmp_path: Path, spoil: Any, ch
     shutil.copytree(t5, folder)
     spoil(folder)
     with pytest.raises(UserError, match=says) as caught:
-        build_text_encoder(small_t5(folder, **changes))
+        small_t5(folder, **changes).build()
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -285,7 +277,7 @@ def test_a_broken_bert_is_refused_by_name(bert: Path, tmp_path: Path, spoil: Any
     shutil.copytree(bert, folder)
     spoil(folder)
     with pytest.raises(UserError, match=says) as caught:
-        build_text_encoder(small_bert(folder, **changes))
+        small_bert(folder, **changes).build()
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -294,18 +286,18 @@ def test_a_broken_sentencepiece_model_is_refused(t5: Path, tmp_path: Path) -> No
     (tmp_path / "t5" / "tokenizer.json").unlink()
     (tmp_path / "t5" / "spiece.model").write_bytes(b"\x80\x04 not one")
     with pytest.raises(UserError, match=r"spiece\.model is not a SentencePiece model"):
-        build_text_encoder(small_t5(tmp_path / "t5"))
+        small_t5(tmp_path / "t5").build()
 
 
 @pytest.mark.parametrize("config", [T5Config(), BertTextConfig(), T5Config(path="nowhere")])
 def test_an_encoder_without_a_folder_says_what_to_set(config: Any) -> None:
     with pytest.raises(UserError, match=r"set text\.path"):
-        build_text_encoder(config)
+        config.build()
 
 
 def parameters(config: Any) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in text_network(config).parameters())
+        return sum(p.numel() for p in config.build_network().parameters())
 
 
 @pytest.mark.parametrize("size", list(T5_SHAPES))
@@ -319,7 +311,7 @@ def test_published_t5s_are_counted_without_a_folder(size: str) -> None:
 
 def test_what_is_counted_is_what_is_built(t5: Path, bert: Path) -> None:
     for config in (small_t5(t5), small_bert(bert), MiniLMConfig()):
-        built = build_text_encoder(config).model
+        built = config.build().model
         assert parameters(config) == sum(p.numel() for p in built.parameters())
     assert f"{parameters(T5Config()):,}" in (T5Config.__doc__ or "")
     assert parameters(ClipTextConfig()) == 123_060_480, "Stable Diffusion 1.x"

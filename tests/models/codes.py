@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import MiniLMConfig, build_reader
+from diptych.encoders.configs import ClassConfig, MiniLMConfig, build_reader
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.autoencoder import Autoencoder

@@ -11,14 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diptych.encoders.registry import (
-    JointTransformer,
-    JointTransformerConfig,
-    MiniLM,
-    MiniLMConfig,
-    TextConfig,
-    train_tokenizer,
-)
+from diptych.encoders.bert import MiniLM
+from diptych.encoders.configs import JointTransformerConfig, MiniLMConfig, TextConfig
+from diptych.encoders.joint import JointTransformer, train_tokenizer
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion, Result
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig

@@ -15,7 +15,7 @@ from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.registry import FrozenConfig, T5Config
+from diptych.encoders.configs import FrozenConfig, T5Config
 from diptych.models.cascade import Cascade
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion

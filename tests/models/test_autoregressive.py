@@ -17,7 +17,7 @@ from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.cli.output import fitting
 from diptych.core.errors import UserError
-from diptych.encoders.registry import build_reader
+from diptych.encoders.configs import build_reader
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.request import Request
 from diptych.models.token_sampling import TokenSampling

@@ -15,7 +15,7 @@ import torch
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.encoders.registry import T5Config
+from diptych.encoders.configs import T5Config
 from diptych.models import cascade as module
 from diptych.models.cascade import Cascade, assemble
 from diptych.models.pixel_diffusion import PixelDiffusion
@@ -38,9 +38,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> T5Config:
 
 @pytest.fixture(scope="module")
 def stages(text: T5Config) -> list[PixelDiffusion]:
-    from diptych.encoders.registry import build_text_encoder
 
-    encoder = build_text_encoder(text)
+    encoder = text.build()
     return [stage(config, seed, encoder) for seed, config in enumerate(configs(text))]
 
 

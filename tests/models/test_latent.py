@@ -276,7 +276,8 @@ def parts(model: LatentDiffusion) -> list[torch.Tensor]:
 @pytest.mark.parametrize("text", ["joint", "minilm"])
 def test_every_part_moves_with_the_system(text: str) -> None:
     if text == "minilm":
-        from diptych.encoders.registry import MiniLM, MiniLMConfig
+        from diptych.encoders.bert import MiniLM
+        from diptych.encoders.configs import MiniLMConfig
 
         model = LatentDiffusion(config(MiniLMConfig()), system().autoencoder, MiniLM())  # its own, to be moved away
     else:

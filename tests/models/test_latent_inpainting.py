@@ -10,7 +10,8 @@ from PIL import Image
 
 from diptych.cli.describe import describe
 from diptych.conditioning.concat import MaskConcat, training_masks
-from diptych.conditioning.masks import MaskConfig, smooth_fill
+from diptych.conditioning.concat_config import MaskConfig
+from diptych.conditioning.masks import smooth_fill
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.random import KEPT, Draws

@@ -15,7 +15,8 @@ import diptych
 from diptych.cli import output as painting
 from diptych.cli.describe import describe
 from diptych.conditioning.concat import LowResConcat, at_latents
-from diptych.conditioning.degradations import DegradationConfig, degraded
+from diptych.conditioning.concat_config import DegradationConfig
+from diptych.conditioning.degradations import degraded
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.core.random import KEPT, Draws

@@ -11,7 +11,8 @@ import torch
 
 import diptych
 from diptych.cli.describe import describe
-from diptych.encoders.registry import JointTransformer, JointTransformerConfig, train_tokenizer
+from diptych.encoders.configs import JointTransformerConfig
+from diptych.encoders.joint import JointTransformer, train_tokenizer
 from diptych.models.cascade import Cascade, assemble
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.conditioning.masks import MaskConfig, drawn_masks
+from diptych.conditioning.concat_config import MaskConfig
+from diptych.conditioning.masks import drawn_masks
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.core.random import Draws

@@ -20,8 +20,7 @@ from torch import Tensor
 import diptych
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import ClipTextConfig, JointTransformerConfig
+from diptych.encoders.configs import ClassConfig, ClipTextConfig, JointTransformerConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig

@@ -16,7 +16,7 @@ from torch import Tensor
 import diptych
 from diptych.cli.main import main
 from diptych.core.errors import UserError
-from diptych.encoders.registry import MiniLMConfig
+from diptych.encoders.configs import MiniLMConfig
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.pretrained.convert import convert, read_parts
 from diptych.pretrained.source import Options

@@ -16,7 +16,7 @@ from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.core.random import Draws
-from diptych.encoders.classes import ClassConfig
+from diptych.encoders.configs import ClassConfig
 from diptych.models.judge import SHIPPED
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.pixel_diffusion import PixelDiffusion
@@ -271,7 +271,7 @@ def test_a_paper_s_recipe_trains_when_it_is_shrunk(name: str) -> None:
 
 
 def reader(text: Any) -> Any:
-    return None if text is None else text.reader()
+    return None if text is None else text.build()
 
 
 def test_random_crops_train_what_reads_pictures_of_their_side() -> None:

@@ -17,7 +17,7 @@ from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.registry import T5Config
+from diptych.encoders.configs import T5Config
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig

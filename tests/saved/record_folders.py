@@ -18,12 +18,11 @@ import torch
 
 import diptych
 from diptych.conditioning.concat import LowResConcat
-from diptych.conditioning.masks import MaskConfig
+from diptych.conditioning.concat_config import MaskConfig
 from diptych.core.images import to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.encoders.cache import CachedTexts
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import MiniLMConfig, T5Config, build_text_encoder
+from diptych.encoders.configs import ClassConfig, MiniLMConfig, T5Config
 from diptych.models.cascade import Cascade
 from diptych.models.first_stage import save_tiny_decoder
 from diptych.models.judge import Judge, JudgeConfig, load_judge
@@ -78,7 +77,7 @@ def pair() -> NoisyGuide:
 
 
 def cascade() -> Cascade:
-    words = build_text_encoder(T5)
+    words = T5.build()
     return Cascade.of([stage(one, seed, words) for seed, one in enumerate(configs(T5))])
 
 
@@ -105,11 +104,11 @@ def write_models() -> None:
         ),
         "latent-classes": latent(CLASSES, unet=["context_width=16", "pooled_width=none", "classes=4"]),
         "latent-layout": latent(reading(), reader()),
-        "stage": stage(base(text=T5), 2, build_text_encoder(T5)),
+        "stage": stage(base(text=T5), 2, T5.build()),
         "stage-minilm": stage(
             base(text=MiniLMConfig(), network=unet(pooled_width=384, concat_channels=0, augmented=False)), 2, ()
         ),
-        "stage-super-resolution": stage(enlarging(text=T5, guidance=2.0), 3, build_text_encoder(T5)),
+        "stage-super-resolution": stage(enlarging(text=T5, guidance=2.0), 3, T5.build()),
         "stage-sr3": stage(wordless(), 4),
         "stage-masks": stage(
             wordless(
@@ -199,7 +198,7 @@ def write_data() -> None:
     CachedTexts(T5, Path("text-cache")).encode(PROMPTS)
     pictures = str(write_pictures(Path("pictures")))
     sets = {split: open_dataset(DataConfig(path=pictures, size=SIZE, split=split)) for split in ("train", "held-out")}
-    precompute(sets, autoencoder(), build_text_encoder(T5), Path("precomputed"), torch.device("cpu"))
+    precompute(sets, autoencoder(), T5.build(), Path("precomputed"), torch.device("cpu"))
     shutil.rmtree("pictures")
 
 

@@ -16,7 +16,7 @@ from diptych.core.errors import UserError
 from diptych.core.random import DROP, Draws
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
-from diptych.encoders.registry import build_reader
+from diptych.encoders.configs import build_reader
 from diptych.models.autoregressive import Autoregressive
 from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precompute
 from diptych.training.tasks.codes import CodesTask, CodesTraining

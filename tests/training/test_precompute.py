@@ -14,7 +14,7 @@ import torch
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
-from diptych.encoders.registry import TextEmbedding
+from diptych.encoders.base import TextEmbedding
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.training import precompute as module
 from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precompute

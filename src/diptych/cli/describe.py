@@ -10,7 +10,7 @@ from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.encoders.base import network_of
-from diptych.encoders.registry import T5Config, text_network
+from diptych.encoders.configs import T5Config
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.cascade import Cascade, CascadeConfig
 from diptych.models.judge import JudgeConfig
@@ -65,7 +65,7 @@ def published_counts(path: Path, options: Options) -> dict[str, Any]:
             networks[f"stage {stage.config.name}" if len(stages) > 1 else "network"] = stage.network
             if isinstance(stage.config.text, T5Config) and stage.config.text.path is not None:  # left where it lies
                 with torch.device("meta"):
-                    networks["text"] = text_network(stage.config.text)
+                    networks["text"] = stage.config.text.build_network()
             continue
         networks |= {"unet": stage.unet, "autoencoder": stage.autoencoder}
         text = stage.text if isinstance(stage.text, nn.Module) else network_of(stage.text)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.conditioning.degradations import DegradationConfig, degraded
-from diptych.conditioning.masks import MaskConfig, drawn_masks, smooth_fill
+from diptych.conditioning.concat_config import DegradationConfig, MaskConfig
 from diptych.core.config import Config
 from diptych.networks.autoencoder import AutoencoderConfig
 
@@ -67,7 +66,12 @@ class MaskConcat(Config):
     def shown(self, autoencoder: AutoencoderConfig, pictures: Tensor, masks: Tensor, latents: Latents) -> Tensor:
         """What a model is shown of pictures (1 or B, 3, H, W) in [-1, 1] and masks (1 or B, 1, H, W), 1 where to paint:
         (B, channels, H / f, W / f), f being the autoencoder's factor. Nothing of what is under a mask is in it."""
-        known = smooth_fill(pictures, masks) if self.fill == "smooth" else pictures * (1 - masks)
+        if self.fill == "smooth":
+            from diptych.conditioning.masks import smooth_fill
+
+            known = smooth_fill(pictures, masks)
+        else:
+            known = pictures * (1 - masks)
         whole, factor = self.full_resolution_mask, autoencoder.factor
         own = F.pixel_unshuffle(masks, factor) if whole else masked_latent(masks, factor)
         latent = latents(known)
@@ -104,6 +108,8 @@ class LowResConcat(Config):
 
     def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
         """As `ConcatCondition.concatenated`."""
+        from diptych.conditioning.degradations import degraded
+
         return self.shown(autoencoder, degraded(pictures, self.factor, self.degradation, seeds), latents)
 
     def shown(self, autoencoder: AutoencoderConfig, low: Tensor, latents: Latents) -> Tensor:
@@ -117,6 +123,8 @@ class LowResConcat(Config):
 
     def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """As `ConcatCondition.posed`."""
+        from diptych.conditioning.degradations import degraded
+
         low = degraded(pictures, self.factor, self.degradation, seeds)
         return low, {"low": low}
 
@@ -126,6 +134,8 @@ ConcatConfig = MaskConcat | LowResConcat
 
 def training_masks(config: MaskConcat, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> Tensor:
     """Masks (B, 1, H, W) for pictures (B, 3, H, W), 1 where to paint; some of it shows in each over the latents."""
+    from diptych.conditioning.masks import drawn_masks
+
     return drawn_masks(config.masks, pictures.shape[-2:], seeds, every=autoencoder.factor).to(pictures)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from diptych.conditioning.concat_config import DegradationConfig
 from diptych.conditioning.lowres_augmentation import mirrored
-from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 
@@ -27,15 +26,6 @@ STREAM = 0xDE64
 """Keeps these numbers apart from all others that are drawn from a picture's seed."""
 SHIFTED_REACH = 12
 """Of the kernel before a picture is thinned out, in pixels either side."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DegradationConfig(Config):
-    """How pictures are made small."""
-
-    kind: Literal["bicubic", "bsr", "bsr-light"] = "bicubic"
-    """bicubic: antialiased, as Pillow does it to 8 bits (SR3, and the paper's comparison with it); bsr: blurs,
-    resizing, noise and JPEG, in order and strength at random (BSRGAN); bsr-light: milder (LDM-SR as published)."""
 
 
 @dataclass(frozen=True, kw_only=True)

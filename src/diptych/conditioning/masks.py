@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.core.config import Config
+from diptych.conditioning.concat_config import MaskConfig
 from diptych.core.errors import UserError
 
 ANGLES, BENDS, SHORTEST, THINNEST = 4, 5, 10, 5
@@ -69,29 +69,6 @@ KINDS = {
     "thick_512": MaskKind(StrokeMasks((1, 6), 250, 450), BoxMasks((1, 4), (30, 300), 10), side=512),
 }
 """By name, as random_thin_256 and so on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskConfig(Config):
-    """How often each kind of masks is drawn. The weights need not sum to 1."""
-
-    thin: float = 1.0
-    """Weight of many thin strokes (LaMa's random_thin_256)."""
-    medium: float = 1.0
-    """Weight of some strokes and boxes (random_medium_256)."""
-    thick: float = 1.0
-    """Weight of few thick strokes and large boxes (random_thick_256)."""
-    thick_512: float = 0.0
-    """Weight of thicker ones still (random_thick_512)."""
-
-    def check(self) -> None:
-        for name, weight in self.weights.items():
-            self.require(math.isfinite(weight) and weight >= 0, name, "be at least 0")
-        self.require(sum(self.weights.values()) > 0, "thick", "be more than 0 where the other weights are 0")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in KINDS}
 
 
 def drawn_masks(

@@ -1,4 +1,4 @@
-"""What every text encoder gives: prompts as numbers."""
+"""What every text encoder gives: the embeddings of prompts."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ class TextEmbedding(NamedTuple):
         if shape.pooled_width is not None:
             cond["pooled"] = self.pooled
         return {key: value.to(device) for key, value in cond.items()}
+
+
+class TextEncoder(Protocol):
+    """What a system asks of a text encoder."""
+
+    width: int
+    """Width of its tokens."""
+    max_tokens: int
+    """Longest prompt, in tokens."""
+
+    def encode(self, prompts: list[str]) -> TextEmbedding: ...
 
 
 def network_of(encoder: Any) -> nn.Module | None:

@@ -18,16 +18,10 @@ from diptych.core.config import Config
 from diptych.core.disk import Written, remove, replacing
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
-from diptych.encoders.base import TextEmbedding, network_of
+from diptych.encoders.base import TextEmbedding, TextEncoder, network_of
 from diptych.encoders.cache_parts import CachePart
-from diptych.encoders.registry import (
-    FrozenConfig,
-    JointTransformer,
-    JointTransformerConfig,
-    TextEncoder,
-    build_text_encoder,
-    config_fingerprint,
-)
+from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
+from diptych.encoders.joint import JointTransformer
 from diptych.weights.files import load_metadata
 from diptych.weights.fingerprint import fingerprint
 
@@ -156,7 +150,7 @@ class CachedTexts(EmbeddedTexts):
     @functools.cached_property
     def fingerprint(self) -> str:
         """What tells this encoder's embeddings from another's."""
-        return config_fingerprint(self.source) if isinstance(self.source, Config) else encoder_fingerprint(self.source)
+        return self.source.fingerprint() if isinstance(self.source, Config) else encoder_fingerprint(self.source)
 
     @property
     def loaded(self) -> bool:
@@ -166,7 +160,7 @@ class CachedTexts(EmbeddedTexts):
     @property
     def encoder(self) -> TextEncoder:
         if isinstance(self._encoder, Config):
-            self._encoder = build_text_encoder(self._encoder, device=self.model.here.device)
+            self._encoder = self._encoder.build(device=self.model.here.device)
             self.model.network = network_of(self._encoder)
         return self._encoder
 

@@ -5,72 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diptych.core.config import Config
 from diptych.core.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassConfig(Config):
-    """Which classes a model knows."""
-
-    renamed: ClassVar[dict[str, str]] = {"named": "names_from_captions"}
-
-    kind: Literal["class"] = "class"
-    """Which reader of prompts this is."""
-    classes: int = 1000
-    """How many may be asked for, by the numbers 0, 1, ..."""
-    null: int | None = None
-    """Number of the class that stands for none, which the model saw where the class was dropped; none if it has none,
-    and then nothing can be guided."""
-    names: tuple[str, ...] = ()
-    """A name for each class, if they have names."""
-    names_from_captions: bool = False
-    """Whether the captions of the training data, sorted, are the names: training puts them into `names`."""
-
-    def check(self) -> None:
-        self.require(self.classes >= 1, "classes", "be at least 1")
-        self.require(self.null is None or self.null >= 0, "null", "be at least 0, or none")
-        self.require(len(self.names) in (0, self.classes), "names", f"be one for each of the {self.classes} classes")
-
-    def learned(self, captions: Iterable[str]) -> ClassConfig:
-        """With the names that captions say, if it has none and they are to be learned. A `UserError` where they are not
-        as many as the classes."""
-        if not self.names_from_captions or self.names:
-            return self
-        found = sorted(set(captions))
-        if len(found) != self.classes:
-            raise UserError(
-                f"the training data name {len(found)} classes and the model has {self.classes}: set text.classes, "
-                "text.null and the network's classes, or choose other data"
-            )
-        return dataclasses.replace(self, names=tuple(found))
-
-    def fitting(self) -> Callable[[str], str]:
-        """What gives a prompt back if it is a class; a `UserError` where it is none."""
-        labels = ClassLabels(self)
-
-        def fit(prompt: str) -> str:
-            labels.number(prompt)
-            return prompt
-
-        return fit
-
-    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClassLabels:
-        """As `build_reader`."""
-        return ClassLabels(self)
-
-    @property
-    def entries(self) -> int:
-        """Rows of the embedding that a network needs: the null class may stand behind the others."""
-        return max(self.classes, 0 if self.null is None else self.null + 1)
+from diptych.encoders.configs import ClassConfig, plain
 
 
 class LabelEmbedding(NamedTuple):
@@ -116,6 +58,11 @@ class ClassLabels:
         class."""
         return LabelEmbedding(torch.tensor([self.number(prompt) for prompt in prompts]), self.config.null)
 
+    def fit(self, prompt: str) -> str:
+        """The prompt, if it names a class; a `UserError` where it does not."""
+        self.number(prompt)
+        return prompt
+
     def number(self, prompt: str) -> int:
         """The class that a prompt means."""
         config, word = self.config, plain(prompt)
@@ -133,6 +80,15 @@ class ClassLabels:
         raise UserError(f"{prompt!r} is no class of this model: give {known}{hint}")
 
 
-def plain(text: str) -> str:
-    """A name or prompt as it is looked up."""
-    return " ".join(text.split()).casefold()
+def with_names(config: ClassConfig, captions: Iterable[str]) -> ClassConfig:
+    """The config with the captions as names, where `names_from_captions` asks for that. A `UserError` unless there are
+    as many as classes."""
+    if not config.names_from_captions or config.names:
+        return config
+    names = sorted(set(captions))
+    if len(names) != config.classes:
+        raise UserError(
+            f"the training data name {len(names)} classes and the model has {config.classes}: set text.classes, "
+            "text.null and the network's classes, or choose other data"
+        )
+    return dataclasses.replace(config, names=tuple(names))

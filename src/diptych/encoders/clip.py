@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,12 @@ from torch import Tensor, nn
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
+from diptych.encoders.configs import ClipTextConfig
 from diptych.encoders.frozen import (
     FrozenText,
-    FrozenTextConfig,
     built_as_shapes,
     folder_fingerprint,
     frozen,
-    named_folder,
     plain_key,
     pretrained_config,
 )
@@ -38,45 +36,6 @@ TOKENIZER_FILES = (
     *("special_tokens_map.json", "added_tokens.json"),
 )
 """What a CLIP tokenizer may consist of."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipTextConfig(FrozenTextConfig):
-    """CLIP's text transformer, frozen; ViT-L/14 in Stable Diffusion 1.x: 12 layers, 123,060,480 parameters."""
-
-    kind: Literal["clip"] = "clip"
-    """Which text encoder this is."""
-    path: str | None = None
-    """A folder with the model and its tokenizer, as transformers saves them; none: text/ in the folder of the whole
-    model, as `diptych convert` writes it."""
-    width: int = 768
-    """Width of its tokens."""
-    max_tokens: int = 77
-    """Longest prompt; every prompt is padded to it, and the padding is read as well, as in Stable Diffusion."""
-
-    def check(self) -> None:
-        self.require(self.width >= 1, "width", "be at least 1")
-        self.require(self.max_tokens >= 3, "max_tokens", "be at least 3")
-
-    def located(self) -> Path:
-        """Where its files lie. A `UserError` where there are none."""
-        return named_folder(self.path, "CLIP text model")
-
-    def load_tokenizer(self):
-        """As `FrozenTextConfig.load_tokenizer`."""
-        return saved_tokenizer(self.located(), "tokenizer.json", "vocab.json")[0]
-
-    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClipText:
-        """As `build_reader`; `folder` holds it where the config names no other."""
-        return ClipText(self, device, folder)
-
-    def counted(self) -> nn.Module:
-        """As `text_network`; without a folder that of ViT-L/14."""
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        large = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        stored = self.path is not None
-        return CLIPTextModel(pretrained_config(CLIPTextConfig, self.located(), self.width) if stored else large)
 
 
 class ClipText(FrozenText):
@@ -96,7 +55,7 @@ class ClipText(FrozenText):
         from transformers import CLIPTextConfig, CLIPTextModel
 
         inside = config.path is None and folder is not None and (folder / "config.json").is_file()
-        folder = folder if inside and folder is not None else config.located()
+        folder = folder if inside and folder is not None else config.folder()
         shape = pretrained_config(CLIPTextConfig, folder, config.width)
         self._read(config, shape, folder)
         super().__init__(config, folder, frozen(lambda: CLIPTextModel(shape), folder).to(device), self.tokenizer)
@@ -168,6 +127,14 @@ def clip_network(
     fill(inner, tensors, source, dtype)
     inner.embeddings.position_ids = torch.arange(shape.max_position_embeddings)[None]  # a buffer that no file needs
     return model.eval().requires_grad_(False)
+
+
+def clip_shape_network(folder: Path | None, width: int) -> nn.Module:
+    """A CLIP text model in the shapes of the config.json in a folder, or ViT-L/14's, with random weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    large = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    return CLIPTextModel(large if folder is None else pretrained_config(CLIPTextConfig, folder, width))
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from diptych.core.checks import said
 from diptych.core.config import Config, read_json
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.tokenizers import first_line, fitted, require_no_code, tokenize
+from diptych.encoders.tokenizers import first_line, require_no_code, tokenize
 from diptych.weights.lazy import LazyCheckpoint, fill, require_shapes, weight_files
 
 READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
@@ -58,28 +58,6 @@ class FrozenText:
                 hidden = self.model(input_ids=ids[some, :length], attention_mask=mask[some, :length].long())
             sequence[some, :length] = hidden.last_hidden_state.float()
         return TextEmbedding.from_sequence(sequence, mask)
-
-
-class FrozenTextConfig(Config):
-    """What the configs of frozen text encoders share."""
-
-    max_tokens: int
-
-    def load_tokenizer(self) -> Any:
-        """The tokenizer of its folder, without the weights. A `UserError` where it cannot be read."""
-        raise NotImplementedError
-
-    def fitting(self) -> Callable[[str], str]:
-        """What gives as much of a prompt as is read, all of it or up to the last whole word that fits, without the
-        weights."""
-        return functools.partial(fitted, self.load_tokenizer(), max_tokens=self.max_tokens)
-
-
-def named_folder(path: str | None, what: str) -> Path:
-    """The folder that a config names; a `UserError` where it names none or there is none."""
-    if path is None or not Path(path).is_dir():
-        raise UserError(f"no {what} at {path}: set text.path to the folder of one")
-    return Path(path)
 
 
 def pretrained_config(kind, folder: Path, width: int | None = None):

@@ -4,52 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
-from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
+from diptych.encoders.configs import JointTransformerConfig
 from diptych.encoders.tokenizers import bert_tokenizer, fitted, load_tokenizer, tokenize
-from diptych.networks.transformer import TextTransformer, TextTransformerConfig
+from diptych.networks.transformer import TextTransformer
 from diptych.weights.lazy import load_module
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointTransformerConfig(Config):
-    """The unmasked transformer that learns with the U-Net, and the tokenizer in front of it."""
-
-    kind: Literal["transformer"] = "transformer"
-    """Which text encoder this is."""
-    network: TextTransformerConfig = TextTransformerConfig()
-    """The transformer itself. `network.vocabulary` is the size to which a tokenizer is trained."""
-    tokenizer: str | None = None
-    """A tokenizer.json to use as it is, or a folder with BERT's; none to train a WordPiece one on the captions of the
-    training data."""
-    padded: bool = False
-    """Pad every prompt to `network.max_tokens`; nothing is masked and the padding is read along (LDM's 1.45 B)."""
-    pooled: Literal["mean", "last"] = "mean"
-    """What stands for the whole prompt: the mean of its tokens, or the last of them (GLIDE)."""
-
-    @property
-    def width(self) -> int:
-        return self.network.width
-
-    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> JointTransformer:
-        """As `build_reader`; what `folder` holds was trained along."""
-        if folder is None:
-            return JointTransformer(self).to(device)
-        encoder = JointTransformer(self, load_tokenizer(folder / "tokenizer.json"))
-        load_module(encoder, folder)
-        return encoder.to(device)
-
-    def counted(self) -> nn.Module:
-        """As `text_network`."""
-        return TextTransformer(self.network)
 
 
 class JointTransformer(nn.Module):
@@ -100,6 +65,15 @@ class JointTransformer(nn.Module):
         """Write the tokenizer; the weights belong to the system's own state."""
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))  # type: ignore[union-attr]
+
+
+def load_joint(config: JointTransformerConfig, folder: Path | None) -> JointTransformer:
+    """The encoder with tokenizer and weights from a folder, or with random weights where that is none."""
+    if folder is None:
+        return JointTransformer(config)
+    encoder = JointTransformer(config, load_tokenizer(folder / "tokenizer.json"))
+    load_module(encoder, folder)
+    return encoder
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -11,20 +11,19 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diptych.core.config import Config, read_json
+from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.classes import plain
-from diptych.networks.transformer import TextTransformer, TextTransformerConfig
+from diptych.encoders.configs import LayoutConfig, plain
+from diptych.networks.transformer import TextTransformer
 from diptych.weights.lazy import load_module
 
 EXAMPLE = "dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1"
@@ -78,98 +77,16 @@ def largest_first(layout: str) -> list[Box]:
     return sorted(read_layout(layout), key=lambda box: (-box.area, box))
 
 
+def fitted_layout(layout: str, boxes: int) -> str:
+    """A layout as it is, or its largest boxes where it has more than `boxes`."""
+    found = largest_first(layout)
+    kept = (f"{b.name} {b.left:g} {b.top:g} {b.right:g} {b.bottom:g}" for b in found[:boxes])
+    return layout if len(found) <= boxes else "; ".join(kept)
+
+
 def classes_of(layouts: Iterable[str]) -> tuple[str, ...]:
     """What the boxes of layouts hold, each name once, sorted."""
     return tuple(sorted({box.name for layout in layouts for box in read_layout(layout)}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayoutConfig(Config):
-    """What reads layouts. The defaults are the paper's: 30 boxes, 16 layers, 512 wide (table 17), and the grid and the
-    numbers of the tokens as in its repository."""
-
-    kind: Literal["layout"] = "layout"
-    """Which reader of prompts this is."""
-    network: TextTransformerConfig = TextTransformerConfig(
-        vocabulary=8192, max_tokens=92, width=512, layers=16, heads=8
-    )
-    """The transformer. `network.max_tokens` is three for each box, or two more: then the corners of the part of the
-    picture that is shown, always the whole here, stand at the end, as the paper has them for its random crops."""
-    classes: tuple[str, ...] = ()
-    """Names of what boxes may hold; none for all that the layouts of the training data name."""
-    boxes: int = 30
-    """The most boxes of a layout."""
-    grid: int = 90
-    """Places of a corner from left to right, and from top to bottom."""
-    shared: bool = True
-    """Classes have the numbers of the first corners, and their place alone tells them apart, as published; else each
-    has a token of its own."""
-    joined: bool = False
-    """A box is one token, the sum of its three, in the place of three in a row: so the class need not look for its
-    corners."""
-    padded: bool = True
-    """Pad every layout to `boxes`; nothing is masked and the padding is read along, as published."""
-
-    @property
-    def width(self) -> int:
-        return self.network.width
-
-    @property
-    def nothing(self) -> int:
-        """The token of a box that is not there."""
-        return self.network.vocabulary - 1
-
-    @property
-    def first_class(self) -> int:
-        """The token of class 0."""
-        return 0 if self.shared else self.grid**2
-
-    @property
-    def room(self) -> int:
-        """Classes for which there are tokens."""
-        return self.nothing - self.first_class
-
-    @property
-    def framed(self) -> bool:
-        """Whether two corners of the whole stand at the end."""
-        return not self.joined and self.network.max_tokens == 3 * self.boxes + 2
-
-    def fitting(self) -> Callable[[str], str]:
-        """What gives as much of a layout as is read, all of it or its largest boxes; a `UserError` where it is none."""
-
-        def fit(layout: str) -> str:
-            boxes = largest_first(layout)
-            kept = (f"{b.name} {b.left:g} {b.top:g} {b.right:g} {b.bottom:g}" for b in boxes[: self.boxes])
-            return layout if len(boxes) <= self.boxes else "; ".join(kept)
-
-        return fit
-
-    def check(self) -> None:
-        self.require(self.boxes >= 1, "boxes", "be at least 1")
-        self.require(self.grid >= 2, "grid", "be at least 2")
-        wanted = (self.boxes,) if self.joined else (3 * self.boxes, 3 * self.boxes + 2)
-        if self.network.max_tokens not in wanted:
-            raise UserError(
-                f"LayoutConfig.network.max_tokens must be {' or '.join(map(str, wanted))} for {self.boxes} boxes, "
-                f"not {self.network.max_tokens}"
-            )
-        if self.grid**2 > self.nothing or self.room < len(self.classes):
-            raise UserError(
-                f"LayoutConfig.network.vocabulary ({self.network.vocabulary}) is too small for {self.grid**2} corners "
-                f"and {len(self.classes)} classes"
-            )
-        self.require(len(set(map(plain, self.classes))) == len(self.classes), "classes", "name each class once")
-
-    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> LayoutTransformer:
-        """As `build_reader`; what `folder` holds was trained along."""
-        reader = LayoutTransformer(self, () if folder is None or self.classes else read_classes(folder))
-        if folder is not None:
-            load_module(reader, folder)
-        return reader.to(device)
-
-    def counted(self) -> nn.Module:
-        """As `text_network`."""
-        return TextTransformer(self.network)
 
 
 class LayoutTransformer(nn.Module):
@@ -220,7 +137,7 @@ class LayoutTransformer(nn.Module):
         mask = torch.ones_like(there) if self.config.padded else there
         if not self.config.joined:
             ids, mask = ids.flatten(1), mask.repeat_interleave(3, 1)  # (B, 3 N)
-        if self.config.framed:
+        if not self.config.joined and self.config.network.max_tokens > 3 * self.config.boxes:  # the crop's corners
             ends = torch.tensor([0, self.config.grid**2 - 1], device=device).expand(len(ids), 2)
             ids, mask = torch.cat([ids, ends], 1), nn.functional.pad(mask, (0, 2), value=True)  # (B, 3 N + 2)
         sequence = self.network(ids, mask).float()  # (B, L, width)
@@ -263,6 +180,14 @@ class LayoutTransformer(nn.Module):
         """Write the classes; the weights belong to the system's own state."""
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "classes.json", json.dumps(self.classes, ensure_ascii=False, indent=0) + "\n")
+
+
+def load_layout(config: LayoutConfig, folder: Path | None) -> LayoutTransformer:
+    """The encoder with classes and weights from a folder, or with random weights where that is none."""
+    encoder = LayoutTransformer(config, () if folder is None or config.classes else read_classes(folder))
+    if folder is not None:
+        load_module(encoder, folder)
+    return encoder
 
 
 def read_classes(folder: Path) -> list[str]:

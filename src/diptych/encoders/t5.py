@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +11,8 @@ from torch.nn import functional as F
 
 from diptych.core.errors import UserError, pick
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.frozen import FrozenText, FrozenTextConfig, frozen, named_folder, pretrained_config
+from diptych.encoders.configs import T5Config
+from diptych.encoders.frozen import FrozenText, frozen, pretrained_config
 from diptych.encoders.tokenizers import broken_tokenizers, load_tokenizer, require_ids, tokenize
 
 T5_SHAPES = {
@@ -26,73 +25,6 @@ T5_SHAPES = {
 """T5 v1.1 as published: width, layers, heads (of 64 each), width of the gated feed-forward."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class T5Config(FrozenTextConfig):
-    """A frozen T5 encoder; XXL in Imagen and DeepFloyd IF: 24 layers, 4,762,310,656 parameters."""
-
-    kind: Literal["t5"] = "t5"
-    """Which text encoder this is."""
-    path: str | None = None
-    """A folder with the model and its tokenizer, as transformers saves them; a whole T5 will do."""
-    tokenizer: str | None = None
-    """A folder with the tokenizer where it lies apart from the model (diffusers), or none."""
-    width: int = 4096
-    """Width of its tokens: v1.1 small 512, base 768, large 1024, XL 2048, XXL 4096."""
-    max_tokens: int = 128
-    """Longest prompt, in tokens, its closing token included."""
-    padded: bool = False
-    """Pad every prompt to `max_tokens` and let the network read the padding too (DeepFloyd IF); T5 itself masks it."""
-    cleaning: Literal["lower"] | None = None
-    """What is done to a prompt first. lower: lower case, ends stripped (DeepFloyd IF, but for what it strikes out of
-    captions from the web: addresses, markup, file names, CJK characters, most brackets and signs); or nothing."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """In what it computes; auto: float32 on the CPU, bfloat16 on a GPU. float16 overflows in T5."""
-
-    def check(self) -> None:
-        self.require(self.width >= 1, "width", "be at least 1")
-        self.require(self.max_tokens >= 2, "max_tokens", "be at least 2")
-
-    def located(self) -> Path:
-        """Where its files lie. A `UserError` where there are none."""
-        return named_folder(self.path, "T5")
-
-    def load_tokenizer(self):
-        """As `FrozenTextConfig.load_tokenizer`."""
-        return t5_tokenizer(self.located() if self.tokenizer is None else Path(self.tokenizer))
-
-    def fitting(self) -> Callable[[str], str]:
-        """As `FrozenTextConfig.fitting`; a prompt that is cut is cleaned before."""
-        fit = super().fitting()
-
-        def fit_cleaned(prompt: str) -> str:
-            shorter = fit(cleaned := self.cleaned(prompt))
-            return prompt if shorter == cleaned else shorter
-
-        return fit_cleaned
-
-    def cleaned(self, prompt: str) -> str:
-        """What is done to a prompt first."""
-        return prompt.lower().strip() if self.cleaning == "lower" else prompt
-
-    def reader(self, folder: Path | None = None, device: str | torch.device = "cpu") -> T5:
-        """As `build_reader`."""
-        return T5(self, device)
-
-    def counted(self) -> nn.Module:
-        """As `text_network`; without a folder that of the published v1.1 of its width."""
-        from transformers import T5Config as Shape
-        from transformers import T5EncoderModel
-
-        if self.path is not None:
-            return T5EncoderModel(pretrained_config(Shape, self.located(), self.width))
-        sizes = {width: size for size, (width, *_) in T5_SHAPES.items()}
-        if self.width not in sizes:
-            raise UserError(
-                f"no published T5 v1.1 is {self.width} wide: set text.path, or one of {', '.join(map(str, sizes))}"
-            )
-        return T5EncoderModel(t5_shape(sizes[self.width]))
-
-
 class T5(FrozenText):
     """The last layer's tokens of a T5 encoder; `pooled` is their mean."""
 
@@ -100,7 +32,7 @@ class T5(FrozenText):
         from transformers import T5Config as Shape
         from transformers import T5EncoderModel
 
-        folder = config.located()
+        folder = config.folder()
         tokenizer = config.load_tokenizer()
         shape = pretrained_config(Shape, folder, config.width)
         require_ids(tokenizer, shape.vocab_size, folder if config.tokenizer is None else Path(config.tokenizer))
@@ -151,6 +83,20 @@ def t5_shape(size: str):
         num_heads=heads,
         feed_forward_proj="gated-gelu",
     )
+
+
+def t5_network(folder: Path | None, width: int) -> nn.Module:
+    """A T5 encoder in the shapes of the config.json in a folder, or of the published v1.1 of this width, with random
+    weights."""
+    from transformers import T5Config as Shape
+    from transformers import T5EncoderModel
+
+    if folder is not None:
+        return T5EncoderModel(pretrained_config(Shape, folder, width))
+    sizes = {width: size for size, (width, *_) in T5_SHAPES.items()}
+    if width not in sizes:
+        raise UserError(f"no published T5 v1.1 is {width} wide: set text.path, or one of {', '.join(map(str, sizes))}")
+    return T5EncoderModel(t5_shape(sizes[width]))
 
 
 def t5_tokenizer(folder: Path):

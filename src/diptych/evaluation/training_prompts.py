@@ -12,8 +12,8 @@ from torch import Tensor
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig, Split, open_dataset
 from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.encoders.configs import FrozenConfig
 from diptych.encoders.prompt_domain import PromptDomain
-from diptych.encoders.registry import FrozenConfig
 from diptych.pretrained.load import load
 from diptych.weights.identity import FAMILIAR
 

@@ -16,8 +16,8 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.diffusion.guidance import cat_conditions
+from diptych.encoders.configs import build_reader
 from diptych.encoders.prompt_weights import PromptOptions, read_prompts
-from diptych.encoders.registry import build_reader
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.request import Callback, Request, Result, read_guidance, read_size
 from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import TextConfig
+from diptych.encoders.configs import ClassConfig, TextConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
 

@@ -20,10 +20,9 @@ from diptych.core.disk import replacing, write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.encoders.base import network_of
-from diptych.encoders.classes import ClassConfig
+from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig, T5Config, build_reader
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.prompt_weights import PromptOptions
-from diptych.encoders.registry import FrozenConfig, JointTransformerConfig, T5Config, build_reader, config_fingerprint
 from diptych.models.guides import Guides, guides_metadata
 from diptych.models.init_image import InitImage, taken
 from diptych.models.lowres_image import fit_of
@@ -373,7 +372,7 @@ def nowhere(text: T5Config) -> T5Config:
 def equal(text: T5Config, other: T5Config) -> bool:
     """Whether two folders hold the same encoder."""
     there = all(one.path is not None and Path(one.path).is_dir() for one in (text, other))
-    return text == other or (there and config_fingerprint(text) == config_fingerprint(other))
+    return text == other or (there and text.fingerprint() == other.fingerprint())
 
 
 def open_stage(folder: Path) -> PixelDiffusion:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.concat import masked_latent
-from diptych.conditioning.lowres_augmentation import reduce
 from diptych.core.checks import one_or_each
 from diptych.core.errors import UserError, pick
 from diptych.core.images import FITS, FITTED, fit_picture, fitted_size, read_picture, to_tensor
@@ -63,6 +62,8 @@ class InitImage:
         paint in it is painted: its mean is not known."""
         sides = (self.pictures.shape[-2] // factor, self.pictures.shape[-1] // factor)
         mask = None if self.mask is None else F.max_pool2d(self.mask, factor)
+        from diptych.conditioning.lowres_augmentation import reduce
+
         return InitImage(reduce(self.pictures, sides), mask, strength, self.paste, self.fit)
 
     def later(self, times: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.steps import NoiseSource
 from diptych.encoders.base import network_of
+from diptych.encoders.configs import ClipTextConfig, build_reader
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.prompt_weights import PromptOptions, read_prompts
-from diptych.encoders.registry import ClipText, build_reader
 from diptych.models.first_stage import choose_tiny_decoder, load_tiny_decoder, save_tiny_decoder
 from diptych.models.guides import Guides, Space, guided_by, guides_metadata
 from diptych.models.init_image import InitImage, read_init_image
@@ -370,7 +370,9 @@ class LatentDiffusion(OverFirstStage):
         if self.joint_text is not None:
             save_weights(self.joint_text.state_dict(), folder / "text", dtype=kind)
             self.joint_text.save(folder / "text")
-        elif isinstance(self.text, ClipText) and self.text.config.path is None:  # of a published model: it came along
+        elif (
+            isinstance(text := getattr(self.text, "config", None), ClipTextConfig) and text.path is None
+        ):  # of a published model: it came along
             self.text.save(folder / "text")
         if self.tiny is not None:
             save_tiny_decoder(self.tiny, folder / "tiny_decoder")

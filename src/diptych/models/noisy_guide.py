@@ -22,8 +22,8 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.diffusion.gradient_guidance import Score
 from diptych.diffusion.schedules import Schedule, ScheduleConfig
-from diptych.encoders.classes import ClassConfig, ClassLabels
-from diptych.encoders.registry import FrozenConfig, build_reader
+from diptych.encoders.classes import ClassLabels
+from diptych.encoders.configs import ClassConfig, FrozenConfig, build_reader
 from diptych.models.frozen_parts import HoldsFrozen
 from diptych.models.guides import Space
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig

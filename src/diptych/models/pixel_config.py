@@ -11,9 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from PIL import Image
 from torch import nn
 
-from diptych.conditioning.degradations import DegradationConfig
+from diptych.conditioning.concat_config import DegradationConfig, MaskConfig
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
-from diptych.conditioning.masks import MaskConfig
 from diptych.core.checks import said
 from diptych.core.config import Config, Within, read_json
 from diptych.core.errors import UserError
@@ -21,8 +20,7 @@ from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import FrozenConfig, JointTransformerConfig
+from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig
 from diptych.models.init_image import Canvas, InitImage, read_init_image
 from diptych.models.lowres_image import read_lows
 from diptych.models.request import read_guidance, read_number, read_steps

@@ -27,10 +27,11 @@ from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import ThresholdConfig
-from diptych.encoders.base import network_of
+from diptych.encoders.base import TextEmbedding, network_of
+from diptych.encoders.configs import JointTransformerConfig, build_reader
+from diptych.encoders.joint import JointTransformer
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.encoders.prompt_weights import PromptOptions, read_prompts
-from diptych.encoders.registry import JointTransformer, JointTransformerConfig, TextEmbedding, build_reader
 from diptych.models.frozen_parts import HoldsFrozen
 from diptych.models.guides import Guides, Space, guided_by, guides_metadata
 from diptych.models.init_image import InitImage

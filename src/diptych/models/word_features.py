@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diptych.core.progress import track
 from diptych.encoders.cache import CachedTexts, text_cache
-from diptych.encoders.registry import MiniLMConfig
+from diptych.encoders.configs import MiniLMConfig
 
 
 class SentenceEncoder(Protocol):

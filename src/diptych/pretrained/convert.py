@@ -18,7 +18,8 @@ from torch import Tensor
 
 from diptych.core.disk import Written, real, replacing, write_text
 from diptych.core.errors import UserError, pick
-from diptych.encoders.clip import ClipTextConfig, clip_network, copy_tokenizer
+from diptych.encoders.clip import clip_network, copy_tokenizer
+from diptych.encoders.configs import ClipTextConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig

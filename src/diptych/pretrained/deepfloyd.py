@@ -16,7 +16,7 @@ from diptych.core.errors import UserError
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.registry import T5Config
+from diptych.encoders.configs import T5Config
 from diptych.models.pixel_config import PixelDiffusionConfig, require_trained
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig

@@ -14,7 +14,7 @@ from diptych.core.errors import NothingThere, UserError, pick
 from diptych.weights.bounds import bounded, stored_tensors
 from diptych.weights.hub import fetched, hub_id
 from diptych.weights.identity import Origin
-from diptych.weights.pickles import is_weights
+from diptych.weights.tensors import is_weights
 
 if TYPE_CHECKING:
     from diptych.models.autoregressive import Autoregressive

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from diptych.conditioning.concat import MaskConcat
-from diptych.conditioning.masks import MaskConfig
+from diptych.conditioning.concat_config import MaskConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.models.latent_diffusion import LatentConfig

@@ -16,17 +16,9 @@ from diptych.core.hashing import mix
 from diptych.core.seeding import drawn_apart, seed_default
 from diptych.data.dataset import PictureDataset
 from diptych.encoders.cache import CachedTexts, text_cache
-from diptych.encoders.layout import classes_of
-from diptych.encoders.registry import (
-    JointTransformer,
-    JointTransformerConfig,
-    LayoutConfig,
-    LayoutTransformer,
-    LearnedConfig,
-    build_reader,
-    text_network,
-    train_tokenizer,
-)
+from diptych.encoders.configs import JointTransformerConfig, LayoutConfig, LearnedConfig, build_reader
+from diptych.encoders.joint import JointTransformer, train_tokenizer
+from diptych.encoders.layout import LayoutTransformer, classes_of
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.cascade import assemble as run_assemble
@@ -286,19 +278,19 @@ def _networks(system: Any) -> dict[str, nn.Module]:
         return _networks(system.model)
     if isinstance(system, PixelDiffusionConfig):
         parts: dict[str, nn.Module] = {"network": system.network.build()}
-        return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
+        return parts if system.encoder is None else {**parts, "text": system.encoder.build_network()}
     if isinstance(system, list):  # the stages of a cascade
         parts = {f"stage {stage.name}": stage.network.build() for stage in system}
         read = [stage.encoder for stage in system if stage.encoder is not None]  # those trained along are each its own
         texts = [text for n, text in enumerate(read) if isinstance(text, LearnedConfig) or text not in read[:n]]
         names = ["text", *(f"text {number}" for number in range(2, len(texts) + 1))]
-        return {**parts, **{name: text_network(text) for name, text in zip(names, texts, strict=False)}}
+        return {**parts, **{name: text.build_network() for name, text in zip(names, texts, strict=False)}}
     if isinstance(system, LatentConfig):
         parts = {"unet": system.unet.build(), "autoencoder": Autoencoder(system.autoencoder)}
-        return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
+        return parts if system.encoder is None else {**parts, "text": system.encoder.build_network()}
     if isinstance(system, AutoregressiveConfig):
         parts = {"transformer": CodeTransformer(system.transformer), "autoencoder": Autoencoder(system.autoencoder)}
-        return parts if system.encoder is None else {**parts, "text": text_network(system.encoder)}
+        return parts if system.encoder is None else {**parts, "text": system.encoder.build_network()}
     if isinstance(system, FirstStageConfig):
         return {"autoencoder": Autoencoder(system.network)}
     if isinstance(system, DistillationConfig):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig
-from diptych.encoders.classes import ClassConfig
+from diptych.encoders.configs import ClassConfig
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.models.pixel_config import PixelDiffusionConfig

@@ -12,9 +12,8 @@ from diptych.core.terminal import say
 from diptych.data.dataset import Fit, PictureDataset, open_dataset
 from diptych.data.quarantine import silent
 from diptych.data.stream import SampleStream, make_batch
-from diptych.encoders.bert import MiniLMConfig
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.joint import JointTransformer, JointTransformerConfig, train_tokenizer
+from diptych.encoders.configs import ClassConfig, JointTransformerConfig, MiniLMConfig
+from diptych.encoders.joint import JointTransformer, train_tokenizer
 from diptych.training.experiment_config import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
 from diptych.training.precompute import PrecomputedLatents, read_precomputed
 from diptych.training.prefetch import BatchAt

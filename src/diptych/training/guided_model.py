@@ -9,6 +9,7 @@ from diptych.core.errors import UserError
 from diptych.core.seeding import drawn_apart
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.encoders.classes import with_names
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
 from diptych.networks.autoencoder import Autoencoder
@@ -49,7 +50,7 @@ def guide_task(system: GuideTraining, captions: Sequence[str], guided: Guided | 
         texts.unload()
     config = NoisyGuideConfig(
         network=system.network,
-        classes=None if system.classes is None else system.classes.learned(captions),
+        classes=None if system.classes is None else with_names(system.classes, captions),
         text=system.text,
         schedule=system.schedule if guided is None else guided.schedule,
         first_stage=None if guided is None else fingerprint(guided.autoencoder),

@@ -14,7 +14,8 @@ from diptych.core.errors import UserError
 from diptych.core.seeding import drawn_apart
 from diptych.core.terminal import say
 from diptych.encoders.cache import EmbeddedTexts
-from diptych.encoders.classes import ClassConfig
+from diptych.encoders.classes import with_names
+from diptych.encoders.configs import ClassConfig
 from diptych.encoders.layout import LayoutTransformer
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.pixel_diffusion import PixelDiffusion
@@ -122,7 +123,7 @@ def named(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> Recipe:
     text = system.model.text
     if not isinstance(text, ClassConfig) or not text.names_from_captions:
         return recipe
-    model = dataclasses.replace(system.model, text=text.learned(captions()))
+    model = dataclasses.replace(system.model, text=with_names(text, captions()))
     return dataclasses.replace(recipe, system=dataclasses.replace(system, model=model))
 
 

@@ -27,9 +27,9 @@ from diptych.data.augment import flipped
 from diptych.data.dataset import PictureDataset, fitted_captions
 from diptych.data.paths import walk
 from diptych.data.stream import SampleStream, collate
+from diptych.encoders.base import TextEncoder
 from diptych.encoders.cache import EmbeddedTexts, encoder_fingerprint, in_order
 from diptych.encoders.cache_parts import CachePart, read_precomputed
-from diptych.encoders.registry import TextEncoder
 from diptych.networks.autoencoder import Autoencoder
 from diptych.weights.files import join_safetensors, load_safetensors, save_safetensors
 from diptych.weights.fingerprint import fingerprint

@@ -14,7 +14,7 @@ from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.weights.lazy import VARIANTS
-from diptych.weights.pickles import ENDINGS
+from diptych.weights.tensors import PICKLE_ENDINGS
 
 ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", re.ASCII)
 TEXTS = (".json", ".txt", ".model")
@@ -35,7 +35,7 @@ def hub_id(source: str) -> tuple[str, str | None] | None:
     if not match or first in OURS or Path(first).exists():
         return None
     repository, file = match.groups()
-    if file is not None and not file.endswith((".safetensors", *ENDINGS)):
+    if file is not None and not file.endswith((".safetensors", *PICKLE_ENDINGS)):
         return None
     return repository, file
 
@@ -142,7 +142,7 @@ def choose(names: Iterable[str], repository: str, file: str | None = None, pickl
         weights = [weight for folder in folders_of_weights for weight in weights_in(folder, names, pickles)]
         return sorted(weights + [name for name in kept if str(PurePosixPath(name).parent) in folders])
     files = [name for name in names if name.endswith(".safetensors")]
-    files = files or [name for name in names if pickles and name.endswith(ENDINGS)]
+    files = files or [name for name in names if pickles and name.endswith(PICKLE_ENDINGS)]
     if len(files) != 1:
         which = f"name one, as in {repository}/{files[0]}" if files else "and no folder of a model that diptych reads"
         raise UserError(f"{repository} has {len(files)} files of weights ({listed(names)}): {which}")
@@ -171,11 +171,11 @@ def depth(name: str) -> int:
 
 def single(chosen: list[str]) -> bool:
     """One file of weights, not a folder."""
-    return len(chosen) == 1 and chosen[0].endswith((".safetensors", *ENDINGS))
+    return len(chosen) == 1 and chosen[0].endswith((".safetensors", *PICKLE_ENDINGS))
 
 
 def listed(names: Iterable[str]) -> str:
-    weights = [name for name in names if name.endswith((".safetensors", *ENDINGS))]
+    weights = [name for name in names if name.endswith((".safetensors", *PICKLE_ENDINGS))]
     return ", ".join(weights[:8]) + (", ..." if len(weights) > 8 else "") if weights else "none"
 
 

@@ -16,12 +16,11 @@ import torch
 
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
-from diptych.weights.hub import UNUSED, hub_id
-from diptych.weights.pickles import ENDINGS
+from diptych.weights.tensors import PICKLE_ENDINGS
 
 REMEMBERED = 2**24
 """Bytes from which on the hash of a file is kept beside its size and time, so that gigabytes are read once."""
-COUNTING = (".safetensors", *ENDINGS, ".json", ".txt", ".model")
+COUNTING = (".safetensors", *PICKLE_ENDINGS, ".json", ".txt", ".model")
 """Endings of the files that decide what a model makes."""
 
 
@@ -39,6 +38,8 @@ class Origin:
     @functools.cached_property
     def sha256(self) -> str:
         """Of a file its own hash; of a folder a hash over the names and hashes of its files."""
+        from diptych.weights.hub import UNUSED
+
         if self.path.is_file():
             return file_sha256(self.path)
         files = (path for path in self.path.rglob("*") if path.suffix in COUNTING and path.is_file())
@@ -48,6 +49,8 @@ class Origin:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def metadata(self) -> dict[str, Any]:
+        from diptych.weights.hub import hub_id
+
         commit = re.search(r"/snapshots/([0-9a-f]{40})(?:/|$)", self.path.as_posix())
         found = {"source": self.source, "sha256": self.sha256, **self.options}
         return {**found, "revision": commit.group(1)} if commit and hub_id(self.source) else found

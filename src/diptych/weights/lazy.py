@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from diptych.core.errors import UserError
 from diptych.weights.files import shard_files
-from diptych.weights.pickles import is_pickle, read_pickle
-from diptych.weights.tensors import entries, finite
+from diptych.weights.tensors import entries, finite, is_pickle
 from diptych.weights.tensors import read as read_tensor
 
 VARIANTS = ("", "fp16", "bf16", "fp32", "ema", "non_ema")
@@ -68,6 +67,8 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         shapes: dict[str, tuple[int, ...]] = {}
         for file, promised in weight_files(path, name):
             if file.is_file() and is_pickle(file):
+                from diptych.weights.pickles import read_pickle
+
                 tensors = read_pickle(file, allow_pickle)
                 found = {key: tensor.read for key, tensor in tensors.items()}
                 sizes = {key: tensor.shape for key, tensor in tensors.items()}

@@ -14,14 +14,9 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.weights.pickled_values import STORAGES, Array, Laid, Name, RefusedPickle, Storage, Stub, whole
-from diptych.weights.tensors import read_bytes
+from diptych.weights.tensors import MAGIC, read_bytes
 from diptych.weights.unpickle import Machine
 
-ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
-MAGIC = (b"PK\x03\x04", b"\x80")
-"""How pickles begin: torch's zip archives, and its older files."""
-OTHER_MAGIC = (b"GGUF", b"\x89HDF", b"version h")
-"""How files begin that programs name so, and that are refused by name."""
 OLDER = (0x1950A86A20F9469CFC6C, 1001)
 """The first two pickles of such an older file."""
 NESTED = ("state_dict", "params_ema", "params", "model", "module")
@@ -36,22 +31,6 @@ class Stored(NamedTuple):
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-
-
-def is_weights(path: Path) -> bool:
-    """Whether a file begins as one of weights does, whatever its name: safetensors, a pickle, or another format's."""
-    with path.open("rb") as file:
-        head, size = file.read(9), path.stat().st_size
-    safe = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size
-    return safe or head.startswith((*MAGIC, *OTHER_MAGIC)) or path.suffix in (".safetensors", ".sft", ".gguf", *ENDINGS)
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether a file begins as pickles do and does not claim to be safetensors."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    header = head[8:9] == b"{"  # a safetensors header, whose length may begin with any byte
-    return path.suffix != ".safetensors" and head.startswith(MAGIC) and not header
 
 
 def read_pickle(path: Path, allowed: bool = False) -> dict[str, Stored]:

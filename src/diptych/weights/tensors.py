@@ -18,6 +18,14 @@ from torch import Tensor
 from diptych.core.errors import UserError
 from diptych.weights.files import open_safetensors
 
+PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of the names of pickled checkpoints."""
+MAGIC = (b"PK\x03\x04", b"\x80")
+"""How pickles begin: torch's zip archives, and its older files."""
+OTHER_MAGIC = (b"GGUF", b"\x89HDF", b"version h")
+"""How other formats begin under such a name; they are refused with the format's name."""
+
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -104,3 +112,23 @@ def finite(tensor: Tensor) -> bool:
     narrow = tensor.dtype.itemsize == 1  # torch has no isfinite for 8-bit floats
     flat = tensor.reshape(-1)
     return all(torch.isfinite(part.float() if narrow else part).all() for part in flat.split(CHUNK))
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file begins as one of weights does, whatever its name: safetensors, a pickle, or another format's."""
+    with path.open("rb") as file:
+        head, size = file.read(9), path.stat().st_size
+    safe = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size
+    return (
+        safe
+        or head.startswith((*MAGIC, *OTHER_MAGIC))
+        or path.suffix in (".safetensors", ".sft", ".gguf", *PICKLE_ENDINGS)
+    )
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles do and does not claim to be safetensors."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    header = head[8:9] == b"{"  # a safetensors header, whose length may begin with any byte
+    return path.suffix != ".safetensors" and head.startswith(MAGIC) and not header

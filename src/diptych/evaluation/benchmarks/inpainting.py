@@ -20,7 +20,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.conditioning.masks import MaskConfig, drawn_masks, shares
+from diptych.conditioning.concat_config import MaskConfig
+from diptych.conditioning.masks import drawn_masks, shares
 from diptych.core.errors import UserError
 from diptych.core.images import save_png, to_images, to_tensor
 from diptych.data.caption_text import is_scene

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from diptych.conditioning.degradations import DegradationConfig, degraded
+from diptych.conditioning.concat_config import DegradationConfig
+from diptych.conditioning.degradations import degraded
 from diptych.core.errors import UserError
 from diptych.core.hashing import mix
 from diptych.core.images import grid, to_images, to_tensor

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diptych.core.errors import UserError
-from diptych.encoders.clip import ClipText, ClipTextConfig
+from diptych.encoders.clip import ClipText
+from diptych.encoders.configs import ClipTextConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.unet import UNet, UNetConfig

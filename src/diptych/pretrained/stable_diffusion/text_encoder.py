@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import UserError
-from diptych.encoders.clip import ClipTextConfig
+from diptych.encoders.configs import ClipTextConfig
 from diptych.encoders.frozen import pretrained_config
 from diptych.encoders.tokenizers import saved_tokenizer
 from diptych.pretrained.key_map import Layout, Piece, pieces

@@ -7,8 +7,7 @@ import dataclasses
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import MiniLMConfig
+from diptych.encoders.configs import ClassConfig, MiniLMConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.pretrained.guided_diffusion import COSINE, LINEAR

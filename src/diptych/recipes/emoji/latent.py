@@ -9,7 +9,7 @@ from typing import Any
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.registry import JointTransformerConfig, MiniLMConfig
+from diptych.encoders.configs import JointTransformerConfig, MiniLMConfig
 from diptych.models.judge import JudgeConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.autoencoder import AutoencoderConfig

@@ -7,7 +7,7 @@ from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
-from diptych.encoders.registry import MiniLMConfig
+from diptych.encoders.configs import MiniLMConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig

@@ -7,8 +7,7 @@ from typing import Any
 
 from diptych.data.dataset import DataConfig
 from diptych.data.emoji.icon_sources import SETS
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import MiniLMConfig
+from diptych.encoders.configs import ClassConfig, MiniLMConfig
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
 from diptych.recipes.emoji.latent import DATA_64, PROMPTS, SMALL_VQ

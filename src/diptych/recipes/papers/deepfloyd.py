@@ -13,7 +13,7 @@ from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.registry import T5Config
+from diptych.encoders.configs import T5Config
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.training.experiment_config import Recipe, StageTraining

@@ -13,14 +13,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from diptych.conditioning.concat_config import MaskConfig
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
-from diptych.conditioning.masks import MaskConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.joint import JointTransformerConfig
-from diptych.encoders.registry import ClipTextConfig
+from diptych.encoders.configs import ClipTextConfig, JointTransformerConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig

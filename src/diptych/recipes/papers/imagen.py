@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from diptych.conditioning.degradations import DegradationConfig
+from diptych.conditioning.concat_config import DegradationConfig
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
-from diptych.encoders.registry import T5Config
+from diptych.encoders.configs import T5Config
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig

@@ -12,8 +12,7 @@ from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.classes import ClassConfig
-from diptych.encoders.registry import JointTransformerConfig
+from diptych.encoders.configs import ClassConfig, JointTransformerConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm import AdmUNetConfig

@@ -8,7 +8,7 @@ They were trained in turn: 237 k steps at 256 px, then 512 px for 194 k (v1-1) a
 from __future__ import annotations
 
 from diptych.data.dataset import DataConfig
-from diptych.encoders.registry import ClipTextConfig
+from diptych.encoders.configs import ClipTextConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.recipes.papers.ldm import training
 from diptych.training.experiment_config import LatentTraining, Recipe

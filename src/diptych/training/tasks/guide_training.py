@@ -16,8 +16,7 @@ from diptych.core.errors import UserError
 from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.classes import ClassConfig, plain
-from diptych.encoders.registry import FrozenConfig
+from diptych.encoders.configs import ClassConfig, FrozenConfig, plain
 from diptych.models.noisy_guide import NoisyGuide
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.noisy_classifier import NoisyClassifierConfig

