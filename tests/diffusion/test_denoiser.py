@@ -102,9 +102,9 @@ def test_loss_is_the_mean_error_per_image():
     denoiser = Denoiser(lambda x, time: torch.zeros_like(x), ScheduleConfig().build())
     t = torch.tensor([0.2, 0.7])
     assert torch.allclose(denoiser.loss(x0, noise, t), noise.square().mean((1, 2)))
-    assert torch.allclose(denoiser.loss(x0, noise, t, kind="l1"), noise.abs().mean((1, 2)))
+    assert torch.allclose(denoiser.loss(x0, noise, t, loss_type="l1"), noise.abs().mean((1, 2)))
     with pytest.raises(UserError, match="min-snr weighs a squared error"):
-        denoiser.loss(x0, noise, t, weighting="min-snr", kind="l1")
+        denoiser.loss(x0, noise, t, weighting="min-snr", loss_type="l1")
 
 
 def test_learned_variance_is_the_second_half_of_the_output():

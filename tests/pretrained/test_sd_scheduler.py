@@ -320,7 +320,7 @@ def test_what_is_refused_is_refused_where_it_is_used_alone(settings: dict[str, A
     """By default, and by samplers whose class reads it: all others sample as `from_config` of that file makes them."""
     values: dict[str, Any] = {"_class_name": "DDIMScheduler", **SD, "steps_offset": 1, **settings}
     config = LatentConfig.from_dict({**jsonable(sampling_fields(values, "a file"))})
-    with pytest.raises(UserError, match=r"a file: .*; what can be had is --sampler"):
+    with pytest.raises(UserError, match=r"a file: .*; choose another by --sampler"):
         read_sampler(None, config)
     for sampler, (kind, extra) in ASKED.items():
         if sampler in kept:

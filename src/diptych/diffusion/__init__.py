@@ -1,1 +1,1 @@
-"""The maths of diffusion, no networks: schedules, what a network predicts, guidance, samplers."""
+"""The maths of diffusion without networks: schedules, denoiser, losses, guidance, samplers."""

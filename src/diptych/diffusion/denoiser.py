@@ -20,7 +20,7 @@ Cond = Mapping[str, Tensor]
 """A condition: keyword arguments of the network, the first axis of each is the batch."""
 Prediction = Literal["eps", "v", "x0", "flow"]
 Weighting = Literal["none", "min-snr", "truncated-snr"]
-ErrorKind = Literal["mse", "l1"]
+LossType = Literal["mse", "l1"]
 Time = float | Tensor
 """A time in [0, 1]: one for the whole batch, or (B,)."""
 
@@ -132,7 +132,7 @@ class Denoiser:
         cond: Cond | None = None,
         weighting: Weighting = "none",
         gamma: float = 5.0,
-        kind: ErrorKind = "mse",
+        loss_type: LossType = "mse",
     ) -> Tensor:
         """(B,) mean error of the network's output, one per image: squared, or absolute with `l1` (SR3, section 2.2).
 
@@ -146,9 +146,9 @@ class Denoiser:
         x = self.add_noise(x0, noise, times)
         output, fraction = self._run(x, times, cond or {})
         error = output - self.target(x0, noise, times)
-        if pick("loss", kind, ("mse", "l1")) == "l1" and weighting != "none":
+        if pick("loss", loss_type, ("mse", "l1")) == "l1" and weighting != "none":
             raise UserError(f"{weighting} weighs a squared error: it does not go with the loss l1")
-        error = (error.square() if kind == "mse" else error.abs()).reshape(len(x), -1).mean(1)  # (B,)
+        error = (error.square() if loss_type == "mse" else error.abs()).reshape(len(x), -1).mean(1)  # (B,)
         error = error * self.weight(times, weighting, gamma).to(error)
         if fraction is None:
             return error

@@ -130,7 +130,7 @@ class SamplerChoice(Protocol):
 
 
 def read_sampler(sampler: str | None, config: SamplerChoice) -> str:
-    """The name of a sampler: the model's own if none is given, with a warning where it stands in for another.
+    """The name of a sampler: the model's own if none is given, with a warning where that replaces an unsupported one.
 
     Raises `UserError` for an unknown one, and for one that the model as published does not allow.
     """
@@ -138,7 +138,7 @@ def read_sampler(sampler: str | None, config: SamplerChoice) -> str:
     refused = dict(config.unsupported_samplers)
     if reason := refused.get("" if sampler is None else name):
         others = ", ".join(other for other in SAMPLERS if other not in refused)
-        raise UserError(f"{reason}; what can be had is --sampler (sampler=) {others}")
+        raise UserError(f"{reason}; choose another by --sampler (sampler=): {others}")
     if sampler is None and config.published_scheduler is not None:
         warn(
             f"{config.published_scheduler} is not among the samplers: {name} stands in for it; choose any by --sampler "

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from diptych.networks.adm_blocks import AdmAttention, AdmResidualBlock
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.networks.conditioned_unet import LEVEL_UNITS, ConditionedUNet, TextPooling
-from diptych.networks.layers import Downsample, Upsample, norm, timestep_embedding, zero_init
+from diptych.networks.conditioned_unet import LEVEL_UNITS, ConditionedUNet
+from diptych.networks.layers import Downsample, TextPooling, Upsample, norm, timestep_embedding, zero_init
 from diptych.networks.residual import ACTIVATIONS
 
 __all__ = ["AdmUNet", "AdmUNetConfig"]
@@ -143,7 +143,7 @@ class AdmUNet(AdmEncoder):
     def predict(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         x, skips = self.encode(x, embedding, context, mask)
         for block in self.up:
-            if not block.doubles:  # reads a skip connection
+            if not block.doubles:  # takes a skip connection
                 x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, embedding, context, mask)
         return self.conv_out(self.activated(self.norm_out(x)))

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diptych.core.config import Config
 from diptych.networks.layers import timestep_embedding
@@ -52,39 +51,6 @@ class ConditionedUNetConfig(Config):
     def build(self) -> ConditionedUNet:
         """The network that this config describes, with random weights."""
         raise NotImplementedError
-
-
-class TextPooling(nn.Module):
-    """Tokens (B, L, D) pooled by the attention of their mean, with an offset, to all of them: (B, width).
-
-    mask (B, L) bool: True for the tokens to pool; all of them if none.
-    """
-
-    def __init__(self, context_width: int, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(context_width)
-        self.offset = nn.Parameter(torch.randn(1, context_width) / context_width**0.5)
-        self.query, self.key, self.value = (nn.Linear(context_width, context_width) for _ in range(3))
-        self.project = nn.Linear(context_width, width)
-        self.norm2 = nn.LayerNorm(width)
-
-    def forward(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        context = self.norm1(context)
-        if mask is None:
-            mean = context.mean(1, keepdim=True)  # (B, 1, D)
-        else:
-            real = mask[..., None].to(context)
-            mean = (context * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
-            mask = F.pad(mask, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + L)
-        mean = mean + self.offset.to(context)
-        tokens = torch.cat([mean, context], 1)
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(mean), self.key(tokens), self.value(tokens))
-        )
-        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1)  # (B, D)
-        return self.norm2(self.project(pooled))
 
 
 class ConditionedUNet(nn.Module):
@@ -139,7 +105,7 @@ class ConditionedUNet(nn.Module):
         raise NotImplementedError
 
     def project_context(self, context: Tensor | None, label: Tensor | None) -> Tensor | None:
-        """The tokens (B, L, D) that attention reads."""
+        """The tokens (B, L, D) of cross-attention."""
         raise NotImplementedError
 
     def predict(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:

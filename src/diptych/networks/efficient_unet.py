@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.config import Within
-from diptych.networks.conditioned_unet import ConditionedUNetConfig, SummedConditions, TextPooling
-from diptych.networks.layers import SpatialTransformer, norm, zero_init
+from diptych.networks.conditioned_unet import ConditionedUNetConfig, SummedConditions
+from diptych.networks.layers import SpatialTransformer, TextPooling, norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
 

@@ -194,3 +194,36 @@ class SpatialTransformer(nn.Module):
         else:
             h = self.project_out(h.transpose(1, 2).unflatten(2, (height, width)))
         return x + h
+
+
+class TextPooling(nn.Module):
+    """Tokens (B, L, D) pooled by the attention of their mean, with an offset, to all of them: (B, width).
+
+    mask (B, L) bool: True for the tokens to pool; all of them if none.
+    """
+
+    def __init__(self, context_width: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(context_width)
+        self.offset = nn.Parameter(torch.randn(1, context_width) / context_width**0.5)
+        self.query, self.key, self.value = (nn.Linear(context_width, context_width) for _ in range(3))
+        self.project = nn.Linear(context_width, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        context = self.norm1(context)
+        if mask is None:
+            mean = context.mean(1, keepdim=True)  # (B, 1, D)
+        else:
+            real = mask[..., None].to(context)
+            mean = (context * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+            mask = F.pad(mask, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + L)
+        mean = mean + self.offset.to(context)
+        tokens = torch.cat([mean, context], 1)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(mean), self.key(tokens), self.value(tokens))
+        )
+        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1)  # (B, D)
+        return self.norm2(self.project(pooled))

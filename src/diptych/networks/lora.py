@@ -59,7 +59,7 @@ class Adapter(NamedTuple):
 
     change: LowRank
     scale: float
-    """By what it is multiplied, alpha / rank aside; 0 is none, negative ones turn it round."""
+    """Factor besides alpha / rank; 0 is no change, negative ones reverse it."""
     live: bool
     """Added to the layer's output at each call; otherwise to its weight."""
 

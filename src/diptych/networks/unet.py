@@ -160,7 +160,7 @@ class UNet(SummedConditions):
         before, attention, after = self.middle
         x = after(attention(before(x, embedding), context, mask), embedding)
 
-        for block in self.up:  # each reads the skip connection of its size
+        for block in self.up:  # each takes the skip connection of its size
             x = block(torch.cat([x, skips.pop()], dim=1), embedding, context, mask)
             if isinstance(block.resample, Upsample):
                 x = block.resample(x, skips[-1].shape[-2:])
