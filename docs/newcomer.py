@@ -83,8 +83,8 @@ PARTS = (
         aim=600,
         reads={
             "cli/main.py": ("main",),
-            "cli/commands.py": ("generate", "save"),
-            "cli/output.py": ("paint", "write_png"),
+            "cli/generate_commands.py": ("generate",),
+            "cli/output.py": ("generate_images", "save_image", "write_png"),
             "__init__.py": ("load",),
             "pretrained/load.py": ("load", "open_model", "find", "open_own"),
             "models/latent_diffusion.py": (

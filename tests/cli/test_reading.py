@@ -199,7 +199,7 @@ def test_captions_of_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     names = [{"id": i, "file_name": f"{i:02d}.jpg"} for i in range(4)]
     file.write_text(json.dumps({"images": names, "annotations": rows}))
     assert cli.main(["data", "captions", str(file), "--pictures", str(folder)]) == 0
-    assert "6 captions of 3 pictures" in capsys.readouterr().out
+    assert "6 captions of 3 images" in capsys.readouterr().out
     data = open_dataset(DataConfig(path=str(folder), size=16))
     assert [data[i].captions for i in range(3)] == [(f"caption {i}.", f"caption {i + 3}.") for i in range(3)]
     with pytest.raises(UserError, match="is there already"):

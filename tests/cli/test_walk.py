@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from diptych.cli import main as cli
-from diptych.cli.commands import slug
-from diptych.cli.types import read_jobs, vary
+from diptych.cli.image_list import apply_variations, read_image_list
+from diptych.cli.output import slug
 from diptych.recipes import get
 from tests.recipes.test_documents import ROOT, blocks
 from tests.test_docs import own_images
@@ -46,10 +46,10 @@ def read_by(arguments: Any) -> set[str]:
     given = vars(arguments)
     names = [
         str(given[key])
-        for key in "model image mask low again decoder data judge words tokenizer".split()
+        for key in "model image mask low_res from_png decoder data judge words tokenizer".split()
         if given.get(key)
     ]
-    names += [str(name) for key in ("classifier", "clip", "lora") for name, _ in given.get(key) or ()]
+    names += [str(name) for key in ("guides", "lora") for name, _ in given.get(key) or ()]
     names += [*(given.get("models") or ()), *(given.get("stages") or ())]
     if arguments.command.__name__ in ("train", "precompute"):
         recipe = get(given["recipe"]).override(given["assignments"])
@@ -67,16 +67,16 @@ def made_by(arguments: Any) -> list[str]:
         return [str(arguments.run_dir or f"runs/{arguments.recipe}")]
     if kind == "precompute":
         return [str(arguments.out or f"cache/{arguments.recipe}")]
-    if kind == "data_emoji":
+    if kind == "emoji":
         return [str(arguments.out or f"data/emoji-{arguments.size}")]
     if kind == "convert":
         return [str(arguments.target)]
     if kind == "generate":
-        if arguments.again is not None:
+        if arguments.from_png is not None:
             return []  # names that are not taken yet, of what the PNG says
-        vary(arguments)
-        stems = [f"{arguments.out}/{slug(prompt)}-s{seed}" for prompt, seed in read_jobs(arguments)]
-        sizes = STAGES.get(arguments.model, ()) if arguments.keep else ()
+        apply_variations(arguments)
+        stems = [f"{arguments.out}/{slug(prompt)}-s{seed}" for prompt, seed in read_image_list(arguments)]
+        sizes = STAGES.get(arguments.model, ()) if arguments.keep_stages else ()
         return [f"{stem}{end}.png" for stem in stems for end in ("", *(f"-stage-{size}" for size in sizes))]
     out = getattr(arguments, "out", None)
     return [] if out is None or kind == "demo" else [str(out)]

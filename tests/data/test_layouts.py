@@ -116,7 +116,7 @@ def test_openimages_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(command) == 2
     assert "--classes" in capsys.readouterr().err
     assert cli.main([*command, "--classes", str(classes)]) == 0
-    assert "1 boxes of 1 classes in 1 pictures" in capsys.readouterr().out
+    assert "1 boxes of 1 classes in 1 images" in capsys.readouterr().out
     assert json.loads((folder / "metadata.jsonl").read_text())["layout"] == "Dog, wet 0 0.5 0.5 1"
 
 

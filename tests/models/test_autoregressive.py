@@ -15,7 +15,7 @@ from torch import Tensor
 import diptych
 from diptych.cli import main as cli
 from diptych.cli.describe import describe
-from diptych.cli.output import fitting
+from diptych.cli.option_checks import accepted_options
 from diptych.core.errors import UserError
 from diptych.encoders.configs import build_reader
 from diptych.models.autoregressive import Autoregressive
@@ -282,9 +282,9 @@ def test_the_command_line_paints_and_tells(tmp_path: Path, monkeypatch: pytest.M
             prompt, seed = told.pop("prompt"), told.pop("seed")
             assert same_picture(system("class").generate(prompt, seeds=[seed], **told).images[0], picture)
     for option, says in (
-        ("--steps=5", "--steps is for models that walk from noise to picture"),
-        ("--temperature=0", "temperature must be more than 0"),
-        ("--top-k=0", "must be a whole number 1 or more"),
+        ("--steps=5", "--steps is for diffusion models"),
+        ("--temperature=0", "--temperature: must be more than 0"),
+        ("--top-k=0", "must be at least 1, not 0"),
     ):
         assert cli.main(["generate", "red", "--model", "codes", option]) == 2
         error = capsys.readouterr().err
@@ -293,14 +293,14 @@ def test_the_command_line_paints_and_tells(tmp_path: Path, monkeypatch: pytest.M
 
 def test_settings_of_other_models_are_refused_by_name(model: Autoregressive) -> None:
     for name in ("temperature", "top_k", "top_p"):
-        option = f"--{name.replace('_', '-')} is for models that write a picture code by code"
+        option = f"--{name.replace('_', '-')} is for autoregressive models"
         with pytest.raises(UserError, match=option):
-            fitting(latent_system(), "latent", {name: 1})
-        assert fitting(model, "codes", {name: 1, "steps": None}) == {name: 1}
+            accepted_options(latent_system(), "latent", {name: 1})
+        assert accepted_options(model, "codes", {name: 1, "steps": None}) == {name: 1}
     for name, what in (
-        ("sampler", "walk from noise to picture"),
-        ("strength", "walk from noise"),
+        ("sampler", "diffusion models"),
+        ("strength", "diffusion models"),
         ("tile", "latent models"),
     ):
         with pytest.raises(UserError, match=f"--{name} is for .*{what}"):
-            fitting(model, "codes", {name: 1})
+            accepted_options(model, "codes", {name: 1})

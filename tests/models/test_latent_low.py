@@ -12,8 +12,8 @@ from PIL import Image
 from torch.nn import functional
 
 import diptych
-from diptych.cli import output as painting
 from diptych.cli.describe import describe
+from diptych.cli.option_checks import accepted_options
 from diptych.conditioning.concat import LowResConcat, at_latents
 from diptych.conditioning.concat_config import DegradationConfig
 from diptych.conditioning.degradations import degraded
@@ -157,11 +157,11 @@ def test_a_model_that_does_not_enlarge_takes_no_small_picture() -> None:
     model = system()
     with pytest.raises(UserError, match="not trained to enlarge pictures: leave --low"):
         model.generate("a red picture", low=picture())
-    with pytest.raises(UserError, match="--low is for models that enlarge pictures, and the model mine is none"):
-        painting.fitting(model, "mine", {"low": "x"})
-    assert painting.fitting(enlarging(), "mine", {"low": "x"}) == {"low": "x"}
-    with pytest.raises(UserError, match="--augmentation is for models over pixels that enlarge"):
-        painting.fitting(enlarging(), "mine", {"augmentation": 0.1})
+    with pytest.raises(UserError, match="--low-res is for models that enlarge images, and the model mine is none"):
+        accepted_options(model, "mine", {"low_res": "x"})
+    assert list(accepted_options(enlarging(), "mine", {"low_res": "x"}).values()) == ["x"]
+    with pytest.raises(UserError, match="--augmentation is for pixel models that enlarge images"):
+        accepted_options(enlarging(), "mine", {"augmentation": 0.1})
 
 
 @pytest.mark.parametrize("factor", (3, 5))

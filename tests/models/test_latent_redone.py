@@ -248,22 +248,30 @@ def test_the_command_paints_over_a_picture(files: None, folders: dict[str, str])
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("latent", ["--strength", "0.5"], "--strength goes with --image: name the image to start from"),
+        ("latent", ["--strength", "0.5"], "--strength goes with --image: give both"),
         ("latent", ["--mask", "m.png"], "--mask goes with --image"),
         ("latent", ["--paste"], "--paste goes with --image"),
         ("latent", ["--image", "p.png", "--paste"], "--paste goes with --mask"),
         (
             "latent",
             ["--image", "p.png", "--strength", "nan"],
-            "argument --strength: must be a number from 0 to 1, not 'nan'",
+            "argument --strength: must be a finite number, not nan",
         ),
         (
             "latent",
             ["--image", "p.png", "--strength", "much"],
-            "argument --strength: must be a number from 0 to 1, not 'much'",
+            "argument --strength: must be a finite number, not 'much'",
         ),
-        ("latent", ["--image", "p.png", "--strength", "0"], "strength must lie above 0 and be at most 1, not 0"),
-        ("latent", ["--image", "p.png", "--strength", "1.5"], "argument --strength: must be a number from 0 to 1"),
+        (
+            "latent",
+            ["--image", "p.png", "--strength", "0"],
+            "argument --strength: must be more than 0 and at most 1, not 0",
+        ),
+        (
+            "latent",
+            ["--image", "p.png", "--strength", "1.5"],
+            "argument --strength: must be more than 0 and at most 1, not 1.5",
+        ),
         ("latent", ["--image", "p.png", "--strength", "0.1"], "strength 0.1 of 3 steps leaves none to take"),
         ("latent", ["--image", "nothing.png"], "nothing.png is no file"),
         ("latent", ["--image", "words.txt"], "not a PNG, JPEG or WebP picture"),
@@ -282,8 +290,8 @@ def test_a_mistake_is_one_line(files, folders, capsys, name: str, options: list[
 @pytest.mark.parametrize("option", ["image", "strength", "mask", "paste"])
 def test_a_model_of_codes_is_not_asked(option: str) -> None:
     """It takes none of these, and the option is named; the other panel takes all."""
-    from diptych.cli.output import fitting
+    from diptych.cli.option_checks import accepted_options
 
-    assert all(fitting(kind, "mine", {option: 0.5}) for kind in (LatentDiffusion, Cascade, PixelDiffusion))
-    with pytest.raises(UserError, match=f"--{option} is for models that walk from noise .* codes is none of them"):
-        fitting(Autoregressive, "codes", {option: 0.5})
+    assert all(accepted_options(kind, "mine", {option: 0.5}) for kind in (LatentDiffusion, Cascade, PixelDiffusion))
+    with pytest.raises(UserError, match=f"--{option} is for diffusion models, .* codes is none of them"):
+        accepted_options(Autoregressive, "codes", {option: 0.5})

@@ -13,11 +13,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diptych.cli import main as cli
-from diptych.cli.commands import SAMPLING
 from diptych.cli.output import write_png
-from diptych.cli.regenerate import HANDED, SETTINGS
+from diptych.cli.regenerate import IMAGES, OPTIONS, SPECIAL, WITHOUT_EFFECT
 from diptych.core.errors import UserError
 from diptych.models.metadata import infotext, png_texts, read_metadata
+from diptych.models.options import all_options
 from diptych.weights.identity import file_sha256
 from tests.models import codes, latents, stages
 
@@ -185,8 +185,8 @@ def test_every_stage_that_was_kept_is_made_again(here: Path, capsys: pytest.Capt
 
 
 def test_every_setting_that_is_recorded_is_read_again() -> None:
-    read = {*SETTINGS, *HANDED, "size", "decoder"}
-    assert {*SAMPLING} - read == {"keep", "one_at_a_time"}  # which change no image
+    options = [name for name, option in all_options().items() if option.arguments]
+    assert sorted((*OPTIONS, *IMAGES, *SPECIAL, *WITHOUT_EFFECT)) == sorted(options)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.cli.commands import opened_guides
+from diptych.cli.generate_commands import open_guides
 from diptych.cli.main import parse
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
@@ -238,6 +238,6 @@ def test_the_command_line_opens_each_with_its_scale(tmp_path: Path) -> None:
     found = parse(
         ["generate", "a cat", "--classifier", f"{tmp_path / 'mine'}:2.5", "--clip", "judge:3", "--clip", "judge"]
     )
-    guides = opened_guides(found)["guides"]
+    guides = open_guides(found)["guides"]
     assert [(guide.name, scale) for guide, scale in guides] == [("mine", 2.5), ("judge", 3.0), ("judge", 1.0)]
-    assert opened_guides(parse(["generate", "a cat"])) == {}
+    assert open_guides(parse(["generate", "a cat"])) == {}

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import diptych
 from diptych.cli.main import main
-from diptych.cli.types import lora as read_option
 from diptych.core.errors import UserError
+from diptych.core.values import ScaledFile
 from diptych.networks.lora import Adapter, LowRank, adapt, adapted
 from diptych.pretrained.lora_files import LoRA
 from diptych.weights.identity import named_file
@@ -382,7 +382,7 @@ def test_load_and_generate_take_files(pipeline, folder: Path, tmp_path: Path, ca
     with Image.open(tmp_path / "apple-s0.png") as picture:
         assert json.loads(picture.text["diptych"])["lora"] == told  # pyright: ignore[reportAttributeAccessIssue]
     assert main(["generate", "apple", "--model", str(folder), "--out", str(tmp_path), "--lora", f"{one}:inf"]) == 2
-    assert "must be a number" in capsys.readouterr().err
+    assert "--lora: must be a finite number, not inf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -397,4 +397,4 @@ def test_load_and_generate_take_files(pipeline, folder: Path, tmp_path: Path, ca
     ],
 )
 def test_a_scale_stands_behind_a_colon(text: str, file: str, scale: float) -> None:
-    assert read_option(text) == (Path(file), scale)
+    assert ScaledFile().parse(text) == (Path(file), scale)

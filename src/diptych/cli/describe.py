@@ -1,4 +1,4 @@
-"""What a recipe or model is made of: its config, and the parameters of its networks."""
+"""The config of a recipe or model, and how many parameters its networks have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from diptych.core.errors import UserError
+from diptych.core.terminal import console, tell
 from diptych.encoders.base import network_of
 from diptych.encoders.configs import T5Config
 from diptych.models.autoregressive_config import AutoregressiveConfig
@@ -96,3 +97,18 @@ def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
     if isinstance(text, dict) and text.get("path", "") is None and (folder / "text" / "config.json").is_file():
         values = {**values, "text": {**text, "path": str(folder / "text")}}  # it lies with its model
     return built.from_dict(values), config
+
+
+def print_networks(described: dict[str, Any]) -> None:
+    """The parameters of each network, as a table."""
+    from rich.table import Table
+
+    table = Table("network", "parameters")
+    table.columns[1].justify = "right"
+    for name, parameters in described["networks"].items():
+        table.add_row(name, f"{parameters:,}")
+    if len(described["networks"]) > 1:
+        table.add_section()
+        table.add_row("total", f"{described['total']:,}")
+    tell(described["name"])
+    console().print(table)

@@ -1,4 +1,4 @@
-"""The command `diptych`: how its words are read, and how it ends.
+"""The command `diptych`: its arguments, warnings, errors and exit codes.
 
 Exit codes: 0 done, 1 `data check` found broken examples, 2 a mistake of the user (one line on standard error that says
 what to do), 130 interrupted.
@@ -14,7 +14,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,8 @@ from diptych.cli.parser import build_parser
 from diptych.core.errors import DiptychWarning, UserError, disk_error
 from diptych.core.terminal import log_here, printable, say
 
-TWO_WORDS = ("evaluate reconstruction", "evaluate inpainting", "evaluate super-resolution", "evaluate layout")
-"""Commands beside which the first word is a command of its own."""
 PATIENCE = 10.0
-"""Seconds that a process under torchrun leaves the first one to say what is wrong."""
+"""Seconds that a process under torchrun waits for the first one to report the same mistake."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,29 +32,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments = parse(argv)
             log_here()
-            with plain_warnings(shown=getattr(arguments, "warns", False)):
+            with warnings_in_one_line(shown=getattr(arguments, "warns", False)):
                 return arguments.command(arguments) or 0
         finally:
             sys.stdout.flush()  # here, where a closed pipe is still handled
     except UserError as error:
-        return complain(str(error) + how_to_make(str(error)))
+        return report(str(error) + how_to_make(str(error)))
     except KeyboardInterrupt:
-        return complain("interrupted", code=130)
+        return report("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, a name that is too long, a file where a folder should be, ...
-        return complain(str(disk_error(error)))
+        return report(str(disk_error(error)))
     except RuntimeError as error:
         if not str(error).startswith("Symlink loop"):  # what Python before 3.13 raises of links in a circle
             raise
-        return complain(f"{error}: name another place")
+        return report(f"{error}: name another place")
 
 
 @contextlib.contextmanager
-def plain_warnings(shown: bool) -> Iterator[None]:
-    """Within, a warning of diptych's is one line on standard error, each said once; or none where many images are made
-    that nobody asked for by their words.
+def warnings_in_one_line(shown: bool) -> Iterator[None]:
+    """Within, each warning of diptych's is one line on standard error, once. Those of evaluations are not `shown`:
+    nobody wrote their prompts by hand.
     """
     usual, seen = warnings.showwarning, set[str]()
 
@@ -75,7 +73,7 @@ def plain_warnings(shown: bool) -> Iterator[None]:
 
 
 def how_to_make(message: str) -> str:
-    """The command that makes the run, precomputed data or emoji data which a message misses, where a recipe does."""
+    """The command that makes the run, precomputed data or emoji data that a message names and that is missing."""
     for path, folder, name in re.findall(r"(?<![\w/.-])((runs|cache|data)/([\w-]+))(?![\w/-])", message):
         if Path(path).exists():
             continue
@@ -89,52 +87,53 @@ def how_to_make(message: str) -> str:
     return ""
 
 
-def complain(message: str, code: int = 2) -> int:
+def report(message: str, code: int = 2) -> int:
     """One line on standard error, whatever the message holds; under torchrun from one process, not from each."""
     line = printable(f"diptych: {' '.join(message.split())}")
-    if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    if error_file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with contextlib.suppress(OSError, KeyboardInterrupt):
             if (rank := os.environ.get("RANK", "0")) != "0":
-                # Most mistakes are made in every process: the first one says it, and torchrun ends the others.
+                # Most mistakes are made in every process: the first one reports it, and torchrun ends the others.
                 time.sleep(PATIENCE)
                 line = f"{line} (in process {rank})"
-            # torchrun ends its own account of a failure with what stands in this file.
-            stamp = {"py_callstack": line, "timestamp": str(int(time.time()))}
-            Path(report).write_text(json.dumps({"message": {"message": line, "extraInfo": stamp}}), encoding="utf-8")
+            # torchrun prints this file at the end of its own report.
+            extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+            failure = json.dumps({"message": {"message": line, "extraInfo": extra}})
+            Path(error_file).write_text(failure, encoding="utf-8")
     print(line, file=sys.stderr, flush=True)
     return code
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of one command. Words may stand before or after options: argparse alone wants them together."""
+    """The arguments of one command. Prompts may stand before and after options, which argparse does not allow."""
     parser = build_parser()
     words = sys.argv[1:] if argv is None else argv
     for word in words:
         if "\0" in word or re.search(r"[\ud800-\udc7f\udd00-\udfff]", word):  # no system hands these on
             raise UserError(f"an argument holds a null byte or half a character: {word[:80]!r}")
-    arguments, rest = parser.parse_known_args(joined(named(words)))
+    arguments, rest = parser.parse_known_args(join_values(join_commands(words, parser.commands)))
     more = getattr(arguments, "more", None)
     if rest and (more is None or any(word.startswith("-") for word in rest)):
-        arguments.parser.strange(rest)
+        arguments.parser.refuse(rest)
     if more is not None:
         getattr(arguments, more).extend(rest)
     return arguments
 
 
-def named(words: Sequence[str]) -> list[str]:
-    """The words with a command of two made one: argparse alone would ask for the arguments of the first, too."""
-    first = " ".join(words[:2])
-    return [first, *words[2:]] if first in TWO_WORDS else list(words)
+def join_commands(words: Sequence[str], commands: Collection[str]) -> list[str]:
+    """`evaluate layout` as one word, where it is a command: argparse would require the arguments of `evaluate` too."""
+    command = " ".join(words[:2])
+    return [command, *words[2:]] if command in commands else list(words)
 
 
-def joined(words: Sequence[str]) -> list[str]:
-    """`--steps -,8` as `--steps=-,8`, and `--seed -1,3` likewise, which argparse does not take for another option."""
-    found: list[str] = []
+def join_values(words: Sequence[str]) -> list[str]:
+    """`--steps -,8` as `--steps=-,8`, and `--seed -1,3` likewise: argparse would read the value as an option."""
+    joined: list[str] = []
     for word in words:
-        if word.startswith(("-,", "-1,")) and found and found[-1].startswith("--"):
-            word = f"{found.pop()}={word}"
-        found.append(word)
-    return found
+        if word.startswith(("-,", "-1,")) and joined and joined[-1].startswith("--"):
+            word = f"{joined.pop()}={word}"
+        joined.append(word)
+    return joined
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`diptych generate --from image.png`: what made an image, read from its metadata, found again and verified."""
+"""`diptych generate --from image.png`: an image's metadata turned back into options, its files found and verified."""
 
 from __future__ import annotations
 
@@ -13,42 +13,48 @@ from PIL import Image
 
 from diptych.core.errors import UserError, warn
 from diptych.core.images import read_picture
+from diptych.core.values import ImageFile
 from diptych.models.metadata import of_stage, read_metadata
+from diptych.models.options import all_options
 from diptych.weights.identity import Origin, file_sha256
 
-SETTINGS = (
-    *("negative", "steps", "guidance", "sampler", "schedule_type", "threshold", "augmentation", "strength", "paste"),
-    *("fit", "tile", "temperature", "top_k", "top_p", "weights", "long_prompts", "start", "stop"),
-)
-"""Metadata that are options by the same name."""
 OPENING = ("revision", "dtype", "ema", "prediction")
 """Metadata of a model that are options by the same name. Whether pickles may be read is not for an image to say."""
-STAGES = ("steps", "guidance", "sampler", "schedule_type", "threshold", "augmentation")
-"""Settings that a cascade has for each stage."""
-HANDED = {"image": "image", "mask": "mask", "low": "low-resolution image"}
+WITHOUT_EFFECT = ("keep_stages", "one_at_a_time")
+"""Options that change no image, and are not recorded."""
+SPECIAL = ("size", "decoder", "guides")
+"""Options that are recorded in another form than the command line has them."""
+IMAGES = tuple(name for name, option in all_options().items() if isinstance(option.value, ImageFile))
+"""Options that name an image: recorded are its file and SHA-256."""
+OPTIONS = tuple(
+    name
+    for name, option in all_options().items()
+    if option.arguments and name not in (*IMAGES, *WITHOUT_EFFECT, *SPECIAL)
+)
+"""Options that are recorded as they are."""
 
 
 @dataclass
 class Recorded:
-    """The metadata of an image, and whether what makes it anew is the same in all that decides."""
+    """The metadata of an image, and whether all that decides its pixels is asked for unchanged."""
 
     path: Path
     row: dict[str, Any]
     changed: bool = False
     """Whether the user asked for something else than what was recorded."""
-    renamed: set[str] = field(default_factory=set)
-    """The files that the user named in the place of those that were recorded."""
+    replaced: set[str] = field(default_factory=set)
+    """What the user named in place of what was recorded: model, guides."""
 
     @classmethod
     def read(cls, path: Path) -> Recorded:
-        """Raises a `UserError` where a file is no image, or says nothing of how it was made."""
-        row = read_metadata(path)
+        """Raises a `UserError` where a file is no image, has no metadata, or was made from noise of the caller's."""
+        row = rename(read_metadata(path))
         if isinstance(row.get("model"), str):  # as it was written at first
             row["model"] = {} if row["model"] == "default" else {"source": row["model"]}
         if "noise" in row:
             raise UserError(
-                f"{path} was made from noise that its maker handed in, which no file holds: "
-                "hand the same to `generate` in Python"
+                f"{path} was made from noise that was given in Python, which no file holds: "
+                "give the same to `generate` in Python"
             )
         return cls(path, row)
 
@@ -61,44 +67,40 @@ class Recorded:
                 self.set(arguments, name, model.get(name))
             self.set(arguments, "tokenizer", None if model.get("tokenizer") is None else Path(model["tokenizer"]))
         else:
-            self.renamed.add("model")
-        known = {
-            *row,
-            *(row["stages"][0] if row.get("stages") else ()),
-            *(("classifier", "clip") if "guides" in row else ()),
-        }
-        asked = (*SETTINGS, *HANDED, "size", "decoder", "lora", "classifier", "clip")
-        new = any(getattr(arguments, name) is not None for name in asked if name not in known)
-        if new or arguments.prompts or arguments.seed or arguments.count or arguments.variations:
+            self.replaced.add("model")
+        recorded = {*row, *(row["stages"][0] if row.get("stages") else ())}
+        deciding = (*OPTIONS, *IMAGES, *SPECIAL, "lora")
+        added = any(getattr(arguments, name) is not None for name in deciding if name not in recorded)
+        if added or arguments.prompts or arguments.seed or arguments.count or arguments.variations:
             self.changed = True
         arguments.prompts = arguments.prompts or ([row["prompt"]] if row["prompt"] else [])
         arguments.seed = arguments.seed or [range(row["seed"], row["seed"] + 1)]
-        arguments.keep = arguments.keep or (self.kept > 0 or None)
+        arguments.keep_stages = arguments.keep_stages or (self.kept > 0 or None)
         stages = row.get("stages")
-        for name in SETTINGS:
+        for name in OPTIONS:
             value = row.get(name)
-            if stages and name in STAGES:
+            if stages and all_options()[name].per_stage:
                 values = [stage.get(name) for stage in stages]
                 value = None if all(one is None for one in values) else values
             self.set(arguments, name, value)
-        if "size" in row and not stages and "low" not in row:
+        if "size" in row and not stages and "low_res" not in row:
             self.set(arguments, "size", tuple(row["size"]))
         if isinstance(decoder := row.get("decoder"), dict):
             self.set(arguments, "decoder", decoder.get("source"))
-            self.require(arguments.decoder, "decoder", "its decoder was handed in in Python", "--preview-decoder")
-        for name, what in HANDED.items():
+            self.require(arguments.decoder, "decoder", "its decoder was given in Python", "--decoder")
+        for name in IMAGES:
             if name in row:
-                self.find(arguments, name, what, row[name])
-        self.adapters(arguments)
+                self.set_image(arguments, name, row[name])
+        self.set_adapters(arguments)
 
     @property
     def kept(self) -> int:
-        """Which of the stages that ran made the image, from 1, where it is not the last one: those behind it run again,
-        because an image that was handed in is brought to the size of the last."""
+        """The number, from 1, of the stage of those that ran whose image this is; 0 for the last one. Where an image
+        was given, all stages run again, because it was brought to the size of the last."""
         return self.row.get("kept", 0)
 
     def set(self, arguments: argparse.Namespace, name: str, value: Any) -> None:
-        """One option, where it is not given."""
+        """Set one option, where it is not given."""
         if value is None or value is False:
             return
         if getattr(arguments, name) is None:
@@ -107,24 +109,26 @@ class Recorded:
             self.changed = True
 
     def require(self, value: Any, name: str, why: str, option: str) -> None:
+        """Raise a `UserError` where a value was not recorded."""
         if value is None:
             raise UserError(f"{self.path} does not say which {name} to take ({why}): give it as {option}")
 
-    def find(self, arguments: argparse.Namespace, name: str, what: str, entry: Any) -> None:
-        """The file of an image that was handed in; one that is given in its place is compared with it."""
+    def set_image(self, arguments: argparse.Namespace, name: str, entry: Any) -> None:
+        """Set an option that names an image; one that is given is compared with what was recorded."""
         entry = entry if isinstance(entry, dict) else {}
+        what = "low-resolution image" if name == "low_res" else name
         given: Path | None = getattr(arguments, name)
         if given is not None:
             if given.is_file() and entry.get("sha256") not in (None, file_sha256(given)):
                 warn(f"{given} is another file than the {what} that {self.path} was made from")
                 self.changed = True
             return
-        option = f"--{name}"
+        option = all_options()[name].arguments[0]
         self.require(entry.get("file"), what, "it was in memory, or not recorded", option)
-        setattr(arguments, name, self.located(entry, what, option))
+        setattr(arguments, name, self.find_file(entry, what, option))
 
-    def located(self, entry: Mapping[str, Any], what: str, option: str) -> Path:
-        """A recorded file, here or beside the image, with the content that was recorded."""
+    def find_file(self, entry: Mapping[str, Any], what: str, option: str) -> Path:
+        """A recorded file, here or in the image's folder, with the content that was recorded."""
         file = Path(entry["file"])
         places = [file, self.path.parent / file, self.path.parent / file.name, Path(file.name)]
         there = [place for place in places if place.is_file()]
@@ -138,73 +142,81 @@ class Recorded:
             )
         raise UserError(f"{self.path} was made from {wanted}, which is not here: give it as {option}")
 
-    def adapters(self, arguments: argparse.Namespace) -> None:
-        """LoRA files and guides."""
+    def set_adapters(self, arguments: argparse.Namespace) -> None:
+        """Set LoRA files and guides, where none are given."""
         if loras := self.row.get("lora"):
             if arguments.lora is None:
-                each = [(self.located(one, "LoRA file", "--lora"), one["scale"]) for one in loras]
-                arguments.lora = each
+                arguments.lora = [(self.find_file(one, "LoRA file", "--lora"), one["scale"]) for one in loras]
             else:
-                self.changed = self.changed or self.other_loras(arguments.lora, loras)
+                self.changed = self.changed or other_loras(arguments.lora, loras)
         if guides := self.row.get("guides"):
-            if arguments.classifier is None and arguments.clip is None:
+            if arguments.guides is None:
                 for one in guides:
                     self.require(one.get("source"), f"guide {one['guide']}", "it was made in Python", "--classifier")
-                arguments.classifier = [(one["source"], one["scale"]) for one in guides]
+                arguments.guides = [(one["source"], one["scale"]) for one in guides]
             else:
-                self.renamed.add("guides")
+                self.replaced.add("guides")
 
-    def other_loras(self, given: Sequence[tuple[Path, float]], recorded: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether other LoRA files, or other scales, are given than what was recorded."""
-        if any(not file.is_file() for file, _ in given):
-            return True  # whoever opens it says so
-        now = sorted((file_sha256(file), scale) for file, scale in given)
-        return now != sorted((one.get("sha256", ""), one["scale"]) for one in recorded)
-
-    def verify(self, model: Any, settings: Mapping[str, Any]) -> None:
+    def verify(self, model: Any, options: Mapping[str, Any]) -> None:
         """Raise a `UserError` where a model, decoder or guide that was found by its recorded name is another than then;
-        one that the user named is only told of."""
+        where the user named it, warn."""
         recorded, origin = self.row.get("model") or {}, getattr(model, "origin", None)
         if isinstance(origin, Origin) and recorded.get("sha256") not in (None, origin.sha256):
-            self.other("model", f"the model {origin.source}", recorded["sha256"], "--model")
-        now = [guide.origin.sha256 for guide, _ in settings.get("guides", ())]
+            self.differs("model", f"the model {origin.source}", recorded["sha256"], "--model")
+        now = [guide.origin.sha256 for guide, _ in options.get("guides", ())]
         for guide, sha256 in zip(self.row.get("guides", []), now, strict=False):
             if guide.get("sha256") not in (None, sha256):
-                self.other("guides", f"the guide {guide['guide']}", guide["sha256"], "--classifier or --clip")
+                self.differs("guides", f"the guide {guide['guide']}", guide["sha256"], "--classifier or --clip")
         decoder = self.row.get("decoder")
-        if isinstance(decoder, dict) and settings.get("decoder") == decoder.get("source"):
+        if isinstance(decoder, dict) and options.get("decoder") == decoder.get("source"):
             from diptych.weights.fingerprint import fingerprint
 
-            if fingerprint(model.decoder(settings["decoder"])) != decoder.get("fingerprint"):
-                self.other("decoder", "the decoder", str(decoder.get("fingerprint")), "--preview-decoder")
+            if fingerprint(model.decoder(options["decoder"])) != decoder.get("fingerprint"):
+                self.differs("decoder", "the decoder", str(decoder.get("fingerprint")), "--decoder")
 
-    def other(self, what: str, named: str, sha256: str, option: str) -> None:
-        """What is there is not what was recorded."""
+    def differs(self, what: str, named: str, sha256: str, option: str) -> None:
+        """Raise or warn: what is there is not what was recorded."""
         text = f"{named} is another than the one that made {self.path} ({sha256[:12]}...)"
-        if what not in self.renamed:
+        if what not in self.replaced:
             raise UserError(f"{text}: name the right one as {option}, or the same name to go on with what is there")
         self.changed = True
         warn(text)
 
-    def kept_of(
-        self, told: dict[str, Any], earlier: Sequence[Image.Image], last: Image.Image
+    def kept_image(
+        self, metadata: dict[str, Any], earlier: Sequence[Image.Image], last: Image.Image
     ) -> tuple[Image.Image, dict[str, Any]]:
-        """The image of the stage that made this one, of all that a cascade made anew, and its metadata."""
+        """The image of the recorded stage among those of all stages, and its metadata."""
         if self.kept > len(earlier):  # another cascade, or stopped before
-            return last, told
-        return earlier[self.kept - 1], of_stage(told, self.kept, earlier[self.kept - 1])
+            return last, metadata
+        image = earlier[self.kept - 1]
+        return image, of_stage(metadata, self.kept, image)
 
     def compare(self, image: Image.Image) -> None:
-        """Say if an image that should be the same is not, to the bit."""
+        """Warn where an image that should be the same differs in any bit."""
         if self.changed:
             return
         before = read_picture(self.path)
         if before.size != image.size:
             warn(f"the image is of {image.size} pixels, and {self.path} of {before.size}")
         elif most := int(np.abs(np.asarray(before, np.int16) - np.asarray(image, np.int16)).max()):
-            made = (self.row.get("diptych", "of an older version"), (self.row.get("model") or {}).get("device", "?"))
+            version = self.row.get("diptych", "of an older version")
+            device = (self.row.get("model") or {}).get("device", "?")
             why = ", perhaps in a batch, which rounds otherwise" if most == 1 else ""
             warn(
-                f"the image differs from {self.path} by up to {most} of 255, which diptych {made[0]} made on "
-                f"{made[1]}{why}"
+                f"the image differs from {self.path} by up to {most} of 255, which diptych {version} made on "
+                f"{device}{why}"
             )
+
+
+def rename(row: dict[str, Any]) -> dict[str, Any]:
+    """Metadata with options that had another name before under those of today."""
+    today = {old: name for name, option in all_options().items() for old in option.old if name not in row}
+    return {today.get(key, key): value for key, value in row.items()}
+
+
+def other_loras(given: Sequence[tuple[Path, float]], recorded: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether other LoRA files, or other scales, are given than what was recorded."""
+    if any(not file.is_file() for file, _ in given):
+        return True  # opening them reports it
+    now = sorted((file_sha256(file), scale) for file, scale in given)
+    return now != sorted((one.get("sha256", ""), one["scale"]) for one in recorded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -52,6 +51,8 @@ def unknown(what: str, name: object, known: Iterable[str], listed_by: str = "") 
 
 def hint(name: object, known: Iterable[str]) -> str:
     """`"; did you mean steps?"` for a mistyped name, nothing where no known one is like it."""
+    import difflib  # only where a mistake was made: it takes longer to import than all else here
+
     lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.7)
     return f"; did you mean {lower[found[0]]}?" if found else ""

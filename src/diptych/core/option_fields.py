@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from diptych.core.values import PerStage, Value, checked
+from diptych.core.values import Choice, PerStage, Value, checked
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,16 +31,20 @@ class Option:
     """The heading under which `--help` and the docs list it."""
     default: Any = None
     """In Python; none is the model's own, or nothing."""
-    default_text: str = ""
+    unset: str = ""
     """What none stands for."""
     metavar: str | None = None
-    """What stands for the value in `--help`."""
+    """What stands for the value in `--help`, if not the kind's own."""
     flags: tuple[str, ...] | None = None
     """Names on the command line, without dashes; none for the option's own, empty where it is for Python alone."""
     also: tuple[str, ...] = ()
     """Other names, in Python and on the command line, that `--help` shows."""
     old: tuple[str, ...] = ()
     """Names that it had before: they work, and nothing shows them."""
+    repeated: bool = False
+    """Whether the command line takes it several times."""
+    needs: tuple[str, ...] = ()
+    """Options without which it means nothing."""
     enlarging: bool = False
     """Whether it is for models that enlarge images alone."""
     name: str = ""
@@ -62,14 +66,22 @@ class Option:
         """Those that it does not show."""
         return tuple(f"--{name.replace('_', '-')}" for name in self.old)
 
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in `--help`."""
+        single = self.value.value if isinstance(self.value, PerStage) else self.value
+        return self.metavar or single.metavar
+
     def read(self, value: Any) -> Any:
         """A value of Python's, checked; a `UserError` that names the option where it does not fit."""
         return value if value is None else checked(self.name, self.value.check, value)
 
     @property
     def described(self) -> str:
-        """Help, and what none stands for."""
-        return self.help + (f" (default: {self.default_text})" if self.default_text else "")
+        """Help, choices, and what none stands for."""
+        value = self.value.value if isinstance(self.value, PerStage) else self.value
+        choices = f": {', '.join(value.choices)}" if isinstance(value, Choice) else ""
+        return self.help + choices + (f" (default: {self.unset})" if self.unset else "")
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,32 @@ class ImageFile(Value):
 
 
 @dataclass(frozen=True)
+class ScaledFile(Value):
+    """`"style.safetensors:0.8"`, a file and its scale; a colon without a number behind it belongs to the name."""
+
+    metavar: ClassVar[str] = "FILE[:SCALE]"
+
+    def parse(self, text: str) -> tuple[Path, float]:
+        file, colon, scale = text.rpartition(":")
+        try:
+            float(scale)
+        except ValueError:
+            return Path(text), 1.0
+        return (Path(file), Number().parse(scale)) if colon else (Path(text), 1.0)
+
+
+@dataclass(frozen=True)
+class ScaledSource(Value):
+    """`"judge:2"`, a name, folder or file and its scale; in Python the opened model and its scale."""
+
+    metavar: ClassVar[str] = "FOLDER[:SCALE]"
+
+    def parse(self, text: str) -> tuple[str, float]:
+        source, scale = ScaledFile().parse(text)
+        return str(source), scale
+
+
+@dataclass(frozen=True)
 class Size(Value):
     """Width and height in pixels; which multiples fit is for the model to say."""
 

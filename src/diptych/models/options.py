@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from diptych.core.errors import UserError, unknown
 from diptych.core.option_fields import EachStage, Option, options_of
-from diptych.core.values import Choice, Flag, ImageFile, Number, Size, Text, Value, Whole
+from diptych.core.values import Choice, Flag, ImageFile, Number, ScaledSource, Size, Text, Value, Whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +42,19 @@ FITS = ("crop", "pad", "stretch")
 LONG_PROMPTS = ("refuse", "cut", "chunks")
 """Those of `encoders.prompt_weights`."""
 OWN = "the model's own"
+KNOBS, IMAGE = "options of samplers", "from an image"
+GROUPS = {
+    "sampling": "",
+    KNOBS: "for the samplers that have them; the others refuse them",
+    "prompts": "",
+    IMAGE: "",
+    "gradient guidance": "",
+    "latent models": "",
+    "pixel models": "",
+    "cascades": "",
+    "autoregressive models": "",
+}
+"""The headings under which `--help` and docs/options.md list options, and what they say beneath."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +76,7 @@ class CommonOptions(TypedDict, total=False):
 
     seeds: Annotated[
         Sequence[int] | None,
-        Option(
-            Value(),
-            "one for each prompt; an image depends on its seed and not on the others",
-            "images",
-            default_text="0, 1, ...",
-            flags=(),
-        ),
+        Option(Value(), "one seed for each prompt: an image depends on no other", unset="0, 1, ...", flags=()),
     ]
     negative: Annotated[
         str | Sequence[str] | None,
@@ -86,6 +93,7 @@ class CommonOptions(TypedDict, total=False):
             "what to do with a prompt beyond the text encoder's limit",
             "prompts",
             default="refuse",
+            unset="refuse",
             metavar="HOW",
         ),
     ]
@@ -99,80 +107,62 @@ class SizeOptions(TypedDict, total=False):
     """What models of one stage take."""
 
     size: Annotated[
-        tuple[int, int] | None,
-        Option(Size(), "width and height in pixels", "images", default_text="what it was trained on"),
+        tuple[int, int] | None, Option(Size(), "width and height in pixels", unset="what it was trained on")
     ]
 
 
 class GuidanceOptions(TypedDict, total=False):
     """Classifier-free guidance of models of one stage."""
 
-    guidance: Annotated[
-        float | None, Option(Number(-1000, 1000), "CFG scale; 1 is off", default_text=OWN, metavar="SCALE")
-    ]
+    guidance: Annotated[float | None, Option(Number(-1000, 1000), "CFG scale; 1 is off", unset=OWN, metavar="G")]
 
 
-class SamplingOptions(GuidanceOptions, total=False):
+class SamplingOptions(TypedDict, total=False):
     """How a diffusion model of one stage is sampled."""
 
-    steps: Annotated[int | None, Option(Whole(1, 10_000), "number of sampling steps", default_text=OWN)]
-    sampler: Annotated[str | None, Option(Choice("sampler", SAMPLERS), "sampler", default_text=OWN)]
+    steps: Annotated[int | None, Option(Whole(1, 10_000), "number of sampling steps", unset=OWN)]
+    sampler: Annotated[str | None, Option(Choice("sampler", SAMPLERS), "sampler", unset=OWN)]
     schedule_type: Annotated[
-        str | None, Option(Choice("schedule type", SCHEDULE_TYPES), "spacing of the sampling times", default_text=OWN)
+        str | None, Option(Choice("schedule type", SCHEDULE_TYPES), "spacing of the sampling times", unset=OWN)
     ]
     eta: Annotated[
         float | None,
         Option(
-            Number(0, 1),
-            "fresh noise of each step: 0 is none, 1 as much as DDPM",
-            "options of samplers",
-            default_text="the sampler's",
+            Number(0, 1), "fresh noise of each step: 0 is none, 1 as much as DDPM", KNOBS, unset="the sampler's own"
         ),
     ]
     s_churn: Annotated[
         float | None,
         Option(
             Number(0, 1000),
-            "noise added before each step, shared out over all steps (Karras et al. 2022, Alg. 2)",
-            "options of samplers",
-            default_text="0",
+            "noise added before each step, divided among the steps (Karras et al. 2022, Alg. 2)",
+            KNOBS,
+            unset="0",
         ),
     ]
     s_tmin: Annotated[
-        float | None,
-        Option(Number(0), "least sigma / alpha at which s_churn adds noise", "options of samplers", default_text="0"),
+        float | None, Option(Number(0), "least sigma / alpha at which s_churn adds noise", KNOBS, unset="0")
     ]
     s_tmax: Annotated[
-        float | None,
-        Option(
-            Number(0), "largest sigma / alpha at which s_churn adds noise", "options of samplers", default_text="none"
-        ),
+        float | None, Option(Number(0), "largest sigma / alpha at which s_churn adds noise", KNOBS, unset="none")
     ]
-    s_noise: Annotated[
-        float | None,
-        Option(Number(0, 2), "factor on the deviation of fresh noise", "options of samplers", default_text="1"),
-    ]
+    s_noise: Annotated[float | None, Option(Number(0, 2), "factor on the deviation of fresh noise", KNOBS, unset="1")]
 
 
-class PixelSamplingOptions(SamplingOptions, total=False):
+class PixelSamplingOptions(SamplingOptions, GuidanceOptions, total=False):
     """How a pixel model of one stage is sampled."""
 
     threshold: Annotated[
         "str | ThresholdConfig | None",
-        Option(
-            Threshold(),
-            "none, static, or dynamic[:PERCENTILE[:CAP]], as dynamic:0.95",
-            "for pixel models",
-            default_text=OWN,
-        ),
+        Option(Threshold(), "none, static, or dynamic[:PERCENTILE[:CAP]], as dynamic:0.95", "pixel models", unset=OWN),
     ]
     augmentation: Annotated[
         float | None,
         Option(
             Number(0, 1),
             "noise conditioning augmentation: level of noise on the low-resolution image, 0 to 1",
-            "for pixel models",
-            default_text=OWN,
+            "pixel models",
+            unset=OWN,
             metavar="LEVEL",
             also=("augmentation_level",),
             enlarging=True,
@@ -183,32 +173,39 @@ class PixelSamplingOptions(SamplingOptions, total=False):
 class DiffusionOptions(TypedDict, total=False):
     """What every diffusion model takes besides."""
 
-    image: Annotated["ImageInput | None", Option(ImageFile(), "start from this image (img2img)", "from an image")]
+    image: Annotated["ImageInput | None", Option(ImageFile(), "start from this image (img2img)", IMAGE)]
     strength: Annotated[
         float | None,
         Option(
             Number(0, 1, above=True),
-            "how much of the image may change: above 0, at most 1",
-            "from an image",
-            default_text="0.8; 1 with a mask",
+            "how much of the image may change, above 0 and at most 1",
+            IMAGE,
+            unset="0.8, or 1 with a mask",
             metavar="S",
+            needs=("image",),
         ),
     ]
     mask: Annotated[
         "ImageInput | None",
-        Option(ImageFile(), "generate only where this is white (inpainting)", "from an image"),
+        Option(ImageFile(), "generate only where this image is white (inpainting)", IMAGE, needs=("image",)),
     ]
     paste: Annotated[
         bool,
-        Option(Flag(), "put the pixels outside the mask back exactly as they were", "from an image", default=False),
+        Option(
+            Flag(),
+            "put the pixels outside the mask back exactly as they were",
+            IMAGE,
+            default=False,
+            needs=("image", "mask"),
+        ),
     ]
     fit: Annotated[
         Literal["crop", "pad", "stretch"] | None,
         Option(
             Choice("fit", FITS),
             "how an image of another shape is brought to the size",
-            "from an image",
-            default_text="crop what does not come out even",
+            IMAGE,
+            unset="crop to the nearest size",
             metavar="HOW",
         ),
     ]
@@ -216,8 +213,8 @@ class DiffusionOptions(TypedDict, total=False):
         "ImageInput | None",
         Option(
             ImageFile(),
-            "low-resolution image to enlarge, for a cascade in the place of its first stages",
-            "from an image",
+            "low-resolution image to enlarge; in a cascade it replaces the first stages",
+            IMAGE,
             old=("low",),
             enlarging=True,
         ),
@@ -225,21 +222,20 @@ class DiffusionOptions(TypedDict, total=False):
     guides: Annotated[
         "Guides",
         Option(
-            Value(),
-            "(guide, scale) pairs whose gradients steer as well; several add up",
-            "guides",
+            ScaledSource(),
+            "steer by the gradients of a noisy classifier, or of judge, a noisy pair or a CLIP; several add up",
+            "gradient guidance",
             default=(),
             flags=("classifier", "clip"),
-            metavar="FOLDER[:SCALE]",
+            repeated=True,
         ),
     ]
     noise: Annotated[
-        "Tensor | None",
-        Option(Value(), "initial noise in the place of the seeds' own, of unit deviation, one for each", flags=()),
+        "Tensor | None", Option(Value(), "initial noise of unit deviation, in place of the seeds' own", flags=())
     ]
 
 
-class LatentOptions(CommonOptions, SamplingOptions, SizeOptions, DiffusionOptions, total=False):
+class LatentOptions(CommonOptions, SamplingOptions, GuidanceOptions, SizeOptions, DiffusionOptions, total=False):
     """What `LatentDiffusion.generate` takes."""
 
     tile: Annotated[
@@ -247,8 +243,8 @@ class LatentOptions(CommonOptions, SamplingOptions, SizeOptions, DiffusionOption
         Option(
             Whole(1),
             "encode and decode in tiles of so many pixels a side, to save memory",
-            "for latent models",
-            default_text="whole images",
+            "latent models",
+            unset="whole images",
             metavar="PIXELS",
         ),
     ]
@@ -257,7 +253,8 @@ class LatentOptions(CommonOptions, SamplingOptions, SizeOptions, DiffusionOption
         Option(
             Value(),
             "decode by a tiny decoder: tiny for the model's, or a run or model folder of one",
-            "for latent models",
+            "latent models",
+            unset="the autoencoder",
             metavar="DECODER",
             old=("preview_decoder",),
         ),
@@ -296,16 +293,15 @@ class CascadeOptions(CommonOptions, StageOptions, DiffusionOptions, total=False)
         Option(
             Whole(0),
             "number of the stage, from 0, that enlarges the low-resolution image",
-            "for cascades",
-            default_text="the first that enlarges",
+            "cascades",
+            unset="the first that enlarges",
         ),
     ]
-    stop: Annotated[int | None, Option(Whole(1), "run the first N stages only", "for cascades", default_text="all")]
+    stop: Annotated[int | None, Option(Whole(1), "run the first N stages only", "cascades", unset="all")]
     keep_stages: Annotated[
-        bool,
-        Option(Flag(), "keep the images of the earlier stages too", "for cascades", default=False, old=("keep",)),
+        bool, Option(Flag(), "keep the images of the earlier stages too", "cascades", default=False, old=("keep",))
     ]
-    one_at_a_time: Annotated[bool, Option(Flag(), "hold one stage in memory at a time", "for cascades", default=False)]
+    one_at_a_time: Annotated[bool, Option(Flag(), "hold one stage in memory at a time", "cascades", default=False)]
 
 
 class AutoregressiveOptions(CommonOptions, GuidanceOptions, SizeOptions, total=False):
@@ -315,25 +311,23 @@ class AutoregressiveOptions(CommonOptions, GuidanceOptions, SizeOptions, total=F
         float | None,
         Option(
             Number(0, above=True),
-            "what logits are divided by: below 1 likelier codes, above 1 rarer ones",
-            "for autoregressive models",
-            default_text=OWN,
+            "divides the logits: below 1 likelier codes, above 1 rarer ones",
+            "autoregressive models",
+            unset=OWN,
             metavar="T",
         ),
     ]
     top_k: Annotated[
         int | None,
-        Option(
-            Whole(1), "sample among the K likeliest codes", "for autoregressive models", default_text=OWN, metavar="K"
-        ),
+        Option(Whole(1), "sample among the K likeliest codes", "autoregressive models", unset=OWN, metavar="K"),
     ]
     top_p: Annotated[
         float | None,
         Option(
             Number(0, 1, above=True),
             "sample among the likeliest codes that have probability P together",
-            "for autoregressive models",
-            default_text=OWN,
+            "autoregressive models",
+            unset=OWN,
             metavar="P",
         ),
     ]

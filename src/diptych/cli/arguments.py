@@ -1,0 +1,183 @@
+"""The parser, and arguments that several commands share; those of `generate` come from `models.options`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from diptych.cli.argument_values import SEED_LIMIT, Seeds
+from diptych.core.errors import UserError, hint, unknown
+from diptych.core.option_fields import Option, options_of
+from diptych.core.values import Flag, ScaledFile, Value, Whole
+from diptych.models.options import GROUPS, SamplingOptions, all_options
+
+FLAG: dict[str, Any] = {"action": "store_const", "const": True}
+"""An option without a value, none where it is not given."""
+OPENING = ("revision", "offline", "allow_pickle", "tokenizer", "dtype", "ema", "prediction")
+"""Arguments of `add_opening`, under the names that `diptych.load` has for them."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line that names `--help`."""
+
+    commands: Collection[str] = ()
+    """The names of its commands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self.set_defaults(parser=self)  # that of the command wins
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Report words that are neither options nor expected."""
+        names = [word.partition("=")[0] for word in words if word.startswith("-")]
+        near = hint(names[0], self._option_string_actions) if names else ""
+        self.error(f"unrecognized arguments: {' '.join(words)}{near}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            if isinstance(action, argparse._SubParsersAction):
+                self.error(str(unknown(f"unknown command {value!r}", value, action.choices)))
+            raise argparse.ArgumentError(action, str(unknown(f"unknown choice {value!r}", value, action.choices)))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        if message:  # argparse swallows a closed pipe; `main` handles it
+            (file or sys.stderr).write(message)
+
+
+def argument_type(value: Value) -> Callable[[str], Any]:
+    """The `type` of an argument."""
+
+    def read(text: str) -> Any:
+        try:
+            return value.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def add_options(command: Parser, *names: str) -> None:
+    """Options of `generate`, all or those of these names, each under its heading and with one value a stage."""
+    chosen = [one for name, one in all_options().items() if one.arguments and (not names or name in names)]
+    for heading, text in GROUPS.items():
+        options = [option for option in chosen if option.group == heading]
+        if options:
+            group = command.add_argument_group(heading, text or None)
+            for option in options:
+                add_option(group, option)
+
+
+def add_option(group: Any, option: Option) -> None:
+    """One option of `generate` and its hidden aliases."""
+    how = {"metavar": option.placeholder, "type": argument_type(option.value), "dest": option.name}
+    if isinstance(option.value, Flag):
+        how = {**FLAG, "dest": option.name}
+    elif option.repeated:
+        how["action"] = "append"
+    group.add_argument(*option.arguments, help=option.described, **how)
+    if option.old_arguments:
+        group.add_argument(*option.old_arguments, help=argparse.SUPPRESS, **how)
+
+
+def add_single_options(command: Parser, *names: str) -> None:
+    """Options of sampling with one value each."""
+    for name in names:
+        add_option(command, options_of(SamplingOptions)[name])
+
+
+def add_model(command: Parser) -> None:
+    """`--model` and `--lora`; `add_opening` goes with them."""
+    command.add_argument(
+        "--model",
+        metavar="M",
+        help="latent, cascade, a run or model folder, a published folder or file, or owner/name on the hub "
+        "(default: latent)",
+    )
+    command.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        type=argument_type(ScaledFile()),
+        action="append",
+        help="apply this LoRA to a latent model, at scale 1 unless given; once for each file",
+    )
+
+
+def add_models(command: Parser, text: str, required: bool = False) -> None:
+    """`--model`, once for each model."""
+    command.add_argument("--model", metavar="M", action="append", dest="models", required=required, help=text)
+    add_opening(command)
+
+
+def add_opening(command: Parser, dtype: str = "of the networks: float32 (default), float16 or bfloat16") -> None:
+    """How a published model is found and read."""
+    published = command.add_argument_group("published models")
+    published.add_argument("--revision", metavar="R", help="a branch, tag or commit on the hub")
+    published.add_argument("--offline", **FLAG, help="take models of the hub from its cache only")
+    published.add_argument("--allow-pickle", **FLAG, help="read .ckpt, .pt and .bin too: their tensors, never code")
+    published.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="for a single file, which holds none")
+    published.add_argument("--dtype", metavar="T", help=dtype)
+    published.add_argument("--ema", **FLAG, help="the averaged weights of a file that holds both")
+    published.add_argument("--prediction", metavar="P", help="eps or v, where a single file does not say")
+
+
+def add_output(command: Parser, batch: int) -> None:
+    """Seeds, batch size, device and folder of generated images."""
+    command.add_argument(
+        "--seed",
+        metavar="N",
+        type=argument_type(Seeds()),
+        action="extend",
+        default=[],
+        help="0,4-7 are five; -1 is a random one (default: 0)",
+    )
+    add_whole(command, "--count", 1, help="seeds to use from the first one on")
+    add_whole(command, "--batch", 1, default=batch, help=f"images at a time (default: {batch})")
+    add_device(command)
+    command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
+
+
+def add_device(command: Parser) -> None:
+    command.add_argument(
+        "--device", metavar="D", default="auto", help="cpu, cuda, mps, or auto (default): cuda if there is one"
+    )
+
+
+def add_study(command: Parser, images: str) -> None:
+    """What every evaluation takes; `images` says what `--pictures` counts."""
+    add_whole(command, "--pictures", 1, help=images)
+    command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the results and contact sheets")
+    add_whole(command, "--seed", 0, SEED_LIMIT - 1, help="fixes prompts and images")
+    command.add_argument("--judge", metavar="FOLDER", help="run or model folder of another judge than the package's")
+    add_device(command)
+    add_whole(command, "--batch", 1, help="images at a time")
+
+
+def add_recipe(command: Parser) -> None:
+    """A recipe and changes of its settings."""
+    command.add_argument("recipe", metavar="RECIPE", help="a name from `diptych recipes`")
+    command.add_argument("assignments", metavar="a.b=c", nargs="*", help="settings to change: training.steps=1000")
+    command.set_defaults(more="assignments")
+
+
+def add_whole(command: Any, name: str, low: int, high: int | None = None, metavar: str = "N", **options: Any) -> None:
+    """An option that is a whole number."""
+    value = Whole(low) if high is None else Whole(low, high)
+    command.add_argument(name, metavar=metavar, type=argument_type(value), **options)
+
+
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those arguments that were given."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those options of `generate` that were given, guides aside."""
+    names = [name for name, option in all_options().items() if option.arguments and hasattr(arguments, name)]
+    return given(arguments, *names)

@@ -1,0 +1,111 @@
+"""`diptych data ...`: training data made, described and checked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.argument_values import SEED_LIMIT
+from diptych.cli.arguments import add_whole, argument_type, given
+from diptych.core.errors import UserError
+from diptych.core.terminal import tell
+from diptych.core.values import Number
+
+
+def add_commands(commands: Any) -> None:
+    """Add `data` and its kinds."""
+    data = commands.add_parser("data", help="make or check training data")
+    kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    command = kinds.add_parser("emoji", help="captioned shards from six open emoji sets")
+    command.add_argument("--out", metavar="FOLDER", type=Path, help="(default: data/emoji-SIZE)")
+    add_whole(command, "--size", 16, 1024, metavar="PIXELS", default=64, help="(default: 64)")
+    add_whole(command, "--scenes", 0, default=0, help="composed scenes besides the single drawings")
+    add_whole(command, "--seed", 0, SEED_LIMIT - 1, default=0, help="(default: 0)")
+    add_whole(command, "--workers", 1, 1024, help="processes (default: one a core)")
+    command.set_defaults(command=emoji)
+
+    command = kinds.add_parser("layouts", help="layouts as captions of images, from the boxes of COCO or OpenImages")
+    command.add_argument("annotations", metavar="FILE", type=Path, help="instances_*.json, or *-bbox.csv")
+    command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
+    command.add_argument("--classes", metavar="CSV", type=Path, help="OpenImages' class-descriptions-boxable.csv")
+    add_whole(command, "--boxes", 1, help="keep the N largest of an image (default: 30)")
+    command.set_defaults(command=layouts)
+
+    command = kinds.add_parser("captions", help="captions of images, from COCO's")
+    command.add_argument("annotations", metavar="FILE", type=Path, help="captions_*.json")
+    command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
+    command.set_defaults(command=captions)
+
+    command = kinds.add_parser("familiar", help="let models warn of prompts that are far from this data")
+    command.add_argument("path", metavar="PATH", help="a folder of shards or images")
+    text = "once for each"
+    command.add_argument(
+        "--model", metavar="FOLDER", type=Path, action="append", dest="models", required=True, help=text
+    )
+    fraction = argument_type(Number(0, 1))
+    command.add_argument("--least", metavar="X", type=fraction, help="similarity below which they warn")
+    command.set_defaults(command=familiar)
+
+    command = kinds.add_parser("check", help="read everything; exit 1 if training would not see all of it")
+    command.add_argument("path", metavar="PATH", help="a folder of shards or images")
+    command.add_argument("assignments", metavar="a.b=c", nargs="*", help="settings of the recipe to change")
+    command.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does: with captions or without")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(command=check, more="assignments")
+
+
+def emoji(arguments: argparse.Namespace) -> None:
+    from diptych.data.emoji import build
+
+    out = arguments.out or Path("data") / f"emoji-{arguments.size}"
+    manifest = build.build(out, **given(arguments, "size", "scenes", "seed", "workers"))
+    kinds = ", ".join(f"{count:,} {kind}s" for kind, count in manifest["counts"]["kind"].items())
+    tell(f"{out}: {kinds} in {len(manifest['shards'])} shards; manifest.json has licences and hashes")
+
+
+def layouts(arguments: argparse.Namespace) -> None:
+    from diptych.data.annotations import MOST, write_layouts
+
+    folder = arguments.pictures
+    counts = write_layouts(arguments.annotations, folder, arguments.classes, arguments.boxes or MOST)
+    boxes = f"{counts['boxes']:,} boxes of {len(counts['classes']):,} classes in {counts['pictures']:,} images"
+    tell(f"{folder}: {boxes}; train with data.path={folder} data.caption_field=layout")
+
+
+def captions(arguments: argparse.Namespace) -> None:
+    from diptych.data.annotations import write_captions
+
+    folder = arguments.pictures
+    counts = write_captions(arguments.annotations, folder)
+    captions = f"{counts['captions']:,} captions of {counts['pictures']:,} images"
+    tell(f"{folder}: {captions}; train with data.path={folder}")
+
+
+def familiar(arguments: argparse.Namespace) -> None:
+    from diptych.evaluation.training_prompts import write_familiar
+
+    for path in write_familiar(arguments.path, arguments.models, **given(arguments, "least")):
+        tell(str(path))
+
+
+def check(arguments: argparse.Namespace) -> int:
+    from diptych.data.check import examine
+    from diptych.data.dataset import DataConfig, open_dataset
+    from diptych.data.quarantine import silent
+
+    settings = {"path": arguments.path, "split": "all", "max_failure_rate": 1.0, "quarantine": None}
+    if arguments.recipe is None and arguments.assignments:
+        raise UserError(f"{arguments.assignments[0]} is a setting of a recipe: name it as --recipe")
+    with silent():  # the report says it, once
+        if arguments.recipe is None:
+            dataset = open_dataset(DataConfig(**settings))
+        else:
+            from diptych.recipes import get
+            from diptych.training import experiment_data
+
+            dataset = experiment_data.open_all(get(arguments.recipe).override(arguments.assignments), settings)
+        report = examine(dataset)
+    tell(json.dumps({**report._asdict(), "whole": report.whole}, indent=2) if arguments.json else report.text())
+    return 0 if report.whole else 1

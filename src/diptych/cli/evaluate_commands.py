@@ -1,0 +1,240 @@
+"""`diptych evaluate ...`, `sweep ...` and `unseen`: the studies of `diptych.evaluation.benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from diptych.cli.argument_values import Several
+from diptych.cli.arguments import (
+    FLAG,
+    OPENING,
+    Parser,
+    add_model,
+    add_models,
+    add_opening,
+    add_options,
+    add_single_options,
+    add_study,
+    add_whole,
+    argument_type,
+    given,
+    options_given,
+)
+from diptych.core.errors import UserError
+from diptych.core.values import Number, Text
+
+SPLITS = ("held-out", "train", "all")
+FRACTION = Number(0, 1)
+
+
+def add_commands(commands: Any) -> None:
+    """Add `evaluate` and its kinds, `sweep` and `unseen`."""
+    command = commands.add_parser("evaluate", help="score generated images of seen and held-out prompts with the judge")
+    add_model(command)
+    add_opening(command)
+    add_study(command, "seen and held-out prompts, so many of each")
+    add_whole(command, "--scenes", 0, help="held-out scenes of each category")
+    add_options(command, "sampler", "steps", "guidance", "stop")
+    command.set_defaults(command=evaluate)
+
+    command = commands.add_parser("evaluate reconstruction", help="score how well first stages reconstruct images")
+    add_models(
+        command,
+        "a first stage: its run or model folder, or what has one, as in generate; once for each (default: latent)",
+    )
+    add_study(command, "so many of the data's images (default: 400)")
+    command.add_argument("--split", metavar="S", choices=SPLITS, help="held-out (default), train or all")
+    add_whole(command, "--size", 1, metavar="PIXELS", help="a side (default: what they have, up to 256)")
+    add_perceptual(command)
+    command.add_argument("--decoder", metavar="D", help="a tiny decoder too: its run or model folder")
+    command.set_defaults(command=evaluate_reconstruction)
+
+    command = commands.add_parser("evaluate inpainting", help="score how well masked regions are filled")
+    add_models(command, "a latent model, as in generate; once for each; latent, not trained to inpaint, is added")
+    add_study(command, "so many of the data's images (default: 100)")
+    add_whole(command, "--seeds", 2, metavar="K", help="masks and noise for each (default: 3)")
+    add_single_options(command, "steps")
+    add_perceptual(command)
+    command.set_defaults(command=evaluate_inpainting)
+
+    command = commands.add_parser("evaluate super-resolution", help="score how well small images are enlarged")
+    add_models(command, "a model that enlarges, as in generate; once for each", required=True)
+    add_study(command, "so many of the data's images (default: 200)")
+    add_whole(command, "--seeds", 1, metavar="K", help="noise for each (default: 2)")
+    command.add_argument("--split", metavar="S", choices=SPLITS, help="held-out (default), train or all")
+    command.add_argument(
+        "--degradation", metavar="D", help="how low-resolution images are made: bicubic (default), bsr, bsr-light"
+    )
+    add_single_options(command, "sampler", "steps")
+    add_perceptual(command)
+    command.set_defaults(command=evaluate_super_resolution)
+
+    command = commands.add_parser("evaluate layout", help="score whether objects are in the boxes of their layout")
+    add_model(command)
+    add_opening(command)
+    command.add_argument("--words", metavar="M", help="to compare with: a model of captions, such as latent")
+    add_study(command, "held-out scenes (default: all)")
+    add_whole(command, "--seeds", 1, metavar="K", help="images of each scene (default: 4)")
+    add_options(command, "sampler", "steps", "guidance")
+    command.set_defaults(command=evaluate_layout)
+
+    sweeps = commands.add_parser("sweep", help="score a model over guidance scales, or over augmentation levels")
+    kinds = sweeps.add_subparsers(title="what to sweep", metavar="SETTING", required=True)
+    command = kinds.add_parser("guidance", help="guidance scales under each threshold, of the first stage that runs")
+    add_model(command)
+    add_opening(command)
+    add_study(command, "prompts of each cell")
+    command.add_argument(
+        "--guidances", metavar="G,G", type=argument_type(Several(Number())), help="(default: from 1 to 30)"
+    )
+    command.add_argument(
+        "--thresholds", metavar="T,T", type=argument_type(Several(Text())), help="(default: none,static,dynamic)"
+    )
+    add_sweep(command, "guidance", "guidances", "thresholds")
+    command = kinds.add_parser("augmentation", help="augmentation levels of the stages that enlarge")
+    add_model(command)
+    add_opening(command)
+    add_study(command, "images to enlarge at each level")
+    command.add_argument(
+        "--levels", metavar="L,L", type=argument_type(Several(FRACTION)), help="(default: from 0 to 0.5)"
+    )
+    command.add_argument("--truth", **FLAG, help="enlarge real images made small, and compare with the real ones")
+    add_whole(command, "--stage", 0, help="of this one only; the first is 0 (default: all)")
+    add_sweep(command, "augmentation", "levels", "truth", "stage")
+
+    command = commands.add_parser("unseen", help="compare models on words that no caption of their training holds")
+    text = "as in generate; once for each model"
+    command.add_argument("--model", metavar="M", action="append", dest="models", required=True, help=text)
+    add_study(command, "of each wording")
+    command.set_defaults(command=unseen)
+
+
+def add_perceptual(command: Parser) -> None:
+    """The perceptual distance."""
+    command.add_argument("--perceptual", metavar="P", help="judge (default), lpips, or none")
+    command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
+
+
+def add_sweep(command: Parser, kind: str, *swept: str) -> None:
+    add_options(command, "steps", "stop")
+    command.set_defaults(command=sweep, sweep=kind, swept=swept)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.cli.option_checks import accepted_options
+    from diptych.evaluation.benchmarks import prompts
+
+    name, options = arguments.model or "default", options_given(arguments)
+    check_study(arguments, "prompts", options)
+    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    options = accepted_options(model, name, options)
+    settings = given(arguments, "pictures", "scenes", "seed", "judge", "batch")
+    prompts.evaluate(model, arguments.data, arguments.out, name=name, **settings, **options)
+
+
+def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
+    from diptych.core.devices import find_device
+    from diptych.evaluation.benchmarks.reconstruction import evaluate_reconstruction
+    from diptych.pretrained.load import open_autoencoder, open_tiny_decoder
+
+    check_study(arguments, "reconstruction")
+    device, how = find_device(arguments.device), given(arguments, *OPENING)
+    distance = open_distance(arguments)
+    models = [(name, open_autoencoder(name, **how).to(device)) for name in arguments.models or ["latent"]]
+    decoder = None
+    if arguments.decoder is not None:
+        decoder = open_tiny_decoder(arguments.decoder, models[0][1]).to(device)
+    settings = given(arguments, "split", "pictures", "size", "judge", "seed", "batch")
+    evaluate_reconstruction(models, arguments.data, arguments.out, perceptual=distance, decoder=decoder, **settings)
+
+
+def evaluate_inpainting(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.evaluation.benchmarks.inpainting import evaluate_inpainting
+
+    check_study(arguments, "inpainting", given(arguments, "steps"))
+    names: list[str] = arguments.models or []
+    names = names if "latent" in names else [*names, "latent"]
+    models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
+    settings = given(arguments, "pictures", "seeds", "judge", "seed", "batch", "steps")
+    evaluate_inpainting(models, arguments.data, arguments.out, perceptual=open_distance(arguments), **settings)
+
+
+def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution
+
+    check_study(arguments, "super-resolution", given(arguments, "sampler", "steps"))
+    names = dict.fromkeys(arguments.models)
+    models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
+    settings = given(
+        arguments, "pictures", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler"
+    )
+    evaluate_super_resolution(models, arguments.data, arguments.out, perceptual=open_distance(arguments), **settings)
+
+
+def evaluate_layout(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.cli.option_checks import accepted_options
+    from diptych.evaluation.benchmarks.layouts import evaluate_layouts
+
+    if arguments.model is None:
+        raise UserError("name a model of layouts as --model: `diptych train emoji-layout` makes one")
+    options = options_given(arguments)
+    check_study(arguments, "layouts", options)
+    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    options = accepted_options(model, arguments.model, options)
+    words = None if arguments.words is None else diptych.load(arguments.words, arguments.device)
+    settings = given(arguments, "seeds", "seed", "judge", "batch")
+    if arguments.pictures is not None:
+        settings["scenes"] = arguments.pictures
+    evaluate_layouts(model, arguments.data, arguments.out, words=words, name=arguments.model, **settings, **options)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.cli.option_checks import accepted_options
+    from diptych.evaluation.benchmarks import sweep as sweeps
+
+    name, options = arguments.model or "default", options_given(arguments)
+    check_study(arguments, arguments.sweep, options)
+    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    options = accepted_options(model, name, options)
+    settings = given(arguments, *arguments.swept, "pictures", "seed", "judge", "batch")
+    run = {"guidance": sweeps.sweep_guidance, "augmentation": sweeps.sweep_augmentation}[arguments.sweep]
+    run(model, arguments.data, arguments.out, name=name, **settings, **options)
+
+
+def unseen(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.evaluation.benchmarks import novel_words
+
+    check_study(arguments, "unseen words")
+    models = [(name, diptych.load(name, arguments.device)) for name in arguments.models]
+    settings = given(arguments, "pictures", "seed", "judge", "batch")
+    novel_words.compare(models, arguments.data, arguments.out, **settings)
+
+
+def check_study(arguments: argparse.Namespace, kind: str, options: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Raise a `UserError` for wrong options, files and folders of a study, before a model is opened."""
+    from diptych.cli.generate_commands import lora_files
+    from diptych.cli.option_checks import check_options
+    from diptych.evaluation.folder import require_same
+    from diptych.models.judge import judge_config
+
+    check_options(options, [arguments.data, *lora_files(arguments)])
+    require_same(arguments.out, kind)
+    judge_config(None if arguments.judge is None else Path(arguments.judge))
+
+
+def open_distance(arguments: argparse.Namespace) -> Any:
+    """The perceptual distance of --perceptual, the judge's if none is named."""
+    from diptych.training.tasks.perceptual import perceptual_distance
+
+    kind, pickles = arguments.perceptual or "judge", bool(arguments.allow_pickle)
+    return None if kind == "none" else perceptual_distance(kind, arguments.perceptual_path, allow_pickle=pickles)

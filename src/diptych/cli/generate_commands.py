@@ -1,0 +1,161 @@
+"""`diptych generate` and `diptych demo`. What they need is imported when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.cli.arguments import (
+    OPENING,
+    Parser,
+    add_model,
+    add_opening,
+    add_options,
+    add_output,
+    add_whole,
+    given,
+    options_given,
+)
+from diptych.cli.image_list import apply_variations, read_image_list
+from diptych.core.errors import NothingThere, UserError
+from diptych.core.terminal import say
+from diptych.core.values import unicode_text
+from diptych.models.options import all_options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEFAULT_MODELS = ("latent", "cascade")
+"""The embedded models, by the names that `diptych.load` has for them."""
+MOST_ON_A_SHEET = 100
+"""Images of each model on the sheet of `demo`."""
+EXAMPLES = """\
+examples:
+  diptych generate "a red apple" "a cat face" --count 4 --sampler dpmpp-2m --steps 20 --guidance 5
+  diptych generate "a red apple" --model cascade --seed 1-4,9 --steps 24,8,8 --threshold dynamic:0.95,,
+  diptych generate "a blue apple" --image out/a-red-apple-s0.png --strength 0.6
+
+Each PNG holds all that makes it again: `diptych generate --from IMAGE.png`. docs/options.md lists the options.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add `generate` and `demo`."""
+    command: Parser = commands.add_parser(
+        "generate",
+        help="generate images from prompts, or from an image",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    command.add_argument(
+        "prompts", metavar="PROMPT", nargs="*", help="what to draw, each with each seed; none is needed with an image"
+    )
+    command.add_argument(
+        "--from",
+        metavar="PNG",
+        type=Path,
+        dest="from_png",
+        help="make this image again from its metadata; other options change what they name",
+    )
+    add_model(command)
+    add_output(command, batch=8)
+    add_whole(command, "--variations", 1, help="N images like --image: --count N with --strength 0.6")
+    add_options(command)
+    add_opening(command)
+    command.set_defaults(command=generate, more="prompts", warns=True)
+    (stages,) = [group for group in command._action_groups if group.title == "cascades"]
+    stages.description = per_stage_help()
+
+    command = commands.add_parser("demo", help="generate the same prompts with both default models, side by side")
+    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to draw, each with each seed")
+    add_output(command, batch=4)
+    command.set_defaults(command=demo, more="prompts", warns=True)
+
+
+def per_stage_help() -> str:
+    """Which options take one value for each stage, and how."""
+    names = [option.arguments[0] for option in all_options().values() if option.per_stage]
+    text = f"One value for each stage, --steps 24,8,8, is also taken by {', '.join(names)}. An empty one, or -, is the"
+    return textwrap.fill(f"{text} stage's own: --steps 24,,", 100)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    recorded = None
+    if arguments.from_png is not None:
+        from diptych.cli.regenerate import Recorded
+
+        recorded = Recorded.read(arguments.from_png)
+        recorded.complete(arguments)
+    apply_variations(arguments)
+    wanted = read_image_list(arguments)
+    for prompt in wanted.prompts:
+        unicode_text(prompt)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    import diptych
+    from diptych.cli.option_checks import accepted_options, check_options
+    from diptych.cli.output import file_stem, generate_images, save_image
+    from diptych.models.metadata import of_stage, stage_suffix
+
+    options = options_given(arguments)
+    check_options(options, lora_files(arguments))
+    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    options = accepted_options(model, arguments.model or "latent", options | open_guides(arguments))
+    if recorded is not None:
+        recorded.verify(model, options)
+    for image, metadata, earlier in generate_images(model, wanted, arguments.batch, **options):
+        name = file_stem(metadata)
+        if recorded is not None and recorded.kept:
+            (image, metadata), earlier = recorded.kept_image(metadata, earlier, image), []
+            name += stage_suffix(metadata)
+        path = save_image(image, arguments.out, name, metadata)
+        if recorded is not None:
+            recorded.compare(image)
+        for number, stage_image in enumerate(earlier, 1):
+            row = of_stage(metadata, number, stage_image)
+            save_image(stage_image, arguments.out, path.stem + stage_suffix(row), row)
+
+
+def open_guides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What --classifier and --clip name, opened, as `generate` takes it."""
+    if not arguments.guides:
+        return {}
+    from diptych.pretrained.load_guide import open_guide
+
+    how = given(arguments, "revision", "offline", "allow_pickle")
+    return {"guides": tuple((open_guide(source, **how), scale) for source, scale in arguments.guides)}
+
+
+def lora_files(arguments: argparse.Namespace) -> list[Path]:
+    return [file for file, _ in getattr(arguments, "lora", None) or ()]
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    wanted = read_image_list(arguments)
+    if len(wanted) > MOST_ON_A_SHEET:
+        raise UserError(
+            f"demo shows at most {MOST_ON_A_SHEET} images side by side, not {len(wanted):,}: use `generate`"
+        )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    import diptych
+    from diptych.cli.output import comparison_sheet, file_stem, generate_images, save_image
+
+    images: dict[str, list[Image]] = {}
+    for name in DEFAULT_MODELS:
+        try:
+            model = diptych.load(name, arguments.device)
+        except NothingThere as error:
+            say(f"diptych: {error}")
+            continue
+        images[name] = []
+        for image, metadata, _ in generate_images(model, wanted, arguments.batch, f"generating: {name}"):
+            save_image(image, arguments.out, f"{file_stem(metadata)}-{name}", metadata)
+            images[name].append(image)
+    if not images:
+        raise UserError("neither panel is in this package: there is nothing to show")
+    if len(images) == len(DEFAULT_MODELS):
+        sheet = comparison_sheet(wanted, images)
+        save_image(sheet, arguments.out, "both-panels", {"models": list(images), "pictures": list(wanted)})

@@ -1,0 +1,96 @@
+"""`diptych info`, `convert`, `recipes` and `options`: what there is, and models in other layouts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.arguments import FLAG, OPENING, add_opening, given
+from diptych.core.terminal import tell
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands about models and recipes."""
+    command = commands.add_parser("info", help="networks and parameters of a recipe or model, or an image's metadata")
+    command.add_argument("name", metavar="RECIPE|MODEL|PNG", help="a recipe, a model as in generate, or a PNG of ours")
+    add_opening(command)
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(command=info)
+
+    command = commands.add_parser("convert", help="write a Stable Diffusion in another layout")
+    command.add_argument("source", metavar="SRC", help="a model as in generate, of ours or published")
+    command.add_argument("target", metavar="DST", type=Path, help="a folder, or a file that ends in .safetensors")
+    command.add_argument(
+        "--to",
+        metavar="LAYOUT",
+        help="diptych, diffusers or single-file (default: the last if DST ends in .safetensors, else diptych for a "
+        "published SRC and diffusers for one of ours)",
+    )
+    command.add_argument("--overwrite", **FLAG, help="replace DST if it exists")
+    add_opening(command, dtype="of what is written: stored (default), float32, float16 or bfloat16")
+    command.set_defaults(command=convert)
+
+    command = commands.add_parser("recipes", help="list the recipes, or where their values come from")
+    command.add_argument(
+        "--sources",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="what papers and repositories say of each value, as Markdown, of one recipe or of all that have sources",
+    )
+    command.set_defaults(command=list_recipes)
+
+    command = commands.add_parser("options")  # without help: not listed
+    command.add_argument("--markdown", action="store_true", help="as docs/options.md has it")
+    command.set_defaults(command=list_options)
+
+
+def info(arguments: argparse.Namespace) -> None:
+    if Path(arguments.name).suffix.lower() == ".png":
+        from diptych.models.metadata import infotext, read_metadata
+
+        row = read_metadata(Path(arguments.name))
+        tell(json.dumps(row, indent=2) if arguments.json else infotext(row))
+        return
+
+    from diptych.cli.describe import describe, print_networks
+
+    described = describe(arguments.name, **given(arguments, *OPENING))
+    if arguments.json:
+        tell(json.dumps(described, indent=2))
+    else:
+        print_networks(described)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from diptych.pretrained import load
+    from diptych.pretrained.convert import convert
+
+    path = load.find(arguments.source, **given(arguments, "revision", "offline", "allow_pickle"))
+    options = load.read_options(**given(arguments, "allow_pickle", "tokenizer", "ema", "prediction"))
+    overwrite, dtype = bool(arguments.overwrite), arguments.dtype or "stored"
+    for line in convert(path, arguments.target, arguments.to, dtype, options, overwrite):
+        tell(f"left out: {line}")
+    tell(str(arguments.target))
+
+
+def list_recipes(arguments: argparse.Namespace) -> None:
+    from diptych.recipes import all_recipes
+
+    if arguments.sources is not None:
+        from diptych.recipes.sources import document, table
+
+        for line in (table(arguments.sources) if arguments.sources else document()).splitlines():
+            tell(line)
+        return
+    recipes = all_recipes()
+    for name, recipe in recipes.items():
+        tell(f"{name:<{max(map(len, recipes))}}  {recipe.description}")
+
+
+def list_options(arguments: argparse.Namespace) -> None:
+    from diptych.cli.options_page import markdown, table
+
+    tell((markdown() if arguments.markdown else table()).rstrip("\n"))
