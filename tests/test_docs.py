@@ -38,7 +38,7 @@ from diptych.training.experiment_config import Recipe
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "diptych"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *sorted(ROOT.glob("docs/*.md"))]
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)

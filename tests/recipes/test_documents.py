@@ -1,4 +1,4 @@
-"""The commands that README, CONTRIBUTING and docs tell people to type exist; blocks marked ```bash run``` are run."""
+"""The commands in README, CONTRIBUTING and docs exist; blocks marked ```bash run``` run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """(what stands after the fence, content) of each fenced block."""
+    """(language after the fence, content) of each fenced block."""
     return [(kind.strip(), body) for kind, body in FENCE.findall(page.read_text())]
 
 
 def commands(body: str) -> list[list[str]]:
-    """The words of each command of a shell block; prompts, comments and settings of variables left out."""
+    """The words of each command of a shell block, without prompts, comments and variable assignments."""
     found = []
     for line in body.replace("\\\n", " ").splitlines():
         try:
@@ -59,7 +59,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize("words", CALLS)
-def test_a_command_that_is_told_of_can_be_read(words: list[str]) -> None:
+def test_commands_parse(words: list[str]) -> None:
     placeholders = {"RECIPE": "emoji-autoencoder", "...": ""}
     try:
         cli.parse([placeholders.get(word, word) for word in words if word != "..."])
@@ -70,7 +70,7 @@ def test_a_command_that_is_told_of_can_be_read(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", MAKES)
-def test_a_target_that_is_told_of_is_there(words: list[str]) -> None:
+def test_make_targets_exist(words: list[str]) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for word in words:
         assert "=" in word or word in targets
@@ -78,7 +78,7 @@ def test_a_target_that_is_told_of_is_there(words: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", RUNS)
-def test_a_block_marked_to_be_run_runs(body: str, tmp_path: Path) -> None:
+def test_run_blocks_run(body: str, tmp_path: Path) -> None:
     here = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}"}
     shell = ["bash", "-euo", "pipefail", "-c", body]
@@ -96,14 +96,14 @@ def test_commands_are_found_in_a_block() -> None:
     ]
 
 
-def test_the_documents_tell_of_commands() -> None:
+def test_the_documents_have_commands() -> None:
     assert {page.name for page, _ in ALL} >= {"README.md", "CONTRIBUTING.md"}
     assert MAKES
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("prompt", ["$HOME", "$(HOME)", "it's", 'a "b" `id` # c', "a  b $$x \\ 苹果"])
-def test_make_demo_draws_the_prompt_as_it_was_typed(tmp_path: Path, prompt: str) -> None:
+def test_make_demo_passes_the_prompt_unchanged(tmp_path: Path, prompt: str) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/.installed"):
