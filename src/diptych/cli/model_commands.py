@@ -91,6 +91,6 @@ def list_recipes(arguments: argparse.Namespace) -> None:
 
 
 def list_options(arguments: argparse.Namespace) -> None:
-    from diptych.cli.options_page import markdown, table
+    from diptych.cli.options_page import listing, markdown
 
-    tell((markdown() if arguments.markdown else table()).rstrip("\n"))
+    tell((markdown() if arguments.markdown else listing()).rstrip("\n"))

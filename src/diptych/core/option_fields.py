@@ -80,7 +80,7 @@ class Option:
     def described(self) -> str:
         """Help, choices, and what none stands for."""
         value = self.value.value if isinstance(self.value, PerStage) else self.value
-        choices = f": {', '.join(value.choices)}" if isinstance(value, Choice) else ""
+        choices = f": {value.allowed}" if isinstance(value, Choice) else ""
         return self.help + choices + (f" (default: {self.unset})" if self.unset else "")
 
 

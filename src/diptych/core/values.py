@@ -27,6 +27,12 @@ class Value:
     """Any value: a word is taken as it stands, and a value of Python's is left to whoever reads it."""
 
     metavar: ClassVar[str] = "VALUE"
+    """What stands for it in `--help`."""
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words; nothing where the metavar says it."""
+        return ""
 
     def parse(self, text: str) -> Any:
         """From a word of the command line."""
@@ -44,6 +50,10 @@ class Whole(Value):
     low: int = 0
     high: int = MOST
     metavar: ClassVar[str] = "N"
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.low} or more" if self.high == MOST else f"{self.low} to {self.high:,}"
 
     def parse(self, text: str) -> int:
         try:
@@ -74,6 +84,12 @@ class Number(Value):
     high: float = math.inf
     above: bool = False
     metavar: ClassVar[str] = "X"
+
+    @property
+    def allowed(self) -> str:
+        if math.isinf(self.high):
+            return f"more than {self.low:g}" if self.above else f"{self.low:g} or more"
+        return f"{'above ' if self.above else ''}{self.low:g} to {self.high:g}"
 
     @property
     def bounds(self) -> str:
@@ -107,6 +123,10 @@ class Choice(Value):
     kind: str
     choices: tuple[str, ...]
     metavar: ClassVar[str] = "NAME"
+
+    @property
+    def allowed(self) -> str:
+        return ", ".join(self.choices)
 
     def parse(self, text: str) -> str:
         return pick(self.kind, text, self.choices)
@@ -195,6 +215,10 @@ class PerStage(Value):
     """One value for all stages of a cascade, or several: with commas, in Python as a list. None is the stage's own."""
 
     value: Value
+
+    @property
+    def allowed(self) -> str:
+        return self.value.allowed
 
     def parse(self, text: str) -> Any:
         if "," not in text:

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from diptych.core.errors import UserError, pick
+from diptych.core.values import Number, checked
 from diptych.diffusion.samplers import SAMPLERS
 
-
-class SamplerOption(NamedTuple):
-    """A number that a sampler takes."""
-
-    default: float
-    low: float
-    high: float
-    help: str
-
-
 LIMITS = {
-    "eta": (0.0, 1.0, "fresh noise of each step: 0 none, 1 as much as DDPM"),
-    "s_churn": (0.0, 1000.0, "noise added before each step, shared out over all steps (Karras et al. 2022, Alg. 2)"),
-    "s_tmin": (0.0, math.inf, "least sigma / alpha at which s_churn adds noise"),
-    "s_tmax": (0.0, math.inf, "largest sigma / alpha at which s_churn adds noise"),
-    "s_noise": (0.0, 2.0, "factor on the deviation of fresh noise"),
+    "eta": Number(0, 1),
+    "s_churn": Number(0, 1000),
+    "s_tmin": Number(0),
+    "s_tmax": Number(0),
+    "s_noise": Number(0, 2),
 }
-"""Option -> least and largest value, and help."""
+"""Option -> least and largest value."""
 
 
-def sampler_options(name: str) -> dict[str, SamplerOption]:
-    """The options of a sampler by its name, with defaults and bounds.
-
-    Raises `UserError` for an unknown sampler.
-    """
+def sampler_options(name: str) -> dict[str, float]:
+    """The options of a sampler by its name, with their defaults. Raises `UserError` for an unknown sampler."""
     defaults = SAMPLERS[pick("sampler", name, SAMPLERS)].options
-    return {key: SamplerOption(defaults[key], *LIMITS[key]) for key in LIMITS if key in defaults}
+    return {key: defaults[key] for key in LIMITS if key in defaults}
 
 
 def read_sampler_options(name: str, options: Mapping[str, Any]) -> dict[str, float]:
@@ -49,11 +37,8 @@ def read_sampler_options(name: str, options: Mapping[str, Any]) -> dict[str, flo
         if key not in known:
             others = ", ".join(other for other in SAMPLERS if key in sampler_options(other))
             raise UserError(f"the sampler {name} has no {key}; these have: {others}")
-        _, low, high, _ = known[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            bounds = f"be at least {low:g}" if math.isinf(high) else f"lie between {low:g} and {high:g}"
-            raise UserError(f"{key} must {bounds}, not {value!r}")
-    values = {key: float(given.get(key, option.default)) for key, option in known.items()}
+        checked(key, LIMITS[key].check, value)
+    values = {key: float(given.get(key, default)) for key, default in known.items()}
     source = "s_churn" if "s_churn" in values else "eta"
     for key in given.keys() & {"s_tmin", "s_tmax", "s_noise"}:
         if values[source] == 0:
