@@ -64,7 +64,7 @@ PARTS = (
         title="a network (the U-Net)",
         aim=250,
         reads={
-            "networks/conditioned_unet.py": ("ConditionedUNet", "SummedConditions"),
+            "networks/conditioned_unet.py": ("ConditionedUNet", "time_mlp"),
             "networks/unet.py": ("UNetConfig", "UNetBlock", "UNet"),
             "networks/residual.py": ("ResidualBlock",),
         },

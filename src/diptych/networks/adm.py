@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from diptych.networks.adm_blocks import AdmAttention, AdmResidualBlock
 from diptych.networks.adm_config import AdmUNetConfig
-from diptych.networks.conditioned_unet import LEVEL_UNITS, ConditionedUNet
+from diptych.networks.conditioned_unet import LEVEL_UNITS, ConditionedUNet, check_size, time_mlp
 from diptych.networks.layers import Downsample, TextPooling, Upsample, norm, timestep_embedding, zero_init
 from diptych.networks.residual import ACTIVATIONS
 
@@ -32,11 +32,11 @@ class AdmEncoder(ConditionedUNet):
     """The way down and the middle, which the U-Net and the noisy classifier share, and the embedding of conditions."""
 
     def __init__(self, config: AdmUNetConfig) -> None:
-        super().__init__()
-        self.config = c = config
-        self.time = self._tower()
+        super().__init__(config)
+        c, activation = config, ACTIVATIONS[config.activation]
+        self.time = time_mlp(c.channels, c.width, activation)
         if c.augmented:
-            self.level = self._tower()
+            self.level = time_mlp(c.channels, c.width, activation)
         if c.classes is not None:
             self.label = nn.Embedding(c.classes, c.width)
         if c.context_width is not None and c.context_projection is not None:
@@ -66,10 +66,6 @@ class AdmEncoder(ConditionedUNet):
             [AdmResidualBlock(c, now, now), AdmAttention(c, now), AdmResidualBlock(c, now, now)]
         )
 
-    def _tower(self) -> nn.Sequential:
-        c = self.config
-        return nn.Sequential(nn.Linear(c.channels, c.width), ACTIVATIONS[c.activation](), nn.Linear(c.width, c.width))
-
     def _attention(self, level: int) -> AdmAttention | None:
         c = self.config
         return AdmAttention(c, c.level_channels(level)) if level in c.attention_levels else None
@@ -82,7 +78,7 @@ class AdmEncoder(ConditionedUNet):
         for name, needed in (("label", c.classes is not None), ("context", not c.self_attention)):
             if needed and conditions.get(name) is None:
                 raise ValueError(f"this network was built for a {name}: give it one")
-        self.check_size(x, halvings=len(c.multipliers) - 1)
+        check_size(x, halvings=len(c.multipliers) - 1)
 
     def embed(self, x: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
         c, context = self.config, conditions.get("context")

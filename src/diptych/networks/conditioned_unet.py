@@ -62,7 +62,20 @@ class ConditionedUNet(nn.Module):
     was not built for.
     """
 
-    config: Any
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def add_embedding(self, width: int) -> None:
+        """Layers for `embed`: time, pooled text and augmentation level are summed (Imagen, section 2.5)."""
+        c = self.config
+        self.time = time_mlp(c.channels, width)
+        if c.pooled_width is not None:
+            self.pooled = nn.Sequential(nn.LayerNorm(c.pooled_width), nn.Linear(c.pooled_width, width))
+        if c.augmented:
+            self.level = time_mlp(c.channels, width)
+        if c.context_norm and c.context_width is not None:
+            self.context_norm = nn.LayerNorm(c.context_width)
 
     def forward(
         self,
@@ -76,13 +89,9 @@ class ConditionedUNet(nn.Module):
         level: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        self.check(
-            x, context=context, context_mask=context_mask, pooled=pooled, concat=concat, level=level, label=label
-        )
-        embedding = self.embed(
-            x, time, context=context, context_mask=context_mask, pooled=pooled, level=level, label=label
-        )
-        tokens = self.project_context(context, label)
+        cond = {"context": context, "context_mask": context_mask, "pooled": pooled, "level": level, "label": label}
+        self.check(x, concat=concat, **cond)
+        embedding, tokens = self.embed(x, time, **cond), self.project_context(context, label)
         x = x if concat is None else torch.cat([x, concat], dim=1)
         return self.predict(x, embedding, tokens, context_mask)
 
@@ -94,44 +103,8 @@ class ConditionedUNet(nn.Module):
                 field = str(field).lower()
                 raise ValueError(f"{name} was given to a network that was built without: its {NEEDS[name]} is {field}")
 
-    def check_size(self, x: Tensor, halvings: int) -> None:
-        """Raise a `ValueError` unless the sides of x (B, C, H, W) can be halved so often without a remainder."""
-        height, width = x.shape[-2:]
-        if height % 2**halvings or width % 2**halvings:
-            raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")
-
     def embed(self, x: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
         """The embedding (B, width) of the time and of the conditions on the image as a whole, in the dtype of x."""
-        raise NotImplementedError
-
-    def project_context(self, context: Tensor | None, label: Tensor | None) -> Tensor | None:
-        """The tokens (B, L, D) of cross-attention."""
-        raise NotImplementedError
-
-    def predict(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        """The network itself: (B, in_channels + concat_channels, H, W) -> (B, out_channels, H, W)."""
-        raise NotImplementedError
-
-
-class SummedConditions(ConditionedUNet):
-    """Time, pooled text and augmentation level summed into one embedding of 4 * channels (Imagen, section 2.5)."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.width = 4 * config.channels
-        self.time = self._mlp()
-        if config.pooled_width is not None:
-            self.pooled = nn.Sequential(nn.LayerNorm(config.pooled_width), nn.Linear(config.pooled_width, self.width))
-        if config.augmented:
-            self.level = self._mlp()
-        if config.context_norm and config.context_width is not None:
-            self.context_norm = nn.LayerNorm(config.context_width)
-
-    def _mlp(self) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(self.config.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
-
-    def embed(self, x: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
         channels = self.config.channels
         embedding = self.time(timestep_embedding(time, channels).to(x.dtype))
         if (pooled := conditions.get("pooled")) is not None:
@@ -141,4 +114,21 @@ class SummedConditions(ConditionedUNet):
         return embedding
 
     def project_context(self, context: Tensor | None, label: Tensor | None) -> Tensor | None:
+        """The tokens (B, L, D) of cross-attention."""
         return self.context_norm(context) if context is not None and self.config.context_norm else context
+
+    def predict(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The network itself: (B, in_channels + concat_channels, H, W) -> (B, out_channels, H, W)."""
+        raise NotImplementedError
+
+
+def time_mlp(channels: int, width: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
+    """The layers behind the sinusoids of the time: (B, channels) -> (B, width)."""
+    return nn.Sequential(nn.Linear(channels, width), activation(), nn.Linear(width, width))
+
+
+def check_size(x: Tensor, halvings: int) -> None:
+    """Raise a `ValueError` unless the sides of x (B, C, H, W) can be halved so often without a remainder."""
+    height, width = x.shape[-2:]
+    if height % 2**halvings or width % 2**halvings:
+        raise ValueError(f"{height} x {width} cannot be halved {halvings} times: no multiples of {2**halvings}")

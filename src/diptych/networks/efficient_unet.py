@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.config import Within
-from diptych.networks.conditioned_unet import ConditionedUNetConfig, SummedConditions
+from diptych.networks.conditioned_unet import ConditionedUNet, ConditionedUNetConfig, check_size
 from diptych.networks.layers import SpatialTransformer, TextPooling, norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
@@ -137,7 +137,7 @@ class EfficientUNetLevel(nn.Module):
         self.blocks, self.transformer = nn.ModuleList(blocks), transformer
 
 
-class EfficientUNet(SummedConditions):
+class EfficientUNet(ConditionedUNet):
     """Predicts eps, v, x_0 or flow from a noisy image, a low-resolution one, its time and its condition.
 
     Against the plain U-Net: most blocks and parameters are at low resolutions; a level's resampling comes before its
@@ -149,13 +149,14 @@ class EfficientUNet(SummedConditions):
 
     def __init__(self, config: EfficientUNetConfig) -> None:
         super().__init__(config)
-        c = config
+        c, width = config, 4 * config.channels
+        self.add_embedding(width)
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
             return ResidualBlock(
                 inputs,
                 outputs,
-                self.width,
+                width,
                 c.dropout,
                 c.norm_groups,
                 scale_shift=c.scale_shift,
@@ -180,7 +181,7 @@ class EfficientUNet(SummedConditions):
             )
 
         if c.context_width is not None and c.text_pooling_heads is not None:
-            self.text_pooling = TextPooling(c.context_width, self.width, c.text_pooling_heads)
+            self.text_pooling = TextPooling(c.context_width, width, c.text_pooling_heads)
         levels = range(len(c.multipliers))
         above = [c.channels, *(c.level_channels(level) for level in levels[:-1])]
         self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
@@ -198,7 +199,7 @@ class EfficientUNet(SummedConditions):
 
     def check(self, x: Tensor, **conditions: Tensor | None) -> None:
         super().check(x, **conditions)
-        self.check_size(x, halvings=len(self.config.multipliers))
+        check_size(x, halvings=len(self.config.multipliers))
 
     def embed(self, x: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
         embedding, context = super().embed(x, time, **conditions), conditions.get("context")

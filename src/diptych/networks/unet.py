@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.config import Within
-from diptych.networks.conditioned_unet import ConditionedUNetConfig, SummedConditions
+from diptych.networks.conditioned_unet import ConditionedUNet, ConditionedUNetConfig
 from diptych.networks.layers import Downsample, SpatialTransformer, Upsample, norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
@@ -62,12 +62,9 @@ class UNetConfig(ConditionedUNetConfig):
         self.require(self.classes is None or self.context_width is not None, "classes", "be none without context_width")
         levels = range(len(self.multipliers))
         self.require(all(i in levels for i in self.attention_levels), "attention_levels", f"lie in {list(levels)}")
-        for level in (*self.attention_levels, len(self.multipliers) - 1):
-            self.require(
-                self.level_channels(level) % (self.heads or self.head_width or 1) == 0,
-                "heads" if self.heads else "head_width",
-                f"divide the {self.level_channels(level)} channels of level {level}",
-            )
+        for level in (*self.attention_levels, levels[-1]):
+            name, wide = "heads" if self.heads else "head_width", self.level_channels(level)
+            self.require(wide % getattr(self, name) == 0, name, f"divide the {wide} channels of level {level}")
 
     def level_channels(self, level: int) -> int:
         return self.channels * self.multipliers[level]
@@ -90,7 +87,7 @@ class UNetBlock(nn.Module):
         return x if self.transformer is None else self.transformer(x, context, mask)
 
 
-class UNet(SummedConditions):
+class UNet(ConditionedUNet):
     """Predicts eps, v, x_0 or flow from a noisy image or latent, its time and its condition.
 
     `forward` is that of `ConditionedUNet`, with a label in the place of the context. H and W may be any: halves are
@@ -99,27 +96,19 @@ class UNet(SummedConditions):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
-        c = config
+        c, width = config, 4 * config.channels
+        self.add_embedding(width)
         if c.classes is not None and c.context_width is not None:
             self.label = nn.Embedding(c.classes, c.context_width)
         self.conv_in = nn.Conv2d(c.in_channels + c.concat_channels, c.channels, 3, padding=1)
 
         def block(inputs: int, outputs: int) -> ResidualBlock:
-            return ResidualBlock(inputs, outputs, self.width, c.dropout, c.norm_groups)
+            return ResidualBlock(inputs, outputs, width, c.dropout, c.norm_groups)
 
         def transformer(channels: int) -> SpatialTransformer:
             heads = c.heads or channels // (c.head_width or 1)
-            return SpatialTransformer(
-                channels,
-                c.context_width,
-                heads,
-                channels // heads,
-                c.depth,
-                c.dropout,
-                c.norm_groups,
-                c.linear_projection,
-                feed_forward=c.feed_forward,
-            )
+            shape = c.context_width, heads, channels // heads, c.depth, c.dropout, c.norm_groups, c.linear_projection
+            return SpatialTransformer(channels, *shape, feed_forward=c.feed_forward)
 
         now, skips, last = c.channels, [c.channels], len(c.multipliers) - 1
         self.down = nn.ModuleList()
