@@ -35,7 +35,7 @@ class Result:
 
 @dataclass
 class FakeModel:
-    """Paints a grey that is the seed, and remembers how it was asked."""
+    """Its images are grey, by the seed; it keeps the arguments of its calls."""
 
     asked: list[dict[str, Any]] = field(default_factory=list)
 
@@ -51,8 +51,8 @@ class FakeModel:
             callback(step, steps, None)
         images = [Image.new("RGB", (8, 8), (seed % 256,) * 3) for seed in seeds]
         common = {"steps": steps, "guidance": guidance, "sampler": sampler}
-        told = [{"prompt": p, "seed": s, **common} for p, s in zip(prompts, seeds, strict=True)]
-        return Result(images, told)
+        metadata = [{"prompt": p, "seed": s, **common} for p, s in zip(prompts, seeds, strict=True)]
+        return Result(images, metadata)
 
 
 @pytest.fixture
@@ -91,19 +91,19 @@ def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
 # generate
 
 
-def test_generate_writes_a_picture_that_says_how_to_make_it_again(model: FakeModel, capsys) -> None:
+def test_generate_writes_png_with_metadata(model: FakeModel, capsys) -> None:
     assert cli.main(["generate", "A red apple, ü!", "--seed", "5", "--steps", "3", "--guidance", "2"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path == Path("out/a-red-apple-ü-s5.png")
-    with Image.open(path) as picture:
-        assert picture.getpixel((0, 0)) == (5, 5, 5)
-        assert picture.text["Software"] == f"diptych {version()}"  # type: ignore[attr-defined]
-        parameters = json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
+    with Image.open(path) as image:
+        assert image.getpixel((0, 0)) == (5, 5, 5)
+        assert image.text["Software"] == f"diptych {version()}"  # type: ignore[attr-defined]
+        parameters = json.loads(image.text["diptych"])  # type: ignore[attr-defined]
     how = {"steps": 3, "guidance": 2.0, "sampler": "ddim"}
     assert parameters == {"diptych": version(), "prompt": "A red apple, ü!", "seed": 5, **how}
 
 
-def test_generate_leaves_what_is_not_said_to_the_model(model: FakeModel) -> None:
+def test_generate_leaves_defaults_to_the_model(model: FakeModel) -> None:
     assert cli.main(["generate", "a cat"]) == 0
     assert model.asked == [{"prompts": ["a cat"], "seeds": [0], "steps": 7, "guidance": 6.0, "negative": None}]
 
@@ -119,7 +119,7 @@ def test_generate_leaves_what_is_not_said_to_the_model(model: FakeModel) -> None
         (["--seed", "1-3,9"], [1, 2, 3, 9]),
     ],
 )
-def test_each_prompt_is_painted_with_each_seed(model: FakeModel, capsys, options: list[str], seeds: list[int]) -> None:
+def test_generate_each_prompt_with_each_seed(model: FakeModel, capsys, options: list[str], seeds: list[int]) -> None:
     assert cli.main(["generate", "a cat", *options, "--out", "here", "a dog"]) == 0
     assert model.asked[0]["prompts"] == ["a cat"] * len(seeds) + ["a dog"] * len(seeds)
     assert model.asked[0]["seeds"] == seeds * 2
@@ -128,14 +128,14 @@ def test_each_prompt_is_painted_with_each_seed(model: FakeModel, capsys, options
     assert sorted(paths) == sorted(str(path) for path in Path("here").iterdir())
 
 
-def test_a_seed_of_minus_one_is_drawn_and_told(model: FakeModel, capsys) -> None:
+def test_seed_minus_one_is_random_and_in_the_file_name(model: FakeModel, capsys) -> None:
     assert cli.main(["generate", "a cat", "--seed", "-1", "--seed", "-1,-1"]) == 0
     (asked,) = model.asked
     assert len(set(asked["seeds"])) == 3
     assert capsys.readouterr().out.split() == [f"out/a-cat-s{seed}.png" for seed in asked["seeds"]]
 
 
-def test_jobs_are_a_list_that_is_never_made() -> None:
+def test_image_list_is_lazy() -> None:
     jobs = ImageList(["a", "b"], [range(3, 5), range(9, 10)])
     expected = [(prompt, seed) for prompt in "ab" for seed in (3, 4, 9)]
     assert len(jobs) == 6 and list(jobs) == expected
@@ -143,7 +143,7 @@ def test_jobs_are_a_list_that_is_never_made() -> None:
     assert ImageList(["a"], [range(2**62, 2**62 + 10**6)])[999_999] == ("a", 2**62 + 999_999)
 
 
-def test_a_mistake_is_found_before_a_model_is_opened(model: FakeModel, capsys, monkeypatch) -> None:
+def test_errors_before_the_model_is_loaded(model: FakeModel, capsys, monkeypatch) -> None:
     def load(*source, **options) -> None:
         pytest.fail("a model was opened")
 
@@ -158,13 +158,13 @@ def test_a_mistake_is_found_before_a_model_is_opened(model: FakeModel, capsys, m
         one_line(capsys, *study, "--data", "gone", "--out", "o")
 
 
-def test_many_pictures_go_to_the_model_in_parts(model: FakeModel, capsys) -> None:
+def test_generate_in_batches(model: FakeModel, capsys) -> None:
     assert cli.main(["generate", "a cat", "--count", "5", "--batch", "2"]) == 0
     assert [asked["seeds"] for asked in model.asked] == [[0, 1], [2, 3], [4]]
     assert len(capsys.readouterr().out.split()) == 5
 
 
-def test_no_picture_is_ever_overwritten(model: FakeModel, capsys) -> None:
+def test_files_are_never_overwritten(model: FakeModel, capsys) -> None:
     Path("out").mkdir()
     Path("out/a-cat-s0.png").write_text("mine")
     assert cli.main(["generate", "a cat"]) == cli.main(["generate", "A CAT."]) == 0
@@ -183,7 +183,7 @@ def test_no_picture_is_ever_overwritten(model: FakeModel, capsys) -> None:
         ("a\nb\0c", "a-b-c"),
     ],
 )
-def test_a_file_name_is_made_of_the_words(text: str, name: str) -> None:
+def test_slug(text: str, name: str) -> None:
     assert slug(text) == name
 
 
@@ -274,11 +274,11 @@ def test_a_file_name_is_made_of_the_words(text: str, name: str) -> None:
         (["train", "emoji-autoencoder", "--run", "r", "data.path=gone"], "no data at gone"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(model: FakeModel, capsys, argv: list[str], says: str) -> None:
+def test_errors_are_one_line_and_exit_code_2(model: FakeModel, capsys, argv: list[str], says: str) -> None:
     assert says in one_line(capsys, *argv)
 
 
-def test_an_error_of_several_lines_is_told_in_one(model: FakeModel, capsys, monkeypatch) -> None:
+def test_multiline_error_is_printed_in_one_line(model: FakeModel, capsys, monkeypatch) -> None:
     def load(*source) -> None:
         raise UserError("first\nsecond\r\n  third")
 
@@ -286,7 +286,7 @@ def test_an_error_of_several_lines_is_told_in_one(model: FakeModel, capsys, monk
     assert one_line(capsys, "generate", "a cat") == "diptych: first second third\n"
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_cut_picture(model: FakeModel, capsys, monkeypatch) -> None:
+def test_full_disk_leaves_no_partial_file(model: FakeModel, capsys, monkeypatch) -> None:
     def save(self, file, *arguments, **options) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -296,7 +296,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_cut_picture(model: FakeModel, cap
     assert list(Path("out").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_named(model: FakeModel, capsys) -> None:
+def test_unwritable_output_folder(model: FakeModel, capsys) -> None:
     Path("file").write_text("")
     for out in ("file", "file/out"):
         assert f"{out}: there is a file where a folder is needed" in one_line(capsys, "generate", "a cat", "--out", out)
@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_made_is_named(model: FakeModel, capsys) -> None
 
 
 @pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO, errno.ENOENT, errno.ELOOP, errno.ESTALE, errno.EMFILE])
-def test_whatever_the_disk_refuses_is_one_line(model: FakeModel, capsys, monkeypatch, number: int) -> None:
+def test_os_errors_are_one_line(model: FakeModel, capsys, monkeypatch, number: int) -> None:
     def load(*source, **options) -> None:
         raise OSError(number, os.strerror(number), "some/file")
 
@@ -316,7 +316,7 @@ def test_whatever_the_disk_refuses_is_one_line(model: FakeModel, capsys, monkeyp
     assert f"some/file: {os.strerror(number)}" in one_line(capsys, "generate", "a cat")
 
 
-def test_what_a_terminal_would_obey_is_written_out(model: FakeModel, capsys) -> None:
+def test_terminal_escapes_are_printed_as_text(model: FakeModel, capsys) -> None:
     evil = "\x1b[2J\x07\u202egnp"
     for argv in (("generate", "a cat", "--out", evil), ("train", evil), ("info", evil), ("data", "check", evil)):
         cli.main(argv)
@@ -325,7 +325,7 @@ def test_what_a_terminal_would_obey_is_written_out(model: FakeModel, capsys) -> 
         assert not {"\x1b", "\x07", "\u202e"} & {*out, *err}, argv
 
 
-def test_an_interruption_ends_with_130(model: FakeModel, capsys, monkeypatch) -> None:
+def test_keyboard_interrupt_exits_with_130(model: FakeModel, capsys, monkeypatch) -> None:
     def generate(*arguments, **options) -> None:
         raise KeyboardInterrupt
 
@@ -334,7 +334,7 @@ def test_an_interruption_ends_with_130(model: FakeModel, capsys, monkeypatch) ->
     assert capsys.readouterr().err == "diptych: interrupted\n"
 
 
-def test_an_error_of_the_program_keeps_its_traceback(model: FakeModel, monkeypatch) -> None:
+def test_programming_errors_keep_their_traceback(model: FakeModel, monkeypatch) -> None:
     def generate(*arguments, **options) -> None:
         raise ValueError("a bug")
 
@@ -346,7 +346,7 @@ def test_an_error_of_the_program_keeps_its_traceback(model: FakeModel, monkeypat
 # the others
 
 
-def test_train_hands_the_changed_recipe_and_the_folder_on(monkeypatch) -> None:
+def test_train_arguments(monkeypatch) -> None:
     from diptych.training import experiment as recipes_run
 
     calls = []
@@ -358,7 +358,7 @@ def test_train_hands_the_changed_recipe_and_the_folder_on(monkeypatch) -> None:
     assert second == first.override(["training.steps=3", "training.seed=4"]) != first
 
 
-def test_precompute_hands_the_recipe_and_the_folder_on(monkeypatch) -> None:
+def test_precompute_arguments(monkeypatch) -> None:
     from diptych.training import experiment as recipes_run
 
     calls = []
@@ -368,7 +368,7 @@ def test_precompute_hands_the_recipe_and_the_folder_on(monkeypatch) -> None:
     assert calls[0][1] == Path("there")
 
 
-def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, monkeypatch) -> None:
+def test_evaluate_arguments(model: FakeModel, monkeypatch) -> None:
     from diptych.evaluation.benchmarks import prompts as study
 
     calls = []
@@ -394,7 +394,7 @@ def test_evaluate_hands_on_what_was_said_and_leaves_the_rest(model: FakeModel, m
         ("augmentation", ["--steps", "3", "--judge", "j", "--batch", "2"], {"steps": 3, "judge": "j", "batch": 2}),
     ],
 )
-def test_sweep_hands_on_what_was_said(model: FakeModel, monkeypatch, sweep: str, options, settings) -> None:
+def test_sweep_arguments(model: FakeModel, monkeypatch, sweep: str, options, settings) -> None:
     from diptych.evaluation.benchmarks import sweep as sweeps
 
     calls = []
@@ -412,7 +412,7 @@ def test_sweep_hands_on_what_was_said(model: FakeModel, monkeypatch, sweep: str,
     assert calls == [(sweep, (model, Path("d"), Path("o")), given)]
 
 
-def test_unseen_hands_on_every_model(model: FakeModel, monkeypatch) -> None:
+def test_unseen_arguments(model: FakeModel, monkeypatch) -> None:
     from diptych.evaluation.benchmarks import novel_words as unseen
 
     calls = []
@@ -424,7 +424,7 @@ def test_unseen_hands_on_every_model(model: FakeModel, monkeypatch) -> None:
     assert calls == [((expected, Path("d"), Path("o")), {"pictures": 3, "judge": "j"})]
 
 
-def test_the_names_of_settings_are_those_of_the_functions() -> None:
+def test_evaluation_functions_have_these_parameters() -> None:
     """The tests above put others in their place, which would take any name."""
     from diptych.evaluation.benchmarks import novel_words as unseen
     from diptych.evaluation.benchmarks import prompts as study
@@ -440,18 +440,18 @@ def test_the_names_of_settings_are_those_of_the_functions() -> None:
         assert names <= inspect.signature(function).parameters.keys(), function
 
 
-def test_info_tells_exact_counts_to_people_and_programs(capsys, monkeypatch) -> None:
+def test_info_parameter_counts(capsys, monkeypatch) -> None:
 
     described = {"name": "sd1", "networks": {"unet": 859_520_964, "text": 36}, "total": 859_521_000, "config": {}}
     monkeypatch.setattr("diptych.cli.describe.describe", lambda name: described)
     assert cli.main(["info", "sd1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == described
     assert cli.main(["info", "sd1"]) == 0
-    told = capsys.readouterr().out
-    assert "859,520,964" in told and "859,521,000" in told
+    text = capsys.readouterr().out
+    assert "859,520,964" in text and "859,521,000" in text
 
 
-def test_recipes_are_listed_with_their_descriptions(capsys) -> None:
+def test_recipes_list(capsys) -> None:
     from diptych.recipes import all_recipes
 
     assert cli.main(["recipes"]) == 0
@@ -461,7 +461,7 @@ def test_recipes_are_listed_with_their_descriptions(capsys) -> None:
         assert line.endswith(recipe.description)
 
 
-def test_data_check_counts_what_can_be_read_and_what_is_broken(tmp_path: Path, capsys) -> None:
+def test_data_check_counts(tmp_path: Path, capsys) -> None:
     for index in range(6):
         Image.new("RGB", (16, 16), (40 * index, 0, 0)).save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(f"picture {index}")
@@ -484,7 +484,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_help_names_the_choices_and_its_examples_can_be_read(capsys, monkeypatch) -> None:
+def test_help_choices_and_examples(capsys, monkeypatch) -> None:
     from diptych.core.images import FITS
     from diptych.diffusion.times import SCHEDULE_TYPES
     from diptych.encoders.prompt_weights import LONG_PROMPTS
@@ -500,7 +500,7 @@ def test_help_names_the_choices_and_its_examples_can_be_read(capsys, monkeypatch
         cli.parse(words[1:])
 
 
-def test_help_lists_every_option_under_its_heading_and_no_old_name(capsys, monkeypatch) -> None:
+def test_help_headings_without_old_names(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     text = help_of(capsys, "generate")
     parts = {part.partition(":")[0]: part for part in text.split("\n\n")}
@@ -512,7 +512,7 @@ def test_help_lists_every_option_under_its_heading_and_no_old_name(capsys, monke
     assert table.GROUPS.keys() <= {heading.strip() for heading in parts}
 
 
-def test_old_names_are_taken() -> None:
+def test_old_option_names() -> None:
     words = ["--low", "a.png", "--weights", "--preview-decoder", "tiny", "--augmentation-level", "0.5"]
     old = cli.parse(["generate", *words, "--negative-prompt", "x"])
     new = cli.parse(
@@ -526,7 +526,7 @@ def test_old_names_are_taken() -> None:
     assert cli.parse(["train", "x", "--run", "r"]).run_dir == cli.parse(["train", "x", "--run-dir", "r"]).run_dir
 
 
-def test_the_page_of_options_is_what_the_command_prints(capsys) -> None:
+def test_options_page_is_up_to_date(capsys) -> None:
     assert cli.main(["options", "--markdown"]) == 0
     assert capsys.readouterr().out == (Path(__file__).parents[2] / "docs" / "options.md").read_text()
 
@@ -549,7 +549,7 @@ def every_command() -> list[list[str]]:
     return found
 
 
-def test_help_and_mistakes_answer_without_loading_pytorch() -> None:
+def test_help_and_errors_import_no_pytorch() -> None:
     mistakes = [
         ["--version"],
         ["generate", "a", "--steps", "x"],
@@ -576,7 +576,7 @@ for argv in {calls!r}:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_starts_at_once() -> None:
+def test_help_start_up_time() -> None:
     """In processor time, so that other work on the machine does not count."""
 
     def seconds() -> float:
@@ -588,14 +588,14 @@ def test_help_starts_at_once() -> None:
     assert min(seconds() for _ in range(5)) < 0.3
 
 
-def test_it_runs_as_a_module() -> None:
+def test_python_m_diptych() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"diptych {version()}\n")
     done = run("generate", "")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
 
 
-def test_a_closed_pipe_is_no_error() -> None:
+def test_closed_pipe_exits_with_141() -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:

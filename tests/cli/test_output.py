@@ -1,4 +1,4 @@
-"""The command line over real models: tiny cascades painted, kept, enlarged, stopped, assembled; both panels shown."""
+"""The command line over real models: tiny cascades with options for each stage, assemble, info, demo."""
 
 from __future__ import annotations
 
@@ -73,25 +73,25 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def generate(model: str, *options: str) -> Path:
-    """Paint one picture and return the newest file of that name."""
+    """Generate one image and return the newest file of that name."""
     assert cli.main(["generate", "a cat", "--model", model, *options]) == 0
     return max(Path("out").glob("a-cat-s0*.png"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def told(path: Path | str) -> dict[str, Any]:
-    with Image.open(path) as picture:
-        return json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
+def metadata_of(path: Path | str) -> dict[str, Any]:
+    with Image.open(path) as image:
+        return json.loads(image.text["diptych"])  # type: ignore[attr-defined]
 
 
 def pixels(path: Path | str) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 # generate
 
 
-def test_a_cascade_paints_and_keeps_its_stages(cascade: str, capsys) -> None:
+def test_keep_stages_writes_every_stage(cascade: str, capsys) -> None:
     Path("out").mkdir()
     Path("out/a-cat-s0.png").write_text("mine")
     assert cli.main(["generate", "a cat", "--model", cascade, "--count", "2", "--keep-stages"]) == 0
@@ -103,10 +103,10 @@ def test_a_cascade_paints_and_keeps_its_stages(cascade: str, capsys) -> None:
         final, *earlier = paths[3 * place : 3 * place + 3]
         for path, image in zip([*earlier, final], images, strict=True):
             assert np.array_equal(pixels(path), np.asarray(image))
-            assert told(path)["size"] == list(image.size)
-            assert (told(path)["seed"], told(path)["model"]["source"]) == (place, cascade)
-    assert [stage["stage"] for stage in told(paths[0])["stages"]] == ["8", "8-16", "16-32"]
-    assert [stage["stage"] for stage in told(paths[2])["stages"]] == ["8", "8-16"]
+            assert metadata_of(path)["size"] == list(image.size)
+            assert (metadata_of(path)["seed"], metadata_of(path)["model"]["source"]) == (place, cascade)
+    assert [stage["stage"] for stage in metadata_of(paths[0])["stages"]] == ["8", "8-16", "16-32"]
+    assert [stage["stage"] for stage in metadata_of(paths[2])["stages"]] == ["8", "8-16"]
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_a_cascade_paints_and_keeps_its_stages(cascade: str, capsys) -> None:
         (["--stop", "2", "--steps", "3,1"], "steps", [3, 1]),
     ],
 )
-def test_each_stage_has_settings_of_its_own(cascade: str, options: list[str], key: str, values: list[Any]) -> None:
-    stages = told(generate(cascade, *options))["stages"]
+def test_one_value_per_stage(cascade: str, options: list[str], key: str, values: list[Any]) -> None:
+    stages = metadata_of(generate(cascade, *options))["stages"]
     assert [stage.get(key) for stage in stages] == values
 
 
-def test_a_cascade_stops_where_it_is_told_to(cascade: str) -> None:
+def test_stop_after_a_stage(cascade: str) -> None:
     assert cli.main(["generate", "a cat", "--model", cascade, "--keep-stages", "--out", "all"]) == 0
     for number, size in enumerate(SIZES, 1):
         path = generate(cascade, "--stop", str(number))
@@ -138,17 +138,17 @@ def test_a_cascade_stops_where_it_is_told_to(cascade: str) -> None:
         assert np.array_equal(pixels(path), pixels(f"all/{name}.png"))
 
 
-def test_a_picture_of_ones_own_is_enlarged(cascade: str, runs: list[str]) -> None:
+def test_low_res_and_start(cascade: str, runs: list[str]) -> None:
     Image.new("RGB", (16, 16), (200, 40, 40)).save("mine.png")
     path = generate(cascade, "--low", "mine.png", "--start", "2")
-    assert [stage["stage"] for stage in told(path)["stages"]] == ["16-32"]
+    assert [stage["stage"] for stage in metadata_of(path)["stages"]] == ["16-32"]
     alone = generate(runs[2], "--low", "mine.png")  # the same stage, without a cascade
     assert np.array_equal(pixels(path), pixels(alone)) and path != alone
     path = generate(cascade, "--low", "mine.png")
-    assert [stage["stage"] for stage in told(path)["stages"]] == ["8-16", "16-32"]
+    assert [stage["stage"] for stage in metadata_of(path)["stages"]] == ["8-16", "16-32"]
 
 
-def test_one_stage_at_a_time_paints_the_same(cascade: str) -> None:
+def test_one_at_a_time_gives_the_same_image(cascade: str) -> None:
     together, alone = generate(cascade), generate(cascade, "--one-at-a-time")
     assert together != alone
     assert np.array_equal(pixels(together), pixels(alone))
@@ -193,7 +193,7 @@ def test_one_stage_at_a_time_paints_the_same(cascade: str) -> None:
         ("cascade", ["--low", "words.txt"], "not a PNG, JPEG or WebP picture"),
     ],
 )
-def test_what_a_model_cannot_do_is_one_line_and_paints_nothing(
+def test_refused_options(
     cascade: str, runs: list[str], latent: Path, capsys, model: str, options: list[str], says: str
 ) -> None:
     Image.new("RGB", (16, 16), "red").save("mine.png")
@@ -206,7 +206,7 @@ def test_what_a_model_cannot_do_is_one_line_and_paints_nothing(
 # assemble, info, evaluate
 
 
-def test_stages_become_a_cascade_that_says_what_it_holds(runs: list[str], capsys) -> None:
+def test_assemble_and_info(runs: list[str], capsys) -> None:
     assert cli.main(["assemble", *runs[:2], "--out", "here"]) == 0
     shown = capsys.readouterr().out
     networks: list[Any] = [diptych.load(run).network for run in runs]  # type: ignore[union-attr]
@@ -221,7 +221,7 @@ def test_stages_become_a_cascade_that_says_what_it_holds(runs: list[str], capsys
     assert [stage["size"] for stage in described["config"]["stages"]] == list(SIZES)
 
 
-def test_a_text_encoder_that_stages_share_is_counted_once(tmp_path: Path) -> None:
+def test_info_counts_a_shared_text_encoder_once(tmp_path: Path) -> None:
     from diptych.cli.describe import describe
     from diptych.encoders.configs import MiniLMConfig
     from diptych.models.cascade import CascadeConfig
@@ -241,7 +241,7 @@ def test_a_text_encoder_that_stages_share_is_counted_once(tmp_path: Path) -> Non
     assert list(networks) == ["stage 8", "stage 8-16", "text"] and networks["text"] == text
 
 
-def test_only_stages_that_fit_are_put_together_and_nothing_else_is_replaced(
+def test_assemble_refusals(
     runs: list[str], latent: Path, capsys
 ) -> None:
     Path("notes").mkdir()
@@ -267,7 +267,7 @@ def test_only_stages_that_fit_are_put_together_and_nothing_else_is_replaced(
     assert all(diptych.load(run) for run in runs)
 
 
-def test_evaluate_asks_a_cascade_for_its_first_stages(cascade: str, latent: Path, capsys, monkeypatch) -> None:
+def test_evaluate_with_stop(cascade: str, latent: Path, capsys, monkeypatch) -> None:
     from diptych.evaluation.benchmarks import prompts as study
 
     calls = []
@@ -282,7 +282,7 @@ def test_evaluate_asks_a_cascade_for_its_first_stages(cascade: str, latent: Path
     assert used["size"] == [16, 16] and [stage["steps"] for stage in used["stages"]] == [3, 2]
 
 
-def test_the_fingerprint_of_a_cascade_covers_every_stage(cascade: str) -> None:
+def test_cascade_fingerprint_covers_every_stage(cascade: str) -> None:
     model = diptych.load(cascade)
     before = model_fingerprint(model)
     assert before == model_fingerprint(diptych.load(cascade)) is not None
@@ -302,25 +302,25 @@ def panels(cascade: str, latent: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return embedded
 
 
-def test_both_panels_are_shown_side_by_side(panels: dict[str, Path], capsys) -> None:
+def test_demo_sheet(panels: dict[str, Path], capsys) -> None:
     assert cli.main(["demo", "a cat", "--seed", "5", "--count", "2"]) == 0
     *paths, sheet = capsys.readouterr().out.split()
     assert paths == [f"out/a-cat-s{seed}-{panel}.png" for panel in ("latent", "cascade") for seed in (5, 6)]
     assert sheet == "out/both-panels.png"
     for path in paths:
         panel = path.removesuffix(".png").rpartition("-")[2]
-        own = diptych.load(panel).generate("a cat", seeds=[told(path)["seed"]]).images[0]
+        own = diptych.load(panel).generate("a cat", seeds=[metadata_of(path)["seed"]]).images[0]
         assert np.abs(pixels(path).astype(int) - np.asarray(own).astype(int)).max() <= 1
-        assert told(path)["model"]["source"] == panel
+        assert metadata_of(path)["model"]["source"] == panel
     shown = pixels(sheet)
-    assert shown.shape[1] > 4 * 256  # two pictures for each of two seeds
+    assert shown.shape[1] > 4 * 256  # two images for each of two seeds
     corner = np.repeat(np.repeat(pixels(paths[0]), 16, 0), 16, 1)  # the latent's, 16 px, first of all
     rows, columns = np.where((shown != 255).any(-1))
     top, left = rows.min() + 3, columns.min() + 3  # within its border
     assert np.array_equal(shown[top : top + 256, left : left + 256], corner)
 
 
-def test_a_panel_that_is_not_there_is_named_and_the_other_painted(panels: dict[str, Path], capsys) -> None:
+def test_demo_with_a_missing_model(panels: dict[str, Path], capsys) -> None:
     panels["cascade"] = Path("nothing")
     assert cli.main(["demo", "a cat"]) == 0
     printed = capsys.readouterr()
@@ -331,14 +331,14 @@ def test_a_panel_that_is_not_there_is_named_and_the_other_painted(panels: dict[s
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_a_damaged_panel_is_an_error(panels: dict[str, Path], capsys) -> None:
+def test_demo_with_a_damaged_model(panels: dict[str, Path], capsys) -> None:
     panels["latent"] = Path("broken")
     Path("broken").mkdir()
     Path("broken/config.json").write_text("{")
     assert "not readable JSON" in one_line(capsys, "demo", "a cat")
 
 
-def test_the_name_cascade_says_when_there_is_none(panels: dict[str, Path], capsys) -> None:
+def test_missing_default_cascade(panels: dict[str, Path], capsys) -> None:
     assert cli.main(["generate", "a cat", "--model", "cascade"]) == 0
     panels["cascade"] = Path("nothing")
     capsys.readouterr()

@@ -22,7 +22,7 @@ from diptych.models.cascade import Cascade
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.pixel_diffusion import PixelDiffusion
 from tests.cli.test_cli import one_line
-from tests.cli.test_output import told
+from tests.cli.test_output import metadata_of
 from tests.models.latents import CAPTIONS, arrays, config, same_picture, system
 
 FLOW = {"schedule": ScheduleConfig(kind="flow"), "prediction": "flow"}
@@ -228,7 +228,7 @@ def test_the_command_paints_what_generate_paints(files: None, folders: dict[str,
     for seed, image in enumerate(wanted.images):
         with Image.open(f"out/a-cat-s{seed}.png") as shown:
             assert same_picture(shown, image)
-        row = told(f"out/a-cat-s{seed}.png")
+        row = metadata_of(f"out/a-cat-s{seed}.png")
         assert (row["image"]["file"], row["mask"]["file"], row["strength"], row["paste"]) == (
             "p.png",
             "m.png",
@@ -239,7 +239,7 @@ def test_the_command_paints_what_generate_paints(files: None, folders: dict[str,
 
 def test_the_command_paints_over_a_picture(files: None, folders: dict[str, str]) -> None:
     assert cli.main(["generate", "a cat", "--model", folders["latent"], "--image", "p.png"]) == 0
-    row = told("out/a-cat-s0.png")
+    row = metadata_of("out/a-cat-s0.png")
     assert row["strength"] == 0.8 and "mask" not in row
     with Image.open("out/a-cat-s0.png") as shown:
         assert same_picture(shown, system().generate("a cat", image=picture()).images[0])

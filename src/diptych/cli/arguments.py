@@ -149,8 +149,9 @@ def add_device(command: Parser) -> None:
 
 
 def add_study(command: Parser, images: str) -> None:
-    """What every evaluation takes; `images` says what `--pictures` counts."""
-    add_whole(command, "--pictures", 1, help=images)
+    """What every evaluation takes; `images` says what `--images` counts."""
+    add_whole(command, "--images", 1, dest="pictures", help=images)
+    add_whole(command, "--pictures", 1, dest="pictures", help=argparse.SUPPRESS)
     command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the results and contact sheets")
     add_whole(command, "--seed", 0, SEED_LIMIT - 1, help="fixes prompts and images")

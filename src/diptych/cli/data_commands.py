@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cli.argument_values import SEED_LIMIT
-from diptych.cli.arguments import add_whole, argument_type, given
+from diptych.cli.arguments import Parser, add_whole, argument_type, given
 from diptych.core.errors import UserError
 from diptych.core.terminal import tell
 from diptych.core.values import Number
@@ -28,14 +28,14 @@ def add_commands(commands: Any) -> None:
 
     command = kinds.add_parser("layouts", help="layouts as captions of images, from the boxes of COCO or OpenImages")
     command.add_argument("annotations", metavar="FILE", type=Path, help="instances_*.json, or *-bbox.csv")
-    command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
+    add_images(command)
     command.add_argument("--classes", metavar="CSV", type=Path, help="OpenImages' class-descriptions-boxable.csv")
     add_whole(command, "--boxes", 1, help="keep the N largest of an image (default: 30)")
     command.set_defaults(command=layouts)
 
     command = kinds.add_parser("captions", help="captions of images, from COCO's")
     command.add_argument("annotations", metavar="FILE", type=Path, help="captions_*.json")
-    command.add_argument("--pictures", metavar="FOLDER", type=Path, required=True, help="gets a metadata.jsonl")
+    add_images(command)
     command.set_defaults(command=captions)
 
     command = kinds.add_parser("familiar", help="let models warn of prompts that are far from this data")
@@ -56,6 +56,13 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(command=check, more="assignments")
 
 
+def add_images(command: Parser) -> None:
+    """`--images`, also under its old name."""
+    names = command.add_mutually_exclusive_group(required=True)
+    names.add_argument("--images", metavar="FOLDER", type=Path, help="gets a metadata.jsonl")
+    names.add_argument("--pictures", dest="images", type=Path, help=argparse.SUPPRESS)
+
+
 def emoji(arguments: argparse.Namespace) -> None:
     from diptych.data.emoji import build
 
@@ -68,7 +75,7 @@ def emoji(arguments: argparse.Namespace) -> None:
 def layouts(arguments: argparse.Namespace) -> None:
     from diptych.data.annotations import MOST, write_layouts
 
-    folder = arguments.pictures
+    folder = arguments.images
     counts = write_layouts(arguments.annotations, folder, arguments.classes, arguments.boxes or MOST)
     boxes = f"{counts['boxes']:,} boxes of {len(counts['classes']):,} classes in {counts['pictures']:,} images"
     tell(f"{folder}: {boxes}; train with data.path={folder} data.caption_field=layout")
@@ -77,7 +84,7 @@ def layouts(arguments: argparse.Namespace) -> None:
 def captions(arguments: argparse.Namespace) -> None:
     from diptych.data.annotations import write_captions
 
-    folder = arguments.pictures
+    folder = arguments.images
     counts = write_captions(arguments.annotations, folder)
     captions = f"{counts['captions']:,} captions of {counts['pictures']:,} images"
     tell(f"{folder}: {captions}; train with data.path={folder}")

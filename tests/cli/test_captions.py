@@ -1,4 +1,4 @@
-"""What a recipe reads of its data, from the command to the batch: captions, long ones or none, what is left out."""
+"""Captions from the data to the batch: read or not, cut or skipped where long, quarantined where unreadable."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def images(folder: Path, count: int, caption: Any = "a red picture") -> Path:
         ("adm-64-classifier", True),
     ],
 )
-def test_captions_are_wanted_where_they_are_read(name: str, reads: bool) -> None:
+def test_recipes_that_read_captions(name: str, reads: bool) -> None:
     assert reading.reads_captions(get(name).system) == reads
 
 
-def test_every_recipe_says_how_much_of_a_caption_it_reads() -> None:
+def test_caption_limit_of_every_recipe() -> None:
     """Without weights, unless its files lie elsewhere or its tokenizer is learned from the captions."""
     for name, recipe in all_recipes().items():
         try:
@@ -64,7 +64,7 @@ def test_every_recipe_says_how_much_of_a_caption_it_reads() -> None:
         assert fit is None or fit(short) == short, name
 
 
-def test_a_first_stage_trains_on_pictures_alone(
+def test_first_stage_trains_without_captions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,10 +73,10 @@ def test_a_first_stage_trains_on_pictures_alone(
     (tmp_path / "pictures" / "x.gif").write_bytes(b"GIF89a")
     command = ["train", "emoji-autoencoder", *FIRST, *SHORT, "--run-dir", "runs/first"]
     assert cli.main([*command, "data.held_out=1e-9"]) == 0
-    told = capsys.readouterr().err
-    assert "pictures: 11 examples to train on, 0 held out, 1 left out (x.gif: .gif pictures are not read" in told
-    assert "data.held_out=1e-09 sets none of these 11 apart: nothing is validated" in told
-    assert told.count("03.png in pictures: not a PNG, JPEG or WebP picture") == 1
+    messages = capsys.readouterr().err
+    assert "pictures: 11 examples to train on, 0 held out, 1 left out (x.gif: .gif pictures are not read" in messages
+    assert "data.held_out=1e-09 sets none of these 11 apart: nothing is validated" in messages
+    assert messages.count("03.png in pictures: not a PNG, JPEG or WebP picture") == 1
     record = (tmp_path / "runs" / "first" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in record] == ["03.png"]
     assert not list((tmp_path / "pictures").glob("quarantine*"))
@@ -101,7 +101,7 @@ def test_a_first_stage_trains_on_pictures_alone(
 
 
 @pytest.mark.parametrize(("text", "policy"), [("joint", "cut"), ("joint", "skip"), ("frozen", "cut")])
-def test_a_long_caption_ends_neither_precompute_nor_training(
+def test_long_captions_are_cut_or_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], policy: str, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -120,8 +120,8 @@ def test_a_long_caption_ends_neither_precompute_nor_training(
     train = ["train", "emoji-latent", *recipe, "training.batch_size=12"]
     assert cli.main([*train, "system.precomputed=cache", "--run-dir", "runs/kept"]) == 0
     assert cli.main([*train, "system.precomputed=none", "--run-dir", "runs/fly"]) == 0
-    told = capsys.readouterr().err
-    assert "its caption is longer than the text encoder reads" in told and "05.png" in told
+    messages = capsys.readouterr().err
+    assert "its caption is longer than the text encoder reads" in messages and "05.png" in messages
     record = [json.loads(line) for line in (tmp_path / "runs" / "fly" / "quarantine.jsonl").read_text().splitlines()]
     assert [one["key"] for one in record] == ["05.png"]
     assert cli.main(["data", "check", "pictures", "--recipe", "emoji-latent", "--json", *recipe]) == 1
@@ -130,7 +130,7 @@ def test_a_long_caption_ends_neither_precompute_nor_training(
     assert len(report["changed"]) == (policy == "cut") and len(report["broken"]) == (policy == "skip")
 
 
-def test_texts_are_cut_between_words() -> None:
+def test_captions_are_cut_between_words() -> None:
     tokenizer = train_tokenizer(["a red ball on a blue box"] * 3, 64)
     for tokens in (3, 4, 8, 24):
         for text in (LONG, "x" * 500, "réd " * 50, " " * 99 + LONG, "a red"):
@@ -145,7 +145,7 @@ def test_texts_are_cut_between_words() -> None:
     assert isinstance(JointTransformerConfig.from_dict({"network": network}), JointTransformerConfig)
 
 
-def test_layouts_keep_their_largest_boxes_and_classes_must_be_known() -> None:
+def test_layout_and_class_captions() -> None:
     boxes = [f"thing {0.01 * i:g} 0 {0.02 * i + 0.1:g} 1" for i in range(40)]
     fit = LayoutConfig().fitting()
     assert len(read_layout(fit("; ".join(boxes)))) == 30
@@ -156,7 +156,7 @@ def test_layouts_keep_their_largest_boxes_and_classes_must_be_known() -> None:
         ClassConfig(classes=2).fitting()("7")
 
 
-def test_an_example_that_a_model_cannot_read_is_set_aside(tmp_path: Path) -> None:
+def test_unreadable_captions_are_quarantined(tmp_path: Path) -> None:
     """Of shards too, whose metadata is not read when they are opened: captions are asked for by all before training."""
     members = [
         (f"{i:02d}.{e}", png() if e == "png" else b'{"caption": "%d"}' % (i % 2))
@@ -173,7 +173,7 @@ def test_an_example_that_a_model_cannot_read_is_set_aside(tmp_path: Path) -> Non
     assert all(data[i].captions[0] in "01" for i in range(40))
 
 
-def test_both_splits_are_opened_once(
+def test_splits_share_one_quarantine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images(tmp_path / "pictures", 30)
@@ -182,8 +182,8 @@ def test_both_splits_are_opened_once(
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         splits = reading.open_splits(recipe, tmp_path / rank / "quarantine.jsonl")
-        told = capsys.readouterr().err
-        assert told.count("examples to train on") == (rank == "0")
+        messages = capsys.readouterr().err
+        assert messages.count("examples to train on") == (rank == "0")
         (tmp_path / rank).mkdir()
         splits["train"].quarantine.flush()
         assert (tmp_path / rank / "quarantine.jsonl").exists() == (rank == "0")
@@ -192,7 +192,7 @@ def test_both_splits_are_opened_once(
     assert splits["train"].quarantine is splits["held-out"].quarantine
 
 
-def test_captions_of_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = images(tmp_path / "train2017", 3, None)
     file = tmp_path / "captions_train2017.json"
     rows = [{"image_id": i % 3, "caption": f"caption {i}.\n"} for i in range(6)]

@@ -1,4 +1,4 @@
-"""The pages work from top to bottom as they stand: a command reads what one above it made, or what its reader has."""
+"""The commands of README and docs work in order: each reads what an earlier one made, or what the reader brings."""
 
 from __future__ import annotations
 
@@ -134,16 +134,16 @@ def made() -> set[str]:
     return there
 
 
-def test_readme_works_from_top_to_bottom() -> None:
+def test_readme_commands_in_order() -> None:
     assert follow(README, set(YOURS)) > 40
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
-def test_a_page_works_on_what_readme_and_it_made(page: Path, made: set[str]) -> None:
+def test_page_commands_in_order(page: Path, made: set[str]) -> None:
     follow(page, set(made), THEIRS.pattern)
 
 
-def test_what_is_missing_is_seen(tmp_path: Path) -> None:
+def test_missing_files_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     for line, missing in (
         ("diptych train emoji-latent", "data/emoji-128, runs/emoji-autoencoder"),
@@ -168,7 +168,7 @@ FEW = "training.steps=2 training.batch_size=2 training.validation_images=2 train
 
 
 def briefly(words: list[str]) -> list[str]:
-    """A command with the least work that still takes its road: two sampling steps, two training steps."""
+    """A command with the least work: two sampling steps, two training steps."""
     if words[0] == "train":
         return words + FEW
     if words[0] == "generate":
@@ -180,7 +180,7 @@ def briefly(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_readme_runs_as_far_as_it_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_commands_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the emoji sets, which are downloaded: each line in its order, in a fresh folder."""
     monkeypatch.chdir(tmp_path)
     own_images(tmp_path, 40)
