@@ -241,9 +241,7 @@ def test_info_counts_a_shared_text_encoder_once(tmp_path: Path) -> None:
     assert list(networks) == ["stage 8", "stage 8-16", "text"] and networks["text"] == text
 
 
-def test_assemble_refusals(
-    runs: list[str], latent: Path, capsys
-) -> None:
+def test_assemble_refusals(runs: list[str], latent: Path, capsys) -> None:
     Path("notes").mkdir()
     Path("notes/mine.txt").write_text("keep me")
     untrained = tiny(8, 16)

@@ -105,7 +105,7 @@ def evaluate_super_resolution(
     """
     factor, size = common_sizes(models)
     if seeds < 1 or pictures < 2:
-        raise UserError("at least one seed and two images are needed: raise --seeds and --pictures")
+        raise UserError("at least one seed and two images are needed: raise --seeds and --images")
     judge = open_judge(judge)
     indices, examples = draw_examples(data, split, size, pictures, seed)
     options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
