@@ -190,3 +190,12 @@ def test_an_option_of_another_sampler_is_an_error() -> None:
     assert SAMPLERS["ddpm-fixed-large"].options == {"eta": 1.0, "variance": "fixed-large", "noisy_end": True}
     with pytest.raises(TypeError, match="s_churn"):
         sample("unipc", s_churn=1.0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("kind", ["scaled-linear", "cosine", "cosine-table", "flow"])
+def test_sampler_options_at_their_bounds_are_finite(name: str, kind: str) -> None:
+    largest = {"eta": 1.0, "s_churn": 1000.0, "s_noise": 2.0}
+    bounds = {key: value for key, value in largest.items() if key in sampler_options(name)}
+    for steps in (1, 2, 10):
+        assert sample(name, kind, steps, **bounds).isfinite().all()
