@@ -113,7 +113,7 @@ def test_the_command_makes_it_for_models_that_read_alike(tmp_path: Path, monkeyp
     assert found is not None and found.least == 0.4 and len(found.prompts) <= len(wordings(str(data), "train"))
     latents.system().save(tmp_path / "joint")
     assert cli.main(["data", "familiar", str(data), "--model", str(tmp_path / "joint")]) == 2
-    assert "by no frozen text encoder" in capsys.readouterr().err
+    assert "has no frozen text encoder" in capsys.readouterr().err
 
 
 STYLES = ("Noto", "Twemoji", "OpenMoji", "EmojiOne", "Fluent", "FxEmoji")

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from diptych.core.errors import DiptychWarning, UserError
-from diptych.encoders.base import TextEmbedding
+from diptych.encoders.base import PromptOptions, TextEmbedding
 from diptych.encoders.bert import MiniLM
 from diptych.encoders.configs import ClassConfig, MiniLMConfig
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.prompt_weights import (
-    PromptOptions,
+    encode_prompts,
     parsed,
-    read_prompts,
     split,
     token_weights,
     unread_words,
@@ -43,7 +42,7 @@ def order(**reading: object) -> Request:
 
 def read(encoder: object, *prompts: str, **reading: object) -> tuple[TextEmbedding, Request]:
     made = order(**reading)
-    return read_prompts(encoder, prompts, made), made
+    return encode_prompts(encoder, prompts, made), made
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

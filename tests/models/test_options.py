@@ -16,7 +16,7 @@ from diptych.diffusion.sampler_options import LIMITS
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import SCHEDULE_TYPES
-from diptych.encoders.prompt_weights import LONG_PROMPTS
+from diptych.encoders.base import LONG_PROMPTS
 from diptych.models import options
 from diptych.models.options import (
     MODELS,

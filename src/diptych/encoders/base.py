@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from diptych.core.checks import said
+from diptych.core.errors import UserError, pick
 
 
 class AcceptsText(Protocol):
@@ -76,3 +80,27 @@ def network_of(encoder: Any) -> nn.Module | None:
     """The network of a frozen text encoder, which moves with the system beside it; none where it has none."""
     network = getattr(encoder, "model", None)
     return network if isinstance(network, nn.Module) else None
+
+
+LONG_PROMPTS = ("refuse", "cut", "chunks")
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How prompts are encoded, by `encoders.prompt_weights`."""
+
+    weights: bool = False
+    """`(word:1.3)` weighs a word."""
+    long: str = "refuse"
+    """For prompts beyond the text encoder's limit: "refuse" raises a `UserError`, "cut" drops the rest with a warning,
+    "chunks" encodes parts and concatenates their tokens."""
+
+    @classmethod
+    def read(cls, weights: Any, long: Any) -> PromptOptions:
+        if not isinstance(weights, bool):
+            raise UserError(f"weights must be true or false, not {said(weights)}")
+        return cls(weights, pick("long_prompts", str(long), LONG_PROMPTS))
+
+    def metadata(self) -> dict[str, Any]:
+        values = {"weights": self.weights, "long_prompts": self.long}
+        return {key: value for key, value in values.items() if value not in (False, "refuse")}

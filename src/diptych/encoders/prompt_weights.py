@@ -11,17 +11,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from diptych.core.checks import said
-from diptych.core.errors import UserError, pick, warn
-from diptych.encoders.base import TextEmbedding
-from diptych.encoders.prompt_domain import PromptDomain
+from diptych.core.errors import UserError, warn
+from diptych.encoders.base import PromptOptions, TextEmbedding
 from diptych.encoders.tokenizers import encoded, ends
+
+if TYPE_CHECKING:
+    from diptych.encoders.prompt_domain import PromptDomain
 
 STRONGER = 1.1
 """The factor of a pair of brackets that names none."""
@@ -50,7 +51,7 @@ class Prompts(Protocol):
         ...
 
 
-def read_prompts(encoder: Any, prompts: Sequence[str], order: Prompts, familiar: PromptDomain | None = None) -> Any:
+def encode_prompts(encoder: Any, prompts: Sequence[str], order: Prompts, familiar: PromptDomain | None = None) -> Any:
     """What a text encoder (or a reader of classes or layouts) makes of prompts (B), read as the order asks; what it
     cannot read, and what is far from all `familiar` ones, is warned of, and kept in `order.notes`.
 
@@ -254,26 +255,3 @@ def unread_words(tokenizer: Any, text: str) -> list[str]:
         lost[place] = not seen[place] and (lost[place] or unicodedata.category(letter) not in SILENT)
     words = re.findall(r"\S+", "".join(letter if gone else " " for letter, gone in zip(text, lost, strict=True)))
     return [word for word in dict.fromkeys(words) if any(unicodedata.category(letter)[0] != "P" for letter in word)]
-
-
-LONG_PROMPTS = ("refuse", "cut", "chunks")
-
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """How prompts are read; `encoders.prompt_weights` does it."""
-
-    weights: bool = False
-    """`(word:1.3)` weighs a word."""
-    long: str = "refuse"
-    """A prompt beyond the text encoder's limit is refused, cut (and the cut told), or read in chunks."""
-
-    @classmethod
-    def read(cls, weights: Any, long: Any) -> PromptOptions:
-        if not isinstance(weights, bool):
-            raise UserError(f"weights must be true or false, not {said(weights)}")
-        return cls(weights, pick("long_prompts", str(long), LONG_PROMPTS))
-
-    def metadata(self) -> dict[str, Any]:
-        found = {"weights": self.weights, "long_prompts": self.long}
-        return {key: value for key, value in found.items() if value not in (False, "refuse")}

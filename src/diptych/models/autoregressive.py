@@ -16,8 +16,8 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.diffusion.guidance import cat_conditions
+from diptych.encoders.base import PromptOptions
 from diptych.encoders.configs import build_reader
-from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.request import Callback, Request, Result, read_guidance, read_size
 from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
@@ -68,7 +68,9 @@ class Autoregressive(OverFirstStage):
         """Prompts as the transformer's keyword arguments."""
         if self.text is None:
             return {}
-        read = self.text.encode(prompts) if order is None else read_prompts(self.text, prompts, order)
+        from diptych.encoders.prompt_weights import encode_prompts
+
+        read = self.text.encode(prompts) if order is None else encode_prompts(self.text, prompts, order)
         return read.cond(self.config.transformer, self.device)
 
     @torch.no_grad()

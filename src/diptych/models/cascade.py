@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
@@ -19,10 +19,8 @@ from diptych.core.config import Config
 from diptych.core.disk import replacing, write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
-from diptych.encoders.base import network_of
+from diptych.encoders.base import PromptOptions, network_of
 from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig, T5Config, build_reader
-from diptych.encoders.prompt_domain import PromptDomain
-from diptych.encoders.prompt_weights import PromptOptions
 from diptych.models.guides import Guides, guides_metadata
 from diptych.models.init_image import InitImage, taken
 from diptych.models.lowres_image import fit_of
@@ -40,6 +38,9 @@ from diptych.models.request import Callback, OneLineRepr, Request, Result, count
 from diptych.models.sampling import Cost
 from diptych.weights.identity import identity
 from diptych.weights.model_folder import CASCADE, model_place
+
+if TYPE_CHECKING:
+    from diptych.encoders.prompt_domain import PromptDomain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +308,8 @@ class Cascade(OneLineRepr):
         for config, one in zip(configs, folders, strict=True):
             check_stated(config, one)
         cascade = cls(configs, folders)
+        from diptych.encoders.prompt_domain import PromptDomain
+
         cascade.familiar = PromptDomain.load(folder)
         return cascade
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.steps import NoiseSource
-from diptych.encoders.base import network_of
+from diptych.encoders.base import PromptOptions, network_of
 from diptych.encoders.configs import ClipTextConfig, build_reader
-from diptych.encoders.prompt_domain import PromptDomain
-from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.models.first_stage import choose_tiny_decoder, load_tiny_decoder, save_tiny_decoder
 from diptych.models.guides import Guides, Space, guided_by, guides_metadata
 from diptych.models.init_image import InitImage, read_init_image
@@ -47,6 +45,9 @@ from diptych.weights.fingerprint import fingerprint
 from diptych.weights.identity import identity, named_file
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
+
+if TYPE_CHECKING:
+    from diptych.encoders.prompt_domain import PromptDomain
 
 
 class LatentDiffusion(OverFirstStage):
@@ -152,12 +153,12 @@ class LatentDiffusion(OverFirstStage):
         """Prompts as the U-Net's keyword arguments; those that it was not built to read are left out."""
         if self.text is None:
             return {}
-        read = (
-            self.text.encode(prompts)
-            if order is None
-            else read_prompts(self.text, prompts, order, self.familiar if prompts is order.prompts else None)
-        )
-        return read.cond(self.config.unet, self.device)
+        from diptych.encoders.prompt_weights import encode_prompts
+
+        domain = self.familiar if order is not None and prompts is order.prompts else None
+        text = self.text
+        embedding = text.encode(prompts) if order is None else encode_prompts(text, prompts, order, domain)
+        return embedding.cond(self.config.unet, self.device)
 
     def latents(self, pictures: Tensor, draws: Draws, stream: int, tiles: Tiling | None = None) -> Tensor:
         """Scaled samples (B, C, h, w) of the latents of pictures (1 or B, 3, H, W); the posterior's noise is drawn."""
@@ -400,5 +401,7 @@ class LatentDiffusion(OverFirstStage):
         tiny = load_tiny_decoder(folder / "tiny_decoder") if (folder / "tiny_decoder").is_dir() else None
         model = cls(config, autoencoder, build_reader(config.text, folder / "text"), unet, tiny)
         model.scale.fill_(scale)
+        from diptych.encoders.prompt_domain import PromptDomain
+
         model.familiar = PromptDomain.load(folder)
         return model.eval()

@@ -40,7 +40,7 @@ THRESHOLDS = ("none", "static", "dynamic")
 FITS = ("crop", "pad", "stretch")
 """Those of `core.images`."""
 LONG_PROMPTS = ("refuse", "cut", "chunks")
-"""Those of `encoders.prompt_weights`."""
+"""Those of `encoders.base`."""
 OWN = "the model's own"
 KNOBS, IMAGE = "options of samplers", "from an image"
 GROUPS = {

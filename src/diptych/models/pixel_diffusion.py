@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,11 +27,9 @@ from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import ThresholdConfig
-from diptych.encoders.base import TextEmbedding, network_of
+from diptych.encoders.base import PromptOptions, TextEmbedding, network_of
 from diptych.encoders.configs import JointTransformerConfig, build_reader
 from diptych.encoders.joint import JointTransformer
-from diptych.encoders.prompt_domain import PromptDomain
-from diptych.encoders.prompt_weights import PromptOptions, read_prompts
 from diptych.models.frozen_parts import HoldsFrozen
 from diptych.models.guides import Guides, Space, guided_by, guides_metadata
 from diptych.models.init_image import InitImage
@@ -53,6 +51,9 @@ from diptych.weights.files import load_stated, save_weights
 from diptych.weights.identity import identity
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
+
+if TYPE_CHECKING:
+    from diptych.encoders.prompt_domain import PromptDomain
 
 
 class PixelDiffusion(OneLineRepr, HoldsFrozen):
@@ -386,11 +387,13 @@ def embed_order(
 ) -> tuple[TextEmbedding, TextEmbedding]:
     """The embeddings of prompts and of negatives, the latter for a stage that can be guided; an empty negative is what
     stands for no words."""
-    prompts = negatives = read_prompts(text, order.prompts, order, familiar)
+    from diptych.encoders.prompt_weights import encode_prompts
+
+    prompts = negatives = encode_prompts(text, order.prompts, order, familiar)
     if not config.guidable:
         return prompts, prompts
     if any(order.negatives) or config.null_text == "empty":
-        negatives = read_prompts(text, order.negatives, order)
+        negatives = encode_prompts(text, order.negatives, order)
     if config.null_text == "empty":
         return prompts, negatives
     silent, free = ([not text for text in texts] for texts in (order.prompts, order.negatives))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diptych.core.checks import said, texts, wholes
 from diptych.core.errors import UserError, warn
-from diptych.encoders.prompt_weights import PromptOptions
+from diptych.encoders.base import PromptOptions
 from diptych.weights.identity import named_file
 
 MOST_STEPS, LONGEST_SIDE, MOST_GUIDANCE = 10_000, 8192, 1000
