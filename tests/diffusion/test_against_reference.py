@@ -110,7 +110,7 @@ def build(kind: str, prediction: str, scheduler: str, settings: dict, layout: di
     )
     if kind != "scaled-linear" or layout["spacing"] == "karras":
         # Its table is a float32 product, which costs 1e-3 of the smallest sigma: give it ours to compare the samplers.
-        # (Stable Diffusion's is left as published; test_schedule.py compares all the tables.)
+        # (Stable Diffusion's is left as published; test_schedules.py compares all the tables.)
         made.alphas_cumprod = schedule.alpha_sigma(torch.arange(1, 1001).double() / 1000)[0] ** 2
         if not settings.get("set_alpha_to_one", True):
             made.final_alpha_cumprod = made.alphas_cumprod[0]

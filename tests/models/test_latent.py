@@ -80,7 +80,7 @@ def test_a_schedule_type_is_followed_and_kept(model: LatentDiffusion) -> None:
 def test_a_default_that_stands_in_is_said_where_it_is_used(model: LatentDiffusion) -> None:
     plain = dataclasses.replace(model.config, sampler="ddim")
     standing = dataclasses.replace(plain, published_scheduler="PNDMScheduler")
-    with pytest.warns(DiptychWarning, match="PNDMScheduler is not among the samplers: ddim stands in"):
+    with pytest.warns(DiptychWarning, match="PNDMScheduler is not among the samplers: ddim is used instead"):
         assert read_sampler(None, standing) == "ddim"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

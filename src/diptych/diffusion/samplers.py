@@ -4,7 +4,7 @@
 
 Each sampler here takes the same step: predict x_0, take eps = (x - alpha x_0) / sigma as the noise in x, and combine
 both with the alpha and sigma of the next, less noisy time (`ddim_step`). They differ in how much of the noise is drawn
-afresh. The higher-order ones are in `solvers.py`.
+afresh. The higher-order ones are in `multistep.py`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def read_sampler(sampler: str | None, config: SamplerChoice) -> str:
         raise UserError(f"{reason}; choose another by --sampler (sampler=): {others}")
     if sampler is None and config.published_scheduler is not None:
         warn(
-            f"{config.published_scheduler} is not among the samplers: {name} stands in for it; choose any by --sampler "
+            f"{config.published_scheduler} is not among the samplers: {name} is used instead; choose any by --sampler "
             "(sampler=)"
         )
     return name

@@ -76,9 +76,7 @@ class UNetConfig(ConditionedUNetConfig):
 class UNetBlock(nn.Module):
     """A residual block, the spatial transformer that may follow it, and the resampling that may end the level."""
 
-    def __init__(
-        self, block: ResidualBlock, transformer: SpatialTransformer | None, resample: nn.Module | None
-    ) -> None:
+    def __init__(self, block: ResidualBlock, transformer: SpatialTransformer | None, resample: nn.Module | None):
         super().__init__()
         self.block, self.transformer, self.resample = block, transformer, resample
 
