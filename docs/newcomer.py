@@ -36,37 +36,47 @@ PARTS = (
         reads={
             "diffusion/samplers.py": ("ddim", "ancestral"),
             "diffusion/steps.py": (
-                "Sampler.__init__",
                 "Sampler.__call__",
-                "Steps",
-                "NoiseLevel",
-                "NoiseSource.__init__",
-                "NoiseSource.draw",
+                "Steps.__init__",
+                "Steps.__iter__",
+                "Steps.predict_x0",
+                "Steps.report",
+                "Steps.randn",
                 "ddim_step",
                 "posterior_std",
                 "forward_std",
+                "NoiseSource.__init__",
+                "NoiseSource.draw",
             ),
             "diffusion/times.py": ("timesteps",),
-            "diffusion/schedules.py": ("Schedule", "FlowSchedule"),
+            "diffusion/schedules.py": ("FlowSchedule.alpha_sigma", "FlowSchedule.network_time"),
             "diffusion/guidance.py": (
                 "Wrapper.__init__",
                 "Wrapper.__call__",
-                "ClassifierFreeGuidance",
+                "ClassifierFreeGuidance.__init__",
+                "ClassifierFreeGuidance.estimate",
                 "cat_conditions",
                 "_rows",
                 "_pad",
                 "_fill",
             ),
         },
-        given="the denoiser, `(x, t, cond) -> x_0`",
+        given="the denoiser, `(x, t, cond) -> x_0`; a noise level, `(t, alpha, sigma)`",
     ),
     Part(
         title="a network (the U-Net)",
         aim=250,
         reads={
+            "networks/unet.py": (
+                "UNetConfig",
+                "UNetBlock.__init__",
+                "UNetBlock.forward",
+                "UNet.__init__",
+                "UNet.project_context",
+                "UNet.predict",
+            ),
             "networks/conditioned_unet.py": ("ConditionedUNet", "time_mlp"),
-            "networks/unet.py": ("UNetConfig", "UNetBlock", "UNet"),
-            "networks/residual.py": ("ResidualBlock",),
+            "networks/residual.py": ("ResidualBlock.__init__", "ResidualBlock.resampled", "ResidualBlock.forward"),
         },
         given="the layers in networks/layers.py: convolutions, attention, timestep embedding",
     ),
@@ -96,7 +106,7 @@ PARTS = (
                 "LatentDiffusion.decoded",
             ),
             "models/request.py": ("Request",),
-            "encoders/frozen.py": ("FrozenText",),
+            "encoders/frozen.py": ("FrozenText.encode",),
             "encoders/base.py": ("TextEmbedding",),
             "core/images.py": ("to_images",),
             "models/metadata.py": ("png_texts",),
@@ -129,18 +139,16 @@ def lines_read(part: Part) -> dict[str, int]:
 
 
 def newcomer_table() -> str:
-    """The table of lines to read, as markdown."""
-    rows = ["| To understand | Lines | Aim | Read | Taken as known |", "|-|-:|-:|-|-|"]
+    """The table of lines to read, and what is read for each row, as markdown."""
+    rows, lists = ["| To understand | Lines | Aim |", "|-|-:|-:|"], []
     for part in PARTS:
         counts = lines_read(part)
-        cells = []
+        rows.append(f"| {part.title} | {sum(counts.values())} | {part.aim} |")
+        lists.append(f"\n**{part.title[0].upper()}{part.title[1:]}.** Taken as known: {part.given}.\n")
         for file, names in part.reads.items():
-            link = f"[{file}](../src/diptych/{file})"
-            listed = ", ".join(f"`{name}`" for name in names) if names else "all of it"
-            cells.append(f"{link}: {listed} ({counts[file]})")
-        total = sum(counts.values())
-        rows.append(f"| {part.title} | {total} | {part.aim} | {'<br>'.join(cells)} | {part.given} |")
-    return "\n".join(rows)
+            listed = ", ".join(f"`{name}`" for name in names) if names else "the whole file"
+            lists.append(f"- [{file}](../src/diptych/{file}) ({counts[file]}): {listed}")
+    return "\n".join([*rows, *lists])
 
 
 def may_import() -> dict[str, set[str]]:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import diptych
+from diptych.cli import main as cli
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.samplers import SAMPLERS
@@ -169,9 +170,18 @@ def unlisted(newcomer: ModuleType, title: str, ran: set[tuple[str, str]], given:
 
     def named(file: str, name: str) -> bool:
         names = part.reads.get(file)
+        name = name.partition(".<locals>")[0]
         return names is not None and (not names or name in names or name.split(".")[0] in names)
 
     return {(file, name) for file, name in ran if file not in given and not named(file, name)}
+
+
+def idle(newcomer: ModuleType, title: str, ran: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Functions that are named in the table and did not run."""
+    (part,) = [part for part in newcomer.PARTS if part.title.startswith(title)]
+    listed = {(file, name) for file, names in part.reads.items() for name in names}
+    methods = {(file, name.split(".")[0]) for file, name in ran}
+    return {(file, name) for file, name in listed - ran if name[0].islower() or "." in name} - methods
 
 
 def test_what_a_sampler_runs_is_in_the_table(newcomer: ModuleType) -> None:
@@ -188,6 +198,7 @@ def test_what_a_sampler_runs_is_in_the_table(newcomer: ModuleType) -> None:
     assert ("diffusion/samplers.py", "ancestral") in ran
     given = {"diffusion/denoiser.py", "core/seeding.py", "core/errors.py"}
     assert not unlisted(newcomer, "a sampler", ran, given)
+    assert not idle(newcomer, "a sampler", ran)
 
 
 def test_what_a_network_runs_is_in_the_table(newcomer: ModuleType) -> None:
@@ -198,6 +209,7 @@ def test_what_a_network_runs_is_in_the_table(newcomer: ModuleType) -> None:
     ran = called(lambda: UNet(config)(x, time, context=context))
     assert ("networks/unet.py", "UNet.predict") in ran
     assert not unlisted(newcomer, "a network", ran, {"networks/layers.py"})
+    assert not idle(newcomer, "a network", ran)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +244,18 @@ def own_images(folder: Path, count: int) -> None:
         image = folder / "my-images" / f"{number}.png"
         Image.new("RGB", (20 + number, 24), colour).save(image)
         image.with_suffix(".txt").write_text(f"something {colour}")
+
+
+def test_what_runs_from_a_prompt_to_a_png_is_in_the_table(
+    newcomer: ModuleType, tiny: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tmp_path / "model")
+    words = ["generate", "a red apple", "--model", "model", "--steps", "2", "--size", "8x8", "--out", "out"]
+    ran = called(lambda: cli.main(words))
+    assert (tmp_path / "out" / "a-red-apple-s0.png").is_file()
+    encoder = {("encoders/frozen.py", "FrozenText.encode")}  # the tiny model has an encoder of its own
+    assert not idle(newcomer, "from a prompt", ran) - encoder
 
 
 WITH_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text())]
