@@ -1,4 +1,4 @@
-"""The parser of the whole command line. Its commands are in the `*_commands.py` beside it."""
+"""The parser of the whole command line. Its commands are in the modules `*_commands.py`."""
 
 from __future__ import annotations
 
