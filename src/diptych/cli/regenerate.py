@@ -48,7 +48,7 @@ class Recorded:
     @classmethod
     def read(cls, path: Path) -> Recorded:
         """Raises a `UserError` where a file is no image, has no metadata, or was made from noise of the caller's."""
-        row = rename(read_metadata(path))
+        row = with_current_names(read_metadata(path))
         if isinstance(row.get("model"), str):  # as it was written at first
             row["model"] = {} if row["model"] == "default" else {"source": row["model"]}
         if "noise" in row:
@@ -208,7 +208,7 @@ class Recorded:
             )
 
 
-def rename(row: dict[str, Any]) -> dict[str, Any]:
+def with_current_names(row: dict[str, Any]) -> dict[str, Any]:
     """Metadata with options that had another name before under those of today."""
     today = {old: name for name, option in all_options().items() for old in option.old if name not in row}
     return {today.get(key, key): value for key, value in row.items()}
