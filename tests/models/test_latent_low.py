@@ -79,7 +79,7 @@ def test_it_learns_from_pictures_made_small_by_their_own_seeds() -> None:
 
 def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
     """In training and at sampling alike, but for the posterior's noise, which each seed draws."""
-    model, batch = enlarging(low={"encoded": True}), toy_batch([3, 8])
+    model, batch = enlarging(low={"with_latent": True}), toy_batch([3, 8])
     batch["picture"] = batch["picture"].sign()  # so that bicubic overshoots
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
     low = degraded(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
