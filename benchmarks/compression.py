@@ -38,7 +38,7 @@ from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig
 from diptych.training import experiment as run
-from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
+from diptych.training.experiment_config import LatentTraining, PixelTraining, Recipe
 from diptych.training.tasks.autoencoding import FirstStageConfig
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
@@ -135,7 +135,7 @@ def diffusion(factor: int, options: argparse.Namespace) -> Recipe:
     objective = DiffusionTraining(objective=ObjectiveConfig(times="logit-normal"))
     if factor == 1:
         model = PixelDiffusionConfig(network=unet(3, size.unet), low_size=None, **common)
-        system: LatentTraining | StageTraining = StageTraining(model=model, diffusion=objective)
+        system: LatentTraining | PixelTraining = PixelTraining(model=model, diffusion=objective)
     else:
         latent = LatentConfig(
             autoencoder=autoencoder(factor, size.autoencoder), unet=unet(CHANNELS[factor], size.unet), **common

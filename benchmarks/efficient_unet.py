@@ -34,7 +34,7 @@ from diptych.networks.unet import UNetConfig
 from diptych.pretrained.load import open_model
 from diptych.recipes import get
 from diptych.training import experiment as run
-from diptych.training.experiment_config import Recipe, StageTraining
+from diptych.training.experiment_config import PixelTraining, Recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
 from benchmarks.common import axes, logged, save
@@ -105,7 +105,7 @@ def equal_plain(network: EfficientUNetConfig, step: int = 4) -> UNetConfig:
 def recipe(network: Network, options: argparse.Namespace) -> Recipe:
     """`RECIPE` with that network and without words, for the steps that were asked for."""
     base = get(RECIPE)
-    assert isinstance(base.system, StageTraining)
+    assert isinstance(base.system, PixelTraining)
     model = dataclasses.replace(base.system.model, network=network, text=None, size=SIZE, low_size=SIZE // FACTOR)
     steps = options.steps
     training = dataclasses.replace(

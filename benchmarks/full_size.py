@@ -30,7 +30,7 @@ from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes import get
 from diptych.recipes.papers.imagen import RECIPES
-from diptych.training.experiment_config import StageTraining
+from diptych.training.experiment_config import PixelTraining
 
 DIVIDE = 8
 """Width of what does not fit, as a divisor."""
@@ -44,7 +44,7 @@ ACTIVATIONS = 2.0
 def stage(name: str) -> PixelDiffusionConfig:
     """The stage that a recipe trains."""
     system = get(name).system
-    assert isinstance(system, StageTraining), f"{name} is no recipe of pixel diffusion"
+    assert isinstance(system, PixelTraining), f"{name} is no recipe of pixel diffusion"
     return system.model
 
 

@@ -49,18 +49,18 @@ def images(folder: Path, count: int, caption: Any = "a red picture") -> Path:
     ],
 )
 def test_recipes_that_read_captions(name: str, reads: bool) -> None:
-    assert reading.reads_captions(get(name).system) == reads
+    assert (get(name).system.text_config is not None) == reads
 
 
 def test_caption_limit_of_every_recipe() -> None:
     """Without weights, unless its files lie elsewhere or its tokenizer is learned from the captions."""
     for name, recipe in all_recipes().items():
         try:
-            fit = reading.caption_fit(recipe.system)
+            fit = recipe.system.caption_fit()
         except UserError as error:
             assert "no " in str(error), name
             continue
-        short = "dog 0 0 1 1" if isinstance(reading.prompt_reader(recipe.system), LayoutConfig) else "0"
+        short = "dog 0 0 1 1" if isinstance(recipe.system.text_config, LayoutConfig) else "0"
         assert fit is None or fit(short) == short, name
 
 

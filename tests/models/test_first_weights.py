@@ -11,8 +11,8 @@ import torch
 from diptych.cli import main as cli
 from diptych.data.dataset import open_dataset
 from diptych.recipes import get
-from diptych.training import distributed
-from diptych.training import experiment as run
+from diptych.training import distributed, experiment_data
+from diptych.training.experiment_data import ImageData
 from tests.evaluation.toys import TRAINING
 from tests.models.latents import SIZE
 from tests.recipes.test_recipes import FIRST, JOINT_TEXT, LATENT, QUICK, here, workshop
@@ -57,7 +57,8 @@ def test_first_weights_follow_from_the_seed_alone(
 
     def weights(seed: int, recipe=recipe) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
-        return dict(run.build(recipe, dataset).module.state_dict())
+        data = ImageData({"train": dataset})
+        return dict(recipe.system.build(data, recipe.training.seed).module.state_dict())
 
     first, again = weights(1), weights(2)
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -83,7 +84,7 @@ def test_a_folder_with_files_of_something_else_is_refused_before_any_work(
     def never(*arguments: object) -> None:
         raise AssertionError("no captions are embedded, no process is joined")
 
-    monkeypatch.setattr(run, "open_splits", never)
+    monkeypatch.setattr(experiment_data, "open_splits", never)
     monkeypatch.setattr(distributed, "find_device", never)
     for taken in ("model/cat.png", "checkpoints/mine.txt", "metrics.jsonl", "config.json", "samples/cat.png"):
         folder = tmp_path / taken.replace("/", "-")

@@ -61,7 +61,7 @@ def test_the_loss_of_a_batch_by_hand() -> None:
     same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
     foils = torch.zeros(3, 2, 8)
     foils[2, 0] = foil
-    got = contrast(x, w, same, other, torch.tensor([[True], [True], [False]]), foils, torch.tensor(5.0))
+    got = contrast(x, w, same, torch.tensor(5.0), other, torch.tensor([[True], [True], [False]]), foils)
     s, e = 5 * x @ w.T, 5 * x @ other.T
 
     def nll(right: torch.Tensor, *wrong: torch.Tensor) -> torch.Tensor:

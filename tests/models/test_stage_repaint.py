@@ -16,7 +16,7 @@ from diptych.core.images import to_tensor
 from diptych.core.random import Draws
 from diptych.models.cascade import Cascade
 from diptych.models.pixel_diffusion import PixelDiffusion
-from diptych.training.init_from import begin_stage
+from diptych.training.init_from import init_pixel
 from tests.models.latents import arrays
 from tests.models.stages import MIDDLE, SMALL, Words, attentive, base, drawing, enlarging, stage, toy_batch, unet
 
@@ -85,14 +85,14 @@ def test_in_a_cascade_every_stage_is_told_the_rest_at_its_size() -> None:
 @torch.no_grad()
 def test_it_starts_as_if_the_rest_were_not_there() -> None:
     plain, model = stage(base()), PixelDiffusion(BASE, Words())
-    begin_stage(model, plain, "plain")
+    init_pixel(model, plain, "plain")
     x, time = torch.randn(2, 3, SMALL, SMALL, generator=torch.Generator().manual_seed(0)), torch.tensor([3.0, 700.0])
     cond = plain.cond(plain.text.encode(["a red one", "blue"]))
     rest = torch.ones(2, 4, SMALL, SMALL)
     assert torch.equal(model.eval().network(x, time, concat=rest, **cond), plain.network(x, time, **cond))
     other = stage(base(network=attentive(concat_channels=0, augmented=False, channels=12, head_width=12)))
     with pytest.raises(UserError, match="tensors of this U-Net only"):
-        begin_stage(PixelDiffusion(BASE, Words()), other, "other")
+        init_pixel(PixelDiffusion(BASE, Words()), other, "other")
 
 
 def test_the_network_has_room_for_it() -> None:

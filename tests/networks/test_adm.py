@@ -17,7 +17,7 @@ from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierCo
 from diptych.pretrained.adm_keys import diffusers_adm
 from diptych.pretrained.key_map import pieces, published
 from diptych.recipes import get
-from diptych.training.experiment_config import StageTraining
+from diptych.training.experiment_config import PixelTraining
 from diptych.weights.lazy import LazyCheckpoint, fill
 from tests.networks.reference import noise, randomised, relative_error
 
@@ -280,7 +280,7 @@ CLASSIFIERS = {64: 65_438_568, 128: 42_568_040, 256: 54_096_360, 512: 54_448_360
 def test_adm_recipes_have_the_published_size(name: str) -> None:
     assert describe(name)["networks"] == {"network": COUNTS[name]}
     system = get(name).system
-    assert isinstance(system, StageTraining) and name.endswith(
+    assert isinstance(system, PixelTraining) and name.endswith(
         f"{system.model.size}{'-unconditional' * ('un' in name)}"
     )
 
@@ -288,7 +288,7 @@ def test_adm_recipes_have_the_published_size(name: str) -> None:
 @pytest.mark.parametrize("size", CLASSIFIERS)
 def test_noisy_classifiers_have_the_published_size(size: int) -> None:
     system = get(f"adm-{size}").system
-    assert isinstance(system, StageTraining) and isinstance(system.model.network, AdmUNetConfig)
+    assert isinstance(system, PixelTraining) and isinstance(system.model.network, AdmUNetConfig)
     shape = system.model.network
     encoder = AdmUNetConfig(
         channels=128,

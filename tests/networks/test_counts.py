@@ -9,7 +9,7 @@ from torch import nn
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.recipes import get
-from diptych.training.experiment_config import StageTraining
+from diptych.training.experiment_config import PixelTraining
 
 
 def parameters(module: nn.Module) -> int:
@@ -49,7 +49,7 @@ def test_autoencoder_has_the_published_size() -> None:
 def test_pixel_diffusion_keeps_its_size(name: str, count: int) -> None:
     """None is published to the last digit (test_recipes_imagen.py tells how near they are); saved weights must fit."""
     system = get(name).system
-    assert isinstance(system, StageTraining)
+    assert isinstance(system, PixelTraining)
     with torch.device("meta"):
         assert parameters(system.model.network.build()) == count
 

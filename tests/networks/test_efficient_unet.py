@@ -14,7 +14,7 @@ from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig, 
 from diptych.networks.residual import ResidualBlock
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.recipes import get
-from diptych.training.experiment_config import StageTraining
+from diptych.training.experiment_config import PixelTraining
 from tests.networks.reference import noise, randomised
 
 SMALL = EfficientUNetConfig(
@@ -328,7 +328,7 @@ def stored(c: EfficientUNetConfig) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("name", ["emoji-sr-128", "emoji-sr-512"])
 def test_efficient_unet_state_dict_names_and_shapes(name: str) -> None:
     system = get(name).system
-    assert isinstance(system, StageTraining) and isinstance(system.model.network, EfficientUNetConfig)
+    assert isinstance(system, PixelTraining) and isinstance(system.model.network, EfficientUNetConfig)
     with torch.device("meta"):
         network = EfficientUNet(system.model.network)
     assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == stored(system.model.network)

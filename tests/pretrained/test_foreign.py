@@ -123,7 +123,7 @@ def averages(tensors: Tensors) -> Tensors:
         (lambda b: {key.removeprefix(UNET): value for key, value in unet(b).items()}, "a U-Net alone"),
         (averages, "averaged .EMA. weights .* open it with --ema"),
         (lambda b: {averaged_key(key): value for key, value in unet(b).items()}, "averaged .EMA. .* give the whole"),
-        (first_stage, "an autoencoder or first stage alone, which does not paint"),
+        (first_stage, "an autoencoder or first stage alone, which generates no images"),
         (lambda b: {**b, UNET + "time_embed.cond_proj.weight": torch.ones(2, 2)}, "latent consistency"),
     ],
 )

@@ -28,7 +28,7 @@ from diptych.pretrained.guided_diffusion import LINEAR, PUBLISHED, Facts, classi
 from diptych.pretrained.guided_diffusion import classifier_config as read_classifier_config
 from diptych.pretrained.key_map import published
 from diptych.recipes.papers.adm import RECIPES
-from diptych.training.experiment_config import StageTraining
+from diptych.training.experiment_config import PixelTraining
 from diptych.weights.files import save_safetensors
 from diptych.weights.lazy import LazyCheckpoint
 from tests.networks.reference import relative_error
@@ -231,7 +231,7 @@ def shapes_of(layout: Any, network: torch.nn.Module) -> Any:
 def test_the_published_files_are_told_by_their_shapes(name: str) -> None:
     """At full size; attention is at 32, 16 and 8 pixels, but for one upsampler."""
     system = RECIPES[name].system
-    assert isinstance(system, StageTraining) and isinstance(system.model.network, AdmUNetConfig)
+    assert isinstance(system, PixelTraining) and isinstance(system.model.network, AdmUNetConfig)
     model = dataclasses.replace(system.model, network=dataclasses.replace(system.model.network, dropout=0.0))
     with torch.device("meta"):
         network = AdmUNet(system.model.network)

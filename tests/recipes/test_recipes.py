@@ -24,8 +24,8 @@ from diptych.networks.autoencoder import Autoencoder
 from diptych.recipes import all_recipes, get
 from diptych.recipes.sources import Citation, all_sources, table
 from diptych.training import experiment as run
-from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
-from diptych.training.tasks.autoencoding import FirstStageConfig
+from diptych.training.experiment_config import LatentTraining, PixelTraining, Recipe
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from tests.models.latents import AUTOENCODER, JOINT, SIZE, autoencoder, system, write_pictures
 
 PUBLISHED = {
@@ -243,7 +243,7 @@ def shrunk(recipe: Recipe) -> Recipe:
 UNWORDED = [
     name
     for name, recipe in all_recipes().items()
-    if isinstance(recipe.system, LatentTraining | StageTraining)
+    if isinstance(recipe.system, LatentTraining | PixelTraining)
     and not name.startswith("emoji")
     and (recipe.system.model.text is None or isinstance(recipe.system.model.text, ClassConfig))
     and getattr(recipe.system.model, "low_size", None) is None
@@ -256,7 +256,7 @@ def test_a_paper_s_recipe_trains_when_it_is_shrunk(name: str) -> None:
     """Its fields fit each other where they come together: a batch, half of whose captions would be dropped if any are,
     has a finite loss. Of recipes without words, whose encoders need files."""
     system, size = shrunk(get(name)).system, shrunk(get(name)).data.side
-    assert isinstance(system, LatentTraining | StageTraining)
+    assert isinstance(system, LatentTraining | PixelTraining)
     if isinstance(system, LatentTraining):
         model: Any = LatentDiffusion(system.model, Autoencoder(system.model.autoencoder), reader(system.model.text))
     else:
@@ -407,11 +407,11 @@ def test_a_first_stage_that_does_not_fit_is_refused(here: Path) -> None:
 def test_a_saved_config_that_lacks_a_newer_field_still_fits(here: Path) -> None:
     folder = Path("older")
     system_config = FirstStageConfig(network=AUTOENCODER)
-    run.FirstStage(system_config).save(folder)
+    FirstStage(system_config).save(folder)
     values = json.loads((folder / "config.json").read_text())
     del values["network"]["patch"], values["network"]["attention"]
     (folder / "config.json").write_text(json.dumps(values))
-    run.first_stage(LatentTraining(model=get_model(), autoencoder="older"))
+    LatentTraining(model=get_model(), autoencoder="older").first_stage()
 
 
 def get_model():
@@ -422,7 +422,7 @@ def get_model():
 
 def test_a_latent_model_may_lend_its_first_stage(here: Path) -> None:
     system().save(Path("lender"))
-    lent = run.first_stage(LatentTraining(model=get_model(), autoencoder="lender"))
+    lent = LatentTraining(model=get_model(), autoencoder="lender").first_stage()
     assert all(torch.equal(a, b) for a, b in zip(lent.parameters(), autoencoder().parameters(), strict=True))
 
 

@@ -19,7 +19,7 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.recipes import get
 from diptych.training.experiment import train
 from diptych.training.experiment_config import LatentTraining, Recipe
-from diptych.training.init_from import begin_from, named
+from diptych.training.init_from import init_latent
 from diptych.training.training_config import TrainingConfig
 from tests.models.latents import config, system, write_pictures
 
@@ -35,15 +35,15 @@ def recipe(text: ClassConfig = CLASSES) -> Recipe:
 
 
 def test_the_captions_of_the_data_name_the_classes() -> None:
-    system = named(recipe(), lambda: ["dog", "cat", "dog"]).system
+    system = recipe().system.with_class_names(lambda: ["dog", "cat", "dog"])
     assert isinstance(system, LatentTraining) and isinstance(system.model.text, ClassConfig)
     assert system.model.text.names == ("cat", "dog")
-    again = named(named(recipe(), lambda: ["cat", "dog"]), lambda: ["apple"]).system
+    again = recipe().system.with_class_names(lambda: ["cat", "dog"]).with_class_names(lambda: ["apple"])
     assert again == system, "those that have names keep them"
     with pytest.raises(UserError, match="the training data name 3 classes and the model has 2"):
-        named(recipe(), lambda: ["dog", "cat", "apple"])
+        recipe().system.with_class_names(lambda: ["dog", "cat", "apple"])
     plain = get("ldm-cin256")
-    assert named(plain, lambda: ["1"]) is plain
+    assert plain.system.with_class_names(lambda: ["1"]) is plain.system
 
 
 def test_the_emoji_recipes_fit_their_data() -> None:
@@ -61,7 +61,7 @@ def test_a_class_starts_as_the_other_model_reads_its_name(tmp_path: Path) -> Non
     text = dataclasses.replace(CLASSES, names=("cat", "red apple"))
     unet = dataclasses.replace(other.config.unet, classes=3, pooled_width=None)
     model = LatentDiffusion(dataclasses.replace(other.config, text=text, unet=unet), other.autoencoder, None)
-    begin_from(model, str(tmp_path / "other"))
+    init_latent(model, str(tmp_path / "other"))
     read = other.text.encode(["cat", "red apple", ""]).pooled
     torch.testing.assert_close(model.unet.label.weight.data, read, rtol=2e-3, atol=2e-3)  # kept in half precision
     assert torch.equal(model.unet.conv_in.weight, other.unet.conv_in.weight)

@@ -12,7 +12,7 @@ import diptych
 from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.recipes import get
-from diptych.training.experiment_config import StageTraining
+from diptych.training.experiment_config import PixelTraining
 from diptych.training.tasks.guide_training import GuideTraining
 from tests.models.latents import write_pictures
 
@@ -64,11 +64,11 @@ def test_from_pictures_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_paper_is_followed_in_what_is_fine_tuned() -> None:
     dropout = {name: get(name).system for name in ("glide-base", "glide-base-guided", "glide-base-inpainting")}
-    assert all(isinstance(system, StageTraining) for system in dropout.values())
+    assert all(isinstance(system, PixelTraining) for system in dropout.values())
     rates = [system.diffusion.caption_dropout for system in dropout.values()]  # type: ignore[union-attr]
     begun = [system.init_from for system in dropout.values()]  # type: ignore[union-attr]
     assert (rates, begun) == ([0.0, 0.2, 0.2], [None, "runs/glide-base", "runs/glide-base-guided"])
     guide = get("glide-noisy-clip").system
     base = get("glide-base-guided").system
-    assert isinstance(guide, GuideTraining) and isinstance(base, StageTraining)
+    assert isinstance(guide, GuideTraining) and isinstance(base, PixelTraining)
     assert guide.schedule == base.model.schedule and guide.network.size == base.model.size

@@ -25,7 +25,7 @@ from diptych.recipes import get
 from diptych.recipes.papers.imagen import RECIPES
 from diptych.training import experiment as run
 from diptych.training.adafactor import moment_shapes
-from diptych.training.experiment_config import StageTraining
+from diptych.training.experiment_config import PixelTraining
 from diptych.training.learning_rate import learning_rate_at
 from diptych.training.optim import build_optimizer
 from diptych.training.tasks.diffusion import DiffusionTask
@@ -49,7 +49,7 @@ GLIDE = ("glide-base", "glide-base-inpainting", "glide-upsampler-inpainting")
 def test_imagens_stages_are_the_papers(name: str) -> None:
     about, sizes, optimizer, schedule, guidance = IMAGEN[name]
     recipe = get(name)
-    assert isinstance(recipe.system, StageTraining)
+    assert isinstance(recipe.system, PixelTraining)
     model, training = recipe.system.model, recipe.training
     described = describe(name)["networks"]
     assert described["text"] == T5_XXL
@@ -114,7 +114,7 @@ def test_ddpm_has_the_published_size_but_for_its_attention() -> None:
 @pytest.mark.parametrize(("name", "stated"), [("sr3", 550e6), ("sr3-imagenet", 625e6)])
 def test_sr3_is_the_papers(name: str, stated: float) -> None:
     system = get(name).system
-    assert isinstance(system, StageTraining) and isinstance(network := system.model.network, AdmUNetConfig)
+    assert isinstance(system, PixelTraining) and isinstance(network := system.model.network, AdmUNetConfig)
     assert count(network) == pytest.approx(stated, rel=0.02)
     assert network.residual_scale == pytest.approx(2**-0.5) and network.residual_resampling
     assert (system.diffusion.objective.loss, system.model.variance) == ("l1", "fixed-large")
@@ -160,7 +160,7 @@ def test_each_takes_a_training_step_at_full_depth(name: str) -> None:
         for p in model.parameters():  # what starts at zero would stop the gradient
             if not p.any():
                 p.normal_(std=0.02)
-    assert isinstance(recipe.system, StageTraining)
+    assert isinstance(recipe.system, PixelTraining)
     optimizer = build_optimizer(model, recipe.training)
     before = [p.detach().clone() for p in model.parameters()]
     losses, _ = DiffusionTask(model, recipe.system.diffusion).loss(toy_batch([3, 1], 32))

@@ -20,8 +20,9 @@ from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.pretrained.load_guide import open_guide
 from diptych.recipes import get
-from diptych.training.guided_model import guide_task, guided_model
-from diptych.training.tasks.guide_training import GuideTask, GuideTraining, contrast
+from diptych.training.guided_model import guided_model
+from diptych.training.tasks.contrastive import contrast, equal
+from diptych.training.tasks.guide_training import GuideTask, GuideTraining, guide_task
 from diptych.weights.fingerprint import fingerprint
 from tests.models.latents import CAPTIONS, SIZE, autoencoder, system, toy_batch
 from tests.models.stages import Words
@@ -102,7 +103,7 @@ def test_the_contrast_is_infonce_without_pairs_of_the_same_text() -> None:
     generator = torch.Generator().manual_seed(0)
     pictures, texts = (torch.nn.functional.normalize(torch.randn(4, 5, generator=generator), dim=-1) for _ in range(2))
     captions = ["cat", "dog", "cat", "cow"]
-    found = contrast(pictures, texts, captions, torch.tensor(7.0))
+    found = contrast(pictures, texts, equal(captions, captions), torch.tensor(7.0))
     for i in range(4):
         others = [j for j in range(4) if j == i or captions[j] != captions[i]]
         row = sum(math.exp(7 * float(pictures[i] @ texts[j])) for j in others)

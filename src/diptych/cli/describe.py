@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,9 @@ from torch import nn
 from diptych.core.errors import UserError
 from diptych.core.terminal import console, tell
 from diptych.encoders.base import network_of
-from diptych.encoders.configs import T5Config
-from diptych.models.autoregressive_config import AutoregressiveConfig
+from diptych.encoders.configs import LearnedConfig, T5Config
 from diptych.models.cascade import Cascade, CascadeConfig
-from diptych.models.judge import JudgeConfig
-from diptych.models.latent_diffusion import LatentConfig
-from diptych.models.noisy_guide import NoisyGuideConfig
+from diptych.models.kinds import model_kind
 from diptych.models.pixel_config import PixelDiffusionConfig, read_stage
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.autoencoder import Autoencoder
@@ -25,9 +23,7 @@ from diptych.pretrained.families import open_published
 from diptych.pretrained.load import is_published, located, read_config
 from diptych.pretrained.source import Options
 from diptych.recipes import all_recipes, get
-from diptych.training.experiment import _networks, counts
-from diptych.training.tasks.autoencoding import FirstStageConfig
-from diptych.training.tasks.distillation import DistillationConfig
+from diptych.training.experiment import counts
 from diptych.weights.lazy import shapes_only
 
 
@@ -48,7 +44,7 @@ def describe(name: str | Path, **opening: Any) -> dict[str, Any]:
             return {"name": str(name), **published_counts(path, options)}
         system, config = saved(path)
     with torch.device("meta"):
-        networks = _networks(system)
+        networks = cascade_networks(system) if isinstance(system, list) else system.networks()
     return {"name": str(name), **counts(networks), "config": config}
 
 
@@ -82,21 +78,22 @@ def saved(folder: Path) -> tuple[Any, dict[str, Any]]:
     if config["kind"] == "cascade":
         stages = [read_stage(folder / name) for name in CascadeConfig.from_dict(config).stages]
         return stages, {**config, "stages": [stage.to_dict() for stage in stages]}
-    kinds = {
-        "latent": LatentConfig,
-        "stage": PixelDiffusionConfig,
-        "autoencoder": FirstStageConfig,
-        "judge": JudgeConfig,
-    }
-    kinds |= {"guide": NoisyGuideConfig, "tiny-decoder": DistillationConfig, "autoregressive": AutoregressiveConfig}
-    if str(config["kind"]) not in kinds:
-        raise UserError(f"{folder} holds an unknown kind of model: {config['kind']!r}")
-    built = kinds[config["kind"]]
-    values = {key: value for key, value in config.items() if key != "kind" or hasattr(built, "kind")}
+    values = config
     text = config.get("text")
     if isinstance(text, dict) and text.get("path", "") is None and (folder / "text" / "config.json").is_file():
-        values = {**values, "text": {**text, "path": str(folder / "text")}}  # it lies with its model
-    return built.from_dict(values), config
+        values = {**config, "text": {**text, "path": str(folder / "text")}}  # it lies with its model
+    return model_kind(config["kind"], folder).config_of(values), config
+
+
+def cascade_networks(stages: Sequence[PixelDiffusionConfig]) -> dict[str, nn.Module]:
+    """Each network of a cascade, frozen text encoders that stages share once, to be counted on the meta device."""
+    encoders = [stage.encoder for stage in stages if stage.encoder is not None]
+    texts = [text for n, text in enumerate(encoders) if isinstance(text, LearnedConfig) or text not in encoders[:n]]
+    names = ["text", *(f"text {number}" for number in range(2, len(texts) + 1))]
+    return {
+        **{f"stage {stage.name}": stage.network.build() for stage in stages},
+        **{name: text.build_network() for name, text in zip(names, texts, strict=False)},
+    }
 
 
 def print_networks(described: dict[str, Any]) -> None:

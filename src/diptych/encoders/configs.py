@@ -7,7 +7,7 @@ model's config is read without transformers or the tokenizers library.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -274,6 +274,26 @@ class JointTransformerConfig(_LearnedBase):
 
         return load_joint(self, folder).to(device)
 
+    def fitting(self, captions: Iterable[str] | None = None) -> Callable[[str], str] | None:
+        """A function that cuts a prompt after the last whole word within `network.max_tokens`, as the named tokenizer
+        counts them, or else the one trained on `captions`; none without both."""
+        from diptych.encoders.joint import JointTransformer, train_tokenizer
+
+        if self.tokenizer is not None:
+            return JointTransformer(self).fit
+        if captions is None:
+            return None
+        return JointTransformer(self, train_tokenizer(captions, self.network.vocabulary)).fit
+
+    def from_captions(self, captions: Callable[..., list[str]], tokenizer: Any = None) -> JointTransformer:
+        """An encoder with random weights, and the given tokenizer, the named one, or one trained on the captions of the
+        training split, `captions("train")`."""
+        from diptych.encoders.joint import JointTransformer, train_tokenizer
+
+        if tokenizer is None and self.tokenizer is None:
+            tokenizer = train_tokenizer(captions("train"), self.network.vocabulary)
+        return JointTransformer(self, tokenizer)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig(_LearnedBase):
@@ -344,6 +364,13 @@ class LayoutConfig(_LearnedBase):
 
         return load_layout(self, folder).to(device)
 
+    def from_captions(self, captions: Callable[..., list[str]]) -> LayoutTransformer:
+        """An encoder with random weights, and the classes of the config, or those in the layouts of all splits,
+        `captions()`."""
+        from diptych.encoders.layout import LayoutTransformer, classes_of
+
+        return LayoutTransformer(self, () if self.classes else classes_of(captions()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassConfig(Config):
@@ -367,9 +394,10 @@ class ClassConfig(Config):
         self.require(self.null is None or self.null >= 0, "null", "be at least 0, or none")
         self.require(len(self.names) in (0, self.classes), "names", f"be one for each of the {self.classes} classes")
 
-    def fitting(self) -> Callable[[str], str]:
-        """A function that returns a prompt that names a class, and raises a `UserError` for others."""
-        return self.build().fit
+    def fitting(self) -> Callable[[str], str] | None:
+        """A function that returns a prompt that names a class, and raises a `UserError` for others; none where the
+        names of classes are still to be taken from captions."""
+        return None if self.names_from_captions and not self.names else self.build().fit
 
     def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClassLabels:
         from diptych.encoders.classes import ClassLabels

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from torch import nn
+
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
 from diptych.encoders.configs import ClassConfig, TextConfig
@@ -64,6 +66,11 @@ class AutoregressiveConfig(Config):
     def side(self) -> int:
         """Codes along the side of a picture as it was trained on."""
         return self.size // self.autoencoder.factor
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Each network by its name, to be counted: call it on the meta device."""
+        parts = {"transformer": self.transformer.build(), "autoencoder": self.autoencoder.build()}
+        return parts if self.encoder is None else {**parts, "text": self.encoder.build_network()}
 
     @property
     def encoder(self) -> TextConfig | None:

@@ -64,6 +64,10 @@ class JudgeConfig(Config):
         self.require(self.size % 2 ** len(self.widths) == 0, "size", f"be divisible by {2 ** len(self.widths)}")
         self.require(self.widths[-1] % self.heads == 0 == self.text_width % self.heads, "heads", "divide both widths")
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Each network by its name, to be counted: call it on the meta device."""
+        return {"judge": Judge(self)}
+
 
 class JudgeBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016b); a change of width comes with a halved resolution."""

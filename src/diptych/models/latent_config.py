@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from torch import nn
+
 from diptych.conditioning.concat import ConcatConfig, LowResConcat, MaskConcat
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
@@ -94,6 +96,11 @@ class LatentConfig(Config):
         ):
             if value not in wanted:
                 raise UserError(f"LatentConfig.unet.{name} must be {wanted[0]} to fit its neighbours, not {value}")
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Each network by its name, to be counted: call it on the meta device."""
+        parts = {"unet": self.unet.build(), "autoencoder": self.autoencoder.build()}
+        return parts if self.encoder is None else {**parts, "text": self.encoder.build_network()}
 
     @property
     def encoder(self) -> TextConfig | None:

@@ -65,6 +65,10 @@ class NoisyGuideConfig(Config):
             self.require(known == outputs, "classes", f"be {outputs} in number, as network.classes says")
         self.require((self.first_stage is None) == (self.scale is None), "scale", "be given with first_stage alone")
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Each network by its name, to be counted: call it on the meta device."""
+        return {"classifier" if self.text is None else "pictures": self.network.build()}
+
 
 class NoisyGuide(HoldsFrozen):
     """forward(x (B, C, H, W), time (B,) in network units) -> logits (B, classes), or unit vectors (B, D) of a pair.

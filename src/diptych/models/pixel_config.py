@@ -118,6 +118,11 @@ class PixelDiffusionConfig(Config):
         """Whether there are words, and something that stands for none of them."""
         return self.encoder is not None or (isinstance(self.text, ClassConfig) and self.text.null is not None)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Each network by its name, to be counted: call it on the meta device."""
+        parts: dict[str, nn.Module] = {"network": self.network.build()}
+        return parts if self.encoder is None else {**parts, "text": self.encoder.build_network()}
+
     @property
     def encoder(self) -> FrozenConfig | JointTransformerConfig | None:
         """The text encoder, where there are words and not classes."""

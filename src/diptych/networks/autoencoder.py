@@ -71,6 +71,10 @@ class AutoencoderConfig(Config):
     def build(self) -> Autoencoder:
         return Autoencoder(self)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """To be counted, on the meta device."""
+        return {"autoencoder": self.build()}
+
 
 class Posterior(NamedTuple):
     """The diagonal Gaussian that the encoder predicts for a latent; both tensors (B, latent_channels, h, w)."""

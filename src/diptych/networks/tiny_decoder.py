@@ -54,6 +54,10 @@ class TinyDecoderConfig(Config):
     def build(self) -> TinyDecoder:
         return TinyDecoder(self)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """To be counted, on the meta device."""
+        return {"decoder": self.build()}
+
 
 class TinyResidualBlock(nn.Module):
     """Two convolutions around a skip: (B, C, H, W) -> (B, C, H, W), none of it negative."""

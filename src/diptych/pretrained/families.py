@@ -23,12 +23,7 @@ FAMILIES = (
 def families() -> Iterator[Family]:
     """Each family, its module imported when its turn comes."""
     for name in FAMILIES:
-        module = f"{__package__}.{name}"
-        try:
-            yield importlib.import_module(module).FAMILY
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
+        yield importlib.import_module(f"{__package__}.{name}").FAMILY
 
 
 def open_published(path: Path, options: Options | None = None) -> Any:

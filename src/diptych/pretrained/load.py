@@ -11,6 +11,7 @@ from diptych.core.checks import said
 from diptych.core.config import read_json
 from diptych.core.devices import find_device
 from diptych.core.errors import NothingThere, UserError, pick
+from diptych.models.kinds import MODEL_KINDS, imported
 from diptych.weights.bounds import bounded, stored_tensors
 from diptych.weights.hub import fetched, hub_id
 from diptych.weights.identity import Origin
@@ -30,7 +31,7 @@ EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
 MADE_BY = {"latent": "default-model", "cascade": "default-cascade"}
 DTYPES = ("float32", "float16", "bfloat16")
 """What networks may be of."""
-NOT_PAINTING = {"Autoencoder": "an autoencoder or first stage", "NoisyClassifier": "a noisy classifier"}
+OTHER_NETWORKS = {"Autoencoder": "an autoencoder or first stage", "NoisyClassifier": "a noisy classifier"}
 """Classes of networks that are published alone."""
 
 
@@ -149,8 +150,8 @@ def open_model(
 
         system = open_published(path, options)
         if not hasattr(system, "generate"):
-            what = NOT_PAINTING.get(type(system).__name__, "a network")
-            raise UserError(f"{path} holds {what} alone, which does not paint; `diptych info` describes it")
+            what = OTHER_NETWORKS.get(type(system).__name__, "a network")
+            raise UserError(f"{path} holds {what} alone, which generates no images; `diptych info` describes it")
         return known_by(system)
     require_unread(options, path)
     return known_by(open_own(path))
@@ -185,9 +186,8 @@ def open_autoencoder(source: str | Path | None, **opening: Any) -> Autoencoder:
             return module
     else:
         values = read_config(path)
-        fields = {"latent": "autoencoder", "autoregressive": "autoencoder", "autoencoder": "network"}
-        field = fields.get(values["kind"])
-        if field is not None and field in values:
+        kind = MODEL_KINDS.get(values["kind"])
+        if kind is not None and (field := kind.first_stage) in values:
             return load_autoencoder(AutoencoderConfig.from_dict(values[field]), path)
     raise UserError(f"{path} holds no autoencoder: name a latent model, or the run that trained a first stage")
 
@@ -248,25 +248,7 @@ def open_own(folder: Path) -> LatentDiffusion | PixelDiffusion | Cascade | Autor
     """The system in a model folder of ours. A `UserError` for configs that describe more than the files hold."""
     values = read_config(folder)
     with bounded(stored_tensors(folder), folder):
-        return _opened(values, folder)
-
-
-def _opened(values: dict[str, Any], folder: Path) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
-    kind = values["kind"]
-    if kind == "latent":
-        from diptych.models.latent_diffusion import LatentDiffusion
-
-        return LatentDiffusion.load(values, folder)
-    if kind == "cascade":
-        from diptych.models.cascade import Cascade
-
-        return Cascade.load(values, folder)
-    if kind == "stage":
-        from diptych.models.pixel_diffusion import PixelDiffusion
-
-        return PixelDiffusion.load(values, folder)
-    if kind == "autoregressive":
-        from diptych.models.autoregressive import Autoregressive
-
-        return Autoregressive.load(values, folder)
-    raise UserError(f"{folder} holds a model of kind {kind!r}, which does not paint from words")
+        kind = MODEL_KINDS.get(values["kind"])
+        if kind is None or kind.model is None:
+            raise UserError(f"{folder} holds a model of kind {values['kind']!r}, which generates no images")
+        return imported(kind.model).load(values, folder)

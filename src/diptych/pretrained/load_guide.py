@@ -6,6 +6,7 @@ of transformers read the pictures that it sees in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,19 @@ def opened(path: Path, name: str, through: bool, allow_pickle: bool) -> Guide:
     if isinstance(values, dict) and values.get("model_type") == "clip":
         return PairGuide(ClipPair(path), name, through)
     kind = read_config(path)["kind"]
-    if kind == "guide":
-        return NoisyGuide.load(values, path, name)
-    if kind == "judge":
-        return PairGuide(load_judge(path), name, through)
-    raise UserError(
-        f"{path} holds a model of kind {kind!r}, which does not guide: name a noisy classifier or pair "
-        "(`diptych train emoji-classifier`), judge, or a CLIP as transformers saves it"
-    )
+    if kind not in GUIDES:
+        raise UserError(
+            f"{path} holds a model of kind {kind!r}, which does not guide: name a noisy classifier or pair "
+            "(`diptych train emoji-classifier`), judge, or a CLIP as transformers saves it"
+        )
+    return GUIDES[kind](values, path, name, through)
+
+
+GUIDES: dict[str, Callable[[Any, Path, str, bool], Guide]] = {
+    "guide": lambda values, path, name, through: NoisyGuide.load(values, path, name),
+    "judge": lambda values, path, name, through: PairGuide(load_judge(path), name, through),
+}
+"""How each kind of model that guides is opened."""
 
 
 def published_guide(network: NoisyClassifier, name: str) -> NoisyGuide:

@@ -19,7 +19,7 @@ from diptych.recipes.emoji.pixel_cascade import OBJECTIVE
 from diptych.recipes.papers.first_stages import VQ_F4
 from diptych.recipes.papers.ldm import TIMES
 from diptych.recipes.papers.ldm import training as ldm_training
-from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
+from diptych.training.experiment_config import LatentTraining, PixelTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -49,7 +49,7 @@ def enlarging(degradation: DegradationConfig) -> LatentTraining:
     return trained_on(unet=unet, diffusion={"prompts": ()}, concat=low, text=None, guidance=1.0)
 
 
-def over_pixels(degradation: DegradationConfig) -> StageTraining:
+def over_pixels(degradation: DegradationConfig) -> PixelTraining:
     """The same task without a first stage, as SR3 does it: a stage of a cascade that is told no words."""
     network: dict[str, Any] = {"self_attention_levels": (), "cross_attention_levels": (), "augmented": False}
     model = PixelDiffusionConfig(
@@ -64,7 +64,7 @@ def over_pixels(degradation: DegradationConfig) -> StageTraining:
         sampler="dpmpp-2m",
         threshold=ThresholdConfig(kind="static"),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
+    return PixelTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
 
 
 def _published(degradation: DegradationConfig, description: str) -> Recipe:

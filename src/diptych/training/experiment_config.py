@@ -2,31 +2,116 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from torch import nn
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.encoders.classes import with_names
+from diptych.encoders.configs import ClassConfig, JointTransformerConfig, LearnedConfig, build_reader
+from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
-from diptych.models.latent_diffusion import LatentConfig
+from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.models.pixel_config import PixelDiffusionConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
+from diptych.networks.autoencoder import Autoencoder
+from diptych.pretrained.load import open_autoencoder
+from diptych.training.init_from import init_latent, init_pixel, open_pixel_model
+from diptych.training.precompute import Kept
+from diptych.training.system import (
+    OF_TEXT,
+    Precomputing,
+    TrainingData,
+    TrainingSystem,
+    first_weights,
+    require_multiple,
+    require_side,
+)
 from diptych.training.tasks.autoencoding import FirstStageConfig
-from diptych.training.tasks.codes import CodesTraining
+from diptych.training.tasks.codes import CodesTask, CodesTraining
 from diptych.training.tasks.contrastive import ContrastConfig
-from diptych.training.tasks.diffusion import DiffusionTraining
+from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from diptych.training.tasks.distillation import DistillationConfig
 from diptych.training.tasks.guide_training import GuideTraining
 from diptych.training.training_config import TrainingConfig
 
 
+class ModelTraining(TrainingSystem):
+    """Base of the systems that train the model of a config, `model`, whose prompts `model.text` reads."""
+
+    model: Any
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.text
+
+    def networks(self) -> dict[str, nn.Module]:
+        return self.model.networks()
+
+    def with_class_names(self, captions: Callable[[], list[str]]) -> Self:
+        text = self.model.text
+        if not isinstance(text, ClassConfig) or not text.names_from_captions:
+            return self
+        model = dataclasses.replace(self.model, text=with_names(text, captions()))
+        return dataclasses.replace(self, model=model)  # type: ignore[type-var]
+
+
+class SecondStageTraining(ModelTraining):
+    """Base of the systems that train a model over a first stage, `autoencoder`, that is already trained."""
+
+    autoencoder: str
+    kept: ClassVar[Kept]
+    """What is precomputed of an image."""
+
+    @property
+    def precomputable(self) -> bool:
+        return True
+
+    def check_data(self, data: DataConfig) -> None:
+        require_side(data, "system.model.size", self.model.size)
+
+    def first_stage(self) -> Autoencoder:
+        """The trained autoencoder. A `UserError` where it is none, or not that of `model.autoencoder`."""
+        module = open_autoencoder(self.autoencoder)
+        if module.config != self.model.autoencoder:
+            raise UserError(
+                f"the autoencoder in {self.autoencoder} has another shape than the recipe's model.autoencoder"
+            )
+        return module
+
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape of what is precomputed of an image."""
+        raise NotImplementedError
+
+    def precomputing(self) -> Precomputing:
+        encoder = self.model.encoder
+        text = None if encoder is None or isinstance(encoder, LearnedConfig) else build_reader(encoder)
+        return Precomputing(self.first_stage(), text, self.kept)
+
+    def parts(self, data: TrainingData, seed: int) -> tuple[Autoencoder, Any]:
+        """The first stage and what reads the prompts."""
+        autoencoder = self.first_stage()
+        data.encoded_by(autoencoder, self.kept, self.kept_shape())
+        text = self.model.text
+        with first_weights(seed, OF_TEXT):
+            if isinstance(text, LearnedConfig):
+                return autoencoder, text.from_captions(data.captions)
+            return autoencoder, data.embedded(build_reader(text))
+
+
 @dataclass(frozen=True, kw_only=True)
-class LatentTraining(Config):
+class LatentTraining(SecondStageTraining):
     """A latent diffusion model to train, over a first stage that is already trained."""
 
     renamed: ClassVar[dict[str, str]] = {"initial": "init_from"}
+    kept: ClassVar[Kept] = "latents"
 
     kind: Literal["latent"] = "latent"
     """Which system this is."""
@@ -38,20 +123,33 @@ class LatentTraining(Config):
     """Run folder or model folder of the trained first stage, or a published one; its network must be
     `model.autoencoder`."""
     precomputed: str | None = None
-    """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
+    """Folder that `diptych precompute` wrote, or none to encode images and captions at every step."""
     init_from: str | None = None
-    """Latent model whose U-Net training starts from, or none for random weights. What it has no place for is left out;
-    what it lacks, such as channels for a mask, starts as if it were not there."""
+    """Latent model whose U-Net initialises this one, or none for random weights. Tensors that do not fit are left out;
+    input channels that it lacks, such as those of a mask, start at zero."""
 
     def check(self) -> None:
         if self.model.reads is not None and self.precomputed is not None:
-            raise UserError("LatentTraining.precomputed must be none: what is concatenated is made from the pictures")
+            raise UserError("LatentTraining.precomputed must be none: what is concatenated is made from the images")
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
+
+    def kept_shape(self) -> tuple[int, ...]:
+        return (self.model.autoencoder.moment_channels, self.model.latent_size, self.model.latent_size)
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> DiffusionTask:
+        autoencoder, text = self.parts(data, seed)
+        with first_weights(seed):
+            model = LatentDiffusion(self.model, autoencoder, text)
+        if self.init_from is not None and not resuming:
+            init_latent(model, self.init_from)
+        return DiffusionTask(model, self.diffusion)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoregressiveTraining(Config):
+class AutoregressiveTraining(SecondStageTraining):
     """A transformer over the codes of a VQ first stage that is already trained."""
+
+    kept: ClassVar[Kept] = "codes"
 
     kind: Literal["autoregressive"] = "autoregressive"
     """Which system this is."""
@@ -63,34 +161,70 @@ class AutoregressiveTraining(Config):
     """Run folder or model folder of the trained first stage, or a published one; its network must be
     `model.autoencoder`."""
     precomputed: str | None = None
-    """Folder that `diptych precompute` wrote, or none to encode pictures and captions at every step."""
+    """Folder that `diptych precompute` wrote, or none to encode images and captions at every step."""
 
     def check(self) -> None:
         require_null("codes", self.model.text, self.codes.caption_dropout)
 
+    def kept_shape(self) -> tuple[int, ...]:
+        return (self.model.side, self.model.side)
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> CodesTask:
+        autoencoder, text = self.parts(data, seed)
+        with first_weights(seed):
+            return CodesTask(Autoregressive(self.model, autoencoder, text), self.codes)
+
 
 @dataclass(frozen=True, kw_only=True)
-class StageTraining(Config):
-    """One stage of a cascade to train, alone: its low-resolution pictures are made from the true ones."""
+class PixelTraining(ModelTraining):
+    """A pixel diffusion model to train: a base model, or one stage of a cascade, alone. The low-resolution images of a
+    stage are made from its training images."""
 
     renamed: ClassVar[dict[str, str]] = {"initial": "init_from"}
 
     kind: Literal["stage"] = "stage"
     """Which system this is."""
     model: PixelDiffusionConfig = PixelDiffusionConfig()
-    """The stage."""
+    """The model."""
     diffusion: DiffusionTraining = DiffusionTraining()
     """Its objective, caption dropout and sample prompts."""
     init_from: str | None = None
-    """Stage whose network training starts from, and whose text encoder where that is trained along; none for random
-    weights. Input channels that it lacks, such as those of a mask, start as if they were not there."""
+    """Model whose network initialises this one, and whose text encoder where that is trained along; none for random
+    weights. Input channels that it lacks, such as those of a mask, start at zero."""
 
     def check(self) -> None:
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
 
+    def check_data(self, data: DataConfig) -> None:
+        if self.model.size not in (data.size, data.side):  # a crop is of images of its size, or of larger ones to it
+            sizes = f"data.size ({data.size}) and system.model.size ({self.model.size})"
+            raise UserError(f"Recipe: {sizes} must be the same: set both")
+        require_multiple(data, math.lcm(self.model.multiple, self.model.factor))
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> DiffusionTask:
+        """Captions and sample prompts of a frozen text encoder are embedded here, unless an earlier run did it; then
+        the encoder is unloaded."""
+        config, text, other = self.model.text, None, None
+        joint = isinstance(config, JointTransformerConfig)
+        if self.init_from is not None and (not resuming or joint):  # the tokenizer is in no checkpoint
+            other = open_pixel_model(self.init_from)
+        if isinstance(config, JointTransformerConfig):
+            tokenizer = None if other is None or other.joint_text is None else other.joint_text.tokenizer
+            with first_weights(seed, OF_TEXT):
+                text = config.from_captions(data.captions, tokenizer)
+        elif config is not None and not isinstance(config, ClassConfig):
+            text = CachedTexts(config, text_cache())
+            text.read([*data.captions(), *self.diffusion.prompts])
+            text.unload()
+        with first_weights(seed):
+            model = PixelDiffusion(self.model, text)
+        if other is not None and not resuming:
+            init_pixel(model, other, str(self.init_from))
+        return DiffusionTask(model, self.diffusion)
+
 
 def require_null(field: str, text: Config | None, dropout: float) -> None:
-    """Raise a `UserError` where captions are dropped, and nothing stands for the class that they name."""
+    """Raise a `UserError` where captions are dropped, and there is no null class."""
     if dropout > 0 and isinstance(text, ClassConfig) and text.null is None:
         raise UserError(
             f"{field}.caption_dropout must be 0, not {dropout:g}: no class stands for none. Or set model.text.null, "
@@ -109,7 +243,7 @@ class Recipe(Config):
         | DistillationConfig
         | LatentTraining
         | AutoregressiveTraining
-        | StageTraining
+        | PixelTraining
         | GuideTraining
         | ContrastConfig
     )
@@ -120,39 +254,9 @@ class Recipe(Config):
     """How it is trained."""
 
     def check(self) -> None:
-        system, data = self.system, self.data
-        field = "data.size" if data.crop is None else "data.crop"
-        wanted, unit = read_side(system), read_unit(system)
-        if isinstance(system, StageTraining) and system.model.size not in (data.size, data.side):
-            # a crop is of pictures of its size, or of larger ones to that size
-            sizes = f"data.size ({data.size}) and system.model.size ({system.model.size})"
-            raise UserError(f"Recipe: {sizes} must be the same: set both")
-        if wanted is not None and data.side != wanted[1]:
-            raise UserError(f"Recipe: {field} ({data.side}) and {wanted[0]} ({wanted[1]}) must be the same: set both")
-        if data.side % unit:
-            raise UserError(f"Recipe: {field} must be a multiple of {unit}, not {data.side}")
-        if data.drawn and getattr(system, "precomputed", None) is not None:
-            raise UserError(f"Recipe: {KEEPS_NONE}: set system.precomputed=none")
+        self.system.check_data(self.data)
+        if self.data.drawn and self.system.store is not None:
+            raise UserError(f"Recipe: {NOT_PRECOMPUTED}: set system.precomputed=none")
 
 
-KEEPS_NONE = "latents are not kept of pictures of which data.crop or data.center_shift draw another part each time"
-
-
-def read_side(system: Any) -> tuple[str, int] | None:
-    """The field of a system that says the side of the pictures that it reads, and what it says; none for any size."""
-    if isinstance(system, (LatentTraining, AutoregressiveTraining)):
-        return "system.model.size", system.model.size
-    if isinstance(system, GuideTraining) and system.guided is None and system.network.size is not None:
-        return "system.network.size", system.network.size
-    return None
-
-
-def read_unit(system: Any) -> int:
-    """What the sides of the pictures that a system reads are multiples of, where they may be several."""
-    if isinstance(system, StageTraining):
-        return math.lcm(system.model.multiple, system.model.factor)
-    if isinstance(system, (FirstStageConfig, DistillationConfig)):
-        return system.network.factor
-    if isinstance(system, GuideTraining) and system.guided is None:
-        return 2 ** (len(system.network.encoder.multipliers) - 1)
-    return 1
+NOT_PRECOMPUTED = "latents are not kept of pictures of which data.crop or data.center_shift draw another part each time"

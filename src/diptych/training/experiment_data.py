@@ -1,64 +1,145 @@
-"""The data that a recipe reads: opened once for training and validation, with captions as its model reads them."""
+"""The data that a recipe trains on, with captions as its model reads them: images, or what was precomputed of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diptych.core.errors import NothingThere
+from diptych.core.errors import NothingThere, UserError
+from diptych.core.hashing import mix
 from diptych.core.terminal import say
 from diptych.data.dataset import Fit, PictureDataset, open_dataset
 from diptych.data.quarantine import silent
 from diptych.data.stream import SampleStream, make_batch
-from diptych.encoders.configs import ClassConfig, JointTransformerConfig, MiniLMConfig
-from diptych.encoders.joint import JointTransformer, train_tokenizer
-from diptych.training.experiment_config import AutoregressiveTraining, LatentTraining, Recipe, StageTraining
-from diptych.training.precompute import PrecomputedLatents, read_precomputed
+from diptych.encoders.configs import JointTransformerConfig
+from diptych.networks.autoencoder import Autoencoder
+from diptych.training.precompute import (
+    EmbeddedTexts,
+    Kept,
+    PrecomputedLatents,
+    precomputed_splits,
+    read_precomputed,
+)
 from diptych.training.prefetch import BatchAt
-from diptych.training.tasks.contrastive import ContrastConfig
-from diptych.training.tasks.guide_training import GuideTraining
+from diptych.training.system import TrainingData
+
+if TYPE_CHECKING:
+    from diptych.training.experiment_config import Recipe
 
 QUARANTINE = "quarantine.jsonl"
 
 
-def prompt_reader(system: Any) -> Any:
-    """The config of what reads a system's captions: a text encoder, classes, layouts; none where none are read."""
-    if isinstance(system, (LatentTraining, AutoregressiveTraining, StageTraining)):
-        return system.model.text
-    if isinstance(system, GuideTraining):
-        return system.text if system.classes is None else system.classes
-    return MiniLMConfig() if isinstance(system, ContrastConfig) else None
+def open_data(recipe: Recipe, record: Path) -> TrainingData:
+    """The data of a recipe: precomputed where its system names a folder of such, else images; record: the file that
+    lists the images that are left out."""
+    store = recipe.system.store
+    return ImageData(open_splits(recipe, record)) if store is None else PrecomputedData(recipe, store)
 
 
-def reads_captions(system: Any) -> bool:
-    """Whether a system reads captions: first stages, unconditional models and those that only enlarge do not."""
-    return prompt_reader(system) is not None
+def split_seed(seed: int, split: str) -> int:
+    """The seed of a split's stream in a run with this seed."""
+    return seed if split == "train" else mix(seed, 3)
 
 
-def caption_fit(system: Any) -> Fit | None:
-    """What gives as much of a caption as a system reads, without its weights; none where that is learned from the
-    captions themselves (a tokenizer, the names of classes), or none are read."""
-    reader = prompt_reader(system)
-    if isinstance(reader, JointTransformerConfig):
-        return None if reader.tokenizer is None else JointTransformer(reader).fit
-    if isinstance(reader, ClassConfig) and reader.names_from_captions and not reader.names:
-        return None
-    return None if reader is None else reader.fitting()
+class ImageData:
+    """Images with captions, decoded when a batch is made. A `TrainingData`."""
+
+    def __init__(self, splits: dict[str, PictureDataset]) -> None:
+        self.splits = splits
+
+    @property
+    def images(self) -> PictureDataset:
+        return self.splits["train"]
+
+    def captions(self, *splits: str, cut: bool = False) -> list[str]:
+        return all_captions(*(self.splits[split] for split in splits or self.splits))
+
+    def encoded_by(
+        self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
+    ) -> None:
+        """Nothing is encoded yet."""
+
+    def embedded(self, encoder: Any) -> Any:
+        return encoder
+
+    def fit(self, fit: Callable[[], Fit | None]) -> None:
+        fit_all(fit(), *self.splits.values())
+
+    def batches(self, seed: int) -> dict[str, BatchAt]:
+        return {split: batches(dataset, split_seed(seed, split)) for split, dataset in self.splits.items()}
+
+
+class PrecomputedData:
+    """Latents or codes, and perhaps embeddings of captions, that `diptych precompute` wrote. A `TrainingData`."""
+
+    def __init__(self, recipe: Recipe, store: Path) -> None:
+        self.store, self.config, self.seed = store, recipe.data, recipe.training.seed
+        self.has_texts = (store / "text.safetensors").is_file()
+        self.splits: dict[str, PrecomputedLatents] = {}
+        self._fit: Fit | None = None
+
+    @property
+    def images(self) -> PictureDataset:
+        raise UserError(f"{self.store} holds precomputed data, and this needs images: set system.precomputed=none")
+
+    def captions(self, *splits: str, cut: bool = False) -> list[str]:
+        if not cut:
+            return stored_captions(self.store, *(splits or precomputed_splits(self.store)))
+        self._cut_captions()
+        rows = [row for split in splits or self.splits for row in self.splits[split].captions]
+        return sorted({caption for row in rows for caption in row})
+
+    def encoded_by(
+        self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
+    ) -> None:
+        for split in ("train", *(name for name in precomputed_splits(self.store) if name == "held-out")):
+            flip = self.config.flip if split == "train" else 0.0  # images of validation are not mirrored
+            self.splits[split] = PrecomputedLatents(
+                self.store, split, split_seed(self.seed, split), autoencoder, kept, flip
+            )
+        stored = tuple(self.splits["train"].stored.shape[1:])
+        if shape is not None and stored != shape:
+            raise UserError(
+                f"{self.store} holds {kept} of shape {stored}, not {shape}: make it again with `diptych precompute`"
+            )
+
+    def embedded(self, encoder: Any) -> Any:
+        return EmbeddedTexts.load(encoder, self.store) if self.has_texts else encoder
+
+    def fit(self, fit: Callable[[], Fit | None]) -> None:
+        """The first that is not none counts; embedded captions were cut before they were embedded."""
+        self._fit = self._fit or (None if self.has_texts else fit())
+
+    def batches(self, seed: int) -> dict[str, BatchAt]:
+        self._cut_captions()
+        return dict(self.splits)
+
+    def _cut_captions(self) -> None:
+        """Cut the captions that are too long, or leave their examples out, and say so."""
+        if self._fit is None:
+            return
+        for split in self.splits.values():
+            if changed := split.fit_captions(self._fit, self.config.long_captions):
+                key, why = next(iter(changed.items()))
+                more = " ..." if len(changed) > 1 else ""
+                say(f"{len(changed):,} captions are not read whole: {key}: {why}{more}")
+        self._fit = None
 
 
 def open_splits(recipe: Recipe, record: Path) -> dict[str, PictureDataset]:
     """The training data of a recipe and, where it has one, the held-out split, as "train" and "held-out".
 
-    record: the file that lists what is left out. Says in one line what there is, and what is left out of it. Every
-    process reads the data; the first alone speaks and keeps the record of the opening.
+    record: the file that lists what is left out. Prints one line with the number of examples, and of those left out.
+    Every process opens the data; the first alone prints, and writes the record.
     """
     main = os.environ.get("RANK", "0") == "0"
     with silent(not main):
-        train = open_dataset(recipe.data, captions=reads_captions(recipe.system), record=record)
+        train = open_dataset(recipe.data, captions=recipe.system.text_config is not None, record=record)
         splits = {"train": train, **held_out(train)}
-    fit_all(caption_fit(recipe.system), *splits.values())
+    fit_all(recipe.system.caption_fit(), *splits.values())
     if main:
         say(described(splits))
         if recipe.data.held_out and "held-out" not in splits:
@@ -72,12 +153,13 @@ def open_splits(recipe: Recipe, record: Path) -> dict[str, PictureDataset]:
 
 
 def open_all(recipe: Recipe, settings: dict[str, Any]) -> PictureDataset:
-    """All the data that a recipe reads, as its model reads it, with `settings` of its data, to be checked."""
+    """All the data of a recipe, with captions as its model reads them and `settings` of its data, to be checked."""
     data = dataclasses.replace(recipe.data, **settings)
-    dataset = open_dataset(data, captions=reads_captions(recipe.system))
-    fit, reader = caption_fit(recipe.system), prompt_reader(recipe.system)
-    if fit is None and isinstance(reader, JointTransformerConfig):
-        fit = JointTransformer(reader, train_tokenizer(all_captions(dataset), reader.network.vocabulary)).fit
+    text = recipe.system.text_config
+    dataset = open_dataset(data, captions=text is not None)
+    fit = recipe.system.caption_fit()
+    if fit is None and isinstance(text, JointTransformerConfig):
+        fit = text.fitting(all_captions(dataset))
     fit_all(fit, dataset)
     return dataset
 
@@ -105,43 +187,24 @@ def described(splits: dict[str, PictureDataset]) -> str:
 
 
 def fit_all(fit: Fit | None, *datasets: PictureDataset) -> None:
-    """Let the captions of data be read as `fit` has them; none leaves them as they are."""
+    """Let the captions of data be cut by `fit`; none leaves them as they are."""
     for dataset in datasets:
         dataset.fit = fit or dataset.fit
 
 
 def learned_fit(task: Any) -> Fit | None:
-    """As `caption_fit`, of a task whose text encoder has a tokenizer, or classes, that were learned from captions."""
+    """What cuts captions, of a task whose text encoder learned its tokenizer, or classes, from captions."""
     return getattr(getattr(getattr(task, "system", None), "text", None), "fit", None)
 
 
-def fit_stored(stored: PrecomputedLatents, fit: Fit | None, long_captions: str) -> None:
-    """Let precomputed examples be read as a model reads their captions, and say what that changes."""
-    changed = {} if fit is None else stored.fit_captions(fit, long_captions)
-    if changed:
-        key, why = next(iter(changed.items()))
-        say(f"{len(changed):,} captions are not read whole: {key}: {why}" + (" ..." if len(changed) > 1 else ""))
-
-
-def fitted_store(
-    recipe: Recipe, store: Path, splits: dict[str, PrecomputedLatents], task: Any = None
-) -> dict[str, BatchAt]:
-    """Precomputed splits with captions as the model reads them; those that were embedded are so already."""
-    if not (store / "text.safetensors").is_file():
-        fit = caption_fit(recipe.system) or learned_fit(task)
-        for split in splits.values():
-            fit_stored(split, fit, recipe.data.long_captions)
-    return dict(splits)
-
-
 def stored_captions(store: Path, *splits: str) -> list[str]:
-    """Every caption of these splits of precomputed data, by default of the training data, once, sorted."""
-    rows = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits or ("train",)]
+    """Every caption of these splits of precomputed data, once, sorted."""
+    rows = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits]
     return sorted({caption for captions in rows for row in captions for caption in row})
 
 
 def batches(dataset: PictureDataset, seed: int) -> BatchAt:
-    """What the loop asks for: the batch of a list of stream positions."""
+    """A function from stream positions to the batch of them."""
     stream = SampleStream(len(dataset), seed)
 
     def batch_at(positions: list[int]) -> dict[str, Any]:
@@ -149,11 +212,6 @@ def batches(dataset: PictureDataset, seed: int) -> BatchAt:
         return make_batch(dataset, stream, positions)
 
     return batch_at
-
-
-def flip_of(recipe: Recipe, split: str) -> float:
-    """With what probability the pictures of a split are mirrored: those of validation are not."""
-    return recipe.data.flip if split == "train" else 0.0
 
 
 def all_captions(*datasets: PictureDataset) -> list[str]:

@@ -89,6 +89,11 @@ def save(
     return target
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has a checkpoint, whole or not: it resumes from one, or stops, and never starts anew."""
+    return bool(_steps(run / "checkpoints"))
+
+
 def latest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint, or None where there is none at all. A broken newer one is skipped with a line on
     standard error. Raises a `UserError` where there are some and none is whole.

@@ -12,7 +12,7 @@ from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes.emoji.latent import PROMPTS
-from diptych.training.experiment_config import Recipe, StageTraining
+from diptych.training.experiment_config import PixelTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -35,7 +35,7 @@ def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfi
     )
 
 
-def enlarging(low_size: int, size: int) -> StageTraining:
+def enlarging(low_size: int, size: int) -> PixelTraining:
     """A super-resolution stage that reads pooled text and has no attention, so that it runs on any size of picture."""
     network = EfficientUNetConfig(
         channels=32,
@@ -58,7 +58,7 @@ def enlarging(low_size: int, size: int) -> StageTraining:
         sampler="dpmpp-2m",
         threshold=ThresholdConfig(kind="static"),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
+    return PixelTraining(model=model, diffusion=DiffusionTraining(objective=OBJECTIVE, save_dtype="bfloat16"))
 
 
 def base(description: str, network: UNetConfig | EfficientUNetConfig) -> Recipe:
@@ -77,7 +77,7 @@ def base(description: str, network: UNetConfig | EfficientUNetConfig) -> Recipe:
     )
     return Recipe(
         description=f"cascade stage 32: pixel diffusion from frozen MiniLM text, {description}",
-        system=StageTraining(
+        system=PixelTraining(
             model=model,
             diffusion=DiffusionTraining(objective=OBJECTIVE, prompts=PROMPTS, save_dtype="bfloat16"),
         ),

@@ -10,7 +10,7 @@ import dataclasses
 from diptych.data.dataset import DataConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.pretrained.guided_diffusion import PUBLISHED, Shape, adm_stage
-from diptych.training.experiment_config import Recipe, StageTraining
+from diptych.training.experiment_config import PixelTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -56,7 +56,7 @@ def recipe(
     prompts = ("207", "88", "933", "980") if classes else ("1", "2", "3", "4")  # golden retriever, macaw, ...
     return Recipe(
         description=f"{description} (Dhariwal & Nichol 2021)",
-        system=StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0, prompts=prompts)),
+        system=PixelTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0, prompts=prompts)),
         data=DataConfig(path=data, size=model.size, flip=0.5),
         training=TrainingConfig(
             steps=steps,

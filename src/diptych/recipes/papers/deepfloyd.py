@@ -16,7 +16,7 @@ from diptych.diffusion.times import TimesConfig
 from diptych.encoders.configs import T5Config
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm import AdmUNetConfig
-from diptych.training.experiment_config import Recipe, StageTraining
+from diptych.training.experiment_config import PixelTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -24,7 +24,7 @@ WIDTH = 4096
 """Of T5-XXL's tokens."""
 
 
-def stage(channels: int, multipliers: tuple[int, ...], low_size: int | None, **network: Any) -> StageTraining:
+def stage(channels: int, multipliers: tuple[int, ...], low_size: int | None, **network: Any) -> PixelTraining:
     """A stage: base from words, or four times as large with the changes that IF calls efficient."""
     shared: dict[str, Any] = {
         "concat_channels": 0 if low_size is None else 3,
@@ -53,20 +53,20 @@ def stage(channels: int, multipliers: tuple[int, ...], low_size: int | None, **n
         guidance=7.0 if low_size is None else 4.0,
         threshold=ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5 if low_size is None else 1.0),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.1))
+    return PixelTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.1))
 
 
-def base(channels: int) -> StageTraining:
+def base(channels: int) -> PixelTraining:
     """Attention at 32, 16 and 8 pixels."""
     return stage(channels, (1, 2, 3, 4), None, blocks=3, attention_levels=(1, 2, 3))
 
 
-def second(channels: int, multipliers: tuple[int, ...]) -> StageTraining:
+def second(channels: int, multipliers: tuple[int, ...]) -> PixelTraining:
     """Attention to the text at 32 and 16 pixels."""
     return stage(channels, multipliers, 64, blocks=(2, 2, 3, 5, 5), attention_levels=(3, 4))
 
 
-def recipe(description: str, system: StageTraining, batch_size: int, steps: int, learning_rate: float = 5e-5) -> Recipe:
+def recipe(description: str, system: PixelTraining, batch_size: int, steps: int, learning_rate: float = 5e-5) -> Recipe:
     """Batch and steps are those of the README, the optimizer and its one cycle those of the cards of I-XL and I-L, from
     a 25th of the highest learning rate to a 10,000th; for the others I-XL's are a choice. AdamW's states are not kept
     in 8 bits here: that saves memory and is meant to change nothing else. The crop is the cards' as well."""

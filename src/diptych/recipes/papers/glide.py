@@ -27,7 +27,7 @@ from diptych.networks.transformer import TextTransformerConfig
 from diptych.recipes.emoji.latent import DATA_64, PROMPTS
 from diptych.recipes.emoji.pixel_cascade import training as small_training
 from diptych.recipes.papers.imagen import LINEAR, training
-from diptych.training.experiment_config import Recipe, StageTraining
+from diptych.training.experiment_config import PixelTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.tasks.guide_training import GuideTraining
 from diptych.training.training_config import TrainingConfig
@@ -55,7 +55,7 @@ LARGE = reader(2048, 24)
 """Of the paper's base."""
 
 
-def base(text: JointTransformerConfig, channels: int, caption_dropout: float = 0.2, **changes: Any) -> StageTraining:
+def base(text: JointTransformerConfig, channels: int, caption_dropout: float = 0.2, **changes: Any) -> PixelTraining:
     """64 px from words: ADM's U-Net for ImageNet at 64 px, but for its width. Steps and guidance as in the notebooks of
     the release; not guided where no caption is left out in training."""
     network: dict[str, Any] = {"multipliers": (1, 2, 3, 4), "blocks": 3, "attention_levels": (1, 2, 3)}
@@ -73,10 +73,10 @@ def base(text: JointTransformerConfig, channels: int, caption_dropout: float = 0
         guidance=3.0 if caption_dropout else 1.0,
         threshold=ThresholdConfig(kind="static"),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=caption_dropout))
+    return PixelTraining(model=model, diffusion=DiffusionTraining(caption_dropout=caption_dropout))
 
 
-def upsampler(text: JointTransformerConfig, channels: int) -> StageTraining:
+def upsampler(text: JointTransformerConfig, channels: int) -> PixelTraining:
     """64 -> 256 px from words: ADM's upsampler, but for its width; not guided."""
     network = AdmUNetConfig(
         concat_channels=3,
@@ -103,10 +103,10 @@ def upsampler(text: JointTransformerConfig, channels: int) -> StageTraining:
         sampler="ddim",
         threshold=ThresholdConfig(kind="static"),
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0))  # the base alone is guided
+    return PixelTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0))  # the base alone is guided
 
 
-def repainting(system: StageTraining, initial: str) -> StageTraining:
+def repainting(system: PixelTraining, initial: str) -> PixelTraining:
     """Told the rest of a picture and a mask in four more channels, which are zeros to begin with (section 4.3). The
     paper erases "random regions": LaMa's are a choice."""
     model = system.model
@@ -145,7 +145,7 @@ def noisy_clip() -> Recipe:
     )
 
 
-def _recipe(description: str, system: StageTraining, steps: int, batch_size: int) -> Recipe:
+def _recipe(description: str, system: PixelTraining, steps: int, batch_size: int) -> Recipe:
     """Steps and batch are the paper's (section 4), but for the steps of fine-tuning, which are a choice: a tenth. On
     the learning rate the paper is silent: ADM's is a choice."""
     return Recipe(
@@ -156,7 +156,7 @@ def _recipe(description: str, system: StageTraining, steps: int, batch_size: int
     )
 
 
-def _small() -> StageTraining:
+def _small() -> PixelTraining:
     """At CPU scale, and at 32 px."""
     text = reader(192, 4, vocabulary=4096, head_width=32)
     text = dataclasses.replace(text, network=dataclasses.replace(text.network, max_tokens=48))

@@ -20,7 +20,7 @@ from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from diptych.training.experiment_config import Recipe, StageTraining
+from diptych.training.experiment_config import PixelTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -76,7 +76,7 @@ def efficient(**changes: Any) -> EfficientUNetConfig:
     return dataclasses.replace(network, **changes)
 
 
-def imagen_stage(network: EfficientUNetConfig, schedule: ScheduleConfig, low_size: int) -> StageTraining:
+def imagen_stage(network: EfficientUNetConfig, schedule: ScheduleConfig, low_size: int) -> PixelTraining:
     """A super-resolution stage; 128 steps are a choice, guidance 8 is that of the paper's FID table."""
     model = PixelDiffusionConfig(
         network=network,
@@ -89,10 +89,10 @@ def imagen_stage(network: EfficientUNetConfig, schedule: ScheduleConfig, low_siz
         guidance=8.0,
         threshold=DYNAMIC,
     )
-    return StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.1))
+    return PixelTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.1))
 
 
-def sr3(network: AdmUNetConfig, low_size: int, size: int, augmentation: AugmentationConfig) -> StageTraining:
+def sr3(network: AdmUNetConfig, low_size: int, size: int, augmentation: AugmentationConfig) -> PixelTraining:
     """SR3 (section 2): told gamma, of any value between those of 2000 steps; L1; draws the larger variance."""
     model = PixelDiffusionConfig(
         network=network,
@@ -110,7 +110,7 @@ def sr3(network: AdmUNetConfig, low_size: int, size: int, augmentation: Augmenta
         threshold=ThresholdConfig(kind="static"),
     )
     # Table 5: L1 11.3, L2 11.8 in FID.
-    return StageTraining(
+    return PixelTraining(
         model=model, diffusion=DiffusionTraining(objective=ObjectiveConfig(loss="l1"), caption_dropout=0.0)
     )
 
@@ -135,7 +135,7 @@ def sr3_network(multipliers: tuple[int, ...], attention: int, dropout: float) ->
 RECIPES = {
     "imagen-base": Recipe(
         description="Imagen's base stage: 64 px from frozen T5-XXL text, 2.3 B U-Net (Saharia et al. 2022)",
-        system=StageTraining(
+        system=PixelTraining(
             model=PixelDiffusionConfig(
                 # F.1, D.3.1: ADM's U-Net, whose attention reads text along. "2B" in the paper, which leaves open to
                 # what the tokens are projected: 2.31 B with NeMo's width of 2048, 2.44 B without a projection. Its two
@@ -210,7 +210,7 @@ RECIPES = {
     ),
     "ddpm": Recipe(
         description="DDPM: 32-px pictures from noise alone, 36.5 M U-Net as for CIFAR-10 (Ho et al. 2020)",
-        system=StageTraining(
+        system=PixelTraining(
             model=PixelDiffusionConfig(
                 network=UNetConfig(  # appendix B, "35.7 million"; each attention there has two projections less
                     in_channels=3,

@@ -20,7 +20,7 @@ from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig
 from diptych.recipes.papers.first_stages import KL_F8, VQ_F2, VQ_F4, VQ_F8, VQ_F16, VQ_F32
-from diptych.training.experiment_config import LatentTraining, Recipe, StageTraining
+from diptych.training.experiment_config import LatentTraining, PixelTraining, Recipe
 from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
@@ -182,7 +182,7 @@ def analysed(of: Analysed, factor: int) -> Recipe:
     )
     return Recipe(
         description=f"{what}, over 256-px pixels (Rombach et al. 2022)",
-        system=StageTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0)),
+        system=PixelTraining(model=model, diffusion=DiffusionTraining(caption_dropout=0.0)),
         data=data,
         training=how,
     )

@@ -149,7 +149,7 @@ def counted(name: str) -> dict[str, int]:
     from diptych.training import experiment as run
 
     with torch.device("meta"):
-        return run.counts(run._networks(get(name).system))["networks"]
+        return run.counts(get(name).system.networks())["networks"]
 
 
 def table(name: str, counts: Mapping[str, int] | None = None) -> str:

@@ -14,37 +14,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.core.config import Config
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
 from diptych.core.random import normal
 from diptych.core.terminal import say
+from diptych.data.dataset import DataConfig
 from diptych.models.first_stage import save_autoencoder
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.pretrained.load import open_autoencoder
 from diptych.training.distributed import Team
+from diptych.training.system import TrainingData, TrainingSystem, first_weights, require_multiple
 from diptych.training.tasks.adversarial import AdversarialConfig, Adversary
 from diptych.training.tasks.codebook import Codebook, CodebookConfig
+from diptych.training.tasks.perceptual import PerceptualConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceptualConfig(Config):
-    """A distance between features of pictures in the loss."""
-
-    features: Literal["lpips", "judge"] = "lpips"
-    """LPIPS on VGG16 with published weights (Zhang et al. 2018), or the features of a judge, which need no download."""
-    path: str | None = None
-    """Where VGG16's weights lie, or a judge; none for the hub's, or for the judge in the package. A model that is
-    trained on a judge must not be measured by that one: train another with `diptych train judge training.seed=1`."""
-    weight: float = 1.0
-    """Weight of the distance."""
-
-    def check(self) -> None:
-        self.require(self.weight > 0, "weight", "be more than 0; leave the whole part none for no distance")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstStageConfig(Config):
+class FirstStageConfig(TrainingSystem):
     """An autoencoder and the terms of its loss."""
 
     renamed: ClassVar[dict[str, str]] = {"initial": "init_from"}
@@ -80,6 +67,24 @@ class FirstStageConfig(Config):
             self.require(getattr(self, field) >= 0, field, "be at least 0")
         if self.train == "decoder" and self.init_from is None:
             raise UserError("FirstStageConfig.train: a decoder alone is trained for an encoder that is: set init_from")
+
+    def networks(self) -> dict[str, nn.Module]:
+        return self.network.networks()
+
+    def check_data(self, data: DataConfig) -> None:
+        require_multiple(data, self.network.factor)
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> FirstStage:
+        module = None
+        if self.init_from is not None and not resuming:
+            module = open_autoencoder(self.init_from).train()
+            if module.config != self.network:
+                raise UserError(
+                    f"the autoencoder in {self.init_from} has another shape than the recipe's system.network"
+                )
+        distance = None if self.perceptual is None else self.perceptual.build()
+        with first_weights(seed):
+            return FirstStage(self, module, distance)
 
 
 class Compression(nn.Module):
@@ -126,6 +131,11 @@ class FirstStage:
     @property
     def autoencoder(self) -> Autoencoder:
         return self.module.autoencoder
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is kept in a run's config.json beside the recipe."""
+        return {} if self.distance_name is None else {"perceptual_distance": self.distance_name}
 
     @property
     def distance_name(self) -> str | None:

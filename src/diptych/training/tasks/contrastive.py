@@ -14,14 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core.config import Config, Within
+from diptych.core.config import Within
 from diptych.core.hashing import mix
 from diptych.core.progress import track
 from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import PictureDataset
+from diptych.encoders.configs import MiniLMConfig
 from diptych.models.judge import Judge, JudgeConfig
 from diptych.models.retrieval import concept_vectors, ranks, share_of_right_captions, spoken
 from diptych.models.word_features import WordFeatures
+from diptych.training.system import TrainingData, TrainingSystem, first_weights
 
 _ONE_SIDED = re.compile(
     r"left|right|clock|arrow|letter|button|keycap|flag|moon|east|west|reverse|back|symbol|sign|square|[A-Z0-9]"
@@ -30,7 +32,7 @@ _ONE_SIDED = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastConfig(Config):
+class ContrastConfig(TrainingSystem):
     """What the judge is trained with, beside the training settings of any model."""
 
     kind: Literal["judge"] = "judge"
@@ -49,6 +51,17 @@ class ContrastConfig(Config):
     """Brightness, contrast and saturation are changed by up to this fraction."""
     flip: bool = True
     """Mirror half of the single drawings, but none with letters, arrows, clocks or a side in the name."""
+
+    @property
+    def text_config(self) -> Any:
+        return MiniLMConfig()
+
+    def networks(self) -> dict[str, nn.Module]:
+        return self.judge.networks()
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> JudgeTrainable:
+        with first_weights(seed):
+            return JudgeTrainable(self, data.images)
 
 
 def augment(
@@ -75,7 +88,13 @@ def augment(
 
 
 def contrast(
-    pictures: Tensor, captions: Tensor, same: Tensor, others: Tensor, same_other: Tensor, foils: Tensor, scale: Tensor
+    pictures: Tensor,
+    captions: Tensor,
+    same: Tensor,
+    scale: Tensor,
+    others: Tensor | None = None,
+    same_other: Tensor | None = None,
+    foils: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE (CLIP, figure 3) per picture, (B,): the caption among captions, the picture among pictures.
 
@@ -83,17 +102,22 @@ def contrast(
         pictures, captions: unit vectors (B, D) of the pairs.
         same: (B, B) bool, True where picture i also answers to caption j (the same concept in another style): such
             pairs are neither right nor wrong, they are left out.
-        others: unit vectors (N, D) of further captions, `same_other` (B, N) bool likewise. Rows of zeros do not count.
-        foils: unit vectors (B, K, D) of captions that are wrong for this picture alone. Rows of zeros do not count.
+        others: unit vectors (N, D) of further captions, if any, with `same_other` (B, N) bool likewise. Rows of zeros
+            do not count.
+        foils: unit vectors (B, K, D) of captions wrong for this image alone, if any. Rows of zeros do not count.
         scale: the inverse temperature.
     """
     ignored = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     logits = (scale * pictures @ captions.T).masked_fill(ignored, -math.inf)  # (B, B)
-    extra = (scale * pictures @ others.T).masked_fill(same_other | (others == 0).all(-1), -math.inf)  # (B, N)
-    wrong = scale * torch.einsum("bd,bkd->bk", pictures, foils)  # (B, K)
-    wrong = wrong.masked_fill((foils == 0).all(-1), -math.inf)
+    choices = [logits]
+    if others is not None and same_other is not None:
+        unused = same_other | (others == 0).all(-1)
+        choices.append((scale * pictures @ others.T).masked_fill(unused, -math.inf))  # (B, N)
+    if foils is not None:
+        wrong = scale * torch.einsum("bd,bkd->bk", pictures, foils)  # (B, K)
+        choices.append(wrong.masked_fill((foils == 0).all(-1), -math.inf))
     target = torch.arange(len(logits), device=logits.device)
-    to_caption = F.cross_entropy(torch.cat([logits, extra, wrong], dim=1), target, reduction="none")
+    to_caption = F.cross_entropy(torch.cat(choices, dim=1), target, reduction="none")
     to_picture = F.cross_entropy(logits.T, target, reduction="none")
     return (to_caption + to_picture) / 2
 
@@ -158,9 +182,9 @@ class JudgeTrainable:
             place = [(i, j) for i, row in enumerate(foils) for j in range(len(row))]
             rows, columns = torch.tensor(place, device=device).T
             own = own.index_put((rows, columns), foil.to(own.dtype))
-        same = (_equal(concepts, concepts) | _equal(captions, captions)).to(device)  # (B, B)
-        same_other = _equal(concepts, [self.concepts[i] for i in others]).to(device)  # (B, N)
-        losses = contrast(pictures, words, same, self.module.bank[others], same_other, own, scale)
+        same = (equal(concepts, concepts) | equal(captions, captions)).to(device)  # (B, B)
+        same_other = equal(concepts, [self.concepts[i] for i in others]).to(device)  # (B, N)
+        losses = contrast(pictures, words, same, scale, self.module.bank[others], same_other, own)
         known = {self.place[c]: i for i, c in enumerate(concepts) if c in self.place}  # each once
         if self.module.training and known:
             self.module.remember(torch.tensor(list(known), device=device), words[list(known.values())])
@@ -223,7 +247,7 @@ def read_meta(dataset: PictureDataset) -> dict[str, dict[str, Any]]:
     return {e.key: e.meta for e in track(examples, "reading metadata", len(dataset))}
 
 
-def _equal(one: Sequence[str], other: Sequence[str]) -> Tensor:
+def equal(one: Sequence[str], other: Sequence[str]) -> Tensor:
     """(len(one), len(other)) bool: where the words are equal."""
     number = {word: i for i, word in enumerate({*one, *other})}
     return torch.tensor([number[w] for w in one])[:, None] == torch.tensor([number[w] for w in other])

@@ -11,19 +11,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.core.config import Config, Within
+from diptych.core.config import Within
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
 from diptych.core.random import normal
+from diptych.data.dataset import DataConfig
 from diptych.models.first_stage import KIND, save_tiny_decoder
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.training.tasks.autoencoding import PerceptualConfig
+from diptych.pretrained.load import open_autoencoder
+from diptych.training.system import TrainingData, TrainingSystem, first_weights, require_multiple
+from diptych.training.tasks.perceptual import PerceptualConfig
 from diptych.weights.fingerprint import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationConfig(Config):
+class DistillationConfig(TrainingSystem):
     """A tiny decoder, its teacher, and the weights of the terms of its loss."""
 
     renamed: ClassVar[dict[str, str]] = {"after_teacher": "l1_teacher", "after_truth": "l1_image"}
@@ -47,6 +50,18 @@ class DistillationConfig(Config):
     def check(self) -> None:
         some = self.l1_teacher > 0 or self.l1_image > 0 or self.perceptual is not None
         self.require(some, "l1_teacher", "be more than 0, or l1_image, or perceptual be set: nothing is learned")
+
+    def networks(self) -> dict[str, nn.Module]:
+        return self.network.networks()
+
+    def check_data(self, data: DataConfig) -> None:
+        require_multiple(data, self.network.factor)
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> Distillation:
+        teacher = open_autoencoder(self.teacher)
+        distance = None if self.perceptual is None else self.perceptual.build()
+        with first_weights(seed):
+            return Distillation(self, teacher, distance)
 
 
 class Distillation:

@@ -8,18 +8,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
+from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 from diptych.diffusion.schedules import ScheduleConfig
+from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.encoders.classes import with_names
 from diptych.encoders.configs import ClassConfig, FrozenConfig, plain
-from diptych.models.noisy_guide import NoisyGuide
+from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
+from diptych.training.guided_model import Guided, guided_model
+from diptych.training.system import (
+    Precomputing,
+    TrainingData,
+    TrainingSystem,
+    first_weights,
+    require_multiple,
+    require_side,
+)
+from diptych.training.tasks.contrastive import contrast, equal
+from diptych.weights.fingerprint import fingerprint
 
 VALIDATION_TIMES = 8
 TOP = 5
@@ -28,7 +41,7 @@ MOST_CHOICES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuideTraining(Config):
+class GuideTraining(TrainingSystem):
     """A noisy classifier, or a noisy pair, to train."""
 
     kind: Literal["guide-training"] = "guide-training"
@@ -64,6 +77,57 @@ class GuideTraining(Config):
         self.require(
             self.precomputed is None or self.guided is not None, "precomputed", "be none where pixels are read"
         )
+
+    @property
+    def text_config(self) -> Any:
+        return self.text if self.classes is None else self.classes
+
+    @property
+    def precomputable(self) -> bool:
+        return self.guided is not None
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"classifier" if self.text is None else "pictures": self.network.build()}
+
+    def check_data(self, data: DataConfig) -> None:
+        if self.guided is None:
+            if self.network.size is not None:
+                require_side(data, "system.network.size", self.network.size)
+            require_multiple(data, 2 ** (len(self.network.encoder.multipliers) - 1))
+
+    def precomputing(self) -> Precomputing:
+        if self.guided is None:
+            return super().precomputing()
+        return Precomputing(guided_model(self.guided).autoencoder, None)
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> GuideTask:
+        guided = None if self.guided is None else guided_model(self.guided)
+        if guided is not None:
+            data.encoded_by(guided.autoencoder)
+            if self.precomputed is None and data.images.config.side % (factor := guided.autoencoder.config.factor):
+                raise UserError(f"data.size must be a multiple of {factor}, not {data.images.config.side}")
+        return guide_task(self, data.captions("train", cut=True), guided, seed)
+
+
+def guide_task(system: GuideTraining, captions: Sequence[str], guided: Guided | None, seed: int = 0) -> GuideTask:
+    """A guide to train, of the classes or texts that `captions` of the training data are; `seed` decides its first
+    weights. The texts of a pair are embedded before the first step, or were by an earlier run."""
+    texts = None
+    if system.text is not None:
+        texts = CachedTexts(system.text, text_cache())
+        texts.read(sorted(set(captions)))
+        texts.unload()
+    config = NoisyGuideConfig(
+        network=system.network,
+        classes=None if system.classes is None else with_names(system.classes, captions),
+        text=system.text,
+        schedule=system.schedule if guided is None else guided.schedule,
+        first_stage=None if guided is None else fingerprint(guided.autoencoder),
+        scale=None if guided is None else guided.scale,
+    )
+    with first_weights(seed):
+        guide = NoisyGuide(config, texts)
+    return GuideTask(system, guide, None if guided is None else guided.autoencoder, captions)
 
 
 class GuideTask:
@@ -114,8 +178,8 @@ class GuideTask:
             return F.cross_entropy(found, wanted, reduction="none", label_smoothing=self.config.smoothing), {
                 "top1": right
             }
-        scale = self.module.inverse_temperature
-        return contrast(found, self.module.embed(captions), captions, scale), {"scale": scale.detach()}
+        scale, same = self.module.inverse_temperature, equal(captions, captions).to(found.device)
+        return contrast(found, self.module.embed(captions), same, scale), {"scale": scale.detach()}
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
@@ -145,13 +209,3 @@ class GuideTask:
 
     def save(self, folder: Path) -> None:
         self.module.save(folder, self.config.save_dtype)
-
-
-def contrast(pictures: Tensor, texts: Tensor, captions: Sequence[str], scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE (B,) of unit vectors (B, D): the text among texts, and the picture among pictures."""
-    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    index = torch.tensor([number[caption] for caption in captions], device=pictures.device)
-    same = (index[:, None] == index) & ~torch.eye(len(index), dtype=torch.bool, device=index.device)
-    logits = (scale * pictures @ texts.T).masked_fill(same, float("-inf"))  # (B, B)
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")) / 2

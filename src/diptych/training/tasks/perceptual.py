@@ -7,12 +7,14 @@ was trained on it must not be measured by the judge alone, which it may have lea
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from diptych.core.config import Config
 from diptych.core.errors import UserError, pick
 from diptych.models.judge import Judge, load_judge
 from diptych.networks.lpips import Lpips, at_least_float32, check_pair, feature_distance
@@ -22,6 +24,26 @@ FLOOR = 0.5
 """The length below which features are no longer scaled to unit length. The judge's stem has no bias: of mid-grey it
 sees nothing, and the direction of nothing has a gradient without bounds. White is 2 long there, and most things longer.
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig(Config):
+    """A perceptual distance as a term of the loss."""
+
+    features: Literal["lpips", "judge"] = "lpips"
+    """LPIPS on VGG16 with published weights (Zhang et al. 2018), or the features of a judge, which need no download."""
+    path: str | None = None
+    """Where VGG16's weights lie, or a judge; none for the hub's, or for the judge in the package. A model that is
+    trained on a judge must not be measured by that one: train another with `diptych train judge training.seed=1`."""
+    weight: float = 1.0
+    """Weight of the distance."""
+
+    def check(self) -> None:
+        self.require(self.weight > 0, "weight", "be more than 0; leave the whole part none for no distance")
+
+    def build(self) -> Lpips | JudgeDistance:
+        """The frozen distance, its weights read."""
+        return perceptual_distance(self.features, self.path)
 
 
 class JudgeDistance(nn.Module):

@@ -1,0 +1,133 @@
+"""The base of what a recipe can train: configs that know their data, their networks, and how to build their task."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+from torch import nn
+
+from diptych.core.config import Config
+from diptych.core.errors import UserError
+from diptych.core.seeding import drawn_apart
+from diptych.data.dataset import DataConfig, Fit, PictureDataset
+from diptych.networks.autoencoder import Autoencoder
+from diptych.training.precompute import Kept
+from diptych.training.prefetch import BatchAt
+from diptych.training.trainable import Trainable
+
+Shape = tuple[int, ...]
+
+
+class TrainingData(Protocol):
+    """The data of a recipe, as images (`ImageData`) or precomputed (`PrecomputedData`)."""
+
+    @property
+    def images(self) -> PictureDataset:
+        """The training split as images. A `UserError` where data are precomputed."""
+        ...
+
+    def captions(self, *splits: str, cut: bool = False) -> list[str]:
+        """Every caption of these splits, by default of all, once, sorted. cut: as the model reads them, also of
+        precomputed data, whose captions are otherwise as they are stored."""
+        ...
+
+    def encoded_by(
+        self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
+    ) -> None:
+        """State which first stage is in use. A `UserError` where data were precomputed with another, or have another
+        shape."""
+        ...
+
+    def embedded(self, encoder: Any) -> Any:
+        """A frozen text encoder, or its stored embeddings where captions are precomputed."""
+        ...
+
+    def fit(self, fit: Callable[[], Fit | None]) -> None:
+        """Cut captions as what `fit()` gives does; none changes nothing. Not called where captions are embedded."""
+        ...
+
+    def batches(self, seed: int) -> dict[str, BatchAt]:
+        """The batches of each split, "train" and perhaps "held-out", by stream positions."""
+        ...
+
+
+class Precomputing(NamedTuple):
+    """What `diptych precompute` runs."""
+
+    autoencoder: Autoencoder
+    text: Any
+    """The frozen text encoder; none where captions are not embedded."""
+    kept: Kept = "latents"
+
+
+class TrainingSystem(Config):
+    """Base of the configs of what can be trained: subclasses say what differs from these defaults."""
+
+    @property
+    def text_config(self) -> Any:
+        """The config of what reads captions (a text encoder, classes, layouts); none where none are read."""
+        return None
+
+    @property
+    def precomputable(self) -> bool:
+        """Whether `diptych precompute` has something to do."""
+        return False
+
+    @property
+    def store(self) -> Path | None:
+        """The folder of precomputed data that is trained on, if one is named."""
+        folder = getattr(self, "precomputed", None)
+        return None if folder is None else Path(folder)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Each network by its name, to be counted: call it on the meta device."""
+        raise NotImplementedError
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raise a `UserError` where images of this data do not fit the networks."""
+
+    def caption_fit(self) -> Fit | None:
+        """What cuts a caption to what is read of it, without loading weights. None where that is learned from captions
+        (a tokenizer, the names of classes), or none are read."""
+        return None if self.text_config is None else self.text_config.fitting()
+
+    def with_class_names(self, captions: Callable[[], list[str]]) -> Self:
+        """The same with the training captions as names of its classes, where `names_from_captions` asks for them."""
+        return self
+
+    def precomputing(self) -> Precomputing:
+        """The models that `diptych precompute` runs, opened."""
+        raise UserError("only recipes over latents or codes have something to precompute")
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> Trainable:
+        """The task that the loop trains.
+
+        First weights follow from `seed` alone. resuming: all weights come from a checkpoint, so that none are read
+        from the model of `init_from`.
+        """
+        raise NotImplementedError
+
+
+def first_weights(seed: int, of: str = "") -> contextlib.AbstractContextManager[None]:
+    """Within, random weights follow from the run's seed (and `of`) alone, whatever was built before."""
+    return drawn_apart(seed, f"first weights{of}")
+
+
+OF_TEXT = " of the text encoder"
+
+
+def require_side(data: DataConfig, field: str, side: int) -> None:
+    """Raise a `UserError` unless training images have the side that a field of the system says."""
+    if data.side != side:
+        ours = "data.size" if data.crop is None else "data.crop"
+        raise UserError(f"Recipe: {ours} ({data.side}) and {field} ({side}) must be the same: set both")
+
+
+def require_multiple(data: DataConfig, multiple: int) -> None:
+    """Raise a `UserError` unless the side of training images is such a multiple."""
+    if data.side % multiple:
+        field = "data.size" if data.crop is None else "data.crop"
+        raise UserError(f"Recipe: {field} must be a multiple of {multiple}, not {data.side}")
