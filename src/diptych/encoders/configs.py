@@ -7,7 +7,7 @@ model's config is read without transformers or the tokenizers library.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -52,11 +52,8 @@ class FrozenTextConfig(Config):
         return functools.partial(fitted, self.load_tokenizer(), max_tokens=self.max_tokens)
 
     def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> FrozenText:
-        """The encoder with its weights. `folder` is that of a CLIP text model whose config names none.
-
-        Building leaves the global random generator as it was: with cached embeddings no encoder is built at all, and
-        what is drawn later must not depend on that.
-        """
+        """The encoder with its weights. `folder` is that of a CLIP text model whose config names none. The global
+        random generator stays as it was: with cached embeddings no encoder is built at all."""
         with drawn_apart(0, "frozen"):
             return self._build(folder, device)
 
@@ -274,25 +271,15 @@ class JointTransformerConfig(_LearnedBase):
 
         return load_joint(self, folder).to(device)
 
-    def fitting(self, captions: Iterable[str] | None = None) -> Callable[[str], str] | None:
-        """A function that cuts a prompt after the last whole word within `network.max_tokens`, as the named tokenizer
-        counts them, or else the one trained on `captions`; none without both."""
-        from diptych.encoders.joint import JointTransformer, train_tokenizer
-
-        if self.tokenizer is not None:
-            return JointTransformer(self).fit
-        if captions is None:
-            return None
-        return JointTransformer(self, train_tokenizer(captions, self.network.vocabulary)).fit
+    def fitting(self) -> Callable[[str], str] | None:
+        """As `FrozenTextConfig.fitting`; none where the tokenizer is still to be trained."""
+        return None if self.tokenizer is None else self.build().fit
 
     def from_captions(self, captions: Callable[..., list[str]], tokenizer: Any = None) -> JointTransformer:
-        """An encoder with random weights, and the given tokenizer, the named one, or one trained on the captions of the
-        training split, `captions("train")`."""
-        from diptych.encoders.joint import JointTransformer, train_tokenizer
+        """An encoder with random weights; its tokenizer: given, named, or trained on `captions("train")`."""
+        from diptych.encoders.joint import joint_from_captions
 
-        if tokenizer is None and self.tokenizer is None:
-            tokenizer = train_tokenizer(captions("train"), self.network.vocabulary)
-        return JointTransformer(self, tokenizer)
+        return joint_from_captions(self, captions, tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,8 +352,7 @@ class LayoutConfig(_LearnedBase):
         return load_layout(self, folder).to(device)
 
     def from_captions(self, captions: Callable[..., list[str]]) -> LayoutTransformer:
-        """An encoder with random weights, and the classes of the config, or those in the layouts of all splits,
-        `captions()`."""
+        """An encoder with random weights; its classes: named, or those in the layouts `captions()`."""
         from diptych.encoders.layout import LayoutTransformer, classes_of
 
         return LayoutTransformer(self, () if self.classes else classes_of(captions()))
@@ -395,8 +381,7 @@ class ClassConfig(Config):
         self.require(len(self.names) in (0, self.classes), "names", f"be one for each of the {self.classes} classes")
 
     def fitting(self) -> Callable[[str], str] | None:
-        """A function that returns a prompt that names a class, and raises a `UserError` for others; none where the
-        names of classes are still to be taken from captions."""
+        """A function that returns a class's name and raises a `UserError` for others; none before names are known."""
         return None if self.names_from_captions and not self.names else self.build().fit
 
     def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> ClassLabels:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,6 +75,16 @@ def load_joint(config: JointTransformerConfig, folder: Path | None) -> JointTran
     encoder = JointTransformer(config, load_tokenizer(folder / "tokenizer.json"))
     load_module(encoder, folder)
     return encoder
+
+
+def joint_from_captions(
+    config: JointTransformerConfig, captions: Callable[..., list[str]], tokenizer: Any = None
+) -> JointTransformer:
+    """An encoder with random weights and the given tokenizer, the one that the config names, or one trained on the
+    captions of the training split, `captions("train")`."""
+    if tokenizer is None and config.tokenizer is None:
+        tokenizer = train_tokenizer(captions("train"), config.network.vocabulary)
+    return JointTransformer(config, tokenizer)
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -159,7 +159,7 @@ def open_all(recipe: Recipe, settings: dict[str, Any]) -> PictureDataset:
     dataset = open_dataset(data, captions=text is not None)
     fit = recipe.system.caption_fit()
     if fit is None and isinstance(text, JointTransformerConfig):
-        fit = text.fitting(all_captions(dataset))
+        fit = text.from_captions(lambda split: all_captions(dataset)).fit
     fit_all(fit, dataset)
     return dataset
 
