@@ -45,7 +45,7 @@ def test_the_bounds_of_sampler_options_are_those_of_the_samplers() -> None:
 def test_names_are_unique() -> None:
     for kind in MODELS.values():
         names = [other for name, one in options_of(kind).items() for other in (name, *one.also, *one.old)]
-        assert len(names) == len(set(names))
+        assert len(names) == len(set(names)) == len(options.names_of(options_of(kind)))
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -84,6 +84,7 @@ def test_what_is_not_given_is_the_default_and_old_names_count() -> None:
         (AutoregressiveOptions, {"image": "x"}, "image is for diffusion models"),
         (LatentOptions, {"augmentation": 0.1}, "augmentation is for pixel models that enlarge images"),
         (AutoregressiveOptions, {"low_res": "x"}, "low_res is for models that enlarge images"),
+        (AutoregressiveOptions, {"low": "x"}, "low is for models that enlarge images"),
         (CascadeOptions, {"size": (8, 8)}, "size is for models of one stage"),
         (PixelOptions, {"threshold": "dynamik"}, "unknown threshold 'dynamik'"),
         (CascadeOptions, {"augmentation": [None, 2]}, "augmentation must lie between 0 and 1, not 2"),

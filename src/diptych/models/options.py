@@ -106,9 +106,7 @@ class CommonOptions(TypedDict, total=False):
 class SizeOptions(TypedDict, total=False):
     """What models of one stage take."""
 
-    size: Annotated[
-        tuple[int, int] | None, Option(Size(), "width and height in pixels", unset="what it was trained on")
-    ]
+    size: Annotated[tuple[int, int] | None, Option(Size(), "width and height in pixels", unset="the training size")]
 
 
 class GuidanceOptions(TypedDict, total=False):
@@ -127,9 +125,7 @@ class SamplingOptions(TypedDict, total=False):
     ]
     eta: Annotated[
         float | None,
-        Option(
-            Number(0, 1), "fresh noise of each step: 0 is none, 1 as much as DDPM", KNOBS, unset="the sampler's own"
-        ),
+        Option(Number(0, 1), "fresh noise of each step: 0 is none, 1 is DDPM's", KNOBS, unset="the sampler's own"),
     ]
     s_churn: Annotated[
         float | None,
@@ -340,8 +336,6 @@ MODELS: dict[str, type] = {
     "autoregressive": AutoregressiveOptions,
 }
 """Kind of model -> its options."""
-
-
 DIFFUSION = frozenset(("latent", "pixel", "cascade"))
 TAKERS = {
     frozenset(MODELS): "all models",
@@ -362,8 +356,7 @@ def read_options(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     and a value that does not fit.
     """
     options = options_of(kind)
-    names = {other: name for name, option in options.items() for other in (name, *option.also, *option.old)}
-    found: dict[str, str] = {}
+    names, found = names_of(options), dict[str, str]()
     values = {name: option.default for name, option in options.items()}
     for given_name, value in given.items():
         name = names.get(given_name)
@@ -377,10 +370,15 @@ def read_options(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def names_of(options: Mapping[str, Option]) -> dict[str, str]:
+    """Every name that counts as one of these options -> the option's own name."""
+    return {other: name for name, option in options.items() for other in (name, *option.also, *option.old)}
+
+
 def refusal(name: str, options: Mapping[str, Option]) -> UserError:
     """What to raise for an option that is none of these."""
-    if name in all_options():
-        return UserError(f"{name} is for {takers(name)}, and this model is none of them: leave it out")
+    if option := names_of(all_options()).get(name):
+        return UserError(f"{name} is for {takers(option)}, and this model is none of them: leave it out")
     return unknown(f"generate has no option {name!r}", name, options)
 
 
