@@ -178,7 +178,7 @@ def test_one_at_a_time_gives_the_same_image(cascade: str) -> None:
         ("cascade", ["--threshold", "dynamic:0.9:2:3"], "cannot read the threshold"),
         ("cascade", ["--augmentation", "2"], "augmentation-level: must lie between 0 and 1, not 2"),
         ("cascade", ["--stop", "4"], "stop must be a number of stages, 1 to 3, not 4"),
-        ("cascade", ["--start", "2"], "low-resolution picture"),
+        ("cascade", ["--start", "2"], "low-resolution image"),
         (
             "cascade",
             ["--low", "mine.png", "--start", "3"],

@@ -168,12 +168,12 @@ def test_gradient_guidance_stacks_and_counts_calls() -> None:
     def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return (x * t.view(-1, 1, 1, 1)).flatten(1).sum(1)
 
-    cost = Cost(denoiser, 3)
+    cost = Cost(denoiser)
     guided = GradientGuidance(free, schedule, [WeightedScore(score, 0.5)])
     mask = torch.arange(4) < 2
     inpainting = RePaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
     found = inpainting(x, 0.4)
-    assert cost.metadata() == {"cost": {"calls": 2, "gradients": 1}} and inpainting.gradients == 3
+    assert cost.metadata(3) == {"cost": {"calls": 2, "gradients": 1}} and inpainting.gradients == 3
     alpha, sigma = schedule.alpha_sigma(torch.tensor(0.4))
     wanted = (free(x, 0.4) + 0.5 * 0.4 * sigma**2 / alpha).clamp(-1, 1)
     assert torch.allclose(found[..., :2], wanted[..., :2]) and not found[..., 2:].any()

@@ -19,8 +19,7 @@ from diptych.cli.option_checks import accepted_options
 from diptych.core.errors import UserError
 from diptych.encoders.configs import build_reader
 from diptych.models.autoregressive import Autoregressive
-from diptych.models.request import Request
-from diptych.models.token_sampling import TokenSampling
+from diptych.models.request import AutoregressiveRequest
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pretrained.load import open_autoencoder
 from tests.models.codes import SIDE, VOCABULARY, VQ, config, first_stage, system, written
@@ -81,9 +80,8 @@ def test_codes_are_drawn_as_the_words_say(told: str, guidance: float) -> None:
 def test_pairs_of_codes_come_as_often_as_the_transformer_says() -> None:
     """The first two codes of many pictures against the product of their probabilities: chi-squared, 99.99% quantile."""
     model, count = system("free"), 3000
-    order = Request.read(["x"] * count, range(count), None)
-    look = model.guided(order, 1.0, cached=True)
-    pair = model.written(order, (1, 2), look, TokenSampling(temperature=1.5))[:, 0]
+    request = AutoregressiveRequest.read(model, ["x"] * count, {"temperature": 1.5, "top_k": VOCABULARY, "top_p": 1.0})
+    pair = model.sample(request, (1, 2), model.logits(request, cached=True))[:, 0]
     first = (model.transformer(torch.empty(1, 0, dtype=torch.int64))[0, -1] / 1.5).softmax(0)
     second = (model.transformer(torch.arange(VOCABULARY)[:, None])[:, -1] / 1.5).softmax(1)
     expected = (first[:, None] * second).flatten() * count
@@ -131,7 +129,7 @@ def test_larger_pictures_are_written_through_a_window() -> None:
     """Each code is read from those before it in a window of the training size around it, moved into the picture."""
     model, (rows, columns) = system("class"), (SIDE + 1, SIDE + 3)
     codes = torch.randint(0, VOCABULARY, (1, rows, columns), generator=torch.Generator().manual_seed(0))
-    look = model.guided(Request.read(["red"], None, None), 1.0, cached=False)
+    look = model.logits(AutoregressiveRequest.read(model, ["red"], {"guidance": 1.0}), cached=False)
     for row in range(rows):
         for column in range(columns):
             tops = [top for top in range(rows - SIDE + 1) if top <= row < top + SIDE]
@@ -148,10 +146,8 @@ def test_larger_pictures_are_written_through_a_window() -> None:
 
 @torch.no_grad()
 def test_a_window_as_large_as_the_picture_is_the_cached_way(model: Autoregressive) -> None:
-    order = Request.read(list(CAPTIONS), None, None)
-    ways = [
-        model.written(order, (SIDE, SIDE), model.guided(order, 2.0, cached=on), TokenSampling()) for on in (True, False)
-    ]
+    request = AutoregressiveRequest.read(model, list(CAPTIONS), {"guidance": 2.0})
+    ways = [model.sample(request, (SIDE, SIDE), model.logits(request, cached=on)) for on in (True, False)]
     assert torch.equal(*ways)
 
 

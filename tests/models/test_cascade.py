@@ -197,7 +197,7 @@ def test_a_cascade_may_lack_a_base_stage() -> None:
     result = model.generate("a", low=drawing(), keep=True)
     assert [images[0].size for images in result.stages] == [(16, 16), (32, 32)]
     assert equal(model.generate("a", low=result.stages[0], start=1).images, result.images)
-    with pytest.raises(UserError, match="no base stage: give it a low-resolution picture"):
+    with pytest.raises(UserError, match="no base stage: give it a low-resolution image"):
         model.generate("a")
 
 
@@ -213,18 +213,18 @@ def test_stages_with_and_without_words_stand_together() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["a", ""]}, "empty"),
     ({"seeds": []}, "1 prompts, 0 seeds"),
-    ({"stop": 0}, "stop must be a number of stages, 1 to 3, not 0"),
+    ({"stop": 0}, "stop must be at least 1, not 0"),
     ({"stop": 4}, "stop must be a number of stages, 1 to 3, not 4"),
-    ({"stop": "two"}, "stop must be whole"),
-    ({"stop": 1.5}, "stop must be whole"),
-    ({"start": 1}, "start goes with a low-resolution picture"),
+    ({"stop": "two"}, "stop must be a whole number"),
+    ({"stop": 1.5}, "stop must be a whole number"),
+    ({"start": 1}, "start goes with a low-resolution image"),
     ({"low": drawing(), "start": 0}, "stage that enlarges, 1 to 2, not 0"),
     ({"low": drawing(), "start": 3}, "stage that enlarges, 1 to 2, not 3"),
-    ({"low": drawing(), "start": -1}, "stage that enlarges, 1 to 2, not -1"),
+    ({"low": drawing(), "start": -1}, "start must be at least 0, not -1"),
     ({"low": drawing(), "start": 2, "stop": 2}, "stop must be a number of stages, 3 to 3, not 2"),
     ({"low": drawing(), "stop": 1}, "stop must be a number of stages, 2 to 3, not 1"),
-    ({"low": drawing(), "start": 1.5}, "start must be whole"),
-    ({"low": [drawing()] * 2}, "one low-resolution picture for all 1 prompts or one for each, not 2"),
+    ({"low": drawing(), "start": 1.5}, "start must be a whole number"),
+    ({"low": [drawing()] * 2}, "one low-resolution image for all 1 prompts or one for each, not 2"),
     ({"low": drawing(8, 40)}, "crop it"),
     ({"low": "nowhere.png"}, "nowhere.png is no file"),
     ({"steps": [1, 2]}, r"steps: give one value for all stages, or a list of 3, not \[1, 2\]"),

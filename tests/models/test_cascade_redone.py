@@ -150,10 +150,10 @@ def test_a_picture_needs_no_words(model: Cascade) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"strength": 0.5}, "strength is for a picture that another is made from"),
-        ({"image": drawing(32, 32), "low": drawing()}, "stage 8-16 enlarges a picture and paints none over"),
+        ({"strength": 0.5}, "strength is for an image to start from"),
+        ({"image": drawing(32, 32), "low": drawing()}, "stage 8-16 enlarges an image and starts from no other"),
         ({"image": drawing(32, 32), "strength": 0.2}, "strength 0.2 of 3 steps leaves none to take"),
-        ({"image": drawing(32, 32), "mask": Image.new("L", (32, 32))}, "the mask marks nothing"),
+        ({"image": drawing(32, 32), "mask": Image.new("L", (32, 32))}, "the mask is black"),
         ({"image": torch.zeros(1, 3, 24, 24)}, "multiples of 16"),
     ],
 )
@@ -163,5 +163,5 @@ def test_what_makes_no_sense_is_refused_in_one_line(model: Cascade, given: dict[
 
 
 def test_a_stage_that_enlarges_paints_no_picture_over() -> None:
-    with pytest.raises(UserError, match="stage 8-16 enlarges a picture and paints none over: give it as --low"):
+    with pytest.raises(UserError, match="stage 8-16 enlarges an image and starts from no other: give it as --low-res"):
         stage(enlarging(), text=Words()).generate("red left", image=drawing(16, 16))

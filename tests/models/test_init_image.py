@@ -14,6 +14,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.models.init_image import InitImage, read_init_image
 from diptych.models.latent_config import LatentConfig
+from diptych.models.options import LatentOptions, read_options
 from tests.models.latents import config
 
 SIZE, FACTOR = 16, 2
@@ -38,8 +39,7 @@ def values(image: Image.Image) -> torch.Tensor:
 
 
 def found(count: int = 1, steps: int = 10, model: LatentConfig | None = None, **given: Any) -> InitImage | None:
-    defaults: dict[str, Any] = {"size": None, "image": None, "strength": None, "mask": None, "paste": False}
-    return read_init_image(model or config(), count, steps, **{**defaults, **given}, factor=FACTOR)
+    return read_init_image(model or config(), count, steps, read_options(LatentOptions, given), factor=FACTOR)
 
 
 def read(*positional: Any, **given: Any) -> InitImage:
@@ -62,20 +62,20 @@ def test_nothing_is_read_where_nothing_is_given() -> None:
 
 def test_a_picture_of_the_right_size_is_left_as_it_is(tmp_path: Path) -> None:
     original = read()
-    assert original.sides == [16, 16] and original.mask is None and original.strength == 0.8 and not original.anew
-    assert torch.equal(values(to_images(original.pictures)[0]), values(picture()))
+    assert original.size == [16, 16] and original.mask is None and original.strength == 0.8 and not original.from_noise
+    assert torch.equal(values(to_images(original.images)[0]), values(picture()))
     picture().save(tmp_path / "p.png")
-    for given in (tmp_path / "p.png", str(tmp_path / "p.png"), [picture()], original.pictures, original.pictures * 1.0):
-        assert torch.equal(read(image=given).pictures, original.pictures)
-    assert original.told() == {"strength": 0.8}
+    for given in (tmp_path / "p.png", str(tmp_path / "p.png"), [picture()], original.images, original.images * 1.0):
+        assert torch.equal(read(image=given).images, original.images)
+    assert original.metadata() == {"strength": 0.8}
 
 
 def test_with_a_mask_all_is_painted_anew_unless_it_is_said() -> None:
     original = read(mask=mask())
-    assert original.strength == 1 and original.anew
-    assert original.told() == {"strength": 1.0, "paste": False}
-    assert not read(mask=mask(), strength=0.5).anew and not read(strength=1).anew
-    assert read(mask=mask(), paste=True, strength=0.5).told()["paste"] is True
+    assert original.strength == 1 and original.from_noise
+    assert original.metadata() == {"strength": 1.0, "paste": False}
+    assert not read(mask=mask(), strength=0.5).from_noise and not read(strength=1).from_noise
+    assert read(mask=mask(), paste=True, strength=0.5).metadata()["paste"] is True
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_with_a_mask_all_is_painted_anew_unless_it_is_said() -> None:
 def test_a_picture_keeps_its_shape(size: tuple[int, int], sides: list[int]) -> None:
     """Its shorter side is brought to that of training, the longer one to the nearest multiple."""
     original = read(image=picture(*size), mask=mask(*size))
-    assert original.sides == sides and original.pictures.shape[2:] == original.pictures.shape[:1:-1][::-1]
+    assert original.size == sides and original.images.shape[2:] == original.images.shape[:1:-1][::-1]
     assert original.mask is not None and original.mask.shape == (1, 1, sides[1], sides[0])
     assert original.mask.mean() == pytest.approx(0.5, abs=0.03)
 
@@ -95,10 +95,10 @@ def test_what_does_not_come_out_even_is_cropped_and_said() -> None:
     wide = Image.new("L", (365, 320))
     wide.paste(255, (0, 0, 40, 320))
     original = read(image=wide.convert("RGB"), mask=wide)
-    width, height = original.sides
-    assert abs(width / height / (365 / 320) - 1) < 0.02 and original.told()["fit"] == "crop"
-    assert original.mask is not None and torch.equal(original.mask > 0, original.pictures[:, :1] > 0)
-    assert "fit" not in read(image=picture(40, 20)).told(), "its shape is a size"
+    width, height = original.size
+    assert abs(width / height / (365 / 320) - 1) < 0.02 and original.metadata()["fit"] == "crop"
+    assert original.mask is not None and torch.equal(original.mask > 0, original.images[:, :1] > 0)
+    assert "fit" not in read(image=picture(40, 20)).metadata(), "its shape is a size"
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
@@ -108,10 +108,10 @@ def test_a_picture_is_fitted_to_another_shape_as_it_is_told(fit: str) -> None:
     values[:, 16:48] = 255
     band = Image.fromarray(values)
     original = read(image=band.convert("RGB"), mask=band, size=(32, 32), fit=fit)
-    assert original.sides == [32, 32] and original.told()["fit"] == fit and original.mask is not None
+    assert original.size == [32, 32] and original.metadata()["fit"] == fit and original.mask is not None
     rows, columns = original.mask[0, 0].any(1).sum(), original.mask[0, 0].any(0).sum()
     assert (int(rows), int(columns)) == {"crop": (32, 32), "pad": (16, 16), "stretch": (32, 16)}[fit]
-    shown = original.pictures[0, 0] > 0
+    shown = original.images[0, 0] > 0
     if fit == "pad":
         assert shown[:, 16].all(), "edge pixels go on where there was nothing, and are not painted"
         shown[:8], shown[24:] = False, False
@@ -119,8 +119,8 @@ def test_a_picture_is_fitted_to_another_shape_as_it_is_told(fit: str) -> None:
 
 
 def test_a_size_that_is_asked_for_is_given() -> None:
-    assert read(image=picture(40, 20), size=(24, 12)).sides == [24, 12]
-    assert read(image=picture(41, 20), size=(24, 12)).sides == [24, 12], "that one pixel is less than a multiple"
+    assert read(image=picture(40, 20), size=(24, 12)).size == [24, 12]
+    assert read(image=picture(41, 20), size=(24, 12)).size == [24, 12], "that one pixel is less than a multiple"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
@@ -134,7 +134,7 @@ def test_any_mode_is_read_as_it_looks(mode: str) -> None:
         given = grey.convert("RGB").convert(mode) if mode in ("CMYK", "RGBA") else grey.convert(mode)
     if mode in ("LA", "RGBA"):
         given.putalpha(Image.fromarray(np.repeat(np.uint8([[255] * 8 + [0] * 8]), SIZE, 0)))
-    shown_now = values(to_images(read(image=given).pictures)[0])
+    shown_now = values(to_images(read(image=given).images)[0])
     left, right = shown_now[:, :8], shown_now[:, 8:]
     assert (left == shown).all()
     assert (right == (255 if mode in ("LA", "RGBA") else shown)).all()
@@ -143,10 +143,10 @@ def test_any_mode_is_read_as_it_looks(mode: str) -> None:
 def test_each_prompt_may_have_a_picture_and_a_mask_of_its_own() -> None:
     two = [picture(seed=0), picture(seed=1)]
     original = read(2, image=two, mask=[mask(), mask().rotate(180)])
-    assert torch.equal(values(to_images(original.pictures)[1]), values(two[1]))
+    assert torch.equal(values(to_images(original.images)[1]), values(two[1]))
     assert original.mask is not None and torch.equal(original.mask[0], 1 - original.mask[1])
-    assert read(2, image=two, mask=mask()).pictures.shape[0] == 2
-    assert len(read(2, image=picture(), mask=[mask(), mask()]).pictures) == 1
+    assert read(2, image=two, mask=mask()).images.shape[0] == 2
+    assert len(read(2, image=picture(), mask=[mask(), mask()]).images) == 1
 
 
 def test_a_mask_is_white_from_the_middle_on() -> None:
@@ -178,7 +178,7 @@ def test_what_is_transparent_of_a_mask_is_white(tmp_path: Path) -> None:
 def test_the_latents_mask_is_that_of_each_places_first_pixel() -> None:
     given = torch.zeros(1, 1, SIZE, SIZE)
     given[0, 0, 2, 4] = given[0, 0, 5, 5] = given[0, 0, 6, 7] = 1  # the latter two are no first pixels
-    small = read(mask=given).small_mask(FACTOR)
+    small = read(mask=given).latent_mask(FACTOR)
     assert small.shape == (1, 1, 8, 8) and small.sum() == 1 and small[0, 0, 1, 2] == 1
     assert torch.equal(small, given[..., ::FACTOR, ::FACTOR])
 
@@ -187,29 +187,29 @@ def test_what_is_pasted_is_exact() -> None:
     original = read(mask=mask(), paste=True)
     painted = torch.full((3, 3, SIZE, SIZE), 0.5)
     painted[..., :8] = torch.nan  # whatever is there
-    shown = to_images(original.pasted(painted))
+    shown = to_images(original.paste_into(painted))
     assert len(shown) == 3
     for one in shown:
         assert torch.equal(values(one)[:, :8], values(picture())[:, :8]) and (values(one)[:, 8:] == 191).all()
-    assert read(mask=mask()).pasted(painted) is painted
+    assert read(mask=mask()).paste_into(painted) is painted
 
 
 @pytest.mark.parametrize(("strength", "steps", "taken"), [(1, 10, 10), (0.8, 10, 8), (0.55, 10, 5), (0.5, 3, 1)])
 def test_the_last_steps_are_taken(strength: float, steps: int, taken: int) -> None:
     times = torch.linspace(1, 0, steps + 1)
-    left = read(1, steps, strength=strength).later(times)
+    left = read(1, steps, strength=strength).state(torch.zeros(1), None).remaining(times)
     assert len(left) == taken + 1 and torch.equal(left, times[steps - taken :])
 
 
 # What is refused
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"image": None, "mask": mask()}, "mask is for a picture that another is made from: give that as --image"),
-    ({"image": None, "strength": 0.5}, "strength is for a picture that another is made from"),
-    ({"image": None, "paste": True}, "paste is for a picture that another is made from"),
-    ({"paste": True}, "paste puts back what a mask leaves alone: give the mask"),
-    ({"strength": 0}, "strength must lie above 0 and be at most 1, not 0"),
-    ({"strength": -0.5}, "strength must lie above 0"),
+    ({"image": None, "mask": mask()}, "mask is for an image to start from: give that as --image"),
+    ({"image": None, "strength": 0.5}, "strength is for an image to start from"),
+    ({"image": None, "paste": True}, "paste is for an image to start from"),
+    ({"paste": True}, "paste puts back the pixels outside a mask: give the mask"),
+    ({"strength": 0}, "strength must be more than 0 and at most 1, not 0"),
+    ({"strength": -0.5}, "strength must be more than 0"),
     ({"strength": 1.01}, "at most 1, not 1.01"),
     ({"strength": float("nan")}, "strength must be a finite number, not nan"),
     ({"strength": float("inf")}, "strength must be a finite number"),
@@ -219,14 +219,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strength": 0.09}, "strength 0.09 of 10 steps leaves none to take: raise one of them"),
     ({"image": "nowhere.png"}, "nowhere.png is no file"),
     ({"image": np.zeros((16, 16, 3))}, "must be a path or one of Pillow's pictures, not of type ndarray"),
-    ({"image": []}, "give one picture for all 2 prompts or one for each, not 0"),
-    ({"image": [picture()] * 3}, "give one picture for all 2 prompts or one for each, not 3"),
-    ({"image": [picture(), picture(32, 16)]}, "the pictures have different shapes: give them one at a time"),
-    ({"image": picture(80, 16)}, "the picture has 80 x 16 pixels: crop it, its longer side may be at most 4 times"),
+    ({"image": []}, "give one image for all 2 prompts or one for each, not 0"),
+    ({"image": [picture()] * 3}, "give one image for all 2 prompts or one for each, not 3"),
+    ({"image": [picture(), picture(32, 16)]}, "the images have different shapes: give them one at a time"),
+    ({"image": picture(80, 16)}, "the image has 80 x 16 pixels: crop it, its longer side may be at most 4 times"),
     ({"image": picture(16, 7)}, "too small: 16 x 7 pixels"),
     ({"image": Image.new("F", (16, 16))}, "numbers of no known range"),
-    ({"image": picture(40, 20), "size": (16, 16)}, "the picture has 40 x 20 pixels: crop it to the shape of 16 x 16"),
-    ({"image": None, "fit": "crop"}, "fit is for a picture that another is made from"),
+    ({"image": picture(40, 20), "size": (16, 16)}, "the image has 40 x 20 pixels: crop it to the shape of 16 x 16"),
+    ({"image": None, "fit": "crop"}, "fit is for an image to start from"),
     ({"fit": "shrink"}, "unknown fit 'shrink': choose one of crop, pad, stretch"),
     ({"image": picture(80, 16), "fit": "crop"}, "its longer side may be at most 4 times"),
     ({"size": (17, 16)}, "multiples of 2"),
@@ -240,14 +240,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"image": torch.zeros(1, 3, 16, 16), "size": (32, 16)}, "the image has 16 x 16 values, and size is 32 x 16"),
     ({"mask": "nowhere.png"}, "nowhere.png is no file"),
     ({"mask": [mask()] * 3}, "give one mask for all 2 prompts or one for each, not 3"),
-    ({"mask": mask(32, 16)}, "the mask has 32 x 16 pixels and the picture 16 x 16: give a mask of the picture's shape"),
-    ({"mask": [mask(), mask(16, 32)]}, "the mask has 16 x 32 pixels and the picture 16 x 16"),
-    ({"mask": Image.new("L", (16, 16), 0)}, "the mask marks nothing that can be painted: it is white where to paint"),
-    ({"mask": Image.new("L", (16, 16), 127)}, "the mask marks nothing"),
-    ({"mask": [mask(), Image.new("L", (16, 16))]}, "the mask marks nothing"),
-    ({"mask": torch.zeros(1, 1, 16, 16)}, "the mask marks nothing"),
+    ({"mask": mask(32, 16)}, "the mask has 32 x 16 pixels and the image 16 x 16: give a mask of the image's shape"),
+    ({"mask": [mask(), mask(16, 32)]}, "the mask has 16 x 32 pixels and the image 16 x 16"),
+    ({"mask": Image.new("L", (16, 16), 0)}, "the mask is black where it counts: it must be white where to generate"),
+    ({"mask": Image.new("L", (16, 16), 127)}, "the mask is black"),
+    ({"mask": [mask(), Image.new("L", (16, 16))]}, "the mask is black"),
+    ({"mask": torch.zeros(1, 1, 16, 16)}, "the mask is black"),
     ({"mask": torch.zeros(1, 3, 16, 16)}, r"mask must be a tensor of shape \(1 or 2, 1, H, W\)"),
-    ({"mask": torch.ones(1, 1, 8, 8)}, "the mask has 8 x 8 values, and the picture 16 x 16"),
+    ({"mask": torch.ones(1, 1, 8, 8)}, "the mask has 8 x 8 values, and the image 16 x 16"),
     ({"mask": torch.full((1, 1, 16, 16), 255.0)}, "the values of mask must lie between 0 and 1"),
     ({"mask": torch.full((1, 1, 16, 16), torch.nan)}, "the values of mask must lie between 0 and 1"),
 ]
@@ -262,13 +262,13 @@ def test_what_makes_no_sense_is_one_line(bad: dict[str, Any], says: str) -> None
 
 @pytest.mark.parametrize("given", [{}, {"image": picture()}, {"mask": mask()}])
 def test_a_model_that_repaints_asks_for_both(given: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"repaints a part of a picture: give it the picture and a mask .* --image"):
+    with pytest.raises(UserError, match=r"inpaints: give it an image and a mask .* --image"):
         found(model=repainting(), **given)
-    assert read(model=repainting(), mask=mask()).anew
+    assert read(model=repainting(), mask=mask()).from_noise
 
 
 def test_a_place_without_a_first_pixel_is_marked_for_nothing() -> None:
     given = torch.zeros(1, 1, SIZE, SIZE)
     given[0, 0, 5, 5] = 1
-    with pytest.raises(UserError, match="marks nothing that can be painted"):
+    with pytest.raises(UserError, match="the mask is black"):
         read(mask=given)

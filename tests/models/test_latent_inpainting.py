@@ -59,7 +59,7 @@ def test_what_is_shown_is_the_mask_and_the_rest_of_the_picture(fill: Any, fine: 
 
     def latents(pictures: torch.Tensor) -> torch.Tensor:
         seen.append(pictures)
-        return model.latents(pictures, Draws(given["seed"]), KEPT)
+        return model.encode(pictures, Draws(given["seed"]), KEPT)
 
     found = shape.concatenated(AUTOENCODER, given["picture"], given["seed"], latents)
     assert found.shape == (2, shape.channels(AUTOENCODER), SIZE // 2, SIZE // 2)

@@ -84,7 +84,7 @@ def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
     low = degraded(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
     larger = functional.interpolate(low, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
-    latent = model.latents(larger, Draws(batch["seed"]), KEPT)
+    latent = model.encode(larger, Draws(batch["seed"]), KEPT)
     expected = torch.cat([at_latents(low, FACTOR, AUTOENCODER), latent], 1)
     assert torch.equal(cond["concat"], expected) and larger.amax() == 1 and larger.amin() == -1
     asked: list[torch.Tensor] = []
@@ -136,15 +136,15 @@ def test_a_picture_of_odd_sides_is_enlarged_at_its_own_size() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     (
-        ({}, "this model makes pictures 2 times as large: give it the one to enlarge, --low"),
+        ({}, "this model makes images 2 times as large: give it the one to enlarge, --low"),
         ({"low": "x", "size": (SIZE, SIZE)}, "size does not go with low"),
         ({"low": "x", "image": picture()}, "image does not go with low"),
-        ({"low": "x", "mask": torch.ones(1, 1, SIZE, SIZE)}, "mask does not go with low"),
+        ({"low": "x", "mask": torch.ones(1, 1, SIZE, SIZE)}, "mask does not go with low_res"),
         ({"low": "x", "strength": 0.5}, "strength does not go with low"),
         ({"low": "x", "paste": True}, "paste does not go with low"),
-        ({"low": [picture(), picture(), picture()]}, "one low-resolution picture for all 2 prompts or one for each"),
-        ({"low": [picture(), picture(12)]}, "the low-resolution pictures have different shapes"),
-        ({"low": torch.full((1, 3, 8, 8), 2.0)}, "values of low must lie between -1 and 1"),
+        ({"low": [picture(), picture(), picture()]}, "one low-resolution image for all 2 prompts or one for each"),
+        ({"low": [picture(), picture(12)]}, "the low-resolution images have different shapes"),
+        ({"low": torch.full((1, 3, 8, 8), 2.0)}, "values of low_res must lie between -1 and 1"),
         ({"low": "missing.png"}, "missing.png is no file"),
     ),
 )
@@ -155,7 +155,7 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
 
 def test_a_model_that_does_not_enlarge_takes_no_small_picture() -> None:
     model = system()
-    with pytest.raises(UserError, match="not trained to enlarge pictures: leave --low"):
+    with pytest.raises(UserError, match="not trained to enlarge images: leave --low-res"):
         model.generate("a red picture", low=picture())
     with pytest.raises(UserError, match="--low-res is for models that enlarge images, and the model mine is none"):
         accepted_options(model, "mine", {"low_res": "x"})

@@ -115,7 +115,7 @@ def test_the_lower_the_strength_the_nearer_the_picture() -> None:
             callback=lambda step, count, x0, s=strength: seen.setdefault(s, x0),
         )
     draws = Draws(torch.tensor([0]))
-    known = model.latents(to_tensor([picture()]), draws, POSTERIOR)
+    known = model.encode(to_tensor([picture()]), draws, POSTERIOR)
     noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
     for strength, x0 in seen.items():
         alpha, sigma = model.schedule.alpha_sigma(torch.tensor(strength, dtype=torch.float64))
@@ -144,7 +144,7 @@ def test_what_is_known_is_decoded_from_its_own_latent(model: LatentDiffusion) ->
     model.generate(
         CAPTIONS[0], seeds=[3], image=picture(), mask=mask(), callback=lambda i, n, x0: seen.append(x0.clone())
     )
-    known = model.latents(to_tensor([picture()]), Draws(torch.tensor([3])), POSTERIOR)
+    known = model.encode(to_tensor([picture()]), Draws(torch.tensor([3])), POSTERIOR)
     where = torch.from_numpy(np.asarray(mask())[::2, ::2] > 0).expand_as(known)
     assert all(torch.equal(x0[~where], known[~where]) for x0 in seen) and len(seen) == 3
     assert not torch.equal(seen[-1][where], known[where])
@@ -172,13 +172,13 @@ def test_a_model_that_repaints_reads_the_mask_and_what_is_left() -> None:
 # What is refused
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"strength": 0.5}, "strength is for a picture"),
-    ({"mask": mask()}, "mask is for a picture"),
-    ({"paste": True}, "paste is for a picture"),
+    ({"strength": 0.5}, "strength is for an image"),
+    ({"mask": mask()}, "mask is for an image"),
+    ({"paste": True}, "paste is for an image"),
     ({"image": picture(), "strength": 0.3}, "strength 0.3 of 3 steps leaves none to take"),
     ({"image": picture(), "strength": float("nan")}, "strength must be a finite number"),
-    ({"image": picture(), "mask": mask(width=24)}, "give a mask of the picture's shape"),
-    ({"image": picture(), "mask": Image.new("1", (16, 16))}, "the mask marks nothing"),
+    ({"image": picture(), "mask": mask(width=24)}, "give a mask of the image's shape"),
+    ({"image": picture(), "mask": Image.new("1", (16, 16))}, "the mask is black"),
     (
         {"image": picture(width=24), "noise": torch.zeros(1, 4, 8, 8)},
         r"noise must be a tensor of shape \(1, 4, 8, 12\)",
@@ -276,10 +276,10 @@ def test_the_command_paints_over_a_picture(files: None, folders: dict[str, str])
         ("latent", ["--image", "nothing.png"], "nothing.png is no file"),
         ("latent", ["--image", "words.txt"], "not a PNG, JPEG or WebP picture"),
         ("latent", ["--image", "long.png"], "longer side may be at most 4 times the shorter"),
-        ("latent", ["--image", "p.png", "--mask", "wide.png"], "give a mask of the picture's shape"),
-        ("latent", ["--image", "p.png", "--mask", "black.png"], "the mask marks nothing that can be painted"),
-        ("repainter", [], "give it the picture and a mask that is white where to paint, --image and --mask"),
-        ("repainter", ["--image", "p.png"], "give it the picture and a mask"),
+        ("latent", ["--image", "p.png", "--mask", "wide.png"], "give a mask of the image's shape"),
+        ("latent", ["--image", "p.png", "--mask", "black.png"], "the mask is black where it counts"),
+        ("repainter", [], "give it an image and a mask that is white where to generate, --image and --mask"),
+        ("repainter", ["--image", "p.png"], "give it an image and a mask"),
     ],
 )
 def test_a_mistake_is_one_line(files, folders, capsys, name: str, options: list[str], says: str) -> None:

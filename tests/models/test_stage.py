@@ -209,7 +209,7 @@ def test_guidance_leads_away_from_zeros(painter: PixelDiffusion) -> None:
 def test_no_words_are_the_empty_prompt_where_the_stage_says_so() -> None:
     """To steer away from, and in training."""
     zeros, empty = stage(base()), stage(base(null_text="empty"))
-    away = empty.words(Request.read(["red", "red"], [1, 2], ["", "a cat"]))
+    away = empty.embed(Request.of(["red", "red"], {"seeds": [1, 2], "negative": ["", "a cat"]}))
     assert away is not None
     assert all(torch.equal(a, b) for a, b in zip(away[1], empty.text.encode(["", "a cat"]), strict=True))
     pictures = [model.generate("red", seeds=[1], steps=2).images[0] for model in (empty, zeros)]

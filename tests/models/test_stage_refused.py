@@ -35,7 +35,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seeds": [0, 2**63]}, "from 0 to"),
     ({"steps": 0}, "at least 1"),
     ({"steps": 10**12}, "at most 10000"),
-    ({"steps": [2, 3]}, "steps must be whole"),
+    ({"steps": [2, 3]}, "steps must be a whole number"),
     ({"guidance": float("nan")}, "finite number"),
     ({"sampler": "dimm"}, "unknown sampler"),
     ({"threshold": "dynamics"}, "unknown threshold 'dynamics'.*static"),
@@ -57,11 +57,11 @@ BAD_SIZES: list[tuple[dict[str, Any], str]] = [
     ({"size": (10, 8)}, "multiples of 4"),
     ({"size": (8, 2**40)}, "up to 8192"),
     ({"size": 8}, "size must be whole"),
-    ({"low": drawing()}, "starts from noise: leave the low-resolution picture out"),
+    ({"low": drawing()}, "starts from noise: leave the low-resolution image out"),
 ]
 BAD_LOWS: list[tuple[dict[str, Any], str]] = [
-    ({"low": None}, "8-px pictures into 16-px ones: give it the picture to enlarge as `low`"),
-    ({"low": []}, "one low-resolution picture for all 2 prompts or one for each, not 0"),
+    ({"low": None}, "8-px images into 16-px ones: give it the image to enlarge as --low-res"),
+    ({"low": []}, "one low-resolution image for all 2 prompts or one for each, not 0"),
     ({"low": [drawing()] * 3}, "one for each, not 3"),
     ({"low": [drawing(), drawing(8, 12)]}, "different shapes"),
     ({"low": drawing(8, 40)}, "8 x 40 pixels: crop it, its longer side may be at most 4 times the shorter"),
@@ -73,7 +73,7 @@ BAD_LOWS: list[tuple[dict[str, Any], str]] = [
     ({"low": np.zeros((8, 8, 3))}, "must be a path or one of Pillow's"),
     ({"low": [drawing(), None]}, "must be a path or one of Pillow's"),
     ({"low": Image.new("F", (8, 8))}, "mode F"),
-    ({"size": (16, 16)}, "size follows from the low-resolution picture"),
+    ({"size": (16, 16)}, "size follows from the low-resolution image"),
 ]
 CASES = [  # of which stage, what, and what is said
     *(("base", bad, says) for bad, says in [*BAD, *BAD_SIZES]),

@@ -63,7 +63,7 @@ def test_what_is_painted_is_told_the_rest() -> None:
     (before,), (after,) = np.asarray(picture)[None], arrays(result)
     half = SMALL // 2
     assert np.array_equal(after[:, :half], before[:, :half]) and not np.array_equal(after[:, half:], before[:, half:])
-    with pytest.raises(UserError, match="this model repaints a part of a picture: give it the picture and a mask"):
+    with pytest.raises(UserError, match="this model inpaints: give it an image and a mask"):
         model.generate("red")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.models.token_sampling import GumbelSource, TokenSampling, allowed, steered
+from diptych.models.request import AutoregressiveRequest
+from diptych.models.token_sampling import GumbelSource, TokenSampling, allowed, guided_logits
+from tests.models.codes import system
 from tests.networks.reference import noise
 
 LOGITS = torch.tensor([1.2, -0.3, 0.5, 2.0, -1.5, 0.45])
@@ -100,32 +103,32 @@ def test_draws_belong_to_the_picture() -> None:
 def test_guidance_is_linear_in_the_log_probabilities() -> None:
     both = noise(6, 10, seed=2)
     cond, without = both.chunk(2)
-    assert torch.equal(steered(both, 0.0), without)
-    assert torch.allclose(steered(both, 1.0), cond, atol=1e-6)
+    assert torch.equal(guided_logits(both, 0.0), without)
+    assert torch.allclose(guided_logits(both, 1.0), cond, atol=1e-6)
     guided = without.log_softmax(1) + 2.5 * (cond.log_softmax(1) - without.log_softmax(1))
-    assert torch.allclose(steered(both, 2.5).softmax(1), guided.softmax(1), atol=1e-6)
+    assert torch.allclose(guided_logits(both, 2.5).softmax(1), guided.softmax(1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ((0, None, 1.0), "temperature must be more than 0, not 0; top_k=1 always takes the likeliest"),
-        ((-1.0, None, 1.0), "temperature must be more than 0"),
-        ((math.nan, None, 1.0), "temperature must be a finite number"),
-        ((math.inf, None, 1.0), "temperature must be a finite number"),
-        (("hot", None, 1.0), "temperature must be a finite number, not 'hot'"),
-        ((1.0, 0, 1.0), "top_k must be at least 1, not 0"),
-        ((1.0, 2.5, 1.0), "top_k must be whole numbers"),
-        ((1.0, True, 1.0), "top_k must be a whole number, not True"),
-        ((1.0, None, 0.0), "top_p must be more than 0 and at most 1, not 0"),
-        ((1.0, None, 1.01), "top_p must be more than 0 and at most 1"),
-        ((1.0, None, None), "top_p must be a finite number"),
+        ({"temperature": 0}, "temperature must be more than 0, not 0"),
+        ({"temperature": -1.0}, "temperature must be more than 0"),
+        ({"temperature": math.nan}, "temperature must be a finite number"),
+        ({"temperature": math.inf}, "temperature must be a finite number"),
+        ({"temperature": "hot"}, "temperature must be a finite number, not 'hot'"),
+        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"top_k": 2.5}, "top_k must be a whole number"),
+        ({"top_k": True}, "top_k must be a whole number, not True"),
+        ({"top_p": 0.0}, "top_p must be more than 0 and at most 1, not 0"),
+        ({"top_p": 1.01}, "top_p must be more than 0 and at most 1"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(given: tuple, says: str) -> None:
+def test_numbers_that_make_no_sense_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        TokenSampling.read(*given)
+        AutoregressiveRequest.read(system("free"), "x", given)
 
 
 def test_numbers_of_any_type_are_read() -> None:
-    assert TokenSampling.read(np.float32(0.5), np.int64(3), 1) == TokenSampling(0.5, 3, 1.0)
+    given: Any = {"temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": 1}
+    assert AutoregressiveRequest.read(system("free"), "x", given).sampling == TokenSampling(0.5, 3, 1.0)

@@ -18,8 +18,8 @@ from diptych.cli.describe import describe
 from diptych.cli.main import main
 from diptych.core.errors import UserError
 from diptych.diffusion.steps import NoiseSource
-from diptych.models.pixel_config import read_settings
 from diptych.models.pixel_diffusion import PixelDiffusion, stage_seed
+from diptych.models.sampling import read_settings
 from diptych.networks.adm import AdmUNet
 from diptych.pretrained.adm_keys import diffusers_adm
 from diptych.recipes import get
@@ -294,7 +294,7 @@ def test_what_cannot_be_followed_is_refused_by_name(
     shutil.copytree(pairs["II"].folder, folder)
     spoil(folder)
     with pytest.raises(UserError, match=says) as caught:
-        read_settings(diptych.load(folder, "cpu").config)  # the sampler's when it is used
+        read_settings(diptych.load(folder, "cpu").config, {})  # the sampler's when it is used
     assert "\n" not in str(caught.value)
 
 
@@ -302,7 +302,7 @@ def test_what_its_own_sampler_cannot_follow_another_does_not_need(pairs: dict[st
     folder = tmp_path / "II"
     shutil.copytree(pairs["II"].folder, folder)
     edit(SCHEDULER, tomorrow=1, variance_type="fixed_large_log", clip_sample=False, clip_sample_range=2.0)(folder)
-    assert read_settings(diptych.load(folder, "cpu").config, sampler="dpmpp-2m").sampler == "dpmpp-2m"
+    assert read_settings(diptych.load(folder, "cpu").config, {"sampler": "dpmpp-2m"}).sampler == "dpmpp-2m"
 
 
 def test_what_is_told_of_a_folder(pairs: dict[str, Pair], joined: Path) -> None:

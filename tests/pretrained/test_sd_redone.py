@@ -156,5 +156,5 @@ def test_a_model_that_repaints_paints_the_same_through_every_door(folder, tmp_pa
         model = diptych.load(tmp_path / name, "cpu", tokenizer=words)
         again = model.generate(PROMPTS, **settings)
         assert all(np.array_equal(a, b) for a, b in zip(first.images, again.images, strict=True)), name
-        with pytest.raises(UserError, match="repaints a part of a picture: give it the picture and a mask"):
+        with pytest.raises(UserError, match="inpaints: give it an image and a mask"):
             model.generate(PROMPTS)

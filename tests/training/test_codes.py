@@ -178,8 +178,8 @@ def test_a_field_of_the_data_may_be_the_class(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_half_precision_does_not_change_the_codes() -> None:
     model, given = system(), toy_batch(list(range(16)))
-    exact = model.encoded(given["picture"])
+    exact = model.encode(given["picture"])
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.encoded(given["picture"]), exact)
+        assert torch.equal(model.encode(given["picture"]), exact)
         rounded = model.autoencoder.codes(given["picture"])
     assert not torch.equal(rounded, exact), "it would"

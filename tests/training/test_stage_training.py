@@ -148,7 +148,7 @@ def test_a_dropped_caption_is_what_guidance_leads_away_from(config: PixelDiffusi
     model, batch = stage(config), toy_batch([2, 3], config.size)
     _, cond = model.prepare(batch, draws([2, 3]), torch.tensor([True, False]))
     extra = {key: cond[key][:1] for key in ("concat", "level") if key in cond}
-    _, uncond = model.words(Request(["red"], [""], [0]))  # type: ignore[misc]
+    _, uncond = model.embed(Request(["red"], [""], [0]))  # type: ignore[misc]
     null = model.cond(uncond)
     assert cond["context"].shape[1] > null["context"].shape[1]
     assert not any(value[0].any() for value in (cond["context"], cond["pooled"], null["context"], null["pooled"]))

@@ -1,12 +1,12 @@
-"""The two-stage forerunner: a transformer writes a picture as codes of a VQ first stage, one by one, row by row, and
-they are decoded (Esser et al. 2021, section 3.2)."""
+"""Autoregressive models: a transformer samples the codes of a VQGAN one by one, row by row; these are then decoded
+(Esser et al. 2021, section 3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -15,30 +15,30 @@ from diptych.core.checks import remedy
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
+from diptych.core.option_fields import takes
 from diptych.diffusion.guidance import cat_conditions
-from diptych.encoders.base import PromptOptions
 from diptych.encoders.configs import build_reader
 from diptych.models.autoregressive_config import AutoregressiveConfig
-from diptych.models.request import Callback, Request, Result, read_guidance, read_size
+from diptych.models.options import AutoregressiveOptions
+from diptych.models.request import AutoregressiveRequest, Request
+from diptych.models.result import Result
 from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
-from diptych.models.token_sampling import GumbelSource, TokenSampling, steered
+from diptych.models.token_sampling import GumbelSource, guided_logits
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.weights.files import save_weights
-from diptych.weights.identity import identity
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 
 NOT_YET = -1
 """Where a code has not been drawn."""
-Look = Callable[[Tensor, int, int], Tensor]
+Logits = Callable[[Tensor, int, int], Tensor]
 """(codes (B, h, w), row, column) -> logits (B, V) of the code at that place, from those before it."""
 
 
 class Autoregressive(OverFirstStage):
-    """VQ autoencoder, transformer and text encoder. Its state is what training changes: the transformer, and a jointly
-    trained text encoder. The frozen parts stand beside it.
-    """
+    """VQGAN, transformer and text encoder. Its state dict is what training changes: the transformer, and a jointly
+    trained text encoder."""
 
     def __init__(
         self, config: AutoregressiveConfig, autoencoder: Autoencoder, text, transformer: CodeTransformer | None = None
@@ -59,118 +59,82 @@ class Autoregressive(OverFirstStage):
 
         dropped (B,) bool marks captions replaced by the empty one.
         """
-        codes = batch["codes"].long() if "codes" in batch else self.encoded(batch["picture"])
+        codes = batch["codes"].long() if "codes" in batch else self.encode(batch["picture"])
         return codes.flatten(1), self.embed(self.kept_captions(batch, dropped))
 
     # What everyone else asks for.
 
-    def embed(self, prompts: list[str], order: Request | None = None) -> dict[str, Tensor]:
-        """Prompts as the transformer's keyword arguments."""
+    def embed(self, prompts: list[str], request: Request | None = None) -> dict[str, Tensor]:
+        """Prompts as the transformer's keyword arguments, read as a request says."""
         if self.text is None:
             return {}
         from diptych.encoders.prompt_weights import encode_prompts
 
-        read = self.text.encode(prompts) if order is None else encode_prompts(self.text, prompts, order)
-        return read.cond(self.config.transformer, self.device)
+        embedding = self.text.encode(prompts) if request is None else encode_prompts(self.text, prompts, request)
+        return embedding.cond(self.config.transformer, self.device)
 
     @torch.no_grad()
-    def encoded(self, pictures: Tensor) -> Tensor:
-        """The codes (B, h, w) of pictures (B, 3, H, W)."""
-        pictures = pictures.to(self.device, next(self.autoencoder.parameters()).dtype)
-        with torch.autocast(self.device.type, enabled=False):  # rounding would take another entry for the nearest
-            return torch.cat([self.autoencoder.codes(part) for part in pictures.split(ENCODED_AT_ONCE)])
+    def encode(self, images: Tensor) -> Tensor:
+        """The codes (B, h, w) of images (B, 3, H, W)."""
+        images = images.to(self.device, next(self.autoencoder.parameters()).dtype)
+        with torch.autocast(self.device.type, enabled=False):  # rounding would change which entry is the nearest
+            return torch.cat([self.autoencoder.codes(part) for part in images.split(ENCODED_AT_ONCE)])
 
-    def decoded(self, codes: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of codes (B, h, w)."""
-        assert self.autoencoder.quantise is not None, "a model of codes has a codebook"
-        return self.autoencoder.decode_entries(self.autoencoder.quantise.entries(codes)).float()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of codes (B, h, w)."""
+        assert self.autoencoder.quantise is not None, "an autoencoder of codes has a codebook"
+        parts = codes.split(ENCODED_AT_ONCE)
+        entries = self.autoencoder.quantise.entries
+        return torch.cat([self.autoencoder.decode_entries(entries(part)).float() for part in parts])
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seeds: Sequence[int] | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance: float | None = None,
-        negative: str | Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
-        weights: bool = False,
-        long_prompts: str = "refuse",
-        callback: Callback | None = None,
-    ) -> Result:
-        """Paint one picture for each prompt.
+    @takes(AutoregressiveOptions)
+    def generate(self, prompts: str | Sequence[str], **options: Unpack[AutoregressiveOptions]) -> Result:
+        """Generate one image for each prompt.
 
-        Args:
-            prompts: one text, or several; for a model of classes, their numbers or names; of a model without either
-                they only name the pictures, and nothing is guided.
-            seeds: one for each prompt; picture i depends on seeds[i] and not on its neighbours. 0, 1, ... if none.
-            temperature, top_k, top_p: how codes are drawn, as `choosing.Choice` says; the model's own if none. A top_k
-                as large as the codebook takes all codes.
-            guidance: weight of classifier-free guidance; the model's own if none. 1 is no guidance.
-            negative: what to steer away from, one text for all or one for each prompt; nothing by default.
-            size: (width, height) in pixels, multiples of the first stage's factor; the training size if none. A larger
-                picture is written through a window of the training size that slides along (section 3.2).
-            weights, long_prompts: as for the latent panel.
-            callback: called with (row, rows, codes (B, h, w)) after each row, -1 where there is none yet; raise to
-                cancel.
+        prompts: one text, or several; for a class-conditional model, numbers or names of classes. An unconditional
+          model reads none: there they only name the images.
 
-        Raises:
-            UserError: an empty or too long prompt, or numbers that make no sense.
+        Sizes are multiples of the first stage's factor. An image that is larger than in training is sampled through a
+        window of the training size that slides along (section 3.2). `callback` gets (row, rows, codes (B, h, w)) after
+        each row, -1 where there is none yet.
+
+        Raises a `UserError` that names the option or prompt at fault.
         """
-        config, factor = self.config, self.config.autoencoder.factor
-        order = Request.read(prompts, seeds, negative, reading=PromptOptions.read(weights, long_prompts))
-        choice = TokenSampling.read(
-            config.temperature if temperature is None else temperature,
-            config.top_k if top_k is None else top_k,
-            config.top_p if top_p is None else top_p,
-        )
-        guidance = read_guidance(config.guidance if guidance is None else guidance)
-        guidance = guidance if config.guidable else 1.0  # nothing to be guided by
-        sides = read_size((config.size, config.size) if size is None else size, factor)
-        if min(sides) < config.size:
-            raise UserError(f"size must be at least the training size, {config.size} x {config.size}, not {sides}")
-        look = self.guided(order, guidance, cached=max(sides) == config.size)
-        codes = self.written(order, (sides[1] // factor, sides[0] // factor), look, choice, callback)
-        pictures = torch.cat([self.decoded(part) for part in codes.split(ENCODED_AT_ONCE)])
-        drawn = {"temperature": choice.temperature, "top_k": choice.top_k, "top_p": choice.top_p}
-        images = to_images(
-            pictures, "what the decoder makes of the codes", remedy(next(self.autoencoder.parameters()).dtype)
-        )
-        return Result(
-            images, order.metadata(identity(self, "autoregressive"), {**drawn, "guidance": guidance, "size": sides})
-        )
+        request, factor = AutoregressiveRequest.read(self, prompts, options), self.config.autoencoder.factor
+        width, height = request.size
 
-    def written(
-        self,
-        order: Request,
-        shape: tuple[int, int],
-        look: Look,
-        choice: TokenSampling,
-        callback: Callback | None = None,
-    ) -> Tensor:
+        logits = self.logits(request, cached=max(request.size) == self.config.size)
+
+        codes = self.sample(request, (height // factor, width // factor), logits)
+
+        advice = remedy(next(self.autoencoder.parameters()).dtype)
+        return request.result(self, to_images(self.decode(codes), "what the decoder makes of the codes", advice))
+
+    def sample(self, request: AutoregressiveRequest, shape: tuple[int, int], logits: Logits) -> Tensor:
         """Codes (B, h, w), drawn one after the other."""
-        noise = GumbelSource(order.seeds, self.config.transformer.vocabulary, self.device)
-        codes = torch.full((len(order), *shape), NOT_YET, device=self.device)
+        noise = GumbelSource(request.seeds, self.config.transformer.vocabulary, self.device)
+        codes = torch.full((len(request), *shape), NOT_YET, device=self.device)
         for row in range(shape[0]):
             for column in range(shape[1]):
-                codes[:, row, column] = choice(look(codes, row, column), noise.draw())
-            if callback is not None:
-                callback(row, shape[0], codes.clone())
+                codes[:, row, column] = request.sampling(logits(codes, row, column), noise.draw())
+            if request.callback is not None:
+                request.callback(row, shape[0], codes.clone())
         return codes
 
-    def guided(self, order: Request, guidance: float, cached: bool) -> Look:
-        """The logits of an order, guided. `cached` reads each code once, for pictures of the training size."""
-        cond, plain = self.embed(order.prompts, order), guidance == 1
-        if not plain:
-            negatives = order.negatives if any(order.negatives) else [""]
-            cond = cat_conditions(cond, self.embed(negatives, order), len(order))
+    def logits(self, request: AutoregressiveRequest, cached: bool) -> Logits:
+        """The logits of a request, with classifier-free guidance. `cached` reads each code once, for images of the
+        training size."""
+        cond, unguided = self.embed(request.prompts, request), request.guidance == 1
+        if not unguided:
+            negatives = request.negatives if any(request.negatives) else [""]
+            cond = cat_conditions(cond, self.embed(negatives, request), len(request))
         logits = partial(self.next_logits, cond, self.transformer.new_cache() if cached else None)
-        if plain:
+        if unguided:
             return logits
-        return lambda codes, row, column: steered(logits(torch.cat([codes, codes]), row, column), guidance)
+        return lambda codes, row, column: guided_logits(
+            logits(torch.cat([codes, codes]), row, column), request.guidance
+        )
 
     def next_logits(self, cond: dict[str, Tensor], cache: Any, codes: Tensor, row: int, column: int) -> Tensor:
         """Logits (B, V) of the code at a place; with a cache, all places before it have been asked for in order."""

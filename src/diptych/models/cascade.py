@@ -1,4 +1,4 @@
-"""The cascade panel: Imagen. Text -> small picture -> larger -> larger still (Saharia et al. 2022, section 2)."""
+"""Cascades of pixel models, as Imagen: text -> small image -> larger ones (Saharia et al. 2022, section 2)."""
 
 from __future__ import annotations
 
@@ -8,39 +8,29 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from diptych.core.checks import initial, wholes
 from diptych.core.config import Config
 from diptych.core.disk import replacing, write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
-from diptych.encoders.base import PromptOptions, network_of
+from diptych.core.option_fields import takes
+from diptych.encoders.base import network_of
 from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig, T5Config, build_reader
-from diptych.models.guides import Guides, guides_metadata
-from diptych.models.init_image import InitImage, taken
-from diptych.models.lowres_image import fit_of
-from diptych.models.pixel_config import (
-    PixelDiffusionConfig,
-    SamplingSettings,
-    read_low,
-    read_painted,
-    read_settings,
-    read_stage,
-    require_trained,
-)
-from diptych.models.pixel_diffusion import PixelDiffusion, check_stated, embed_order
-from diptych.models.request import Callback, OneLineRepr, Request, Result, counted, one_each
-from diptych.models.sampling import Cost
-from diptych.weights.identity import identity
+from diptych.encoders.prompt_domain import PromptDomain
+from diptych.models.options import CascadeOptions
+from diptych.models.pixel_config import PixelDiffusionConfig, read_stage, require_trained
+from diptych.models.pixel_diffusion import PixelDiffusion, check_stated, embed_prompts
+from diptych.models.pixel_request import CascadeRequest
+from diptych.models.result import OneLineRepr, Result
 from diptych.weights.model_folder import CASCADE, model_place
 
-if TYPE_CHECKING:
-    from diptych.encoders.prompt_domain import PromptDomain
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +60,7 @@ class Cascade(OneLineRepr):
 
     def __init__(self, configs: Sequence[PixelDiffusionConfig], folders: Sequence[Path] = ()) -> None:
         check_chain(configs)
-        self.configs, self._folders = list(configs), list(folders)
+        self.configs, self.folders = list(configs), list(folders)
         self._open: dict[int, PixelDiffusion] = {}
         self._encoders: dict[FrozenConfig | JointTransformerConfig | ClassConfig, Any] = {}  # frozen ones
         self.device = torch.device("cpu")
@@ -98,7 +88,7 @@ class Cascade(OneLineRepr):
     def stage(self, number: int) -> PixelDiffusion:
         """Stage `number`, from 0, opened if it is not in memory."""
         if number not in self._open:
-            self._open[number] = open_stage(self._folders[number]).to(self.device)
+            self._open[number] = open_stage(self.folders[number]).to(self.device)
         return self._open[number]
 
     @property
@@ -112,180 +102,99 @@ class Cascade(OneLineRepr):
         return [(config.size, config.low_size) for config in self.configs]
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seeds: Sequence[int] | None = None,
-        steps: Any = None,
-        guidance: Any = None,
-        sampler: Any = None,
-        schedule_type: Any = None,
-        threshold: Any = None,
-        augmentation: Any = None,
-        negative: str | Sequence[str] | None = None,
-        low: Any = None,
-        start: int | None = None,
-        stop: int | None = None,
-        noise: Tensor | None = None,
-        image: Any = None,
-        strength: float | None = None,
-        mask: Any = None,
-        paste: bool = False,
-        fit: str | None = None,
-        keep: bool = False,
-        one_at_a_time: bool = False,
-        guides: Guides = (),
-        weights: bool = False,
-        long_prompts: str = "refuse",
-        callback: Callback | None = None,
-    ) -> Result:
-        """Paint one picture for each prompt, stage by stage.
+    @takes(CascadeOptions)
+    def generate(self, prompts: str | Sequence[str], **options: Unpack[CascadeOptions]) -> Result:
+        """Generate one image for each prompt, stage by stage.
 
-        Args:
-            prompts, seeds, negative: as for the latent panel. Each stage draws noise of its own from a picture's seed.
-            steps, guidance, sampler, schedule_type, threshold, augmentation: one value for all stages, or a list with
-                one for each (of those that run, or of all), in which None is the stage's own default. Augmentation is
-                for those that enlarge, guidance for those with words.
-            low: a picture of your own (PIL or a path), one or one for each prompt, in the place of the first stages.
-            start: number of the stage (from 0) that enlarges `low`; the first that enlarges if none.
-            stop: number of the stage after which to stop, counted from 1; all if none.
-            noise: initial noise (B, 3, H, W) of the first stage that runs, in the place of the seeds' own.
-            image, strength, mask, paste, fit: as for the latent panel, at the size of the last stage. The base
-                paints it over, made small, and the others enlarge that; of what a mask leaves alone each stage is shown
-                the picture at its own size, and those pixels stay as they are in any case.
-            keep: give the pictures of every stage too, as `Result.stages`. One of them, as `low` of the next stage and
-                with the same seeds, makes the same pictures.
-            one_at_a_time: hold one stage in memory at a time, and the text encoder only while it reads.
-            guides: as for the latent panel. They steer the first stage that runs, which decides what is shown.
-            weights, long_prompts: as for the latent panel.
-            callback: called with (step, steps, x0 estimate), steps counted over all stages; raise to cancel.
+        prompts: as for `LatentDiffusion.generate`. Each stage draws its noise from the image's seed.
 
-        Raises:
-            UserError: as for the latent panel; a stage is missing, damaged or was never trained; `low` is no picture.
+        A low-resolution image, a file or a Pillow image, is enlarged by stage `start` (from 0) in the place of the
+        stages before; an image that one of these made, with the same seeds, gives the same result. An init image has
+        the size of the last stage: the first stage starts from it, downsampled, and the others enlarge that; with a
+        mask each stage gets it at its own size, and the pixels outside the mask stay as they are. Guides and initial
+        noise (B, 3, H, W) are for the first stage that runs. `callback` counts the steps of all stages.
+
+        Raises a `UserError` that names the option or prompt at fault, or a stage that is missing, damaged or untrained.
         """
-        reading, shown = PromptOptions.read(weights, long_prompts), not (image is None and low is None)
-        order = Request.read(prompts, seeds, negative, shown, reading=reading)
-        numbers = self._numbers(low, start, stop)
-        settings = self._settings(numbers, steps, guidance, sampler, schedule_type, threshold, augmentation)
-        first, *later = self.configs[numbers.start : numbers.stop]
-        fitted = fit_of(images := read_low(first, low, len(order), later, fit))
-        asked = {"image": image, "strength": strength, "mask": mask, "paste": paste, "fit": None if images else fit}
-        original = read_painted([first, *later], len(order), settings[numbers.start].steps, **asked)
-        originals = {} if original is None else self._originals(original, numbers)
-        width, height = (side * first.factor for side in images[0].size) if images else (first.size, first.size)
-        if original is not None:
-            width, height = originals[numbers.start].sides
-        steps = {n: settings[n].steps for n in numbers}
-        steps |= {n: taken(steps[n], one.strength) for n, one in originals.items()}
-        given = None if noise is None else initial(noise, (len(order), 3, height, width))
-        if one_at_a_time and not self._folders:
-            raise UserError("stages that lie in no folder cannot be opened one at a time: save and load the cascade")
-        if one_at_a_time:
+        request = CascadeRequest.read(self, prompts, options)
+        embeddings, low_res, (width, height) = self.embed(request), request.low_res, request.size
+        images: list[list[Image.Image]] = []
+        costs: list[dict[str, Any]] = []
+
+        for number, callback in zip(request.stages, request.callbacks, strict=True):
+            first = number == request.stages.start
+            factor = 1 if first else self.configs[number].factor
+            width, height = width * factor, height * factor
+            x0, cost = self.on_stage(number, request.one_at_a_time, PixelDiffusion.sample)(
+                embeddings.get(number),
+                request.seeds,
+                request.sampling[number],
+                size=(height, width),
+                low_res=low_res,
+                init_image=request.init_images.get(number),
+                noise=request.noise if first else None,
+                guides=request.guides if first else (),
+                prompts=request.prompts,
+                callback=callback,
+            )
+            images.append(to_images(x0))
+            costs.append(cost)
+            low_res = to_tensor(images[-1])  # rounded to 8 bits, as in a file
+
+        return request.result(self, images, costs)
+
+    def embed(self, request: CascadeRequest) -> dict[int, Any]:
+        """The embeddings of each stage. Stages with the same text encoder share it, and what it computes."""
+        if request.one_at_a_time:
             self._open.clear()
-        for number in () if one_at_a_time else numbers:  # before any work
-            require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")
+            self._encoders.clear()  # of an earlier call
+        else:
+            for number in request.stages:  # before any work
+                require_trained(self.stage(number).network, f"the stage {self.configs[number].name}")
+        embeddings: dict[int, Any] = {}
         try:
-            words = self._words(order, numbers, one_at_a_time)
-            total, done = sum(steps.values()), 0
-            kept: list[list[Image.Image]] = []
-            costs: list[dict[str, Any]] = []
-            for number in numbers:
-                cost = Cost(self.stage(number).denoiser, len(order))
-                pictures = self.stage(number).sample(
-                    words.get(number),
-                    order.seeds,
-                    settings[number],
-                    size=(height, width),
-                    low=to_tensor(images) if images else None,  # what a stage sees is what a file would hold
-                    noise=given,
-                    original=originals.get(number),
-                    guides=guides if number == numbers.start else (),
-                    prompts=order.prompts,
-                    callback=counted(callback, done, total),
-                )
-                images = to_images(pictures)
-                kept.append(images)
-                costs.append(cost.metadata())
-                given, done = None, done + steps[number]
-                if one_at_a_time:
-                    self._open.clear()
+            for text in dict.fromkeys(self.configs[number].text for number in request.stages):
+                numbers = [number for number in request.stages if self.configs[number].text == text]
+                if isinstance(text, JointTransformerConfig):  # a part of its stage
+                    for number in numbers:
+                        embed = self.on_stage(number, request.one_at_a_time, PixelDiffusion.embed)
+                        embeddings[number] = embed(request)
+                elif text is not None:
+                    embeddings |= self.encode(text, numbers, request)
         finally:
-            if one_at_a_time:
-                self._open.clear()
+            if request.one_at_a_time:
                 self._encoders.clear()
-        each = zip(numbers, costs, strict=True)
-        told = [{"stage": self.configs[n].name, **settings[n].told(), **cost} for n, cost in each]
-        common: dict[str, Any] = {"stages": told, "size": list(kept[-1][0].size), **guides_metadata(guides)}
-        common |= {} if original is None else original.told()
-        common |= {} if low is None else {"start": numbers.start, **({"fit": fitted} if fitted else {})}
-        common |= {} if numbers.stop == len(self.configs) else {"stop": numbers.stop}
-        handed = {"image": image, "mask": mask, "low": low, "noise": noise}
-        return Result(kept[-1], order.metadata(identity(self, "cascade"), common, **handed), kept if keep else [])
+        return embeddings
 
-    def _numbers(self, low: Any, start: int | None, stop: int | None) -> range:
-        """The stages that run."""
-        count, base = len(self.configs), self.configs[0].low_size is None
-        if low is None and not base:
-            raise UserError("this cascade has no base stage: give it a low-resolution picture")
-        if low is None and start is not None:
-            raise UserError("start goes with a low-resolution picture: give one, or leave start out")
-        least = 0 if low is None or not base else 1  # a base stage enlarges nothing
-        if least == count:
-            raise UserError("this cascade has no stage that enlarges: leave the low-resolution picture out")
-        (first,) = wholes("start", [least if start is None else start])
-        (last,) = wholes("stop", [count if stop is None else stop])
-        if not least <= first < count:
-            raise UserError(f"start must be the number of a stage that enlarges, {least} to {count - 1}, not {first}")
-        if not first < last <= count:
-            raise UserError(f"stop must be a number of stages, {first + 1} to {count}, not {last}")
-        return range(first, last)
-
-    def _originals(self, original: InitImage, numbers: range) -> dict[int, InitImage]:
-        """What each stage paints over, at its own size: the first all of it, the others what a mask marks, anew."""
-        found, factor = {}, 1
-        for number in reversed(numbers):
-            if number == numbers.start:
-                found[number] = original.smaller(factor, original.strength)
-            elif original.mask is not None:
-                found[number] = original.smaller(factor, 1.0)
-            factor *= self.configs[number].factor
-        return found
-
-    def _settings(self, numbers: range, *given: Any) -> dict[int, SamplingSettings]:
-        """Each stage's settings, from what was given for all or for each."""
-        names = ("steps", "guidance", "sampler", "schedule_type", "threshold", "augmentation")
-        count = len(self.configs)
-        each = {name: one_each(name, value, numbers, count) for name, value in zip(names, given, strict=True)}
-        return {n: read_settings(self.configs[n], **{name: each[name][n] for name in names}) for n in numbers}
-
-    def _words(self, order: Request, numbers: range, one_at_a_time: bool) -> dict[int, Any]:
-        """What each stage reads: the embeddings by its text encoder. An encoder reads once for all stages alike."""
-        words = {}
-        for config in dict.fromkeys(self.configs[number].text for number in numbers):
-            if config is None:
-                continue
-            if isinstance(config, JointTransformerConfig):  # a part of its stage
-                for number in numbers:
-                    if (stage := self.configs[number]).text == config:
-                        words[number] = embed_order(self.stage(number).text, order, stage)
-                        if one_at_a_time:
-                            self._open.clear()
-                continue
-            if one_at_a_time:
-                self._encoders.clear()  # of an earlier call, or of other stages
-            if config not in self._encoders:
-                self._encoders[config] = build_reader(config, device=self.device)
-            alike: dict[tuple[str, str, bool], Any] = {}
-            for number in numbers:
-                if (stage := self.configs[number]).text == config:
-                    key = (stage.null_text, stage.null_tokens, stage.guidable)
-                    alike[key] = words[number] = alike.get(key) or embed_order(
-                        self._encoders[config], order, stage, self.familiar
-                    )
-        if one_at_a_time:
+    def encode(self, text: Any, numbers: Sequence[int], request: CascadeRequest) -> dict[int, Any]:
+        """The embeddings of stages with the same frozen text encoder."""
+        if request.one_at_a_time:
             self._encoders.clear()
-        return words
+        if text not in self._encoders:
+            self._encoders[text] = build_reader(text, device=self.device)
+        embeddings: dict[int, Any] = {}
+        shared: dict[tuple[str, str, bool], Any] = {}
+        for number in numbers:
+            stage = self.configs[number]
+            key = (stage.null_text, stage.null_tokens, stage.guidable)
+            if key not in shared:
+                shared[key] = embed_prompts(self._encoders[text], request, stage, self.familiar)
+            embeddings[number] = shared[key]
+        return embeddings
+
+    def on_stage(self, number: int, alone: bool, method: Callable[Concatenate[PixelDiffusion, P], T]) -> Callable[P, T]:
+        """A method of stage `number`. `alone` keeps no other stage in memory, and not this one afterwards."""
+
+        def run(*arguments: P.args, **options: P.kwargs) -> T:
+            if alone:
+                self._open.clear()
+            try:
+                return method(self.stage(number), *arguments, **options)
+            finally:
+                if alone:
+                    self._open.clear()
+
+        return run
 
     # Files: config.json and a folder for each stage.
 

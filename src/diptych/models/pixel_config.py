@@ -1,14 +1,12 @@
-"""The config of one stage of the cascade panel, and how what a user gives it is read."""
+"""The config of a pixel diffusion model, which may be a stage of a cascade."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from PIL import Image
 from torch import nn
 
 from diptych.conditioning.concat_config import DegradationConfig, MaskConfig
@@ -16,14 +14,11 @@ from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.core.checks import said
 from diptych.core.config import Config, Within, read_json
 from diptych.core.errors import UserError
-from diptych.diffusion.samplers import SAMPLERS, read_sampler
+from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig
-from diptych.models.init_image import Canvas, InitImage, read_init_image
-from diptych.models.lowres_image import read_lows
-from diptych.models.request import read_guidance, read_number, read_steps
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
@@ -180,106 +175,3 @@ def require_trained(network: nn.Module, what: str) -> None:
     last = network.state_dict()["conv_out.weight"]
     if not last.is_meta and not last.any():
         raise UserError(f"{what} was never trained: its last layer is still all zeros")
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How one stage is sampled."""
-
-    steps: int
-    guidance: float
-    """1 for a stage that has nothing to be guided by, or away from."""
-    sampler: str
-    threshold: ThresholdConfig
-    augmentation: float | None
-    """Level at which the low-resolution picture is spoiled; none for a base stage."""
-    schedule_type: str | None = None
-    """Times of another kind than the stage's own, or none."""
-
-    def told(self) -> dict[str, Any]:
-        """As metadata."""
-        told = {
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "sampler": self.sampler,
-            "threshold": str(self.threshold),
-        }
-        told |= {} if self.schedule_type is None else {"schedule_type": self.schedule_type}
-        return told if self.augmentation is None else {**told, "augmentation": self.augmentation}
-
-
-def read_settings(
-    config: PixelDiffusionConfig,
-    *,
-    steps: Any = None,
-    guidance: Any = None,
-    sampler: Any = None,
-    schedule_type: Any = None,
-    threshold: Any = None,
-    augmentation: Any = None,
-) -> SamplingSettings:
-    """A user's settings for a stage, its own where none are given; a `UserError` names what is wrong.
-
-    What the stage has no use for is read all the same, and left out.
-    """
-    count = read_steps(config.steps if steps is None else steps)
-    name = read_sampler(sampler, config)
-    config.times.plan(config.schedule.build(), count, name, schedule_type)  # or an error
-    weight = read_guidance(config.guidance if guidance is None else guidance)
-    level = read_number("augmentation", config.augmentation.level if augmentation is None else augmentation)
-    if not 0 <= level <= 1:
-        raise UserError(f"augmentation must lie between 0 and 1, not {level:g}")
-    if config.augmentation.kind == "none":
-        level = 0.0  # as it was trained
-    return SamplingSettings(
-        count,
-        weight if config.guidable else 1.0,
-        name,
-        config.threshold if threshold is None else ThresholdConfig.parse(threshold),
-        None if config.low_size is None else level,
-        None if schedule_type is None else str(schedule_type),
-    )
-
-
-def read_painted(
-    configs: Sequence[PixelDiffusionConfig], count: int, steps: int, size: Any = None, **given: Any
-) -> InitImage | None:
-    """The picture that is painted over by a stage and those behind it, at the size of the last, or none.
-
-    steps: of the first stage. given: image, strength, mask, paste and fit, as for `read_init_image`.
-    """
-    if given["image"] is not None and configs[0].low_size is not None:
-        raise UserError(
-            f"stage {configs[0].name} enlarges a picture and paints none over: give it as --low (low=), not as image"
-        )
-    unit = grown = 1
-    for config in reversed(configs):
-        unit, grown = math.lcm(unit, config.multiple * grown), grown * config.factor
-    repaints = configs[0].masks is not None and configs[0].low_size is None
-    return read_init_image(Canvas(configs[-1].size, unit, repaints), count, steps, size, **given)
-
-
-def read_low(
-    config: PixelDiffusionConfig,
-    low: Any,
-    count: int,
-    later: Sequence[PixelDiffusionConfig] = (),
-    fit: str | None = None,
-) -> list[Image.Image] | None:
-    """A user's low-resolution pictures for `count` prompts, at a stage's input size; none for a base stage.
-
-    later: the stages that follow; each must be able to halve what comes to it.
-    """
-    if config.low_size is None:
-        if low is not None:
-            raise UserError("this is a base stage, which starts from noise: leave the low-resolution picture out")
-        return None
-    if low is None:
-        raise UserError(
-            f"this stage makes {config.low_size}-px pictures into {config.size}-px ones: "
-            "give it the picture to enlarge as `low`"
-        )
-    unit = grown = 1
-    for one in (config, *later):
-        unit, grown = math.lcm(unit, one.unit // math.gcd(one.unit, grown)), grown * one.factor
-    return read_lows(low, count, config.low_size, unit, fit)

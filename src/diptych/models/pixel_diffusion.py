@@ -1,4 +1,4 @@
-"""One stage of the cascade panel: pixel diffusion from words, from a smaller picture, or both (Saharia et al. 2022)."""
+"""Pixel diffusion from text, from a low-resolution image, or both: one stage of a cascade (Saharia et al. 2022)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -14,46 +14,33 @@ from torch import Tensor
 from diptych.conditioning.degradations import degraded
 from diptych.conditioning.lowres_augmentation import augmented, reduce, told_level, training_levels
 from diptych.conditioning.masks import drawn_masks
-from diptych.core.checks import initial, remedy
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
-from diptych.core.images import to_images, to_tensor
+from diptych.core.images import to_images
+from diptych.core.option_fields import takes
 from diptych.core.random import AUGMENTATION, LEVEL, Draws
 from diptych.core.seeding import NARROW
 from diptych.diffusion.denoiser import Cond, Denoiser
-from diptych.diffusion.finite_check import FiniteCheck
-from diptych.diffusion.guidance import ClassifierFreeGuidance
-from diptych.diffusion.inpainting import sample_from_image
-from diptych.diffusion.samplers import SAMPLERS
-from diptych.diffusion.steps import NoiseSource
-from diptych.diffusion.thresholding import ThresholdConfig
-from diptych.encoders.base import PromptOptions, TextEmbedding, network_of
+from diptych.diffusion.steps import Callback, NoiseSource
+from diptych.encoders.base import TextEmbedding, network_of
 from diptych.encoders.configs import JointTransformerConfig, build_reader
 from diptych.encoders.joint import JointTransformer
+from diptych.encoders.prompt_domain import PromptDomain
 from diptych.models.frozen_parts import HoldsFrozen
-from diptych.models.guides import Guides, Space, guided_by, guides_metadata
+from diptych.models.guides import Guides, Space, guided_by
 from diptych.models.init_image import InitImage
-from diptych.models.lowres_image import fit_of
-from diptych.models.pixel_config import (
-    PixelDiffusionConfig,
-    SamplingSettings,
-    read_low,
-    read_painted,
-    read_settings,
-    require_trained,
-)
-from diptych.models.request import Callback, OneLineRepr, Request, Result, read_size, warn_of_size
-from diptych.models.sampling import Cost
+from diptych.models.options import PixelOptions, PixelSamplingOptions, read_options
+from diptych.models.pixel_config import PixelDiffusionConfig, require_trained
+from diptych.models.pixel_request import PixelRequest, read_pixel_settings
+from diptych.models.request import Request
+from diptych.models.result import OneLineRepr, Result
+from diptych.models.sampling import SamplingSettings, sample
 from diptych.networks.adm import AdmUNet
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.weights.files import load_stated, save_weights
-from diptych.weights.identity import identity
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
-
-if TYPE_CHECKING:
-    from diptych.encoders.prompt_domain import PromptDomain
 
 
 class PixelDiffusion(OneLineRepr, HoldsFrozen):
@@ -116,7 +103,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
             level = training_levels(draws.uniform(LEVEL), self.config.augmentation).to(x0.device)
             cond |= self.enlarged(self.reduced(x0, batch["seed"]), level, lambda like: draws.normal(like, AUGMENTATION))
         if self.config.masks is not None:
-            cond = masked_beside(cond, x0, drawn_masks(self.config.masks, x0.shape[-2:], batch["seed"]))
+            cond = concat_masked(cond, x0, drawn_masks(self.config.masks, x0.shape[-2:], batch["seed"]))
         return x0, cond
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
@@ -134,15 +121,17 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
     def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) made small or masked, and enlarged or repainted by this stage at its own settings."""
         require_trained(self.network, f"the stage {self.config.name}")
-        size, order = (pictures.shape[-2], pictures.shape[-1]), Request(captions, [""] * len(captions), seeds)
-        low = original = None
+        size, request = (pictures.shape[-2], pictures.shape[-1]), Request(captions, [""] * len(captions), seeds)
+        low_res = init_image = None
         shown = pictures
         if self.config.masks is not None:
             masks = drawn_masks(self.config.masks, size, torch.tensor(seeds))
-            original, shown = InitImage(pictures, masks, 1.0, False), pictures * (1 - masks.to(pictures))
+            init_image, shown = InitImage(pictures, masks, 1.0, False), pictures * (1 - masks.to(pictures))
         if self.config.low_size is not None:
-            low = shown = self.reduced(pictures, torch.tensor(seeds))
-        return shown, self.sample(self.words(order), seeds, self.settings(), size=size, low=low, original=original)
+            low_res = shown = self.reduced(pictures, torch.tensor(seeds))
+        embeddings, settings = self.embed(request), self.settings()
+        images, _ = self.sample(embeddings, seeds, settings, size=size, low_res=low_res, init_image=init_image)
+        return shown, images
 
     def reduced(self, pictures: Tensor, seeds: Tensor) -> Tensor:
         """The low-resolution truth (B, 3, H / factor, W / factor) of pictures (B, 3, H, W) with these seeds (B,)."""
@@ -168,171 +157,120 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
     # What everyone else asks for.
 
     def settings(self, **given: Any) -> SamplingSettings:
-        """A user's settings, the stage's own where none are given."""
-        return read_settings(self.config, **given)
+        """Options of `generate` about sampling, the model's own where none are given."""
+        return read_pixel_settings(self.config, read_options(PixelSamplingOptions, given))
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seeds: Sequence[int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        sampler: str | None = None,
-        schedule_type: str | None = None,
-        threshold: str | ThresholdConfig | None = None,
-        negative: str | Sequence[str] | None = None,
-        low: Any = None,
-        augmentation: float | None = None,
-        noise: Tensor | None = None,
-        size: tuple[int, int] | None = None,
-        image: Any = None,
-        strength: float | None = None,
-        mask: Any = None,
-        paste: bool = False,
-        fit: str | None = None,
-        guides: Guides = (),
-        weights: bool = False,
-        long_prompts: str = "refuse",
-        callback: Callback | None = None,
-    ) -> Result:
-        """Paint one picture for each prompt; a super-resolution stage enlarges one picture for each.
+    @takes(PixelOptions)
+    def generate(self, prompts: str | Sequence[str], **options: Unpack[PixelOptions]) -> Result:
+        """Generate one image for each prompt; a super-resolution model enlarges one image for each.
 
-        Args:
-            prompts, seeds, negative: as for the latent panel. Nothing is said by zeros, the null embedding, or by the
-                empty prompt (`config.null_text`). A stage of classes reads their numbers or names. A stage without text
-                (SR3, DDPM) reads neither: prompts then only name the pictures, with `low` none is needed, and nothing
-                is guided.
-            steps, guidance, sampler, threshold, augmentation: the stage's own defaults if none. A threshold is "none",
-                "static", "dynamic", or "dynamic:0.95:1.5" with its percentile and cap; augmentation is the level, from
-                0 to 1, at which the low-resolution picture is spoiled.
-            schedule_type: as for the latent panel.
-            low: for a super-resolution stage, the picture to enlarge (PIL, or a path), one or one for each prompt; its
-                shorter side is brought to `config.low_size`.
-            noise: initial noise (B, 3, H, W) with unit deviation, in the place of the seeds' own.
-            size: (width, height) of a base stage's pictures, multiples of `config.multiple`.
-            fit: as for the latent panel, of `image` or `low`.
-            image, strength, mask, paste: as for the latent panel, for a base stage; what the mask leaves alone keeps
-                its pixels in any case. A base stage that was trained to repaint (`config.masks`) wants both.
-            guides: as for the latent panel. They are held to the threshold too, as guidance by words is.
-            weights, long_prompts: as for the latent panel.
-            callback: called with (step, steps, x0 estimate (B, 3, H, W)); raise to cancel.
+        prompts: as for `LatentDiffusion.generate`. An unconditional model (SR3, DDPM) reads none, and with a
+          low-resolution image none are needed.
 
-        Raises:
-            UserError: as for the latent panel; or the stage was never trained; or `low` is missing, or no picture.
+        The low-resolution image is a file or a Pillow image, its shorter side brought to `config.low_size`. An init
+        image is for a base stage; one that was trained to inpaint (`config.masks`) needs image and mask, and the pixels
+        outside the mask stay as they are. Initial noise is of shape (B, 3, H, W). The threshold bounds what guides add
+        too. `callback` gets the estimate of x_0 (B, 3, H, W).
+
+        Raises a `UserError` that names the option or prompt at fault, and for a model that was never trained.
         """
-        nothing_to_say = image is not None or (low is not None and self.config.text is None)
-        order = Request.read(
-            prompts, seeds, negative, nothing_to_say, reading=PromptOptions.read(weights, long_prompts)
-        )
-        settings = self.settings(
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            schedule_type=schedule_type,
-            threshold=threshold,
-            augmentation=augmentation,
-        )
-        given = {
-            "image": image,
-            "strength": strength,
-            "mask": mask,
-            "paste": paste,
-            "fit": fit if low is None else None,
-        }
-        original = read_painted([self.config], len(order), settings.steps, size, **given)
-        lows = read_low(self.config, low, len(order), fit=fit)
-        if original is not None:
-            width, height = original.sides
-        elif lows is None:
-            width, height = read_size((self.config.size,) * 2 if size is None else size, self.config.multiple)
-            warn_of_size((width, height), self.config.size)
-        elif size is None:
-            width, height = (side * self.config.factor for side in lows[0].size)
-        else:
-            raise UserError("size follows from the low-resolution picture: leave it out")
-        start = None if noise is None else initial(noise, (len(order), 3, height, width))
+        request = PixelRequest.read(self.config, prompts, options)
         require_trained(self.network, f"the stage {self.config.name}")
-        cost = Cost(self.denoiser, len(order))
-        pictures = self.sample(
-            self.words(order),
-            order.seeds,
-            settings,
-            size=(height, width),
-            low=None if lows is None else to_tensor(lows),
-            noise=start,
-            original=original,
-            guides=guides,
-            prompts=order.prompts,
-            callback=callback,
-        )
-        common = {**settings.told(), "size": [width, height], **({} if original is None else original.told())}
-        common |= guides_metadata(guides) | cost.metadata()
-        common |= {"fit": fitted} if (fitted := fit_of(lows)) else {}
-        handed = {"image": image, "mask": mask, "low": low, "noise": noise}
-        return Result(to_images(pictures), order.metadata(identity(self, "stage"), common, **handed))
 
-    def words(self, order: Request) -> tuple[TextEmbedding, TextEmbedding] | None:
-        """The prompts and what to steer away from: the negatives, or no words."""
-        return None if self.config.text is None else embed_order(self.text, order, self.config)
+        embeddings = self.embed(request)
+
+        width, height = request.size
+        images, cost = self.sample(
+            embeddings,
+            request.seeds,
+            request.sampling,
+            size=(height, width),
+            low_res=request.low_res,
+            init_image=request.init_image,
+            noise=request.noise,
+            guides=request.guides,
+            prompts=request.prompts,
+            callback=request.callback,
+        )
+
+        return request.result(self, to_images(images), cost)
+
+    def embed(self, request: Request) -> tuple[TextEmbedding, TextEmbedding] | None:
+        """The prompts and the negative prompts; none for a model without text."""
+        return None if self.config.text is None else embed_prompts(self.text, request, self.config)
 
     def sample(
         self,
-        words: tuple[TextEmbedding, TextEmbedding] | None,
+        embeddings: tuple[TextEmbedding, TextEmbedding] | None,
         seeds: Sequence[int],
         settings: SamplingSettings,
         *,
-        size: tuple[int, int] | None = None,
-        low: Tensor | None = None,
+        size: tuple[int, int],
+        low_res: Tensor | None = None,
+        init_image: InitImage | None = None,
         noise: Tensor | None = None,
-        original: InitImage | None = None,
         guides: Guides = (),
         prompts: Sequence[str] = (),
         callback: Callback | None = None,
-    ) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1]: of size (H, W), or from low (B, 3, h, w) for a super-resolution stage.
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Images (B, 3, H, W) in [-1, 1] of size (H, W), and their cost as metadata.
 
-        original: what is painted over, or in part anew, at that size. prompts: what the guides, if any, are told.
+        low_res: (B, 3, h, w), of a super-resolution model. init_image: at that size. prompts: for the guides, if any.
         """
-        cond, uncond = ({}, {}) if words is None else (self.cond(words[0]), self.cond(words[1]))
-        if low is not None:
-            level = torch.full((len(low),), settings.augmentation or 0.0, dtype=torch.float64, device=self.device)
-            spoiling = [stage_seed(seed, self.config, "low") for seed in seeds]
-            extra = self.enlarged(
-                low.to(self.device), level, lambda like: NoiseSource(spoiling, like.shape[1:], like.device).draw()
-            )
-            cond, uncond = {**cond, **extra}, {**uncond, **extra}
-            size = (extra["concat"].shape[-2], extra["concat"].shape[-1])
-        assert size is not None, "a base stage has to be told the size"
-        if self.config.masks is not None:  # enlarging alone, it knows nothing of the large picture
-            nothing = torch.zeros(1, 3, *size), torch.ones(1, 1, *size)
-            known = nothing if original is None or original.mask is None else (original.pictures, original.mask)
-            known = tuple(part.to(self.device).expand(len(seeds), -1, -1, -1) for part in known)
-            cond, uncond = masked_beside(cond, *known), masked_beside(uncond, *known)
-        source = NoiseSource([stage_seed(seed, self.config) for seed in seeds], (3, *size), device=self.device)
-        own = source.draw()  # also where noise is given: what the sampler draws is not to be that noise again
-        x = own if noise is None else noise.to(self.device)
-        course = self.config.times.plan(self.schedule, settings.steps, settings.sampler, settings.schedule_type)
-        times, first = course.times, course.init_noise_sigma * x
-        denoiser = ClassifierFreeGuidance(self.denoiser.with_schedule(course.schedule), cond, uncond, settings.guidance)
-        space = Space(self.schedule, self.device, lambda x0: x0)
-        advice = remedy(next(self.network.parameters()).dtype, settings.guidance)
-        check = FiniteCheck(f"the stage {self.config.name}", times, advice)
-        denoiser = settings.threshold.wrap(check.wrap(guided_by(denoiser, guides, prompts, space)))
+        cond, uncond = ({}, {}) if embeddings is None else map(self.cond, embeddings)
+        extra = self.image_conditions(seeds, settings, size, low_res, init_image)
+        init = guide = None
+        if init_image is not None:
+            x0 = init_image.images.to(self.device).expand(len(seeds), 3, *size)
+            init = init_image.state(x0, None if init_image.mask is None else init_image.mask.to(self.device).bool())
+        if guides:
+            space = Space(self.schedule, self.device, lambda x0: x0)
+            guide = partial(guided_by, guides=guides, prompts=prompts, space=space)
         variance = "learned-range" if self.config.learned_variance else self.config.variance
-        options = {"variance": variance} if settings.sampler == "ddpm" else {}
-        sampler = partial(
-            SAMPLERS[settings.sampler], schedule=self.schedule, noise=source, callback=callback, **options
+
+        images, cost = sample(
+            self.denoiser,
+            self.config.times,
+            settings,
+            {**cond, **extra},
+            {**uncond, **extra},
+            NoiseSource([stage_seed(seed, self.config) for seed in seeds], (3, *size), device=self.device),
+            noise=noise,
+            init=init,
+            guide=guide,
+            sampler_options={"variance": variance} if settings.sampler == "ddpm" else {},
+            name=f"the stage {self.config.name}",
+            callback=callback,
         )
-        walk = check.wrap_sampler(sampler)
-        if original is None:
-            return walk(denoiser, first, times).clamp(-1, 1)
-        known = original.pictures.to(self.device).expand_as(x)
-        mask = None if original.mask is None else original.mask.to(self.device).bool()
-        start, times = first if original.anew else None, original.later(times)
-        painted = sample_from_image(walk, denoiser, known, x, times, self.denoiser.add_noise, mask=mask, start=start)
-        return painted.clamp(-1, 1)
+        return images.clamp(-1, 1), cost
+
+    def image_conditions(
+        self,
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+        size: tuple[int, int],
+        low_res: Tensor | None,
+        init_image: InitImage | None,
+    ) -> dict[str, Tensor]:
+        """The low-resolution image, augmented with noise, and the masked image, as the network's keyword arguments."""
+        cond: dict[str, Tensor] = {}
+        if low_res is not None:
+            level = torch.full((len(seeds),), settings.augmentation or 0.0, dtype=torch.float64, device=self.device)
+            noise_seeds = [stage_seed(seed, self.config, "low") for seed in seeds]
+
+            def noise(like: Tensor) -> Tensor:
+                return NoiseSource(noise_seeds, like.shape[1:], like.device).draw()
+
+            cond = self.enlarged(low_res.to(self.device), level, noise)
+        if self.config.masks is not None:
+            if init_image is None or init_image.mask is None:  # enlarging alone: nothing of the large image is known
+                images, masks = torch.zeros(1, 3, *size), torch.ones(1, 1, *size)
+            else:
+                images, masks = init_image.images, init_image.mask
+            images, masks = (part.to(self.device).expand(len(seeds), -1, -1, -1) for part in (images, masks))
+            cond = concat_masked(cond, images, masks)
+        return cond
 
     # Files: config.json, network/, and where the text encoder was trained along text/.
 
@@ -368,10 +306,10 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         return cls(config, build_reader(config.text, folder / "text") if joint else None, network).eval()
 
 
-def masked_beside(cond: Cond, pictures: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """A condition with what is left of pictures (B, 3, H, W) by masks (B, 1, H, W), and these, concatenated last."""
-    masks = masks.to(pictures)
-    parts = [*([cond["concat"]] if "concat" in cond else []), pictures * (1 - masks), masks]
+def concat_masked(cond: Cond, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """A condition with masked images (B, 3, H, W) and their masks (B, 1, H, W) concatenated last."""
+    masks = masks.to(images)
+    parts = [*([cond["concat"]] if "concat" in cond else []), images * (1 - masks), masks]
     return {**cond, "concat": torch.cat(parts, 1)}
 
 
@@ -382,23 +320,23 @@ def check_stated(config: PixelDiffusionConfig, folder: Path) -> None:
             raise UserError(f"{folder / 'network'} holds the weights of stage {stated}, not of stage {config.name}")
 
 
-def embed_order(
-    text, order: Request, config: PixelDiffusionConfig, familiar: PromptDomain | None = None
+def embed_prompts(
+    text: Any, request: Request, config: PixelDiffusionConfig, familiar: PromptDomain | None = None
 ) -> tuple[TextEmbedding, TextEmbedding]:
-    """The embeddings of prompts and of negatives, the latter for a stage that can be guided; an empty negative is what
-    stands for no words."""
+    """The embeddings of prompts and of negative prompts, the latter for a model that can be guided; an empty one is the
+    null embedding."""
     from diptych.encoders.prompt_weights import encode_prompts
 
-    prompts = negatives = encode_prompts(text, order.prompts, order, familiar)
+    prompts = negatives = encode_prompts(text, request.prompts, request, familiar)
     if not config.guidable:
         return prompts, prompts
-    if any(order.negatives) or config.null_text == "empty":
-        negatives = encode_prompts(text, order.negatives, order)
+    if any(request.negatives) or config.null_text == "empty":
+        negatives = encode_prompts(text, request.negatives, request)
     if config.null_text == "empty":
         return prompts, negatives
-    silent, free = ([not text for text in texts] for texts in (order.prompts, order.negatives))
+    no_prompt, no_negative = ([not text for text in texts] for texts in (request.prompts, request.negatives))
     tokens = config.null_tokens
-    return prompts.zeroed(torch.tensor(silent), tokens), negatives.zeroed(torch.tensor(free), tokens)
+    return prompts.zeroed(torch.tensor(no_prompt), tokens), negatives.zeroed(torch.tensor(no_negative), tokens)
 
 
 def stage_seed(seed: int, config: PixelDiffusionConfig, what: str = "") -> int:

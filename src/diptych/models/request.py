@@ -1,125 +1,77 @@
-"""What every system's `generate` takes and gives, read and checked in one place."""
+"""What `generate` is asked for, read and checked once, and the metadata that records it.
+
+Each kind of model has a request: `LatentRequest` and `AutoregressiveRequest` here, those of pixel models and cascades
+in `pixel_request.py`. `read` makes one from what the user gave, or raises a `UserError`; `result` puts the images and
+their metadata together.
+"""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from diptych.core.checks import said, texts, wholes
+from diptych.core.checks import initial
 from diptych.core.errors import UserError, warn
-from diptych.encoders.base import PromptOptions
-from diptych.weights.identity import named_file
+from diptych.core.values import LONGEST_SIDE, Number, checked, said, texts, wholes
+from diptych.encoders.base import PromptOptions, network_of
+from diptych.models.options import AutoregressiveOptions, LatentOptions, read_options
+from diptych.models.result import Result
+from diptych.models.sampling import SamplingSettings, read_settings
+from diptych.networks.lora import adapted
+from diptych.weights.identity import identity, named_file
 
-MOST_STEPS, LONGEST_SIDE, MOST_GUIDANCE = 10_000, 8192, 1000
-"""Beyond these a number is a slip of the keyboard."""
+if TYPE_CHECKING:
+    from diptych.diffusion.steps import Callback
+    from diptych.models.autoregressive import Autoregressive
+    from diptych.models.guides import Guides
+    from diptych.models.init_image import InitImage
+    from diptych.models.latent_diffusion import LatentDiffusion
+    from diptych.models.token_sampling import TokenSampling
+    from diptych.networks.tiling import Tiling
+
+IMAGE_OPTIONS = ("image", "mask", "strength", "paste", "fit", "low_res")
+"""Options of `generate` that concern an image to start from."""
 FAR = 1.5
-"""Sides, on average, from which on a model repeats or loses what it shows."""
-Callback = Callable[[int, int, Tensor], None]
-"""Called after each step with (step, steps, estimate of x0); raise to cancel."""
-
-
-@dataclass
-class Result:
-    """What `generate` gives: pictures, and for each of them all that is needed to make it again."""
-
-    images: list[Image.Image]
-    metadata: list[dict[str, Any]] = field(default_factory=list)
-    stages: list[list[Image.Image]] = field(default_factory=list)
-    """A cascade's pictures of each of its stages, smallest first, where they were asked for."""
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the images, each above its prompt and seed."""
-        rows = zip(self.images, [*self.metadata, *({} for _ in self.images)], strict=False)
-        return "".join(
-            '<figure style="display: inline-block; margin: 4px">'
-            f'<img src="data:image/png;base64,{_png(image)}" width="{image.width}" height="{image.height}">'
-            f"<figcaption>{html.escape(str(values.get('prompt', '')))} {values.get('seed', '')}</figcaption></figure>"
-            for image, values in rows
-        )
-
-    def __repr__(self) -> str:
-        return f"Result({len(self.images)} images: {said([values.get('prompt') for values in self.metadata])})"
-
-
-def _png(image: Image.Image) -> str:
-    """An image as PNG in base64."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode("ascii")
-
-
-class OneLineRepr:
-    """A model that shows itself in one line: `LatentDiffusion(64 px; unet 10.2 M, autoencoder 3.8 M; cpu)`."""
-
-    def __repr__(self) -> str:
-        configs = getattr(self, "configs", None) or [getattr(self, "config")]  # noqa: B009
-        low = getattr(configs[0], "low_size", None)
-        sizes = [*([] if low is None else [low]), *(config.size for config in configs)]
-        parts = dict(self.named_children()) if isinstance(self, nn.Module) else {}
-        if (first_stage := getattr(self, "autoencoder", None)) is not None:
-            parts["autoencoder"] = first_stage
-        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-        told = [
-            " -> ".join(map(str, sizes)) + " px",
-            ", ".join(f"{name} {n / 1e6:.1f} M" for name, n in counts.items()),
-        ]
-        device = next(self.parameters()).device if isinstance(self, nn.Module) else getattr(self, "device", "")
-        return f"{type(self).__name__}({'; '.join(filter(None, [*told, str(device)]))})"
-
-    @property
-    def size(self) -> int:
-        """Side of its images, as it was trained."""
-        return (getattr(self, "configs", None) or [getattr(self, "config")])[-1].size  # noqa: B009
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names of a class-conditional model; none of any other."""
-        text = (getattr(self, "configs", None) or [getattr(self, "config")])[0].text  # noqa: B009
-        return tuple(text.names) if getattr(text, "kind", None) == "class" else ()
-
-
-PLAIN = PromptOptions()
-"""Without weights; a prompt that is too long is refused."""
+"""Sides, on average, from which on a model repeats or loses things."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which pictures are wanted: one prompt, one negative prompt ("" for none) and one seed for each."""
+    """Which images are wanted: one prompt, one negative prompt ("" for none) and one seed for each."""
 
     prompts: list[str]
     negatives: list[str]
     seeds: list[int]
-    reading: PromptOptions = PLAIN
+    reading: PromptOptions = PromptOptions()
+    """Whether words have weights, and what to do with a prompt that is too long."""
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What is to be known of prompts, by their text, once they are read: words that are not, what was cut."""
+    """By prompt, once they are encoded: words that the encoder cannot read, what was cut."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Images and noise as the user gave them, by their name in the metadata."""
+    guides: Guides = ()
+    callback: Callback | None = None
 
     @classmethod
-    def read(
-        cls, prompts: Any, seeds: Any, negative: Any, silent: bool = False, *, reading: PromptOptions = PLAIN
-    ) -> Request:
-        """From what a user gave; a `UserError` names what is wrong. Seeds are 0, 1, ... where none are given. Where
-        `silent`, a picture says what to paint, and a prompt may be empty.
+    def of(cls, prompts: Any, values: Mapping[str, Any], empty: bool = False, **fields: Any) -> Any:
+        """The prompts, negative prompts and seeds of the options `values`, and more fields of the class.
 
-        A negative prompt of spaces says nothing, as an empty one does.
+        Seeds are 0, 1, ... where none are given. `empty` allows empty prompts, where an image says what to generate. A
+        negative prompt of spaces is an empty one.
         """
-        prompts = texts("prompts", prompts)
+        prompts, negative, seeds = texts("prompts", prompts), values.get("negative"), values.get("seeds")
         negatives = [""] * len(prompts) if negative is None else texts("negative", negative)
         if isinstance(negative, str):
             negatives = [negative] * len(prompts)
         seeds = wholes("seeds", range(len(prompts)) if seeds is None else seeds)
-        if not prompts or not (silent or all(prompt.strip() for prompt in prompts)):
-            raise UserError("a prompt is empty: say what the picture should show")
+        if not prompts or not (empty or all(prompt.strip() for prompt in prompts)):
+            raise UserError("a prompt is empty: say what the image should show")
         prompts = [prompt if prompt.strip() else "" for prompt in prompts]
         if len(prompts) == 1 and len(seeds) > 1:  # several images of one prompt
             prompts, negatives = prompts * len(seeds), negatives * len(seeds) if len(negatives) == 1 else negatives
@@ -129,38 +81,158 @@ class Request:
             raise UserError("a seed is a whole number from 0 to 2^63 - 1")
         if len(negatives) != len(prompts):
             raise UserError(f"give one negative prompt for all or one for each of the {len(prompts)} prompts")
-        return cls(prompts, [negative if negative.strip() else "" for negative in negatives], seeds, reading)
+        given = {"image": "image", "mask": "mask", "low": "low_res", "noise": "noise"}
+        return cls(
+            prompts,
+            [negative if negative.strip() else "" for negative in negatives],
+            seeds,
+            PromptOptions(bool(values.get("prompt_weights")), values.get("long_prompts") or "refuse"),
+            given={key: values[name] for key, name in given.items() if values.get(name) is not None},
+            guides=tuple(values.get("guides") or ()),
+            callback=values.get("callback"),
+            **fields,
+        )
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def metadata(self, model: dict[str, Any], common: dict[str, Any], **given: Any) -> list[dict[str, Any]]:
-        """All that makes each image again: `model` says which model it was, `common` are the settings of all, `given`
-        the images and the noise that a user handed in, one or one for each, None where there are none.
-        """
-        common = {**common, **self.reading.metadata(), **({"model": model} if model else {})}
-        handed = {key: handed_in(value, len(self)) for key, value in given.items() if value is not None}
+    def metadata(self, model: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """All that makes each image again: what it was asked for, the settings of all, and which model it was."""
+        common = {**settings, **self.reading.metadata(), **({"model": model} if model else {})}
+        if self.guides:
+            from diptych.models.guides import guides_metadata
+
+            common |= guides_metadata(self.guides)
+        given = {key: given_metadata(value, len(self)) for key, value in self.given.items()}
         rows = []
         for i, (prompt, negative, seed) in enumerate(zip(self.prompts, self.negatives, self.seeds, strict=True)):
             row = {"prompt": prompt, "negative": negative or None, "seed": seed, **common}
-            row |= {key: each[i] for key, each in handed.items()}
+            row |= {key: each[i] for key, each in given.items()}
             notes = {"prompt": self.notes.get(prompt), "negative": self.notes.get(negative) if negative else None}
-            rows.append(row | ({"notes": told} if (told := {k: note for k, note in notes.items() if note}) else {}))
+            notes = {key: note for key, note in notes.items() if note}
+            rows.append(row | ({"notes": notes} if notes else {}))
         return rows
 
 
-def handed_in(value: Any, count: int) -> list[dict[str, Any]]:
-    """What a user handed in for `count` images, as metadata: a file's name and the SHA-256 of its content, or of what
-    is in memory that of its values.
+@dataclass(frozen=True, kw_only=True)
+class LatentRequest(Request):
+    """What `LatentDiffusion.generate` is asked for."""
+
+    sampling: SamplingSettings
+    size: list[int]
+    """Width and height in pixels."""
+    init_image: InitImage | None
+    low_res: Tensor | None
+    """(B, 3, h, w) in [-1, 1], of a model that enlarges."""
+    fit: str | None
+    """How low-resolution images of another shape were fitted."""
+    noise: Tensor | None
+    """(B, C, h, w), of unit deviation."""
+    tile: int | None
+    tiling: Tiling | None
+    decoder: Any
+    """As the user gave it; none for the autoencoder's own."""
+
+    @classmethod
+    def read(cls, model: LatentDiffusion, prompts: Any, options: Mapping[str, Any]) -> LatentRequest:
+        """From what the user gave."""
+        values, config, factor = read_options(LatentOptions, options), model.config, model.config.autoencoder.factor
+        request = Request.of(prompts, values, empty=values["image"] is not None or values["low_res"] is not None)
+        settings = read_settings(config, values)
+        size = read_size((config.size, config.size) if values["size"] is None else values["size"], config.multiple)
+        init_image = low_res = fit = tiling = None
+        if config.reads is not None or any(is_given(values[name]) for name in IMAGE_OPTIONS):
+            from diptych.models.init_image import read_init_image, read_latent_low_res
+
+            low_res, fit = read_latent_low_res(config, len(request), values)
+            if low_res is None:
+                init_image = read_init_image(config, len(request), settings.steps, values, factor)
+        if low_res is not None:
+            size = [side * (config.low_factor or 1) for side in reversed(low_res.shape[-2:])]
+        elif init_image is not None:
+            size = init_image.size
+        else:
+            warn_of_size(size, config.size)
+        if (tile := values["tile"]) is not None:
+            from diptych.networks.tiling import Tiling
+
+            tiling = Tiling.of_pixels(tile, factor)
+        shape = (config.autoencoder.latent_channels, size[1] // factor, size[0] // factor)
+        return cls(
+            **vars(request),
+            sampling=settings,
+            size=size,
+            init_image=init_image,
+            low_res=low_res,
+            fit=fit,
+            noise=None if values["noise"] is None else initial(values["noise"], (len(request), *shape)),
+            tile=tile,
+            tiling=tiling,
+            decoder=values["decoder"],
+        )
+
+    def result(
+        self, model: LatentDiffusion, images: list[Image.Image], cost: Mapping[str, Any], decoder: Any
+    ) -> Result:
+        """The images that a model has made at this cost, decoded by `decoder`, with their metadata."""
+        settings = {**self.sampling.metadata(), "size": self.size, **cost}
+        settings |= {} if self.fit is None else {"fit": self.fit}
+        settings |= {} if self.tile is None else {"tile": self.tile}
+        settings |= {} if self.init_image is None else self.init_image.metadata()
+        if self.decoder is not None:
+            from diptych.weights.fingerprint import fingerprint
+
+            source = {"source": str(self.decoder)} if isinstance(self.decoder, (str, Path)) else {}
+            settings["decoder"] = {**source, "fingerprint": fingerprint(decoder)}
+        if adapters := adapted(model.unet, network_of(model.text)):
+            settings["lora"] = [{**named_file(name), "scale": scale} for name, scale in adapters.items()]
+        return Result(images, self.metadata(identity(model, "latent"), settings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveRequest(Request):
+    """What `Autoregressive.generate` is asked for."""
+
+    sampling: TokenSampling
+    guidance: float
+    size: list[int]
+    """Width and height in pixels."""
+
+    @classmethod
+    def read(cls, model: Autoregressive, prompts: Any, options: Mapping[str, Any]) -> AutoregressiveRequest:
+        """From what the user gave."""
+        from diptych.models.token_sampling import TokenSampling
+
+        values, config = read_options(AutoregressiveOptions, options), model.config
+        own = {name: getattr(config, name) if values[name] is None else values[name] for name in TOKEN_OPTIONS}
+        size = read_size((config.size,) * 2 if values["size"] is None else values["size"], config.autoencoder.factor)
+        if min(size) < config.size:
+            raise UserError(f"size must be at least the training size, {config.size} x {config.size}, not {size}")
+        guidance = own.pop("guidance")
+        guidance = guidance if config.guidable else 1.0  # there is nothing to guide away from
+        return cls.of(prompts, values, sampling=TokenSampling(**own), guidance=guidance, size=size)
+
+    def result(self, model: Autoregressive, images: list[Image.Image]) -> Result:
+        """The images that a model has made, with their metadata."""
+        settings = {**vars(self.sampling), "guidance": self.guidance, "size": self.size}
+        return Result(images, self.metadata(identity(model, "autoregressive"), settings))
+
+
+TOKEN_OPTIONS = ("temperature", "top_k", "top_p", "guidance")
+"""Options of an autoregressive model that its config has defaults for."""
+
+
+def given_metadata(value: Any, count: int) -> list[dict[str, Any]]:
+    """What a user gave for `count` images, as metadata: a file's name and the SHA-256 of its content, or of what is in
+    memory the SHA-256 of its values.
     """
-    if isinstance(value, Tensor):
-        rows = [described(one) for one in value]
-    else:
-        rows = [described(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
+    values = value if isinstance(value, (Tensor, list, tuple)) else [value]
+    rows = [described(one) for one in values]
     return rows * count if len(rows) == 1 else rows
 
 
 def described(one: Any) -> dict[str, Any]:
+    """One image or tensor as metadata."""
     if isinstance(one, (str, Path)):
         return named_file(one)
     if isinstance(one, Tensor):
@@ -171,29 +243,14 @@ def described(one: Any) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(values).hexdigest(), "in_memory": shape}
 
 
-def read_steps(steps: Any) -> int:
-    """A number of sampling steps."""
-    (steps,) = wholes("steps", [steps])
-    if steps < 1:
-        raise UserError(f"steps must be at least 1, not {steps}")
-    if steps > MOST_STEPS:
-        raise UserError(f"steps must be at most {MOST_STEPS}, not {said(steps)}")
-    return steps
+def is_given(value: Any) -> bool:
+    """Whether an option was given: it is neither none nor false."""
+    return value is not None and value is not False
 
 
 def read_number(name: str, value: Any) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, not {said(value)}")
-    return float(value)
-
-
-def read_guidance(value: Any) -> float:
-    """A weight of classifier-free guidance."""
-    guidance = read_number("guidance", value)
-    if abs(guidance) > MOST_GUIDANCE:
-        raise UserError(f"guidance must lie between -{MOST_GUIDANCE} and {MOST_GUIDANCE}, not {guidance:g}")
-    return guidance
+    return checked(name, Number().check, value)
 
 
 def read_size(size: Sequence[int], multiple: int) -> list[int]:
@@ -207,7 +264,7 @@ def read_size(size: Sequence[int], multiple: int) -> list[int]:
 
 
 def warn_of_size(sides: Sequence[int], trained: int) -> None:
-    """Warn of a width and height that a model which was trained on squares of one side has no idea of."""
+    """Warn of a width and height far from the squares of one side that a model was trained on."""
     across, down = sides
     ratio = math.sqrt(across * down) / trained
     if not 1 / FAR <= ratio <= FAR or max(sides) > 2 * trained:
@@ -215,20 +272,3 @@ def warn_of_size(sides: Sequence[int], trained: int) -> None:
             f"{across} x {down} pixels are far from the {trained} x {trained} that this model was trained on: expect "
             "things repeated or lost"
         )
-
-
-def one_each(name: str, value: Any, numbers: range, count: int) -> dict[int, Any]:
-    """One value for all of a cascade's `count` stages, or a list with one for each (of those that run, or of all), by
-    the number of the stage that runs.
-    """
-    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    if len(values) == count:
-        values = [values[number] for number in numbers]
-    if len(values) != len(numbers):
-        raise UserError(f"{name}: give one value for all stages, or a list of {len(numbers)}, not {said(value)}")
-    return dict(zip(numbers, values, strict=True))
-
-
-def counted(callback: Callback | None, done: int, total: int) -> Callback | None:
-    """A callback for one stage of several, of whose `total` steps so many are done."""
-    return None if callback is None else lambda step, steps, x0: callback(done + step, total, x0)

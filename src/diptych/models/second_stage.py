@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diptych.models.frozen_parts import HoldsFrozen
-from diptych.models.request import OneLineRepr
+from diptych.models.result import OneLineRepr
 from diptych.networks.autoencoder import Autoencoder
 
 ENCODED_AT_ONCE = 32

@@ -1,19 +1,16 @@
-"""Choosing codes from logits, each picture with random numbers of its own: temperature, top-k, top-p, guidance."""
+"""Sampling codes from logits, each image with its own random numbers: temperature, top-k, top-p, guidance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diptych.core.checks import remedy, require_finite, said, wholes
-from diptych.core.errors import UserError
+from diptych.core.checks import remedy, require_finite
 from diptych.core.seeding import generator
-from diptych.models.request import read_number
 
 LEAST = 1e-30
 """In the place of a uniform number 0, whose logarithm is none."""
@@ -29,22 +26,6 @@ class TokenSampling:
     """Draw among the so many likeliest codes; none for all."""
     top_p: float = 1.0
     """Draw among the likeliest codes that have this probability together; 1 for all."""
-
-    @classmethod
-    def read(cls, temperature: Any, top_k: Any, top_p: Any) -> TokenSampling:
-        """From what a user gave; a `UserError` names what makes no sense."""
-        temperature, top_p = read_number("temperature", temperature), read_number("top_p", top_p)
-        if temperature <= 0:
-            raise UserError(f"temperature must be more than 0, not {temperature:g}; top_k=1 always takes the likeliest")
-        if not 0 < top_p <= 1:
-            raise UserError(f"top_p must be more than 0 and at most 1, not {top_p:g}")
-        if top_k is not None:
-            if isinstance(top_k, bool):
-                raise UserError(f"top_k must be a whole number, not {said(top_k)}")
-            (top_k,) = wholes("top_k", [top_k])
-            if top_k < 1:
-                raise UserError(f"top_k must be at least 1, not {top_k}")
-        return cls(temperature, top_k, top_p)
 
     def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Codes (B,) from logits (B, V) and Gumbel noise (B, V): the largest of their sum (the Gumbel-max trick) is
@@ -73,7 +54,7 @@ def allowed(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Ten
     return logits
 
 
-def steered(logits: Tensor, guidance: float) -> Tensor:
+def guided_logits(logits: Tensor, guidance: float) -> Tensor:
     """Logits (B, V) from those with the condition and, behind them, those without it, (2 B, V): classifier-free
     guidance (Ho & Salimans 2022, equation 6) of log-probabilities, up to a constant that the softmax does not see."""
     with_cond, without = logits.float().chunk(2)

@@ -31,7 +31,8 @@ from diptych.evaluation.runner import (
     run_study,
 )
 from diptych.models.judge import Judge
-from diptych.models.request import one_each, read_number
+from diptych.models.pixel_request import one_each
+from diptych.models.request import read_number
 
 
 def sweep_guidance(
