@@ -18,7 +18,7 @@ from diptych.diffusion.finite_check import FiniteCheck
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.inpainting import sample_from_image
 from diptych.diffusion.sampler_options import LIMITS, read_sampler_options
-from diptych.diffusion.samplers import SAMPLERS, read_sampler
+from diptych.diffusion.samplers import SAMPLERS, SamplerChoice, read_sampler
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import Callback, NoiseSource
 from diptych.diffusion.times import TimesConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diptych.diffusion.thresholding import ThresholdConfig
 
 
-class SampledConfig(Protocol):
+class SampledConfig(SamplerChoice, Protocol):
     """The fields of a diffusion model's config about sampling."""
 
     @property
@@ -37,12 +37,6 @@ class SampledConfig(Protocol):
     def guidance(self) -> float: ...
     @property
     def guidable(self) -> bool: ...
-    @property
-    def sampler(self) -> str: ...
-    @property
-    def published_scheduler(self) -> str | None: ...
-    @property
-    def unsupported_samplers(self) -> tuple[tuple[str, str], ...]: ...
     @property
     def schedule(self) -> ScheduleConfig: ...
     @property
