@@ -45,9 +45,8 @@ PARTS = (
                 "ddim_step",
                 "posterior_std",
                 "forward_std",
-                "NoiseSource.__init__",
-                "NoiseSource.draw",
             ),
+            "core/random.py": ("NoiseSource.__init__", "NoiseSource.draw"),
             "diffusion/times.py": ("timesteps",),
             "diffusion/schedules.py": ("FlowSchedule.alpha_sigma", "FlowSchedule.network_time"),
             "diffusion/guidance.py": (

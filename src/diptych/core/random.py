@@ -1,14 +1,85 @@
-"""Random numbers that belong to an example: drawn from its own seed, whatever batch, rank or device it is on."""
+"""Random numbers that follow from seeds: one generator for each example or image, whatever batch, rank or device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.core.seeding import NARROW, generator
+NARROW = 2**32
+"""PyTorch's generator on the CPU, a Mersenne twister, reads so many seeds by itself and cuts larger ones."""
+WORDS = slice(24, 24 + 624 * 8)
+"""Where the twister's 624 words, each in 8 bytes, stand in the state of such a generator: behind the seed and three
+counters. PyTorch keeps this layout so that states that were saved can be restored."""
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator on the CPU. Seeds below 2^32 are PyTorch's own; larger ones fill the twister from both of their
+    halves (`init_by_array`; Matsumoto & Nishimura 2002), as NumPy's `RandomState` does.
+    """
+    return seed_generator(torch.Generator(), seed)
+
+
+def seed_default(seed: int) -> None:
+    """Seed PyTorch's default generators, of all devices."""
+    torch.manual_seed(seed)
+    seed_generator(torch.default_generator, seed)
+
+
+def seed_generator(made: torch.Generator, seed: int) -> torch.Generator:
+    """Seed a generator on the CPU, and return it."""
+    seed = int(seed)
+    made.manual_seed(seed)
+    if seed >= NARROW:
+        state = made.get_state()
+        key = np.random.RandomState([seed % NARROW, seed // NARROW]).get_state(legacy=False)["state"]["key"]
+        state[WORDS] = torch.from_numpy(key.astype("<u8").view(np.uint8))
+        made.set_state(state)
+    return made
+
+
+@contextlib.contextmanager
+def drawn_apart(seed: int, what: str) -> Iterator[None]:
+    """Within, PyTorch's default generator on the CPU follows from `seed` and `what` alone; afterwards it goes on as if
+    nothing had been drawn. So the first weights of a network depend on nothing that was built before it.
+    """
+    digest = hashlib.blake2b(f"{seed}/{what}".encode(), digest_size=8).digest()
+    with torch.random.fork_rng(devices=[]):
+        seed_generator(torch.default_generator, int.from_bytes(digest) >> 1)
+        yield
+
+
+class NoiseSource:
+    """One random generator per image, on the CPU: a seed gives the same noise in any batch and on any device.
+
+    seeds: one per image, from 0 to 2^63 - 1. shape: of one image, no batch axis.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.generators = [generator(seed) for seed in seeds]
+        self.shape, self.device, self.dtype = tuple(shape), device, dtype
+
+    def draw(self) -> Tensor:
+        """(B, *shape) standard normal."""
+        draws = [torch.randn(self.shape, generator=generator) for generator in self.generators]
+        return torch.stack(draws).to(self.device, self.dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(B, *shape) float64 in [0, 1), on the CPU."""
+        draws = [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in self.generators]
+        return torch.stack(draws)
+
 
 DROP, TIME, NOISE, POSTERIOR, LEVEL, AUGMENTATION, KEPT = 1, 2, 3, 4, 5, 6, 7
 """Independent streams of an example's random numbers, one a purpose."""

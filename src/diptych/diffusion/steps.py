@@ -5,47 +5,20 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.core.seeding import generator
+from diptych.core.random import NoiseSource
 from diptych.diffusion.schedules import Schedule
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(x (B, ...), t) -> x_0 (B, ...)."""
 Callback = Callable[[int, int, Tensor], object]
 """(step, steps, x_0), once in each step; it may raise to cancel."""
-
-
-class NoiseSource:
-    """One random generator per image, on the CPU: a seed gives the same noise in any batch and on any device.
-
-    seeds: one per image, from 0 to 2^63 - 1. shape: of one image, no batch axis.
-    """
-
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        shape: Sequence[int],
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
-        self.generators = [generator(seed) for seed in seeds]
-        self.shape, self.device, self.dtype = tuple(shape), device, dtype
-
-    def draw(self) -> Tensor:
-        """(B, *shape) standard normal."""
-        draws = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        return torch.stack(draws).to(self.device, self.dtype)
-
-    def uniform(self) -> Tensor:
-        """(B,) float64 in [0, 1), on the CPU."""
-        draws = [torch.rand((), generator=generator, dtype=torch.float64) for generator in self.generators]
-        return torch.stack(draws)
 
 
 class NoiseLevel(NamedTuple):

@@ -17,7 +17,7 @@ from torch import nn
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError
-from diptych.core.seeding import drawn_apart
+from diptych.core.random import drawn_apart
 from diptych.networks.transformer import TextTransformerConfig
 
 if TYPE_CHECKING:

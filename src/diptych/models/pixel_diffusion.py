@@ -18,8 +18,7 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.core.option_fields import takes
-from diptych.core.random import AUGMENTATION, LEVEL, Draws
-from diptych.core.seeding import NARROW
+from diptych.core.random import AUGMENTATION, LEVEL, NARROW, Draws
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.steps import Callback, NoiseSource
 from diptych.encoders.base import TextEmbedding, network_of

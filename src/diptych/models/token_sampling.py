@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.checks import remedy, require_finite
-from diptych.core.seeding import generator
+from diptych.core.random import NoiseSource
 
 LEAST = 1e-30
 """In the place of a uniform number 0, whose logarithm is none."""
@@ -62,13 +62,12 @@ def guided_logits(logits: Tensor, guidance: float) -> Tensor:
 
 
 class GumbelSource:
-    """One random generator per picture, on the CPU: a seed gives the same draws in any batch and on any device."""
+    """Gumbel noise from one generator per image, see `NoiseSource`."""
 
     def __init__(self, seeds: Sequence[int], vocabulary: int, device: torch.device | str = "cpu") -> None:
-        self.generators = [generator(seed) for seed in seeds]
-        self.vocabulary, self.device = vocabulary, device
+        self.source, self.vocabulary, self.device = NoiseSource(seeds, (vocabulary,)), vocabulary, device
 
     def draw(self) -> Tensor:
         """(B, vocabulary) float32, -log(-log(u)) of uniform numbers u."""
-        draws = [torch.rand(self.vocabulary, generator=one, dtype=torch.float64) for one in self.generators]
-        return -torch.stack(draws).clamp(min=LEAST).log().neg().log().to(self.device, torch.float32)
+        uniform = self.source.uniform(self.vocabulary).clamp(min=LEAST)
+        return -uniform.log().neg().log().to(self.device, torch.float32)

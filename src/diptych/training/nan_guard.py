@@ -14,15 +14,15 @@ from diptych.core.errors import UserError
 from diptych.training.distributed import Team
 
 
-def refuse(
+def stop_not_finite(
     step: int, loss: float, norm: float, seen: Sequence[tuple[list, Tensor]], module: nn.Module, team: Team
 ) -> NoReturn:
     """Stop before the weights are touched, on all processes, and say which examples were in the batch; or, where the
-    step before has spoiled the weights, that.
+    step before left weights that are not finite, that.
 
     seen: of each part of the batch, the keys of its examples and their losses (B,).
     """
-    require_finite(step, module, {}, {})
+    require_finite_state(step, module, {}, {})
     bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
     every = [str(key) for keys, _ in seen for key in keys]
     chain = itertools.chain.from_iterable
@@ -34,7 +34,7 @@ def refuse(
     )
 
 
-def require_finite(
+def require_finite_state(
     step: int,
     module: nn.Module,
     average: Mapping[str, Tensor],

@@ -11,7 +11,7 @@ from torch import nn
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError
-from diptych.core.seeding import drawn_apart
+from diptych.core.random import drawn_apart
 from diptych.data.dataset import DataConfig, Fit, PictureDataset
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.precompute import Kept

@@ -29,7 +29,7 @@ from diptych.training.ema import EMA
 from diptych.training.interrupt import Interrupt
 from diptych.training.learning_rate import jump, learning_rate_at
 from diptych.training.logger import Journal, Means
-from diptych.training.nan_guard import refuse, require_finite
+from diptych.training.nan_guard import require_finite_state, stop_not_finite
 from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.trainable import Trainable, stepped
@@ -183,7 +183,7 @@ class Run:
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
         loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            refuse(self.step, loss, norm, seen, self.module, self.team)
+            stop_not_finite(self.step, loss, norm, seen, self.module, self.team)
         self.optimizer.step()
         stepped(self.trainable, self.team)
         self.ema.update(self.step)
@@ -229,7 +229,7 @@ class Run:
 
     def save_checkpoint(self) -> None:
         average, moments = self.ema.state_dict(), optimizer_tensors(self.optimizer, self.module)
-        require_finite(self.step, self.module, average, moments)
+        require_finite_state(self.step, self.module, average, moments)
         if self.team.main:
             parts = {"weights": self.module.state_dict(), "ema": average, "optimizer": moments}
             rate = learning_rate_at(self.step, self.config, self.seconds)  # that of the next step
@@ -242,7 +242,7 @@ class Run:
         if found is not None:
             load_into(self.module, found.load("weights"), str(found.path))
             average, moments = found.load("ema"), found.load("optimizer")
-            require_finite(found.step, self.module, average, moments, found.path)
+            require_finite_state(found.step, self.module, average, moments, found.path)
             self.ema.load_state_dict(average)
             if load_optimizer_tensors(self.optimizer, self.module, moments) and self.team.main:
                 say("Adafactor went by other moments in earlier versions: the run goes on from what these say of ours")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.core.random import Draws
-from diptych.core.seeding import NARROW, generator, seed_default
+from diptych.core.random import NARROW, Draws, generator, seed_default
 from diptych.diffusion.steps import NoiseSource
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import stage_seed
