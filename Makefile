@@ -44,9 +44,10 @@ lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(VENV)/.installed-dev ## put the style right
+format: $(VENV)/.installed-dev ## put the style right, and the tables of docs/house.md
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/python docs/newcomer.py docs/house.md
 
 wheel: $(VENV)/.installed ## build the wheel into dist/
 	$(BIN)/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
