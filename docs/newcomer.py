@@ -93,24 +93,29 @@ PARTS = (
         reads={
             "cli/main.py": ("main",),
             "cli/generate_commands.py": ("generate",),
-            "cli/output.py": ("generate_images", "save_image", "write_png"),
             "__init__.py": ("load",),
-            "pretrained/load.py": ("load", "open_model", "find", "open_own"),
+            "pretrained/load.py": ("load", "open_model", "find", "model_folder", "open_own"),
+            "cli/output.py": ("generate_images", "save_image", "write_png"),
             "models/latent_diffusion.py": (
                 "LatentDiffusion.load",
                 "LatentDiffusion.__init__",
                 "LatentDiffusion.generate",
-                "LatentDiffusion.guided",
+                "LatentDiffusion.conditions",
                 "LatentDiffusion.embed",
-                "LatentDiffusion.decoded",
+                "LatentDiffusion.decode",
             ),
-            "models/request.py": ("Request",),
+            "models/request.py": ("LatentRequest.read", "Request.of", "LatentRequest.result", "Request.metadata"),
+            "models/sampling.py": ("read_settings", "sample", "SamplingSettings.metadata", "Cost.metadata"),
+            "encoders/prompt_weights.py": ("encode_prompts",),
             "encoders/frozen.py": ("FrozenText.encode",),
-            "encoders/base.py": ("TextEmbedding",),
+            "encoders/base.py": ("TextEmbedding.from_sequence", "TextEmbedding.cond"),
             "core/images.py": ("to_images",),
             "models/metadata.py": ("png_texts",),
         },
-        given="the sampler and the networks (above); parsing and checks of options; helpers of `core` and `weights`",
+        given=(
+            "the sampler and the networks (above); parsing and checks of prompts, seeds and options; "
+            "helpers of `core` and `weights`"
+        ),
     ),
 )
 
