@@ -110,4 +110,4 @@ def test_saved_latents_and_their_texts_are_read(folders: Path) -> None:
     batch = PrecomputedLatents(folders / "precomputed", "train", 0, first)([0, 5, 12])
     same("precomputed", batch["latent"])
     texts = EmbeddedTexts.load(CachedTexts(T5), folders / "precomputed")
-    assert not texts.unknown([*batch["caption"], ""])
+    assert not texts.missing([*batch["caption"], ""])

@@ -14,8 +14,8 @@ from diptych.data.annotations import write_captions
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.encoders.configs import ClassConfig, JointTransformerConfig, LayoutConfig, MiniLMConfig
 from diptych.encoders.joint import train_tokenizer
-from diptych.encoders.layout import read_layout
-from diptych.encoders.tokenizers import fitted
+from diptych.encoders.layout import parse_layout
+from diptych.encoders.tokenizers import truncated
 from diptych.recipes import all_recipes, get
 from diptych.training import experiment_data as reading
 from tests.data.tiny import foreign_shard, png
@@ -134,12 +134,12 @@ def test_captions_are_cut_between_words() -> None:
     tokenizer = train_tokenizer(["a red ball on a blue box"] * 3, 64)
     for tokens in (3, 4, 8, 24):
         for text in (LONG, "x" * 500, "réd " * 50, " " * 99 + LONG, "a red"):
-            short = fitted(tokenizer, text, tokens)
+            short = truncated(tokenizer, text, tokens)
             assert text.startswith(short) and len(tokenizer.encode(short).ids) <= tokens
             assert short or not text.strip() or tokens == 3
     endless = ["y" * 10**6, "a red ball on a blue box"]  # a word that is learned from would take an hour
     assert train_tokenizer(endless, 64).get_vocab() == train_tokenizer(["", endless[1]], 64).get_vocab()
-    assert fitted(tokenizer, LONG, 8) == "a red ball on a blue"
+    assert truncated(tokenizer, LONG, 8) == "a red ball on a blue"
     assert minilm().encode([MiniLMConfig().fitting()(LONG)]).sequence.shape[1] <= 77
     network = JOINT.to_dict()["network"]
     assert isinstance(JointTransformerConfig.from_dict({"network": network}), JointTransformerConfig)
@@ -148,7 +148,7 @@ def test_captions_are_cut_between_words() -> None:
 def test_layout_and_class_captions() -> None:
     boxes = [f"thing {0.01 * i:g} 0 {0.02 * i + 0.1:g} 1" for i in range(40)]
     fit = LayoutConfig().fitting()
-    assert len(read_layout(fit("; ".join(boxes)))) == 30
+    assert len(parse_layout(fit("; ".join(boxes)))) == 30
     assert fit("; ".join(boxes[:30])) == "; ".join(boxes[:30])
     with pytest.raises(UserError, match="cannot read the box"):
         fit("nothing of the sort")

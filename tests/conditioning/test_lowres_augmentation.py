@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from diptych.conditioning.lowres_augmentation import (
     AugmentationConfig,
-    augmented,
-    enlarge,
-    reduce,
-    told_level,
+    augment,
+    downsample,
+    level_condition,
     training_levels,
+    upsample,
 )
 from diptych.core.errors import UserError
 from tests.networks.reference import relative_error
@@ -43,32 +43,32 @@ def refused(like: Tensor) -> Tensor:
 def test_a_picture_is_reduced_to_the_means_of_its_boxes(size: tuple[int, int]) -> None:
     high = pictures(2, 8, 12)
     boxes = high.unflatten(-1, (size[1], -1)).unflatten(-3, (size[0], -1))  # (B, C, h, H / h, w, W / w)
-    torch.testing.assert_close(reduce(high, size), boxes.mean((-3, -1)))
+    torch.testing.assert_close(downsample(high, size), boxes.mean((-3, -1)))
 
 
 @pytest.mark.parametrize("size", [(3, 4), (4, 5), (16, 12), (0, 4)])
 def test_only_whole_factors_are_reduced(size: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=rf"12 x 8 pixels cannot be reduced to {size[1]} x {size[0]}: .* multiples"):
-        reduce(pictures(1, 8, 12), size)
+        downsample(pictures(1, 8, 12), size)
 
 
 def test_enlarging_with_corners_aligned_keeps_the_corners_and_else_the_edges() -> None:
     low = pictures(1, 4, 4)
-    aligned = enlarge(low, (16, 16), AugmentationConfig(align_corners=True))
+    aligned = upsample(low, (16, 16), AugmentationConfig(align_corners=True))
     torch.testing.assert_close(aligned[..., ::15, ::15], low[..., ::3, ::3])
     ramp = torch.arange(4.0).expand(1, 3, 4, 4)  # the pixel centred at x + 1/2 has the value x
     expected = ((torch.arange(16) + 0.5) / 4 - 0.5).clamp(0, 3).expand(1, 3, 16, 16)
-    torch.testing.assert_close(enlarge(ramp, (16, 16), AugmentationConfig()), expected)
+    torch.testing.assert_close(upsample(ramp, (16, 16), AugmentationConfig()), expected)
 
 
 def test_nearest_repeats_pixels_and_bicubic_is_torchs() -> None:
     low = pictures(1, 4, 6)
     repeated = low.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    assert torch.equal(enlarge(low, (8, 12), AugmentationConfig(upsample="nearest")), repeated)
+    assert torch.equal(upsample(low, (8, 12), AugmentationConfig(upsample="nearest")), repeated)
     for corners in (False, True):
         config = AugmentationConfig(upsample="bicubic", align_corners=corners)
         expected = F.interpolate(low, (8, 12), mode="bicubic", align_corners=corners)
-        assert torch.equal(enlarge(low, (8, 12), config), expected)
+        assert torch.equal(upsample(low, (8, 12), config), expected)
 
 
 # Levels
@@ -80,9 +80,9 @@ def test_nearest_repeats_pixels_and_bicubic_is_torchs() -> None:
 def test_level_0_enlarges_and_nothing_else(kind: Any, where: Any, upsample: Any) -> None:
     config, low = AugmentationConfig(kind=kind, where=where, upsample=upsample), pictures()
     draw = noise if kind == "noise" else refused
-    wanted = enlarge(low, (16, 16), config)
-    assert torch.equal(augmented(low, (16, 16), 0.0, draw, config), wanted)
-    mixed = augmented(low, (16, 16), torch.tensor([0.0, 0.5], dtype=torch.float64), draw, config)
+    wanted = upsample(low, (16, 16), config)
+    assert torch.equal(augment(low, (16, 16), 0.0, draw, config), wanted)
+    mixed = augment(low, (16, 16), torch.tensor([0.0, 0.5], dtype=torch.float64), draw, config)
     assert torch.equal(mixed[0], wanted[0])
     assert torch.equal(mixed[1], wanted[1]) == (kind == "none")
 
@@ -90,16 +90,16 @@ def test_level_0_enlarges_and_nothing_else(kind: Any, where: Any, upsample: Any)
 @pytest.mark.parametrize("where", ["low", "high"])
 def test_level_1_of_noise_is_noise_alone(where: Any) -> None:
     config, low = AugmentationConfig(where=where), pictures()
-    alone = noise(torch.empty(2, 3, 16, 16)) if where == "high" else enlarge(noise(low), (16, 16), config)
-    torch.testing.assert_close(augmented(low, (16, 16), 1.0, noise, config), alone, rtol=0, atol=1e-4)
+    alone = noise(torch.empty(2, 3, 16, 16)) if where == "high" else upsample(noise(low), (16, 16), config)
+    torch.testing.assert_close(augment(low, (16, 16), 1.0, noise, config), alone, rtol=0, atol=1e-4)
 
 
 def test_the_noise_keeps_the_variance_and_grows_with_the_level() -> None:
     low = torch.zeros(1, 3, 64, 64)
     deviations = []
     for level in (0.1, 0.3, 0.5, 0.9):
-        spoiled = augmented(low, (64, 64), level, noise, AugmentationConfig())
-        constant = augmented(low + 1, (64, 64), level, noise, AugmentationConfig()).double().mean().item()
+        spoiled = augment(low, (64, 64), level, noise, AugmentationConfig())
+        constant = augment(low + 1, (64, 64), level, noise, AugmentationConfig()).double().mean().item()
         deviations.append(spoiled.std().item())
         kept = constant - spoiled.double().mean().item()
         assert kept**2 + deviations[-1] ** 2 == pytest.approx(1, abs=0.02)
@@ -111,18 +111,18 @@ def test_every_picture_has_its_own_level() -> None:
     for kind in ("noise", "blur"):
         config, low = AugmentationConfig(kind=kind), pictures(3)
         levels = torch.tensor([0.2, 0.0, 0.7], dtype=torch.float64)
-        whole = augmented(low, (16, 16), levels, noise, config)
+        whole = augment(low, (16, 16), levels, noise, config)
         fixed = noise(whole)
         for i in range(3):
             own = fixed[i : i + 1]
-            alone = augmented(low[i : i + 1], (16, 16), levels[i].item(), lambda _, own=own: own, config)
+            alone = augment(low[i : i + 1], (16, 16), levels[i].item(), lambda _, own=own: own, config)
             torch.testing.assert_close(whole[i : i + 1], alone)
 
 
 @pytest.mark.parametrize("level", [-0.1, 1.01, math.nan, torch.tensor([0.5, 2.0])])
 def test_a_level_outside_is_refused(level: Any) -> None:
     with pytest.raises(UserError, match="level must lie between 0 and 1, not"):
-        augmented(pictures(), (16, 16), level, noise, AugmentationConfig())
+        augment(pictures(), (16, 16), level, noise, AugmentationConfig())
 
 
 def test_training_levels_fill_the_range() -> None:
@@ -148,7 +148,7 @@ def test_noise_is_the_one_of_deepfloyd_if() -> None:
     upscaled = F.interpolate(low, (32, 32), mode="bilinear", align_corners=True)
     for index in (0, 1, 50, 250, 500, 990, 998, 999):
         expected = table.add_noise(upscaled, noise(upscaled), torch.tensor([index]))  # type: ignore[arg-type]
-        spoiled = augmented(low, (32, 32), (index + 1) / 1000, noise, config)
+        spoiled = augment(low, (32, 32), (index + 1) / 1000, noise, config)
         assert (spoiled - expected).abs().max() <= 2e-5, index
 
 
@@ -159,8 +159,8 @@ def test_the_closed_form_is_the_published_table_to_what_float32_rounds() -> None
     kept = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
     levels = torch.arange(1, 1001, dtype=torch.float64) / 1000
     one, zero = torch.ones(1000, 1, 1, 1, dtype=torch.float64), torch.zeros(1000, 1, 1, 1, dtype=torch.float64)
-    alpha = augmented(one, (1, 1), levels, torch.zeros_like, AugmentationConfig()).flatten()
-    sigma = augmented(zero, (1, 1), levels, torch.ones_like, AugmentationConfig()).flatten()
+    alpha = augment(one, (1, 1), levels, torch.zeros_like, AugmentationConfig()).flatten()
+    sigma = augment(zero, (1, 1), levels, torch.ones_like, AugmentationConfig()).flatten()
     error = torch.maximum((alpha - kept.sqrt()).abs(), (sigma - (1 - kept).sqrt()).abs())
     assert error[:-1].max() <= 3e-6  # the table is made in float32
     assert error[-1] <= 1e-5  # the last beta is clipped
@@ -172,14 +172,14 @@ def test_blur_is_scipys(where: Any, factor: int) -> None:
 
     config, low = AugmentationConfig(kind="blur", where=where, upsample="nearest", blur=3.0), pictures(2, 12, 9)
     levels = torch.tensor([0.25, 1.0], dtype=torch.float64)
-    blurred = augmented(low, (48, 36), levels, refused, config)
-    start = low if where == "low" else enlarge(low, (48, 36), config)
+    blurred = augment(low, (48, 36), levels, refused, config)
+    start = low if where == "low" else upsample(low, (48, 36), config)
     for picture, level, got in zip(start, levels.tolist(), blurred, strict=True):
         sigma = level * 3.0 * factor
         radius = math.ceil(4 * 3.0 * factor)  # of the widest blur there is
         rows = gaussian_filter(picture.double().numpy(), (0, sigma, sigma), mode="mirror", radius=(0, radius, radius))
         wanted = torch.from_numpy(np.ascontiguousarray(rows)).float()[None]
-        wanted = enlarge(wanted, (48, 36), config) if where == "low" else wanted
+        wanted = upsample(wanted, (48, 36), config) if where == "low" else wanted
         torch.testing.assert_close(got[None], wanted, rtol=0, atol=2e-6)
 
 
@@ -188,7 +188,7 @@ def test_blur_spreads_as_far_as_it_says_in_pixels_of_the_low_picture() -> None:
     low[..., 16, 16] = 1
     for where in ("low", "high"):
         config = AugmentationConfig(kind="blur", where=where, upsample="nearest", blur=4.0)
-        spread = augmented(low, (99, 99), 0.5, refused, config)[0, 0].double()
+        spread = augment(low, (99, 99), 0.5, refused, config)[0, 0].double()
         places = torch.arange(99, dtype=torch.float64) - 49
         variance = (spread.sum(0) * places**2).sum() / spread.sum()
         box = 8 / 12  # of a pixel made into 3 x 3: (n^2 - 1) / 12
@@ -223,9 +223,9 @@ def test_levels_of_a_table_are_diffusers_entries(entry: int) -> None:
     large = F.interpolate(low, (16, 16), mode="bilinear", align_corners=True)
     theirs = scheduler.add_noise(large, noise(large), torch.tensor([entry, entry]))
     level = torch.full((2,), entry / 1000, dtype=torch.float64)
-    assert relative_error(augmented(low, (16, 16), level, noise, config), theirs) <= 1e-5
+    assert relative_error(augment(low, (16, 16), level, noise, config), theirs) <= 1e-5
     assert (theirs - large).abs().max() > 0.01
-    told = told_level(level, config, low)
+    told = level_condition(level, config, low)
     assert torch.equal((told * 1000).float(), torch.full((2,), float(entry))), "a whole number for the network"
 
 
@@ -233,6 +233,6 @@ def test_a_table_is_trained_on_its_entries_alike() -> None:
     config = AugmentationConfig(table=4)
     levels = training_levels(torch.tensor([0.0, 0.2, 0.3, 0.6, 0.99]), config)
     assert levels.tolist() == [0, 0, 0.25, 0.5, 0.75]
-    assert told_level(torch.ones(1, dtype=torch.float64), config, pictures()).item() == 0.75, "1 is the last entry"
+    assert level_condition(torch.ones(1, dtype=torch.float64), config, pictures()).item() == 0.75, "1 is the last entry"
     with pytest.raises(UserError, match=r"table must be none unless kind is noise"):
         AugmentationConfig(kind="blur", table=1000)

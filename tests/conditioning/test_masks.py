@@ -10,7 +10,7 @@ import torch
 
 from diptych.conditioning import masks
 from diptych.conditioning.concat_config import MaskConfig
-from diptych.conditioning.masks import KINDS, BoxMasks, draw_boxes, draw_part, drawn_masks, shares
+from diptych.conditioning.masks import KINDS, BoxMasks, draw_boxes, draw_part, sample_masks, shares
 from diptych.core.errors import UserError
 
 
@@ -20,11 +20,11 @@ def only(kind: str) -> MaskConfig:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_gives_its_mask_alone_and_in_any_company(kind: str) -> None:
-    together = drawn_masks(only(kind), (24, 32), torch.tensor([7, 0, 2**63 - 1]))
+    together = sample_masks(only(kind), (24, 32), torch.tensor([7, 0, 2**63 - 1]))
     assert together.shape == (3, 1, 24, 32) and together.dtype == torch.float32
     assert set(together.unique().tolist()) == {0.0, 1.0}
     for place, seed in enumerate((7, 0, 2**63 - 1)):
-        assert torch.equal(drawn_masks(only(kind), (24, 32), torch.tensor([seed]))[0], together[place])
+        assert torch.equal(sample_masks(only(kind), (24, 32), torch.tensor([seed]))[0], together[place])
     assert not torch.equal(together[0], together[1])
 
 
@@ -64,7 +64,7 @@ def test_boxes_are_of_their_sizes_and_stay_off_the_edge(scale: float) -> None:
 def test_masks_hide_the_same_share_at_every_size(kind: str) -> None:
     """Pixel by pixel too: what a small mask marks is what the large one marks there."""
     seeds = torch.arange(6)
-    small, large = (drawn_masks(only(kind), (side, side), seeds) for side in (48, 192))
+    small, large = (sample_masks(only(kind), (side, side), seeds) for side in (48, 192))
     torch.testing.assert_close(shares(small), shares(large), atol=0.03, rtol=0)
     shrunk = torch.nn.functional.avg_pool2d(large, 4)
     inner = (shrunk == 0) | (shrunk == 1)  # off the edges of strokes
@@ -76,15 +76,15 @@ def test_thick_masks_hide_more_than_thin_ones_in_fewer_pieces() -> None:
         """Length of the outline for each hidden pixel."""
         return float((found.diff(dim=2).abs().sum() + found.diff(dim=3).abs().sum()) / found.sum())
 
-    thin, medium, thick, thicker = (drawn_masks(only(kind), (64, 64), torch.arange(40)) for kind in KINDS)
+    thin, medium, thick, thicker = (sample_masks(only(kind), (64, 64), torch.arange(40)) for kind in KINDS)
     assert edges(thin) > 1.5 * edges(medium) > 2 * edges(thick) > 2 * edges(thicker) * 0.7
     assert shares(thick).mean() > shares(medium).mean() + 0.05
 
 
 def test_a_weight_of_zero_is_never_drawn() -> None:
     seeds = torch.arange(30)
-    both = drawn_masks(MaskConfig(medium=0), (32, 32), seeds)
-    apart = [drawn_masks(only(kind), (32, 32), seeds) for kind in ("thin", "thick")]
+    both = sample_masks(MaskConfig(medium=0), (32, 32), seeds)
+    apart = [sample_masks(only(kind), (32, 32), seeds) for kind in ("thin", "thick")]
     matches = [[torch.equal(a, b) for a, b in zip(both, one, strict=True)] for one in apart]
     assert all(thin != thick for thin, thick in zip(*matches, strict=True)), "each is of one kind"
     assert 5 < sum(matches[0]) < 25
@@ -92,18 +92,18 @@ def test_a_weight_of_zero_is_never_drawn() -> None:
 
 def test_a_share_and_places_that_must_be_marked_are_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds, size = torch.arange(20), (64, 64)
-    hard = drawn_masks(MaskConfig(), size, seeds, every=8, share=(0.4, 0.5))
+    hard = sample_masks(MaskConfig(), size, seeds, every=8, share=(0.4, 0.5))
     assert ((shares(hard) >= 0.4) & (shares(hard) <= 0.5)).all()
-    plain = drawn_masks(MaskConfig(), size, seeds)
+    plain = sample_masks(MaskConfig(), size, seeds)
     fits = (shares(plain) >= 0.4) & (shares(plain) <= 0.5)
     assert torch.equal(hard[fits], plain[fits]) and not fits.all(), "what fits is left as it is"
     many = torch.arange(120)
-    marked = drawn_masks(only("medium"), size, many, every=8)[..., ::8, ::8].flatten(1).any(1)
-    free = drawn_masks(only("medium"), size, many)[..., ::8, ::8].flatten(1).any(1)
+    marked = sample_masks(only("medium"), size, many, every=8)[..., ::8, ::8].flatten(1).any(1)
+    free = sample_masks(only("medium"), size, many)[..., ::8, ::8].flatten(1).any(1)
     assert marked.all() and not free.all()
     monkeypatch.setattr(masks, "TRIES", 3)
     with pytest.raises(UserError, match="no mask of 3 marks from 99% to 100% of 64 x 64 pixels: ask for another share"):
-        drawn_masks(MaskConfig(), size, seeds, share=(0.99, 1.0))
+        sample_masks(MaskConfig(), size, seeds, share=(0.99, 1.0))
 
 
 @pytest.mark.parametrize("bad", [{"thin": -1.0}, {"thick": math.nan}, {"thin": 0.0, "medium": 0.0, "thick": 0.0}])

@@ -16,7 +16,7 @@ from diptych.core.errors import UserError
 from diptych.data.annotations import in_square, read_coco, write_layouts
 from diptych.data.box_layouts import drawn, layout_of, written
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.encoders.layout import read_layout
+from diptych.encoders.layout import parse_layout
 
 
 def no_picture() -> np.ndarray:
@@ -25,7 +25,7 @@ def no_picture() -> np.ndarray:
 
 def test_what_is_written_can_be_read() -> None:
     text = written([("a;b  c", (-0.5, 0.123456, 0.5, 2)), ("gone", (1.2, 0, 1.5, 1)), ("dog", (0, 0, 1e-5, 1))])
-    assert [tuple(box) for box in read_layout(text)] == [("a,b c", 0, 0.1235, 0.5, 1)]
+    assert [tuple(box) for box in parse_layout(text)] == [("a,b c", 0, 0.1235, 0.5, 1)]
 
 
 def test_the_layout_of_a_scene_is_its_objects_and_its_word() -> None:

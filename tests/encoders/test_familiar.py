@@ -60,7 +60,7 @@ def test_it_is_small_and_comes_back(familiar: PromptDomain, tmp_path: Path) -> N
     assert torch.equal(found.prompts, familiar.prompts) and torch.allclose(found.basis, familiar.basis, atol=1e-3)
     tensors = load_safetensors(tmp_path / FAMILIAR)
     save_safetensors({"basis": tensors["basis"].clone()}, tmp_path / FAMILIAR, {"least": "x"})
-    with pytest.raises(UserError, match="does not hold what is known of training prompts"):
+    with pytest.raises(UserError, match="is no summary of training prompts"):
         PromptDomain.load(tmp_path)
 
 

@@ -16,7 +16,7 @@ import diptych
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.encoders.configs import LayoutConfig
-from diptych.encoders.layout import Box, LayoutTransformer, classes_of, corner_features, read_layout
+from diptych.encoders.layout import Box, LayoutTransformer, class_names, corner_features, parse_layout
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.recipes import get
@@ -42,12 +42,12 @@ def reader(**changes: Any) -> LayoutTransformer:
 
 
 def test_a_layout_is_read_as_it_is_written() -> None:
-    boxes = read_layout(" dog 0 0.25 .5 1;\n red   house 0.1 0.2 0.3 4e-1 \n")
+    boxes = parse_layout(" dog 0 0.25 .5 1;\n red   house 0.1 0.2 0.3 4e-1 \n")
     assert boxes == [Box("dog", 0, 0.25, 0.5, 1), Box("red house", 0.1, 0.2, 0.3, 0.4)]
-    assert read_layout("; ".join(map(str, boxes))) == boxes
-    assert read_layout(" \n ;") == []
-    assert read_layout("keycap 8 0 0 1 1")[0].name == "keycap 8"
-    assert classes_of([LAYOUT, "", "ant 0 0 1 1; dog 0 0 1 1"]) == ("ant", "dog", "red house")
+    assert parse_layout("; ".join(map(str, boxes))) == boxes
+    assert parse_layout(" \n ;") == []
+    assert parse_layout("keycap 8 0 0 1 1")[0].name == "keycap 8"
+    assert class_names([LAYOUT, "", "ant 0 0 1 1; dog 0 0 1 1"]) == ("ant", "dog", "red house")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_layout_is_read_as_it_is_written() -> None:
         ("dog 0 0 1 nan", "cannot read"),
         ("0 0 1 1", "cannot read"),
         ("dog 10 20 64 64", "fractions of its width and height from 0 to 1, not pixels"),
-        ("dog -0.1 0 1 1", "leaves the picture"),
+        ("dog -0.1 0 1 1", "leaves the image"),
         ("dog 0.5 0 0.2 1", "is empty: its order is left, top, right, bottom"),
         ("dog 0.5 0 0.5 1", "is empty"),
         ("red hose 0 0 1 1", "no box of this model can hold 'red hose': choose such as red house"),
@@ -139,7 +139,7 @@ def test_classes_begin_as_what_their_names_meant() -> None:
     z = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True, correction=0)
     features = 0.4 * torch.cat([z, -z]) + torch.arange(16.0)
-    model.begin_with(features)
+    model.init_classes(features)
     torch.nn.init.zeros_(model.network.position)
     boxes = model.encode(["dog 0 0 1 1; red house 0 0 .5 1; tree 0 0 .5 .5", ""])
     torch.testing.assert_close(boxes.sequence[0, ::3], features[:3], atol=1e-4, rtol=1e-4)
@@ -265,4 +265,4 @@ def test_the_small_recipe_begins_from_the_default() -> None:
     assert small.model.unet == default.model.unet and small.model.autoencoder == default.model.autoencoder
     assert small.init_from == small.autoencoder == "latent"
     for prompt in small.diffusion.prompts:
-        assert 1 <= len(read_layout(prompt)) <= small.model.text.boxes
+        assert 1 <= len(parse_layout(prompt)) <= small.model.text.boxes

@@ -14,12 +14,12 @@ from diptych.encoders.bert import MiniLM
 from diptych.encoders.configs import ClassConfig, MiniLMConfig
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.prompt_weights import (
+    apply_weights,
     encode_prompts,
-    parsed,
-    split,
+    parse_weights,
+    split_sections,
     token_weights,
-    unread_words,
-    weighted,
+    unknown_words,
 )
 from diptych.models.request import Request
 from tests.models.latents import joint, minilm
@@ -65,20 +65,20 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     ],
 )
 def test_the_marks_of_weights(prompt: str, wanted: list[tuple[str, float]]) -> None:
-    found = parsed(prompt)
+    found = parse_weights(prompt)
     assert [text for text, _ in found] == [text for text, _ in wanted]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in wanted])
 
 
 def test_a_weight_beyond_all_bounds_is_refused() -> None:
     with pytest.raises(UserError, match="weight of a word must lie between -10 and 10, not 11"):
-        parsed("(a:11)")
+        parse_weights("(a:11)")
     with pytest.raises(UserError, match="of brackets within brackets"):
-        parsed("((cat:10):1.21)")
+        parse_weights("((cat:10):1.21)")
 
 
 def test_a_weight_is_that_of_the_tokens_of_its_word() -> None:
-    weights = token_weights(minilm().tokenizer, parsed("a (red:1.4) cat"))
+    weights = token_weights(minilm().tokenizer, parse_weights("a (red:1.4) cat"))
     assert weights.tolist() == pytest.approx([1, 1, 1.4, 1, 1])
 
 
@@ -86,11 +86,12 @@ def test_weighted_tokens_keep_their_mean_or_else_their_size() -> None:
     factors = torch.tensor([1.0, 2.0, 1.0])
     shifted = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) + 0.5
     assert close(
-        weighted(shifted, factors), shifted * factors[:, None] * shifted.mean() / (shifted * factors[:, None]).mean()
+        apply_weights(shifted, factors),
+        shifted * factors[:, None] * shifted.mean() / (shifted * factors[:, None]).mean(),
     )
     centred = shifted - shifted.mean()
-    assert weighted(centred, factors).square().mean() == pytest.approx(float(centred.square().mean()), rel=1e-5)
-    assert weighted(shifted, torch.ones(3)) is shifted
+    assert apply_weights(centred, factors).square().mean() == pytest.approx(float(centred.square().mean()), rel=1e-5)
+    assert apply_weights(shifted, torch.ones(3)) is shifted
 
 
 def test_weights_change_the_words_and_nothing_where_there_are_none() -> None:
@@ -123,7 +124,11 @@ def test_a_word_beyond_the_limit_is_read_in_parts_too(short: MiniLM) -> None:
 
 
 def test_break_begins_another_part() -> None:
-    assert split([("a BREAK b ", 1.0), ("c BREAK", 2.0)]) == [[("a", 1.0)], [("b ", 1.0), ("c", 2.0)], [("", 2.0)]]
+    assert split_sections([("a BREAK b ", 1.0), ("c BREAK", 2.0)]) == [
+        [("a", 1.0)],
+        [("b ", 1.0), ("c", 2.0)],
+        [("", 2.0)],
+    ]
     parts, _ = read(minilm(), "a red cat BREAK a dog", long="chunks")
     wanted = torch.cat([minilm().encode([text]).sequence for text in ("a red cat", "a dog")], 1)
     assert close(parts.sequence, wanted)
@@ -131,12 +136,12 @@ def test_break_begins_another_part() -> None:
 
 def test_what_the_tokenizer_does_not_know_is_named() -> None:
     tokenizer = minilm().tokenizer
-    assert unread_words(tokenizer, "a 🦄 unicorn, crème e\u0301, ok\u200d") == ["🦄"]
+    assert unknown_words(tokenizer, "a 🦄 unicorn, crème e\u0301, ok\u200d") == ["🦄"]
     with pytest.warns(DiptychWarning, match="cannot read '🦄', '猫'"):
         _, made = read(minilm(), "a 🦄 and a 猫 and a 🦄")
     assert list(made.notes.values()) == [{"unread": ["🦄", "猫"]}]
     small = joint()
-    assert isinstance(small, JointTransformer) and unread_words(small.tokenizer, "a red ж") == ["ж"]
+    assert isinstance(small, JointTransformer) and unknown_words(small.tokenizer, "a red ж") == ["ж"]
 
 
 @pytest.mark.parametrize(

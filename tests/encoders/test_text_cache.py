@@ -115,7 +115,7 @@ def test_what_another_process_adds_meanwhile_is_seen(tmp_path: Path) -> None:
 def test_many_prompts_are_kept_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the middle, what was written is whole, and the rest is all that is left to do."""
     monkeypatch.setattr(module, "BATCH", 4)
-    monkeypatch.setattr(module, "KEPT_AT_ONCE", 2)
+    monkeypatch.setattr(module, "BATCHES_PER_PART", 2)
     many = [f"prompt {i}" for i in range(30)]
 
     class Stopped(Letters):
@@ -134,7 +134,7 @@ def test_many_prompts_are_kept_on_the_way(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_process_that_is_killed_while_it_writes_leaves_a_valid_cache(tmp_path: Path) -> None:
     CachedTexts(Letters(), tmp_path).encode(["before"])
     script = (
-        "import os, signal\nfrom pathlib import Path\nfrom diptych.encoders import cache_parts as parts\n"
+        "import os, signal\nfrom pathlib import Path\nfrom diptych.encoders import cache as parts\n"
         "from tests.encoders.test_text_cache import CachedTexts, Letters\n"
         "parts.write_text = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"  # one of two files is written
         f"CachedTexts(Letters(), Path({str(tmp_path)!r})).encode(['before', 'killed'])\n"
@@ -294,7 +294,7 @@ def test_texts_of_a_folder_stand_before_the_cache_and_the_encoder(t5: Path, tmp_
     assert not cached.loaded, "neither the check nor the answers need it"
     mixed = [PROMPTS[0], "a dog"]
     close(texts.encode(mixed), small(t5).build().encode(mixed))
-    assert cached.loaded and list(cached.known) == ["a dog"]
+    assert cached.loaded and list(cached.index) == ["a dog"]
     texts.unload()
     assert not cached.loaded
     with pytest.raises(UserError, match="another text encoder"):

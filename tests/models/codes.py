@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.encoders.configs import ClassConfig, MiniLMConfig, build_reader
+from diptych.encoders.configs import ClassConfig, MiniLMConfig, build_encoder
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.autoencoder import Autoencoder
@@ -42,7 +42,7 @@ def first_stage(seed: int = 1) -> Autoencoder:
 def system(told: str = "words", **changes: Any) -> Autoregressive:
     """A model with random weights in every layer."""
     settings = config(told, **changes)
-    text = joint() if told == "words" else minilm() if told == "minilm" else build_reader(settings.text)
+    text = joint() if told == "words" else minilm() if told == "minilm" else build_encoder(settings.text)
     model = Autoregressive(settings, first_stage(), text)
     randomised(model.transformer, seed=2)
     return model.eval()

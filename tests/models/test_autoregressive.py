@@ -17,7 +17,7 @@ from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.cli.option_checks import accepted_options
 from diptych.core.errors import UserError
-from diptych.encoders.configs import build_reader
+from diptych.encoders.configs import build_encoder
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.request import AutoregressiveRequest
 from diptych.networks.code_transformer import CodeTransformer
@@ -250,7 +250,7 @@ def test_damaged_folders_are_refused(tmp_path: Path, model: Autoregressive) -> N
 
 
 def test_whatever_moves_the_system_moves_its_frozen_parts() -> None:
-    model = Autoregressive(config("free"), first_stage(), build_reader(None))
+    model = Autoregressive(config("free"), first_stage(), build_encoder(None))
     assert set(model.state_dict()) == {
         f"transformer.{name}" for name in CodeTransformer(config("free").transformer).state_dict()
     }

@@ -78,9 +78,9 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.alive: list[Callable[[], Any]] = []
         self.most = 0
-        open_stage, build = module.open_stage, module.build_reader
+        open_stage, build = module.open_stage, module.build_encoder
         monkeypatch.setattr(module, "open_stage", lambda folder: self.seen(open_stage(folder)))
-        monkeypatch.setattr(module, "build_reader", lambda *a, **k: self.seen(build(*a, **k)))
+        monkeypatch.setattr(module, "build_encoder", lambda *a, **k: self.seen(build(*a, **k)))
 
     def seen(self, thing: Any) -> Any:
         self.alive.append(weakref.ref(thing))

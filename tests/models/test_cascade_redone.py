@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.conditioning.lowres_augmentation import reduce
+from diptych.conditioning.lowres_augmentation import downsample
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.diffusion.steps import NoiseSource
@@ -65,7 +65,7 @@ def test_painting_over_starts_from_the_picture_in_the_noise_of_a_later_time(stre
 def test_a_cascade_makes_the_picture_small_for_its_base_and_enlarges_that(model: Cascade) -> None:
     picture = drawing(32, 32)
     result = model.generate(PROMPTS, seeds=SEEDS, image=picture, strength=0.7, steps=4, keep=True)
-    small = reduce(to_tensor([picture]), (8, 8))
+    small = downsample(to_tensor([picture]), (8, 8))
     alone = model.stage(0).generate(PROMPTS, seeds=SEEDS, image=small, strength=0.7, steps=4)
     assert equal(result.stages[0], alone.images)
     onward = model.generate(PROMPTS, seeds=SEEDS, low=alone.images, steps=4)
@@ -78,7 +78,7 @@ def test_outside_the_mask_every_stage_keeps_the_picture_at_its_size(model: Casca
     result = model.generate(PROMPTS, seeds=SEEDS, image=picture, mask=hole, keep=True)
     for images in result.stages:
         side = images[0].width
-        known = reduce(whole, (side, side))[0]  # (3, side, side)
+        known = downsample(whole, (side, side))[0]  # (3, side, side)
         touched = painted.float().reshape(side, 32 // side, side, 32 // side).amax((1, 3)) > 0
         for image in images:
             made = to_tensor([image])[0]

@@ -16,7 +16,7 @@ from diptych.cli.describe import describe
 from diptych.cli.option_checks import accepted_options
 from diptych.conditioning.concat import LowResConcat, at_latents
 from diptych.conditioning.concat_config import DegradationConfig
-from diptych.conditioning.degradations import degraded
+from diptych.conditioning.degradations import degrade
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.core.random import KEPT, Draws
@@ -73,7 +73,7 @@ def test_it_learns_from_pictures_made_small_by_their_own_seeds() -> None:
     how = DegradationConfig(kind="bsr-light")
     model, batch = enlarging(low={"degradation": how}), toy_batch([3, 8])
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
-    expected = at_latents(degraded(batch["picture"], FACTOR, how, batch["seed"]), FACTOR, AUTOENCODER)
+    expected = at_latents(degrade(batch["picture"], FACTOR, how, batch["seed"]), FACTOR, AUTOENCODER)
     assert list(cond) == ["concat"] and torch.equal(cond["concat"], expected)
 
 
@@ -82,7 +82,7 @@ def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
     model, batch = enlarging(low={"with_latent": True}), toy_batch([3, 8])
     batch["picture"] = batch["picture"].sign()  # so that bicubic overshoots
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
-    low = degraded(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
+    low = degrade(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
     larger = functional.interpolate(low, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
     latent = model.encode(larger, Draws(batch["seed"]), KEPT)
     expected = torch.cat([at_latents(low, FACTOR, AUTOENCODER), latent], 1)
@@ -185,7 +185,7 @@ def test_training_shows_what_it_makes_of_small_pictures() -> None:
     task.validation(batch)
     sheet = to_tensor([task.samples()])[0]
     shown = to_tensor([Image.fromarray(one) for one in np.asarray(task.samples())[None]])[0][:, :SIZE, :SIZE]
-    low = degraded(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
+    low = degrade(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
     assert torch.equal(shown, low[0].repeat_interleave(2, 1).repeat_interleave(2, 2))
     truth = sheet[:, 2 * (SIZE + 2) : 2 * (SIZE + 2) + SIZE, :SIZE]
     torch.testing.assert_close(truth, batch["picture"][0], atol=1 / 127, rtol=0)

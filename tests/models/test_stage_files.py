@@ -37,7 +37,7 @@ def test_every_part_moves_with_the_stage() -> None:
 def test_the_text_encoder_is_built_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
     monkeypatch.setattr(
-        "diptych.models.pixel_diffusion.build_reader", lambda config, device: (built.append(device), Words())[1]
+        "diptych.models.pixel_diffusion.build_encoder", lambda config, device: (built.append(device), Words())[1]
     )
     model = PixelDiffusion(base())
     assert not model.reads and not built

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.conditioning.concat_config import MaskConfig
-from diptych.conditioning.masks import drawn_masks
+from diptych.conditioning.masks import sample_masks
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.core.random import Draws
@@ -43,7 +43,7 @@ def test_training_shows_the_rest_and_the_mask(config: Any) -> None:
     batch = toy_batch(seeds, config.size)
     x0, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(3, dtype=torch.bool))
     rest, masks = cond["concat"][:, -4:-1], cond["concat"][:, -1:]
-    assert torch.equal(masks, drawn_masks(MASKS, (config.size, config.size), batch["seed"]))
+    assert torch.equal(masks, sample_masks(MASKS, (config.size, config.size), batch["seed"]))
     assert torch.equal(rest, x0 * (1 - masks)) and 0 < masks.mean() < 1
     alone = toy_batch([1], config.size)
     _, other = model.prepare(alone, Draws(alone["seed"]), torch.zeros(1, dtype=torch.bool))
@@ -51,7 +51,7 @@ def test_training_shows_the_rest_and_the_mask(config: Any) -> None:
     made = model.remake(x0, batch["caption"], seeds)
     assert made[1].shape == x0.shape
     if config.low_size is None:
-        assert torch.equal(made[0], x0 * (1 - drawn_masks(MASKS, x0.shape[-2:], batch["seed"])))
+        assert torch.equal(made[0], x0 * (1 - sample_masks(MASKS, x0.shape[-2:], batch["seed"])))
 
 
 def test_what_is_painted_is_told_the_rest() -> None:

@@ -16,7 +16,7 @@ from diptych.core.errors import UserError
 from diptych.core.random import DROP, Draws
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
-from diptych.encoders.configs import build_reader
+from diptych.encoders.configs import build_encoder
 from diptych.models.autoregressive import Autoregressive
 from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precompute
 from diptych.training.tasks.codes import CodesTask, CodesTraining
@@ -87,7 +87,7 @@ def test_it_learns_four_pictures_by_heart(told: str, floor: float) -> None:
     """What is left to say is which of the pictures it is: of four, or with three classes of at most two."""
     torch.manual_seed(0)
     settings, given = config(told), batch(told, [0, 1, 2, 3])
-    model = Autoregressive(settings, first_stage(), build_reader(settings.text))
+    model = Autoregressive(settings, first_stage(), build_encoder(settings.text))
     task = CodesTask(model, CodesTraining(caption_dropout=0.0))
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
     for _ in range(100):

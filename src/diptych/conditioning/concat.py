@@ -108,9 +108,9 @@ class LowResConcat(Config):
 
     def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
         """As `ConcatCondition.concatenated`."""
-        from diptych.conditioning.degradations import degraded
+        from diptych.conditioning.degradations import degrade
 
-        return self.shown(autoencoder, degraded(pictures, self.factor, self.degradation, seeds), latents)
+        return self.shown(autoencoder, degrade(pictures, self.factor, self.degradation, seeds), latents)
 
     def shown(self, autoencoder: AutoencoderConfig, low: Tensor, latents: Latents) -> Tensor:
         """What a model is shown of small pictures (B, 3, h, w) in [-1, 1]: (B, channels, H / f, W / f), f being the
@@ -123,9 +123,9 @@ class LowResConcat(Config):
 
     def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """As `ConcatCondition.posed`."""
-        from diptych.conditioning.degradations import degraded
+        from diptych.conditioning.degradations import degrade
 
-        low = degraded(pictures, self.factor, self.degradation, seeds)
+        low = degrade(pictures, self.factor, self.degradation, seeds)
         return low, {"low": low}
 
 
@@ -134,9 +134,9 @@ ConcatConfig = MaskConcat | LowResConcat
 
 def training_masks(config: MaskConcat, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> Tensor:
     """Masks (B, 1, H, W) for pictures (B, 3, H, W), 1 where to paint; some of it shows in each over the latents."""
-    from diptych.conditioning.masks import drawn_masks
+    from diptych.conditioning.masks import sample_masks
 
-    return drawn_masks(config.masks, pictures.shape[-2:], seeds, every=autoencoder.factor).to(pictures)
+    return sample_masks(config.masks, pictures.shape[-2:], seeds, every=autoencoder.factor).to(pictures)
 
 
 def masked_latent(mask: Tensor, factor: int) -> Tensor:

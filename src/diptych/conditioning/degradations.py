@@ -41,7 +41,7 @@ class Degradations:
     """Its kernel ends so many pixels from its middle, from .. to."""
     round_reach: tuple[int, int]
     """That of a round one."""
-    resized: float
+    resize: float
     """How likely it is that the picture is resized, not thinned out."""
     noise: tuple[int, int]
     """Deviation of the noise, from .. to, of values from 0 to 255."""
@@ -51,17 +51,17 @@ class Degradations:
 
 CHAINS = {
     "bsr": Degradations(
-        blurs=2, width=1, reach=(3, 12), round_reach=(3, 12), resized=0.75, noise=(2, 25), quality=(30, 95)
+        blurs=2, width=1, reach=(3, 12), round_reach=(3, 12), resize=0.75, noise=(2, 25), quality=(30, 95)
     ),
     "bsr-light": Degradations(
-        blurs=1, width=0.25, reach=(2, 7), round_reach=(2, 3), resized=0.8, noise=(1, 2), quality=(80, 95)
+        blurs=1, width=0.25, reach=(2, 7), round_reach=(2, 3), resize=0.8, noise=(1, 2), quality=(80, 95)
     ),
 }
 
 
 @torch.no_grad()
 @torch.autocast("cpu", enabled=False)  # a blur is a convolution
-def degraded(pictures: Tensor, factor: int, config: DegradationConfig, seeds: Tensor) -> Tensor:
+def degrade(pictures: Tensor, factor: int, config: DegradationConfig, seeds: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] made `factor` times as small, what is random in it fixed by their seeds (B,).
 
     The results (B, 3, H / factor, W / factor) have values that 8 bits hold. Raises `UserError` unless H and W are
@@ -76,62 +76,62 @@ def degraded(pictures: Tensor, factor: int, config: DegradationConfig, seeds: Te
     chain = CHAINS[config.kind]
     own = pictures.detach().float().cpu()
     made = [
-        spoiled(picture[None], factor, chain, np.random.Generator(np.random.PCG64([STREAM, int(seed)])))
+        apply_chain(picture[None], factor, chain, np.random.Generator(np.random.PCG64([STREAM, int(seed)])))
         for picture, seed in zip(own, seeds.tolist(), strict=True)
     ]
     return torch.cat(made).to(pictures)
 
 
-def spoiled(x: Tensor, factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
+def apply_chain(x: Tensor, factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """One picture (1, 3, H, W) after a whole chain, (1, 3, H / factor, W / factor)."""
     small = (x.shape[-2] // factor, x.shape[-1] // factor)
     if factor == 4 and rng.random() < 0.25:
-        x, factor = halved(x, rng), 2
+        x, factor = halve(x, rng), 2
     # Making small has two halves in this order: to any size, and to the right one.
     steps = [*["blur"] * chain.blurs, "resize", "resize", "noise", "jpeg"]
     steps = [steps[i] for i in rng.permutation(len(steps))]
     first = steps.index("resize")
     for place, step in enumerate(steps):
         if step == "blur":
-            x = blurred(x, drawn_kernel(factor, chain, rng))
+            x = blur(x, sample_kernel(factor, chain, rng))
         elif step == "resize":
-            x = roughly(x, factor, chain, rng) if place == first else resized(x, small, rng)
+            x = resize_randomly(x, factor, chain, rng) if place == first else resize(x, small, rng)
         elif step == "noise":
-            x = noisy(x, chain, rng)
+            x = add_noise(x, chain, rng)
         elif rng.random() < 0.9:
-            x = compressed(x, chain, rng)
-    return compressed(x, chain, rng)
+            x = compress(x, chain, rng)
+    return compress(x, chain, rng)
 
 
-def halved(x: Tensor, rng: np.random.Generator) -> Tensor:
+def halve(x: Tensor, rng: np.random.Generator) -> Tensor:
     """At half its size: with antialiasing, or without."""
     size = (x.shape[-2] // 2, x.shape[-1] // 2)
     if rng.random() < 0.5:
-        return resized(x, size, rng)
+        return resize(x, size, rng)
     return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def roughly(x: Tensor, factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
+def resize_randomly(x: Tensor, factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """Made 1 to 2 * factor times as small, or blurred and then every factor-th pixel of it.
 
     What is then too small is enlarged by the other half of the work: in the paper, down and up again.
     """
-    if rng.random() < chain.resized:
+    if rng.random() < chain.resize:
         times = rng.uniform(1, 2 * factor)
-        return resized(x, (max(1, int(x.shape[-2] / times)), max(1, int(x.shape[-1] / times))), rng)
+        return resize(x, (max(1, int(x.shape[-2] / times)), max(1, int(x.shape[-1] / times))), rng)
     # The kernel's middle is that of the square of pixels of which the first is taken: nothing is shifted.
     deviation, middle = rng.uniform(0.1, 0.6 * factor), (factor - 1) / 2
     kernel = gaussian(SHIFTED_REACH, deviation**2, deviation**2, middle=middle)
-    return blurred(x, kernel)[..., ::factor, ::factor]
+    return blur(x, kernel)[..., ::factor, ::factor]
 
 
-def resized(x: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
     """At (height, width), by one of three ways, the first two of which do not look at more pixels where it shrinks."""
     mode = ("bilinear", "bicubic", "area")[rng.integers(3)]
     return F.interpolate(x, size, mode=mode).clamp(-1, 1)
 
 
-def drawn_kernel(factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
+def sample_kernel(factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """A Gaussian, round or not as likely as not."""
     if rng.random() < 0.5:
         reach = int(rng.integers(*chain.reach, endpoint=True))
@@ -153,7 +153,7 @@ def gaussian(reach: int, along: float, across: float, angle: float = 0.0, middle
     return torch.softmax(exponent.flatten(), 0).view_as(exponent).float()
 
 
-def blurred(x: Tensor, kernel: Tensor) -> Tensor:
+def blur(x: Tensor, kernel: Tensor) -> Tensor:
     """A picture (1, 3, H, W) under a kernel (K, K), its edges mirrored."""
     reach = kernel.shape[-1] // 2
     rows, columns = (mirrored(length, reach) for length in x.shape[-2:])
@@ -161,7 +161,7 @@ def blurred(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(x, kernel[None, None]).transpose(0, 1)
 
 
-def noisy(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
+def add_noise(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """Gaussian noise: in each colour for itself (40%), in all alike (40%), or of any covariance of the colours."""
     size, kind = x.shape[-2:], rng.random()
     deviation = rng.integers(*chain.noise, endpoint=True)
@@ -176,7 +176,7 @@ def noisy(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
     return (x + torch.from_numpy(noise).float() / 127.5).clamp(-1, 1)
 
 
-def compressed(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
+def compress(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
     """A picture (1, 3, H, W) as JPEG gives it back."""
     file = io.BytesIO()
     to_images(x)[0].save(file, "JPEG", quality=int(rng.integers(*chain.quality, endpoint=True)))

@@ -57,7 +57,7 @@ class AugmentationConfig(Config):
         self.require(not self.align_corners or self.upsample != "nearest", "align_corners", "be false for nearest")
 
 
-def reduce(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+def downsample(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """The truth at low resolution: pictures (B, C, H, W) averaged over boxes to (B, C, *size).
 
     Raises `UserError` unless H and W are whole multiples of `size`.
@@ -71,14 +71,14 @@ def reduce(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pictures, size, mode="area")  # (B, C, *size)
 
 
-def enlarge(low: Tensor, size: tuple[int, int], config: AugmentationConfig) -> Tensor:
+def upsample(low: Tensor, size: tuple[int, int], config: AugmentationConfig) -> Tensor:
     """Pictures (B, C, h, w) at (B, C, *size). Bicubic may overshoot the range of what it is given."""
     if config.upsample == "nearest":
         return F.interpolate(low, size, mode="nearest-exact")
     return F.interpolate(low, size, mode=config.upsample, align_corners=config.align_corners)
 
 
-def augmented(
+def augment(
     low: Tensor,
     size: tuple[int, int],
     level: Tensor | float,
@@ -96,7 +96,7 @@ def augmented(
     if not ((levels >= 0) & (levels <= 1)).all():
         wrong = next(value for value in levels.tolist() if not 0 <= value <= 1)
         raise UserError(f"the augmentation level must lie between 0 and 1, not {wrong:g}")
-    x = enlarge(low, size, config) if config.where == "high" else low
+    x = upsample(low, size, config) if config.where == "high" else low
     if config.kind == "noise":
         assert noise is not None, "noise augmentation needs a source of noise"
         spoiled = _noised(x, levels, noise(x), config.table)
@@ -107,7 +107,7 @@ def augmented(
         spoiled = x
     untouched = (levels == 0).view(-1, 1, 1, 1).to(x.device)
     x = spoiled if config.table else torch.where(untouched, x, spoiled)  # exactly, whatever the rounding above
-    return x if config.where == "high" else enlarge(x, size, config)
+    return x if config.where == "high" else upsample(x, size, config)
 
 
 def training_levels(uniform: Tensor, config: AugmentationConfig) -> Tensor:
@@ -118,7 +118,7 @@ def training_levels(uniform: Tensor, config: AugmentationConfig) -> Tensor:
     return levels if config.table is None else (levels * config.table).floor() / config.table
 
 
-def told_level(level: Tensor, config: AugmentationConfig, like: Tensor) -> Tensor:
+def level_condition(level: Tensor, config: AugmentationConfig, like: Tensor) -> Tensor:
     """What the network is told of levels (B,): themselves in the type of `like`, or those of the table in float64.
 
     Networks multiply them by 1000, and what comes of that is to be the whole number of an entry.

@@ -71,7 +71,7 @@ KINDS = {
 """By name, as random_thin_256 and so on."""
 
 
-def drawn_masks(
+def sample_masks(
     config: MaskConfig,
     size: Sequence[int],
     seeds: Tensor,
@@ -94,7 +94,7 @@ def drawn_masks(
 def fitting(
     config: MaskConfig, size: Sequence[int], seed: int, every: int = 1, share: tuple[float, float] = (0.0, 1.0)
 ) -> np.ndarray:
-    """One of `drawn_masks`, bool (H, W)."""
+    """One of `sample_masks`, bool (H, W)."""
     for attempt in range(TRIES):
         mask = drawn(config, size, seed, attempt)
         if mask[::every, ::every].any() and share[0] <= mask.mean() <= share[1]:

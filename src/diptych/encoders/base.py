@@ -13,7 +13,7 @@ from diptych.core.errors import UserError, pick
 
 
 class AcceptsText(Protocol):
-    """What a U-Net's config says of the text that it reads."""
+    """A U-Net's config: the widths of the embeddings that it takes, none for those that it does not take."""
 
     @property
     def context_width(self) -> int | None: ...
@@ -22,7 +22,7 @@ class AcceptsText(Protocol):
 
 
 class TextEmbedding(NamedTuple):
-    """Prompts as numbers. `mask` is True for real tokens; padding stands at the end."""
+    """Embeddings of prompts. `mask` is True for real tokens; padding stands at the end."""
 
     sequence: Tensor  # (B, L, width) float32
     mask: Tensor  # (B, L) bool
@@ -52,11 +52,11 @@ class TextEmbedding(NamedTuple):
         )
 
     def null(self, tokens: Literal["all", "one"] = "all") -> TextEmbedding:
-        """As many null texts, of the same length."""
+        """Null texts in the same shape."""
         return self.zeroed(torch.ones(len(self.mask), dtype=torch.bool), tokens)
 
     def cond(self, shape: AcceptsText, device: torch.device) -> dict[str, Tensor]:
-        """The keyword arguments of a U-Net; those that it was not built to read are left out."""
+        """The keyword arguments of a U-Net of this config."""
         cond = {}
         if shape.context_width is not None:
             cond |= {"context": self.sequence, "context_mask": self.mask}
@@ -66,7 +66,7 @@ class TextEmbedding(NamedTuple):
 
 
 class TextEncoder(Protocol):
-    """What a system asks of a text encoder."""
+    """A text encoder."""
 
     width: int
     """Width of its tokens."""
@@ -77,7 +77,7 @@ class TextEncoder(Protocol):
 
 
 def network_of(encoder: Any) -> nn.Module | None:
-    """The network of a frozen text encoder, which moves with the system beside it; none where it has none."""
+    """The network of a frozen text encoder, or none where it has none."""
     network = getattr(encoder, "model", None)
     return network if isinstance(network, nn.Module) else None
 

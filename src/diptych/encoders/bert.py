@@ -10,7 +10,7 @@ from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.encoders.configs import BertTextConfig, MiniLMConfig
-from diptych.encoders.frozen import FrozenText, frozen, pretrained_config
+from diptych.encoders.frozen import FrozenText, load_frozen, pretrained_config
 from diptych.encoders.tokenizers import load_tokenizer, require_ids, saved_tokenizer
 
 
@@ -43,7 +43,7 @@ class Bert(FrozenText):
         if shape.max_position_embeddings < config.max_tokens:
             raise UserError(f"{folder} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
         require_ids(tokenizer, shape.vocab_size, folder)
-        model = frozen(lambda: BertModel(shape, add_pooling_layer=False), folder).to(device)
+        model = load_frozen(lambda: BertModel(shape, add_pooling_layer=False), folder).to(device)
         super().__init__(config, folder, model, tokenizer)
 
 

@@ -1,45 +1,137 @@
-"""Prompts embedded once: remembered, kept on disk by what they say and who read them, the reader not in the way."""
+"""A cache of text embeddings, in memory and on disk, so that a frozen text encoder embeds each prompt once.
+
+Many prompts are two files: `text.safetensors` (the tokens of all, end to end) and `captions.json`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
+import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diptych.core.config import Config
-from diptych.core.disk import Written, remove, replacing
+from diptych.core.config import Config, read_json
+from diptych.core.disk import Written, remove, replacing, write_text
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
 from diptych.encoders.base import TextEmbedding, TextEncoder, network_of
-from diptych.encoders.cache_parts import CachePart
 from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.encoders.joint import JointTransformer
-from diptych.weights.files import load_metadata
+from diptych.weights.files import load_metadata, load_safetensors, save_safetensors
 from diptych.weights.fingerprint import fingerprint
 
 BATCH = 64
 QUIET = BATCH
-"""Prompts that are embedded without a word of progress."""
+"""The most prompts that are embedded without a progress bar."""
 CACHED = Written(
     "a part of the cache of texts",
     ("text.safetensors", "captions.json"),
     lambda folder: re.fullmatch("[0-9a-f]{16}", folder.name) is not None and not folder.is_symlink(),
 )
-KEPT_AT_ONCE = 16
-"""Batches after which `CachedTexts` writes: what a killed run loses at most."""
+BATCHES_PER_PART = 16
+"""Batches that `CachedTexts` writes at once: the most that a killed run loses."""
 
 
-def embedded(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[CachePart]:
-    """Each prompt read once, in batches of similar length; it tells how far it is if they are many."""
-    order = in_order(prompts)
+def read_precomputed(path: Path) -> Any:
+    """What a JSON file of the folder holds; a `UserError` that says how to make it again where it is damaged."""
+    again = f"{path} is missing or damaged: make it again with `diptych precompute`"
+    return read_json(path, again, again)
+
+
+class CachePart(NamedTuple):
+    """Some prompts and their embeddings, in half precision where they fit and on the CPU."""
+
+    prompts: list[str]
+    tokens: Tensor  # (tokens of all prompts, width)
+    ends: list[int]  # where each prompt's tokens end
+    pooled: Tensor | None  # (prompts, width), or none where it is the tokens' mean
+
+    def row(self, index: int) -> Tensor:
+        """The tokens (L, width) of one prompt."""
+        return self.tokens[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+    @classmethod
+    def of(cls, prompts: list[str], embedding: TextEmbedding) -> CachePart:
+        """Round an embedding of these prompts."""
+        mean = TextEmbedding.from_sequence(embedding.sequence, embedding.mask).pooled
+        tokens, pooled = half(embedding.sequence[embedding.mask]), half(embedding.pooled)
+        return cls(
+            prompts, tokens, ends(embedding.mask.sum(1)), None if torch.equal(mean, embedding.pooled) else pooled
+        )
+
+    @classmethod
+    def join(cls, parts: Iterable[CachePart]) -> CachePart:
+        """All their prompts, in order."""
+        parts = list(parts)
+        lengths = torch.tensor([len(part.row(i)) for part in parts for i in range(len(part.prompts))])
+        own = any(part.pooled is not None for part in parts)
+        pooled = torch.cat([part.means() if part.pooled is None else part.pooled for part in parts]) if own else None
+        prompts = [prompt for part in parts for prompt in part.prompts]
+        return cls(prompts, torch.cat([part.tokens for part in parts]), ends(lengths), pooled)
+
+    def means(self) -> Tensor:
+        return half(torch.stack([self.row(i).float().mean(0) for i in range(len(self.prompts))]))
+
+    def save(self, folder: Path, encoder: str) -> None:
+        """Write the two files; `encoder` is the fingerprint of the encoder."""
+        tensors = {"tokens": self.tokens, "lengths": torch.tensor(self.ends).diff(prepend=torch.tensor([0]))}
+        if self.pooled is not None:
+            tensors["pooled"] = self.pooled
+        stated = {"encoder": encoder, "content": digest(self.prompts, tensors)}
+        save_safetensors(tensors, folder / "text.safetensors", stated)
+        write_text(folder / "captions.json", json.dumps(self.prompts))
+
+    @classmethod
+    def load(cls, folder: Path, width: int) -> CachePart:
+        """Read what `save` wrote, or raise a `UserError` where it is not that any more. The tokens stay on disk until
+        they are asked for."""
+        path = folder / "text.safetensors"
+        tensors, prompts = load_safetensors(path, check_finite=False), read_precomputed(folder / "captions.json")
+        tokens, lengths, pooled = (tensors.get(key) for key in ("tokens", "lengths", "pooled"))
+        fits = tokens is not None and lengths is not None and tokens.ndim == 2 and tokens.shape[1] == width
+        fits = fits and len(prompts) == len(lengths) and int(lengths.sum()) == len(tokens)  # type: ignore[arg-type]
+        if not fits or (pooled is not None and pooled.shape != (len(prompts), width)):
+            raise UserError(f"{path} does not fit captions or text encoder: make it again with `diptych precompute`")
+        if load_metadata(path).get("content", known := digest(prompts, tensors)) != known:
+            raise UserError(f"{path} does not hold what was written: make it again with `diptych precompute`")
+        return cls(prompts, tokens, ends(lengths), pooled)  # type: ignore[arg-type]
+
+
+def digest(prompts: list[str], tensors: Mapping[str, Tensor]) -> str:
+    """A hash of prompts, tensors and their names."""
+    made = hashlib.sha256(json.dumps(prompts).encode())
+    for name, tensor in sorted(tensors.items()):
+        made.update(name.encode())
+        made.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def half(tensor: Tensor) -> Tensor:
+    """On the CPU in float16, or as it is where that would overflow."""
+    tensor = tensor.detach().cpu()
+    if not torch.isfinite(tensor).all():
+        raise UserError("the text encoder gives NaN or Inf: its weights are not usable")
+    rounded = tensor.half()
+    return rounded if torch.isfinite(rounded).all() else tensor.float()
+
+
+def ends(lengths: Tensor) -> list[int]:
+    return lengths.cumsum(0).tolist()
+
+
+def embed_batches(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[CachePart]:
+    """Embeddings of each prompt once, in batches of similar length, with a progress bar if they are many."""
+    order = by_length(prompts)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bar()) if len(order) > QUIET else None
         task = progress.add_task("embedding captions", total=len(order)) if progress else None
@@ -50,47 +142,47 @@ def embedded(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[CachePart
                 progress.advance(task, len(batch))
 
 
-def in_order(prompts: Iterable[str]) -> list[str]:
-    """Each prompt once, in the order in which they are embedded: similar lengths stand together."""
+def by_length(prompts: Iterable[str]) -> list[str]:
+    """Each prompt once, the shortest first: batches then have similar lengths."""
     return sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
 
 
 class EmbeddedTexts:
-    """A text encoder that answers from memory for the prompts it knows, and asks the real one for the rest only.
+    """A text encoder that has the embeddings of some prompts in memory, and embeds others with the real encoder.
 
-    Its answers lie on the CPU, rounded to half precision: whoever reads them moves them.
+    Embeddings are on the CPU, in half precision.
     """
 
     def __init__(self, encoder: TextEncoder, *parts: CachePart) -> None:
         self._encoder = encoder
         self.width, self.max_tokens = encoder.width, encoder.max_tokens
         self.parts: list[CachePart] = []
-        self.known: dict[str, tuple[CachePart, int]] = {}
+        self.index: dict[str, tuple[CachePart, int]] = {}
         for part in parts:
-            self.learn(part)
+            self.add(part)
 
     @property
     def encoder(self) -> TextEncoder:
-        """The real one."""
+        """The real text encoder."""
         return self._encoder
 
-    def learn(self, part: CachePart) -> None:
+    def add(self, part: CachePart) -> None:
         self.parts.append(part)
         for index, prompt in enumerate(part.prompts):
-            self.known.setdefault(prompt, (part, index))
+            self.index.setdefault(prompt, (part, index))
 
-    def unknown(self, prompts: Iterable[str]) -> list[str]:
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.index]
 
     def read(self, prompts: list[str]) -> None:
-        """Learn those of the prompts that are not known: the way to prepare many, as `encode` gives all at once."""
-        for part in embedded(self.encoder, self.unknown(prompts)):
-            self.learn(part)
+        """Embed those prompts that are not in memory. For many prompts use it before `encode`, which pads them all."""
+        for part in embed_batches(self.encoder, self.missing(prompts)):
+            self.add(part)
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        if self.unknown(prompts):
+        if self.missing(prompts):
             self.read(prompts)
-        places = [self.known[prompt] for prompt in prompts]
+        places = [self.index[prompt] for prompt in prompts]
         rows = [part.row(index) for part, index in places]
         sequence = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
         lengths = torch.tensor([len(row) for row in rows])
@@ -103,17 +195,17 @@ class EmbeddedTexts:
         return embedding
 
     def unload(self) -> None:
-        """Free the real encoder if it can come back when it is needed."""
+        """Free the real encoder if it can be built again."""
         if isinstance(self._encoder, EmbeddedTexts):
             self._encoder.unload()
 
     @classmethod
     def compute(cls, encoder: TextEncoder, prompts: Iterable[str], known: TextEncoder | None = None) -> EmbeddedTexts:
-        """Embed each prompt, and the empty one, once; `known` answers in the encoder's place if it is given."""
-        return cls(encoder, CachePart.join(embedded(known or encoder, {*prompts, ""})))
+        """Embed each prompt, and the empty one, once; by `known` instead of the encoder if it is given."""
+        return cls(encoder, CachePart.join(embed_batches(known or encoder, {*prompts, ""})))
 
     def save(self, folder: Path) -> None:
-        """Write all that is known as one part."""
+        """Write all embeddings as one part."""
         CachePart.join(self.parts).save(folder, encoder_fingerprint(self.encoder))
 
     @classmethod
@@ -143,13 +235,13 @@ class CachedTexts(EmbeddedTexts):
         self.source = source
         self.folder = None if folder is None else Path(folder) / self.fingerprint
         self.seen: set[str] = set()
-        self.model = Seat()
+        self.model = NetworkSlot()
         if not isinstance(source, Config):
             self.model.network = network_of(source)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What tells this encoder's embeddings from another's."""
+        """Identifies the encoder's embeddings."""
         return self.source.fingerprint() if isinstance(self.source, Config) else encoder_fingerprint(self.source)
 
     @property
@@ -166,10 +258,10 @@ class CachedTexts(EmbeddedTexts):
 
     def read(self, prompts: list[str]) -> None:
         """As `EmbeddedTexts.read`, kept in the folder every few batches; the encoder is built if any is not there."""
-        self.look()
-        unknown = self.unknown(prompts)
-        batches = embedded(self.encoder, unknown) if unknown else iter(())
-        while some := list(itertools.islice(batches, KEPT_AT_ONCE)):
+        self.refresh()
+        unknown = self.missing(prompts)
+        batches = embed_batches(self.encoder, unknown) if unknown else iter(())
+        while some := list(itertools.islice(batches, BATCHES_PER_PART)):
             part = CachePart.join(some)
             if self.folder is not None:
                 name = secrets.token_hex(8)  # no other process writes at this name
@@ -177,22 +269,22 @@ class CachedTexts(EmbeddedTexts):
                     partial.mkdir(parents=True)
                     part.save(partial, self.fingerprint)
                 self.seen.add(name)
-            self.learn(part)
+            self.add(part)
 
-    def look(self) -> None:
-        """Learn what has come to the folder since, also from other processes."""
+    def refresh(self) -> None:
+        """Load the parts that were added to the folder, also by other processes."""
         names = sorted(path.name for path in self.folder.glob("[!.]*")) if self.folder is not None else []
         for name in names:
             if name not in self.seen:
                 self.seen.add(name)
                 try:
-                    self.learn(CachePart.load(self.folder / name, self.width))  # type: ignore[operator]
+                    self.add(CachePart.load(self.folder / name, self.width))  # type: ignore[operator]
                 except UserError:
                     if CACHED.sign(path := self.folder / name) and CACHED.foreign(path) is None:  # type: ignore[operator]
                         remove(path)
 
     def unload(self) -> None:
-        """Free the memory of the real encoder; it is built again for the next prompt that is not known."""
+        """Free the memory of the real encoder; it is built again for the next prompt that is not cached."""
         if isinstance(self.source, Config):
             self._encoder = self.source  # type: ignore[assignment]
             self.model.network = None
@@ -200,8 +292,8 @@ class CachedTexts(EmbeddedTexts):
                 torch.cuda.empty_cache()
 
 
-class Seat(nn.Module):
-    """The place of a network that comes and goes: `here` is where it belongs. Nothing of it is saved."""
+class NetworkSlot(nn.Module):
+    """Holds a network that is loaded and unloaded; `here` is on its device. Nothing of it is saved."""
 
     here: Tensor
 
@@ -217,7 +309,7 @@ def text_cache() -> Path:
 
 
 def encoder_fingerprint(encoder: TextEncoder) -> str:
-    """What tells an encoder's embeddings from another's: its own word, else a hash of its weights."""
+    """Identifies an encoder's embeddings: its `fingerprint`, else a hash of its weights."""
     return getattr(encoder, "fingerprint", None) or weights_fingerprint(encoder)
 
 

@@ -1,4 +1,4 @@
-"""Classes in the place of text: a prompt is a number, or a name that stands for one (ADM, latent-diffusion)."""
+"""Class conditioning: a prompt is the number or the name of a class (ADM, latent-diffusion)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.encoders.configs import ClassConfig, plain
+from diptych.encoders.configs import ClassConfig, normalize_name
 
 
 class LabelEmbedding(NamedTuple):
-    """Prompts as numbers of classes."""
+    """Class labels of prompts."""
 
     label: Tensor
     """(B,) int64."""
@@ -42,16 +42,16 @@ class LabelEmbedding(NamedTuple):
         return self.zeroed(torch.ones(len(self.label), dtype=torch.bool))
 
     def cond(self, shape: Any, device: torch.device) -> dict[str, Tensor]:
-        """The keyword arguments of a network; nothing for one that was not built to be told a class."""
+        """The keyword arguments of a network of this config; none where it is not class-conditional."""
         return {"label": self.label.to(device)} if getattr(shape, "classes", None) is not None else {}
 
 
 class ClassLabels:
-    """Reads prompts as classes; nothing in it is learned."""
+    """The encoder of prompts as class labels; it has no parameters."""
 
     def __init__(self, config: ClassConfig) -> None:
         self.config = config
-        self._numbers = {plain(name): number for number, name in reversed(list(enumerate(config.names)))}
+        self._numbers = {normalize_name(name): number for number, name in reversed(list(enumerate(config.names)))}
 
     def encode(self, prompts: Sequence[str]) -> LabelEmbedding:
         """Each prompt a number ("207") or a name, in any case; "" is the null class. A `UserError` names what is no
@@ -64,8 +64,8 @@ class ClassLabels:
         return prompt
 
     def number(self, prompt: str) -> int:
-        """The class that a prompt means."""
-        config, word = self.config, plain(prompt)
+        """The number of the class that a prompt names. A `UserError` where it names none."""
+        config, word = self.config, normalize_name(prompt)
         if not word:
             if config.null is None:
                 raise UserError(f"the empty prompt is no class: this model was always told one of {config.classes}")

@@ -1,4 +1,4 @@
-"""CLIP's text transformer as Stable Diffusion reads it."""
+"""CLIP's text transformer, the text encoder of Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from diptych.encoders.base import TextEmbedding
 from diptych.encoders.configs import ClipTextConfig
 from diptych.encoders.frozen import (
     FrozenText,
-    built_as_shapes,
+    build_on_meta,
+    canonical_key,
     folder_fingerprint,
-    frozen,
-    plain_key,
+    load_frozen,
     pretrained_config,
 )
 from diptych.encoders.tokenizers import require_ids, saved_tokenizer, token_ids
@@ -46,7 +46,7 @@ class ClipText(FrozenText):
     """
 
     own_pooled = True
-    """What stands for a whole prompt is the closing token's, and not the mean of all."""
+    """The pooled embedding is the closing token's, not the mean of the tokens."""
     alone = True
     """Model and tokenizer lie in one folder, with nothing else."""
 
@@ -58,7 +58,7 @@ class ClipText(FrozenText):
         folder = folder if inside and folder is not None else config.folder()
         shape = pretrained_config(CLIPTextConfig, folder, config.width)
         self._read(config, shape, folder)
-        super().__init__(config, folder, frozen(lambda: CLIPTextModel(shape), folder).to(device), self.tokenizer)
+        super().__init__(config, folder, load_frozen(lambda: CLIPTextModel(shape), folder).to(device), self.tokenizer)
 
     @classmethod
     def of(
@@ -84,7 +84,7 @@ class ClipText(FrozenText):
         return encoder
 
     def _read(self, config: ClipTextConfig, shape: CLIPTextConfig, tokenizer: Path) -> None:
-        """Look at all that can be wrong before any weight is read."""
+        """Read the tokenizer and check it against the config, before any weight is read."""
         self.shape, self.tokenizer_folder = shape, tokenizer
         self.tokenizer, self.pad = saved_tokenizer(tokenizer, "tokenizer.json", "vocab.json")
         if shape.max_position_embeddings < config.max_tokens:
@@ -111,7 +111,7 @@ class ClipText(FrozenText):
         """Write model and tokenizer as transformers does, in the types in which they are in memory."""
         folder.mkdir(parents=True, exist_ok=True)
         state = self.model.state_dict()
-        save_weights({"text_model." + plain_key(name): tensor for name, tensor in state.items()}, folder)
+        save_weights({"text_model." + canonical_key(name): tensor for name, tensor in state.items()}, folder)
         write_text(folder / "config.json", self.shape.to_json_string(use_diff=False))
         copy_tokenizer(self.tokenizer_folder, folder)
 
@@ -122,7 +122,7 @@ def clip_network(
     """A frozen CLIP text model of this shape with these tensors, named as `ClipText.of` says."""
     from transformers import CLIPTextModel
 
-    model: Any = built_as_shapes(lambda: CLIPTextModel(shape), source)
+    model: Any = build_on_meta(lambda: CLIPTextModel(shape), source)
     inner = getattr(model, "text_model", model)  # transformers before 5.6 has one module around the other
     fill(inner, tensors, source, dtype)
     inner.embeddings.position_ids = torch.arange(shape.max_position_embeddings)[None]  # a buffer that no file needs

@@ -47,9 +47,9 @@ class FrozenTextConfig(Config):
 
     def fitting(self) -> Callable[[str], str]:
         """A function that cuts a prompt after the last whole word within `max_tokens`, without the weights."""
-        from diptych.encoders.tokenizers import fitted
+        from diptych.encoders.tokenizers import truncated
 
-        return functools.partial(fitted, self.load_tokenizer(), max_tokens=self.max_tokens)
+        return functools.partial(truncated, self.load_tokenizer(), max_tokens=self.max_tokens)
 
     def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> FrozenText:
         """The encoder with its weights. `folder` is that of a CLIP text model whose config names none. The global
@@ -343,7 +343,8 @@ class LayoutConfig(_LearnedBase):
                 f"LayoutConfig.network.vocabulary ({self.network.vocabulary}) is too small for {self.grid**2} corners "
                 f"and {len(self.classes)} classes"
             )
-        self.require(len(set(map(plain, self.classes))) == len(self.classes), "classes", "name each class once")
+        unique = len({normalize_name(name) for name in self.classes}) == len(self.classes)
+        self.require(unique, "classes", "name each class once")
 
     def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> LayoutTransformer:
         """The encoder; `folder` holds its classes and weights, which are random where it is none."""
@@ -353,9 +354,9 @@ class LayoutConfig(_LearnedBase):
 
     def from_captions(self, captions: Callable[..., list[str]]) -> LayoutTransformer:
         """An encoder with random weights; its classes: named, or those in the layouts `captions()`."""
-        from diptych.encoders.layout import LayoutTransformer, classes_of
+        from diptych.encoders.layout import LayoutTransformer, class_names
 
-        return LayoutTransformer(self, () if self.classes else classes_of(captions()))
+        return LayoutTransformer(self, () if self.classes else class_names(captions()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,7 +402,7 @@ LearnedConfig = JointTransformerConfig | LayoutConfig
 TextConfig = FrozenConfig | LearnedConfig
 
 
-def build_reader(
+def build_encoder(
     config: TextConfig | ClassConfig | None, folder: Path | None = None, device: str | torch.device = "cpu"
 ) -> Any:
     """The encoder of a model's prompts, or none for an unconditional model. `folder` holds the weights of an encoder
@@ -409,6 +410,6 @@ def build_reader(
     return None if config is None else config.build(folder, device)
 
 
-def plain(text: str) -> str:
+def normalize_name(text: str) -> str:
     """A class's name as it is compared: single spaces, case folded."""
     return " ".join(text.split()).casefold()

@@ -1,4 +1,4 @@
-"""What frozen text encoders share: a folder as transformers saves it becomes a model that is never trained."""
+"""Base of the frozen text encoders, and reading them from folders as transformers saves them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from diptych.encoders.tokenizers import first_line, require_no_code, tokenize
 from diptych.weights.lazy import LazyCheckpoint, fill, require_shapes, weight_files
 
 READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
-"""The small files of a folder that decide what a prompt becomes."""
+"""Small files of a folder that its embeddings depend on."""
 PATHS = ("path", "tokenizer")
-"""Fields of a config that say where its files lie."""
+"""Fields of a config with paths."""
 
 
 class FrozenText:
@@ -132,17 +132,17 @@ KEPT = (
     *("hidden_act", "feed_forward_proj", "pad_token_id", "bos_token_id", "eos_token_id", "is_encoder_decoder"),
     *("tie_word_embeddings", "architectures"),
 )
-"""Other fields that a text model is built from, or is saved with."""
+"""Other fields that a text model is built from, or saved with."""
 FIXED = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
     "position_embedding_type": ("absolute",),
     "pruned_heads": ({},),
 }
-"""Fields that make another network of it, and what they may say."""
+"""Fields that change the network, and their only supported values."""
 
 
-def frozen(
+def load_frozen(
     build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype = torch.float32, tied: Sequence[str] = ()
 ) -> nn.Module:
     """A transformers model filled from a folder and frozen. Every weight must be there, whole and finite.
@@ -158,11 +158,11 @@ def frozen(
             "pickles such as pytorch_model.bin are never opened: convert them to safetensors"
         )
     checkpoint = LazyCheckpoint.open(folder)
-    stored = {plain_key(key): key for key in checkpoint}
+    stored = {canonical_key(key): key for key in checkpoint}
     for key in tied:
         stored.update({other: stored[key] for other in tied if key in stored and other not in stored})
-    own = built_as_shapes(build, folder).state_dict()
-    keys = {name: stored[plain_key(name)] for name in own if plain_key(name) in stored}
+    own = build_on_meta(build, folder).state_dict()
+    keys = {name: stored[canonical_key(name)] for name in own if canonical_key(name) in stored}
     read = {name: functools.partial(checkpoint.__getitem__, key) for name, key in keys.items()}
     shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
     tensors = LazyCheckpoint(read, shapes, checkpoint.source)
@@ -172,7 +172,7 @@ def frozen(
     return model.eval().requires_grad_(False)
 
 
-def built_as_shapes(build: Callable[[], nn.Module], folder: Path | str) -> nn.Module:
+def build_on_meta(build: Callable[[], nn.Module], folder: Path | str) -> nn.Module:
     """A transformers model on the meta device. A `UserError` for a config that none can be built from."""
     try:
         with torch.device("meta"):
@@ -181,14 +181,14 @@ def built_as_shapes(build: Callable[[], nn.Module], folder: Path | str) -> nn.Mo
         raise UserError(f"{folder}: no text model can be built from its config.json: {first_line(error)}") from None
 
 
-def plain_key(key: str) -> str:
+def canonical_key(key: str) -> str:
     """A weight's name without what only some releases have: the name of its half, and the old names of a norm's two."""
     key = key.removeprefix("text_model.").removeprefix("bert.")
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def folder_fingerprint(config: Config, folder: Path) -> str:
-    """Sixteen hex digits by which embeddings of one encoder are told from another's, without building it.
+    """Sixteen hex digits that identify an encoder's embeddings, without building it.
 
     A hash over the config (but its paths, and what is not set: a field that came later leaves older embeddings valid),
     the tokenizer, and of every tensor its name, shape, dtype and first row: the whole of an XXL would take minutes, and

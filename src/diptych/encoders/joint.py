@@ -13,13 +13,13 @@ from torch import nn
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.configs import JointTransformerConfig
-from diptych.encoders.tokenizers import bert_tokenizer, fitted, load_tokenizer, tokenize
+from diptych.encoders.tokenizers import bert_tokenizer, load_tokenizer, tokenize, truncated
 from diptych.networks.transformer import TextTransformer
 from diptych.weights.lazy import load_module
 
 
 class JointTransformer(nn.Module):
-    """Tokenizer and transformer; `encode` is differentiable, so the U-Net's loss trains it."""
+    """A tokenizer and a transformer that the U-Net's loss trains: `encode` is differentiable."""
 
     def __init__(self, config: JointTransformerConfig, tokenizer=None) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class JointTransformer(nn.Module):
             )
 
     def fit(self, prompt: str) -> str:
-        """As much of a prompt as is read, all of it or up to the last whole word that fits."""
-        return prompt if self.tokenizer is None else fitted(self.tokenizer, prompt, self.max_tokens)
+        """The prompt, cut after the last whole word within `max_tokens`."""
+        return prompt if self.tokenizer is None else truncated(self.tokenizer, prompt, self.max_tokens)
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
         if self.tokenizer is None:
@@ -59,7 +59,7 @@ class JointTransformer(nn.Module):
 
     @property
     def own_pooled(self) -> bool:
-        """Whether what stands for a whole prompt is not the mean of its tokens."""
+        """Whether the pooled embedding is not the mean of the tokens."""
         return self.config.pooled != "mean"
 
     def save(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int):
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
         # The trainer numbers the letters within words in the order of a hash table, and breaks ties between pairs by
-        # number; those that it is told first keep the order in which it is told.
+        # number; special tokens keep their order.
         special_tokens=[*SPECIAL, *(f"##{letter}" for letter in sorted(common))],
         initial_alphabet=common,
         limit_alphabet=len(common),

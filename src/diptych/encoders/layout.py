@@ -1,8 +1,8 @@
-"""Layouts in the place of text: boxes, and what stands in them (Rombach et al. 2022, section 4.3.1, appendix E.2.1).
+"""Layouts as prompts: boxes with the names of their objects (Rombach et al. 2022, section 4.3.1, appendix E.2.1).
 
 A layout is written as text, a box after a name, boxes with `;` or on lines of their own:
 `"dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1"`. So it goes wherever a prompt goes. Each box is three tokens, its class, its
-top left and its bottom right corner, and the transformer that reads them learns with the U-Net.
+top left and its bottom right corner, and the transformer over them is trained with the U-Net.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.configs import LayoutConfig, plain
+from diptych.encoders.configs import LayoutConfig, normalize_name
 from diptych.networks.transformer import TextTransformer
 from diptych.weights.lazy import load_module
 
@@ -32,7 +32,7 @@ BOX = re.compile(rf"(.*\S)\s+({NUMBER})\s+({NUMBER})\s+({NUMBER})\s+({NUMBER})")
 
 
 class Box(NamedTuple):
-    """One thing of a layout; left, top, right, bottom as fractions of the picture's width and height."""
+    """An object of a layout; left, top, right, bottom as fractions of the image's width and height."""
 
     name: str
     left: float
@@ -48,10 +48,10 @@ class Box(NamedTuple):
         return " ".join([self.name, *(f"{side:.4g}" for side in self[1:])])
 
 
-def read_layout(text: str) -> list[Box]:
+def parse_layout(text: str) -> list[Box]:
     """The boxes of a layout, in the order in which they are written; none of an empty text.
 
-    Raises a `UserError` that names the box which is not `name left top right bottom`, leaves the picture, or is empty.
+    Raises a `UserError` that names the box which is not `name left top right bottom`, leaves the image, or is empty.
     """
     boxes = []
     for part in re.split("[;\n]", text):
@@ -63,7 +63,7 @@ def read_layout(text: str) -> list[Box]:
         box = Box(" ".join(found[1].split()), *map(float, found.groups()[1:]))
         if not all(0 <= side <= 1 for side in box[1:]):
             raise UserError(
-                f"the box {part.strip()!r} leaves the picture: left, top, right and bottom are fractions of its width "
+                f"the box {part.strip()!r} leaves the image: left, top, right and bottom are fractions of its width "
                 "and height from 0 to 1, not pixels"
             )
         if box.left >= box.right or box.top >= box.bottom:
@@ -74,7 +74,7 @@ def read_layout(text: str) -> list[Box]:
 
 def largest_first(layout: str) -> list[Box]:
     """The boxes of a layout, the largest first."""
-    return sorted(read_layout(layout), key=lambda box: (-box.area, box))
+    return sorted(parse_layout(layout), key=lambda box: (-box.area, box))
 
 
 def fitted_layout(layout: str, boxes: int) -> str:
@@ -84,13 +84,13 @@ def fitted_layout(layout: str, boxes: int) -> str:
     return layout if len(found) <= boxes else "; ".join(kept)
 
 
-def classes_of(layouts: Iterable[str]) -> tuple[str, ...]:
-    """What the boxes of layouts hold, each name once, sorted."""
-    return tuple(sorted({box.name for layout in layouts for box in read_layout(layout)}))
+def class_names(layouts: Iterable[str]) -> tuple[str, ...]:
+    """The names in layouts, each once, sorted."""
+    return tuple(sorted({box.name for layout in layouts for box in parse_layout(layout)}))
 
 
 class LayoutTransformer(nn.Module):
-    """Tokens of boxes and a transformer; `encode` is differentiable, so the U-Net's loss trains it."""
+    """Tokens of boxes and a transformer that the U-Net's loss trains: `encode` is differentiable."""
 
     def __init__(self, config: LayoutConfig, classes: Sequence[str] = ()) -> None:
         super().__init__()
@@ -101,18 +101,18 @@ class LayoutTransformer(nn.Module):
             raise UserError(
                 f"the layouts name {len(self.classes)} classes, and text.network.vocabulary has room for {config.room}"
             )
-        self.numbers = {plain(name): number for number, name in enumerate(self.classes)}
+        self.numbers = {normalize_name(name): number for number, name in enumerate(self.classes)}
         self.network = TextTransformer(config.network)
         if not config.shared:
             with torch.no_grad():  # so that near corners are alike before anything is learned
                 self.network.token.weight[: config.grid**2] = 0.3 * corner_features(config.grid, config.width)
 
     @torch.no_grad()
-    def begin_with(self, features: Tensor) -> None:
-        """Let classes begin as features (classes + 1, width) of their names, the last of no name.
+    def init_classes(self, features: Tensor) -> None:
+        """Initialise the tokens of classes with features (classes + 1, width) of their names, the last of no name.
 
-        The transformer begins as one that hands its tokens on, so a U-Net which has learned with that text encoder
-        knows what they mean, before it has learned where.
+        The transformer starts as the identity, so a U-Net that was trained with those features' encoder understands the
+        classes from the first step.
         """
         middle = features.mean(0)
         spread = (features - middle).square().mean().sqrt()
@@ -127,7 +127,7 @@ class LayoutTransformer(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """Layouts as tokens; an empty one is a box that is not there. `pooled` is the mean over the boxes."""
+        """The embeddings of layouts; an empty one is a padding box. `pooled` is the mean over the boxes."""
         rows = [self.tokens(prompt) for prompt in prompts]
         longest = self.config.boxes if self.config.padded else max(1, *map(len, rows))
         nothing, device = (self.config.nothing,) * 3, self.network.position.device
@@ -157,7 +157,7 @@ class LayoutTransformer(nn.Module):
     def fit(self, layout: str) -> str:
         """As much of a layout as is read, all of it or its largest boxes. Raises a `UserError` as `tokens` does."""
         shorter = self.config.fitting()(layout)
-        for box in read_layout(shorter):
+        for box in parse_layout(shorter):
             self.number(box.name)
         return shorter
 
@@ -168,11 +168,11 @@ class LayoutTransformer(nn.Module):
 
     def number(self, name: str) -> int:
         """The token of a class."""
-        if (number := self.numbers.get(plain(name))) is not None:
+        if (number := self.numbers.get(normalize_name(name))) is not None:
             return self.config.first_class + number
         if not self.classes:
             raise UserError("this model has learned no classes yet: name them as text.classes, or train it on layouts")
-        near = difflib.get_close_matches(plain(name), self.numbers, n=3)
+        near = difflib.get_close_matches(normalize_name(name), self.numbers, n=3)
         near = [self.classes[self.numbers[one]] for one in near] or [*self.classes[:3], "..."]
         raise UserError(f"no box of this model can hold {name!r}: choose such as {', '.join(near)}")
 

@@ -1,9 +1,8 @@
-"""How near a prompt is to those that a model was trained on.
+"""The likeness of a prompt to those that a model was trained on.
 
-Its likeness is the largest cosine of its embedding with any of theirs, less half the share of its words that stand in
-none of them. A model may carry a small file beside its weights from which this is told: the words, the directions in
-which the embeddings of its training prompts lie, and in these a choice of them in 8 bits. `diptych data familiar` makes
-it.
+It is the largest cosine of its embedding with a training prompt's, less half the share of words that no training prompt
+has. A model's folder may hold a small file for it: the words, the principal directions of the training prompts'
+embeddings, and a selection of these embeddings in 8 bits. `diptych data familiar` writes it.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from diptych.weights.files import load_metadata, load_safetensors, save_safetens
 from diptych.weights.identity import FAMILIAR
 
 DIRECTIONS = 128
-"""Of the embeddings of emoji captions, which are 384 wide, they hold nine tenths."""
+"""Principal directions; they hold nine tenths of the second moment of emoji captions, which are 384 wide."""
 APART = 0.6
-"""A prompt that is more like one that was chosen already is not chosen."""
+"""Prompts with a larger cosine to a selected one are not selected."""
 STRANGE = 0.5
-"""What a prompt of nothing but unseen words loses."""
+"""What the likeness of a prompt of unseen words alone loses."""
 WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class PromptDomain:
-    """What is known of training prompts."""
+    """A summary of a model's training prompts."""
 
     basis: Tensor
     """(K, width), float32, orthonormal rows."""
     prompts: Tensor
     """(N, K), int8: each embedding in that basis, times 127."""
     words: frozenset[str]
-    """Of the prompts, in small letters."""
+    """Words of the prompts, in lower case."""
     least: float
-    """Prompts below this likeness are told to be far from all of them."""
+    """Prompts below this likeness are warned of."""
     encoder: str
-    """Fingerprint of the text encoder that read them."""
+    """Fingerprint of the text encoder of the embeddings."""
 
     @classmethod
     def of(cls, prompts: Sequence[str], pooled: Tensor, encoder: str, least: float = 0.0) -> PromptDomain:
@@ -51,13 +50,13 @@ class PromptDomain:
         unit = F.normalize(pooled.float(), dim=-1)
         _, _, rows = torch.linalg.svd(unit.T @ unit)  # of the second moments: K directions that hold the most
         basis = rows[: min(DIRECTIONS, unit.shape[1])]
-        chosen = unit[apart(unit, sorted(range(len(prompts)), key=lambda place: len(prompts[place])))]
+        chosen = unit[select_apart(unit, sorted(range(len(prompts)), key=lambda place: len(prompts[place])))]
         words = frozenset(word for prompt in prompts for word in WORD.findall(prompt.lower()))
         return cls(basis, (chosen @ basis.T * 127).round().to(torch.int8), words, least, encoder)
 
     def likeness(self, prompts: Sequence[str], pooled: Tensor) -> Tensor:
-        """Of prompts and their embeddings (B, width), (B,): 1 for one of the training set, 0 and less for one that has
-        nothing to do with any."""
+        """The likeness (B,) of prompts with embeddings (B, width): 1 for a training prompt, 0 and less for one that
+        has nothing in common with any."""
         inside = F.normalize(pooled.float().cpu(), dim=-1) @ self.basis.T
         nearest = (inside @ (self.prompts.float() / 127).T).amax(1)
         found = [WORD.findall(prompt.lower()) for prompt in prompts]
@@ -65,7 +64,7 @@ class PromptDomain:
         return nearest - STRANGE * torch.tensor(strange)
 
     def save(self, folder: Path) -> None:
-        """Write the file beside a model's weights."""
+        """Write the file into a model's folder."""
         known = {"least": repr(self.least), "encoder": self.encoder, "words": " ".join(sorted(self.words))}
         save_safetensors({"basis": self.basis.half(), "prompts": self.prompts}, folder / FAMILIAR, known)
 
@@ -83,12 +82,12 @@ class PromptDomain:
         except (KeyError, ValueError):
             found = None
         if found is None or prompts.dtype != torch.int8 or prompts.ndim != 2 or prompts.shape[1:] != basis.shape[:1]:
-            raise UserError(f"{path} does not hold what is known of training prompts: make it again or remove it")
+            raise UserError(f"{path} is no summary of training prompts, or damaged: make it again or remove it")
         return found
 
 
-def apart(unit: Tensor, order: Sequence[int]) -> list[int]:
-    """Places of rows (N, width) of length 1, taken in this order, none of which is near one that was taken before."""
+def select_apart(unit: Tensor, order: Sequence[int]) -> list[int]:
+    """Indices of rows of unit length (N, width), taken in this order, none of which is near one taken before."""
     taken, places = torch.empty_like(unit), list[int]()
     for place in order:
         if not places or float((taken[: len(places)] @ unit[place]).max()) < APART:

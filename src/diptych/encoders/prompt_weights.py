@@ -1,9 +1,8 @@
-"""How prompts reach a text encoder: weights of words, prompts beyond its limit, and what of them it cannot read.
+"""Encoding prompts with weighted words, prompts beyond the encoder's limit, and warnings of unknown words.
 
 Weights are written as in the web UIs of Stable Diffusion: `(word)` is 1.1 times as strong and `[word]` 1.1 times less,
-brackets within brackets multiply, `(word:1.3)` says the factor, and a backslash makes a bracket a letter. They multiply
-the tokens that the encoder gives (`weighted`). A prompt beyond the limit is read in parts, each by itself, whose tokens
-stand one behind the other.
+nested brackets multiply, `(word:1.3)` states the factor, and a backslash makes a bracket a letter. They multiply the
+encoder's tokens (`apply_weights`). A prompt beyond the limit is encoded in chunks, whose tokens are concatenated.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from diptych.core.checks import said
 from diptych.core.errors import UserError, warn
 from diptych.encoders.base import PromptOptions, TextEmbedding
-from diptych.encoders.tokenizers import encoded, ends
+from diptych.encoders.tokenizers import chunk_ends, encode_text
 
 if TYPE_CHECKING:
     from diptych.encoders.prompt_domain import PromptDomain
@@ -27,62 +26,62 @@ if TYPE_CHECKING:
 STRONGER = 1.1
 """The factor of a pair of brackets that names none."""
 MOST_WEIGHT = 10.0
-"""Beyond it a weight is a slip of the keyboard."""
+"""The largest weight of a word; more is taken for a typing error."""
 MARK = re.compile(r"\\[()\[\]\\]|[(\[)\]]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
-"""Where a prompt that is read in parts begins another."""
+"""Where a prompt that is encoded in chunks begins another."""
 LITERAL = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>|\bAND\b|\bBREAK\b|\[[^\[\]]*[:|][^\[\]]*\]")
-"""Syntax of web UIs that diptych does not know; BREAK where prompts are not read in parts."""
+"""Syntax of web UIs that diptych does not support; BREAK where prompts are not encoded in chunks."""
 WEIGHING = re.compile(r"(?<!\\)\([^()]+(?<!\\)\)|(?<!\\)\[[^\[\]]+(?<!\\)\]")
 SILENT = {"Mn", "Me", "Cf", "Cc", "Cn", "Zs", "Zl", "Zp"}
-"""Categories of characters whose absence nobody would notice: accents, joiners, spaces."""
+"""Unicode categories that may be lost without a warning: accents, joiners, spaces."""
 Part = list[tuple[str, float]]
-"""Texts that stand one behind the other, and the weight of each."""
+"""Consecutive texts, and the weight of each."""
 
 
 class Prompts(Protocol):
-    """Whatever says how its prompts are read, and keeps notes of them."""
+    """A request with its options of encoding prompts, and notes on them for the metadata."""
 
     @property
     def reading(self) -> PromptOptions: ...
     @property
     def notes(self) -> dict[str, dict[str, Any]]:
-        """By prompt: words that the encoder cannot read, what was cut, how far it is from the training data."""
+        """By prompt: words unknown to the encoder, the text cut off, the likeness to training prompts."""
         ...
 
 
-def encode_prompts(encoder: Any, prompts: Sequence[str], order: Prompts, familiar: PromptDomain | None = None) -> Any:
-    """What a text encoder (or a reader of classes or layouts) makes of prompts (B), read as the order asks; what it
-    cannot read, and what is far from all `familiar` ones, is warned of, and kept in `order.notes`.
+def encode_prompts(encoder: Any, prompts: Sequence[str], request: Prompts, domain: PromptDomain | None = None) -> Any:
+    """The embeddings of prompts (B) by an encoder of text, classes or layouts, with the options of `request`.
 
-    Raises a `UserError` for a prompt beyond the limit where that is not to be cut or read in parts.
+    Warns of unknown words and of prompts far from the training prompts (`domain`), and records them in `request.notes`.
+    Raises a `UserError` for a prompt beyond the limit where the option is "refuse".
     """
-    tokenizer, chosen = getattr(encoder, "tokenizer", None), order.reading
+    tokenizer, chosen = getattr(encoder, "tokenizer", None), request.reading
     if tokenizer is None:
         if chosen.weights or chosen.long != "refuse":
             raise UserError("weights and long_prompts are for models with a text encoder, which this model has not")
         return encoder.encode(list(prompts))
-    parts = [list(parts_of(encoder, prompt, order)) for prompt in prompts]
+    parts = [list(parts_of(encoder, prompt, request)) for prompt in prompts]
     if all(len(each) == 1 and each[0][0][1] == 1 and len(each[0]) == 1 for each in parts):
         embedding = encoder.encode([each[0][0][0] for each in parts])
     else:
-        embedding = padded([joined(encoder, each) for each in parts], has_pooled(encoder))
-    if familiar is not None and familiar.encoder == encoder_name(encoder):
+        embedding = pad_rows([concat_parts(encoder, each) for each in parts], has_pooled(encoder))
+    if domain is not None and domain.encoder == encoder_name(encoder):
         plain = ["".join(text for part in each for text, _ in part) for each in parts]
-        for prompt, likeness in zip(prompts, familiar.likeness(plain, embedding.pooled).tolist(), strict=True):
-            if prompt and likeness < familiar.least:
+        for prompt, likeness in zip(prompts, domain.likeness(plain, embedding.pooled).tolist(), strict=True):
+            if prompt and likeness < domain.least:
                 warn(f"{said(prompt)} is far from all that this model was trained on: do not expect to see it")
-                order.notes.setdefault(prompt, {})["likeness"] = round(likeness, 3)
+                request.notes.setdefault(prompt, {})["likeness"] = round(likeness, 3)
     return embedding
 
 
 def encoder_name(encoder: Any) -> str | None:
-    """By what embeddings of one text encoder are told from another's."""
+    """The encoder's fingerprint, if it has one."""
     return getattr(encoder, "fingerprint", None)
 
 
-def padded(rows: Sequence[tuple[Tensor, Tensor]], own_pooled: bool) -> TextEmbedding:
-    """Tokens (L, width) of each prompt and what stands for all of them, as one embedding."""
+def pad_rows(rows: Sequence[tuple[Tensor, Tensor]], own_pooled: bool) -> TextEmbedding:
+    """One embedding of each prompt's tokens (L, width) and pooled embedding (width), padded to the longest."""
     sequence = nn.utils.rnn.pad_sequence([row for row, _ in rows], batch_first=True)  # (B, L, width)
     lengths = torch.tensor([len(row) for row, _ in rows], device=sequence.device)
     mask = torch.arange(sequence.shape[1], device=sequence.device) < lengths[:, None]
@@ -90,23 +89,23 @@ def padded(rows: Sequence[tuple[Tensor, Tensor]], own_pooled: bool) -> TextEmbed
     return embedding._replace(pooled=torch.stack([pooled for _, pooled in rows])) if own_pooled else embedding
 
 
-def parts_of(encoder: Any, prompt: str, order: Prompts) -> Iterator[Part]:
-    """The parts of a prompt, each within the encoder's limit: one, unless it is too long and to be read in several."""
-    chosen = order.reading
-    runs = parsed(prompt) if chosen.weights else [(prompt, 1.0)]
-    if marks := literal(prompt, order):
-        warn(f"{' and '.join(map(said, marks))} in a prompt is read as letters: {'; '.join(map(meant, marks))}")
+def parts_of(encoder: Any, prompt: str, request: Prompts) -> Iterator[Part]:
+    """The chunks of a prompt, each within the encoder's limit: one unless it is too long with the option "chunks"."""
+    chosen = request.reading
+    runs = parse_weights(prompt) if chosen.weights else [(prompt, 1.0)]
+    if marks := unsupported_syntax(prompt, request):
+        warn(f"{' and '.join(map(said, marks))} in a prompt is read as letters: {'; '.join(map(advice, marks))}")
     text = "".join(run for run, _ in runs)
-    note = order.notes.setdefault(prompt, {})
-    if unread := unread_words(encoder.tokenizer, text):
+    note = request.notes.setdefault(prompt, {})
+    if unread := unknown_words(encoder.tokenizer, text):
         warn(f"the text encoder cannot read {', '.join(map(said, unread[:8]))}: the image does not follow it")
         note["unread"] = unread
-    sections = split(runs) if chosen.long == "chunks" else [runs]
+    sections = split_sections(runs) if chosen.long == "chunks" else [runs]
     for number, section in enumerate(sections):
         text = "".join(run for run, _ in section)
-        stops = list(ends(encoder.tokenizer, text, encoder.max_tokens))
+        stops = list(chunk_ends(encoder.tokenizer, text, encoder.max_tokens))
         if len(stops) > 1 and chosen.long == "refuse":
-            count = len(encoded(encoder.tokenizer, text).ids)
+            count = len(encode_text(encoder.tokenizer, text).ids)
             raise UserError(
                 f"the prompt has {count} tokens and this model reads {encoder.max_tokens}: shorten it, or choose "
                 f"--long-prompts cut or chunks; what does not fit begins at {text[stops[0] :].lstrip()[:40]!r}"
@@ -117,17 +116,17 @@ def parts_of(encoder: Any, prompt: str, order: Prompts) -> Iterator[Part]:
             warn(f"the prompt is beyond the {encoder.max_tokens} tokens that this model reads: cut off {lost}")
             stops = stops[:1]
         if text.strip() or number == 0:
-            yield from (between(section, start, end) for start, end in zip([0, *stops], stops, strict=False))
+            yield from (slice_part(section, start, end) for start, end in zip([0, *stops], stops, strict=False))
 
 
-def literal(prompt: str, order: Prompts) -> list[str]:
-    """The first mark of each kind in a prompt that means something in web UIs, and nothing here as the order stands."""
-    foreign = [mark for mark in LITERAL.findall(prompt) if mark != "BREAK" or order.reading.long != "chunks"]
-    brackets = [] if order.reading.weights else WEIGHING.findall(LITERAL.sub("", prompt))
+def unsupported_syntax(prompt: str, request: Prompts) -> list[str]:
+    """The first mark of each kind in a prompt that has a meaning in web UIs, but none with these options."""
+    foreign = [mark for mark in LITERAL.findall(prompt) if mark != "BREAK" or request.reading.long != "chunks"]
+    brackets = [] if request.reading.weights else WEIGHING.findall(LITERAL.sub("", prompt))
     return foreign[:1] + brackets[:1]
 
 
-def meant(mark: str) -> str:
+def advice(mark: str) -> str:
     """What to write instead."""
     if mark.startswith("<"):
         return "name LoRA files as --lora (lora=)"
@@ -138,8 +137,8 @@ def meant(mark: str) -> str:
     return "--weights (weights=True) makes brackets weights of words"
 
 
-def between(runs: Part, start: int, end: int) -> Part:
-    """What stands from one place of the whole text to another."""
+def slice_part(runs: Part, start: int, end: int) -> Part:
+    """The part of runs between two places of their whole text."""
     found, place = [], 0
     for text, weight in runs:
         inside = text[max(start - place, 0) : max(end - place, 0)]
@@ -149,7 +148,7 @@ def between(runs: Part, start: int, end: int) -> Part:
     return found or [("", 1.0)]
 
 
-def split(runs: Part) -> list[Part]:
+def split_sections(runs: Part) -> list[Part]:
     """The sections between one BREAK and the next."""
     sections: list[Part] = [[]]
     for text, weight in runs:
@@ -159,28 +158,28 @@ def split(runs: Part) -> list[Part]:
     return sections
 
 
-def joined(encoder: Any, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-    """The weighted tokens (L, width) of parts, one behind the other, and what stands for all of them (width)."""
+def concat_parts(encoder: Any, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """The weighted tokens (L, width) of chunks, concatenated, and the pooled embedding (width) of the first."""
     embedding = encoder.encode(["".join(run for run, _ in part) for part in parts])
     rows = []
     for part, sequence, mask in zip(parts, embedding.sequence, embedding.mask, strict=True):
         row = sequence[mask]
         factors = token_weights(encoder.tokenizer, part).to(row)
-        rows.append(weighted(row, nn.functional.pad(factors, (0, len(row) - len(factors)), value=1.0)))
+        rows.append(apply_weights(row, nn.functional.pad(factors, (0, len(row) - len(factors)), value=1.0)))
     return torch.cat(rows), embedding.pooled[0]
 
 
 def token_weights(tokenizer: Any, part: Part) -> Tensor:
-    """The weight of each token (L,): that of its first letter; those that the tokenizer adds have 1."""
+    """The weight of each token (L,): that of its first letter; 1 for special tokens."""
     letters = torch.tensor([weight for text, weight in part for _ in text] or [1.0])
-    found = encoded(tokenizer, "".join(text for text, _ in part))
+    found = encode_text(tokenizer, "".join(text for text, _ in part))
     added = zip(found.offsets, found.special_tokens_mask, strict=True)
     return torch.tensor([1.0 if special else float(letters[start]) for (start, _), special in added])
 
 
-def weighted(tokens: Tensor, factors: Tensor) -> Tensor:
-    """Tokens (L, width) times factors (L,), brought back to the mean that they had, as web UIs do for CLIP; to their
-    root mean square where the mean is too near to 0 to be kept, as with other encoders."""
+def apply_weights(tokens: Tensor, factors: Tensor) -> Tensor:
+    """Tokens (L, width) times factors (L,), rescaled to their former mean, as web UIs do for CLIP; to their root mean
+    square where the mean is too near to 0, as with other encoders."""
     if bool((factors == 1).all()):
         return tokens
     scaled = tokens * factors[:, None]
@@ -192,12 +191,12 @@ def weighted(tokens: Tensor, factors: Tensor) -> Tensor:
 
 
 def has_pooled(encoder: Any) -> bool:
-    """Whether what stands for a whole prompt is another thing than the mean of its tokens."""
+    """Whether the pooled embedding is not the mean of the tokens."""
     return getattr(encoder, "own_pooled", False)
 
 
-def parsed(prompt: str) -> Part:
-    """A prompt without the marks of weights: texts and the weight of each."""
+def parse_weights(prompt: str) -> Part:
+    """A prompt without the marks of weights, as texts with their weights."""
     runs: list[tuple[str, float]] = []
     opened: list[tuple[str, int]] = []  # the bracket, and the run at which it opens
 
@@ -213,7 +212,7 @@ def parsed(prompt: str) -> Part:
         if text in ("(", "["):
             opened.append((text, len(runs)))
         elif mark.group(1) is not None and opened and opened[-1][0] == "(":
-            close("(", factor_of(mark.group(1)))
+            close("(", parse_factor(mark.group(1)))
         elif (text == ")" and close("(", STRONGER)) or (text == "]" and close("[", 1 / STRONGER)):
             pass
         else:
@@ -223,7 +222,7 @@ def parsed(prompt: str) -> Part:
     merged: list[tuple[str, float]] = []
     for text, weight in runs:
         if abs(weight) > MOST_WEIGHT:
-            raise too_heavy(f"{weight:g}, of brackets within brackets")
+            raise weight_error(f"{weight:g}, of brackets within brackets")
         if merged and merged[-1][1] == weight:
             merged[-1] = (merged[-1][0] + text, weight)
         else:
@@ -231,20 +230,20 @@ def parsed(prompt: str) -> Part:
     return merged or [("", 1.0)]
 
 
-def factor_of(text: str) -> float:
+def parse_factor(text: str) -> float:
     factor = float(text)
     if abs(factor) > MOST_WEIGHT:
-        raise too_heavy(text)
+        raise weight_error(text)
     return factor
 
 
-def too_heavy(told: str) -> UserError:
-    return UserError(f"the weight of a word must lie between -{MOST_WEIGHT:g} and {MOST_WEIGHT:g}, not {told[:80]}")
+def weight_error(weight: str) -> UserError:
+    return UserError(f"the weight of a word must lie between -{MOST_WEIGHT:g} and {MOST_WEIGHT:g}, not {weight[:80]}")
 
 
-def unread_words(tokenizer: Any, text: str) -> list[str]:
-    """What of a text becomes the token for unknown words, or no token at all; punctuation aside."""
-    found = encoded(tokenizer, text)
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """Words of a text that become the unknown token or no token; without punctuation."""
+    found = encode_text(tokenizer, text)
     unknown = {tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")} - {None}
     seen, lost = [False] * len(text), [False] * len(text)
     for number, (start, end), special in zip(found.ids, found.offsets, found.special_tokens_mask, strict=True):

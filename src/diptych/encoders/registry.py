@@ -18,9 +18,9 @@ from diptych.encoders.configs import (
     MiniLMConfig,
     T5Config,
     TextConfig,
-    build_reader,
+    build_encoder,
 )
-from diptych.encoders.frozen import FrozenText, frozen, pretrained_config
+from diptych.encoders.frozen import FrozenText, load_frozen, pretrained_config
 from diptych.encoders.joint import JointTransformer, train_tokenizer
 from diptych.encoders.layout import LayoutTransformer
 from diptych.encoders.t5 import T5, t5_shape

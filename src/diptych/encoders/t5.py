@@ -1,4 +1,4 @@
-"""The encoder half of T5 (Raffel et al. 2020), v1.1 or of its shape: Imagen's reader of prompts."""
+"""The encoder half of T5 (Raffel et al. 2020), v1.1: the text encoder of Imagen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from diptych.core.errors import UserError, pick
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.configs import T5Config
-from diptych.encoders.frozen import FrozenText, frozen, pretrained_config
+from diptych.encoders.frozen import FrozenText, load_frozen, pretrained_config
 from diptych.encoders.tokenizers import broken_tokenizers, load_tokenizer, require_ids, tokenize
 
 T5_SHAPES = {
@@ -42,7 +42,7 @@ class T5(FrozenText):
                 return T5EncoderModel(shape)
 
         dtype = compute_dtype(config, torch.device(device))
-        model: Any = frozen(build, folder, dtype, tied=("shared.weight", "encoder.embed_tokens.weight"))
+        model: Any = load_frozen(build, folder, dtype, tied=("shared.weight", "encoder.embed_tokens.weight"))
         model.set_input_embeddings(model.shared)  # one tensor again, wherever it moves
         super().__init__(config, folder, model.to(device), tokenizer)
 

@@ -1,4 +1,4 @@
-"""From prompts to token ids, and the tokenizers that models come with."""
+"""From prompts to token ids, and reading the tokenizers of published models."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TOKENIZER_CLASSES = {
     "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",
     "TokenizersBackend": "PreTrainedTokenizerFast",
 }
-"""The classes that a tokenizer_config.json may name, and what each is in transformers today."""
+"""The classes that a tokenizer_config.json may name, and the class of transformers that reads each."""
 
 
 def token_ids(tokenizer, prompts: list[str], max_tokens: int) -> list[list[int]]:
-    """The ids of each prompt, opening and closing token included. A `UserError` shows what does not fit."""
+    """The ids of each prompt, opening and closing token included. A `UserError` quotes the text beyond the limit."""
     rows = []
     for prompt in prompts:
-        encoding = encoded(tokenizer, prompt)
+        encoding = encode_text(tokenizer, prompt)
         if len(encoding.ids) > max_tokens:
             word = encoding.token_to_word(max_tokens - 1)  # one place is the closing token's
             start = encoding.offsets[max_tokens - 1][0] if word is None else encoding.word_to_chars(word)[0]
@@ -40,7 +40,7 @@ def token_ids(tokenizer, prompts: list[str], max_tokens: int) -> list[list[int]]
     return rows
 
 
-def encoded(tokenizer, prompt: str) -> Any:
+def encode_text(tokenizer, prompt: str) -> Any:
     """A prompt's tokens, as the tokenizers library gives them."""
     try:
         return tokenizer.encode(prompt)
@@ -50,11 +50,11 @@ def encoded(tokenizer, prompt: str) -> Any:
         raise UserError(f"the tokenizer cannot read the prompt {ascii(prompt)[:60]}: {first_line(error)}") from None
 
 
-def ends(tokenizer, text: str, max_tokens: int) -> Iterator[int]:
-    """Where the parts of a text end that can be read at once, in whole words where one has room."""
+def chunk_ends(tokenizer, text: str, max_tokens: int) -> Iterator[int]:
+    """The ends of the chunks of a text that each have at most `max_tokens`, between words where possible."""
     start = 0
     while True:
-        rest = encoded(tokenizer, text[start:])
+        rest = encode_text(tokenizer, text[start:])
         if len(rest.ids) <= max_tokens:
             yield len(text)
             return
@@ -65,10 +65,10 @@ def ends(tokenizer, text: str, max_tokens: int) -> Iterator[int]:
         yield start
 
 
-def fitted(tokenizer, text: str, max_tokens: int) -> str:
-    """As much of a text as is read at once: all of it, or up to the last whole word that has room, opening and closing
-    token included; of a single word that is too long, its beginning."""
-    while (end := next(ends(tokenizer, text, max_tokens))) < len(text):
+def truncated(tokenizer, text: str, max_tokens: int) -> str:
+    """A text cut after the last whole word within `max_tokens`, opening and closing token included; of a single word
+    that is too long, its beginning."""
+    while (end := next(chunk_ends(tokenizer, text, max_tokens))) < len(text):
         text = text[:end].rstrip()
     return text
 

@@ -17,7 +17,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.core.option_fields import takes
 from diptych.diffusion.guidance import cat_conditions
-from diptych.encoders.configs import build_reader
+from diptych.encoders.configs import build_encoder
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.options import AutoregressiveOptions
 from diptych.models.request import AutoregressiveRequest, Request
@@ -173,4 +173,4 @@ class Autoregressive(OverFirstStage):
             raise UserError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from None
         load_module(autoencoder, folder / "autoencoder")
         load_module(transformer, folder / "transformer")
-        return cls(config, autoencoder, build_reader(config.text, folder / "text"), transformer).eval()
+        return cls(config, autoencoder, build_encoder(config.text, folder / "text"), transformer).eval()

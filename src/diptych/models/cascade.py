@@ -20,7 +20,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.option_fields import takes
 from diptych.encoders.base import network_of
-from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig, T5Config, build_reader
+from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig, T5Config, build_encoder
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.models.options import CascadeOptions
 from diptych.models.pixel_config import PixelDiffusionConfig, read_stage, require_trained
@@ -171,7 +171,7 @@ class Cascade(OneLineRepr):
         if request.one_at_a_time:
             self._encoders.clear()
         if text not in self._encoders:
-            self._encoders[text] = build_reader(text, device=self.device)
+            self._encoders[text] = build_encoder(text, device=self.device)
         embeddings: dict[int, Any] = {}
         shared: dict[tuple[str, str, bool], Any] = {}
         for number in numbers:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.concat import masked_latent
-from diptych.conditioning.lowres_augmentation import reduce
+from diptych.conditioning.lowres_augmentation import downsample
 from diptych.core.errors import UserError
 from diptych.core.images import FITTED, fit_picture, fitted_size, read_picture, to_tensor
 from diptych.core.values import one_or_each
@@ -89,7 +89,7 @@ class InitImage:
         of its pixels is, as the mean of these is not known."""
         sides = (self.images.shape[-2] // factor, self.images.shape[-1] // factor)
         mask = None if self.mask is None else F.max_pool2d(self.mask, factor)
-        return InitImage(reduce(self.images, sides), mask, strength, self.paste, self.fit)
+        return InitImage(downsample(self.images, sides), mask, strength, self.paste, self.fit)
 
     def paste_into(self, images: Tensor) -> Tensor:
         """Generated images (B, 3, H, W), with the pixels outside the mask of the init image where that is asked for."""

@@ -20,7 +20,7 @@ from diptych.core.option_fields import takes
 from diptych.core.random import KEPT, POSTERIOR, Draws
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.steps import NoiseSource
-from diptych.encoders.configs import ClipTextConfig, build_reader
+from diptych.encoders.configs import ClipTextConfig, build_encoder
 from diptych.models.first_stage import load_tiny_decoder, save_tiny_decoder
 from diptych.models.latent_config import LatentConfig
 from diptych.models.options import LatentOptions
@@ -289,7 +289,7 @@ class LatentDiffusion(OverFirstStage):
         load_module(autoencoder, folder / "autoencoder")
         load_module(unet, folder / "unet")
         tiny = load_tiny_decoder(folder / "tiny_decoder") if (folder / "tiny_decoder").is_dir() else None
-        model = cls(config, autoencoder, build_reader(config.text, folder / "text"), unet, tiny)
+        model = cls(config, autoencoder, build_encoder(config.text, folder / "text"), unet, tiny)
         model.scale.fill_(scale)
         from diptych.encoders.prompt_domain import PromptDomain
 

@@ -23,7 +23,7 @@ from diptych.core.errors import UserError
 from diptych.diffusion.gradient_guidance import Score
 from diptych.diffusion.schedules import Schedule, ScheduleConfig
 from diptych.encoders.classes import ClassLabels
-from diptych.encoders.configs import ClassConfig, FrozenConfig, build_reader
+from diptych.encoders.configs import ClassConfig, FrozenConfig, build_encoder
 from diptych.models.frozen_parts import HoldsFrozen
 from diptych.models.guides import Space
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
@@ -99,7 +99,7 @@ class NoisyGuide(HoldsFrozen):
     def text(self) -> Any:
         """The text encoder of a pair."""
         if self._frozen["text"] is None and self.config.text is not None:
-            self.hold_frozen(text=build_reader(self.config.text, device=self.device))
+            self.hold_frozen(text=build_encoder(self.config.text, device=self.device))
         return self._frozen["text"]
 
     @property

@@ -16,7 +16,7 @@ from diptych.core.checks import said
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
 from diptych.diffusion.gradient_guidance import Score
-from diptych.encoders.frozen import built_as_shapes, text_shape
+from diptych.encoders.frozen import build_on_meta, text_shape
 from diptych.encoders.tokenizers import saved_tokenizer, token_ids
 from diptych.models.guides import Space
 from diptych.models.judge import Judge
@@ -80,7 +80,7 @@ class ClipPair(nn.Module):
 
         super().__init__()
         shape: Any = pair_config(folder / "config.json")
-        model: Any = built_as_shapes(lambda: CLIPModel(shape), folder)
+        model: Any = build_on_meta(lambda: CLIPModel(shape), folder)
         self.tokenizer, self.pad = saved_tokenizer(folder, "tokenizer.json", "vocab.json")
         checkpoint, own = LazyCheckpoint.open(folder), model.state_dict()
         fill(model, checkpoint.only(key for key in checkpoint if key in own or "position_ids" not in key), str(folder))

@@ -11,9 +11,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from diptych.conditioning.degradations import degraded
-from diptych.conditioning.lowres_augmentation import augmented, reduce, told_level, training_levels
-from diptych.conditioning.masks import drawn_masks
+from diptych.conditioning.degradations import degrade
+from diptych.conditioning.lowres_augmentation import augment, downsample, level_condition, training_levels
+from diptych.conditioning.masks import sample_masks
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
@@ -22,7 +22,7 @@ from diptych.core.random import AUGMENTATION, LEVEL, NARROW, Draws
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.steps import Callback, NoiseSource
 from diptych.encoders.base import TextEmbedding, network_of
-from diptych.encoders.configs import JointTransformerConfig, build_reader
+from diptych.encoders.configs import JointTransformerConfig, build_encoder
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.models.frozen_parts import HoldsFrozen
@@ -63,7 +63,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         if self.joint_text is not None:
             return self.joint_text
         if self._frozen["text"] is None and self.config.text is not None:
-            self.text = build_reader(self.config.text, device=self.device)
+            self.text = build_encoder(self.config.text, device=self.device)
         return self._frozen["text"]
 
     @text.setter
@@ -102,7 +102,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
             level = training_levels(draws.uniform(LEVEL), self.config.augmentation).to(x0.device)
             cond |= self.enlarged(self.reduced(x0, batch["seed"]), level, lambda like: draws.normal(like, AUGMENTATION))
         if self.config.masks is not None:
-            cond = concat_masked(cond, x0, drawn_masks(self.config.masks, x0.shape[-2:], batch["seed"]))
+            cond = concat_masked(cond, x0, sample_masks(self.config.masks, x0.shape[-2:], batch["seed"]))
         return x0, cond
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
@@ -124,7 +124,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         low_res = init_image = None
         shown = pictures
         if self.config.masks is not None:
-            masks = drawn_masks(self.config.masks, size, torch.tensor(seeds))
+            masks = sample_masks(self.config.masks, size, torch.tensor(seeds))
             init_image, shown = InitImage(pictures, masks, 1.0, False), pictures * (1 - masks.to(pictures))
         if self.config.low_size is not None:
             low_res = shown = self.reduced(pictures, torch.tensor(seeds))
@@ -136,17 +136,17 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         """The low-resolution truth (B, 3, H / factor, W / factor) of pictures (B, 3, H, W) with these seeds (B,)."""
         factor = self.config.factor
         if self.config.degradation is not None:
-            return degraded(pictures, factor, self.config.degradation, seeds)
+            return degrade(pictures, factor, self.config.degradation, seeds)
         if pictures.shape[-2] % factor or pictures.shape[-1] % factor:
             raise UserError(f"pictures of {tuple(pictures.shape[-2:])} pixels are no multiples of the factor {factor}")
-        return reduce(pictures, (pictures.shape[-2] // factor, pictures.shape[-1] // factor))
+        return downsample(pictures, (pictures.shape[-2] // factor, pictures.shape[-1] // factor))
 
     def enlarged(self, low: Tensor, level: Tensor, noise: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """low (B, 3, h, w) and levels (B,) as the network's keyword arguments."""
         size = (low.shape[-2] * self.config.factor, low.shape[-1] * self.config.factor)
         with torch.autocast(low.device.type, enabled=False):  # a blur is a convolution
-            cond = {"concat": augmented(low, size, level, noise, self.config.augmentation)}
-        told = told_level(level, self.config.augmentation, low)
+            cond = {"concat": augment(low, size, level, noise, self.config.augmentation)}
+        told = level_condition(level, self.config.augmentation, low)
         return {**cond, "level": told} if self.config.network.augmented else cond
 
     def cond(self, embedding: TextEmbedding) -> dict[str, Tensor]:
@@ -302,7 +302,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         load_module(network, folder / "network")
         require_trained(network, f"the stage in {folder}")
         joint = isinstance(config.text, JointTransformerConfig)
-        return cls(config, build_reader(config.text, folder / "text") if joint else None, network).eval()
+        return cls(config, build_encoder(config.text, folder / "text") if joint else None, network).eval()
 
 
 def concat_masked(cond: Cond, images: Tensor, masks: Tensor) -> dict[str, Tensor]:

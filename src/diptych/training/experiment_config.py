@@ -15,7 +15,7 @@ from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig
 from diptych.encoders.cache import CachedTexts, text_cache
 from diptych.encoders.classes import with_names
-from diptych.encoders.configs import ClassConfig, JointTransformerConfig, LearnedConfig, build_reader
+from diptych.encoders.configs import ClassConfig, JointTransformerConfig, LearnedConfig, build_encoder
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
@@ -92,7 +92,7 @@ class SecondStageTraining(ModelTraining):
 
     def precomputing(self) -> Precomputing:
         encoder = self.model.encoder
-        text = None if encoder is None or isinstance(encoder, LearnedConfig) else build_reader(encoder)
+        text = None if encoder is None or isinstance(encoder, LearnedConfig) else build_encoder(encoder)
         return Precomputing(self.first_stage(), text, self.kept)
 
     def parts(self, data: TrainingData, seed: int) -> tuple[Autoencoder, Any]:
@@ -103,7 +103,7 @@ class SecondStageTraining(ModelTraining):
         with first_weights(seed, OF_TEXT):
             if isinstance(text, LearnedConfig):
                 return autoencoder, text.from_captions(data.captions)
-            return autoencoder, data.embedded(build_reader(text))
+            return autoencoder, data.embedded(build_encoder(text))
 
 
 @dataclass(frozen=True, kw_only=True)

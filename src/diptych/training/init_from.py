@@ -44,7 +44,7 @@ def init_latent(model: LatentDiffusion, source: str) -> None:
         copy_weights(model.unet, weights, source)
         if isinstance(text := model.text, LayoutTransformer) and classes_fit(text, other):
             names = [*text.classes, ""]
-            text.begin_with(EmbeddedTexts.compute(other.text, names).encode(names).pooled)
+            text.init_classes(EmbeddedTexts.compute(other.text, names).encode(names).pooled)
         model.scale.copy_(other.scale)
     model.begun = True
 

@@ -28,8 +28,7 @@ from diptych.data.dataset import PictureDataset, fitted_captions
 from diptych.data.paths import walk
 from diptych.data.stream import SampleStream, collate
 from diptych.encoders.base import TextEncoder
-from diptych.encoders.cache import EmbeddedTexts, encoder_fingerprint, in_order
-from diptych.encoders.cache_parts import CachePart, read_precomputed
+from diptych.encoders.cache import CachePart, EmbeddedTexts, by_length, encoder_fingerprint, read_precomputed
 from diptych.networks.autoencoder import Autoencoder
 from diptych.weights.files import join_safetensors, load_safetensors, save_safetensors
 from diptych.weights.fingerprint import fingerprint
@@ -194,7 +193,7 @@ def embed_captions(text: TextEncoder, captions: list[str], folder: Path, work: P
     if (folder / "captions.json").is_file():
         with contextlib.suppress(UserError):  # damaged, or of another encoder: made again
             answers = EmbeddedTexts.load(text, folder)
-    prompts, found = in_order([*captions, ""]), []
+    prompts, found = by_length([*captions, ""]), []
     with bar() as progress:
         task = progress.add_task("embedding captions", total=len(prompts))
         for number, start in enumerate(range(0, len(prompts), PART)):

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from diptych.core.errors import UserError
-from diptych.encoders.layout import read_layout
+from diptych.encoders.layout import parse_layout
 from diptych.evaluation.benchmarks.layouts import difference, evaluate_layouts, other_scenes, swapped
 from diptych.evaluation.scores import clustered_mean, crop_box, error_over_seeds
 from diptych.models.judge import Judge
@@ -37,7 +37,7 @@ class ToyModel:
         return SimpleNamespace(images=[self.draw(prompt) for prompt in prompts], metadata=[{}])
 
     def draw(self, prompt: str) -> Image.Image:
-        names = [box.name for box in sorted(read_layout(prompt), key=lambda box: box.left)]
+        names = [box.name for box in sorted(parse_layout(prompt), key=lambda box: box.left)]
         return toys.pair(*(reversed(names) if self.swaps else names))
 
 

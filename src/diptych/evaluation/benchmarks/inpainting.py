@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.concat_config import MaskConfig
-from diptych.conditioning.masks import drawn_masks, shares
+from diptych.conditioning.masks import sample_masks, shares
 from diptych.core.errors import UserError
 from diptych.core.images import save_png, to_images, to_tensor
 from diptych.data.caption_text import is_scene
@@ -104,7 +104,7 @@ def evaluate_inpainting(
 
     @cache
     def masks_of(share: str, number: int) -> Tensor:
-        return drawn_masks(kinds, (size, size), seeds_of(number), every=factor, share=SHARES[share])
+        return sample_masks(kinds, (size, size), seeds_of(number), every=factor, share=SHARES[share])
 
     study = Inpainting(
         head={

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from diptych.conditioning.concat_config import DegradationConfig
-from diptych.conditioning.degradations import degraded
+from diptych.conditioning.degradations import degrade
 from diptych.core.errors import UserError
 from diptych.core.hashing import mix
 from diptych.core.images import grid, to_images, to_tensor
@@ -202,7 +202,7 @@ class SuperResolution(ImageStudy):
         return ImageSheet(path, cell.count, self.truth[0].width, made)
 
     def downsampled(self, images: list[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
-        return to_images(degraded(to_tensor(images), self.factor, self.degradation, torch.tensor(seeds)))
+        return to_images(degrade(to_tensor(images), self.factor, self.degradation, torch.tensor(seeds)))
 
     def results(self, images: dict[str, list[Image.Image]], metadata: dict[str, dict[str, Any]]) -> dict[str, Any]:
         bicubic = [image.resize(self.truth[0].size, Image.Resampling.BICUBIC) for image in self.low]

@@ -18,7 +18,7 @@ from diptych.diffusion.losses import ObjectiveConfig, training_times
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.encoders.cache import CachedTexts, text_cache
 from diptych.encoders.classes import with_names
-from diptych.encoders.configs import ClassConfig, FrozenConfig, plain
+from diptych.encoders.configs import ClassConfig, FrozenConfig, normalize_name
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
@@ -186,10 +186,10 @@ class GuideTask:
         """Shares of the pictures whose class, or text of all choices, is named first and among five, at 8 equidistant
         times with fixed noise, and their means. A caption that is none of them counts as missed."""
         names = self.module.labels.config.names if self.module.labels is not None else ()
-        known = {plain(name): number for number, name in enumerate(names or self.choices)}
+        known = {normalize_name(name): number for number, name in enumerate(names or self.choices)}
         if self.module.labels is not None and not names:
             known = {str(number): number for number in range(self.config.network.classes)}
-        wanted = torch.tensor([known.get(plain(caption), -1) for caption in batch["caption"]])
+        wanted = torch.tensor([known.get(normalize_name(caption), -1) for caption in batch["caption"]])
         texts = None if self.config.text is None else self.module.embed(self.choices)
         shares: dict[str, float] = {}
         for i in range(VALIDATION_TIMES):
