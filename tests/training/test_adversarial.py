@@ -98,7 +98,7 @@ def test_the_adaptive_weight_is_the_ratio_of_the_gradients_and_bounded() -> None
 
 @pytest.mark.parametrize(
     ("hinge", "real", "fake", "word"),
-    [(0.001, 3.0, -3.0, "all reconstructions"), (1.0, 0.1, 0.1, "nothing apart"), (0.6, 0.5, -0.3, None)],
+    [(0.001, 3.0, -3.0, "all reconstructions"), (1.0, 0.1, 0.1, "separates nothing"), (0.6, 0.5, -0.3, None)],
 )
 def test_a_collapse_is_told_once_it_lasts(
     hinge: float, real: float, fake: float, word: str | None, capsys: pytest.CaptureFixture[str]
@@ -107,10 +107,10 @@ def test_a_collapse_is_told_once_it_lasts(
     adversary = it.module.adversary
     assert adversary is not None
     logits = torch.full((2, 1, 3, 3), real), torch.full((2, 1, 3, 3), fake)
-    adversary.remember(torch.full((2,), hinge), *logits)
+    adversary.update_averages(torch.full((2,), hinge), *logits)
     assert adversary.collapse() is None, "one step says nothing"
     for _ in range(200):
-        adversary.remember(torch.full((2,), hinge), *logits)
+        adversary.update_averages(torch.full((2,), hinge), *logits)
     for step in (200, 201):
         it.notice(adversary, step)
     said, told = adversary.collapse(), capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_moving_averages_come_to_the_means_of_what_is_nearest() -> None:
     assert not quantiser.embedding.weight.requires_grad
     latents = noise(4, 3, 8, 8)
     for _ in range(200):
-        codebook.see(latents, quantiser.indices(latents))
+        codebook.accumulate(latents, quantiser.indices(latents))
         codebook.learn(quantiser, ALONE)
     indices, points = quantiser.indices(latents).flatten(), latents.movedim(1, -1).flatten(0, 2)
     for number in indices.unique():
@@ -91,13 +91,13 @@ def test_entries_that_nothing_comes_to_start_again_among_the_latents(update: str
             codebook.sums.copy_(quantiser.embedding.weight / 8)
     latents = noise(4, 3, 8, 8)
     for _ in range(12):
-        codebook.see(latents, quantiser.indices(latents))
+        codebook.accumulate(latents, quantiser.indices(latents))
         codebook.learn(quantiser, ALONE)
     assert codebook.restarts >= 3 and quantiser.embedding.weight.abs().max() < 10
-    assert codebook.told()["codes_used"] == 1.0
+    assert codebook.metrics()["codes_used"] == 1.0
     still, far = made(update=update, decay=0.5)
     for _ in range(12):
-        still.see(latents + 100, far.indices(latents + 100))
+        still.accumulate(latents + 100, far.indices(latents + 100))
         still.learn(far, ALONE)
     assert still.restarts == 0
 
@@ -117,10 +117,10 @@ def test_entries_may_begin_at_the_data() -> None:
 def test_perplexity_counts_the_entries_that_are_used() -> None:
     codebook, _ = made()
     codebook.use.copy_(torch.tensor([0.25, 0.25, 0.25, 0.25, 0, 0, 0, 0]))
-    told = codebook.told()
+    told = codebook.metrics()
     assert told["perplexity"].item() == pytest.approx(4.0) and told["codes_used"].item() == 0.5
     codebook.use.copy_(torch.tensor([0.5, 0.25, 0.25, 0, 0, 0, 0, 0]))
-    assert told["perplexity"].item() > codebook.told()["perplexity"].item() == pytest.approx(2 * math.sqrt(2))
+    assert told["perplexity"].item() > codebook.metrics()["perplexity"].item() == pytest.approx(2 * math.sqrt(2))
 
 
 @pytest.mark.parametrize("update", ["loss", "ema"])

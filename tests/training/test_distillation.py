@@ -69,7 +69,7 @@ def test_only_the_tiny_decoder_learns() -> None:
 def test_the_first_batch_sets_the_scale_of_latents() -> None:
     it, batch = distillation(), toy_batch(list(range(32)))
     it.start(batch)
-    latents, _ = it.taught(batch)
+    latents, _ = it.targets(batch)
     assert (latents * it.module.scale).std().item() == pytest.approx(1, abs=1e-5)
 
 

@@ -114,7 +114,7 @@ def test_a_learned_variance_divides_the_error() -> None:
 
 
 def test_a_decoder_alone_leaves_the_latents(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="initial"):
+    with pytest.raises(UserError, match="init_from"):
         stage(train="decoder")
     first = stage()
     before = {name: value.clone() for name, value in first.autoencoder.state_dict().items()}

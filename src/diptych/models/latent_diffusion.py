@@ -63,7 +63,7 @@ class LatentDiffusion(OverFirstStage):
         self.set_parts(autoencoder, text, tiny=tiny)
         self.register_buffer("scale", torch.tensor(config.latent_scale or 1.0))
         self.familiar: PromptDomain | None = None
-        self.begun = False  # from another model, whose scale it has
+        self.initialised = False  # from another model, whose scale it has
         self.schedule = config.schedule.build()
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
 
@@ -86,7 +86,7 @@ class LatentDiffusion(OverFirstStage):
         The latents are samples, so the posteriors' own variance counts beside that of their means. A model that began
         from another has its scale.
         """
-        if self.begun or self.config.latent_scale is not None:
+        if self.initialised or self.config.latent_scale is not None:
             return
         posterior = self.posterior(batch)
         self.scale.copy_((posterior.mean.var() + posterior.log_variance.exp().mean()).rsqrt())

@@ -1,1 +1,1 @@
-"""Training: one loop for every model, checkpoints that survive, and the models as the loop sees them."""
+"""Training: one loop for every model, checkpoints that survive, and the tasks that it trains."""

@@ -1,6 +1,6 @@
 """Several processes, one training run: torchrun starts them, each takes a slice of every batch, gradients are summed.
 
-The loop divides the loss by the pictures of the whole batch, so the sum over processes is exactly the gradient of one
+The loop divides the loss by the images of the whole batch, so the sum over processes is exactly the gradient of one
 process with the whole batch, however unevenly the batch splits. Any `Trainable.loss` works; nothing is wrapped.
 """
 

@@ -259,4 +259,4 @@ class Recipe(Config):
             raise UserError(f"Recipe: {NOT_PRECOMPUTED}: set system.precomputed=none")
 
 
-NOT_PRECOMPUTED = "latents are not kept of pictures of which data.crop or data.center_shift draw another part each time"
+NOT_PRECOMPUTED = "latents are not kept of images of which data.crop or data.center_shift draw another part each time"

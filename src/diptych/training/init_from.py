@@ -46,7 +46,7 @@ def init_latent(model: LatentDiffusion, source: str) -> None:
             names = [*text.classes, ""]
             text.init_classes(EmbeddedTexts.compute(other.text, names).encode(names).pooled)
         model.scale.copy_(other.scale)
-    model.begun = True
+    model.initialised = True
 
 
 def open_pixel_model(source: str) -> PixelDiffusion:

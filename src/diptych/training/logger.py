@@ -22,7 +22,7 @@ from diptych.training.distributed import Team
 class Journal:
     """The main process keeps one; the others get a silent one (`folder=None`).
 
-    On resume everything after `step` is dropped, so that each step is told once.
+    On resume everything after `step` is dropped, so that each step is logged once.
     """
 
     def __init__(self, folder: Path | None, step: int, steps: int) -> None:
@@ -30,7 +30,7 @@ class Journal:
         self.writer: Any = None
         self.bar = bar()
         self.task = self.bar.add_task("training", total=steps, completed=step)
-        self.pictures, self.since = 0, time.perf_counter()
+        self.images, self.since = 0, time.perf_counter()
 
     def open(self) -> None:
         """Begin to write: drop what is later than the step that the run goes on from, show the bar."""
@@ -57,17 +57,17 @@ class Journal:
         if self.folder is not None:
             say(line)
 
-    def advance(self, step: int, loss: float, pictures: int) -> float:
-        """Count a step; returns pictures a second since the last call of `metrics`."""
-        self.pictures += pictures
-        rate = self.pictures / max(time.perf_counter() - self.since, 1e-9)
+    def advance(self, step: int, loss: float, images: int) -> float:
+        """Count a step; returns images a second since the last call of `metrics`."""
+        self.images += images
+        rate = self.images / max(time.perf_counter() - self.since, 1e-9)
         if self.folder is not None:
-            self.bar.update(self.task, completed=step, description=f"loss {loss:.4f}  {rate:.1f} pictures/s")
+            self.bar.update(self.task, completed=step, description=f"loss {loss:.4f}  {rate:.1f} images/s")
         return rate
 
     def metrics(self, step: int, values: dict[str, float], kind: str = "train") -> None:
         """Append one line to metrics.jsonl, add to TensorBoard, and print unless a bar shows it."""
-        self.pictures, self.since = 0, time.perf_counter()
+        self.images, self.since = 0, time.perf_counter()
         if self.folder is None:
             return
         self.bar.told[self.task] = time.monotonic()  # the line below says how far the run is
@@ -79,7 +79,7 @@ class Journal:
         if self.bar.disable or kind != "train":
             self.say(f"step {step}/{self.steps} {kind}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
-    def picture(self, step: int, image: Image.Image | None) -> None:
+    def image(self, step: int, image: Image.Image | None) -> None:
         """Save a grid of samples as samples/step-*.png."""
         if self.folder is None or image is None:
             return
@@ -92,7 +92,7 @@ class Journal:
 
 
 class Means:
-    """Running means of scalars, weighted by pictures; tensors stay on their device until they are taken."""
+    """Running means of scalars, weighted by images; tensors stay on their device until they are taken."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Any] = {}

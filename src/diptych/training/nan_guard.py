@@ -15,22 +15,22 @@ from diptych.training.distributed import Team
 
 
 def stop_not_finite(
-    step: int, loss: float, norm: float, seen: Sequence[tuple[list, Tensor]], module: nn.Module, team: Team
+    step: int, loss: float, norm: float, parts: Sequence[tuple[list, Tensor]], module: nn.Module, team: Team
 ) -> NoReturn:
     """Stop before the weights are touched, on all processes, and say which examples were in the batch; or, where the
     step before left weights that are not finite, that.
 
-    seen: of each part of the batch, the keys of its examples and their losses (B,).
+    parts: of each part of the batch, the keys of its examples and their losses (B,).
     """
     require_finite_state(step, module, {}, {})
-    bad = [str(key) for keys, losses in seen for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
-    every = [str(key) for keys, _ in seen for key in keys]
+    bad = [str(key) for keys, losses in parts for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
+    every = [str(key) for keys, _ in parts for key in keys]
     chain = itertools.chain.from_iterable
     keys = list(chain(team.gather(bad))) or list(chain(team.gather(every)))
     listed = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
     raise UserError(
         f"step {step + 1}: loss {loss} with gradient norm {norm} is not finite; stopped before the weights "
-        f"changed. Batch: {listed}. Lower training.learning_rate, or look at these pictures"
+        f"changed. Batch: {listed}. Lower training.learning_rate, or look at these images"
     )
 
 

@@ -37,9 +37,9 @@ __all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_spl
 
 BATCH = 64
 PART = 16 * BATCH
-"""Pictures, or captions, of a part: what an interruption loses at most."""
+"""Images, or captions, of a part: what an interruption loses at most."""
 Kept = Literal["latents", "codes"]
-"""What is kept of a picture: the encoder's moments in half precision, or the codes of a VQ."""
+"""What is kept of an image: the encoder's moments in half precision, or the codes of a VQ."""
 NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes")}
 """How it is called in its file, and in a batch."""
 TEXTS = ("text.safetensors", "captions.json")
@@ -59,12 +59,12 @@ UNFINISHED = Written(
 )
 
 
-def encode(autoencoder: Autoencoder, pictures: Tensor, kept: Kept) -> Tensor:
-    """What is kept of pictures (B, 3, H, W): (B, moment_channels, h, w) float16 or (B, h, w) of a small integer."""
+def encode(autoencoder: Autoencoder, images: Tensor, kept: Kept) -> Tensor:
+    """What is kept of images (B, 3, H, W): (B, moment_channels, h, w) float16 or (B, h, w) of a small integer."""
     if kept == "latents":
-        return autoencoder.moments(pictures).to("cpu", torch.float16)
+        return autoencoder.moments(images).to("cpu", torch.float16)
     small = (autoencoder.config.codebook or 0) <= 2**15
-    return autoencoder.codes(pictures).to("cpu", torch.int16 if small else torch.int32)
+    return autoencoder.codes(images).to("cpu", torch.int16 if small else torch.int32)
 
 
 def precompute(
@@ -77,8 +77,8 @@ def precompute(
 ) -> Path:
     """Write everything that training reads of these datasets (by split) into the folder `out`.
 
-    The work is written in parts, so that memory does not grow with the data, into a folder beside `out`: the same call
-    goes on behind the last part after an interruption, and nothing is at `out` before all is. Raises a `UserError`
+    The work is written in parts, so that memory does not grow with the data, into a folder next to `out`: the same call
+    resumes behind the last part after an interruption, and nothing is at `out` before all is. Raises a `UserError`
     where `out` holds anything but precomputed data, or another process is at it.
     """
     PRECOMPUTED.require(out)
@@ -150,16 +150,16 @@ def contents_of(dataset: PictureDataset) -> str:
 def encode_dataset(
     dataset: PictureDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept, work: Path, split: str
 ) -> list[Path]:
-    """What is kept of every picture, in parts: of each a file of tensors, and beside it captions and keys as JSON.
+    """What is kept of every image, in parts: of each a file of tensors, and captions and keys as JSON.
     Those that are in `work` already are not made again.
 
-    Where pictures are flipped, what is kept of each one's mirror image too, as an encoder's latents are not the
+    Where images are flipped, what is kept of each one's mirror image too, as an encoder's latents are not the
     mirrored ones.
     """
     autoencoder.to(device).eval()
     name, found = NAMES[kept][0], []
     with bar() as progress:
-        task = progress.add_task(f"encoding pictures ({split})", total=len(dataset))
+        task = progress.add_task(f"encoding images ({split})", total=len(dataset))
         for number, start in enumerate(range(0, len(dataset), PART)):
             path = work / f"{split}-{number:06d}.safetensors"
             found.append(path)
@@ -171,16 +171,16 @@ def encode_dataset(
             captions, keys = [], []
             for first in indices[::BATCH]:
                 examples = [dataset[index] for index in range(first, min(first + BATCH, indices.stop))]
-                pictures = collate(examples, [0] * len(examples))["picture"].to(device)
-                tensors.setdefault(name, []).append(encode(autoencoder, pictures, kept))
+                images = collate(examples, [0] * len(examples))["picture"].to(device)
+                tensors.setdefault(name, []).append(encode(autoencoder, images, kept))
                 if dataset.config.flip:
-                    tensors.setdefault(name + FLIPPED, []).append(encode(autoencoder, pictures.flip(-1), kept))
+                    tensors.setdefault(name + FLIPPED, []).append(encode(autoencoder, images.flip(-1), kept))
                 captions += [list(example.captions) for example in examples]
                 keys += [example.key for example in examples]
                 progress.advance(task, len(examples))
             joined = {key: torch.cat(parts) for key, parts in tensors.items()}
             if not all(torch.isfinite(tensor).all() for tensor in joined.values()):
-                raise UserError(f"the autoencoder gives NaN or Inf for pictures from {keys[0]} to {keys[-1]}")
+                raise UserError(f"the autoencoder gives NaN or Inf for images from {keys[0]} to {keys[-1]}")
             write_text(path.with_suffix(".json"), json.dumps({"captions": captions, "keys": keys}))
             save_safetensors(joined, path)
     return found

@@ -1,7 +1,8 @@
 """Checkpoints that survive kill -9, a full disk and a cut file: a run goes on from the newest whole one.
 
 `checkpoints/step-00001000/` holds one safetensors file a part (weights, ema, optimizer), `state.json`, and
-`manifest.json` with the size and SHA-256 of each. The folder is written beside, synced, and renamed when it is whole.
+`manifest.json` with the size and SHA-256 of each. The folder is written under another name, synced, and renamed when it
+is whole.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MANIFEST, STATE = "manifest.json", "state.json"
 STEP = re.compile(r"step-\d{8,}")
 PARTS = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors")
 CHECKPOINT = Written("a checkpoint", (*PARTS, STATE, MANIFEST), lambda folder: STEP.fullmatch(folder.name) is not None)
-"""A broken one is told from others' folders by its name and what is in it: any of its files may be what is broken."""
+"""A broken one is recognised by its name and what is in it: any of its files may be what is broken."""
 RUN = ("config.json", "metrics.jsonl", "checkpoints", "model", "samples", "tensorboard")
 """What a run writes into its folder."""
 SETTINGS = {"steps", "batch_size", "learning_rate"}
@@ -109,7 +110,7 @@ def latest(folder: Path) -> Checkpoint | None:
     if broken:
         raise UserError(
             f"no checkpoint in {folder} is whole ({broken[0]}): nothing was changed. Bring one back from a copy, or, "
-            f"to begin again at step 0, move {folder} away"
+            f"to start again at step 0, move {folder} away"
         )
     return None
 

@@ -13,7 +13,7 @@ from diptych.training.prefetch import Batch
 
 
 class Trainable(Protocol):
-    """A model as the loop sees it."""
+    """What the loop trains."""
 
     @property
     def module(self) -> nn.Module:
@@ -22,11 +22,11 @@ class Trainable(Protocol):
         ...
 
     def start(self, batch: Batch) -> None:
-        """Called once in a run, before step 0, with the first batch (at most 256 pictures), on every process."""
+        """Called once in a run, before step 0, with the first batch (at most 256 images), on every process."""
         ...
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses (B,), one a picture, and scalars to log (means over the batch). `batch["step"]` counts the steps that
+        """Losses (B,), one an image, and scalars to log (means over the batch). `batch["step"]` counts the steps that
         are done."""
         ...
 
@@ -53,6 +53,6 @@ class Stepping(Protocol):
 
 
 def stepped(trainable: Trainable, team: Team) -> None:
-    """Tell a model that wants to know it that a step was taken."""
+    """Call `stepped` of a model that has it."""
     if isinstance(trainable, Stepping):
         trainable.stepped(team)

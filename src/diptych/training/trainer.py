@@ -132,7 +132,7 @@ class Run:
         return model
 
     def start(self) -> None:
-        """Let the model look at the first pictures (for example at their scale), and give every process the result."""
+        """Give the model the first images (for example to estimate a scale), and every process the result."""
         self.seed("start")
         batch = self.batch_at(list(range(min(self.config.batch_size, START_PICTURES))))
         with torch.no_grad():
@@ -156,13 +156,13 @@ class Run:
                     journal.metrics(self.step, self.validate(self.validation_at), "validation")
                 if self.team.main and self.due(config.sample_every):
                     with self.averaged():
-                        journal.picture(self.step, self.trainable.samples())
+                        journal.image(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
                     self.save_checkpoint()
 
     def take_step(self, batches: Iterator[Batch], logged: Means, seconds: float) -> float:
         """One optimizer step; returns the loss of the whole batch."""
-        config, total, seen = self.config, torch.zeros((), device=self.team.device), []
+        config, total, examples = self.config, torch.zeros((), device=self.team.device), []
         rate = learning_rate_at(self.step, config, self.seconds)  # seconds as all processes and a resume know them
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -173,17 +173,17 @@ class Run:
             with self.autocast():
                 losses, scalars = self.trainable.loss(batch)  # (B,)
             if losses.shape != (len(part),):
-                raise ValueError(f"loss() must give one loss a picture, ({len(part)},), not {tuple(losses.shape)}")
+                raise ValueError(f"loss() must give one loss an image, ({len(part)},), not {tuple(losses.shape)}")
             (losses.sum() / config.batch_size).backward()
             total += losses.detach().sum() / config.batch_size
-            seen.append((batch.get("key", part), losses.detach()))
+            examples.append((batch.get("key", part), losses.detach()))
             logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
         said = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0], device=self.team.device)
         sums = self.team.sum_gradients(self.parameters, torch.cat([total.reshape(1), said]))
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
         loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            stop_not_finite(self.step, loss, norm, seen, self.module, self.team)
+            stop_not_finite(self.step, loss, norm, examples, self.module, self.team)
         self.optimizer.step()
         stepped(self.trainable, self.team)
         self.ema.update(self.step)
@@ -193,7 +193,7 @@ class Run:
         return loss
 
     def validate(self, validation_at: BatchAt) -> dict[str, float]:
-        """Metrics over the first validation pictures, always the same, with the averaged weights."""
+        """Metrics over the first validation images, always the same, with the averaged weights."""
         size = -(-self.config.batch_size // (self.team.size * self.config.accumulation))
         mine, means = self.team.share(range(self.config.validation_images)), Means()
         with self.averaged():

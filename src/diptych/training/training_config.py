@@ -25,7 +25,7 @@ class TrainingConfig(Config):
     """Finish after so many minutes of training (interruptions not counted), if the steps are not done before. A falling
     learning rate reaches its end then, so two runs have the same bits only if they are as quick."""
     batch_size: Annotated[int, Within(1, 2**20)] = 64
-    """Pictures a step, over all processes and accumulated parts."""
+    """Images a step, over all processes and accumulated parts."""
     accumulation: int = 1
     """Parts that each process splits its share of a batch into, to save memory; the result is the same."""
     optimizer: Literal["adamw", "adam", "adafactor"] = "adamw"
@@ -70,7 +70,7 @@ class TrainingConfig(Config):
     validate_every: int = 1000
     """Steps between two validations; 0 is never."""
     validation_images: int = 256
-    """The first so many validation pictures are used each time, with the same noise."""
+    """The first so many validation images are used each time, with the same noise."""
     sample_every: int = 1000
     """Steps between two sample grids; 0 is never."""
     checkpoint_every: int = 1000
@@ -118,7 +118,7 @@ def settle_config(
     """Save a config as `config.json`, or raise a `UserError` if the run there was started with another.
 
     config: the recipe, which has the training settings under "training"; those in `CHANGEABLE` may differ. facts: what
-    else is kept beside it. Gives those that do differ, as "training.steps=200 (was 100)".
+    else is saved with it. Returns those that do differ, as "training.steps=200 (was 100)".
     """
     path, changed, refused = folder / "config.json", list[str](), list[tuple[str, Any, Any]]()
     resolved = {**plain(config), **(facts or {})}

@@ -1,1 +1,1 @@
-"""What is trained: one file a kind of model, as the trainer sees it."""
+"""What is trained: one file for each kind of model."""

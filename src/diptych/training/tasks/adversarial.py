@@ -1,9 +1,9 @@
 """The adversarial part of a first stage's objective (Rombach et al. 2022, Eq. 25; Esser et al. 2021, Eq. 6 and 7).
 
-A patch discriminator learns to tell pictures from their reconstructions; the autoencoder is rewarded for what it takes
-for real. How much that counts follows from the gradients that both parts of the loss send into the decoder's last
-layer, so that neither drowns the other. Both sides take their step at once, from one backward pass: the reward reaches
-the autoencoder alone, the hinge loss the discriminator alone.
+A patch discriminator learns to tell images from reconstructions; the autoencoder is rewarded for what it takes for
+real. How much that counts follows from the gradients that both parts of the loss send into the decoder's last layer, so
+that neither drowns the other. Both sides take their step at once, from one backward pass: the reward reaches the
+autoencoder alone, the hinge loss the discriminator alone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MOST = 1e4
 """The largest adaptive weight, and what keeps its division from zero, as published."""
 EPS = 1e-4
 MEMORY = 0.98
-"""Decay of the moving averages by which a collapse is told: about the last 50 steps."""
+"""Decay of the moving averages by which a collapse is detected: about the last 50 steps."""
 WON, BLIND = 0.02, 0.02
-"""A hinge loss below the first: the discriminator tells all apart and its reward says little. Logits of both kinds that
-differ by less than the second: it tells nothing."""
+"""A hinge loss below the first: the discriminator separates all and its reward says little. Logits of both kinds that
+differ by less than the second: it separates nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class AdversarialConfig(Config):
     """Whether the weight is multiplied by the ratio of the norms of both gradients at the decoder's last layer, 1e4 at
     most."""
     start: int = 50_001
-    """The step at which the discriminator begins to learn, and without a `lead` its reward to count."""
+    """The step at which the discriminator starts to learn, and without a `lead` its reward to count."""
     lead: int = 0
-    """Steps after that for which the discriminator learns alone: a reward from one that tells nothing apart yet is
+    """Steps after that for which the discriminator learns alone: a reward from one that separates nothing yet is
     noise. None as published."""
     warmup: int = 0
     """Steps after the lead over which the reward's weight rises linearly."""
@@ -54,7 +54,7 @@ class Adversary(nn.Module):
     """The discriminator of a run, and what is remembered to tell a collapse by."""
 
     averages: Tensor
-    """Moving averages of the hinge loss, of the logits of real pictures and of reconstructions; and their weight."""
+    """Moving averages of the hinge loss, of the logits of real images and of reconstructions; and their weight."""
 
     def __init__(self, config: AdversarialConfig) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ class Adversary(nn.Module):
         return c.weight * min(1.0, rewarded / max(c.warmup, 1)) if rewarded > 0 else 0.0
 
     def losses(
-        self, pictures: Tensor, rebuilt: Tensor, nll: Tensor, last: Tensor, step: int, units: int = 1
+        self, images: Tensor, rebuilt: Tensor, nll: Tensor, last: Tensor, step: int, units: int = 1
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """For each picture the autoencoder's reward as a loss (B,), weighted, and the discriminator's loss (B,); and
+        """For each image the autoencoder's reward as a loss (B,), weighted, and the discriminator's loss (B,); and
         what to log.
 
-        pictures, rebuilt: (B, 3, H, W) in [-1, 1], the latter with its graph. nll: the rest of the loss, a mean over
+        images, rebuilt: (B, 3, H, W) in [-1, 1], the latter with its graph. nll: the rest of the loss, a mean over
         the batch. last: the weights of the decoder's last layer. units: what `nll` was divided by, where the published
         loss is a sum; the adaptive weight is bounded, and logged, in the units of that.
         """
@@ -85,20 +85,20 @@ class Adversary(nn.Module):
         balance = torch.ones((), device=rebuilt.device)
         if self.config.adaptive:
             balance = adaptive_weight(nll * units, reward.mean(), last)
-        real, fake = self.discriminator(pictures), self.discriminator(rebuilt.detach())
+        real, fake = self.discriminator(images), self.discriminator(rebuilt.detach())
         hinge = hinge_loss(real, fake)
-        self.remember(hinge, real, fake)
-        told = {
+        self.update_averages(hinge, real, fake)
+        scalars = {
             "discriminator": hinge.mean(),
             "logits_real": real.mean(),
             "logits_fake": fake.mean(),
             "reward": -reward.mean(),
             "adaptive_weight": balance,
         }
-        return self.strength(step) * balance / units * reward, hinge, told
+        return self.strength(step) * balance / units * reward, hinge, scalars
 
     @torch.no_grad()
-    def remember(self, hinge: Tensor, real: Tensor, fake: Tensor) -> None:
+    def update_averages(self, hinge: Tensor, real: Tensor, fake: Tensor) -> None:
         if not self.training:
             return
         now = torch.stack([hinge.mean(), real.mean(), fake.mean(), torch.ones_like(hinge[0])]).to(self.averages)
@@ -112,12 +112,12 @@ class Adversary(nn.Module):
         hinge, real, fake = hinge / weight, real / weight, fake / weight
         if hinge < WON:
             return (
-                f"the discriminator tells all reconstructions from pictures (hinge loss {hinge:.3f}): its reward says "
-                "little. Lower training.learning_rate, or give it fewer channels"
+                f"the discriminator separates all reconstructions from images (hinge loss {hinge:.3f}): its reward "
+                "says little. Lower training.learning_rate, or give it fewer channels"
             )
         if abs(real - fake) < BLIND:
             return (
-                f"the discriminator tells nothing apart (logits {real:.3f} of pictures and {fake:.3f} of "
+                f"the discriminator separates nothing (logits {real:.3f} of images and {fake:.3f} of "
                 "reconstructions): its reward is noise. Start it later, or give it more channels"
             )
         return None

@@ -45,7 +45,7 @@ class FirstStageConfig(TrainingSystem):
     l2: float = 0.0
     """Weight of the mean squared error."""
     kl: float = 1e-6
-    """Weight of the KL divergence (summed over a latent) against the reconstruction error (summed over a picture)."""
+    """Weight of the KL divergence (summed over a latent) against the reconstruction error (summed over an image)."""
     codebook: CodebookConfig = CodebookConfig()
     """How the codebook is learned, where `network` has one."""
     perceptual: PerceptualConfig | None = None
@@ -104,15 +104,15 @@ class Compression(nn.Module):
 
 
 class FirstStage:
-    """The autoencoder as the training loop sees it. The loss of a picture is taken per component, so that it does not
-    grow with the picture:
+    """The `Trainable` of an autoencoder. The loss of an image is taken per component, so that it does not
+    grow with the image:
 
         rec = l1 |x - x'| + l2 (x - x')^2 + perceptual d(x, x')        averaged
         loss = rec / variance + log variance + kl KL / (3 H W)         or, for a codebook, + its two terms
                - strength * adaptive weight * D(x') + hinge loss of D  from adversarial.start on
 
-    Pictures are independent of each other but for batch norms in D and for the adaptive weight, which is that of the
-    part of the batch that is looked at together.
+    Images are independent of each other but for batch norms in D and for the adaptive weight, which is that of the
+    part of the batch that is computed at once.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class FirstStage:
         self.config = config
         self.module = Compression(config, autoencoder or Autoencoder(config.network))
         self._perceptual = (perceptual,)  # in a tuple: frozen, no part of the model
-        self._shown: Tensor | None = None
+        self._examples: Tensor | None = None
         self._collapse: str | None = None
 
     @property
@@ -143,54 +143,58 @@ class FirstStage:
         distance = self._perceptual[0]
         return None if distance is None else str(getattr(distance, "name", type(distance).__name__))
 
-    def perceptual(self, pictures: Tensor, rebuilt: Tensor) -> Tensor | None:
+    def perceptual(self, images: Tensor, rebuilt: Tensor) -> Tensor | None:
         """Distances (B,), or none."""
         if (distance := self._perceptual[0]) is None:
             return None
-        return distance.to(pictures.device)(pictures, rebuilt)
+        return distance.to(images.device)(images, rebuilt)
 
     @torch.no_grad()
     def start(self, batch: dict[str, Any]) -> None:
-        """Place the codebook's entries, where the config says that they begin at data."""
+        """Initialise the codebook's entries from latents, where the config says so."""
         if self.module.codebook is not None and self.autoencoder.quantise is not None:
             self.module.codebook.start(self.autoencoder.quantise, self.autoencoder.moments(batch["picture"]))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        pictures, step = batch["picture"], batch.get("step", 0)  # (B, 3, H, W)
-        latents, regular, told = self.regularised(batch)
+        images, step = batch["picture"], batch.get("step", 0)  # (B, 3, H, W)
+        latents, regular, scalars = self.regularised(batch)
         rebuilt = self.autoencoder.decode_entries(latents)
-        error = rebuilt - pictures
+        error = rebuilt - images
         l1, l2 = error.abs().flatten(1).mean(1), error.square().flatten(1).mean(1)  # (B,)
-        nll, told = self.config.l1 * l1 + self.config.l2 * l2, {"l1": l1.mean(), "l2": l2.mean(), **told}
-        if (distance := self.perceptual(pictures, rebuilt)) is not None and self.config.perceptual is not None:
-            nll, told["perceptual"] = nll + self.config.perceptual.weight * distance, distance.mean()
+        nll, scalars = self.config.l1 * l1 + self.config.l2 * l2, {"l1": l1.mean(), "l2": l2.mean(), **scalars}
+        if (distance := self.perceptual(images, rebuilt)) is not None and self.config.perceptual is not None:
+            nll, scalars["perceptual"] = nll + self.config.perceptual.weight * distance, distance.mean()
         if (log_variance := self.module.log_variance) is not None:
-            nll, told["log_variance"] = nll * torch.exp(-log_variance) + log_variance, log_variance
+            nll, scalars["log_variance"] = nll * torch.exp(-log_variance) + log_variance, log_variance
         losses = nll + regular
         if (adversary := self.module.adversary) is not None and step >= adversary.config.start:
-            units = 1 if self.module.codebook is not None else pictures[0].numel()  # published as a mean, or as a sum
+            units = 1 if self.module.codebook is not None else images[0].numel()  # published as a mean, or as a sum
             last = self.autoencoder.decoder.conv_out.weight
-            reward, hinge, more = adversary.losses(pictures, rebuilt, nll.mean(), last, step, units)
-            losses, told = losses + reward + hinge, {**told, **more, "collapsed": self.notice(adversary, step)}
-        return losses, told
+            reward, hinge, more = adversary.losses(images, rebuilt, nll.mean(), last, step, units)
+            losses, scalars = losses + reward + hinge, {**scalars, **more, "collapsed": self.notice(adversary, step)}
+        return losses, scalars
 
     def regularised(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What the decoder reads, with a gradient to the encoder; the regularisation of each picture (B,); scalars."""
-        pictures, quantise, codebook = batch["picture"], self.autoencoder.quantise, self.module.codebook
-        posterior = self.autoencoder.encode(pictures)
+        """What the decoder reads, with a gradient to the encoder; the regularisation of each image (B,); scalars."""
+        images, quantise, codebook = batch["picture"], self.autoencoder.quantise, self.module.codebook
+        posterior = self.autoencoder.encode(images)
         if quantise is None or codebook is None:
-            latents = posterior.sample(normal(batch["seed"], posterior.mean.shape[1:], pictures.device))
+            latents = posterior.sample(normal(batch["seed"], posterior.mean.shape[1:], images.device))
             kl = posterior.kl()
-            told = {"kl": kl.mean(), "deviation": latents.std()}
-            return latents, self.config.kl / pictures[0].numel() * kl, told
+            scalars = {"kl": kl.mean(), "deviation": latents.std()}
+            return latents, self.config.kl / images[0].numel() * kl, scalars
         indices = quantise.indices(posterior.mean)
         entries = quantise.entries(indices)
         losses = codebook.losses(posterior.mean, entries)
         if self.module.training and self.config.train == "all":
-            codebook.see(posterior.mean, indices)
+            codebook.accumulate(posterior.mean, indices)
         # The gradient passes as if nothing were rounded.
         straight = posterior.mean + (entries - posterior.mean).detach()
-        return straight, losses, {"quantisation": losses.mean(), "deviation": posterior.mean.std(), **codebook.told()}
+        return (
+            straight,
+            losses,
+            {"quantisation": losses.mean(), "deviation": posterior.mean.std(), **codebook.metrics()},
+        )
 
     def stepped(self, team: Team) -> None:
         """Let the codebook learn from what the step's batch came to."""
@@ -207,24 +211,24 @@ class FirstStage:
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
-        pictures = batch["picture"]
-        rebuilt = self.rebuilt(pictures).clamp(-1, 1)
-        if self._shown is None:
-            self._shown = pictures[:16]
-        told = {"l1": (rebuilt - pictures).abs().mean().item(), "psnr": psnr(rebuilt, pictures).mean().item()}
-        distance = self.perceptual(pictures, rebuilt)
-        return told if distance is None else {**told, "perceptual": distance.mean().item()}
+        images = batch["picture"]
+        rebuilt = self.rebuilt(images).clamp(-1, 1)
+        if self._examples is None:
+            self._examples = images[:16]
+        scalars = {"l1": (rebuilt - images).abs().mean().item(), "psnr": psnr(rebuilt, images).mean().item()}
+        distance = self.perceptual(images, rebuilt)
+        return scalars if distance is None else {**scalars, "perceptual": distance.mean().item()}
 
-    def rebuilt(self, pictures: Tensor) -> Tensor:
+    def rebuilt(self, images: Tensor) -> Tensor:
         """From the posterior's mean, or from the nearest entries: (B, 3, H, W)."""
-        return self.autoencoder.decode(self.autoencoder.encode(pictures).mean)
+        return self.autoencoder.decode(self.autoencoder.encode(images).mean)
 
     @torch.no_grad()
     def samples(self) -> Image.Image | None:
         """Originals above, reconstructions below."""
-        if self._shown is None:
+        if self._examples is None:
             return None
-        return grid(to_images(self._shown) + to_images(self.rebuilt(self._shown)), columns=len(self._shown))
+        return grid(to_images(self._examples) + to_images(self.rebuilt(self._examples)), columns=len(self._examples))
 
     def save(self, folder: Path) -> None:
         save_autoencoder(self.autoencoder, folder, self.config.save_dtype)

@@ -36,7 +36,7 @@ class CodebookConfig(Config):
     restart: float = 0.0
     """An entry used less often than this share of 1 / entries starts again as a latent of the batch; 0 is never."""
     from_data: bool = False
-    """Whether the entries begin as latents of the first pictures, not as uniform noise (as published)."""
+    """Whether the entries are initialised with latents of the first images, not with uniform noise (as published)."""
 
     def check(self) -> None:
         for field in ("weight", "commitment", "restart"):
@@ -62,7 +62,7 @@ class Codebook(nn.Module):
     def __init__(self, config: CodebookConfig, quantiser: VectorQuantizer) -> None:
         super().__init__()
         self.config = config
-        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
         weight = quantiser.embedding.weight
         self.register_buffer("use", torch.full((len(weight),), 1 / len(weight)))
         self.register_buffer("restarts", torch.zeros(()))
@@ -72,14 +72,14 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, quantiser: VectorQuantizer, latents: Tensor) -> None:
-        """Let the entries begin at latents (B, C, h, w) drawn with replacement, if the config says so."""
+        """Initialise the entries with latents (B, C, h, w) drawn with replacement, if the config says so."""
         if self.config.from_data:
             points = points_of(latents)
             everyone = torch.arange(len(self.use), device=points.device)
             self.place(quantiser, everyone, chosen(points, len(everyone)))
 
     def losses(self, latents: Tensor, entries: Tensor) -> Tensor:
-        """For each picture (B,): |sg[z] - e|^2 + commitment |z - sg[e]|^2, means over components (Eq. 4 of VQGAN, with
+        """For each image (B,): |sg[z] - e|^2 + commitment |z - sg[e]|^2, means over components (Eq. 4 of VQGAN, with
         VQ-VAE's weight); with `legacy` the first term has the weight, and where entries are moving averages it is not
         there."""
         config = self.config
@@ -90,26 +90,26 @@ class Codebook(nn.Module):
         return config.weight * terms.flatten(1).mean(1)
 
     @torch.no_grad()
-    def see(self, latents: Tensor, indices: Tensor) -> None:
+    def accumulate(self, latents: Tensor, indices: Tensor) -> None:
         """Count the entries `indices` (B, h, w) that latents (B, C, h, w) came to, until `learn` makes use of it."""
         points = points_of(latents)  # (B h w, C)
         counts = torch.zeros_like(self.use).index_add_(0, indices.flatten(), torch.ones_like(points[:, 0]))
         sums = torch.zeros(len(counts), points.shape[1], device=points.device).index_add_(0, indices.flatten(), points)
-        if self._seen is not None:
-            counts, sums = counts + self._seen[0], sums + self._seen[1]
-        self._seen = counts, sums, points
+        if self._pending is not None:
+            counts, sums = counts + self._pending[0], sums + self._pending[1]
+        self._pending = counts, sums, points
 
     @torch.no_grad()
     def learn(self, quantiser: VectorQuantizer, team: Team) -> None:
-        """From all that was seen since the last call, by all processes: move the entries, if they are averages, and
+        """From all latents since the last call, by all processes: move the entries, if they are averages, and
         start those again that nothing comes to."""
         c, count = self.config, len(self.use)
-        counts, sums, points = self._seen or (
+        counts, sums, points = self._pending or (
             torch.zeros_like(self.use),
             torch.zeros_like(quantiser.embedding.weight),
             None,
         )
-        self._seen = None
+        self._pending = None
         team.add_up([counts, sums])
         total = counts.sum()
         self.use.lerp_(counts / total, 1 - c.decay)
@@ -131,7 +131,7 @@ class Codebook(nn.Module):
         if self.config.update == "ema":
             self.sums[numbers] = points / len(self.use)
 
-    def told(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """What to log: how many entries the latents use as if all were used alike (perplexity), the share of entries
         that are used at least a tenth as often as that, and restarts."""
         share = self.use / self.use.sum()

@@ -48,7 +48,7 @@ class CodesTraining(Config):
 
 
 class CodesTask:
-    """A system of codes as the training loop sees it. The loss of a picture is the mean over its codes, in nats."""
+    """The `Trainable` of a transformer over codes. The loss of an image is the mean over its codes, in nats."""
 
     def __init__(self, system: Writing, config: CodesTraining) -> None:
         assert isinstance(system, nn.Module)
@@ -75,7 +75,7 @@ class CodesTask:
         return {"nats_per_code": losses.mean().item(), "accuracy": right.mean().item()}
 
     def samples(self) -> Image.Image | None:
-        """Pictures of the fixed prompts."""
+        """Images of the fixed prompts."""
         if not self.config.prompts:
             return None
         was_training, prompts = self.module.training, list(self.config.prompts)

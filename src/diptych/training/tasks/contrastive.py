@@ -1,4 +1,4 @@
-"""Training of the judge: the contrastive loss, its light augmentation, and the judge as the training loop sees it."""
+"""Training of the judge: the contrastive loss, its light augmentation, and its `Trainable`."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _ONE_SIDED = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig(TrainingSystem):
-    """What the judge is trained with, beside the training settings of any model."""
+    """The judge, and the settings of its loss and augmentation."""
 
     kind: Literal["judge"] = "judge"
     """Which system this is."""
     judge: JudgeConfig = JudgeConfig()
     """The network."""
     negatives: Annotated[int, Within(0)] = 4096
-    """The most concepts that stand as wrong captions beside those of the batch itself; of more, so many are drawn."""
+    """The most concepts used as further negatives, drawn anew for each step where there are more."""
     foils: Annotated[int, Within(0)] = 2
     """Wrong captions of each scene (its own foils, wrong in one attribute) drawn for a step."""
     scale: Annotated[float, Within(0, 1)] = 0.2
-    """Pictures are zoomed by up to this fraction, scenes only out, so that nothing leaves the picture."""
+    """Images are zoomed by up to this fraction, scenes only out, so that nothing leaves the image."""
     shift: Annotated[float, Within(0, 1)] = 0.1
-    """Pictures are moved by up to this fraction of their side."""
+    """Images are moved by up to this fraction of their side."""
     colour: Annotated[float, Within(0, 1)] = 0.2
     """Brightness, contrast and saturation are changed by up to this fraction."""
     flip: bool = True
@@ -65,22 +65,22 @@ class ContrastConfig(TrainingSystem):
 
 
 def augment(
-    pictures: Tensor, seeds: Sequence[int], scenes: Sequence[bool], flips: Sequence[bool], config: ContrastConfig
+    images: Tensor, seeds: Sequence[int], scenes: Sequence[bool], flips: Sequence[bool], config: ContrastConfig
 ):
     """(B, 3, H, W) in [-1, 1] to the same, each moved, zoomed, recoloured and perhaps mirrored by its own seed."""
     draws = [torch.Generator().manual_seed(mix(seed, 11)) for seed in seeds]
-    u = torch.stack([torch.rand(7, generator=g) for g in draws]).to(pictures.device) * 2 - 1  # (B, 7) in [-1, 1]
+    u = torch.stack([torch.rand(7, generator=g) for g in draws]).to(images.device) * 2 - 1  # (B, 7) in [-1, 1]
     scene = torch.tensor(list(scenes), device=u.device)
     mirror = (u[:, 6] < 0) & torch.tensor(list(flips), device=u.device)
-    # How much of the picture an output pixel steps over: above 1 zooms out.
+    # How much of the image an output pixel steps over: above 1 zooms out.
     step = torch.where(scene, 1 + config.scale * u[:, 0].abs(), 1 + config.scale * u[:, 0])
     reach = torch.where(scene, (step - 1).clamp(max=config.shift), torch.full_like(step, config.shift))
     theta = torch.zeros(len(u), 2, 3, device=u.device)
     theta[:, 0, 0] = torch.where(mirror, -step, step)
     theta[:, 1, 1] = step
     theta[:, :, 2] = u[:, 1:3] * reach[:, None] * 2
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-    x = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    x = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     brightness, contrast, saturation = (config.colour * u[:, 3:6]).T[..., None, None, None]  # (B, 1, 1, 1) each
     grey = x.mean(1, keepdim=True)
     x = grey + (1 + saturation) * (x - grey)
@@ -88,7 +88,7 @@ def augment(
 
 
 def contrast(
-    pictures: Tensor,
+    images: Tensor,
     captions: Tensor,
     same: Tensor,
     scale: Tensor,
@@ -96,11 +96,11 @@ def contrast(
     same_other: Tensor | None = None,
     foils: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE (CLIP, figure 3) per picture, (B,): the caption among captions, the picture among pictures.
+    """Symmetric InfoNCE (CLIP, figure 3) per image, (B,): the caption among captions, the image among images.
 
     Args:
-        pictures, captions: unit vectors (B, D) of the pairs.
-        same: (B, B) bool, True where picture i also answers to caption j (the same concept in another style): such
+        images, captions: unit vectors (B, D) of the pairs.
+        same: (B, B) bool, True where image i also answers to caption j (the same concept in another style): such
             pairs are neither right nor wrong, they are left out.
         others: unit vectors (N, D) of further captions, if any, with `same_other` (B, N) bool likewise. Rows of zeros
             do not count.
@@ -108,13 +108,13 @@ def contrast(
         scale: the inverse temperature.
     """
     ignored = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-    logits = (scale * pictures @ captions.T).masked_fill(ignored, -math.inf)  # (B, B)
+    logits = (scale * images @ captions.T).masked_fill(ignored, -math.inf)  # (B, B)
     choices = [logits]
     if others is not None and same_other is not None:
         unused = same_other | (others == 0).all(-1)
-        choices.append((scale * pictures @ others.T).masked_fill(unused, -math.inf))  # (B, N)
+        choices.append((scale * images @ others.T).masked_fill(unused, -math.inf))  # (B, N)
     if foils is not None:
-        wrong = scale * torch.einsum("bd,bkd->bk", pictures, foils)  # (B, K)
+        wrong = scale * torch.einsum("bd,bkd->bk", images, foils)  # (B, K)
         choices.append(wrong.masked_fill((foils == 0).all(-1), -math.inf))
     target = torch.arange(len(logits), device=logits.device)
     to_caption = F.cross_entropy(torch.cat(choices, dim=1), target, reduction="none")
@@ -125,7 +125,8 @@ def contrast(
 class Contrast(nn.Module):
     """The judge, and its memory of what each concept's words were last (a memory bank: Wu et al. 2018, section 3.2).
 
-    So every picture is told from all concepts, however small the batch. The memory is a buffer: a checkpoint holds it.
+    So every image is contrasted with all concepts, however small the batch. The memory is a buffer, so checkpoints hold
+    it.
     """
 
     bank: Tensor
@@ -136,7 +137,7 @@ class Contrast(nn.Module):
         self.register_buffer("bank", torch.zeros(concepts, judge.config.embedding))
 
     @torch.no_grad()
-    def remember(self, places: Tensor, vectors: Tensor) -> None:
+    def update_bank(self, places: Tensor, vectors: Tensor) -> None:
         """Average the vectors (N, D) of concepts said just now into their rows; the wordings of a concept mix."""
         self.bank[places] = F.normalize(self.bank[places] + vectors.to(self.bank.dtype), dim=-1)
 
@@ -145,7 +146,7 @@ class JudgeTrainable:
     """The judge for the training loop.
 
     A batch names its examples by key; their concepts and foils are read here, from all splits of `dataset`, so that
-    held-out pictures can be validated. No held-out picture is trained on unless a batch brings it.
+    held-out images can be validated. No held-out image is trained on unless a batch brings it.
     """
 
     def __init__(self, config: ContrastConfig, dataset: PictureDataset, words: WordFeatures | None = None) -> None:
@@ -171,47 +172,47 @@ class JudgeTrainable:
         scenes = [is_scene(m) for m in metas]
         flips = [self.config.flip and not s and not _ONE_SIDED.search(c) for s, c in zip(scenes, concepts, strict=True)]
         x = augment(batch["picture"], seeds, scenes, flips, self.config)  # (B, 3, H, W)
-        pictures = self.judge.embed_pictures(x)  # (B, D)
+        images = self.judge.embed_pictures(x)  # (B, D)
         flat = [foil for row in foils for foil in row]
-        words, foil = self.judge.embed_captions([*captions, *flat]).split([len(pictures), len(flat)])
+        words, foil = self.judge.embed_captions([*captions, *flat]).split([len(images), len(flat)])
         device, scale = words.device, self.judge.scale
         draw = np.random.Generator(np.random.PCG64(mix(seeds[0], 12)))
         others = draw.permutation(len(self.concepts))[: self.config.negatives].tolist()
-        own = torch.zeros(len(pictures), self.config.foils, words.shape[1], device=device)
+        own = torch.zeros(len(images), self.config.foils, words.shape[1], device=device)
         if flat:
             place = [(i, j) for i, row in enumerate(foils) for j in range(len(row))]
             rows, columns = torch.tensor(place, device=device).T
             own = own.index_put((rows, columns), foil.to(own.dtype))
         same = (equal(concepts, concepts) | equal(captions, captions)).to(device)  # (B, B)
         same_other = equal(concepts, [self.concepts[i] for i in others]).to(device)  # (B, N)
-        losses = contrast(pictures, words, same, scale, self.module.bank[others], same_other, own)
+        losses = contrast(images, words, same, scale, self.module.bank[others], same_other, own)
         known = {self.place[c]: i for i, c in enumerate(concepts) if c in self.place}  # each once
         if self.module.training and known:
-            self.module.remember(torch.tensor(list(known), device=device), words[list(known.values())])
+            self.module.update_bank(torch.tensor(list(known), device=device), words[list(known.values())])
         return losses, {"scale": scale.detach()}
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Share of the pictures whose concept is named first, or among five, of all; scenes: right caption first."""
+        """Share of the images whose concept is named first, or among five, of all; scenes: right caption first."""
         was_training = self.judge.training
         self.judge.eval()
         metas = self._metas(batch)
-        pictures = self.judge.embed_pictures(batch["picture"]).float().cpu()
+        images = self.judge.embed_pictures(batch["picture"]).float().cpu()
         found: dict[str, float] = {}
         single = [i for i, m in enumerate(metas) if not is_scene(m) and concept_of(m) in self.place]
         if single:
             truth = torch.tensor([self.place[concept_of(metas[i])] for i in single])
-            rank = ranks(pictures[single], self._concept_vectors(), truth)
+            rank = ranks(images[single], self._concept_vectors(), truth)
             found = {"top1": (rank < 1).double().mean().item(), "top5": (rank < 5).double().mean().item()}
         scene = [i for i, m in enumerate(metas) if is_scene(m) and m.get("foils")]
         if scene:
             trials = [(metas[i]["captions"][0], metas[i]["foils"]) for i in scene]
-            found["scenes"] = share_of_right_captions(self.judge, pictures[scene], trials).double().mean().item()
+            found["scenes"] = share_of_right_captions(self.judge, images[scene], trials).double().mean().item()
         self.judge.train(was_training)
         return found
 
     def samples(self) -> None:
-        """A judge paints nothing."""
+        """A judge generates nothing."""
 
     def save(self, folder: Path) -> None:
         self.judge.save(folder)

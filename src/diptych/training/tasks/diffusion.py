@@ -17,8 +17,8 @@ from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 
 VALIDATION_TIMES = 8
-SHOWN = 8
-"""Validation pictures that a model which enlarges or repaints is shown with."""
+PREVIEWS = 8
+"""Validation images in the sample grid of models for super-resolution and inpainting."""
 
 
 class Diffusable(Protocol):
@@ -41,15 +41,15 @@ class Diffusable(Protocol):
 
 @runtime_checkable
 class Remaking(Protocol):
-    """What a system can besides that makes pictures of pictures."""
+    """Further methods of models for super-resolution and inpainting."""
 
     @property
     def remakes(self) -> bool:
-        """Whether it enlarges or repaints pictures; a base stage does not."""
+        """Whether it is such a model; a base model is not."""
         ...
 
-    def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """What it is shown of pictures (B, 3, H, W), which may be smaller, and what it makes of that (B, 3, H, W)."""
+    def remake(self, images: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """The inputs made of images (B, 3, H, W), which may be smaller, and the outputs (B, 3, H, W)."""
         ...
 
 
@@ -71,12 +71,12 @@ class DiffusionTraining(Config):
 
 
 class DiffusionTask:
-    """A diffusion system as the training loop sees it."""
+    """The `Trainable` of a diffusion model."""
 
     def __init__(self, system: Diffusable, config: DiffusionTraining) -> None:
         assert isinstance(system, nn.Module)
         self.system, self.config, self.module = system, config, system
-        self._shown: dict[str, Any] | None = None
+        self._examples: dict[str, Any] | None = None
 
     def start(self, batch: dict[str, Any]) -> None:
         self.system.start(batch)
@@ -97,8 +97,8 @@ class DiffusionTask:
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
         """The unweighted loss at 8 equidistant times with fixed noise, and their mean: comparable between runs."""
-        if self._shown is None and "picture" in batch:
-            self._shown = {key: batch[key][:SHOWN] for key in ("picture", "caption", "seed")}
+        if self._examples is None and "picture" in batch:
+            self._examples = {key: batch[key][:PREVIEWS] for key in ("picture", "caption", "seed")}
         none = torch.zeros(len(batch["seed"]), dtype=torch.bool)
         losses = {}
         for i in range(VALIDATION_TIMES):
@@ -108,12 +108,15 @@ class DiffusionTask:
         return {"loss": sum(losses.values()) / len(losses), **losses}
 
     def samples(self) -> Image.Image | None:
-        """Pictures of the fixed prompts; of what enlarges or repaints, what it is shown, its pictures, the truth."""
+        """Images of the fixed prompts; of models for super-resolution and inpainting, rows of inputs, outputs and
+        originals."""
         was_training = self.module.training
         self.module.eval()
         try:
             if isinstance(self.system, Remaking) and self.system.remakes:
-                return None if self._shown is None else self._remade(self.system, **self._shown)
+                if self._examples is None:
+                    return None
+                return self._image_to_image_grid(self.system, *self._examples.values())
             if not self.config.prompts:
                 return None
             prompts = list(self.config.prompts)
@@ -122,10 +125,10 @@ class DiffusionTask:
         finally:
             self.module.train(was_training)
 
-    def _remade(self, system: Remaking, picture: Tensor, caption: list[str], seed: Tensor) -> Image.Image:
-        shown, made = system.remake(picture, caption, seed.tolist())
-        shown = nn.functional.interpolate(shown, picture.shape[-2:], mode="nearest")
-        return grid([image for row in (shown, made, picture) for image in to_images(row)], columns=len(picture))
+    def _image_to_image_grid(self, system: Remaking, images: Tensor, captions: list[str], seeds: Tensor) -> Image.Image:
+        inputs, outputs = system.remake(images, captions, seeds.tolist())
+        inputs = nn.functional.interpolate(inputs, images.shape[-2:], mode="nearest")
+        return grid([image for row in (inputs, outputs, images) for image in to_images(row)], columns=len(images))
 
     def save(self, folder: Path) -> None:
         self.system.save(folder, self.config.save_dtype)

@@ -41,7 +41,7 @@ class DistillationConfig(TrainingSystem):
     l1_teacher: Annotated[float, Within(0)] = 1.0
     """Weight of the mean absolute difference from what the teacher decodes."""
     l1_image: Annotated[float, Within(0)] = 0.2
-    """Weight of the mean absolute difference from the true picture."""
+    """Weight of the mean absolute difference from the true image."""
     perceptual: PerceptualConfig | None = None
     """A perceptual distance from what the teacher decodes, or none."""
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -65,13 +65,13 @@ class DistillationConfig(TrainingSystem):
 
 
 class Distillation:
-    """The tiny decoder as the training loop sees it. Latents are samples of the posterior, as diffusion ends with them.
+    """The `Trainable` of a tiny decoder. Latents are samples of the posterior, as diffusion ends with them.
     The loss of an image: l1_teacher * |y - teacher(z)| + l1_image * |y - x|, averaged over its values, plus
     perceptual.weight * d(y, teacher(z)).
     """
 
     def __init__(self, config: DistillationConfig, teacher: Autoencoder, perceptual: nn.Module | None = None) -> None:
-        """perceptual: forward(first, second), pictures (B, 3, H, W) in [-1, 1] -> (B,)."""
+        """perceptual: forward(first, second), images (B, 3, H, W) in [-1, 1] -> (B,)."""
         for field in ("latent_channels", "image_channels", "factor"):
             if (own := getattr(config.network, field)) != (wanted := getattr(teacher.config, field)):
                 raise UserError(f"network.{field} must be {wanted}, as the teacher's, not {own}: set the network")
@@ -79,55 +79,55 @@ class Distillation:
         self.module = TinyDecoder(config.network)
         self.teacher = teacher.eval().requires_grad_(False)
         self.perceptual = perceptual.eval().requires_grad_(False) if perceptual is not None else None
-        self._shown: Tensor | None = None
+        self._examples: Tensor | None = None
 
     @torch.no_grad()
     def start(self, batch: dict[str, Any]) -> None:
         """Set `scale` from the first batch, as a latent model does."""
-        self.module.scale.copy_(1 / self.taught(batch)[0].std())
+        self.module.scale.copy_(1 / self.targets(batch)[0].std())
 
     @torch.no_grad()
-    def taught(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) of the batch's pictures, and what the teacher decodes, clipped as pictures are."""
-        pictures = batch["picture"]  # (B, 3, H, W)
-        self.teacher.to(pictures.device)
-        posterior = self.teacher.encode(pictures)
-        latents = posterior.sample(normal(batch["seed"], posterior.mean.shape[1:], pictures.device))
+    def targets(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Latents (B, C, h, w) of the batch's images, and what the teacher decodes, clipped as images are."""
+        images = batch["picture"]  # (B, 3, H, W)
+        self.teacher.to(images.device)
+        posterior = self.teacher.encode(images)
+        latents = posterior.sample(normal(batch["seed"], posterior.mean.shape[1:], images.device))
         return latents, self.teacher.decode(latents).clamp(-1, 1)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        latents, wanted = self.taught(batch)
-        painted = self.module.decode(latents)
-        after_teacher = (painted - wanted).abs().flatten(1).mean(1)  # (B,)
-        after_truth = (painted - batch["picture"]).abs().flatten(1).mean(1)
+        latents, target = self.targets(batch)
+        decoded = self.module.decode(latents)
+        after_teacher = (decoded - target).abs().flatten(1).mean(1)  # (B,)
+        after_truth = (decoded - batch["picture"]).abs().flatten(1).mean(1)
         losses = self.config.l1_teacher * after_teacher + self.config.l1_image * after_truth
         scalars = {"after_teacher": after_teacher.mean(), "after_truth": after_truth.mean()}
         if self.perceptual is not None and self.config.perceptual is not None:
-            distance = self.perceptual.to(painted.device)(painted, wanted)  # (B,)
+            distance = self.perceptual.to(decoded.device)(decoded, target)  # (B,)
             losses, scalars["perceptual"] = losses + self.config.perceptual.weight * distance, distance.mean()
         return losses, scalars
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Peak signal-to-noise ratios in dB: from the teacher's pictures, from the true ones, and the teacher's own."""
-        if self._shown is None:
-            self._shown = batch["picture"][:16]
-        latents, wanted = self.taught(batch)
-        painted = self.module.decode(latents).clamp(-1, 1)
-        pairs = {"psnr_teacher": (painted, wanted), "psnr": (painted, batch["picture"])}
+        """Peak signal-to-noise ratios in dB: from the teacher's images, from the true ones, and the teacher's own."""
+        if self._examples is None:
+            self._examples = batch["picture"][:16]
+        latents, target = self.targets(batch)
+        decoded = self.module.decode(latents).clamp(-1, 1)
+        pairs = {"psnr_teacher": (decoded, target), "psnr": (decoded, batch["picture"])}
         return {
             name: psnr(*pair).mean().item()
-            for name, pair in {**pairs, "teacher_psnr": (wanted, batch["picture"])}.items()
+            for name, pair in {**pairs, "teacher_psnr": (target, batch["picture"])}.items()
         }
 
     @torch.no_grad()
     def samples(self) -> Image.Image | None:
         """Originals, below them what the teacher decodes, below it what the tiny decoder does."""
-        if self._shown is None:
+        if self._examples is None:
             return None
-        latents = self.teacher.encode(self._shown).mean
-        rows = (self._shown, self.teacher.decode(latents), self.module.decode(latents))
-        return grid([image for row in rows for image in to_images(row)], columns=len(self._shown))
+        latents = self.teacher.encode(self._examples).mean
+        rows = (self._examples, self.teacher.decode(latents), self.module.decode(latents))
+        return grid([image for row in rows for image in to_images(row)], columns=len(self._examples))
 
     def save(self, folder: Path) -> None:
         network = dataclasses.replace(self.config.network, teacher=fingerprint(self.teacher))

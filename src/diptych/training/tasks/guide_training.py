@@ -1,4 +1,4 @@
-"""Training what guides by its gradient: a classifier of noisy pictures, or a pair of noisy pictures and text."""
+"""Training what guides by its gradient: a classifier of noisy images, or a pair of noisy images and text."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class GuideTraining(TrainingSystem):
     kind: Literal["guide-training"] = "guide-training"
     """Which system this is."""
     network: NoisyClassifierConfig = NoisyClassifierConfig()
-    """The encoder; its `classes` are the classes, or the dimensions of the space that pictures and text share."""
+    """The encoder; its `classes` are the classes, or the dimensions of the space that images and text share."""
     classes: ClassConfig | None = ClassConfig()
     """The classes, which the captions of the data name; none for a pair."""
     text: FrozenConfig | None = None
@@ -61,7 +61,7 @@ class GuideTraining(TrainingSystem):
     smoothing: float = 0.0
     """Label smoothing of a classifier: the share of certainty that is spread over all classes."""
     precomputed: str | None = None
-    """Folder of latents that `diptych precompute` wrote, or none to encode pictures at every step."""
+    """Folder of latents that `diptych precompute` wrote, or none to encode images at every step."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """How the finished model's matrices and kernels are stored."""
 
@@ -131,10 +131,10 @@ def guide_task(system: GuideTraining, captions: Sequence[str], guided: Guided | 
 
 
 class GuideTask:
-    """A guide as the training loop sees it.
+    """The `Trainable` of a guide.
 
-    loss of a classifier: the cross entropy of a picture's class, from x_t at a time drawn for it.
-    loss of a pair: symmetric InfoNCE over the part of the batch that is looked at together (CLIP: Radford et al. 2021,
+    loss of a classifier: the cross entropy of an image's class, from x_t at a time drawn for it.
+    loss of a pair: symmetric InfoNCE over the part of the batch that is computed at once (CLIP: Radford et al. 2021,
     figure 3), between x_t and text; pairs of the same text in it are neither right nor wrong.
     """
 
@@ -152,7 +152,7 @@ class GuideTask:
 
     @torch.no_grad()
     def clean(self, batch: dict[str, Any], draws: Draws) -> Tensor:
-        """x_0 (B, C, H, W): pictures, or scaled samples of their latents."""
+        """x_0 (B, C, H, W): images, or scaled samples of their latents."""
         if self.autoencoder is None:
             return batch["picture"]
         if "latent" in batch:
@@ -161,8 +161,8 @@ class GuideTask:
             posterior = self.autoencoder.to(batch["picture"].device).encode(batch["picture"])
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * (self.module.config.scale or 1.0)
 
-    def seen(self, batch: dict[str, Any], times: Tensor) -> Tensor:
-        """What the network makes of the batch with the noise of times (B,): logits, or unit vectors."""
+    def outputs(self, batch: dict[str, Any], times: Tensor) -> Tensor:
+        """The network's outputs for the batch with the noise of times (B,): logits, or unit vectors."""
         draws, schedule = Draws(batch["seed"]), self.module.schedule
         x0 = self.clean(batch, draws)
         alpha, sigma = (level.to(x0).view(-1, 1, 1, 1) for level in schedule.alpha_sigma(times))
@@ -171,7 +171,7 @@ class GuideTask:
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws, captions = Draws(batch["seed"]), batch["caption"]
-        found = self.seen(batch, training_times(draws.uniform(TIME), self.config.objective, self.module.schedule))
+        found = self.outputs(batch, training_times(draws.uniform(TIME), self.config.objective, self.module.schedule))
         if self.config.text is None:
             wanted = self.module.numbers(captions).to(found.device)
             right = (found.argmax(-1) == wanted).float().mean()
@@ -183,7 +183,7 @@ class GuideTask:
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Shares of the pictures whose class, or text of all choices, is named first and among five, at 8 equidistant
+        """Shares of the images whose class, or text of all choices, is named first and among five, at 8 equidistant
         times with fixed noise, and their means. A caption that is none of them counts as missed."""
         names = self.module.labels.config.names if self.module.labels is not None else ()
         known = {normalize_name(name): number for number, name in enumerate(names or self.choices)}
@@ -194,7 +194,7 @@ class GuideTask:
         shares: dict[str, float] = {}
         for i in range(VALIDATION_TIMES):
             time = (i + 0.5) / VALIDATION_TIMES
-            found = self.seen(batch, torch.full((len(wanted),), time, dtype=torch.float64))
+            found = self.outputs(batch, torch.full((len(wanted),), time, dtype=torch.float64))
             logits = found if texts is None else found @ texts.T  # (B, choices)
             right = logits.topk(min(TOP, logits.shape[1])).indices.cpu() == wanted[:, None]  # (B, TOP)
             shares[f"top1_at_{time:.4f}"] = right[:, 0].double().mean().item()
@@ -205,7 +205,7 @@ class GuideTask:
         return {**means, **shares}
 
     def samples(self) -> None:
-        """A guide paints nothing."""
+        """A guide generates nothing."""
 
     def save(self, folder: Path) -> None:
         self.module.save(folder, self.config.save_dtype)

@@ -1,7 +1,7 @@
-"""Perceptual distances between pictures, to train first stages with and to measure them by: LPIPS, or our judge's eye.
+"""Perceptual distances between images for training and measuring first stages: LPIPS, or the judge's features.
 
-The judge's is LPIPS's formula over what the judge sees. It needs no weights from elsewhere, and is small and fast; what
-was trained on it must not be measured by the judge alone, which it may have learned to please.
+The latter are put into LPIPS's formula. They need no weights from elsewhere, and are small and fast; what was trained
+on them must not be measured by the judge alone, which it may have learned to please.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class JudgeDistance(nn.Module):
 
     LPIPS (Zhang et al. 2018, eq. 1) with every weight 1 over the maps after the judge's stem and after each of its
     stages: of each map twice what the cosine of the features lacks to one, averaged over cells; the maps' values are
-    summed, 4 at most for each. Features shorter than `FLOOR` keep their direction and are not made so long. Pictures of
+    summed, 4 at most for each. Features shorter than `FLOOR` keep their direction and are not made so long. Images of
     any size are resized to the judge's.
 
-    The judge's picture tower is copied, and the copy is frozen and stays in evaluation mode whatever holds it does:
-    the statistics of its batch norms never change. Gradients flow to the pictures.
+    The judge's image tower is copied, and the copy is frozen and stays in evaluation mode whatever holds it does:
+    the statistics of its batch norms never change. Gradients flow to the images.
     """
 
     def __init__(self, judge: Judge) -> None:
