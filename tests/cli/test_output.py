@@ -98,7 +98,7 @@ def test_keep_stages_writes_every_stage(cascade: str, capsys) -> None:
     paths = capsys.readouterr().out.split()
     names = ("a-cat-s0-2", "a-cat-s1")
     assert paths == [f"out/{name}{end}.png" for name in names for end in ("", "-stage-8", "-stage-16")]
-    kept = diptych.load(cascade).generate(["a cat"] * 2, seeds=[0, 1], keep=True)  # type: ignore[call-arg]
+    kept = diptych.load(cascade).generate(["a cat"] * 2, seeds=[0, 1], keep_stages=True)  # type: ignore[call-arg]
     for place, images in enumerate(zip(*kept.stages, strict=True)):
         final, *earlier = paths[3 * place : 3 * place + 3]
         for path, image in zip([*earlier, final], images, strict=True):

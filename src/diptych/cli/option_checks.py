@@ -31,14 +31,13 @@ def accepted_options(model: Any, name: str, given: Mapping[str, Any]) -> dict[st
         if value is None:
             continue
         option = all_options()[key]
-        keyword = next((other for other in (key, *option.also, *option.old) if other in taken), None)
-        if keyword is None or (option.enlarging and getattr(model, "low_size", ...) is None):
+        if key not in taken or (option.enlarging and getattr(model, "low_size", ...) is None):
             raise UserError(f"{named(option)} is for {takers(key)}, and the model {name} is none of them: leave it out")
         if isinstance(value, list) and option.per_stage and "stop" not in taken:
             raise UserError(
                 f"{named(option)} has a value for each stage, but the model {name} is no cascade: give one value"
             )
-        accepted[keyword] = value
+        accepted[key] = value
     return accepted
 
 

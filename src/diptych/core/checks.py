@@ -1,4 +1,4 @@
-"""What users hand to `generate`, read strictly: the right thing, or a `UserError` that names it."""
+"""Tensors that must be finite: initial noise, images, and what to try where they are not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.core.values import one_or_each, said, texts, wholes
-
-__all__ = ["initial", "one_or_each", "remedy", "require_finite", "said", "texts", "wholes"]
 
 
 def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from diptych.core.checks import said
 from diptych.core.errors import UserError, pick
+from diptych.core.values import said
 
 
 class AcceptsText(Protocol):

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from diptych.core.checks import said
 from diptych.core.config import Config, read_json
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.tokenizers import first_line, require_no_code, tokenize
 from diptych.weights.lazy import LazyCheckpoint, fill, require_shapes, weight_files

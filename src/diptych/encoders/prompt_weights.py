@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diptych.core.checks import said
 from diptych.core.errors import UserError, warn
+from diptych.core.values import said
 from diptych.encoders.base import PromptOptions, TextEmbedding
 from diptych.encoders.tokenizers import chunk_ends, encode_text
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from diptych.conditioning.concat import Latents, LowResConcat, MaskConcat
-from diptych.core.checks import remedy, said
+from diptych.core.checks import remedy
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.option_fields import takes
 from diptych.core.random import KEPT, POSTERIOR, Draws
+from diptych.core.values import said
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.steps import NoiseSource
 from diptych.encoders.configs import ClipTextConfig, build_encoder

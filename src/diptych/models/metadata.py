@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from diptych.core.checks import said
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.core.version import version
 
 KEY = "diptych"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.core.checks import said
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.diffusion.gradient_guidance import Score
 from diptych.encoders.frozen import build_on_meta, text_shape
 from diptych.encoders.tokenizers import saved_tokenizer, token_ids

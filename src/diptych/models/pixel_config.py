@@ -11,9 +11,9 @@ from torch import nn
 
 from diptych.conditioning.concat_config import DegradationConfig, MaskConfig
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
-from diptych.core.checks import said
 from diptych.core.config import Config, Within, read_json
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from diptych.core.checks import said
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.pretrained.source import Source
 from diptych.weights.files import load_metadata
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from diptych.core.checks import said
 from diptych.core.config import read_json
 from diptych.core.devices import find_device
 from diptych.core.errors import NothingThere, UserError, pick
+from diptych.core.values import said
 from diptych.models.kinds import MODEL_KINDS, imported
 from diptych.weights.bounds import bounded, stored_tensors
 from diptych.weights.hub import fetched, hub_id

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diptych.core.checks import said
 from diptych.core.errors import UserError, pick
+from diptych.core.values import said
 from diptych.encoders.base import network_of
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.request import read_number

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diptych.core.checks import said
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.weights.files import load_metadata
 
 HEADER = "lora_adapter_metadata"

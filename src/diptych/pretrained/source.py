@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from diptych.core.checks import said
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.weights.lazy import LazyCheckpoint
 
 

@@ -17,9 +17,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diptych.core.checks import wholes
 from diptych.core.errors import UserError
 from diptych.core.images import save_png
+from diptych.core.values import wholes
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.evaluation import plots
 from diptych.evaluation.condition_sweep import THRESHOLDS, ConditionSweep, seen_drawings, sweep_head
