@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from diptych.pretrained.families import open_published
 from diptych.pretrained.load import read_options
-from tests.pretrained import ldm_models, sd_models, test_guided_diffusion, test_latent_diffusion, tiny_if
+from tests.pretrained import ldm_models, sd_models, test_compvis, test_guided_diffusion, tiny_if
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -28,14 +28,14 @@ def ldm(name: str) -> Kind:
     def write(folder: Path) -> None:
         if told:
             ldm_models.tokenizer_folder(folder / "tokenizer")
-        ldm_models.write(folder / "model.safetensors", test_latent_diffusion.tensors(name))
+        ldm_models.write(folder / "model.safetensors", test_compvis.tensors(name))
 
     told = ("text",) if name.startswith("text") else ()
     return Kind(write, "model.safetensors", networks=("autoencoder", *told, "unet"))
 
 
 def first_stage(name: str) -> Kind:
-    shapes = test_latent_diffusion.first_stage_shapes(test_latent_diffusion.FIRST[name])
+    shapes = test_compvis.first_stage_shapes(test_compvis.FIRST[name])
     write = lambda folder: ldm_models.write(folder / "model.safetensors", ldm_models.drawn(shapes))  # noqa: E731
     return Kind(write, "model.safetensors", networks=("autoencoder",))
 

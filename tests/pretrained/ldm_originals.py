@@ -1,4 +1,4 @@
-"""Writes what latent-diffusion's original modules answer to ldm_pins.json, for test_latent_diffusion.py. It is no test.
+"""Writes what latent-diffusion's original modules answer to ldm_pins.json, for test_compvis.py. It is no test.
 
     PYTHONPATH=.:LATENT_DIFFUSION:TAMING python -m tests.pretrained.ldm_originals
 

@@ -44,7 +44,7 @@ from tests.models.stages import WIDTH, base, configs, enlarging, plain, stage, u
 from tests.models.test_latent_inpainting import BESIDE
 from tests.models.test_stage_joint import glide
 from tests.networks.reference import randomised
-from tests.pretrained.test_guides import classifier
+from tests.pretrained.test_load_guide import classifier
 from tests.saved.replay import HERE, generate, picture, write
 
 FOLDERS = HERE / "folders"

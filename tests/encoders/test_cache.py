@@ -135,7 +135,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_valid_cache(tmp_path:
     CachedTexts(Letters(), tmp_path).encode(["before"])
     script = (
         "import os, signal\nfrom pathlib import Path\nfrom diptych.encoders import cache as parts\n"
-        "from tests.encoders.test_text_cache import CachedTexts, Letters\n"
+        "from tests.encoders.test_cache import CachedTexts, Letters\n"
         "parts.write_text = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"  # one of two files is written
         f"CachedTexts(Letters(), Path({str(tmp_path)!r})).encode(['before', 'killed'])\n"
     )
