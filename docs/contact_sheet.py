@@ -1,4 +1,4 @@
-"""Paint docs/images/contact-sheet.png with the default model: `python docs/contact_sheet.py`. Every seed is 0."""
+"""Generate docs/images/contact-sheet.png with the default model: `python docs/contact_sheet.py`. Every seed is 0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(path: Path) -> None:
     model = diptych.load()
     prompts = [" ".join(prompt.split()) for prompt in PROMPTS.split(";")]
     cells = []
-    for start in track(range(0, len(prompts), 8), "painting"):
+    for start in track(range(0, len(prompts), 8), "generating"):
         part = prompts[start : start + 8]
         images = model.generate(part, seeds=[0] * len(part)).images
         cells += [
