@@ -119,7 +119,7 @@ def test_a_decoder_alone_leaves_the_latents(tmp_path: Path) -> None:
     first = stage()
     before = {name: value.clone() for name, value in first.autoencoder.state_dict().items()}
     it = FirstStage(
-        FirstStageConfig.from_dict({**first.config.to_dict(), "train": "decoder", "initial": "x"}), first.autoencoder
+        FirstStageConfig.from_dict({**first.config.to_dict(), "train": "decoder", "init_from": "x"}), first.autoencoder
     )
     config = TrainingConfig(steps=3, batch_size=4, warmup=0, threads=1, device="cpu", validate_every=0, sample_every=0)
     train(it, toy_batch, config, tmp_path)
