@@ -1,4 +1,4 @@
-"""What is concatenated to a noisy latent: a masked picture or a small one (Rombach et al. 2022, sections 4.4 and 4.5).
+"""Concat conditioning of latents: a masked image or a low-resolution one (Rombach et al. 2022, sections 4.4 and 4.5).
 
 Each kind is a config with the methods of `ConcatCondition`: which channels it takes, and what it makes of training
 images. Images that a user gives are read in `models/init_image.py`.

@@ -1,4 +1,4 @@
-"""How training pictures of super-resolution are made small: bicubic, or BSRGAN's chain (Zhang et al. 2021).
+"""Degradations of training images for super-resolution: bicubic, or BSRGAN's chain (Zhang et al. 2021).
 
 The chain is that of the paper's section 3 with the numbers of its published code; the noise of a camera's sensor, for
 which that needs a model of the camera, is left out, as latent-diffusion leaves it out. Everything random about a
@@ -30,7 +30,7 @@ SHIFTED_REACH = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Degradations:
-    """How strong the parts of a chain are."""
+    """Strengths of the steps of a degradation chain."""
 
     blurs: int
     """How often a picture is blurred."""

@@ -1,8 +1,8 @@
-"""The low-resolution picture that a super-resolution stage starts from: made, enlarged, and spoiled on purpose.
+"""Conditioning augmentation of super-resolution stages (Ho et al. 2021, "Cascaded Diffusion Models", Sec. 4).
 
-A stage is trained on true pictures made small, but fed with what the stage before it painted. So in training its input
-is spoiled by a random amount, the level, which the network is told; at sampling the level is a choice (Ho et al. 2021,
-"Cascaded Diffusion Models", Sec. 4; Imagen, Saharia et al. 2022, Sec. 2.4 and its appendix).
+A stage is trained on downsampled images, but gets the samples of the stage before it. So in training its low-resolution
+input is noised or blurred by a random level, which conditions the network; at sampling the level is an option (Imagen,
+Saharia et al. 2022, Sec. 2.4 and its appendix).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ REACH = 4.0  # a blur's kernel ends at so many standard deviations
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig(Config):
-    """How the low-resolution picture is enlarged and spoiled. A level lies in [0, 1]: 0 is the picture untouched."""
+    """Upsampling and augmentation of the low-resolution image. A level lies in [0, 1]: 0 leaves the image as it is."""
 
     kind: Literal["noise", "blur", "none"] = "noise"
     """noise: Gaussian, by the cosine schedule, level 1 leaves noise alone; blur: Gaussian, reflected; none."""
     where: Literal["low", "high"] = "high"
-    """Spoil before (low) or after (high) the picture is enlarged (DeepFloyd IF: after)."""
+    """Augment before (low) or after (high) upsampling (DeepFloyd IF: after)."""
     upsample: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     """How the picture is enlarged."""
     align_corners: bool = False
@@ -85,7 +85,7 @@ def augment(
     noise: Callable[[Tensor], Tensor] | None,
     config: AugmentationConfig,
 ) -> Tensor:
-    """What the stage is shown: low (B, C, h, w) in [-1, 1], enlarged and spoiled, (B, C, *size).
+    """Low-resolution images (B, C, h, w) in [-1, 1], upsampled and augmented, (B, C, *size).
 
     level: (B,), or one for all. At 0 a picture is enlarged and nothing else, unless levels are those of a table.
     noise: `noise(like)` draws normal numbers of the shape of `like`; asked once, and for `kind` noise only.
@@ -99,14 +99,14 @@ def augment(
     x = upsample(low, size, config) if config.where == "high" else low
     if config.kind == "noise":
         assert noise is not None, "noise augmentation needs a source of noise"
-        spoiled = _noised(x, levels, noise(x), config.table)
+        changed = _noised(x, levels, noise(x), config.table)
     elif config.kind == "blur":
         pixels = (x.shape[-2] / low.shape[-2], x.shape[-1] / low.shape[-1])  # of x in one of the low-resolution picture
-        spoiled = _blurred(x, levels, (config.blur * pixels[0], config.blur * pixels[1]))
+        changed = _blurred(x, levels, (config.blur * pixels[0], config.blur * pixels[1]))
     else:
-        spoiled = x
+        changed = x
     untouched = (levels == 0).view(-1, 1, 1, 1).to(x.device)
-    x = spoiled if config.table else torch.where(untouched, x, spoiled)  # exactly, whatever the rounding above
+    x = changed if config.table else torch.where(untouched, x, changed)  # exactly, whatever the rounding above
     return x if config.where == "high" else upsample(x, size, config)
 
 
@@ -119,7 +119,7 @@ def training_levels(uniform: Tensor, config: AugmentationConfig) -> Tensor:
 
 
 def level_condition(level: Tensor, config: AugmentationConfig, like: Tensor) -> Tensor:
-    """What the network is told of levels (B,): themselves in the type of `like`, or those of the table in float64.
+    """The network's condition for levels (B,): themselves in the type of `like`, or those of the table in float64.
 
     Networks multiply them by 1000, and what comes of that is to be the whole number of an entry.
     """

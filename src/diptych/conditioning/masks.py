@@ -1,4 +1,4 @@
-"""Masks for training models that repaint: LaMa's strokes and boxes (Suvorov et al. 2022, section 3.3, appendix).
+"""Masks for training inpainting models: LaMa's strokes and boxes (Suvorov et al. 2022, section 3.3, appendix).
 
 The numbers are those of LaMa's published generator of thin, medium and thick masks; latent diffusion is trained and
 compared on them (Rombach et al. 2022, section 4.5). Lengths are in units of an image of `MaskKind.side` and scale with

@@ -1,4 +1,4 @@
-"""What metadata say of a file or a model, so that it is known again: its name and the SHA-256 of its content."""
+"""Files and models in metadata: their names and the SHA-256 of their content."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Origin:
 
 
 FAMILIAR = "familiar.safetensors"
-"""What a model says of its training prompts; it changes no image."""
+"""The summary of training prompts (`encoders.prompt_domain`); it changes no image."""
 
 
 def identity(system: Any, kind: str) -> dict[str, Any]:
