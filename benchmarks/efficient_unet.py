@@ -116,7 +116,7 @@ def recipe(network: Network, options: argparse.Namespace) -> Recipe:
         seed=options.seed,
         device=options.device,
         validate_every=max(steps // 8, 1),
-        validation_pictures=options.validation,
+        validation_images=options.validation,
         checkpoint_every=max(steps // 8, 1),
         sample_every=0,
         log_every=max(steps // 40, 1),

@@ -83,7 +83,7 @@ def recipe(arm: str, options: argparse.Namespace) -> Recipe:
         learning_rate=size.rate,
         warmup=min(100, steps // 10),
         validate_every=max(steps // 10, 1),
-        validation_pictures=128,
+        validation_images=128,
         sample_every=0,
         log_every=max(steps // 50, 1),
         checkpoint_every=max(steps // 5, 1),
