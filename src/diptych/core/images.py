@@ -17,7 +17,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diptych.core.checks import require_finite
-from diptych.core.disk import replacing
 from diptych.core.errors import UserError, pick
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -73,6 +72,8 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
 
 def save_png(image: Image.Image, path: Path, **options: Any) -> None:
     """Write, or replace, a PNG in one step. `options` are those of Pillow, `pnginfo` say."""
+    from diptych.core.disk import replacing
+
     with replacing(path) as partial:
         image.save(partial, "PNG", **options)
 

@@ -19,10 +19,10 @@ from diptych.core.option_fields import takes
 from diptych.diffusion.guidance import cat_conditions
 from diptych.encoders.configs import build_encoder
 from diptych.models.autoregressive_config import AutoregressiveConfig
+from diptych.models.frozen_parts import ENCODED_AT_ONCE, OverFirstStage
 from diptych.models.options import AutoregressiveOptions
 from diptych.models.request import AutoregressiveRequest, Request
 from diptych.models.result import Result
-from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
 from diptych.models.token_sampling import GumbelSource, guided_logits
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from diptych.conditioning.concat import Latents, LowResConcat, MaskConcat
 from diptych.core.checks import remedy
-from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.option_fields import takes
@@ -22,25 +21,22 @@ from diptych.core.values import said
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.steps import NoiseSource
 from diptych.encoders.configs import ClipTextConfig, build_encoder
-from diptych.models.first_stage import load_tiny_decoder, save_tiny_decoder
+from diptych.models.frozen_parts import ENCODED_AT_ONCE, OverFirstStage
 from diptych.models.latent_config import LatentConfig
 from diptych.models.options import LatentOptions
 from diptych.models.request import LatentRequest, Request
 from diptych.models.result import Result
 from diptych.models.sampling import InitState, sample
-from diptych.models.second_stage import ENCODED_AT_ONCE, OverFirstStage
-from diptych.networks.adm import AdmUNet
 from diptych.networks.autoencoder import Autoencoder, Posterior
-from diptych.networks.tiling import Tiling, decode, moments
-from diptych.networks.tiny_decoder import TinyDecoder
-from diptych.networks.unet import UNet
-from diptych.weights.files import save_weights
 from diptych.weights.lazy import load_module
-from diptych.weights.model_folder import model_place
 
 if TYPE_CHECKING:
     from diptych.encoders.prompt_domain import PromptDomain
     from diptych.models.init_image import InitImage
+    from diptych.networks.adm import AdmUNet
+    from diptych.networks.tiling import Tiling
+    from diptych.networks.tiny_decoder import TinyDecoder
+    from diptych.networks.unet import UNet
 
 
 class LatentDiffusion(OverFirstStage):
@@ -65,6 +61,7 @@ class LatentDiffusion(OverFirstStage):
         self.register_buffer("scale", torch.tensor(config.latent_scale or 1.0))
         self.familiar: PromptDomain | None = None
         self.initialised = False  # from another model, whose scale it has
+        self.adapters: dict[str, float] = {}  # files of LoRA on its layers and their scales, by `pretrained.lora_files`
         self.schedule = config.schedule.build()
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
 
@@ -98,8 +95,16 @@ class LatentDiffusion(OverFirstStage):
             return self.autoencoder.posterior(batch["latent"].float())
         with torch.no_grad():
             images = batch["picture"].to(next(self.autoencoder.parameters()).dtype)
-            parts = [moments(self.autoencoder, part, tiling) for part in images.split(ENCODED_AT_ONCE)]
+            parts = [self.moments(part, tiling) for part in images.split(ENCODED_AT_ONCE)]
         return self.autoencoder.posterior(torch.cat(parts).float())
+
+    def moments(self, images: Tensor, tiling: Tiling | None) -> Tensor:
+        """Means and log-variances of the latents of images, by the autoencoder."""
+        if tiling is None:
+            return self.autoencoder.moments(images)
+        from diptych.networks.tiling import moments
+
+        return moments(self.autoencoder, images, tiling)
 
     def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
         """The scaled latent sample x0 (B, C, h, w) and the condition of a training batch.
@@ -168,7 +173,12 @@ class LatentDiffusion(OverFirstStage):
     ) -> Tensor:
         """Images (B, 3, H, W) of scaled latents, by the autoencoder unless another decoder is given."""
         decoder = decoder or self.autoencoder
-        return decode(decoder, (latents / self.scale).to(next(decoder.parameters()).dtype), tiling).float()
+        latents = (latents / self.scale).to(next(decoder.parameters()).dtype)
+        if tiling is None:
+            return decoder.decode(latents).float()
+        from diptych.networks.tiling import decode
+
+        return decode(decoder, latents, tiling).float()
 
     def decoder(self, chosen: TinyDecoder | Path | str | None) -> Autoencoder | TinyDecoder:
         """What decodes: the autoencoder where none is chosen, else as `choose_tiny_decoder` says."""
@@ -256,6 +266,11 @@ class LatentDiffusion(OverFirstStage):
 
     def save(self, folder: Path, dtype: str = "float32") -> None:
         """Write the model as a folder that `diptych.load` opens."""
+        from diptych.core.disk import write_text
+        from diptych.models.first_stage import save_tiny_decoder
+        from diptych.weights.files import save_weights
+        from diptych.weights.model_folder import model_place
+
         folder, kind = model_place(folder), getattr(torch, dtype)
         save_weights(self.unet.state_dict(), folder / "unet", dtype=kind)
         save_weights(self.autoencoder.state_dict(), folder / "autoencoder", dtype=kind)
@@ -289,7 +304,11 @@ class LatentDiffusion(OverFirstStage):
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
         load_module(autoencoder, folder / "autoencoder")
         load_module(unet, folder / "unet")
-        tiny = load_tiny_decoder(folder / "tiny_decoder") if (folder / "tiny_decoder").is_dir() else None
+        tiny = None
+        if (folder / "tiny_decoder").is_dir():
+            from diptych.models.first_stage import load_tiny_decoder
+
+            tiny = load_tiny_decoder(folder / "tiny_decoder")
         model = cls(config, autoencoder, build_encoder(config.text, folder / "text"), unet, tiny)
         model.scale.fill_(scale)
         from diptych.encoders.prompt_domain import PromptDomain

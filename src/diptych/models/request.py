@@ -20,11 +20,10 @@ from torch import Tensor
 from diptych.core.checks import initial
 from diptych.core.errors import UserError, warn
 from diptych.core.values import LONGEST_SIDE, Number, checked, said, texts, wholes
-from diptych.encoders.base import PromptOptions, network_of
+from diptych.encoders.base import PromptOptions
 from diptych.models.options import AutoregressiveOptions, LatentOptions, read_options
 from diptych.models.result import Result
 from diptych.models.sampling import SamplingSettings, read_settings
-from diptych.networks.lora import adapted
 from diptych.weights.identity import identity, named_file
 
 if TYPE_CHECKING:
@@ -184,8 +183,8 @@ class LatentRequest(Request):
 
             source = {"source": str(self.decoder)} if isinstance(self.decoder, (str, Path)) else {}
             settings["decoder"] = {**source, "fingerprint": fingerprint(decoder)}
-        if adapters := adapted(model.unet, network_of(model.text)):
-            settings["lora"] = [{**named_file(name), "scale": scale} for name, scale in adapters.items()]
+        if model.adapters:
+            settings["lora"] = [{**named_file(name), "scale": scale} for name, scale in model.adapters.items()]
         return Result(images, self.metadata(identity(model, "latent"), settings))
 
 

@@ -16,8 +16,6 @@ from diptych.core.option_fields import options_of
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.finite_check import FiniteCheck
 from diptych.diffusion.guidance import ClassifierFreeGuidance
-from diptych.diffusion.inpainting import sample_from_image
-from diptych.diffusion.sampler_options import LIMITS, read_sampler_options
 from diptych.diffusion.samplers import SAMPLERS, SamplerChoice, read_sampler
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import Callback, NoiseSource
@@ -26,6 +24,9 @@ from diptych.models.options import PixelSamplingOptions
 
 if TYPE_CHECKING:
     from diptych.diffusion.thresholding import ThresholdConfig
+
+SAMPLER_OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
+"""Those in `diffusion.sampler_options`."""
 
 
 class SampledConfig(SamplerChoice, Protocol):
@@ -81,11 +82,16 @@ def read_settings(config: SampledConfig, given: Mapping[str, Any]) -> SamplingSe
     steps, guidance = value("steps"), value("guidance")
     sampler, schedule_type = read_sampler(given.get("sampler"), config), given.get("schedule_type")
     config.times.plan(config.schedule.build(), steps, sampler, schedule_type)  # or an error
+    knobs = {name: given[name] for name in SAMPLER_OPTIONS if given.get(name) is not None}
+    if knobs:
+        from diptych.diffusion.sampler_options import read_sampler_options
+
+        knobs = read_sampler_options(sampler, knobs)
     return SamplingSettings(
         steps=steps,
         guidance=guidance if config.guidable else 1.0,
         sampler=sampler,
-        sampler_options=read_sampler_options(sampler, {name: given.get(name) for name in LIMITS}),
+        sampler_options=knobs,
         schedule_type=None if schedule_type is None else str(schedule_type),
     )
 
@@ -151,6 +157,8 @@ def sample(
     if init is None:
         x0 = sampler(guided, x, plan.times)
     else:
+        from diptych.diffusion.inpainting import sample_from_image
+
         start = x if init.from_noise else None
         remaining, add_noise = init.remaining(plan.times), denoiser.add_noise
         x0 = sample_from_image(sampler, guided, init.x0, noise, remaining, add_noise, mask=init.mask, start=start)

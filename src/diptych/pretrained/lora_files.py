@@ -24,7 +24,7 @@ from diptych.core.values import said
 from diptych.encoders.base import network_of
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.request import read_number
-from diptych.networks.lora import AdaptableLayer, Adapter, LowRank, adapt, adapters
+from diptych.networks.lora import AdaptableLayer, Adapter, LowRank, adapt, adapted, adapters
 from diptych.networks.unet import UNet
 from diptych.pretrained.lora_settings import LoraSettings, stated_settings
 from diptych.pretrained.stable_diffusion.state_dict_keys import compvis_unet, diffusers_unet
@@ -174,6 +174,7 @@ class LoRA:
             raise UserError(f"{self.name} is not applied to this model: there is nothing to remove")
         for layer in carrying:
             adapt(layer, self.name, None)
+        system.adapters = adapted(*networks)
 
     def changes(self, system: Any) -> dict[AdaptableLayer, LowRank]:
         """Of each layer of this model that it changes, the change. Raises a `UserError` where it does not fit."""
@@ -223,6 +224,8 @@ def apply(given: Iterable[tuple[LoRA, float]], system: Any, live: bool) -> None:
     for name, scale, changes in ready:
         for layer, change in changes.items():
             adapt(layer, name, Adapter(change, scale, live))
+    if ready:
+        system.adapters = adapted(*read_networks(system))
 
 
 def attach_files(system: Any, files: Given | Sequence[Given], allow_pickle: bool = False) -> None:

@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diptych.core.disk import replacing, write_text
 from diptych.core.errors import UserError
 
 SHARD_BYTES = 15 * 2**20
@@ -31,6 +30,8 @@ _FOREIGN = {
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write one file in one step. Tensors may be on any device and may share memory (each is then written)."""
+    from diptych.core.disk import replacing
+
     seen: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -61,6 +62,8 @@ def join_safetensors(parts: Sequence[Path], path: Path, metadata: Mapping[str, s
 
     A single part is in memory at a time. Where their types differ, the wider one is written.
     """
+    from diptych.core.disk import replacing
+
     types: dict[str, torch.dtype] = {}
     shapes: dict[str, list[int]] = {}
     for part in parts:
@@ -179,6 +182,8 @@ def save_weights(
         weight_map = {key: file for shard, file in zip(shards, names, strict=True) for key in shard}
         total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        from diptych.core.disk import write_text
+
         write_text(index, json.dumps(content, indent=2) + "\n")
     else:
         index.unlink(missing_ok=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.weights.tensors import PICKLE_ENDINGS
 
@@ -91,6 +90,8 @@ def file_sha256(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if stat.st_size >= REMEMBERED:
+        from diptych.core.disk import write_text
+
         with contextlib.suppress(OSError, UserError):
             write_text(known, f"{seen}{digest}\n")
     return digest
