@@ -31,5 +31,4 @@ def test_train_and_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert distance(trained, data) < 0.1 < 0.2 < distance(example.main(steps=0, out=str(tmp_path / "noise.png")), data)
     assert Image.open(tmp_path / "spiral.png").size == (512, 256)
     assert "step   500   loss" in capsys.readouterr().out
-    lines = (EXAMPLES / "train_and_sample.py").read_text().splitlines()
-    assert len([line for line in lines if line]) <= 60
+    assert len((EXAMPLES / "train_and_sample.py").read_text().splitlines()) <= 60
