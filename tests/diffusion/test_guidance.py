@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from diptych.core.errors import UserError
+from diptych.diffusion.conditions import cat_conditions, expand_condition
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.guidance import ClassifierFreeGuidance, Conditioned, cat_conditions
+from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
@@ -45,7 +46,7 @@ def test_cfg_extrapolates_in_one_call():
     net = Net()
     denoiser = Denoiser(net, SCHEDULE)
     x = image()
-    one, two = Conditioned(denoiser, cond)(x, 0.4), Conditioned(denoiser, uncond)(x, 0.4)
+    one, two = denoiser(x, 0.4, cond), denoiser(x, 0.4, expand_condition(uncond, 3))
     calls, images = net.calls, denoiser.calls
     guided = ClassifierFreeGuidance(denoiser, cond, uncond, 7.5)
     assert torch.allclose(guided(x, 0.4), two + 7.5 * (one - two), rtol=1e-4, atol=1e-5)
@@ -66,7 +67,7 @@ def test_cfg_scale_1_is_the_conditional_alone():
     cond, uncond = conds()
     denoiser = Denoiser(Net(), SCHEDULE)
     guided = ClassifierFreeGuidance(denoiser, cond, uncond, 1.0)
-    assert torch.equal(guided(image(), 0.4), Conditioned(denoiser, cond)(image(), 0.4))
+    assert torch.equal(guided(image(), 0.4), denoiser(image(), 0.4, cond))
     assert guided.calls == 6
 
 
@@ -131,7 +132,7 @@ def test_cat_conditions_fills_missing_keys():
 
 def test_conditions_of_the_wrong_batch_size_are_refused():
     with pytest.raises(UserError, match="'pooled' has 2 rows for 3 images"):
-        Conditioned(Denoiser(Net(), SCHEDULE), {"pooled": torch.zeros(2, 5)})(image(), 0.5)
+        ClassifierFreeGuidance(Denoiser(Net(), SCHEDULE), {"pooled": torch.zeros(2, 5)}, {}, 2.0)(image(), 0.5)
     with pytest.raises(UserError, match="interval"):
         ClassifierFreeGuidance(Denoiser(Net(), SCHEDULE), {}, {}, 2.0, interval=(0.6, 0.2))
     with pytest.raises(UserError, match="percentile"):

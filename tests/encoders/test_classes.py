@@ -10,8 +10,9 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.core.random import Draws
+from diptych.diffusion.conditions import cat_conditions
 from diptych.diffusion.denoiser import Denoiser
-from diptych.diffusion.guidance import ClassifierFreeGuidance, cat_conditions
+from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.encoders.classes import ClassLabels, LabelEmbedding
 from diptych.encoders.configs import ClassConfig

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
+from diptych.diffusion.conditions import cat_conditions, expand_condition
 from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
 
 
@@ -33,23 +34,12 @@ class Wrapper:
 
     @property
     def gradients(self) -> int:
-        """Pictures for which the gradient of a score was taken so far (`diptych.diffusion.gradient_guidance`)."""
+        """Images for which the gradient of a score was taken so far (`diptych.diffusion.gradient_guidance`)."""
         return self.denoiser.gradients
 
     @gradients.setter
     def gradients(self, count: int) -> None:
         self.denoiser.gradients = count
-
-
-class Conditioned(Wrapper):
-    """A denoiser with its condition bound: `cond` of the call is ignored."""
-
-    def __init__(self, denoiser: Denoising, cond: Cond):
-        super().__init__(denoiser)
-        self.cond = cond
-
-    def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
-        return self.denoiser.estimate(x, t, _rows(self.cond, len(x)))
 
 
 class ClassifierFreeGuidance(Wrapper):
@@ -81,49 +71,12 @@ class ClassifierFreeGuidance(Wrapper):
         scale = torch.as_tensor(self.scale, dtype=torch.float64, device=times.device).expand(len(x))
         scale = torch.where((times >= low) & (times <= high), scale, 1.0)  # (B,)
         if bool((scale == 1).all()):
-            return self.denoiser.estimate(x, t, _rows(self.cond, len(x)))
+            return self.denoiser.estimate(x, t, expand_condition(self.cond, len(x)))
         if bool((scale == 0).all()):
-            return self.denoiser.estimate(x, t, _rows(self.uncond, len(x)))
-        both = self.denoiser.estimate(
-            torch.cat([x, x]), times.repeat(2), cat_conditions(self.cond, self.uncond, len(x))
-        )
-        with_cond, without = both.x0.chunk(2)
-        scale = scale.to(with_cond).view(-1, *[1] * (x.ndim - 1))
+            return self.denoiser.estimate(x, t, expand_condition(self.uncond, len(x)))
+        both = cat_conditions(self.cond, self.uncond, len(x))
+        x0, variance = self.denoiser.estimate(torch.cat([x, x]), times.repeat(2), both)
+        cond_x0, uncond_x0 = x0.chunk(2)
+        scale = scale.to(x0).view(-1, *[1] * (x.ndim - 1))
         # The variance is the conditional half's, as in GLIDE and DeepFloyd IF.
-        variance = None if both.variance is None else both.variance[: len(x)]
-        return Estimate(without + scale * (with_cond - without), variance)
-
-
-def cat_conditions(first: Cond, second: Cond, batch: int) -> dict[str, Tensor]:
-    """One condition of 2 x batch rows: those of `first`, then those of `second`."""
-    halves = dict(_rows(first, batch)), dict(_rows(second, batch))
-    lengths = [half["context"].shape[1] if "context" in half else 0 for half in halves]
-    if lengths[0] != lengths[1]:
-        for half in halves:
-            if "context" in half:
-                half.setdefault("context_mask", half["context"].new_ones(half["context"].shape[:2], dtype=torch.bool))
-                half["context"] = _pad(half["context"], max(lengths))
-                half["context_mask"] = _pad(half["context_mask"], max(lengths))
-    _fill(halves[0], halves[1])
-    _fill(halves[1], halves[0])
-    return {key: torch.cat([halves[0][key], halves[1][key]]) for key in halves[0]}
-
-
-def _fill(half: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Zeros for the keys that `half` lacks. Zero tokens count as real, so that attention always has keys."""
-    for key, value in other.items():
-        if key not in half:
-            half[key] = torch.ones_like(value) if value.dtype == torch.bool else torch.zeros_like(value)
-
-
-def _pad(tokens: Tensor, length: int) -> Tensor:
-    """(B, L, ...) -> (B, length, ...), padded with zeros (or False)."""
-    return torch.cat([tokens, tokens.new_zeros(len(tokens), length - tokens.shape[1], *tokens.shape[2:])], 1)
-
-
-def _rows(cond: Cond, batch: int) -> Cond:
-    """A condition of one row, expanded to the batch."""
-    for key, value in cond.items():
-        if len(value) not in (1, batch):
-            raise UserError(f"the condition {key!r} has {len(value)} rows for {batch} images")
-    return {key: value.expand(batch, *value.shape[1:]) for key, value in cond.items()}
+        return Estimate(uncond_x0 + scale * (cond_x0 - uncond_x0), None if variance is None else variance[: len(x)])

@@ -89,38 +89,58 @@ def timesteps(
 ) -> Tensor:
     """The N + 1 falling times of a sampler, float64: N at which the network runs, and that of the result.
 
-    spacing: how the N indices are laid out over 0 .. T-1 ("Common Diffusion Noise Schedules and Sample Steps are
-      Flawed", Table 2): `trailing` starts at T-1; `leading` is the multiples of T // N; `linspace` has both ends;
-      `karras` keeps the ends of linspace and spaces sigma / alpha between them by EDM's Eq. 5 with rho = 7.
-    offset: added to the indices of `leading` (Stable Diffusion 1: 1).
-    drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
-    final: `clean` ends at t = 0; `first` ends at index 0, which keeps a little noise (Stable Diffusion 1 with DDIM).
-    fractional: linspace only: do not round the indices to those of a discrete schedule.
+    spacing: `trailing` takes equal steps from t = 1, on a discrete schedule rounded to its times ("Common
+      Diffusion Noise Schedules and Sample Steps are Flawed", Table 2). For the others, `published_times` has `offset`,
+      `drop_last` and `fractional` too.
+    final: `clean` ends at t = 0; `first` ends at index 0, which leaves a little noise (Stable Diffusion 1 with DDIM).
     used: so many of the table's entries, the first ones; all if none.
 
     Raises `UserError` for an unknown spacing, and for more steps than a table has entries.
     """
     total = schedule.steps
     last = total if used is None else used
-    points = steps + (drop_last and spacing in ("leading", "linspace"))
-    if steps < 1 or (schedule.discrete and points > last):
-        raise UserError(f"steps must lie between 1 and {last + steps - points}, not {steps}")
-    if spacing == "trailing":
-        index = last - torch.arange(points, dtype=torch.float64) * (last / points)
-        index = (index.round() if schedule.discrete else index) - 1
-    elif spacing == "leading":
-        index = (last // points) * torch.arange(points - 1, -1, -1, dtype=torch.float64) + offset
-    elif spacing in ("linspace", "karras"):
-        index = torch.linspace(last - 1, 0, points, dtype=torch.float64)
+    if pick("spacing", spacing, ("trailing", "leading", "linspace", "karras")) == "trailing":
+        check_steps(schedule, steps, last)
+        times = last - torch.arange(steps, dtype=torch.float64) * (last / steps)
+        times = (times.round() if schedule.discrete else times) / total
     else:
-        raise UserError(f"unknown spacing {spacing!r}: choose one of karras, leading, linspace, trailing")
+        times = published_times(schedule, steps, spacing, last, offset, drop_last, fractional)
+    return torch.cat([times, times.new_tensor([0.0 if final == "clean" else 1 / total])])
+
+
+def check_steps(schedule: Schedule, steps: int, most: int) -> None:
+    """Raise a `UserError` for less than one step, and for more than a table has entries."""
+    if steps < 1 or (schedule.discrete and steps > most):
+        raise UserError(f"steps must lie between 1 and {most}, not {steps}")
+
+
+def published_times(
+    schedule: Schedule,
+    steps: int,
+    spacing: Spacing,
+    last: int,
+    offset: int,
+    drop_last: bool,
+    fractional: bool,
+) -> Tensor:
+    """The N falling times (N,) of a spacing over the indices 0 .. last - 1 of a table, index i being t = (i + 1) / T.
+
+    spacing: `leading` is the multiples of T // N; `linspace` has both ends; `karras` has the ends of linspace and
+      spaces sigma / alpha between them by EDM's Eq. 5 with rho = 7.
+    offset: added to the indices of `leading` (Stable Diffusion 1: 1).
+    drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
+    fractional: linspace only: do not round the indices to those of a discrete schedule.
+    """
+    points = steps + (drop_last and spacing != "karras")
+    check_steps(schedule, steps, last + steps - points)
+    if spacing == "leading":
+        index = (last // points) * torch.arange(points - 1, -1, -1, dtype=torch.float64) + offset
+    else:
+        index = torch.linspace(last - 1, 0, points, dtype=torch.float64)
     if schedule.discrete and not (fractional and spacing == "linspace"):
         index = index.round()  # published networks were trained at whole indices only
-    times = ((index + 1) / total).clamp(0, 1)[:steps]
-    if spacing == "karras":
-        times = times_on_curve(schedule, times[[0, -1]], steps, "karras")
-    end = 0.0 if final == "clean" else 1 / total
-    return torch.cat([times, times.new_tensor([end])])
+    times = ((index + 1) / schedule.steps).clamp(0, 1)[:steps]
+    return times_on_curve(schedule, times[[0, -1]], steps, "karras") if spacing == "karras" else times
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.core.option_fields import takes
-from diptych.diffusion.guidance import cat_conditions
+from diptych.diffusion.conditions import cat_conditions
 from diptych.encoders.configs import build_encoder
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.frozen_parts import ENCODED_AT_ONCE, OverFirstStage
