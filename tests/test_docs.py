@@ -186,8 +186,8 @@ def idle(newcomer: ModuleType, title: str, ran: set[tuple[str, str]]) -> set[tup
 
 def test_what_a_sampler_runs_is_in_the_table(newcomer: ModuleType) -> None:
     schedule = FlowSchedule()
-    denoiser = Denoiser(lambda x, time, context, context_mask: x, schedule, "flow")
-    cond, uncond = {"context": torch.zeros(1, 2, 4)}, {"context": torch.zeros(1, 1, 4)}
+    denoiser = Denoiser(lambda x, time, context: x, schedule, "flow")
+    cond, uncond = {"context": torch.ones(1, 2, 4)}, {"context": torch.zeros(1, 2, 4)}
 
     def sample() -> None:
         noise = NoiseSource([0], (3,))
