@@ -13,7 +13,7 @@ from tests.models.stages import CAPTIONS, base, cascade, stage
 
 @pytest.mark.parametrize("model", [system(), stage(base())], ids=["latent", "pixel"])
 def test_eta_reaches_the_sampler_and_the_metadata(model: Any) -> None:
-    options = {"seeds": [3, 4], "steps": 4}
+    options: dict[str, Any] = {"seeds": [3, 4], "steps": 4}
     ddim = model.generate(list(CAPTIONS), sampler="ddim", **options)
     deterministic, stochastic = (
         model.generate(list(CAPTIONS), sampler="ddim", eta=eta, **options) for eta in (0.0, 0.5)
