@@ -12,7 +12,8 @@ from diptych.cli import main as cli
 from diptych.core.errors import UserError
 from diptych.data.annotations import write_captions
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.encoders.configs import ClassConfig, JointTransformerConfig, LayoutConfig, MiniLMConfig
+from diptych.encoders.class_configs import ClassConfig, LayoutConfig
+from diptych.encoders.configs import JointTransformerConfig, MiniLMConfig
 from diptych.encoders.joint import train_tokenizer
 from diptych.encoders.layout import parse_layout
 from diptych.encoders.tokenizers import truncated

@@ -14,8 +14,8 @@ from diptych.diffusion.conditions import cat_conditions
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.schedules import ScheduleConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import ClassLabels, LabelEmbedding
-from diptych.encoders.configs import ClassConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm_config import AdmUNetConfig

@@ -15,7 +15,7 @@ from PIL import Image
 import diptych
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.encoders.configs import LayoutConfig
+from diptych.encoders.class_configs import LayoutConfig
 from diptych.encoders.layout import Box, LayoutTransformer, class_names, corner_features, parse_layout
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.transformer import TextTransformerConfig

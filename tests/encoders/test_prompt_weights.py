@@ -11,7 +11,8 @@ import torch
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.encoders.base import PromptOptions, TextEmbedding
 from diptych.encoders.bert import MiniLM
-from diptych.encoders.configs import ClassConfig, MiniLMConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import MiniLMConfig
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.prompt_weights import (
     apply_weights,

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.encoders.configs import ClassConfig, MiniLMConfig, build_encoder
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import MiniLMConfig, build_encoder
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.autoencoder import Autoencoder

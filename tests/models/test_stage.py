@@ -19,8 +19,8 @@ from diptych.diffusion.schedules import CosineSchedule, ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import timesteps
+from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import ClassLabels
-from diptych.encoders.configs import ClassConfig
 from diptych.models.cascade import Cascade
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion, stage_seed

@@ -20,7 +20,8 @@ from torch import Tensor
 import diptych
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.encoders.configs import ClassConfig, ClipTextConfig, JointTransformerConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import ClipTextConfig, JointTransformerConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig

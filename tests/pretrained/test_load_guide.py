@@ -11,7 +11,7 @@ from diptych.cli.generate_commands import open_guides
 from diptych.cli.main import parse
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.models.judge import Judge
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig

@@ -16,7 +16,7 @@ from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
 from diptych.core.random import Draws
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.models.judge import SHIPPED
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.pixel_diffusion import PixelDiffusion

@@ -14,7 +14,7 @@ import diptych
 from diptych.core.errors import UserError
 from diptych.data import open_dataset
 from diptych.data.dataset import DataConfig
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.recipes import get
 from diptych.training.experiment import train

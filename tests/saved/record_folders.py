@@ -22,7 +22,8 @@ from diptych.conditioning.concat_config import MaskConfig
 from diptych.core.images import to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.encoders.cache import CachedTexts
-from diptych.encoders.configs import ClassConfig, MiniLMConfig, T5Config
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import MiniLMConfig, T5Config
 from diptych.models.cascade import Cascade
 from diptych.models.first_stage import save_tiny_decoder
 from diptych.models.judge import Judge, JudgeConfig, load_judge

@@ -13,7 +13,8 @@ from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.losses import training_times
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.configs import ClassConfig, MiniLMConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import MiniLMConfig
 from diptych.models.guides import Space
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig, alike, translated
 from diptych.networks.adm import AdmUNetConfig

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.encoders.configs import ClassConfig, normalize_name
+from diptych.encoders.class_configs import ClassConfig, normalize_name
 
 
 class LabelEmbedding(NamedTuple):

@@ -22,7 +22,7 @@ from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.configs import LayoutConfig, normalize_name
+from diptych.encoders.class_configs import LayoutConfig, normalize_name
 from diptych.networks.transformer import TextTransformer
 from diptych.weights.lazy import load_module
 

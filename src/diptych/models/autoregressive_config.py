@@ -10,7 +10,8 @@ from torch import nn
 
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
-from diptych.encoders.configs import ClassConfig, TextConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import TextConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
 

@@ -20,7 +20,8 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.option_fields import takes
 from diptych.encoders.base import network_of
-from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig, T5Config, build_encoder
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import FrozenConfig, JointTransformerConfig, T5Config, build_encoder
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.models.options import CascadeOptions
 from diptych.models.pixel_config import PixelDiffusionConfig, read_stage, require_trained

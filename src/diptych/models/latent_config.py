@@ -14,7 +14,8 @@ from diptych.core.errors import UserError
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.configs import ClassConfig, ClipTextConfig, TextConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import ClipTextConfig, TextConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig

@@ -22,8 +22,9 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.diffusion.gradient_guidance import Score
 from diptych.diffusion.schedules import Schedule, ScheduleConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import ClassLabels
-from diptych.encoders.configs import ClassConfig, FrozenConfig, build_encoder
+from diptych.encoders.configs import FrozenConfig, build_encoder
 from diptych.models.frozen_parts import HoldsFrozen
 from diptych.models.guides import Space
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig

@@ -18,7 +18,8 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.configs import ClassConfig, FrozenConfig, JointTransformerConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig

@@ -16,8 +16,9 @@ import torch
 from diptych.core.errors import UserError
 from diptych.diffusion.schedules import ScheduleConfig, TableSchedule
 from diptych.diffusion.times import TimesConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import ClassLabels
-from diptych.encoders.configs import ClassConfig, JointTransformerConfig
+from diptych.encoders.configs import JointTransformerConfig
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.tokenizers import bert_tokenizer
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion

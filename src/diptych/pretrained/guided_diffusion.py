@@ -23,7 +23,7 @@ from diptych.core.errors import UserError
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.models.pixel_config import PixelDiffusionConfig, require_trained
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig

@@ -14,7 +14,7 @@ import torch
 
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.models.guides import Guide
 from diptych.models.judge import SHIPPED, load_judge
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig

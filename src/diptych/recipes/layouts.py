@@ -12,7 +12,7 @@ import dataclasses
 from diptych.data.box_layouts import FIELD
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.configs import LayoutConfig
+from diptych.encoders.class_configs import LayoutConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.networks.unet import UNetConfig

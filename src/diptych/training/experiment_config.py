@@ -14,8 +14,9 @@ from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig
 from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import with_names
-from diptych.encoders.configs import ClassConfig, JointTransformerConfig, LearnedConfig, build_encoder
+from diptych.encoders.configs import JointTransformerConfig, LearnedConfig, build_encoder
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion

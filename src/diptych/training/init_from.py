@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diptych.core.errors import UserError
 from diptych.core.terminal import say
 from diptych.encoders.cache import EmbeddedTexts
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.layout import LayoutTransformer
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.pixel_diffusion import PixelDiffusion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.recipes.emoji.latent import DATA as EMOJI_DATA
 from diptych.recipes.emoji.latent import LATENT_TRAINING, trained_on
 from diptych.training.experiment_config import Recipe

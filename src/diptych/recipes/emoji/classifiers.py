@@ -7,7 +7,8 @@ import dataclasses
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.configs import ClassConfig, MiniLMConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import MiniLMConfig
 from diptych.networks.adm import AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.pretrained.guided_diffusion import COSINE, LINEAR

@@ -7,7 +7,8 @@ from typing import Any
 
 from diptych.data.dataset import DataConfig
 from diptych.data.emoji.icon_sources import SETS
-from diptych.encoders.configs import ClassConfig, MiniLMConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import MiniLMConfig
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
 from diptych.recipes.emoji.latent import DATA_64, PROMPTS, SMALL_VQ

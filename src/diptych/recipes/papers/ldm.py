@@ -12,7 +12,8 @@ from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.times import TimesConfig
-from diptych.encoders.configs import ClassConfig, JointTransformerConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import JointTransformerConfig
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.networks.adm import AdmUNetConfig

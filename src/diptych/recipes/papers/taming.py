@@ -8,7 +8,7 @@ first stages are recipes of first_stages.py.
 from __future__ import annotations
 
 from diptych.data.dataset import DataConfig
-from diptych.encoders.configs import ClassConfig
+from diptych.encoders.class_configs import ClassConfig
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
 from diptych.recipes.papers.first_stages import VQGAN_F16, VQGAN_F16_1024

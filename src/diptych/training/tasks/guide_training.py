@@ -17,8 +17,9 @@ from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.encoders.class_configs import ClassConfig, normalize_name
 from diptych.encoders.classes import with_names
-from diptych.encoders.configs import ClassConfig, FrozenConfig, normalize_name
+from diptych.encoders.configs import FrozenConfig
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
