@@ -102,7 +102,7 @@ PARTS = (
                 "LatentDiffusion.decode",
             ),
             "models/request.py": ("LatentRequest.read", "Request.of", "LatentRequest.result", "Request.metadata"),
-            "models/sampling.py": ("read_settings", "sample", "SamplingSettings.metadata", "Cost.metadata"),
+            "models/sampling.py": ("read_settings", "sample", "SamplingSettings.metadata"),
             "encoders/prompt_weights.py": ("encode_prompts",),
             "encoders/frozen.py": ("FrozenText.encode",),
             "encoders/base.py": ("TextEmbedding.from_sequence", "TextEmbedding.cond"),
@@ -111,7 +111,7 @@ PARTS = (
         },
         given=(
             "the sampler and the networks (above); parsing and checks of prompts, seeds and options; "
-            "helpers of `core` and `weights`"
+            "the count of network calls; helpers of `core` and `weights`"
         ),
     ),
 )
