@@ -45,6 +45,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     workshop(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("DIPTYCH_CACHE", str(folder / "cache"))  # `train` sets it; afterwards it is as before
         yield folder
 
 

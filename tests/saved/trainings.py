@@ -303,8 +303,12 @@ def workshop(folder: Path) -> None:
 
 
 def train(name: str, run: str | None = None) -> Path:
-    """Train in the working directory, a `workshop`, and give the run folder."""
+    """Train in the working directory, a `workshop`, and give the run folder.
+
+    Each has a cache of text embeddings of its own: their last bits depend on which others were embedded with them.
+    """
     training, folder = TRAININGS[name], run or f"runs/{name}"
+    os.environ["DIPTYCH_CACHE"] = str(Path("cache", folder).resolve())
     if training.precompute is not None and not Path(training.precompute).exists():
         assert cli.main(["precompute", *training.arguments, "--out", training.precompute]) == 0
     assert cli.main(["train", *training.arguments, "--run-dir", folder]) == 0
