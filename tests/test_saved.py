@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from diptych.cli.main import main
 from diptych.core.images import to_tensor
 from diptych.encoders.cache import CachedTexts, EmbeddedTexts
 from diptych.encoders.configs import T5Config
+from diptych.evaluation.runner import config_hash
 from diptych.models.judge import load_judge
 from diptych.pretrained.load import open_autoencoder
 from diptych.pretrained.load_guide import open_guide
@@ -68,6 +70,16 @@ def test_a_saved_image_is_made_again(png: str, tmp_path: Path, monkeypatch: pyte
             assert now.tobytes() == before.tobytes()
         for name, value in json.loads(before.text.get("diptych", "{}")).items():
             assert name in ("diptych", "cost") or json.loads(now.text["diptych"])[name] == value
+
+
+@pytest.mark.parametrize(
+    "name", ["latent-mask-fine", "latent-low", "latent-classes", "stage-classes", "autoregressive"]
+)
+def test_a_saved_sweep_knows_its_model(name: str) -> None:
+    saved = json.loads((HERE / "folders" / name / "config.json").read_text())
+    values = json.dumps([{key: value for key, value in saved.items() if key != "scale"}])
+    model = diptych.load(str(HERE / "folders" / name), device="cpu")
+    assert config_hash(model) == hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
 T5 = T5Config(path="t5", width=24, max_tokens=32)

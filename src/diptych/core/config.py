@@ -166,6 +166,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def under_first_names(value: Any) -> Any:
+    """`plain` with the first name that each field of a config had, so that a hash of it outlives a renaming."""
+    if isinstance(value, Config):
+        first = {present: former for former, present in reversed(value.renamed.items())}
+        names = (f.name for f in dataclasses.fields(value))  # type: ignore[arg-type]
+        return {first.get(name, name): under_first_names(getattr(value, name)) for name in names}
+    if isinstance(value, (tuple, list)):
+        return [under_first_names(item) for item in value]
+    if isinstance(value, dict):
+        return {key: under_first_names(item) for key, item in value.items()}
+    return value
+
+
 def present_names(cls: type[Config], values: dict[str, Any], where: str) -> dict[str, Any]:
     """Values of a config by the present names of its fields. A `UserError` where a field has both of its names."""
     names = [cls.renamed.get(name, name) for name in values]

@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from diptych.core import terminal
+from diptych.core.config import under_first_names
 from diptych.core.disk import write_text
 from diptych.core.images import save_png
 from diptych.core.progress import bar
@@ -314,7 +315,7 @@ def config_hash(model: Any) -> str | None:
     configs: list[Any] = getattr(model, "configs", None) or [getattr(model, "config", None)]
     if not all(hasattr(config, "to_dict") for config in configs):
         return None
-    return hashlib.sha256(json.dumps([config.to_dict() for config in configs]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(under_first_names(configs)).encode()).hexdigest()[:16]
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
