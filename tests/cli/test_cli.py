@@ -485,7 +485,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_help_choices_and_examples(capsys, monkeypatch) -> None:
-    from diptych.core.images import FITS
+    from diptych.core.image_files import FITS
     from diptych.diffusion.times import SCHEDULE_TYPES
     from diptych.encoders.base import LONG_PROMPTS
 

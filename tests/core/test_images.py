@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from diptych.core.errors import UserError
-from diptych.core.images import read_picture, square
+from diptych.core.image_files import read_image, square
 from diptych.data.decode import decode
 
 SIDE = 16
@@ -57,7 +57,7 @@ def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("form", [str, Path, Image.open])
 def test_a_path_and_a_picture_are_the_same(tmp_path: Path, form: Any) -> None:
     path = saved(tmp_path / "a.png", colours())
-    assert np.array_equal(pixels(read_picture(form(path))), pixels(colours()))
+    assert np.array_equal(pixels(read_image(form(path))), pixels(colours()))
 
 
 @pytest.mark.parametrize(
@@ -68,22 +68,22 @@ def test_the_content_decides_the_format_not_the_name(
     tmp_path: Path, kind: str, options: dict[str, Any], tolerance: int
 ) -> None:
     path = saved(tmp_path / "picture.txt", colours(32), kind, **options)
-    assert np.abs(pixels(read_picture(path)) - pixels(colours(32))).max() <= tolerance
+    assert np.abs(pixels(read_image(path)) - pixels(colours(32))).max() <= tolerance
 
 
 def test_grey_is_grey() -> None:
     expected = np.repeat(grey()[..., None], 3, axis=-1)
     picture = Image.fromarray(grey())
-    assert np.array_equal(pixels(read_picture(picture)), expected)
+    assert np.array_equal(pixels(read_image(picture)), expected)
     deep = Image.fromarray(grey().astype(np.uint16) * 257)
     assert deep.mode == "I;16"
-    assert np.array_equal(pixels(read_picture(deep)), expected)
+    assert np.array_equal(pixels(read_image(deep)), expected)
 
 
 def test_one_bit_is_black_and_white() -> None:
     bits = grey() > 100
     picture = Image.fromarray((bits * 255).astype(np.uint8)).convert("1")
-    assert np.array_equal(pixels(read_picture(picture)), np.repeat(bits[..., None] * 255, 3, axis=-1))
+    assert np.array_equal(pixels(read_image(picture)), np.repeat(bits[..., None] * 255, 3, axis=-1))
 
 
 @pytest.mark.parametrize("through", [False, True], ids=["in memory", "as a file"])
@@ -97,7 +97,7 @@ def test_transparent_parts_are_on_white(tmp_path: Path, through: bool) -> None:
         picture = Image.fromarray(array)
         assert picture.mode == mode
         source = saved(tmp_path / f"{mode}.png", picture) if through else picture
-        assert np.abs(pixels(read_picture(source)) - over_white(colour, alpha)).max() <= 1
+        assert np.abs(pixels(read_image(source)) - over_white(colour, alpha)).max() <= 1
 
 
 @pytest.mark.parametrize("through", [False, True], ids=["in memory", "as a file"])
@@ -107,11 +107,11 @@ def test_a_palette_gives_its_colours_and_its_transparent_one_is_white(tmp_path: 
     picture = Image.fromarray(indices.astype(np.uint8))
     picture.putpalette(table.astype(np.uint8).tobytes())
     source = saved(tmp_path / "a.png", picture) if through else picture
-    assert np.array_equal(pixels(read_picture(source)), table[indices])
+    assert np.array_equal(pixels(read_image(source)), table[indices])
     picture.info["transparency"] = 1
     source = saved(tmp_path / "b.png", picture, transparency=1) if through else picture
     table[1] = 255
-    assert np.array_equal(pixels(read_picture(source)), table[indices])
+    assert np.array_equal(pixels(read_image(source)), table[indices])
 
 
 @pytest.mark.parametrize("kind", ["L", "I;16", "RGB"])
@@ -126,15 +126,15 @@ def test_the_one_transparent_value_of_a_png_is_white(tmp_path: Path, kind: str) 
     path = tmp_path / "a.png"
     path.write_bytes(with_chunk(encoded(Image.fromarray(array)), *clear_chunk(clear)))
     expected = np.where(levels == 50, 255, levels)[..., None].repeat(3, axis=-1)
-    assert np.array_equal(pixels(read_picture(path)), expected)
+    assert np.array_equal(pixels(read_image(path)), expected)
 
 
 def test_cmyk_is_told_as_rgb(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.new("CMYK", (SIDE, SIDE), (0, 255, 255, 0)), "JPEG", quality=95)
-    red = pixels(read_picture(path))
+    red = pixels(read_image(path))
     assert Image.open(path).mode == "CMYK"
     assert np.abs(red - [255, 0, 0]).max() < 12
-    assert np.abs(pixels(read_picture(Image.new("CMYK", (SIDE, SIDE), (255, 0, 255, 0)))) - [0, 255, 0]).max() < 12
+    assert np.abs(pixels(read_image(Image.new("CMYK", (SIDE, SIDE), (255, 0, 255, 0)))) - [0, 255, 0]).max() < 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -154,7 +154,7 @@ def test_exif_orientation_is_followed(tmp_path: Path, orientation: int, form: An
         np.rot90(right, -1),
     ][orientation - 1]
     path = saved(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(lying)), exif=exif)
-    assert np.array_equal(pixels(read_picture(form(path))), right)
+    assert np.array_equal(pixels(read_image(form(path))), right)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -162,23 +162,23 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, kind: str) -> N
     rest = [Image.new("RGB", (SIDE, SIDE), "black"), Image.new("RGB", (SIDE, SIDE), "red")]
     path = saved(tmp_path / "a", colours(), kind, save_all=True, append_images=rest, lossless=True)
     assert Image.open(path).n_frames == 3  # type: ignore[attr-defined]
-    assert np.array_equal(pixels(read_picture(path)), pixels(colours()))
+    assert np.array_equal(pixels(read_image(path)), pixels(colours()))
 
 
 def test_a_picture_handed_in_is_left_as_it_is() -> None:
     picture = Image.new("RGBA", (SIDE, SIDE), (1, 2, 3, 4))
-    read_picture(picture)
+    read_image(picture)
     assert picture.mode == "RGBA"
     assert picture.getpixel((0, 0)) == (1, 2, 3, 4)
     plain = colours()
-    read_picture(plain).paste("white", (0, 0, SIDE, SIDE))
+    read_image(plain).paste("white", (0, 0, SIDE, SIDE))
     assert np.array_equal(pixels(plain), pixels(colours()))
 
 
 def test_pictures_of_users_and_of_training_are_read_alike(tmp_path: Path) -> None:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         path = saved(tmp_path / f"{mode}.png", colours().convert(mode))
-        assert np.array_equal(pixels(read_picture(path)), decode(path.read_bytes(), SIDE))
+        assert np.array_equal(pixels(read_image(path)), decode(path.read_bytes(), SIDE))
 
 
 # Wrong
@@ -240,7 +240,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, what: str) -> None:
     path = tmp_path / "low.png"
     path.write_bytes(data)
     with pytest.raises(UserError, match=told) as error:
-        read_picture(path)
+        read_image(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
@@ -249,36 +249,36 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, what: str) -> None:
 def test_a_picture_of_pillows_is_held_to_the_same(what: str) -> None:
     picture = Image.open(io.BytesIO(WRONG[what][0]))  # its pixels are read when they are needed
     with pytest.raises(UserError, match=r"the picture (is too|cannot be made RGB: )") as error:
-        read_picture(picture)
+        read_image(picture)
     assert "\n" not in str(error.value)
 
 
 def test_pictures_without_a_way_to_rgb_are_refused() -> None:
     with pytest.raises(UserError, match="too small: 0 x 9 pixels"):
-        read_picture(Image.new("RGB", (0, 9)))
+        read_image(Image.new("RGB", (0, 9)))
     for mode in ("I", "F"):
         with pytest.raises(UserError, match=f"mode {mode}.: convert it"):
-            read_picture(Image.new(mode, (SIDE, SIDE)))
+            read_image(Image.new(mode, (SIDE, SIDE)))
     with pytest.raises(UserError, match="cannot be made RGB"):
-        read_picture(Image.new("La", (SIDE, SIDE)))
+        read_image(Image.new("La", (SIDE, SIDE)))
     closed = colours()
     closed.close()
     with pytest.raises(UserError, match="cannot be made RGB"):
-        read_picture(closed)
+        read_image(closed)
 
 
 def test_the_largest_and_the_smallest_are_read(tmp_path: Path) -> None:
     for size in ((8, 8), (4096, 8), (8, 4096)):
-        assert read_picture(saved(tmp_path / "a.png", Image.new("L", size))).size == size
+        assert read_image(saved(tmp_path / "a.png", Image.new("L", size))).size == size
 
 
 def test_a_path_without_a_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.png is no file: give a PNG, JPEG or WebP picture"):
-        read_picture(tmp_path / "nowhere.png")
+        read_image(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match="is a folder: give"):
-        read_picture(str(tmp_path))
+        read_image(str(tmp_path))
     with pytest.raises(UserError, match="must be a path or one of Pillow's pictures, not of type ndarray"):
-        read_picture(np.zeros((8, 8, 3)))  # type: ignore[arg-type]
+        read_image(np.zeros((8, 8, 3)))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -286,7 +286,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", colours())
     path.chmod(0)
     with pytest.raises(UserError, match=r"a\.png cannot be read: "):
-        read_picture(path)
+        read_image(path)
 
 
 # Square

@@ -21,8 +21,9 @@ from diptych.encoders import cache as module
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.cache import CachedTexts, EmbeddedTexts, encoder_fingerprint, text_cache
 from diptych.encoders.configs import JointTransformerConfig, T5Config
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.save import save_safetensors
 from tests.encoders.tiny_encoders import PROMPTS, t5_folder
 
 

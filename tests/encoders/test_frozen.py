@@ -17,8 +17,9 @@ from diptych.encoders.bert import Bert
 from diptych.encoders.configs import BertTextConfig, ClipTextConfig, MiniLMConfig, T5Config
 from diptych.encoders.t5 import T5_SHAPES, compute_dtype, t5_shape
 from diptych.encoders.tokenizers import tokenize
-from diptych.weights.files import load_safetensors, save_safetensors, save_weights
+from diptych.weights.files import load_safetensors
 from diptych.weights.lazy import load_weights
+from diptych.weights.save import save_safetensors, save_weights
 from tests.encoders.tiny_encoders import PROMPTS, bert_folder, t5_folder, write_spiece
 from tests.networks.reference import relative_error
 

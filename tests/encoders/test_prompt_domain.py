@@ -16,8 +16,9 @@ from diptych.core.errors import DiptychWarning, UserError
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.evaluation.training_prompts import wordings
 from diptych.models.request import warn_of_size
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
 from diptych.weights.identity import FAMILIAR
+from diptych.weights.save import save_safetensors
 from tests.models import latents, stages
 
 SEEN = ["a red apple", "two green pears", "a sleeping cat", "a house next to a tree"]

@@ -23,7 +23,8 @@ from diptych.encoders.configs import ClipTextConfig, JointTransformerConfig, Min
 from diptych.encoders.joint import JointTransformer, train_tokenizer
 from diptych.encoders.tokenizers import load_tokenizer
 from diptych.networks.transformer import TextTransformerConfig
-from diptych.weights.files import load_safetensors, save_safetensors, save_weights
+from diptych.weights.files import load_safetensors
+from diptych.weights.save import save_safetensors, save_weights
 from tests.networks.reference import relative_error
 
 PROMPTS = ["a red apple", "", "two cats to the left of a house, in the style of OpenMoji", "Ein Bär — größer!"]

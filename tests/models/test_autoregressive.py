@@ -18,8 +18,7 @@ from diptych.cli.describe import describe
 from diptych.cli.option_checks import accepted_options
 from diptych.core.errors import UserError
 from diptych.encoders.configs import build_encoder
-from diptych.models.autoregressive import Autoregressive
-from diptych.models.request import AutoregressiveRequest
+from diptych.models.autoregressive import Autoregressive, AutoregressiveRequest
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pretrained.load import open_autoencoder
 from tests.models.codes import SIDE, VOCABULARY, VQ, config, first_stage, system, written

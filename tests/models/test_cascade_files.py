@@ -20,8 +20,8 @@ from diptych.models import cascade as module
 from diptych.models.cascade import Cascade, assemble
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.models.request import Result
-from diptych.weights.files import save_weights
 from diptych.weights.lazy import load_weights
+from diptych.weights.save import save_weights
 from tests.encoders.tiny_encoders import t5_folder
 from tests.models.latents import arrays
 from tests.models.stages import WIDTH, Words, configs, enlarging, equal, stage

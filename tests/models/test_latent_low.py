@@ -14,8 +14,8 @@ from torch.nn import functional
 import diptych
 from diptych.cli.describe import describe
 from diptych.cli.option_checks import accepted_options
-from diptych.conditioning.concat import LowResConcat, at_latents
-from diptych.conditioning.concat_config import DegradationConfig
+from diptych.conditioning.concat import at_latent_size
+from diptych.conditioning.concat_config import DegradationConfig, LowResConcat
 from diptych.conditioning.degradations import degrade
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
@@ -60,20 +60,20 @@ def picture(width: int = LOW, height: int = LOW, seed: int = 0) -> Image.Image:
 
 def test_small_pixels_stand_where_the_latents_of_their_square_do() -> None:
     low, factor_8 = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6), AutoencoderConfig(multipliers=(1, 1, 1, 1))
-    found = at_latents(low, 4, factor_8)  # a latent stands for 8 px, a small pixel for 4
+    found = at_latent_size(low, 4, factor_8)  # a latent stands for 8 px, a small pixel for 4
     assert found.shape == (2, 12, 2, 3)
     for y in range(2):
         for x in range(3):
             assert torch.equal(found[:, :, y, x], low[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten(1))
-    assert torch.equal(at_latents(low, 8, factor_8), low)
-    assert torch.equal(at_latents(low, 16, factor_8)[:, :, 3, 5], low[:, :, 1, 2])
+    assert torch.equal(at_latent_size(low, 8, factor_8), low)
+    assert torch.equal(at_latent_size(low, 16, factor_8)[:, :, 3, 5], low[:, :, 1, 2])
 
 
 def test_it_learns_from_pictures_made_small_by_their_own_seeds() -> None:
     how = DegradationConfig(kind="bsr-light")
     model, batch = enlarging(low={"degradation": how}), toy_batch([3, 8])
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
-    expected = at_latents(degrade(batch["picture"], FACTOR, how, batch["seed"]), FACTOR, AUTOENCODER)
+    expected = at_latent_size(degrade(batch["picture"], FACTOR, how, batch["seed"]), FACTOR, AUTOENCODER)
     assert list(cond) == ["concat"] and torch.equal(cond["concat"], expected)
 
 
@@ -85,7 +85,7 @@ def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
     low = degrade(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
     larger = functional.interpolate(low, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
     latent = model.encode(larger, Draws(batch["seed"]), KEPT)
-    expected = torch.cat([at_latents(low, FACTOR, AUTOENCODER), latent], 1)
+    expected = torch.cat([at_latent_size(low, FACTOR, AUTOENCODER), latent], 1)
     assert torch.equal(cond["concat"], expected) and larger.amax() == 1 and larger.amin() == -1
     asked: list[torch.Tensor] = []
     model.unet.register_forward_pre_hook(lambda _, given, named: asked.append(named["concat"]), with_kwargs=True)
@@ -104,7 +104,7 @@ def test_what_it_is_shown_is_the_small_picture() -> None:
     model.unet.register_forward_pre_hook(lambda _, given, named: asked.append(named["concat"]), with_kwargs=True)
     result = model.generate("a", seeds=[4], low=low)
     assert result.images[0].size == (SIZE, SIZE)
-    assert all(torch.equal(one, at_latents(to_tensor([low]), FACTOR, AUTOENCODER)) for one in asked) and asked
+    assert all(torch.equal(one, at_latent_size(to_tensor([low]), FACTOR, AUTOENCODER)) for one in asked) and asked
     told = result.metadata[0]
     assert "sha256" in told["low"] and told["guidance"] == 1 and told["size"] == [SIZE, SIZE]
 

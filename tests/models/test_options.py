@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import pytest
 
 from diptych.core.errors import UserError
-from diptych.core.images import FITS
+from diptych.core.image_files import FITS
 from diptych.core.option_fields import options_of, takes
 from diptych.diffusion.sampler_options import LIMITS
 from diptych.diffusion.samplers import SAMPLERS

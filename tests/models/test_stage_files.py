@@ -15,7 +15,8 @@ import torch
 import diptych
 from diptych.core.errors import UserError
 from diptych.models.pixel_diffusion import PixelDiffusion
-from diptych.weights.files import load_safetensors, save_safetensors, save_weights
+from diptych.weights.files import load_safetensors
+from diptych.weights.save import save_safetensors, save_weights
 from tests.models.latents import arrays
 from tests.models.stages import CAPTIONS, KINDS, Words, base, drawing, enlarging, lows, stage
 
@@ -40,8 +41,8 @@ def test_the_text_encoder_is_built_when_it_is_asked_for(monkeypatch: pytest.Monk
         "diptych.models.pixel_diffusion.build_encoder", lambda config, device: (built.append(device), Words())[1]
     )
     model = PixelDiffusion(base())
-    assert not model.reads and not built
-    assert model.text is model.text and built == [torch.device("cpu")] and model.reads
+    assert not model.concat_condition and not built
+    assert model.text is model.text and built == [torch.device("cpu")] and model.concat_condition
     assert not model.train().text.model.weight.requires_grad
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.models.request import AutoregressiveRequest
+from diptych.models.autoregressive import AutoregressiveRequest
 from diptych.models.token_sampling import GumbelSource, TokenSampling, allowed, guided_logits
 from tests.models.codes import system
 from tests.networks.reference import noise

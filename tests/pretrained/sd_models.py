@@ -21,8 +21,8 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import (
     diffusers_unet,
 )
 from diptych.pretrained.stable_diffusion.text_encoder import CLIP, PREFIX, clip_layout, open_clip_layout
-from diptych.weights.files import save_safetensors
 from diptych.weights.lazy import LazyCheckpoint
+from diptych.weights.save import save_safetensors
 from tests.encoders.tiny_encoders import WORDS, shaken
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within

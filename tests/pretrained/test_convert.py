@@ -20,7 +20,8 @@ from diptych.encoders.configs import MiniLMConfig
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.pretrained.convert import convert, read_parts
 from diptych.pretrained.source import Options
-from diptych.weights.files import load_metadata, load_safetensors, save_safetensors
+from diptych.weights.files import load_metadata, load_safetensors
+from diptych.weights.save import save_safetensors
 from tests.models import latents
 from tests.pretrained import sd_models
 from tests.pretrained.sd_models import KINDS, Kind

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
+from diptych.weights.save import save_safetensors
 from tests.pretrained.every_family import KINDS, Kind, opened, place, tokenizer
 
 pytest.importorskip("diffusers")

@@ -23,8 +23,9 @@ from diptych.models.sampling import read_settings
 from diptych.networks.adm import AdmUNet
 from diptych.pretrained.adm_keys import diffusers_adm
 from diptych.recipes import get
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
 from diptych.weights.lazy import load_weights
+from diptych.weights.save import save_safetensors
 from tests.encoders.tiny_encoders import write_spiece
 from tests.networks.reference import noise, relative_error
 from tests.parity import within

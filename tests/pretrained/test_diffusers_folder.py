@@ -16,7 +16,8 @@ from diptych.core.errors import UserError
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.clip import ClipText
 from diptych.models.latent_diffusion import LatentDiffusion
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
+from diptych.weights.save import save_safetensors
 from tests.networks.reference import relative_error
 from tests.parity import within
 from tests.pretrained import sd_models

@@ -29,8 +29,8 @@ from diptych.pretrained.guided_diffusion import classifier_config as read_classi
 from diptych.pretrained.key_map import published
 from diptych.recipes.papers.adm import RECIPES
 from diptych.training.experiment_config import PixelTraining
-from diptych.weights.files import save_safetensors
 from diptych.weights.lazy import LazyCheckpoint
+from diptych.weights.save import save_safetensors
 from tests.networks.reference import relative_error
 from tests.parity import within
 from tests.pretrained.adm_numbers import BATCH, CALM, LOW, MODELS, SAMPLED, SEED, SIDE, STEPS, inputs, some, weights

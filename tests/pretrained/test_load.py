@@ -23,8 +23,9 @@ from diptych.pretrained import families as published
 from diptych.pretrained import load as opening
 from diptych.pretrained.load import EMBEDDED, model_folder
 from diptych.pretrained.source import Family, Options, Source
-from diptych.weights.files import load_safetensors, save_safetensors, save_weights
+from diptych.weights.files import load_safetensors
 from diptych.weights.lazy import fill, load_weights
+from diptych.weights.save import save_safetensors, save_weights
 from tests.models.latents import CAPTIONS, arrays, system
 
 

@@ -17,7 +17,8 @@ from diptych.core.errors import UserError
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.pretrained.source import Options
 from diptych.pretrained.stable_diffusion.text_encoder import tokenizer_of_file
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
+from diptych.weights.save import save_safetensors
 from tests.networks.reference import relative_error
 from tests.pretrained import sd_models
 from tests.pretrained.sd_models import KINDS, PROMPTS, Kind

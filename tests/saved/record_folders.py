@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 import diptych
-from diptych.conditioning.concat import LowResConcat
-from diptych.conditioning.concat_config import MaskConfig
+from diptych.conditioning.concat_config import LowResConcat, MaskConfig
 from diptych.core.images import to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.encoders.cache import CachedTexts

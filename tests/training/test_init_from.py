@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.conditioning.concat import MaskConcat
+from diptych.conditioning.concat_config import MaskConcat
 from diptych.core.errors import UserError
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.training import init_from

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diptych.core.errors import UserError
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
-from diptych.weights.files import save_weights
+from diptych.weights.save import save_weights
 
 
 class Toy:

@@ -13,8 +13,9 @@ from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.weights import files
-from diptych.weights.files import load_metadata, load_safetensors, save_safetensors, save_weights
+from diptych.weights.files import load_metadata, load_safetensors
 from diptych.weights.lazy import load_into, load_weights
+from diptych.weights.save import save_safetensors, save_weights
 
 
 def some_tensors() -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import UserError
-from diptych.core.images import read_picture
+from diptych.core.image_files import read_image
 from diptych.core.option_fields import Option
 from diptych.core.values import ImageFile
 from diptych.diffusion.sampler_options import LIMITS, read_sampler_options
@@ -50,7 +50,7 @@ def check_options(given: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
                 raise UserError(f"{named(all_options()[key])} goes with {named(all_options()[needed])}: give both")
     checks: dict[str, Callable[[Any], Any]] = {"threshold": ThresholdConfig.parse, "decoder": check_decoder}
     for key, value in given.items():
-        check = read_picture if isinstance(all_options()[key].value, ImageFile) else checks.get(key)
+        check = read_image if isinstance(all_options()[key].value, ImageFile) else checks.get(key)
         for part in value if isinstance(value, list) else [value]:
             if check is not None and part is not None:
                 check(part)

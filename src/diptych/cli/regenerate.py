@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.core.errors import UserError, warn
-from diptych.core.images import read_picture
+from diptych.core.image_files import read_image
 from diptych.core.values import ImageFile
 from diptych.models.metadata import of_stage, read_metadata
 from diptych.models.options import all_options
@@ -195,7 +195,7 @@ class Recorded:
         """Warn where an image that should be the same differs in any bit."""
         if self.changed:
             return
-        before = read_picture(self.path)
+        before = read_image(self.path)
         if before.size != image.size:
             warn(f"the image is of {image.size} pixels, and {self.path} of {before.size}")
         elif most := int(np.abs(np.asarray(before, np.int16) - np.asarray(image, np.int16)).max()):

@@ -1,152 +1,113 @@
 """Concat conditioning of latents: a masked image or a low-resolution one (Rombach et al. 2022, sections 4.4 and 4.5).
 
-Each kind is a config with the methods of `ConcatCondition`: which channels it takes, and what it makes of training
-images. Images that a user gives are read in `models/init_image.py`.
+Each condition makes what is concatenated to the noisy latent, in training from the images themselves, in sampling from
+an image that a user gives (read in `models/init_image.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.conditioning.concat_config import DegradationConfig, MaskConfig
-from diptych.core.config import Config
+from diptych.conditioning.concat_config import LowResConcat, MaskConcat
 from diptych.networks.autoencoder import AutoencoderConfig
 
-Latents = Callable[[Tensor], Tensor]
-"""Pictures (B, 3, H, W) -> scaled latents (B, C, h, w), whose noise is drawn for this purpose."""
+Encode = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) -> scaled latents (B, C, h, w)."""
 
 
 class ConcatCondition(Protocol):
-    """What each kind of it, a config, can say."""
+    """What a model needs of either."""
 
-    def channels(self, autoencoder: AutoencoderConfig) -> int:
-        """How many channels it takes."""
+    def from_training(self, images: Tensor, seeds: Tensor, encode: Encode) -> Tensor:
+        """The concatenated channels (B, channels, h, w) of training images (B, 3, H, W) in [-1, 1] with seeds (B,)."""
         ...
 
-    def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
-        """What training pictures (B, 3, H, W) in [-1, 1] with these seeds (B,) are learned from (B, channels, h, w)."""
-        ...
-
-    def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """What training pictures (B, 3, H, W) with these seeds (B,) look like to a model, for people to see
-        (B, 3, h, w), and as arguments of its `generate`."""
+    def examples(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Validation inputs of images (B, 3, H, W) with seeds (B,): as images to look at (B, 3, h, w), and as options
+        of the model's `generate`."""
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskConcat(Config):
-    """A mask and the latent of what it leaves of the picture: the model repaints (section 4.5)."""
+class MaskCondition:
+    """A mask and the latent of the masked image (section 4.5)."""
 
-    renamed: ClassVar[dict[str, str]] = {"fine": "full_resolution_mask"}
+    def __init__(self, config: MaskConcat, autoencoder: AutoencoderConfig) -> None:
+        self.config, self.factor = config, autoencoder.factor
 
-    kind: Literal["masked"] = "masked"
-    """Which condition this is."""
-    masks: MaskConfig = MaskConfig()
-    """How masks are drawn in training."""
-    fill: Literal["grey", "smooth"] = "grey"
-    """What stands in the hole when the first stage reads the picture: grey, as published, or what is around it, spread
-    smoothly (`smooth_fill`); then the colours of flat grounds have not to be learned."""
-    full_resolution_mask: bool = False
-    """Give all pixels of the mask, those of a latent's square in channels; else the first of each, as published."""
-
-    def channels(self, autoencoder: AutoencoderConfig) -> int:
-        """How many it takes: one for the mask, or one for each of a square's pixels, the others for a latent."""
-        return (autoencoder.factor**2 if self.full_resolution_mask else 1) + autoencoder.latent_channels
-
-    def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
-        """As `ConcatCondition.concatenated`."""
-        return self.shown(autoencoder, pictures, training_masks(self, autoencoder, pictures, seeds), latents)
-
-    def shown(self, autoencoder: AutoencoderConfig, pictures: Tensor, masks: Tensor, latents: Latents) -> Tensor:
-        """What a model is shown of pictures (1 or B, 3, H, W) in [-1, 1] and masks (1 or B, 1, H, W), 1 where to paint:
-        (B, channels, H / f, W / f), f being the autoencoder's factor. Nothing of what is under a mask is in it."""
-        if self.fill == "smooth":
+    def __call__(self, images: Tensor, masks: Tensor, encode: Encode) -> Tensor:
+        """The concatenated channels (B, channels, H / f, W / f) of images (1 or B, 3, H, W) in [-1, 1] and masks (1 or
+        B, 1, H, W), 1 where masked, f being the autoencoder's factor. Masked pixels have no influence on them."""
+        if self.config.fill == "smooth":
             from diptych.conditioning.masks import smooth_fill
 
-            known = smooth_fill(pictures, masks)
+            filled = smooth_fill(images, masks)
         else:
-            known = pictures * (1 - masks)
-        whole, factor = self.full_resolution_mask, autoencoder.factor
-        own = F.pixel_unshuffle(masks, factor) if whole else masked_latent(masks, factor)
-        latent = latents(known)
-        return torch.cat([own.to(latent).expand(len(latent), -1, -1, -1), latent], 1)
+            filled = images * (1 - masks)
+        pixels = self.config.full_resolution_mask
+        mask = F.pixel_unshuffle(masks, self.factor) if pixels else latent_mask(masks, self.factor)
+        latent = encode(filled)
+        return torch.cat([mask.to(latent).expand(len(latent), -1, -1, -1), latent], 1)
 
-    def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """As `ConcatCondition.posed`."""
-        masks = training_masks(self, autoencoder, pictures, seeds)
-        return pictures * (1 - masks), {"image": pictures, "mask": masks}
+    def masks(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Training masks (B, 1, H, W) for images (B, 3, H, W), 1 where masked; each marks some place of the latent."""
+        from diptych.conditioning.masks import sample_masks
+
+        return sample_masks(self.config.masks, images.shape[-2:], seeds, every=self.factor).to(images)
+
+    def from_training(self, images: Tensor, seeds: Tensor, encode: Encode) -> Tensor:
+        """As `ConcatCondition.from_training`."""
+        return self(images, self.masks(images, seeds), encode)
+
+    def examples(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """As `ConcatCondition.examples`."""
+        masks = self.masks(images, seeds)
+        return images * (1 - masks), {"image": images, "mask": masks}
 
 
-@dataclass(frozen=True, kw_only=True)
-class LowResConcat(Config):
-    """A picture `factor` times as small: the model enlarges (section 4.4)."""
+class LowResCondition:
+    """A low-resolution image, and perhaps the latent of its bicubic enlargement (section 4.4)."""
 
-    renamed: ClassVar[dict[str, str]] = {"encoded": "with_latent"}
+    def __init__(self, config: LowResConcat, autoencoder: AutoencoderConfig) -> None:
+        self.config, self.autoencoder = config, autoencoder
 
-    kind: Literal["low"] = "low"
-    """Which condition this is."""
-    factor: int = 4
-    """How many times as large a picture becomes."""
-    degradation: DegradationConfig = DegradationConfig()
-    """How training pictures are made small."""
-    with_latent: bool = False
-    """Give the latent of the bicubically enlarged image too, as the published x2 upscaler of latents reads it."""
+    def __call__(self, low_res: Tensor, encode: Encode) -> Tensor:
+        """The concatenated channels (B, channels, H / f, W / f) of low-resolution images (B, 3, h, w) in [-1, 1], f
+        being the autoencoder's factor and H, W the sides of the enlarged images."""
+        pixels = at_latent_size(low_res, self.config.factor, self.autoencoder)
+        if not self.config.with_latent:
+            return pixels
+        enlarged = F.interpolate(low_res, scale_factor=self.config.factor, mode="bicubic").clamp(-1, 1)  # it overshoots
+        return torch.cat([pixels, encode(enlarged)], 1)
 
-    def check(self) -> None:
-        self.require(self.factor >= 2, "factor", "be at least 2")
-
-    def channels(self, autoencoder: AutoencoderConfig) -> int:
-        """How many it takes: all its values, at the size of a latent, and perhaps a latent."""
-        own = autoencoder.image_channels * max(1, autoencoder.factor // self.factor) ** 2
-        return own + autoencoder.latent_channels * self.with_latent
-
-    def concatenated(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor, latents: Latents) -> Tensor:
-        """As `ConcatCondition.concatenated`."""
+    def degrade(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Low-resolution images (B, 3, h, w) of training images (B, 3, H, W)."""
         from diptych.conditioning.degradations import degrade
 
-        return self.shown(autoencoder, degrade(pictures, self.factor, self.degradation, seeds), latents)
+        return degrade(images, self.config.factor, self.config.degradation, seeds)
 
-    def shown(self, autoencoder: AutoencoderConfig, low: Tensor, latents: Latents) -> Tensor:
-        """What a model is shown of small pictures (B, 3, h, w) in [-1, 1]: (B, channels, H / f, W / f), f being the
-        autoencoder's factor and H, W the sides of what they become."""
-        own = at_latents(low, self.factor, autoencoder)
-        if not self.with_latent:
-            return own
-        # Bicubic overshoots what pictures can be.
-        return torch.cat([own, latents(F.interpolate(low, scale_factor=self.factor, mode="bicubic").clamp(-1, 1))], 1)
+    def from_training(self, images: Tensor, seeds: Tensor, encode: Encode) -> Tensor:
+        """As `ConcatCondition.from_training`."""
+        return self(self.degrade(images, seeds), encode)
 
-    def posed(self, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """As `ConcatCondition.posed`."""
-        from diptych.conditioning.degradations import degrade
-
-        low = degrade(pictures, self.factor, self.degradation, seeds)
-        return low, {"low": low}
+    def examples(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """As `ConcatCondition.examples`."""
+        low_res = self.degrade(images, seeds)
+        return low_res, {"low_res": low_res}
 
 
-ConcatConfig = MaskConcat | LowResConcat
-
-
-def training_masks(config: MaskConcat, autoencoder: AutoencoderConfig, pictures: Tensor, seeds: Tensor) -> Tensor:
-    """Masks (B, 1, H, W) for pictures (B, 3, H, W), 1 where to paint; some of it shows in each over the latents."""
-    from diptych.conditioning.masks import sample_masks
-
-    return sample_masks(config.masks, pictures.shape[-2:], seeds, every=autoencoder.factor).to(pictures)
-
-
-def masked_latent(mask: Tensor, factor: int) -> Tensor:
+def latent_mask(mask: Tensor, factor: int) -> Tensor:
     """A mask (B, 1, H, W) over latents (B, 1, H / factor, W / factor): at each place its first pixel, as published."""
     return F.interpolate(mask, (mask.shape[-2] // factor, mask.shape[-1] // factor))
 
 
-def at_latents(low: Tensor, factor: int, autoencoder: AutoencoderConfig) -> Tensor:
-    """Small pictures (B, 3, H / factor, W / factor) at the size of latents: where these are smaller still, the pixels
-    of a square lie in channels; where they are larger, each pixel is repeated."""
+def at_latent_size(low_res: Tensor, factor: int, autoencoder: AutoencoderConfig) -> Tensor:
+    """Low-resolution images (B, 3, H / factor, W / factor) at the size of latents: where these are smaller still, the
+    pixels of a square lie in channels; where they are larger, each pixel is repeated."""
     if autoencoder.factor >= factor:
-        return F.pixel_unshuffle(low, autoencoder.factor // factor)
-    return F.interpolate(low, scale_factor=factor // autoencoder.factor, mode="nearest")
+        return F.pixel_unshuffle(low_res, autoencoder.factor // factor)
+    return F.interpolate(low_res, scale_factor=factor // autoencoder.factor, mode="nearest")

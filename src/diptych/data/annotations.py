@@ -12,7 +12,7 @@ from typing import Any
 
 from diptych.core.disk import replacing
 from diptych.core.errors import UserError
-from diptych.core.images import opened, orientation
+from diptych.core.image_files import opened, orientation
 from diptych.core.progress import track
 from diptych.data.box_layouts import FIELD, Sides, written
 from diptych.data.caption_text import decoded, one_line, parsed, texts_of

@@ -13,7 +13,7 @@ import numpy as np
 
 from diptych.core.errors import NothingThere, UserError
 from diptych.core.hashing import stable_hash
-from diptych.core.images import opened
+from diptych.core.image_files import opened
 from diptych.core.progress import track
 from diptych.data.box_layouts import FIELD, layout_of, require_layout
 from diptych.data.caption_text import labels_of, one_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from diptych.core.images import opened, upright
+from diptych.core.image_files import opened, upright
 from diptych.data.quarantine import Broken
 
 MOST_LONG = 16

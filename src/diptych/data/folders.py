@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.core.images import is_encoded
+from diptych.core.image_files import is_encoded
 from diptych.data.caption_text import (
     LONGEST_TEXT,
     SPLITS,

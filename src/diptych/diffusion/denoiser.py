@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError, pick
-from diptych.diffusion.losses import variance_bound
 from diptych.diffusion.schedules import Schedule
 
 Cond = Mapping[str, Tensor]
@@ -152,6 +151,8 @@ class Denoiser:
         error = error * self.weight(times, weighting, gamma).to(error)
         if fraction is None:
             return error
+        from diptych.diffusion.losses import variance_bound
+
         bound = variance_bound(x0, self._x0(x, output, times), fraction, times, self.schedule)
         return error + bound * self.schedule.steps / 1000  # L_hybrid: 0.001 of the sum over all T steps (Eq. 16)
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-
-Curve = Literal["karras", "exponential", "beta", "lu"]
 
 
 def karras(most: float, least: float, count: int, rho: float = 7.0) -> Tensor:

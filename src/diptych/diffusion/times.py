@@ -7,7 +7,7 @@ are its `TimesConfig`, and a user may set a `schedule_type`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch import Tensor
 from diptych.core.config import Config
 from diptych.core.errors import UserError, pick
 from diptych.diffusion.schedules import Rounding, Schedule
-from diptych.diffusion.sigmas import CURVES, Curve
 
 Spacing = Literal["trailing", "leading", "linspace", "karras"]
+Curve = Literal["karras", "exponential", "beta", "lu"]
+"""Of sigma / alpha over the steps (`diffusion.sigmas`); lu is evenly spaced lambda (DPM-Solver)."""
 SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")
 """What a user may set in the place of a model's own times."""
 
@@ -180,7 +181,7 @@ class TimesConfig(Config):
         if schedule_type is None:
             return self
         kind: Any = pick("schedule type", str(schedule_type), SCHEDULE_TYPES)
-        if kind not in CURVES:
+        if kind not in get_args(Curve):
             return replace(self, spacing=kind, sigmas="own")
         return replace(self, sigmas=kind, spacing="published" if self.spacing == "karras" else self.spacing)
 
@@ -271,6 +272,8 @@ def times_on_curve(
 ) -> Tensor:
     """`count` times from ends[0] to ends[1], with sigma / alpha falling along a curve, whose ends may be given instead;
     on a straight schedule, where that starts at infinity, sigma falls along it, as in flow matching."""
+    from diptych.diffusion.sigmas import CURVES
+
     if schedule.straight:
         most, least = schedule.alpha_sigma(ends)[1].tolist()
     else:

@@ -27,8 +27,9 @@ from diptych.core.progress import bar
 from diptych.encoders.base import TextEmbedding, TextEncoder, network_of
 from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.encoders.joint import JointTransformer
-from diptych.weights.files import load_metadata, load_safetensors, save_safetensors
+from diptych.weights.files import load_metadata, load_safetensors
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.save import save_safetensors
 
 BATCH = 64
 QUIET = BATCH

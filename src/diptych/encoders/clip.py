@@ -24,9 +24,9 @@ from diptych.encoders.frozen import (
     pretrained_config,
 )
 from diptych.encoders.tokenizers import require_ids, saved_tokenizer, token_ids
-from diptych.weights.files import save_weights
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.lazy import fill
+from diptych.weights.save import save_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig

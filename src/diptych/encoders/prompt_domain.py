@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.core.errors import UserError
-from diptych.weights.files import load_metadata, load_safetensors, save_safetensors
+from diptych.weights.files import load_metadata, load_safetensors
 from diptych.weights.identity import FAMILIAR
+from diptych.weights.save import save_safetensors
 
 DIRECTIONS = 128
 """Principal directions; they hold nine tenths of the second moment of emoji captions, which are 384 wide."""

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.core.images import square, to_tensor
+from diptych.core.image_files import square
+from diptych.core.images import to_tensor
 from diptych.data.box_layouts import Sides
 from diptych.data.caption_text import concept_of
 from diptych.data.dataset import DataConfig, PictureDataset, open_dataset

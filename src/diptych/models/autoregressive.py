@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diptych.core.checks import remedy
@@ -20,15 +22,16 @@ from diptych.diffusion.conditions import cat_conditions
 from diptych.encoders.configs import build_encoder
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.frozen_parts import ENCODED_AT_ONCE, OverFirstStage
-from diptych.models.options import AutoregressiveOptions
-from diptych.models.request import AutoregressiveRequest, Request
+from diptych.models.options import AutoregressiveOptions, read_options
+from diptych.models.request import Request, read_size
 from diptych.models.result import Result
-from diptych.models.token_sampling import GumbelSource, guided_logits
+from diptych.models.token_sampling import GumbelSource, TokenSampling, guided_logits
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
-from diptych.weights.files import save_weights
+from diptych.weights.identity import identity
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
+from diptych.weights.save import save_weights
 
 NOT_YET = -1
 """Where a code has not been drawn."""
@@ -174,3 +177,34 @@ class Autoregressive(OverFirstStage):
         load_module(autoencoder, folder / "autoencoder")
         load_module(transformer, folder / "transformer")
         return cls(config, autoencoder, build_encoder(config.text, folder / "text"), transformer).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveRequest(Request):
+    """What `Autoregressive.generate` is asked for."""
+
+    sampling: TokenSampling
+    guidance: float
+    size: list[int]
+    """Width and height in pixels."""
+
+    @classmethod
+    def read(cls, model: Autoregressive, prompts: Any, options: Mapping[str, Any]) -> AutoregressiveRequest:
+        """From what the user gave."""
+        values, config = read_options(AutoregressiveOptions, options), model.config
+        own = {name: getattr(config, name) if values[name] is None else values[name] for name in TOKEN_OPTIONS}
+        size = read_size((config.size,) * 2 if values["size"] is None else values["size"], config.autoencoder.factor)
+        if min(size) < config.size:
+            raise UserError(f"size must be at least the training size, {config.size} x {config.size}, not {size}")
+        guidance = own.pop("guidance")
+        guidance = guidance if config.guidable else 1.0  # there is nothing to guide away from
+        return cls.of(prompts, values, sampling=TokenSampling(**own), guidance=guidance, size=size)
+
+    def result(self, model: Autoregressive, images: list[Image.Image]) -> Result:
+        """The images that a model has made, with their metadata."""
+        settings = {**vars(self.sampling), "guidance": self.guidance, "size": self.size}
+        return Result(images, self.metadata(identity(model, "autoregressive"), settings))
+
+
+TOKEN_OPTIONS = ("temperature", "top_k", "top_p", "guidance")
+"""Options of an autoregressive model that its config has defaults for."""

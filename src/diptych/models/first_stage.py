@@ -14,9 +14,9 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from diptych.weights.files import save_weights
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.lazy import load_module
+from diptych.weights.save import save_weights
 
 
 def save_autoencoder(module: Autoencoder, folder: Path, dtype: str = "float32") -> None:

@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from diptych.conditioning.concat import masked_latent
+from diptych.conditioning.concat import latent_mask
 from diptych.conditioning.lowres_augmentation import downsample
 from diptych.core.errors import UserError
-from diptych.core.images import FITTED, fit_picture, fitted_size, read_picture, to_tensor
+from diptych.core.image_files import FITTED, fit_image, fitted_size, read_image
+from diptych.core.images import to_tensor
 from diptych.core.values import one_or_each
 from diptych.models.request import is_given, read_size
 from diptych.models.sampling import InitState, steps_taken
@@ -82,7 +83,7 @@ class InitImage:
     def latent_mask(self, factor: int) -> Tensor:
         """The mask over latents (1 or B, 1, H / factor, W / factor): the first pixel of each square, as published."""
         assert self.mask is not None
-        return masked_latent(self.mask, factor)
+        return latent_mask(self.mask, factor)
 
     def downsample(self, factor: int, strength: float) -> InitImage:
         """For a stage whose images are `factor` times as small: averaged over boxes. A box is within the mask where any
@@ -114,7 +115,7 @@ def read_init_image(
         none the shorter side to the training size; or a tensor (1 or count, 3, H, W) in [-1, 1].
       mask: likewise, white where to generate, of the image's shape; or a tensor (1 or count, 1, H, W) in [0, 1]. What
         is transparent counts as white, as everywhere, and grey is white from its middle on.
-      fit: what is done to an image, and to its mask, whose shape is not that of the size: see `fit_picture`. Without it
+      fit: what is done to an image, and to its mask, whose shape is not that of the size: see `fit_image`. Without it
         what does not come out even is cropped, and an image of quite another shape than `size` is an error.
     factor: pixels of a latent's side.
     """
@@ -156,11 +157,11 @@ def read_images(
             raise UserError(f"the image has {width} x {height} values, and size is {sides[0]} x {sides[1]}")
         read_size((width, height), unit)
         return tensor, [(width, height)], None
-    given = [read_picture(one) for one in one_or_each("image", image, count)]
+    given = [read_image(one) for one in one_or_each("image", image, count)]
     sizes = [size_of(one, sides, side, unit, fit) for one in given]
     if any(size != sizes[0] for size in sizes):
         raise UserError("the images have different shapes: give them one at a time")
-    images = [fit_picture(one, sizes[0], fit) for one in given]
+    images = [fit_image(one, sizes[0], fit) for one in given]
     return to_tensor(images), [one.size for one in given], fit_of(images)
 
 
@@ -187,7 +188,7 @@ def read_masks(
         if (size := (tensor.shape[-1], tensor.shape[-2])) != sides:
             raise UserError(f"the mask has {size[0]} x {size[1]} values, and the image {sides[0]} x {sides[1]}")
         return (tensor >= 0.5).float()
-    given = [read_picture(one) for one in one_or_each("mask", mask, count)]
+    given = [read_image(one) for one in one_or_each("mask", mask, count)]
     each = max(len(given), len(shapes))
     for one, (width, height) in zip(given * (each // len(given)), [*shapes] * (each // len(shapes)), strict=True):
         if abs(one.width * height / one.height - width) > 1:
@@ -195,7 +196,7 @@ def read_masks(
                 f"the mask has {one.width} x {one.height} pixels and the image {width} x {height}: "
                 "give a mask of the image's shape"
             )
-    values = np.stack([np.asarray(fit_picture(one.convert("L"), sides, fit, fill=0)) for one in given])  # (B, H, W)
+    values = np.stack([np.asarray(fit_image(one.convert("L"), sides, fit, fill=0)) for one in given])  # (B, H, W)
     masks = torch.from_numpy(values >= 128).float()[:, None]
     for all_white, source in zip(masks.flatten(1).all(1).tolist(), one_or_each("mask", mask, count), strict=True):
         if all_white and has_transparency(source):  # a white brush on a transparent layer means something else
@@ -243,12 +244,12 @@ def read_low_res(
 
     low_res: files or Pillow images, one or one for each prompt. The shorter side of each is brought to `side`, or,
       where there is none, to the multiple of `unit` that is nearest to its own; the other stays in proportion, to the
-      nearest multiple. What does not come out even is cropped, or fitted as `fit` says (see `fit_picture`).
+      nearest multiple. What does not come out even is cropped, or fitted as `fit` says (see `fit_image`).
     """
     name, images = "low-resolution image", []
-    for one in (read_picture(one) for one in one_or_each(name, low_res, count)):
+    for one in (read_image(one) for one in one_or_each(name, low_res, count)):
         least = side or unit * max(1, round(min(one.size) / unit))
-        images.append(fit_picture(one, fitted_size(name, one.size, least, unit, slack=0), fit, boxes=True))
+        images.append(fit_image(one, fitted_size(name, one.size, least, unit, slack=0), fit, boxes=True))
     if any(one.size != images[0].size for one in images):
         raise UserError("the low-resolution images have different shapes: enlarge them one at a time")
     return to_tensor(images * count if len(images) == 1 else images), fit_of(images)

@@ -25,10 +25,10 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.models.word_features import WordFeatures
-from diptych.weights.files import save_weights
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
+from diptych.weights.save import save_weights
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "judge"
 

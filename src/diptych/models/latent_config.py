@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import nn
 
-from diptych.conditioning.concat import ConcatConfig, LowResConcat, MaskConcat
+from diptych.conditioning.concat_config import ConcatConfig, LowResConcat, MaskConcat
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
 from diptych.diffusion.samplers import SAMPLERS
@@ -114,19 +114,19 @@ class LatentConfig(Config):
         return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
 
     @property
-    def reads(self) -> ConcatConfig | None:
-        """What is concatenated to the latent."""
+    def concat_condition(self) -> ConcatConfig | None:
+        """The concat conditioning: `concat`, or the published mask where only the U-Net has channels for one."""
         return MaskConcat() if self.concat is None and self.unet.concat_channels else self.concat
 
     @property
     def repaints(self) -> bool:
         """Whether it was trained to repaint a part of a picture, and asks for picture and mask."""
-        return isinstance(self.reads, MaskConcat)
+        return isinstance(self.concat_condition, MaskConcat)
 
     @property
     def low_factor(self) -> int | None:
         """How many times it enlarges pictures, where it was trained to do that."""
-        return self.reads.factor if isinstance(self.reads, LowResConcat) else None
+        return self.concat_condition.factor if isinstance(self.concat_condition, LowResConcat) else None
 
     @property
     def latent_size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor
 
-from diptych.conditioning.concat import Latents, LowResConcat, MaskConcat
 from diptych.core.checks import remedy
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
@@ -64,6 +63,9 @@ class LatentDiffusion(OverFirstStage):
         self.adapters: dict[str, float] = {}  # files of LoRA on its layers and their scales, by `pretrained.lora_files`
         self.schedule = config.schedule.build()
         self.denoiser = Denoiser(self.unet, self.schedule, config.prediction)
+        concat = config.concat_condition
+        self.concat: Any = None if concat is None else concat.build(config.autoencoder)
+        """The concat conditioning (`diptych.conditioning.concat`), if any."""
 
     @property
     def tiny(self) -> TinyDecoder | None:
@@ -113,21 +115,20 @@ class LatentDiffusion(OverFirstStage):
         """
         posterior = self.posterior(batch)
         cond = self.embed(self.kept_captions(batch, dropped))
-        if (concat := self.config.reads) is not None:
-            encode = self.concat_encoder(draws)
-            cond["concat"] = concat.concatenated(self.config.autoencoder, batch["picture"], batch["seed"], encode)
+        if (concat := self.concat) is not None:
+            cond["concat"] = concat.from_training(batch["picture"], batch["seed"], self.concat_encoder(draws))
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
     @property
     def remakes(self) -> bool:
         """Whether it makes pictures of pictures: it repaints or enlarges them."""
-        return self.config.reads is not None
+        return self.config.concat_condition is not None
 
     def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W) with a hole or made small as in training, and what it makes of these."""
-        assert self.config.reads is not None, "a model that starts from words alone"
-        shown, given = self.config.reads.posed(self.config.autoencoder, pictures, torch.tensor(seeds))
-        return shown, to_tensor(self.generate(captions, seeds=seeds, **given).images)
+        assert self.config.concat_condition is not None, "a model that starts from words alone"
+        inputs, options = self.concat.examples(pictures, torch.tensor(seeds))
+        return inputs, to_tensor(self.generate(captions, seeds=seeds, **options).images)
 
     # What everyone else asks for.
 
@@ -164,7 +165,7 @@ class LatentDiffusion(OverFirstStage):
         like = posterior.mean.expand(len(draws.seeds), *posterior.mean.shape[1:])
         return posterior.sample(draws.normal(like, stream)) * self.scale
 
-    def concat_encoder(self, draws: Draws, tiling: Tiling | None = None) -> Latents:
+    def concat_encoder(self, draws: Draws, tiling: Tiling | None = None) -> Callable[[Tensor], Tensor]:
         """Encodes the images of concat conditioning."""
         return partial(self.encode, draws=draws, stream=KEPT, tiling=tiling)
 
@@ -235,19 +236,17 @@ class LatentDiffusion(OverFirstStage):
         cond = uncond = self.embed(request.prompts, request)
         if self.config.guidable:
             uncond = self.embed(request.negatives if any(request.negatives) else [""], request)
-        concat, encode, shape = self.config.reads, self.concat_encoder(draws, request.tiling), self.config.autoencoder
-        if request.low_res is not None and isinstance(concat, LowResConcat):
-            extra = {"concat": concat.shown(shape, request.low_res.to(self.device), encode)}
-        elif (init := request.init_image) is not None and init.mask is not None and isinstance(concat, MaskConcat):
-            extra = {"concat": concat.shown(shape, init.images, init.mask, encode)}
-        else:
-            extra = {}
+        extra, encode = {}, self.concat_encoder(draws, request.tiling)
+        if request.low_res is not None:
+            extra["concat"] = self.concat(request.low_res.to(self.device), encode)
+        elif self.config.repaints and request.init_image is not None:
+            extra["concat"] = self.concat(request.init_image.images, request.init_image.mask, encode)
         return {**cond, **extra}, {**uncond, **extra}
 
     def init_state(self, init: InitImage, draws: Draws, tiling: Tiling | None) -> InitState:
         """The latents of an init image and its mask over them, unless the U-Net reads the mask."""
         latents = self.encode(init.images, draws, POSTERIOR, tiling)
-        if init.mask is None or isinstance(self.config.reads, MaskConcat):
+        if init.mask is None or self.config.repaints:
             return init.state(latents, None)
         return init.state(latents, init.latent_mask(self.factor).to(self.device).bool())
 
@@ -268,8 +267,8 @@ class LatentDiffusion(OverFirstStage):
         """Write the model as a folder that `diptych.load` opens."""
         from diptych.core.disk import write_text
         from diptych.models.first_stage import save_tiny_decoder
-        from diptych.weights.files import save_weights
         from diptych.weights.model_folder import model_place
+        from diptych.weights.save import save_weights
 
         folder, kind = model_place(folder), getattr(torch, dtype)
         save_weights(self.unet.state_dict(), folder / "unet", dtype=kind)

@@ -28,9 +28,9 @@ from diptych.encoders.configs import FrozenConfig, build_encoder
 from diptych.models.frozen_parts import HoldsFrozen
 from diptych.models.guides import Space
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
-from diptych.weights.files import save_weights
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
+from diptych.weights.save import save_weights
 
 WARMEST = 100.0
 """The inverse temperature stays at or below this, so that training is stable (CLIP, section 2.5)."""

@@ -37,9 +37,10 @@ from diptych.models.sampling import SamplingSettings, sample
 from diptych.networks.adm import AdmUNet
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
-from diptych.weights.files import load_stated, save_weights
+from diptych.weights.files import load_stated
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
+from diptych.weights.save import save_weights
 
 
 class PixelDiffusion(OneLineRepr, HoldsFrozen):

@@ -1,8 +1,8 @@
 """What `generate` is asked for, read and checked once, and the metadata that records it.
 
-Each kind of model has a request: `LatentRequest` and `AutoregressiveRequest` here, those of pixel models and cascades
-in `pixel_request.py`. `read` makes one from what the user gave, or raises a `UserError`; `result` puts the images and
-their metadata together.
+Each kind of model has a request: `LatentRequest` here, those of pixel models and cascades in `pixel_request.py`, that
+of autoregressive models with them. `read` makes one from the user's options, or raises a `UserError`; `result` puts the
+images and their metadata together.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ from diptych.core.checks import initial
 from diptych.core.errors import UserError, warn
 from diptych.core.values import LONGEST_SIDE, Number, checked, said, texts, wholes
 from diptych.encoders.base import PromptOptions
-from diptych.models.options import AutoregressiveOptions, LatentOptions, read_options
+from diptych.models.options import LatentOptions, read_options
 from diptych.models.result import Result
 from diptych.models.sampling import SamplingSettings, read_settings
 from diptych.weights.identity import identity, named_file
 
 if TYPE_CHECKING:
     from diptych.diffusion.steps import Callback
-    from diptych.models.autoregressive import Autoregressive
     from diptych.models.guides import Guides
     from diptych.models.init_image import InitImage
     from diptych.models.latent_diffusion import LatentDiffusion
-    from diptych.models.token_sampling import TokenSampling
     from diptych.networks.tiling import Tiling
 
 IMAGE_OPTIONS = ("image", "mask", "strength", "paste", "fit", "low_res")
@@ -140,7 +138,7 @@ class LatentRequest(Request):
         settings = read_settings(config, values)
         size = read_size((config.size, config.size) if values["size"] is None else values["size"], config.multiple)
         init_image = low_res = fit = tiling = None
-        if config.reads is not None or any(is_given(values[name]) for name in IMAGE_OPTIONS):
+        if config.concat_condition is not None or any(is_given(values[name]) for name in IMAGE_OPTIONS):
             from diptych.models.init_image import read_init_image, read_latent_low_res
 
             low_res, fit = read_latent_low_res(config, len(request), values)
@@ -186,39 +184,6 @@ class LatentRequest(Request):
         if model.adapters:
             settings["lora"] = [{**named_file(name), "scale": scale} for name, scale in model.adapters.items()]
         return Result(images, self.metadata(identity(model, "latent"), settings))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoregressiveRequest(Request):
-    """What `Autoregressive.generate` is asked for."""
-
-    sampling: TokenSampling
-    guidance: float
-    size: list[int]
-    """Width and height in pixels."""
-
-    @classmethod
-    def read(cls, model: Autoregressive, prompts: Any, options: Mapping[str, Any]) -> AutoregressiveRequest:
-        """From what the user gave."""
-        from diptych.models.token_sampling import TokenSampling
-
-        values, config = read_options(AutoregressiveOptions, options), model.config
-        own = {name: getattr(config, name) if values[name] is None else values[name] for name in TOKEN_OPTIONS}
-        size = read_size((config.size,) * 2 if values["size"] is None else values["size"], config.autoencoder.factor)
-        if min(size) < config.size:
-            raise UserError(f"size must be at least the training size, {config.size} x {config.size}, not {size}")
-        guidance = own.pop("guidance")
-        guidance = guidance if config.guidable else 1.0  # there is nothing to guide away from
-        return cls.of(prompts, values, sampling=TokenSampling(**own), guidance=guidance, size=size)
-
-    def result(self, model: Autoregressive, images: list[Image.Image]) -> Result:
-        """The images that a model has made, with their metadata."""
-        settings = {**vars(self.sampling), "guidance": self.guidance, "size": self.size}
-        return Result(images, self.metadata(identity(model, "autoregressive"), settings))
-
-
-TOKEN_OPTIONS = ("temperature", "top_k", "top_p", "guidance")
-"""Options of an autoregressive model that its config has defaults for."""
 
 
 def given_metadata(value: Any, count: int) -> list[dict[str, Any]]:

@@ -49,9 +49,10 @@ from diptych.pretrained.stable_diffusion.text_encoder import (
     text_config,
     text_of_folder,
 )
-from diptych.weights.files import load_metadata, save_safetensors, save_weights
+from diptych.weights.files import load_metadata
 from diptych.weights.lazy import LazyCheckpoint, fill, shapes_only
 from diptych.weights.model_folder import DIFFUSERS, LATENT, MARK
+from diptych.weights.save import save_safetensors, save_weights
 
 LAYOUTS = ("diptych", "diffusers", "single-file")
 DTYPES = ("stored", "float32", "float16", "bfloat16")

@@ -28,8 +28,8 @@ from diptych.networks.lora import AdaptableLayer, Adapter, LowRank, adapt, adapt
 from diptych.networks.unet import UNet
 from diptych.pretrained.lora_settings import LoraSettings, stated_settings
 from diptych.pretrained.stable_diffusion.state_dict_keys import compvis_unet, diffusers_unet
-from diptych.weights.files import save_safetensors
 from diptych.weights.lazy import LazyCheckpoint
+from diptych.weights.save import save_safetensors
 
 Given = str | Path | tuple[str | Path, float]
 """A file, alone or with its scale."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from diptych.conditioning.concat import MaskConcat
-from diptych.conditioning.concat_config import MaskConfig
+from diptych.conditioning.concat_config import MaskConcat, MaskConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.models.latent_diffusion import LatentConfig

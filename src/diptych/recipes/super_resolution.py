@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.conditioning.concat import LowResConcat
-from diptych.conditioning.concat_config import DegradationConfig
+from diptych.conditioning.concat_config import DegradationConfig, LowResConcat
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig

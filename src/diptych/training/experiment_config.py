@@ -130,7 +130,7 @@ class LatentTraining(SecondStageTraining):
     input channels that it lacks, such as those of a mask, start at zero."""
 
     def check(self) -> None:
-        if self.model.reads is not None and self.precomputed is not None:
+        if self.model.concat_condition is not None and self.precomputed is not None:
             raise UserError("LatentTraining.precomputed must be none: what is concatenated is made from the images")
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
 

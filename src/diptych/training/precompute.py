@@ -30,8 +30,9 @@ from diptych.data.stream import SampleStream, collate
 from diptych.encoders.base import TextEncoder
 from diptych.encoders.cache import CachePart, EmbeddedTexts, by_length, encoder_fingerprint, read_precomputed
 from diptych.networks.autoencoder import Autoencoder
-from diptych.weights.files import join_safetensors, load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
 from diptych.weights.fingerprint import fingerprint
+from diptych.weights.save import join_safetensors, save_safetensors
 
 __all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_splits", "read_precomputed"]
 

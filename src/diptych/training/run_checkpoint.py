@@ -34,7 +34,8 @@ from diptych.core.disk import (
 )
 from diptych.core.errors import UserError
 from diptych.core.terminal import say
-from diptych.weights.files import load_safetensors, save_safetensors
+from diptych.weights.files import load_safetensors
+from diptych.weights.save import save_safetensors
 
 MANIFEST, STATE = "manifest.json", "state.json"
 STEP = re.compile(r"step-\d{8,}")

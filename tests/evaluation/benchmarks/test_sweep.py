@@ -17,7 +17,7 @@ from rich.console import Console
 
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.core.errors import UserError
-from diptych.core.images import square
+from diptych.core.image_files import square
 from diptych.evaluation import plots
 from diptych.evaluation.benchmarks.sweep import sweep_augmentation, sweep_guidance
 from diptych.evaluation.metrics import image_psnr
