@@ -72,7 +72,7 @@ PARTS = (
                 "UNet.predict",
             ),
             "networks/conditioned_unet.py": ("ConditionedUNet", "time_mlp"),
-            "networks/residual.py": ("ResidualBlock.__init__", "ResidualBlock.resampled", "ResidualBlock.forward"),
+            "networks/residual.py": ("ResidualBlock.__init__", "ResidualBlock.forward", "ResidualBlock.norm_with"),
         },
         given="the layers in networks/layers.py: convolutions, attention, timestep embedding",
     ),

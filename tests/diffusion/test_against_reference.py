@@ -85,7 +85,7 @@ def generators(skip: int) -> list[torch.Generator]:
 
 
 def reference(scheduler, x: torch.Tensor, net, **options) -> torch.Tensor:
-    """Run the scheduler over its own timesteps."""
+    """Run the scheduler over its timesteps."""
     names = scheduler.step.__code__.co_varnames
     if "generator" in names:
         options["generator"] = generators(skip=1)
@@ -130,7 +130,7 @@ def test_samplers_match_diffusers(case, kind, prediction, record_property):
     if prediction == "x0" and "Ancestral" in scheduler:
         pytest.skip("the reference has no such prediction there")
     if kind == "cosine-table" and case in ("dpmpp-2m, karras", "unipc, karras"):
-        pytest.skip("the reference's own times collide there")
+        pytest.skip("the reference's times collide there")
     schedule, theirs = build(kind, prediction, scheduler, settings, layout)
     learned = options.get("variance") == "learned-range"
     net, noise = Net(2 if learned else 1), NoiseSource(SEEDS, SHAPE)
@@ -173,7 +173,7 @@ FLOW_CASES = {
 
 @pytest.mark.parametrize("name", FLOW_CASES)
 def test_flow_samplers_match_diffusers(name):
-    """Each reference scheduler lays out its sigmas in its own way: take them from it."""
+    """Each reference scheduler has its sigmas: take them from it."""
     scheduler, settings = FLOW_CASES[name]
     theirs = getattr(diffusers, scheduler)(**settings)
     theirs.set_timesteps(12)

@@ -17,7 +17,7 @@ from tests.diffusion.oracles import Gaussian, Net
 
 SCHEDULES = {kind: ScheduleConfig(kind=kind).build() for kind in ("scaled-linear", "cosine", "flow")}  # type: ignore[arg-type]
 Y, ERROR = 1.4, 0.5
-"""What is observed of the data in each coordinate, and the deviation of the observation's noise."""
+"""The observation of each coordinate, and the deviation of its noise."""
 
 
 class Known:
@@ -62,9 +62,9 @@ def test_gradient_guidance_with_the_exact_classifier_is_the_conditional_denoiser
     guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     x = noisy()
     with torch.no_grad():  # as `generate` runs
-        found = guided(x, time)
-    assert torch.allclose(found, conditional(data)(x, time), rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(found, data(x, time), atol=1e-3), "the observation says something"
+        got = guided(x, time)
+    assert torch.allclose(got, conditional(data)(x, time), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(got, data(x, time), atol=1e-3), "the observation changes the estimate"
 
 
 def test_gradient_guidance_takes_a_time_per_image() -> None:
@@ -78,10 +78,10 @@ def test_gradient_guidance_samples_the_conditional_distribution(sampler: str) ->
     data, x = Gaussian(SCHEDULES["scaled-linear"]), noisy(2)
     guided = GradientGuidance(Known(data), data.schedule, [WeightedScore(log_likelihood(data), 1.0)])
     times = timesteps(data.schedule, 20)
-    found, wanted, other = (
+    got, want, other = (
         SAMPLERS[sampler](denoise, x, times, data.schedule) for denoise in (guided, conditional(data), data)
     )
-    assert torch.allclose(found, wanted, rtol=1e-8, atol=1e-8) and (wanted - other).abs().min() > 0.05
+    assert torch.allclose(got, want, rtol=1e-8, atol=1e-8) and (want - other).abs().min() > 0.05
 
 
 def test_gradient_guidance_moves_the_ddpm_mean_as_algorithm_1() -> None:
@@ -112,9 +112,9 @@ def test_gradient_guidance_of_an_estimate_through_the_denoiser_or_with_fixed_noi
     slope = alpha * data.std**2 / ((alpha * data.std) ** 2 + sigma**2) if through else 1 / alpha
     x0 = data(x, time)
     with torch.no_grad():
-        found = guided.estimate(x, time).x0
-    assert torch.allclose(found, x0 + scale * sigma**2 / alpha * slope * 2 * (Y - x0), rtol=1e-9)
-    assert not found.requires_grad
+        got = guided.estimate(x, time).x0
+    assert torch.allclose(got, x0 + scale * sigma**2 / alpha * slope * 2 * (Y - x0), rtol=1e-9)
+    assert not got.requires_grad
 
 
 def test_gradient_guidance_of_an_image_is_independent_of_its_batch() -> None:
@@ -172,11 +172,11 @@ def test_gradient_guidance_stacks_and_counts_calls() -> None:
     guided = GradientGuidance(free, schedule, [WeightedScore(score, 0.5)])
     mask = torch.arange(4) < 2
     inpainting = RePaint(StaticThreshold(guided), torch.zeros_like(x), lambda t: x, mask, first=0.8)
-    found = inpainting(x, 0.4)
+    got = inpainting(x, 0.4)
     assert cost.metadata(3) == {"cost": {"calls": 2, "gradients": 1}} and inpainting.gradients == 3
     alpha, sigma = schedule.alpha_sigma(torch.tensor(0.4))
-    wanted = (free(x, 0.4) + 0.5 * 0.4 * sigma**2 / alpha).clamp(-1, 1)
-    assert torch.allclose(found[..., :2], wanted[..., :2]) and not found[..., 2:].any()
+    want = (free(x, 0.4) + 0.5 * 0.4 * sigma**2 / alpha).clamp(-1, 1)
+    assert torch.allclose(got[..., :2], want[..., :2]) and not got[..., 2:].any()
 
 
 def test_guides_are_bound_to_their_prompts() -> None:
@@ -190,24 +190,24 @@ def test_guides_are_bound_to_their_prompts() -> None:
             self.reads = reads
 
         def bind(self, prompts, space):
-            wanted = torch.tensor([float(prompt) for prompt in prompts]).double().view(-1, 1, 1, 1)
+            want = torch.tensor([float(prompt) for prompt in prompts]).double().view(-1, 1, 1, 1)
 
             def score(x0, t=None):
                 seen.append(self.reads)
-                return -((x0 - wanted) ** 2).flatten(1).sum(1) / 2
+                return -((x0 - want) ** 2).flatten(1).sum(1) / 2
 
             return score
 
     space = Space(data.schedule, torch.device("cpu"), lambda x0: 2 * x0)
     guides = [(Towards("noisy"), 0.1), (Towards("images"), 0.01)]
-    found = guided_by(Known(data), guides, ["1", "2", "3"], space)  # type: ignore[arg-type]
-    assert isinstance(found, Wrapper)
+    got = guided_by(Known(data), guides, ["1", "2", "3"], space)  # type: ignore[arg-type]
+    assert isinstance(got, Wrapper)
     alpha, sigma = data.levels(x, 0.5)
-    wanted, pull = torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1, 1), sigma**2 / alpha
+    want, pull = torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1, 1), sigma**2 / alpha
     slope = alpha * data.std**2 / ((alpha * data.std) ** 2 + sigma**2)
     x0 = data(x, 0.5)
-    moved = x0 + pull * 0.01 * slope * 2 * (wanted - 2 * x0) + pull * 0.1 * (wanted - x)
-    assert torch.allclose(found(x, 0.5), moved, rtol=1e-9) and seen == ["images", "noisy"]
+    moved = x0 + pull * 0.01 * slope * 2 * (want - 2 * x0) + pull * 0.1 * (want - x)
+    assert torch.allclose(got(x, 0.5), moved, rtol=1e-9) and seen == ["images", "noisy"]
 
 
 @pytest.mark.parametrize("throughs", [(True, True), (True, False), (False, False)])
@@ -237,8 +237,8 @@ def test_several_scores_move_by_the_sum_of_their_gradients(throughs: tuple[bool,
     if nested:
         moves[0] = moves[0] / (Y - x0) * (Y - x0 - moves[1] - moves[2])
     with torch.no_grad():
-        found = guided(x, time)
-    assert torch.allclose(found, x0 + sum(moves), rtol=1e-9) and not found.requires_grad
+        got = guided(x, time)
+    assert torch.allclose(got, x0 + sum(moves), rtol=1e-9) and not got.requires_grad
     assert (denoiser.calls, guided.gradients) == (len(x), 3 * len(x))
 
 

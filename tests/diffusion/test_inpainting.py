@@ -1,4 +1,4 @@
-"""Inpainting by RePaint: the image outside the mask is kept, and inside it the samples have the exact distribution."""
+"""Inpainting by RePaint: no change outside the mask, and inside it samples of the exact distribution."""
 
 from __future__ import annotations
 

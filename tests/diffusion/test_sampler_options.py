@@ -1,4 +1,4 @@
-"""The samplers' own options: against the reference library, against each other, and what is refused."""
+"""The samplers' options: against the reference library, against each other, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_eta_0_of_ancestral_samplers_is_euler(name: str, kind: str) -> None:
 
 
 def test_eta_1_of_ddim_is_the_posterior_of_ddpm() -> None:
-    """x' ~ N(mean of Eq. 7, beta-tilde) of DDPM, written in its own betas (Ho et al. 2020, Eq. 6 and 7)."""
+    """x' ~ N(mean of Eq. 7, beta-tilde) of DDPM, written in its betas (Ho et al. 2020, Eq. 6 and 7)."""
     steps = 40
     schedule = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02, steps=steps).build()
     betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)

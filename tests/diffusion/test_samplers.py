@@ -56,7 +56,7 @@ def test_samplers_sample_the_data_distribution(name, kind):
     schedule = ScheduleConfig(kind=kind).build()
     oracle, count = Mixture(schedule), 4_000
     noise = NoiseSource([5], (count,))
-    # The last look must see less noise than the modes are wide, and the first step of these two must not be a jump.
+    # The last call must have less noise than the modes are wide, and the first step of these two must not be a jump.
     spacing = "karras" if kind == "scaled-linear" or (name in ("heun", "dpm-2m-sde") and kind != "flow") else "trailing"
     x = oracle.noised(noise.draw(), 1.0)  # Stable Diffusion's schedule leaves 7% of the image at t = 1
     got = SAMPLERS[name](oracle, x, timesteps(schedule, 100, spacing), schedule, noise=noise)

@@ -43,7 +43,7 @@ ENLARGING: dict[str, Any] = {
     "preactivated": True,
     "residual_scale": 0.7071,
 }
-"""What IF calls efficient."""
+"""The shape that IF calls efficient."""
 CONFIGS = {
     "I": AdmUNetConfig(**IF),
     "II": AdmUNetConfig(**{**ENLARGING, "blocks": (1, 2, 3), "attention_levels": (2,)}),

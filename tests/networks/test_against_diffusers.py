@@ -28,7 +28,7 @@ PLAIN = UNetConfig(channels=32, multipliers=(1, 2), attention_levels=(1,), conte
 
 
 def their_unet(config: UNetConfig, size: int = 16):
-    """Their network of our config. What they call `attention_head_dim` is the number of heads."""
+    """Their network of our config. Its `attention_head_dim` is the number of heads."""
     levels = range(len(config.multipliers))
     channels = [config.level_channels(level) for level in levels]
     down = ["CrossAttnDownBlock2D" if level in config.attention_levels else "DownBlock2D" for level in levels]
@@ -53,8 +53,8 @@ def their_unet(config: UNetConfig, size: int = 16):
 def norms(module: nn.Module) -> dict[str, tuple[float, int]]:
     """(eps, groups) of every norm, by the name of its weight: an eps shows only where activations are tiny."""
     kinds = (nn.GroupNorm, nn.LayerNorm)
-    found = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
-    return {f"{name}.weight": (part.eps, getattr(part, "num_groups", 1)) for name, part in found.items()}
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
+    return {f"{name}.weight": (part.eps, getattr(part, "num_groups", 1)) for name, part in norms.items()}
 
 
 def pair(config: UNetConfig):
@@ -81,8 +81,8 @@ def test_unet_matches_diffusers(config: UNetConfig, size: tuple[int, int]) -> No
     x, time = noise(2, 4, *size), torch.tensor([981.0, 3.0])
     context = noise(2, 7, config.context_width or SILENT, seed=2)
     expected = theirs(x, time, context).sample
-    own = ours(x, time) if config.context_width is None else ours(x, time, context=context)
-    assert relative_error(own, expected) <= ALLOWED
+    got = ours(x, time) if config.context_width is None else ours(x, time, context=context)
+    assert relative_error(got, expected) <= ALLOWED
     assert expected.std() > 0.1, "the comparison says nothing if the output is next to nothing"
 
 

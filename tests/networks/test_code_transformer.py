@@ -1,4 +1,4 @@
-"""The transformer over codes: the logits are GPT-2's, nothing looks ahead, and a cache changes nothing but the time."""
+"""The transformer over codes: the logits are GPT-2's, attention is causal, and a cache changes only the time."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def gpt2(ours: CodeTransformer) -> GPT2LMHeadModel:
     theirs |= {f"transformer.ln_f.{part}": state[f"norm.{part}"] for part in ("weight", "bias")}
     theirs["lm_head.weight"] = state["head.weight"]
     for layer in range(c.layers):
-        for name, own in names.items():
+        for name, key in names.items():
             for part in ("weight", "bias"):
-                value = state[f"blocks.{layer}.{own}.{part}"]
+                value = state[f"blocks.{layer}.{key}.{part}"]
                 theirs[f"transformer.h.{layer}.{name}.{part}"] = value.T if value.ndim == 2 else value
     model = GPT2LMHeadModel(shape).eval()
     assert not model.load_state_dict(theirs, strict=False).unexpected_keys
@@ -94,19 +94,19 @@ def test_code_transformer_is_causal(kind: str) -> None:
 def test_kv_cache_gives_the_same_logits(kind: str, pieces: list[int]) -> None:
     """Read code by code, or in pieces of several; the start counts as the first token of the first piece."""
     net, given = network(kind), codes()
-    whole, cache, read, found = net(given, **cond(kind)), net.new_cache(), 0, []
+    whole, cache, read, got = net(given, **cond(kind)), net.new_cache(), 0, []
     for piece in pieces:
         part = given[:, max(read - 1, 0) : read + piece - 1]
-        found.append(net(part, **cond(kind), cache=cache))
-        assert found[-1].shape[1] == piece
+        got.append(net(part, **cond(kind), cache=cache))
+        assert got[-1].shape[1] == piece
         read += piece
         assert cache.length == read
-    assert (torch.cat(found, 1) - whole).abs().max() < 1e-5
+    assert (torch.cat(got, 1) - whole).abs().max() < 1e-5
 
 
 @torch.no_grad()
 def test_code_transformer_prefix_is_bidirectional_and_padding_masked() -> None:
-    """Its tokens tell their own order, so in any order they say the same; a causal mask among them would not."""
+    """The context has no causal mask: the order of its tokens makes no difference."""
     net, given, text = network("text"), codes(), cond("text")
     logits = net(given, **text)
     order = torch.tensor([2, 0, 1, 5, 4, 3])
@@ -121,19 +121,19 @@ def test_code_transformer_prefix_is_bidirectional_and_padding_masked() -> None:
         other = text["context"].clone()
         other[:, token] *= -1
         changed = (net(given, context=other, context_mask=text["context_mask"]) - logits).abs().amax(2)
-        assert changed.min() > 1e-4, "every code attends to every word"
+        assert changed.min() > 1e-4, "every code attends to every token of the context"
 
 
 def test_attention_mask_of_prefix_and_codes() -> None:
     prefix = torch.tensor([[True, True, False]])
     for queries, read in ((3 + 4, 4), (2, 4), (1, 4)):
-        found = attention_mask(prefix, queries, read)
-        assert found is not None and found.shape == (1, 1, queries, 3 + read)
+        got = attention_mask(prefix, queries, read)
+        assert got is not None and got.shape == (1, 1, queries, 3 + read)
         for i in range(queries):
             query = 3 + read - queries + i
             for key in range(3 + read):
                 sees = bool(prefix[0, key]) if key < 3 else key <= query
-                assert found[0, 0, i, key] == sees, (queries, query, key)
+                assert got[0, 0, i, key] == sees, (queries, query, key)
     assert attention_mask(None, 4, 4) is None and attention_mask(None, 1, 4) is None
     assert torch.equal(attention_mask(None, 2, 4)[0, 0], torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool())  # type: ignore[index]
 

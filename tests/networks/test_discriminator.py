@@ -1,4 +1,4 @@
-"""The patch discriminator: how large its patches are, how many parameters it has, what it is rewarded for."""
+"""The patch discriminator: how large its patches are, how many parameters it has, its loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_discriminator_receptive_field(layers: int, patch: int) -> None:
     config = DiscriminatorConfig(channels=4, layers=layers, norm="group", norm_groups=2)
     assert config.patch == patch
     network = randomised(Discriminator(config)).eval()
-    for module in network.modules():  # a group norm looks at the whole image: its statistics are no part of the patch
+    for module in network.modules():  # a group norm is over the whole image: its statistics are no part of the patch
         if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda x: x
     image = noise(1, 3, 2 * patch, 2 * patch).requires_grad_(True)

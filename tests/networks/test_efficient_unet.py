@@ -1,4 +1,4 @@
-"""The Efficient U-Net, and what both U-Nets do with their conditions, on small random weights."""
+"""The Efficient U-Net, and the conditions of both U-Nets, on small random weights."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_unets_gradients_reach_every_parameter(network: nn.Module) -> None:
 
 
 def test_efficient_unet_first_training_steps_reach_every_parameter() -> None:
-    """What is zeroed to begin with hides what lies behind it for a step or two, not for ever."""
+    """Zeroed layers stop the gradient of the layers behind them in the first steps only."""
     network = build(SMALL).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     target = noise(2, 3, 8, 8, seed=9)
@@ -171,7 +171,7 @@ def test_efficient_unet_first_training_steps_reach_every_parameter() -> None:
 
 @torch.no_grad()
 def test_efficient_unet_skips_are_scaled() -> None:
-    """The half of a block's input that a skip brings is smaller by the scale; what comes from below is not."""
+    """The half of a block's input of the skip connection is scaled; the half from the level below is not."""
     scaled, plain = (randomised(build(SMALL.override([f"skip_scale={scale}", "norm_groups=1"]))) for scale in (0.5, 1))
     x, cond = noise(2, 3, 8, 8), condition()
     assert not torch.allclose(scaled(x, TIME, **cond), plain(x, TIME, **cond), rtol=1e-3)
@@ -183,7 +183,7 @@ def test_efficient_unet_skips_are_scaled() -> None:
         network(x, TIME, **cond)
     ours, theirs = seen[0.5][0], seen[1.0][0]
     half = ours.shape[1] // 2
-    assert torch.equal(ours[:, :half], theirs[:, :half]), "what comes from below is not scaled"
+    assert torch.equal(ours[:, :half], theirs[:, :half]), "the half from the level below is not scaled"
     assert torch.allclose(ours[:, half:], 0.5 * theirs[:, half:])
 
 
@@ -281,7 +281,7 @@ def test_unet_without_context_norm() -> None:
 
 @torch.no_grad()
 def test_unets_embed_levels_in_thousandths(network: nn.Module) -> None:
-    """Two towers with the same weights: what one makes of level 0.25 is what the other makes of time 250."""
+    """Two towers with the same weights: level 0.25 has the embedding of time 250."""
     network.get_submodule("level").load_state_dict(network.get_submodule("time").state_dict())
     x = noise(1, 3, 8, 8)
     embed: Any = network.embed
@@ -292,10 +292,10 @@ def test_unets_embed_levels_in_thousandths(network: nn.Module) -> None:
 
 def stored(c: EfficientUNetConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the weights of a saved stage without transformers, written out."""
-    wide, found = 4 * c.channels, dict[str, tuple[int, ...]]()
+    wide, shapes = 4 * c.channels, dict[str, tuple[int, ...]]()
 
     def put(name: str, out: int, *rest: int) -> None:
-        found[f"{name}.weight"], found[f"{name}.bias"] = (out, *rest), (out,)
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, *rest), (out,)
 
     for tower in ("time", "level"):
         put(f"{tower}.0", wide, c.channels)
@@ -322,7 +322,7 @@ def stored(c: EfficientUNetConfig) -> dict[str, tuple[int, ...]]:
         above = here
     put("norm_out", 2 * c.channels)
     put("conv_out", c.out_channels, 2 * c.channels, 3, 3)
-    return found
+    return shapes
 
 
 @pytest.mark.parametrize("name", ["emoji-sr-128", "emoji-sr-512"])

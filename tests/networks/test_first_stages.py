@@ -1,4 +1,4 @@
-"""What the published first stages need beyond Stable Diffusion's: a codebook, attention at further levels."""
+"""Published first stages other than Stable Diffusion's: a codebook, attention at further levels."""
 
 from __future__ import annotations
 

@@ -70,10 +70,10 @@ def test_lpips_is_equation_1_written_out() -> None:
         distance_by_hand(one, other, bias, heads) for one, other in zip(first.numpy(), second.numpy(), strict=True)
     ]
     assert not maps_by_hand(second[2].numpy(), bias)[0].any()
-    found = module(first, second)
-    assert found.shape == (3,) and min(expected) > 0
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
-    assert torch.equal(module(second, first), found)
+    got = module(first, second)
+    assert got.shape == (3,) and min(expected) > 0
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9)
+    assert torch.equal(module(second, first), got)
     assert torch.equal(module(first, first), torch.zeros(3, dtype=torch.float64))
 
 

@@ -1,4 +1,4 @@
-"""Tiles: as the reference blends them, exact where a decoder looks no farther than they overlap, and without a seam."""
+"""Tiles: as the reference blends them, exact where the overlap covers the receptive field, and without a seam."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_tiled_stable_diffusion_autoencoder_matches_diffusers() -> None:
         theirs.use_tiling = tiles is not None
         decoded = relative_error(decode(ours, latents, tiles), theirs.decode(latents).sample)
         encoded = relative_error(moments(ours, images, tiles), theirs.encode(images).latent_dist.parameters)
-        for what, error in (("decoded", decoded), ("encoded", encoded)):
-            within("Stable Diffusion 1.x", "random weights at full size", f"autoencoder, {what} {how}", error, 1e-5)
+        for way, error in (("decoded", decoded), ("encoded", encoded)):
+            within("Stable Diffusion 1.x", "random weights at full size", f"autoencoder, {way} {how}", error, 1e-5)
 
 
 @pytest.mark.parametrize("last", ["full", "cut"])
@@ -84,11 +84,11 @@ def test_tiles_are_exact_with_enough_overlap(size: tuple[int, int], last: str) -
 
 @torch.no_grad()
 def test_tiles_without_norms_and_attention_are_exact_outside_overlaps() -> None:
-    """The tiny decoder has neither: what a tile alone covers is as if it were decoded whole."""
+    """The tiny decoder has neither: values in one tile only are those of decoding without tiles."""
     config = TinyDecoderConfig(latent_channels=2, channels=(6,), blocks=1)
     decoder = randomised(TinyDecoder(config))
     x = noise(1, 2, 12, 60)
-    tiling = Tiling(side=30, overlap=8)  # four convolutions of 3 x 3 look 4 places around
+    tiling = Tiling(side=30, overlap=8)  # four convolutions of 3 x 3 reach 4 positions
     apart = (decode(decoder, x, tiling) - decoder.decode(x)).abs().amax((0, 1, 2))  # (60,)
     touched = torch.zeros(60, dtype=torch.bool)
     starts = tiling.starts(60)

@@ -1,4 +1,4 @@
-"""The tiny decoder: its shape, its cost beside what it stands for, and that nothing far away or far out upsets it."""
+"""The tiny decoder: its shape, its cost against the autoencoder's, its receptive field, and clipping of outliers."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Denoiser:
         return alpha * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
-        """What the network is trained to predict: the output from which x_0 follows exactly."""
+        """The training target: the output of the network from which x_0 follows exactly."""
         if self.prediction == "eps":
             return noise
         if self.prediction == "x0":

@@ -19,10 +19,10 @@ BoundSampler = Callable[[Denoising, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FiniteCheck:
-    """The checks of one sampling, and the words of its errors."""
+    """The checks of one sampling, and the texts of its errors."""
 
-    what: str
-    """What is sampling: "the stage 32", for example."""
+    name: str
+    """Of the model, for errors: "the stage 32", for example."""
     times: Tensor
     """(N + 1,), to number the steps."""
     remedy: str
@@ -43,10 +43,10 @@ class FiniteCheck:
                 if isinstance(error, ValueError) and "math domain" not in str(error):
                     raise
                 raise UserError(
-                    f"{self.what}: {len(self.times) - 1} steps of this sampler have no result in floating point "
+                    f"{self.name}: {len(self.times) - 1} steps of this sampler have no result in floating point "
                     f"({error}): take fewer steps or another sampler"
                 ) from None
-            return require_finite(x, f"the result of the {len(self.times) - 1} steps of {self.what}", self.remedy)
+            return require_finite(x, f"the result of the {len(self.times) - 1} steps of {self.name}", self.remedy)
 
         return checked
 
@@ -63,5 +63,5 @@ class Finite(Wrapper):
         if not torch.isfinite(estimate.x0).all():
             step = 1 + int((self.check.times.double().cpu() > float(torch.as_tensor(t).max())).sum())
             steps = len(self.check.times) - 1
-            require_finite(estimate.x0, f"step {min(step, steps)} of {steps} of {self.check.what}", self.check.remedy)
+            require_finite(estimate.x0, f"step {min(step, steps)} of {steps} of {self.check.name}", self.check.remedy)
         return estimate

@@ -28,7 +28,7 @@ independent of the others, so that the gradient of the sum is the gradient of ea
 
 @dataclass(frozen=True)
 class WeightedScore:
-    """A score, its scale, and what it is a function of."""
+    """A score, its scale and its argument."""
 
     score: Score
     scale: float
@@ -49,7 +49,7 @@ class GradientGuidance(Wrapper):
       more than images differ; where alpha is small, errors of the score are amplified without such a bound.
     interval: the times at which it guides; never at alpha = 0, where x_t has no signal.
 
-    Where gradients are on, x_0' has those of x_0, and what the scores add counts as constant.
+    Where gradients are on, x_0' has those of x_0; the terms of the scores count as constants.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GradientGuidance(Wrapper):
         if not 0 <= interval[0] <= interval[1] <= 1:
             raise UserError(f"the guidance interval must lie within 0 and 1, low before high, not {interval}")
         if limit is not None and not limit > 0:
-            raise UserError(f"the limit of what guidance moves must be more than 0, not {limit}")
+            raise UserError(f"the limit of gradient guidance must be more than 0, not {limit}")
         self.schedule, self.limit, self.interval = schedule, limit, interval
         self.scores = [term for term in scores if term.scale != 0]
 

@@ -3,7 +3,7 @@
 With lambda = log(alpha / sigma), and h = lambda' - lambda the length of a step, the probability-flow ODE is solved by
     x' = (sigma' / sigma) x + sigma' * integral of e^l x_0(l) dl, from lambda to lambda'     (DPM-Solver++, Prop. 4.1)
     x' = (sigma' / sigma) x + alpha' (1 - e^-h) x_0                                          if x_0 is constant
-The second line is DDIM. What the solvers add is a better estimate of x_0 over the step.
+The second line is DDIM. The solvers replace x_0 by a better estimate of its mean over the step.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def ddim(x: Tensor, steps: Steps, *, eta: float = 0.0) -> Tensor:
 def euler_ancestral(x: Tensor, steps: Steps, *, eta: float = 1.0, s_noise: float = 1.0) -> Tensor:
     """Euler ancestral (k-diffusion): an Euler step to sigma_down, then fresh noise of deviation sigma_up.
 
-    sigma_up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2 in units of sigma / alpha, which is what DDIM's eta = 1 draws.
+    sigma_up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2 in units of sigma / alpha, the deviation of DDIM with eta = 1.
     """
     return ancestral(x, steps, eta, s_noise)
 

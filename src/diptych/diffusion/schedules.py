@@ -162,11 +162,11 @@ class TableSchedule(Schedule):
         return index.round() if self.rounding == "nearest" else index
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        rising, wanted = -self.table.to(log_snr.device), -log_snr.double()
-        low = torch.searchsorted(rising, wanted).clamp(1, self.steps - 1) - 1
-        index = low + (wanted - rising[low]) / (rising[low + 1] - rising[low])
-        fraction = wanted.sigmoid() / rising[0].sigmoid()  # before the first entry, as above
-        return torch.where(wanted < rising[0], fraction / self.steps, (index + 1) / self.steps).clamp(0, 1)
+        rising, target = -self.table.to(log_snr.device), -log_snr.double()
+        low = torch.searchsorted(rising, target).clamp(1, self.steps - 1) - 1
+        index = low + (target - rising[low]) / (rising[low + 1] - rising[low])
+        fraction = target.sigmoid() / rising[0].sigmoid()  # before the first entry, as above
+        return torch.where(target < rising[0], fraction / self.steps, (index + 1) / self.steps).clamp(0, 1)
 
 
 OFFSET = 0.008  # s of Nichol & Dhariwal 2021, Eq. 17

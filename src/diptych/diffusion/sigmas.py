@@ -40,11 +40,11 @@ def beta_quantiles(levels: Tensor, shape: float) -> Tensor:
         return ((1 - points ** (1 / shape)) ** (shape - 1) * weights).sum(1) * u / 2
 
     top = torch.tensor([0.5**shape], dtype=torch.float64)
-    wanted = torch.minimum(levels, 1 - levels) * 2 * mass(top)
-    low, high = torch.zeros_like(wanted), top.expand_as(wanted)
+    target = torch.minimum(levels, 1 - levels) * 2 * mass(top)
+    low, high = torch.zeros_like(target), top.expand_as(target)
     for _ in range(60):
         middle = (low + high) / 2
-        below = mass(middle) < wanted
+        below = mass(middle) < target
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     half = ((low + high) / 2) ** (1 / shape)
     return torch.where(levels <= 0.5, half, 1 - half)

@@ -1,4 +1,4 @@
-"""What every sampler is built on: noise per image, noise levels, the loop over the steps, and the DDIM step."""
+"""Building blocks of the samplers: noise levels, the loop over the steps, the DDIM step."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Steps:
         return ((step, now, then) for step, (now, then) in pairs if now.t != then.t)
 
     def predict_x0(self, x: Tensor, now: NoiseLevel, step: int) -> Tensor:
-        """The denoiser's x_0 (B, ...) of x (B, ...), which the callback is given too."""
+        """The denoiser's x_0 (B, ...) of x (B, ...), which is passed to the callback too."""
         return self.report(step, self.denoise(x, now.t))
 
     def report(self, step: int, x0: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ class Steps:
 
 
 class Sampler:
-    """Decorator: from `loop(x, steps, *, its own options)` to a function with the signature that all samplers share.
+    """Decorator: from `loop(x, steps, *, **options)` to a function with the signature that all samplers share.
 
-    defaults: of the loop's options, in the place of its own.
+    defaults: other defaults of the loop's options.
     """
 
     def __init__(self, loop: Callable[..., Tensor], **defaults: Any) -> None:
@@ -101,7 +101,7 @@ class Sampler:
         """x (B, ...) at times[0], standard normal at t = 1, becomes x (B, ...) at times[-1].
 
         denoise: (x, t) -> x_0. times: N + 1 falling values, see `times.timesteps`. noise: for samplers that draw in
-          each step; the deterministic ones need none. options: the sampler's own, see `options`.
+          each step; the deterministic ones need none. options: see `options`.
         """
         return self.loop(x, Steps(denoise, times, schedule, noise, callback), **{**self.defaults, **options})
 
@@ -111,7 +111,7 @@ class Sampler:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own options and their defaults."""
+        """The options of this sampler and their defaults."""
         parameters = list(inspect.signature(self.loop).parameters.values())[2:]
         return {each.name: self.defaults.get(each.name, each.default) for each in parameters}
 

@@ -20,7 +20,7 @@ Spacing = Literal["trailing", "leading", "linspace", "karras"]
 Curve = Literal["karras", "exponential", "beta", "lu"]
 """Of sigma / alpha over the steps (`diffusion.sigmas`); lu is evenly spaced lambda (DPM-Solver)."""
 SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")
-"""What a user may set in the place of a model's own times."""
+"""The spacings and sigma curves that a user may set in the place of the model's times."""
 
 
 class Layout(NamedTuple):

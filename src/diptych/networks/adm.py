@@ -6,17 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.networks.adm_blocks import AdmAttention, AdmResidualBlock
+from diptych.networks.adm_blocks import ACTIVATIONS, AdmAttention, AdmResidualBlock
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.conditioned_unet import LEVEL_UNITS, ConditionedUNet, check_size, time_mlp
 from diptych.networks.layers import Downsample, TextPooling, Upsample, norm, timestep_embedding, zero_init
-from diptych.networks.residual import ACTIVATIONS
 
 __all__ = ["AdmUNet", "AdmUNetConfig"]
 
 
 class AdmBlock(nn.Module):
-    """A residual block with the attention that may follow it; or what ends a level."""
+    """A residual block with the attention that may follow it, or a resampling layer."""
 
     def __init__(self, block: nn.Module, attention: AdmAttention | None = None) -> None:
         super().__init__()

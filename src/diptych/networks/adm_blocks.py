@@ -13,23 +13,31 @@ from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.layers import norm, zero_init
 from diptych.networks.residual import ResidualBlock
 
+ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU}
+
 
 class AdmResidualBlock(ResidualBlock):
-    """A residual block of ADM, which may halve or double the image on the way (appendix A)."""
+    """A residual block of ADM, which may halve or double the image (BigGAN's: Dhariwal & Nichol 2021, appendix A).
+
+    resample: both ways around the block, before its first convolution.
+    """
 
     def __init__(self, config: AdmUNetConfig, inputs: int, outputs: int, resample: Literal["up", "down"] | None = None):
-        super().__init__(
-            inputs,
-            outputs,
-            config.width,
-            config.dropout,
-            config.norm_groups,
-            scale_shift=config.scale_shift,
-            resample=resample,
-            activation=config.activation,
-            preactivated=config.preactivated,
-            scale=config.residual_scale,
-        )
+        c = config
+        super().__init__(inputs, outputs, c.width, c.dropout, c.norm_groups, scale_shift=c.scale_shift)
+        self.resample, self.scale, self.preactivated = resample, c.residual_scale, c.preactivated
+        self.activation = ACTIVATIONS[c.activation]()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        h = self.conv1(self.resampled(self.activation(self.norm1(x))))  # (B, outputs, H', W')
+        h = self.norm_with(h, embedding if self.preactivated else self.activation(embedding))
+        h = self.skip(self.resampled(x)) + self.conv2(self.dropout(self.activation(h)))
+        return h if self.scale == 1 else h * self.scale
+
+    def resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
 
 class NormOverTokens(nn.GroupNorm):

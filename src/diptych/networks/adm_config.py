@@ -50,7 +50,7 @@ class AdmUNetConfig(ConditionedUNetConfig):
     augmented: bool = False
     """Takes the noise augmentation level of the low-resolution image among `concat_channels`."""
     scale_shift: bool = True
-    """The embedding scales and shifts what is normalised; else it is added before."""
+    """The embedding scales and shifts the output of the norm; else it is added to its input."""
     residual_resampling: bool = True
     """Halve and double within residual blocks; else by a convolution."""
     activation: Literal["silu", "gelu"] = "silu"
@@ -58,7 +58,7 @@ class AdmUNetConfig(ConditionedUNetConfig):
     preactivated: bool = False
     """The embedding is activated once and not in every block (DeepFloyd IF's larger stages)."""
     residual_scale: float = 1.0
-    """What a residual block's sum is multiplied by (DeepFloyd IF's larger stages: 0.7071)."""
+    """Factor on the output of a residual block (DeepFloyd IF's larger stages: 0.7071)."""
     time_width: int | None = None
     """Width of the embedding; 4 * channels if none."""
     norm_groups: int = 32

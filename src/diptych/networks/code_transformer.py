@@ -33,14 +33,14 @@ class CodeTransformerConfig(Config):
     heads: int = 16
     """Attention heads of each block."""
     dropout: float = 0.0
-    """Dropout of the embedded codes, the attention weights, and what each half of a block adds."""
+    """Dropout of the embedded codes, the attention weights, and the output of each half of a block."""
     context_width: int | None = None
     """Width of a text's tokens, the prefix of the codes; none for a model without text."""
     classes: Annotated[int | None, Within(0, 2**24)] = 1000
     """Number of classes, the null class included, one of which is the first token; none for a model without classes."""
     shared_start: bool = True
     """Tell class c by the embedding of code c, and the start of a model without classes by that of code 0, as the
-    published models do; else they have embeddings of their own."""
+    published models do; else they have separate embeddings."""
 
     @property
     def pooled_width(self) -> None:
@@ -141,7 +141,7 @@ class CodeTransformer(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """As GPT-2: deviation 0.02, and less for what the many layers add up (Radford et al. 2019, section 2.3)."""
+        """As GPT-2: deviation 0.02, less where a layer adds to the residual (Radford et al. 2019, section 2.3)."""
         nn.init.normal_(self.position, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

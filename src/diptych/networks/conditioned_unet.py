@@ -1,4 +1,4 @@
-"""What the U-Nets share: the first fields of their configs, their conditions, and the time embedding."""
+"""Base of the U-Nets: the first fields of their configs, their conditions, and the time embedding."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class EfficientUNetConfig(ConditionedUNetConfig):
     augmented: bool = True
     """Takes the noise augmentation level of the low-resolution image (section 2.4)."""
     scale_shift: bool = False
-    """The embedding scales and shifts what is normalised in a residual block (appendix F); else it is added before."""
+    """The embedding scales and shifts the output of a block's norm (appendix F); else it is added to its input."""
     skip_conv: bool = False
     """A 1x1 convolution around every residual block (figure A.27), else around those alone whose channels change."""
     skip_scale: float = 2**-0.5
@@ -113,9 +113,9 @@ class EfficientUNetConfig(ConditionedUNetConfig):
 
 
 class PixelShuffle(nn.Module):
-    """Twice the height and width: a 1x1 convolution at the small size, its channels dealt out to 2 x 2 positions.
+    """Twice the height and width: a 1x1 convolution at the small size, then 4 channels become 2 x 2 positions.
 
-    All four start alike (ICNR: Aitken et al. 2017), so that no checkerboard has to be unlearnt.
+    The four start equal (ICNR: Aitken et al. 2017), without a checkerboard pattern.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

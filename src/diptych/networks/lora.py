@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 AdaptableLayer = nn.Linear | nn.Conv2d
-"""What a low-rank change is made for; convolutions of one group."""
+"""Layers that a low-rank change applies to; convolutions of one group."""
 PLACE = "low_rank"
 """The attribute of a layer that holds its changes: no module and no buffer, so that they are in no state dict."""
 
 
 class LowRank(nn.Module):
-    """The change of one layer's weight, (alpha / rank) B A, made of two thin matrices.
+    """The change of one layer's weight, (alpha / rank) B A, with two thin matrices.
 
     down, A: (rank, in) for a linear layer, (rank, in, kh, kw) with the kernel of a convolution.
     up, B: (out, rank), or (out, rank, 1, 1) for a convolution.
     alpha: the rank unless given, so that nothing is scaled.
 
-    forward(layer, x) -> what the change adds to `layer(x)`. Differentiable in both matrices.
+    forward(layer, x) -> the term that is added to `layer(x)`. Differentiable in both matrices.
     """
 
     def __init__(self, down: Tensor, up: Tensor, alpha: float | None = None) -> None:
@@ -39,8 +39,8 @@ class LowRank(nn.Module):
     def delta(self) -> Tensor:
         """The change as a matrix or kernel of the weight's shape, in float32.
 
-        A kernel in rows, (rank, in kh kw), is multiplied like a matrix: B mixes what A's convolution gives, at each
-        position alike.
+        A kernel in rows, (rank, in kh kw), is multiplied like a matrix: B is a 1x1 convolution of the
+        output of A's.
         """
         change = self.up.float().flatten(1) @ self.down.float().flatten(1)  # (out, in) or (out, in kh kw)
         return self.alpha / self.rank * change.unflatten(1, self.down.shape[1:])
@@ -59,14 +59,14 @@ class Adapter(NamedTuple):
 
     change: LowRank
     scale: float
-    """Factor besides alpha / rank; 0 is no change, negative ones reverse it."""
+    """Factor in addition to alpha / rank; 0 is no change, negative ones reverse it."""
     live: bool
     """Added to the layer's output at each call; otherwise to its weight."""
 
 
 @dataclass
 class LayerAdapters:
-    """What a layer carries besides its weight."""
+    """The changes of a layer, and its original weight."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     base: Tensor | None = None
@@ -107,7 +107,7 @@ def adapt(layer: AdaptableLayer, name: str, adapter: Adapter | None) -> None:
 
 
 def add_live_adapters(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A forward hook: the layer's output and what its live changes add."""
+    """A forward hook: the layer's output plus its live changes."""
     for _, (change, scale, live) in adapters(layer):
         if live:
             if change.down.device != output.device:  # the network has been moved since

@@ -76,14 +76,14 @@ class Vgg16(nn.Module):
 class Lpips(nn.Module):
     """forward(first (B, 3, H, W) in [-1, 1], second alike) -> distances (B,), none below zero.
 
-    Frozen: no parameter requires a gradient, but gradients flow to the images. H and W are 16 or more. Before it is
-    filled with published weights, its heads weigh all channels alike, and it measures nothing.
+    Frozen: no parameter requires a gradient, but gradients flow to the images. H and W are 16 or more. Distances mean
+    something only with the published weights; before, the heads weigh all channels equally.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.name = "LPIPS (VGG16 v0.1)"
-        """What it is, for a run's record and for tables; the reader of weights adds their fingerprint."""
+        """For a run's record and for tables; loading weights adds their fingerprint."""
         self.vgg16 = Vgg16()
         self.heads = nn.ModuleList(nn.Linear(width, 1, bias=False) for width, _ in STAGES)
         for weight in self.heads.parameters():

@@ -31,8 +31,8 @@ class Tiling(Config):
     overlap: int = 16
     """Positions that neighbours share at least, and over which they are blended."""
     last: Literal["full", "cut"] = "full"
-    """How tiles end: the last one in a row is moved back to lie within the image whole (`full`), or all are equally
-    far apart and the last ones are what the edge leaves of them, as in diffusers (`cut`)."""
+    """How tiles end: the last one in a row is moved back until all of it lies within the image (`full`), or all
+    are equally far apart and the last ones are cut off at the edge, as in diffusers (`cut`)."""
 
     def check(self) -> None:
         self.require(self.side >= 1, "side", "be at least 1")
@@ -97,7 +97,7 @@ def in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, input_s
             tile = run(
                 x[..., top * input_scale : top * input_scale + side, left * input_scale : left * input_scale + side]
             )
-            if i:  # first downwards, then to the right, each into what its neighbour became
+            if i:  # first downwards, then to the right, each with the blended neighbour
                 tile = blend(above[j], tile, (top - tops[i - 1]) * output_scale, dim=-2)
             if j:
                 tile = blend(row[-1], tile, (left - lefts[j - 1]) * output_scale, dim=-1)
@@ -105,7 +105,7 @@ def in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, tiling: Tiling, input_s
             if not i and not j:
                 sides = (height // input_scale * output_scale, width // input_scale * output_scale)
                 whole = tile.new_empty(*tile.shape[:2], *sides)
-            y, x0 = top * output_scale, left * output_scale  # what the next ones cover too, they write over
+            y, x0 = top * output_scale, left * output_scale  # the next tiles overwrite their overlap
             whole[..., y : y + tile.shape[-2], x0 : x0 + tile.shape[-1]] = tile
         above = row
     return whole

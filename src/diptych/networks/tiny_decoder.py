@@ -1,4 +1,4 @@
-"""A tiny decoder in the place of an autoencoder's own: for previews, and where there is no GPU (TAESD's idea).
+"""A tiny decoder in the place of the autoencoder's: for previews, and where there is no GPU (TAESD's idea).
 
 A few residual convolutions a level, nearest-neighbour upsampling, no norms and no attention. Each pixel depends on
 nearby latents alone, so tiles that overlap enough are exact.
