@@ -3,8 +3,8 @@
     x_t = alpha x_0 + sigma eps
 
 Each sampler here takes the same step: predict x_0, take eps = (x - alpha x_0) / sigma as the noise in x, and combine
-both with the alpha and sigma of the next, less noisy time (`ddim_step`). They differ in how much of the noise is drawn
-afresh. The higher-order ones are in `multistep.py`.
+both with the alpha and sigma of the next, less noisy time (`ddim_step`). They differ in how much of the noise is
+fresh. The higher-order ones are in `multistep.py`.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def euler_ancestral(x: Tensor, steps: Steps, *, eta: float = 1.0, s_noise: float
 
 
 def ancestral(x: Tensor, steps: Steps, eta: float, s_noise: float = 1.0) -> Tensor:
-    """Each step is DDIM's with room for eta times the posterior's deviation, and then fresh noise of that deviation."""
+    """Each step is DDIM's, with fresh noise of eta times the deviation of the posterior (DDIM, Eq. 12 and 16)."""
     for step, now, then in steps:
         x0 = steps.predict_x0(x, now, step)
-        fresh = eta * posterior_std(now, then)
-        x = ddim_step(x, x0, now, then, fresh)
-        if fresh > 0:
-            x = x + fresh * s_noise * steps.randn()
+        std = eta * posterior_std(now, then)
+        x = ddim_step(x, x0, now, then, std)
+        if std > 0:
+            x = x + std * s_noise * steps.randn()
     return x
 
 
@@ -82,7 +82,7 @@ def ddpm(
         x0, fraction = estimate(x, now.t) if estimate else (steps.denoise(x, now.t), None)
         steps.report(step, x0)
         small, large = posterior_std(now, then), forward_std(now, then)
-        x = ddim_step(x, x0, now, then, fresh=eta * small)  # the mean of q
+        x = ddim_step(x, x0, now, then, std=eta * small)  # the mean of q
         second = noisy_end and round(now.t * steps.schedule.steps, 3) == 2
         if eta == 0 or (then.sigma == 0 and not second):  # the last step draws nothing
             continue

@@ -116,12 +116,12 @@ class Sampler:
         return {each.name: self.defaults.get(each.name, each.default) for each in parameters}
 
 
-def ddim_step(x: Tensor, x0: Tensor, now: NoiseLevel, then: NoiseLevel, fresh: float = 0.0) -> Tensor:
-    """alpha' x_0 + sqrt(sigma'^2 - fresh^2) eps, where eps = (x - alpha x_0) / sigma (DDIM, Eq. 12).
+def ddim_step(x: Tensor, x0: Tensor, now: NoiseLevel, then: NoiseLevel, std: float = 0.0) -> Tensor:
+    """alpha' x_0 + sqrt(sigma'^2 - std^2) eps, where eps = (x - alpha x_0) / sigma (DDIM, Eq. 12).
 
-    fresh: deviation of the noise that the caller adds to it.
+    std: of the noise that the caller adds to it (sigma_t in the paper).
     """
-    scale = math.sqrt(max(then.sigma**2 - fresh**2, 0.0)) / now.sigma
+    scale = math.sqrt(max(then.sigma**2 - std**2, 0.0)) / now.sigma
     return scale * x + (then.alpha - scale * now.alpha) * x0
 
 
