@@ -24,6 +24,7 @@ from diptych.cli.output import slug
 from diptych.cli.parser import build_parser
 from diptych.core.errors import UserError
 from diptych.core.version import version
+from diptych.models import option_registry
 from diptych.models import options as table
 
 
@@ -504,12 +505,12 @@ def test_help_headings_without_old_names(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     text = help_of(capsys, "generate")
     parts = {part.partition(":")[0]: part for part in text.split("\n\n")}
-    for option in table.all_options().values():
+    for option in option_registry.all_options().values():
         for name in option.arguments:
             where = text[text.index(f"\n{option.group}:\n") :]
             assert f"  {name}" in where or f", {name}" in where
         assert not any(f" {name} " in text for name in option.old_arguments)
-    assert table.GROUPS.keys() <= {heading.strip() for heading in parts}
+    assert option_registry.GROUPS.keys() <= {heading.strip() for heading in parts}
 
 
 def test_old_option_names() -> None:

@@ -18,15 +18,8 @@ from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import SCHEDULE_TYPES
 from diptych.encoders.base import LONG_PROMPTS
 from diptych.models import options
-from diptych.models.options import (
-    MODELS,
-    AutoregressiveOptions,
-    CascadeOptions,
-    LatentOptions,
-    PixelOptions,
-    all_options,
-    read_options,
-)
+from diptych.models.option_registry import MODELS, all_options
+from diptych.models.options import AutoregressiveOptions, CascadeOptions, LatentOptions, PixelOptions, read_options
 
 
 def test_the_lists_are_those_of_the_code() -> None:

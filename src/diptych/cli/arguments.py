@@ -12,7 +12,8 @@ from diptych.cli.argument_values import SEED_LIMIT, Seeds
 from diptych.core.errors import UserError, hint, unknown
 from diptych.core.option_fields import Option, options_of
 from diptych.core.values import Flag, ScaledFile, Value, Whole
-from diptych.models.options import GROUPS, SamplingOptions, all_options
+from diptych.models.option_registry import GROUPS, all_options
+from diptych.models.options import SamplingOptions
 
 FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""

@@ -22,7 +22,7 @@ from diptych.cli.image_list import apply_variations, read_image_list
 from diptych.core.errors import NothingThere, UserError
 from diptych.core.terminal import say
 from diptych.core.values import unicode_text
-from diptych.models.options import all_options
+from diptych.models.option_registry import all_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from diptych.core.values import ImageFile
 from diptych.diffusion.sampler_options import LIMITS, read_sampler_options
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.models.first_stage import TINY
-from diptych.models.options import all_options, takers
+from diptych.models.option_registry import all_options, takers
 from diptych.weights.hub import hub_id
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from diptych.core.option_fields import Option, options_of, type_name
 from diptych.core.values import Choice, PerStage
-from diptych.models.options import GROUPS, MODELS, all_options, takers
+from diptych.models.option_registry import GROUPS, MODELS, all_options, takers
 
 INTRODUCTION = """\
 # Options of generate

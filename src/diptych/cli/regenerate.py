@@ -15,7 +15,7 @@ from diptych.core.errors import UserError, warn
 from diptych.core.image_files import read_image
 from diptych.core.values import ImageFile
 from diptych.models.metadata import of_stage, read_metadata
-from diptych.models.options import all_options
+from diptych.models.option_registry import all_options
 from diptych.weights.identity import Origin, file_sha256
 
 OPENING = ("revision", "dtype", "ema", "prediction")

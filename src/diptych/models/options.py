@@ -5,12 +5,11 @@ PyTorch, so that the command line answers at once, and types of other modules st
 values, which `from __future__ import annotations` would turn into texts.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from diptych.core.errors import UserError, unknown
+from diptych.core.errors import UserError
 from diptych.core.option_fields import EachStage, Option, options_of
 from diptych.core.values import Choice, Flag, ImageFile, Number, ScaledSource, Size, Text, Value, Whole
 
@@ -43,18 +42,6 @@ LONG_PROMPTS = ("refuse", "cut", "chunks")
 """Those of `encoders.base`."""
 OWN = "the model's own"
 KNOBS, IMAGE = "options of samplers", "from an image"
-GROUPS = {
-    "sampling": "",
-    KNOBS: "for the samplers that have them; the others refuse them",
-    "prompts": "",
-    IMAGE: "",
-    "gradient guidance": "",
-    "latent models": "",
-    "pixel models": "",
-    "cascades": "",
-    "autoregressive models": "",
-}
-"""The headings under which `--help` and docs/options.md list options, and what they say beneath."""
 
 
 @dataclass(frozen=True)
@@ -329,26 +316,6 @@ class AutoregressiveOptions(CommonOptions, GuidanceOptions, SizeOptions, total=F
     ]
 
 
-MODELS: dict[str, type] = {
-    "latent": LatentOptions,
-    "pixel": PixelOptions,
-    "cascade": CascadeOptions,
-    "autoregressive": AutoregressiveOptions,
-}
-"""Kind of model -> its options."""
-DIFFUSION = frozenset(("latent", "pixel", "cascade"))
-TAKERS = {
-    frozenset(MODELS): "all models",
-    DIFFUSION: "diffusion models",
-    frozenset(("pixel", "cascade")): "pixel models",
-    frozenset(("latent", "pixel", "autoregressive")): "models of one stage",
-    frozenset(("latent",)): "latent models",
-    frozenset(("cascade",)): "cascades",
-    frozenset(("autoregressive",)): "autoregressive models",
-}
-"""The kinds of models that take an option -> what they are together."""
-
-
 def read_options(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a class above: those that are given, checked, and the defaults of the others.
 
@@ -361,6 +328,8 @@ def read_options(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     for given_name, value in given.items():
         name = names.get(given_name)
         if name is None:
+            from diptych.models.option_registry import refusal
+
             raise refusal(given_name, options)
         if name in found:
             raise UserError(f"{found[name]} and {given_name} are one option: give one of them")
@@ -373,27 +342,3 @@ def read_options(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
 def names_of(options: Mapping[str, Option]) -> dict[str, str]:
     """Every name that counts as one of these options -> the option's own name."""
     return {other: name for name, option in options.items() for other in (name, *option.also, *option.old)}
-
-
-def refusal(name: str, options: Mapping[str, Option]) -> UserError:
-    """What to raise for an option that is none of these."""
-    if option := names_of(all_options()).get(name):
-        return UserError(f"{name} is for {takers(option)}, and this model is none of them: leave it out")
-    return unknown(f"generate has no option {name!r}", name, options)
-
-
-@functools.cache
-def all_options() -> Mapping[str, Option]:
-    """Every option of any model by its name; one value for each stage where cascades take it."""
-    found: dict[str, Option] = {}
-    for kind in MODELS.values():
-        found |= {name: one for name, one in options_of(kind).items() if name not in found or one.per_stage}
-    return found
-
-
-def takers(name: str) -> str:
-    """The models that take an option, in words."""
-    kinds = frozenset(model for model, kind in MODELS.items() if name in options_of(kind))
-    enlarging = all_options()[name].enlarging
-    kind = "models" if enlarging and kinds == DIFFUSION else TAKERS[kinds]
-    return f"{kind} that enlarge images" if enlarging else kind
