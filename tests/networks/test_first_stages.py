@@ -41,7 +41,7 @@ def test_first_stages_have_the_published_size(name: str) -> None:
 
 
 def test_vector_quantizer_finds_the_nearest_entry() -> None:
-    """By its distances written out in float64, over more positions than are looked at together."""
+    """By its distances written out in float64, over more positions than one chunk has."""
     quantiser = randomised(VectorQuantizer(50, 3))
     latents = noise(3, 3, 40, 40)
     assert latents[:, 0].numel() > AT_ONCE

@@ -137,7 +137,7 @@ class Denoiser:
 
         weighting: `none` is the plain error of whatever the network predicts (DDPM, Eq. 14); `min-snr` bounds the
           weight of the x_0 error by gamma, so that nearly clean images do not dominate (Hang et al. 2023);
-          `truncated-snr` keeps it at 1 or more besides, so that the noisiest count too (Salimans & Ho 2022, Eq. 9).
+          `truncated-snr` also bounds it from below by 1, so that the noisiest images count (Salimans & Ho 2022, Eq. 9).
           Both are of squared errors: a `UserError` with `l1`.
         A learned variance adds its bound, without a gradient for x_0 (Nichol & Dhariwal 2021, Eq. 16).
         """

@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 
 class SamplingPlan(NamedTuple):
-    """The arguments of a sampler besides the denoiser."""
+    """The arguments of a sampler other than the denoiser."""
 
     times: Tensor
     """(N + 1,), falling."""
