@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from diptych.cli.main import parse
 from diptych.cli.regenerate import Recorded, with_current_names
-from diptych.weights.identity import file_sha256
+from diptych.weights.file_hash import file_sha256
 
 
 def recorded(folder: Path, **row: object) -> Recorded:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
-from diptych.core.config import Config, Within, differences
+from diptych.core.config import Config, Within
+from diptych.core.config_compare import differences
 from diptych.core.errors import UserError, pick
 
 

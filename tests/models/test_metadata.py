@@ -18,7 +18,7 @@ from diptych.cli.regenerate import IMAGES, OPTIONS, SPECIAL, WITHOUT_EFFECT
 from diptych.core.errors import UserError
 from diptych.models.metadata import infotext, png_texts, read_metadata
 from diptych.models.option_registry import all_options
-from diptych.weights.identity import file_sha256
+from diptych.weights.file_hash import file_sha256
 from tests.models import codes, latents, stages
 
 ROW: dict[str, Any] = {

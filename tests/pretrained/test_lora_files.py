@@ -22,7 +22,7 @@ from diptych.core.errors import UserError
 from diptych.core.values import ScaledFile
 from diptych.networks.lora import Adapter, LowRank, adapt, adapted
 from diptych.pretrained.lora_files import LoRA
-from diptych.weights.identity import named_file
+from diptych.weights.file_hash import named_file
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within
 from tests.pretrained import sd_models

@@ -16,7 +16,8 @@ from diptych.core.image_files import read_image
 from diptych.core.values import ImageFile
 from diptych.models.metadata import of_stage, read_metadata
 from diptych.models.option_registry import all_options
-from diptych.weights.identity import Origin, file_sha256
+from diptych.weights.file_hash import file_sha256
+from diptych.weights.identity import Origin
 
 OPENING = ("revision", "dtype", "ema", "prediction")
 """Metadata of a model that are options by the same name. Whether pickles may be read is not for an image to say."""

@@ -7,14 +7,12 @@ field with its own `Literal`, and that decides.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
@@ -67,7 +65,7 @@ class Config:
         hints, bounds = type_hints(type(self)), type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             where = f"{type(self).__name__}.{field.name}"
-            value = _coerce(getattr(self, field.name), hints[field.name], where)
+            value = coerce(getattr(self, field.name), hints[field.name], where)
             _require_within(value, bounds[field.name], self.most, where)
             object.__setattr__(self, field.name, value)
         self.check()
@@ -83,7 +81,7 @@ class Config:
     def require_at_least(self, low: int, *fields: str) -> None:
         """`require` that each of these fields is `low` or more, or none where its type allows that."""
         for field in fields:
-            value, optional = getattr(self, field), NoneType in _options(type_hints(type(self))[field])
+            value, optional = getattr(self, field), NoneType in options_of_hint(type_hints(type(self))[field])
             must = f"be at least {low}, or none" if optional else f"be at least {low}"
             self.require(value is None or value >= low, field, must)
 
@@ -104,15 +102,11 @@ class Config:
 
         All are applied before anything is checked, so fields that must fit each other can change together.
         """
+        from diptych.core.config_override import assign
+
         values = self.to_dict()
         for assignment in assignments:
-            path, equals, text = assignment.partition("=")
-            first = self.renamed.get(path.partition(".")[0], path.partition(".")[0])
-            if not equals or not path:
-                raise UserError(f"cannot read {assignment!r}: write it as field=value, for example training.steps=1000")
-            if first not in values and (whole := [p for p in _paths(values) if p.endswith(f".{path}")]):
-                raise UserError(f"no field {path!r} at the top: did you mean {' or '.join(whole)}?")
-            _assign(type(self), values, path.split("."), text, path)
+            assign(type(self), values, assignment)
         return type(self).from_dict(values)
 
 
@@ -126,35 +120,6 @@ def read_json(path: Path, missing: str | None = None, damaged: str | None = None
         raise UserError(damaged or f"{path} is not readable JSON") from None
 
 
-def differences(before: Any, now: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
-    """(path of the field, saved value, value now) where values that were saved are not those of a config, or of a dict.
-
-    A field that came with a later version than the file had its default until then. One that is gone is left out, and
-    so are the fields of configs of two kinds, but for that.
-    """
-    old, new = (one.get("kind") if isinstance(one, dict) else getattr(one, "kind", None) for one in (before, now))
-    if isinstance(before, dict) and old != new:
-        yield ".".join((*where, "kind")), old, new
-    elif isinstance(before, dict) and isinstance(now, (dict, Config)):
-        before = before if isinstance(now, dict) else present_names(type(now), before, ".".join(where) or "the config")
-        defaults = {} if isinstance(now, dict) else {f.name: f.default for f in dataclasses.fields(now)}  # type: ignore
-        for name, value in now.items() if isinstance(now, dict) else ((name, getattr(now, name)) for name in defaults):
-            if name in before:
-                yield from differences(before[name], value, (*where, name))
-            elif defaults.get(name, value) != value:
-                yield ".".join((*where, name)), plain(defaults[name]), plain(value)
-    elif before != plain(now):
-        yield ".".join(where), before, plain(now)
-
-
-def _paths(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted path of each value."""
-    for name, value in values.items():
-        yield prefix + name
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{name}.")
-
-
 def plain(value: Any) -> Any:
     """The values of a config, of what holds some, as JSON has them."""
     if isinstance(value, Config):
@@ -163,19 +128,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    return value
-
-
-def under_first_names(value: Any) -> Any:
-    """`plain` with the first name that each field of a config had, so that a hash of it outlives a renaming."""
-    if isinstance(value, Config):
-        first = {present: former for former, present in reversed(value.renamed.items())}
-        names = (f.name for f in dataclasses.fields(value))  # type: ignore[arg-type]
-        return {first.get(name, name): under_first_names(getattr(value, name)) for name in names}
-    if isinstance(value, (tuple, list)):
-        return [under_first_names(item) for item in value]
-    if isinstance(value, dict):
-        return {key: under_first_names(item) for key, item in value.items()}
     return value
 
 
@@ -201,31 +153,12 @@ def _build(cls: type[C], values: Any, where: str) -> C:
     for name, field in fields.items():
         if name not in values and field.default is _MISSING and field.default_factory is _MISSING:
             raise UserError(f"{where} lacks the field {name!r}")
-    return cls(**{name: _coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+    return cls(**{name: coerce(value, hints[name], f"{where}.{name}") for name, value in values.items()})
 
 
-def _assign(cls: type[Config], values: dict[str, Any], path: list[str], text: str, whole: str) -> None:
-    """Set one value, given as text, in the plain values of a config of class `cls`."""
-    name, *rest = path
-    name = cls.renamed.get(name, name)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    if name not in names:
-        raise unknown(f"no field {name!r} in {whole!r}", name, names)
-    hint = type_hints(cls)[name]
-    if not rest:
-        values[name] = plain(_parse(text, hint, whole))
-        return
-    if values.get(name) is None:  # an optional part: its other fields take their defaults
-        values[name] = {}
-    inner = _config_class(hint, values[name], whole)
-    if inner is None or not isinstance(values[name], dict):
-        raise UserError(f"{name!r} in {whole!r} has no fields of its own")
-    _assign(inner, values[name], rest, text, whole)
-
-
-def _config_class(hint: Any, value: Any, where: str) -> type[Config] | None:
+def config_class(hint: Any, value: Any, where: str) -> type[Config] | None:
     """The config class among the hinted types, the one of `value`'s kind if there are several; None without one."""
-    configs = [o for o in _options(hint) if isinstance(o, type) and issubclass(o, Config)]
+    configs = [o for o in options_of_hint(hint) if isinstance(o, type) and issubclass(o, Config)]
     if len(configs) < 2:
         return configs[0] if configs else None
     if isinstance(value, dict) and "kind" not in value and (older := [c for c in configs if c.unnamed]):
@@ -237,59 +170,12 @@ def _config_class(hint: Any, value: Any, where: str) -> type[Config] | None:
     return kinds[kind]
 
 
-def _parse(text: str, hint: Any, where: str) -> Any:
-    """Read the text of an assignment as the hinted type: a list as `1,2,4`, nothing as `none`, an object as JSON."""
-    options = _options(hint)
-    if NoneType in options and text.lower() in ("none", "null"):
-        return None
-    if text.lstrip().startswith("{") and str not in options:
-        return _coerce(_json(text), hint, where)
-    tries = sorted((o for o in options if o is not NoneType), key=lambda o: o is str)  # any text is a str: last
-    for option in tries[:-1]:
-        try:
-            return _parse_one(text, option, where)
-        except UserError:
-            continue
-    try:
-        return _parse_one(text, tries[-1], where)
-    except UserError:
-        if len(options) == 1:
-            raise
-    raise UserError(f"{where} must be {_spoken(hint)}, not {text!r}")
-
-
-def _parse_one(text: str, hint: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    value: Any = text
-    if origin is Literal:
-        value = {json.dumps(option).strip('"'): option for option in arguments}.get(text, text)
-    elif origin is tuple and not text.lstrip().startswith("["):
-        parts = [part.strip() for part in text.split(",")] if text else []
-        return tuple(_parse(part, h, where) for part, h in zip(parts, _items(hint, len(parts), where), strict=True))
-    elif hint is bool:
-        value = {"true": True, "false": False}.get(text.lower(), text)
-    elif hint is int or hint is float:
-        with contextlib.suppress(ValueError):
-            value = hint(text)
-    elif hint is not str:
-        value = _json(text)
-    return _coerce(value, hint, where)
-
-
-def _json(text: str) -> Any:
-    """The value of a JSON text, or the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
+def options_of_hint(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one type."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _items(hint: Any, count: int, where: str) -> tuple[Any, ...]:
+def item_hints(hint: Any, count: int, where: str) -> tuple[Any, ...]:
     """The types of the `count` items of a tuple hint. Raises when it wants another number of them."""
     arguments = typing.get_args(hint)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -299,7 +185,7 @@ def _items(hint: Any, count: int, where: str) -> tuple[Any, ...]:
     return arguments
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
+def coerce(value: Any, hint: Any, where: str) -> Any:
     """Return `value` as the hinted type or raise. Only lossless steps: list to tuple, int to float, dict to config."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -309,23 +195,23 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if not any(value == option and type(value) is type(option) for option in arguments):
             near = meant(value, map(str, arguments))
-            raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}{near}")
+            raise UserError(f"{where} must be {type_name(hint)}, not {value!r}{near}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where} must be a list, not {value!r}")
-        return tuple(_coerce(item, h, where) for item, h in zip(value, _items(hint, len(value), where), strict=True))
+        return tuple(coerce(item, h, where) for item, h in zip(value, item_hints(hint, len(value), where), strict=True))
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be an object, not {value!r}")
-        return {_coerce(k, arguments[0], where): _coerce(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
+        return {coerce(k, arguments[0], where): coerce(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
     if isinstance(hint, type) and issubclass(hint, Config):
         return value if isinstance(value, hint) else _build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     if wrong or (hint is float and math.isnan(value)):
-        raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}")
+        raise UserError(f"{where} must be {type_name(hint)}, not {value!r}")
     return value
 
 
@@ -340,22 +226,22 @@ def _require_within(value: Any, hint: Any, most: float, where: str) -> None:
 
 
 def _coerce_union(value: Any, hint: Any, where: str) -> Any:
-    options = _options(hint)
-    if isinstance(value, dict) and (chosen := _config_class(hint, value, where)):
+    options = options_of_hint(hint)
+    if isinstance(value, dict) and (chosen := config_class(hint, value, where)):
         return _build(chosen, value, where)
     exact = [o for o in options if type(value) is o]  # so that 1 stays whole in `float | int`
     for option in (*exact, *options):
         try:
-            return _coerce(value, option, where)
+            return coerce(value, option, where)
         except UserError:
             continue
-    raise UserError(f"{where} must be {_spoken(hint)}, not {value!r}")
+    raise UserError(f"{where} must be {type_name(hint)}, not {value!r}")
 
 
-def _spoken(hint: Any) -> str:
-    options = _options(hint)
+def type_name(hint: Any) -> str:
+    options = options_of_hint(hint)
     if len(options) > 1:
-        return " or ".join(_spoken(option) for option in options)
+        return " or ".join(type_name(option) for option in options)
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     plain = hint if typing.get_origin(hint) is None else typing.get_origin(hint)

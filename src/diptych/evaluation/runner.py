@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from diptych.core import terminal
-from diptych.core.config import under_first_names
+from diptych.core.config_compare import under_first_names
 from diptych.core.disk import write_text
 from diptych.core.images import save_png
 from diptych.core.progress import bar

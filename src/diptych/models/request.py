@@ -24,7 +24,7 @@ from diptych.encoders.base import PromptOptions
 from diptych.models.options import LatentOptions, read_options
 from diptych.models.result import Result
 from diptych.models.sampling import SamplingSettings, read_settings
-from diptych.weights.identity import identity, named_file
+from diptych.weights.identity import identity
 
 if TYPE_CHECKING:
     from diptych.diffusion.steps import Callback
@@ -182,6 +182,8 @@ class LatentRequest(Request):
             source = {"source": str(self.decoder)} if isinstance(self.decoder, (str, Path)) else {}
             settings["decoder"] = {**source, "fingerprint": fingerprint(decoder)}
         if model.adapters:
+            from diptych.weights.file_hash import named_file
+
             settings["lora"] = [{**named_file(name), "scale": scale} for name, scale in model.adapters.items()]
         return Result(images, self.metadata(identity(model, "latent"), settings))
 
@@ -198,6 +200,8 @@ def given_metadata(value: Any, count: int) -> list[dict[str, Any]]:
 def described(one: Any) -> dict[str, Any]:
     """One image or tensor as metadata."""
     if isinstance(one, (str, Path)):
+        from diptych.weights.file_hash import named_file
+
         return named_file(one)
     if isinstance(one, Tensor):
         values, shape = one.detach().float().cpu().contiguous().numpy().tobytes(), list(one.shape)

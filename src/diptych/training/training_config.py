@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from diptych.core.config import Config, Within, differences, plain, read_json
+from diptych.core.config import Config, Within, plain, read_json
+from diptych.core.config_compare import differences
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 
