@@ -209,6 +209,14 @@ def test_slug(text: str, name: str) -> None:
         (["generate", "a cat", "--seed", "1,x"], "argument --seed"),
         (["generate", "a cat", "--seed", str(2**63)], "argument --seed"),
         (["generate", "a cat", "--seed", "1,2", "--count", "2"], "--count goes with one --seed"),
+        (["generate", "a cat", "--guidance", "-1e9"], "argument --guidance: must lie between -1000 and 1000"),
+        (["generate", "a cat", "--guidance", "-inf"], "argument --guidance: must be a finite number, not -inf"),
+        (["generate", "a cat", "--negative", "-x"], "begins with a dash is written --negative-prompt=-VALUE"),
+        (
+            ["generate", "a cat", "--negative", "a", "--negative-prompt", "b"],
+            "--negative and --negative-prompt are one option: give one of them",
+        ),
+        (["generate", "--low", "a", "--low-res", "b"], "--low and --low-res are one option: give one of them"),
         (["generate", "a cat", "--sampler", "dimm"], "unknown sampler 'dimm': choose one of ddim, "),
         (["generate", "a cat", "--sampler", "ddim,,dimm"], "did you mean ddim?"),
         (["generate", "a cat", "--threshold", "dynamik"], "unknown threshold 'dynamik'"),
@@ -525,6 +533,12 @@ def test_old_option_names() -> None:
     assert vars(old).keys() == vars(new).keys()
     assert options_given(old) == options_given(new) != {}
     assert cli.parse(["train", "x", "--run", "r"]).run_dir == cli.parse(["train", "x", "--run-dir", "r"]).run_dir
+
+
+def test_negative_values() -> None:
+    assert cli.parse(["generate", "a", "--guidance", "-2,3,-1e1"]).guidance == [-2, 3, -10]
+    assert cli.parse(["generate", "a", "--guidance", "-1e1"]).guidance == -10
+    assert cli.parse(["generate", "a", "--negative=-x"]).negative == "-x"
 
 
 def test_options_page_is_up_to_date(capsys) -> None:

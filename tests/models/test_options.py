@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from fractions import Fraction
 from typing import Any, Unpack
 
+import numpy as np
 import pytest
+import torch
 
 from diptych.core.errors import UserError
 from diptych.core.image_files import FITS
 from diptych.core.option_fields import options_of, takes
+from diptych.core.values import wholes
 from diptych.diffusion.sampler_options import LIMITS
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.thresholding import ThresholdConfig
@@ -132,3 +136,45 @@ def test_the_signature_lists_the_options() -> None:
     assert list(parameters) == ["prompts", *LatentOptions.__annotations__]
     assert (parameters["steps"].annotation, parameters["long_prompts"].default) == ("int | None", "refuse")
     assert "steps: number of sampling steps (default: the model's own)" in (Model.generate.__doc__ or "")
+
+
+@pytest.mark.parametrize("scalar", [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2)])
+def test_scalars_of_numpy_and_pytorch_are_numbers(scalar: Any) -> None:
+    value = read_options(LatentOptions, {"guidance": scalar})["guidance"]
+    assert value == 0.5 and type(value) is float
+
+
+@pytest.mark.parametrize("scalar", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2)])
+def test_scalars_of_numpy_and_pytorch_are_whole_numbers(scalar: Any) -> None:
+    assert type(read_options(LatentOptions, {"steps": scalar})["steps"]) is int
+    assert wholes("seeds", [scalar]) == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"guidance": 10**400}, "guidance must be a finite number, not 1000"),
+        ({"guidance": torch.tensor(True)}, "guidance must be a finite number, not True"),
+        ({"steps": torch.tensor(True)}, "steps must be a whole number, not True"),
+        ({"callback": 5}, "callback must be a function, not 5"),
+        ({"guides": "judge"}, "guides must be a list of pairs of an opened guide and its scale, .*, not 'judge'"),
+        ({"guides": [("judge", 1.0)]}, r"guides must be .*, not of \('judge', 1.0\)"),
+        ({"guides": [None]}, "guides must be .*, not of None"),
+        ({"guides": torch.zeros(2)}, "guides must be .*, not tensor"),
+    ],
+)
+def test_values_of_other_types_are_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read_options(LatentOptions, given)
+
+
+@pytest.mark.parametrize("values", [5, "12", b"12", {1, 2}, {1: 2}, np.int64(3), torch.tensor(3), None])
+def test_a_list_of_whole_numbers_is_in_order(values: Any) -> None:
+    with pytest.raises(UserError, match="seeds must be a list of whole numbers"):
+        wholes("seeds", values)
+
+
+@pytest.mark.parametrize("values", [[True], [1.0], ["1"], torch.tensor([True]), np.array([1.5]), [None]])
+def test_a_list_of_other_things_is_refused(values: Any) -> None:
+    with pytest.raises(UserError, match="seeds must be whole numbers"):
+        wholes("seeds", values)

@@ -35,6 +35,7 @@ from tests.models.stages import (
     base,
     drawing,
     enlarging,
+    equal,
     fused,
     lows,
     plain,
@@ -379,3 +380,10 @@ def test_without_a_class_for_none_nothing_is_guided() -> None:
     assert same_picture(result.images[0], model.generate("red apple", guidance=1.0).images[0])
     with pytest.raises(UserError, match=r"network\.classes must be 5 to fit its neighbours, not 4"):
         PixelDiffusionConfig.from_dict({**model.config.to_dict(), "text": {"kind": "class", "classes": 4, "null": 4}})
+
+
+def test_a_low_resolution_tensor_is_the_image_of_its_values(enlarger: PixelDiffusion) -> None:
+    image = drawing()
+    expected = enlarger.generate(["a", "b"], seeds=[1, 2], low_res=image).images
+    for low_res in (to_tensor([image]), to_tensor([image, image])):
+        assert equal(enlarger.generate(["a", "b"], seeds=[1, 2], low_res=low_res).images, expected)

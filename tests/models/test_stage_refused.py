@@ -56,7 +56,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 BAD_SIZES: list[tuple[dict[str, Any], str]] = [
     ({"size": (10, 8)}, "multiples of 4"),
     ({"size": (8, 2**40)}, "up to 8192"),
-    ({"size": 8}, "size must be whole"),
+    ({"size": 8}, "size must be a list of whole numbers, not 8"),
+    ({"augmentation": 0.5}, "augmentation has no effect on this stage"),
     ({"low": drawing()}, "starts from noise: leave the low-resolution image out"),
 ]
 BAD_LOWS: list[tuple[dict[str, Any], str]] = [
@@ -73,6 +74,9 @@ BAD_LOWS: list[tuple[dict[str, Any], str]] = [
     ({"low": np.zeros((8, 8, 3))}, "must be a path or one of Pillow's"),
     ({"low": [drawing(), None]}, "must be a path or one of Pillow's"),
     ({"low": Image.new("F", (8, 8))}, "mode F"),
+    ({"low": torch.zeros(2, 3, 8, 9)}, "low_res has 9 x 8 values: its sides must be multiples of"),
+    ({"low": torch.zeros(2, 3, 16, 16)}, "low_res has 16 x 16 values: .* the shorter one 8"),
+    ({"low": torch.full((2, 3, 8, 8), 2.0)}, "the values of low_res must lie between -1 and 1"),
     ({"size": (16, 16)}, "size follows from the low-resolution image"),
 ]
 CASES = [  # of which stage, what, and what is said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -44,11 +45,26 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, str(unknown(f"unknown choice {value!r}", value, action.choices)))
 
     def error(self, message: str) -> NoReturn:
+        if match := re.fullmatch(r"argument (\S+/)?(--\S+): expected one argument", message):
+            message += f"; one that begins with a dash is written {match[2]}=-VALUE"
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
         if message:  # argparse swallows a closed pipe; `main` handles it
             (file or sys.stderr).write(message)
+
+
+class OneName(argparse.Action):
+    """Stores a value that is given under one of the option's names, and refuses it under two."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        names = vars(namespace).setdefault("given_names", {})
+        before = names.setdefault(self.dest, option_string)
+        if before != option_string:
+            parser.error(f"{before} and {option_string} are one option: give one of them")
+        setattr(namespace, self.dest, values)
 
 
 def argument_type(value: Value) -> Callable[[str], Any]:
@@ -81,6 +97,8 @@ def add_option(group: Any, option: Option) -> None:
         how = {**FLAG, "dest": option.name}
     elif option.repeated:
         how["action"] = "append"
+    else:
+        how["action"] = OneName
     group.add_argument(*option.arguments, help=option.described, **how)
     if option.old_arguments:
         group.add_argument(*option.old_arguments, help=argparse.SUPPRESS, **how)

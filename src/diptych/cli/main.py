@@ -127,10 +127,11 @@ def join_commands(words: Sequence[str], commands: Collection[str]) -> list[str]:
 
 
 def join_values(words: Sequence[str]) -> list[str]:
-    """`--steps -,8` as `--steps=-,8`, and `--seed -1,3` likewise: argparse would read the value as an option."""
+    """`--steps -,8` as `--steps=-,8`, and `--guidance -2,3` or `-1e1` likewise: argparse would read the value as an
+    option."""
     joined: list[str] = []
     for word in words:
-        if word.startswith(("-,", "-1,")) and joined and joined[-1].startswith("--"):
+        if re.match(r"-(,|\.?\d.|inf|nan)", word) and joined and joined[-1].startswith("--"):
             word = f"{joined.pop()}={word}"
         joined.append(word)
     return joined

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -63,6 +63,7 @@ class Whole(Value):
         return self.check(number)
 
     def check(self, value: Any) -> int:
+        value = plain(value)
         if isinstance(value, bool):
             raise ValueError(f"must be a whole number, not {value}")
         try:
@@ -108,9 +109,13 @@ class Number(Value):
         return self.check(number)
 
     def check(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        value = plain(value)
+        try:
+            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        except OverflowError:  # a whole number beyond all floats
+            number = math.inf
+        if not math.isfinite(number):
             raise ValueError(f"must be a finite number, not {said(value)}")
-        number = float(value)
         if not self.low <= number <= self.high or (self.above and number == self.low):
             raise ValueError(f"must {self.bounds}, not {number:g}")
         return number
@@ -144,6 +149,16 @@ class Flag(Value):
     def check(self, value: Any) -> bool:
         if not isinstance(value, bool):
             raise ValueError(f"must be true or false, not {said(value)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Function(Value):
+    """Anything that can be called."""
+
+    def check(self, value: Any) -> Any:
+        if not callable(value):
+            raise ValueError(f"must be a function, not {said(value)}")
         return value
 
 
@@ -191,6 +206,15 @@ class ScaledSource(Value):
     def parse(self, text: str) -> tuple[str, float]:
         source, scale = ScaledFile().parse(text)
         return str(source), scale
+
+    def check(self, value: Any) -> tuple[tuple[Any, float], ...]:
+        wanted = "must be a list of pairs of an opened guide and its scale, [(guide, 1.0)]"
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{wanted}, not {said(value)}")
+        for pair in value:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not hasattr(pair[0], "bind"):
+                raise ValueError(f"{wanted}, not of {said(pair)}")
+        return tuple((guide, plain(scale)) for guide, scale in value)
 
 
 @dataclass(frozen=True)
@@ -248,11 +272,26 @@ def texts(name: str, value: Any) -> list[str]:
 
 
 def wholes(name: str, values: Any) -> list[int]:
-    """Whole numbers of any integer type, as Python's; a `UserError` for anything else."""
+    """A list of whole numbers of any integer type, as Python's; a `UserError` for anything else."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Set, Mapping)) or is_scalar(values):
+        raise UserError(f"{name} must be a list of whole numbers, not {said(values)}")
+    numbers = [plain(value) for value in values]
     try:
-        return [operator.index(value) for value in values]
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
+        return [operator.index(number) for number in numbers]
     except TypeError:
         raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
+
+
+def is_scalar(values: Any) -> bool:
+    """Whether this is a scalar of NumPy or PyTorch."""
+    return getattr(values, "shape", None) == ()
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or PyTorch as Python's number; any other value as it is."""
+    return value.item() if is_scalar(value) else value
 
 
 def one_or_each(what: str, value: Any, count: int) -> list[Any]:

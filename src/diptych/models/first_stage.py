@@ -12,6 +12,7 @@ import torch
 from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
+from diptych.core.values import said
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from diptych.weights.fingerprint import fingerprint
@@ -76,6 +77,8 @@ def choose_tiny_decoder(
     """
     if isinstance(chosen, TinyDecoder):
         decoder = chosen
+    elif not isinstance(chosen, (str, Path)):
+        raise UserError(f"decoder must be tiny, a folder or an opened tiny decoder, not {said(chosen)}")
     elif str(chosen) == TINY:
         if own is None:
             raise UserError("no tiny decoder came with this model: name the folder of one")

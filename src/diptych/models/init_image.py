@@ -244,8 +244,16 @@ def read_low_res(
 
     low_res: files or Pillow images, one or one for each prompt. The shorter side of each is brought to `side`, or,
       where there is none, to the multiple of `unit` that is nearest to its own; the other stays in proportion, to the
-      nearest multiple. What does not come out even is cropped, or fitted as `fit` says (see `fit_image`).
+      nearest multiple. What does not come out even is cropped, or fitted as `fit` says (see `fit_image`). Or a tensor
+      (1 or count, 3, h, w) in [-1, 1] of such sides.
     """
+    if isinstance(low_res, Tensor):
+        tensor = read_tensor("low_res", low_res, count, 3, -1.0)
+        height, width = tensor.shape[-2:]
+        if height % unit or width % unit or min(height, width) != (side or min(height, width)):
+            shorter = "" if side is None else f" and the shorter one {side}"
+            raise UserError(f"low_res has {width} x {height} values: its sides must be multiples of {unit}{shorter}")
+        return tensor.expand(count, -1, -1, -1), None
     name, images = "low-resolution image", []
     for one in (read_image(one) for one in one_or_each(name, low_res, count)):
         least = side or unit * max(1, round(min(one.size) / unit))
@@ -276,15 +284,10 @@ def read_latent_low_res(config: LowResImage, count: int, given: Mapping[str, Any
         if is_given(given.get(name)):
             raise UserError(f"{name} does not go with low_res: this model enlarges an image and does nothing else")
     unit = config.multiple // math.gcd(config.multiple, factor)
-    if isinstance(low_res, Tensor):
-        images, fitted = read_tensor("low_res", low_res, count, 3, -1.0), None
-    else:
-        images, fitted = read_low_res(low_res, count, None, unit, given.get("fit"))
+    images, fitted = read_low_res(low_res, count, None, unit, given.get("fit"))
     height, width = images.shape[-2:]
-    if height % unit or width % unit:
-        raise UserError(f"low_res has {width} x {height} values: its sides must be multiples of {unit}")
     read_size((width * factor, height * factor), config.multiple)  # or an error: too large
-    return images.expand(count, -1, -1, -1), fitted
+    return images, fitted
 
 
 def fit_of(images: Sequence[Image.Image]) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from diptych.core.errors import UserError
 from diptych.core.option_fields import EachStage, Option, options_of
-from diptych.core.values import Choice, Flag, ImageFile, Number, ScaledSource, Size, Text, Value, Whole
+from diptych.core.values import Choice, Flag, Function, ImageFile, Number, ScaledSource, Size, Text, Value, Whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ class CommonOptions(TypedDict, total=False):
     ]
     callback: Annotated[
         "Callback | None",
-        Option(Value(), "called with (step, steps, estimate of x0) after each step; raise to cancel", flags=()),
+        Option(Function(), "called with (step, steps, estimate of x0) after each step; raise to cancel", flags=()),
     ]
 
 

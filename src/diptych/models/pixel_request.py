@@ -48,6 +48,8 @@ class PixelRequest(Request):
     def read(cls, config: PixelDiffusionConfig, prompts: Any, options: Mapping[str, Any]) -> PixelRequest:
         """From what the user gave."""
         values = read_options(PixelOptions, options)
+        if values["augmentation"] and (config.low_size is None or config.augmentation.kind == "none"):
+            raise UserError("augmentation has no effect on this stage, which was trained without it: leave it out")
         empty = values["image"] is not None or (values["low_res"] is not None and config.text is None)
         request = Request.of(prompts, values, empty)
         settings = read_pixel_settings(config, values)
