@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from numbers import Real
@@ -110,12 +111,9 @@ class Number(Value):
 
     def check(self, value: Any) -> float:
         value = plain(value)
-        try:
-            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-        except OverflowError:  # a whole number beyond all floats
-            number = math.inf
-        if not math.isfinite(number):
+        if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"must be a finite number, not {said(value)}")
+        number = float(value)
         if not self.low <= number <= self.high or (self.above and number == self.low):
             raise ValueError(f"must {self.bounds}, not {number:g}")
         return number
@@ -208,12 +206,9 @@ class ScaledSource(Value):
         return str(source), scale
 
     def check(self, value: Any) -> tuple[tuple[Any, float], ...]:
-        wanted = "must be a list of pairs of an opened guide and its scale, [(guide, 1.0)]"
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{wanted}, not {said(value)}")
-        for pair in value:
+        for pair in value if isinstance(value, (list, tuple)) else (value,):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not hasattr(pair[0], "bind"):
-                raise ValueError(f"{wanted}, not of {said(pair)}")
+                raise ValueError(f"must be a list of pairs of an opened guide and its scale, not {said(value)}")
         return tuple((guide, plain(scale)) for guide, scale in value)
 
 
@@ -273,33 +268,18 @@ def texts(name: str, value: Any) -> list[str]:
 
 def wholes(name: str, values: Any) -> list[int]:
     """A list of whole numbers of any integer type, as Python's; a `UserError` for anything else."""
-    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Set, Mapping)) or is_scalar(values):
+    values = plain(values)
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Set, Mapping)):
         raise UserError(f"{name} must be a list of whole numbers, not {said(values)}")
-    numbers = [plain(value) for value in values]
     try:
-        if any(isinstance(number, bool) for number in numbers):
-            raise TypeError
-        return [operator.index(number) for number in numbers]
+        return [operator.index("" if isinstance(value, bool) else value) for value in map(plain, values)]
     except TypeError:
         raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
 
 
-def is_scalar(values: Any) -> bool:
-    """Whether this is a scalar of NumPy or PyTorch."""
-    return getattr(values, "shape", None) == ()
-
-
 def plain(value: Any) -> Any:
     """A scalar of NumPy or PyTorch as Python's number; any other value as it is."""
-    return value.item() if is_scalar(value) else value
-
-
-def one_or_each(what: str, value: Any, count: int) -> list[Any]:
-    """What a user gave for all `count` prompts, or in a list with one for each; a `UserError` for another number."""
-    given = list(value) if isinstance(value, (list, tuple)) else [value]
-    if len(given) not in (1, count):
-        raise UserError(f"give one {what} for all {count} prompts or one for each, not {len(given)}")
-    return given
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def unicode_text(text: str) -> str:

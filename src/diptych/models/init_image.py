@@ -23,7 +23,6 @@ from diptych.conditioning.lowres_augmentation import downsample
 from diptych.core.errors import UserError
 from diptych.core.image_files import FITTED, fit_image, fitted_size, read_image
 from diptych.core.images import to_tensor
-from diptych.core.values import one_or_each
 from diptych.models.request import is_given, read_size
 from diptych.models.sampling import InitState, steps_taken
 
@@ -224,6 +223,14 @@ def read_tensor(name: str, tensor: Tensor, count: int, channels: int, low: float
     if not ((tensor >= low) & (tensor <= 1)).all():  # NaN fails too
         raise UserError(f"the values of {name} must lie between {low:g} and 1")
     return tensor
+
+
+def one_or_each(what: str, value: Any, count: int) -> list[Any]:
+    """What a user gave for all `count` prompts, or in a list with one for each; a `UserError` for another number."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(given) not in (1, count):
+        raise UserError(f"give one {what} for all {count} prompts or one for each, not {len(given)}")
+    return given
 
 
 class LowResImage(Protocol):
