@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         judge = load_judge()
         dataset = open_dataset(DataConfig(path=str(options.data), size=SIZE, split="held-out", kinds=("single",)))
         count = min(len(dataset), DRAWINGS)
-        real = judge.features([Image.fromarray(dataset[i].picture) for i in range(count)]).numpy()
+        real = judge.features([Image.fromarray(dataset[i].image) for i in range(count)]).numpy()
         rows = [measure(factor, folder, real, judge, options) for factor, folder in folders.items()]
         options.out.mkdir(parents=True, exist_ok=True)
         grid([image for row in rows for image in row.pop("shown")], columns=SHOWN).save(options.out / "sheet.png")

@@ -40,7 +40,7 @@ def main() -> None:
     model = diptych.load(arguments.model)
     _, examples = draw_examples(arguments.data, "held-out", arguments.size, arguments.pictures, seed=0)
     examples = [one for one in examples if one.meta.get("kind") == "single"]
-    real = np.array([fine(Image.fromarray(one.picture), arguments.size) for one in examples])
+    real = np.array([fine(Image.fromarray(one.image), arguments.size) for one in examples])
     made: list[float] = []
     for start in range(0, len(examples), 8):
         part = examples[start : start + 8]

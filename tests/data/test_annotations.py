@@ -1,4 +1,4 @@
-"""Layouts of pictures: ours, and what COCO's and OpenImages' boxes become."""
+"""Layouts of images: ours, and what COCO's and OpenImages' boxes become."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from PIL import Image
 
 from diptych.cli import main as cli
 from diptych.core.errors import UserError
-from diptych.data.annotations import in_square, read_coco, write_layouts
-from diptych.data.box_layouts import drawn, layout_of, written
+from diptych.data.annotations import crop_boxes, read_coco, write_layouts
+from diptych.data.box_layouts import bounding_box, format_layout, layout_of
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.encoders.layout import parse_layout
 
 
-def no_picture() -> np.ndarray:
+def no_image() -> np.ndarray:
     raise AssertionError("nobody needs the picture")
 
 
-def test_what_is_written_can_be_read() -> None:
-    text = written([("a;b  c", (-0.5, 0.123456, 0.5, 2)), ("gone", (1.2, 0, 1.5, 1)), ("dog", (0, 0, 1e-5, 1))])
+def test_layout_text_round_trip() -> None:
+    text = format_layout([("a;b  c", (-0.5, 0.123456, 0.5, 2)), ("gone", (1.2, 0, 1.5, 1)), ("dog", (0, 0, 1e-5, 1))])
     assert [tuple(box) for box in parse_layout(text)] == [("a,b c", 0, 0.1235, 0.5, 1)]
 
 
 def test_the_layout_of_a_scene_is_its_objects_and_its_word() -> None:
     dog = {"concept": "dog face", "box": [0.1, 0.2, 0.5, 0.9], "style": "noto"}
     scene = {"objects": [dog, dog], "text": {"word": "fish", "box": [0.2, 0, 0.8, 0.1]}}
-    assert layout_of(scene, no_picture) == "; ".join(["dog face 0.1 0.2 0.5 0.9"] * 2 + ["written word 0.2 0 0.8 0.1"])
-    assert layout_of({"objects": [], "text": None}, no_picture) == ""
-    assert layout_of({**scene, "layout": "cat 0 0 1 1"}, no_picture) == "cat 0 0 1 1"
+    assert layout_of(scene, no_image) == "; ".join(["dog face 0.1 0.2 0.5 0.9"] * 2 + ["written word 0.2 0 0.8 0.1"])
+    assert layout_of({"objects": [], "text": None}, no_image) == ""
+    assert layout_of({**scene, "layout": "cat 0 0 1 1"}, no_image) == "cat 0 0 1 1"
     with pytest.raises(ValueError, match="neither a layout"):
-        layout_of({"captions": ["a dog"]}, no_picture)
+        layout_of({"captions": ["a dog"]}, no_image)
 
 
-def test_the_box_of_a_drawing_is_around_what_is_drawn() -> None:
-    picture = np.full((10, 20, 3), 255, np.uint8)
-    assert drawn(picture) == (0, 0, 1, 1)
-    picture[2:5, 4:10, 1] = 0
-    picture[9, 19] = 252  # as good as white
-    assert drawn(picture) == (0.2, 0.2, 0.5, 0.5)
-    assert layout_of({"concept": "bar"}, lambda: picture) == "bar 0.2 0.2 0.5 0.5"
+def test_bounding_box_of_a_drawing() -> None:
+    image = np.full((10, 20, 3), 255, np.uint8)
+    assert bounding_box(image) == (0, 0, 1, 1)
+    image[2:5, 4:10, 1] = 0
+    image[9, 19] = 252  # as good as white
+    assert bounding_box(image) == (0.2, 0.2, 0.5, 0.5)
+    assert layout_of({"concept": "bar"}, lambda: image) == "bar 0.2 0.2 0.5 0.5"
 
 
 def test_a_data_set_gives_layouts_for_captions(tmp_path: Path) -> None:
@@ -60,16 +60,16 @@ def test_a_data_set_gives_layouts_for_captions(tmp_path: Path) -> None:
 
 
 def test_boxes_in_the_square_from_the_middle() -> None:
-    # Of a picture twice as wide as high the middle half is seen: x becomes 2 x - 1/2.
+    # Of an image twice as wide as high the middle half is seen: x becomes 2 x - 1/2.
     boxes = [("in", (0.25, 0, 0.75, 1)), ("half", (0.125, 0.25, 0.375, 0.5)), ("out", (0, 0, 0.25, 1))]
-    assert in_square(boxes, (200, 100)) == [("in", (0, 0, 1, 1)), ("half", (0, 0.25, 0.25, 0.5))]
-    assert in_square([("sliver", (0, 0, 0.3, 1))], (200, 100)) == []  # a sixth of it is seen
-    assert in_square([("inverted", (0.5, 0, 0.4, 1))], (100, 100)) == []
-    assert in_square([("tall", (0, 0.25, 1, 0.5))], (100, 200)) == [("tall", (0, 0, 1, 0.5))]
+    assert crop_boxes(boxes, (200, 100)) == [("in", (0, 0, 1, 1)), ("half", (0, 0.25, 0.25, 0.5))]
+    assert crop_boxes([("sliver", (0, 0, 0.3, 1))], (200, 100)) == []  # a sixth of it is seen
+    assert crop_boxes([("inverted", (0.5, 0, 0.4, 1))], (100, 100)) == []
+    assert crop_boxes([("tall", (0, 0.25, 1, 0.5))], (100, 200)) == [("tall", (0, 0, 1, 0.5))]
 
 
 def coco(tmp_path: Path) -> tuple[Path, Path]:
-    """Two pictures of 40 x 20, one annotated with three boxes, of which one is around a crowd."""
+    """Two images of 40 x 20, one annotated with three boxes, of which one is around a crowd."""
     folder, path = tmp_path / "pictures", tmp_path / "instances_toy.json"
     folder.mkdir()
     for name in ("a.jpg", "b.png", "unknown.png"):
@@ -131,7 +131,7 @@ def test_files_that_are_no_annotations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         write_layouts(path, tmp_path / "none")
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    with pytest.raises(UserError, match="has no boxes of the pictures"):
+    with pytest.raises(UserError, match="has no boxes of the images"):
         write_layouts(path, folder)
     wrong, classes = tmp_path / "wrong.csv", tmp_path / "classes.csv"
     classes.write_text("/m/1,Dog\n")

@@ -7,8 +7,8 @@ import pytest
 from diptych.core.errors import UserError
 from diptych.data import DataConfig, open_dataset
 from diptych.data.caption_text import with_captions
-from diptych.data.check import examine
-from diptych.data.quarantine import Broken
+from diptych.data.check import check_dataset
+from diptych.data.quarantine import BrokenExample
 from tests.data.tiny import foreign_shard, png
 
 
@@ -53,7 +53,7 @@ def again(form, text):
 @pytest.mark.parametrize("put", [in_folder, in_shard])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_caption_is_read_alike_at_every_door(tmp_path, put, place, text):
+def test_a_caption_reads_the_same_from_every_source(tmp_path, put, place, text):
     put(tmp_path, {"0.png": png(), place.split(",")[0]: PLACES[place](TEXTS[text])})
     assert opened(tmp_path)[0].captions == ("a café",)
 
@@ -66,14 +66,14 @@ def test_a_caption_named_after_the_whole_file(tmp_path, name):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", ["metadata.jsonl", "captions.csv", "METADATA.CSV"])
-def test_tables_are_read_alike(tmp_path, name, encoding):
+def test_tables_in_every_format_read_the_same(tmp_path, name, encoding):
     in_folder(tmp_path, {"a/0.png": png()})
     row = '{"Image": "a\\\\0.png", "Prompt": "a café\u2028"}' if name.endswith("l") else "Image,Prompt\na/0.png,a café"
     (tmp_path / name).write_text(row, encoding=encoding)
     assert opened(tmp_path)[0].captions == ("a café",)
 
 
-def test_several_rows_of_a_picture_are_several_captions(tmp_path):
+def test_several_rows_of_an_image_are_several_captions(tmp_path):
     in_folder(tmp_path, {"0.png": png(), "captions.csv": b"image,caption\n0.png,one\n0.png,two\n"})
     assert opened(tmp_path)[0].captions == ("one", "two")
 
@@ -94,9 +94,9 @@ def test_utf16_without_a_mark_is_no_caption(tmp_path, put):
         opened(tmp_path)[0]
 
 
-def test_a_caption_beside_a_picture_that_is_left_out_is_no_stray(tmp_path):
+def test_the_caption_of_a_skipped_image_is_not_reported(tmp_path):
     in_folder(tmp_path, {"0.png": png(), "0.txt": b"x", "1.gif": b"GIF89a", "1.txt": b"y", "2.txt": b"z"})
-    assert [one["name"] for one in examine(opened(tmp_path)).left_out] == ["1.gif", "2.txt"]
+    assert [one["name"] for one in check_dataset(opened(tmp_path)).left_out] == ["1.gif", "2.txt"]
 
 
 @pytest.mark.parametrize("value", [["x"], {"a": 1}, 5, True, None, "", "train", "Validation", "third"])
@@ -104,7 +104,7 @@ def test_a_caption_beside_a_picture_that_is_left_out_is_no_stray(tmp_path):
 def test_labels_may_be_of_any_type(tmp_path, field, value):
     rows = {"0.png": png(), "0.json": json.dumps({"caption": "x", field: value}).encode()}
     in_folder(tmp_path, {**rows, "1.png": png(), "1.txt": b"y"})
-    report = examine(opened(tmp_path, split="all", max_failure_rate=1.0, kinds=(), styles=()))
+    report = check_dataset(opened(tmp_path, split="all", max_failure_rate=1.0, kinds=(), styles=()))
     odd = isinstance(value, (list, dict)) or (field == "split" and value in (5, True, "third"))
     assert (report.readable, len(report.broken)) == ((1, 1) if odd else (2, 0))
     if odd:
@@ -117,7 +117,7 @@ def test_any_field_of_any_type_has_a_caption_or_a_reason():
         for field in ("captions", "caption", "text", "tags"):
             try:
                 assert all(isinstance(one, str) for one in with_captions({field: value})["captions"])
-            except Broken as error:
+            except BrokenExample as error:
                 assert str(error)
     assert with_captions({"text": {"box": 1}, "PROMPT": "x"})["captions"] == ["x"]
     assert with_captions({"captions": [], "caption": "y"}, "x")["captions"] == ["x"]
@@ -126,7 +126,7 @@ def test_any_field_of_any_type_has_a_caption_or_a_reason():
 def test_a_field_in_the_place_of_captions_must_say_something(tmp_path):
     for number, value in enumerate(["one", ["a", "b"], 7, None, {"a": 1}, [{}]]):
         in_folder(tmp_path, {f"{number}.png": png(), f"{number}.json": json.dumps({"word": value}).encode()})
-    report = examine(opened(tmp_path, caption_field="word", max_failure_rate=1.0))
+    report = check_dataset(opened(tmp_path, caption_field="word", max_failure_rate=1.0))
     assert report.readable == 3
     assert [one["reason"].split(",")[0] for one in report.broken] == [
         "no field 'word'",
@@ -146,7 +146,7 @@ def test_class_folders(tmp_path):
 
 
 @pytest.mark.parametrize("put", [in_folder, in_shard])
-def test_pictures_need_captions_only_where_they_are_read(tmp_path, put):
+def test_images_need_captions_only_where_captions_are_used(tmp_path, put):
     put(tmp_path, {"0.png": png(), "1.png": png()})
     data = open_dataset(DataConfig(path=str(tmp_path), size=8), captions=False)
     assert [data[i].captions for i in range(2)] == [("",), ("",)]

@@ -22,27 +22,27 @@ def gradient(width, height):
     return Image.fromarray(pixels)
 
 
-def encoded(picture, kind="PNG", **options):
+def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def test_the_centre_is_kept_and_the_shorter_side_resized():
-    picture = decode(encoded(gradient(300, 100)), 50)
-    assert picture.shape == (50, 50, 3)
-    assert abs(int(picture[0, 0, 0]) - 85) < 6  # a third of the width cut on each side
-    assert abs(int(picture[0, -1, 0]) - 170) < 6
-    assert picture[0, 0, 1] < 8
-    assert picture[-1, 0, 1] > 247
+def test_the_centre_is_cropped_and_the_shorter_side_resized():
+    image = decode(encoded(gradient(300, 100)), 50)
+    assert image.shape == (50, 50, 3)
+    assert abs(int(image[0, 0, 0]) - 85) < 6  # a third of the width cut on each side
+    assert abs(int(image[0, -1, 0]) - 170) < 6
+    assert image[0, 0, 1] < 8
+    assert image[-1, 0, 1] > 247
 
 
-def test_a_picture_of_the_right_size_is_kept_exactly():
-    picture = gradient(32, 32)
-    np.testing.assert_array_equal(decode(encoded(picture), 32), np.asarray(picture))
+def test_an_image_of_the_target_size_is_unchanged():
+    image = gradient(32, 32)
+    np.testing.assert_array_equal(decode(encoded(image), 32), np.asarray(image))
 
 
-def test_small_pictures_grow():
+def test_small_images_are_enlarged():
     assert decode(png((3, 7)), 16).shape == (16, 16, 3)
 
 
@@ -59,8 +59,8 @@ def test_alpha_is_composited_on_white():
 def test_other_modes_become_rgb(mode):
     kind = "JPEG" if mode == "CMYK" else "PNG"
     source = gradient(16, 16).convert("L")
-    picture = Image.fromarray(np.asarray(source).astype(np.uint16) * 257) if mode == "I;16" else source.convert(mode)
-    decoded = decode(encoded(picture, kind), 16)
+    image = Image.fromarray(np.asarray(source).astype(np.uint16) * 257) if mode == "I;16" else source.convert(mode)
+    decoded = decode(encoded(image, kind), 16)
     assert decoded.shape == (16, 16, 3)
     assert decoded.dtype == np.uint8
     assert decoded[-1].mean() > decoded[0].mean() + 60  # it still grows lighter downwards
@@ -69,11 +69,11 @@ def test_other_modes_become_rgb(mode):
 def test_exif_orientation_is_followed():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn 90 degrees clockwise
-    picture = decode(encoded(gradient(40, 40), "JPEG", exif=exif, quality=95), 40)
-    assert picture[0, :, 1].mean() > picture[0, :, 0].mean() or picture[0, 0, 1] > 200
-    assert picture[0, 0, 1] > 240  # what was at the bottom left is now at the top left
-    assert picture[-1, 0, 1] > 240
-    assert picture[-1, 0, 0] > 240
+    image = decode(encoded(gradient(40, 40), "JPEG", exif=exif, quality=95), 40)
+    assert image[0, :, 1].mean() > image[0, :, 0].mean() or image[0, 0, 1] > 200
+    assert image[0, 0, 1] > 240  # what was at the bottom left is now at the top left
+    assert image[-1, 0, 1] > 240
+    assert image[-1, 0, 0] > 240
 
 
 def bomb():
@@ -101,7 +101,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_broken_pictures_are_set_aside_and_replaced(tmp_path, what, caplog):
+def test_broken_images_are_quarantined_and_replaced(tmp_path, what, caplog):
     image_dataset(tmp_path / "a.tar", 30, {7: BROKEN[what]})
     record = tmp_path / "run" / "quarantine.jsonl"
     data = open_dataset(DataConfig(path=str(tmp_path), size=8), record=record)
@@ -110,7 +110,7 @@ def test_broken_pictures_are_set_aside_and_replaced(tmp_path, what, caplog):
     assert instead.key != "000000007"
     assert data[7].key == instead.key
     assert list(data.quarantine.broken) == [("a.tar", "000000007")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is written beside the pictures
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is written beside the images
     record.parent.mkdir()
     data.quarantine.flush()
     again = open_dataset(DataConfig(path=str(tmp_path), size=8), record=record)
@@ -121,7 +121,7 @@ def test_broken_pictures_are_set_aside_and_replaced(tmp_path, what, caplog):
     assert "000000007" in caplog.text
 
 
-def test_too_many_broken_pictures_stop_with_the_counts(tmp_path):
+def test_too_many_broken_images_raise_with_the_counts(tmp_path):
     image_dataset(tmp_path / "a.tar", 40, dict.fromkeys(range(0, 40, 4), b"broken"))
     data = open_dataset(DataConfig(path=str(tmp_path), size=8, max_failure_rate=0.1))
     with pytest.raises(UserError, match=r"\d+ of 2\d examples are broken, above the limit of 10\.0%"):
@@ -138,7 +138,7 @@ def test_a_few_of_few_do_not_stop(tmp_path):
     assert len([data[i] for i in range(10)]) == 10
 
 
-def test_nothing_readable_at_all(tmp_path):
+def test_no_readable_example(tmp_path):
     image_dataset(tmp_path / "a.tar", 3, {0: b"", 1: b"", 2: b""})
     with pytest.raises(UserError, match="no readable example"):
         open_dataset(DataConfig(path=str(tmp_path), size=8))[0]
@@ -159,13 +159,13 @@ def test_a_quarantine_that_cannot_be_written_is_no_reason_to_stop(tmp_path):
     assert len(data.quarantine.broken) == 1
 
 
-def test_pictures_in_memory_are_decoded_once(tmp_path, monkeypatch):
+def test_images_in_memory_are_decoded_once(tmp_path, monkeypatch):
     image_dataset(tmp_path / "a.tar", 3)
     data = open_dataset(DataConfig(path=str(tmp_path), size=8, in_memory=True))
     first = [data[i] for i in range(3)]
     monkeypatch.setattr("diptych.data.dataset.decode", lambda *_: pytest.fail("decoded again"))
     for one, again in zip(first, (data[i] for i in range(3)), strict=True):
-        np.testing.assert_array_equal(one.picture, again.picture)
+        np.testing.assert_array_equal(one.image, again.image)
 
 
 def entry(key, **meta):
@@ -257,7 +257,7 @@ def test_captions_in_a_csv_table(tmp_path):
         ),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n[1]\n', "line 2: no object but a list"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n' + "[" * 10**5, "line 2: metadata.jsonl is nested"),
-        ("captions.csv", 'file_name,text\n\na.png,"x\ny"\n\nb.png,z\n', "line 6: its picture b.png is not there"),
+        ("captions.csv", 'file_name,text\n\na.png,"x\ny"\n\nb.png,z\n', "line 6: its image b.png is not there"),
         ("captions.csv", "file_name,text\na.png,x\n,y\n", "line 3: no file_name"),
     ],
 )
@@ -270,14 +270,14 @@ def test_a_row_of_a_table_that_cannot_be_used_is_left_out_with_its_line(tmp_path
     assert line in left
 
 
-def test_a_table_of_which_nothing_can_be_read_is_in_the_error(tmp_path):
+def test_an_unreadable_table_is_named_in_the_error(tmp_path):
     put(tmp_path, "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"name": "a.png", "text": "x"}\n')
     with pytest.raises(UserError, match=r"a.png in .*: no caption; metadata.jsonl, line 1: no file_name"):
         read(tmp_path)
 
 
-def test_pictures_without_caption_in_a_folder(tmp_path):
+def test_images_without_caption_in_a_folder(tmp_path):
     for i in range(30):
         put(tmp_path, f"{i:02d}.png", None if i == 3 else f"number {i}")
     assert "03.png" not in read(tmp_path)
@@ -290,7 +290,7 @@ def test_pictures_without_caption_in_a_folder(tmp_path):
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(UserError, match="no data at"):
         read(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no \.tar shards and no pictures"):
+    with pytest.raises(UserError, match=r"no \.tar shards and no images"):
         read(tmp_path)
 
 
@@ -327,7 +327,7 @@ def test_settings_that_do_not_go_together_name_the_first(values):
         DataConfig(**values)
 
 
-def test_a_crop_may_be_as_large_as_the_picture():
+def test_a_crop_may_be_as_large_as_the_image():
     assert DataConfig(size=32, crop=32).crop == 32
     assert DataConfig(size=32, crop=1).crop == 1
     with pytest.raises(UserError, match="crop must lie between 1 and size 32, not 33"):

@@ -18,9 +18,9 @@ from diptych.core.errors import UserError
 from diptych.data import DataConfig, open_dataset
 from diptych.data.decode import decode
 from diptych.data.openfiles import OpenFiles
-from diptych.data.paths import no_data
-from diptych.data.quarantine import Broken
-from diptych.data.shards import OTHER_PICTURES, PICTURES
+from diptych.data.paths import is_system_file
+from diptych.data.quarantine import BrokenExample
+from diptych.data.shards import IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
 from tests.data.tiny import foreign_shard, image_dataset, png
 
 
@@ -40,7 +40,7 @@ def test_whole_data_is_whole(tmp_path, capsys):
     put(tmp_path, **{"._a.png": b"\0\5\x16\7", "._a.txt": b"\0", "Thumbs.db": b"", ".DS_Store": b""})
     code, report = check(capsys, tmp_path)
     assert (code, report["readable"], report["whole"]) == (0, 1, True)
-    assert no_data("._x.png") and not no_data(".")
+    assert is_system_file("._x.png") and not is_system_file(".")
 
 
 LEFT = {
@@ -59,15 +59,15 @@ LEFT = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_what_lies_beside_is_named(tmp_path, capsys, name):
+def test_unused_files_are_listed(tmp_path, capsys, name):
     put(tmp_path, a__png=png(), a__txt=b"x", **{name: LEFT[name]})
     code, report = check(capsys, tmp_path)
     assert code == 1 and report["readable"] == 1
     assert name in report["left_out"][0]["name"] and report["left_out"][0]["reason"]
 
 
-@pytest.mark.parametrize("extension", sorted({*PICTURES, *OTHER_PICTURES}))
-def test_every_extension_of_a_picture_is_read_or_named(tmp_path, capsys, extension):
+@pytest.mark.parametrize("extension", sorted({*IMAGE_EXTENSIONS, *UNSUPPORTED_EXTENSIONS}))
+def test_every_image_extension_is_read_or_listed(tmp_path, capsys, extension):
     put(tmp_path, a__png=png(), a__txt=b"x", **{f"b.{extension.upper()}": png(), "b.txt": b"y"})
     _, report = check(capsys, tmp_path)
     told = [one["name"] for one in report["left_out"]]
@@ -106,14 +106,14 @@ def test_names_that_are_no_utf_8_or_hold_escape_codes(tmp_path, capsys):
 SHARDS = {
     "a dot in the name": ([("22.05.png", png()), ("22.05.txt", b"x")], "a dot in its name"),
     "twice": ([("1.png", png()), ("1.txt", b"x"), ("1.png", png())], "the same name twice"),
-    "another format": ([("1.gif", b"GIF89a"), ("1.txt", b"x")], ".gif pictures are not read"),
-    "two pictures": ([("1.jpg", png()), ("1.png", png()), ("1.txt", b"x")], "another picture of its example"),
+    "another format": ([("1.gif", b"GIF89a"), ("1.txt", b"x")], ".gif images are not read"),
+    "two images": ([("1.jpg", png()), ("1.png", png()), ("1.txt", b"x")], "another image of its example"),
     "two captions": ([("1.png", png()), ("1.txt", b"x"), ("1.caption", b"y")], "another caption of its example"),
 }
 
 
 @pytest.mark.parametrize("what", SHARDS)
-def test_members_that_are_not_read_are_named(tmp_path, capsys, what):
+def test_skipped_members_are_listed(tmp_path, capsys, what):
     members, reason = SHARDS[what]
     foreign_shard(tmp_path / "a.tar", [("0.png", png()), ("0.txt", b"x"), *members, ("._0.png", b""), ("0.cls", b"1")])
     code, report = check(capsys, tmp_path)
@@ -131,7 +131,7 @@ def test_members_that_do_not_stand_together(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
-def test_a_packed_shard_and_pictures_beside_shards(tmp_path, capsys, kind):
+def test_a_compressed_shard_and_images_beside_shards(tmp_path, capsys, kind):
     image_dataset(tmp_path / "whole.tar", 2)
     with tarfile.open(tmp_path / "packed.tar", f"w:{kind}") as tar:
         tar.addfile(tarfile.TarInfo("x.png"))
@@ -140,14 +140,14 @@ def test_a_packed_shard_and_pictures_beside_shards(tmp_path, capsys, kind):
     assert code == 1 and report["readable"] == 2
     reasons = sorted(one["reason"] for one in [*report["broken"], *report["left_out"]])
     assert [reason.split(":")[0].split(" with")[0] for reason in reasons] == [
-        "a picture beside shards",
+        "an image beside shards",
         "it is compressed",
         "the file is empty",
     ]
 
 
 @pytest.mark.parametrize("names", [["a.png"], [f"{i}.png" for i in range(5)]])
-def test_a_small_set_says_why_nothing_can_be_read(tmp_path, names):
+def test_a_small_unreadable_set_lists_the_reasons(tmp_path, names):
     for name in names:
         (tmp_path / name).write_bytes(png())
     more = f", and {len(names) - 1} more" if len(names) > 1 else ""
@@ -163,12 +163,12 @@ def test_a_small_set_says_why_nothing_can_be_read(tmp_path, names):
 @pytest.mark.parametrize("shape", [(30000, 1), (1, 30000), (340, 20), (20, 340)])
 @pytest.mark.parametrize("square", [True, False])
 def test_a_strip_is_left_out_before_it_is_enlarged(shape, square):
-    with pytest.raises(Broken, match=f"{shape[0]} x {shape[1]} pixels: its longer side is more than 16 times"):
+    with pytest.raises(BrokenExample, match=f"{shape[0]} x {shape[1]} pixels: its longer side is more than 16 times"):
         decode(png(shape), 512, square=square)
 
 
 def test_an_enlargement_has_a_limit():
-    with pytest.raises(Broken, match=r"16 x 256 pixels: more than 67,108,864 once resized to 4096"):
+    with pytest.raises(BrokenExample, match=r"16 x 256 pixels: more than 67,108,864 once resized to 4096"):
         decode(png((16, 256)), 4096)
     assert decode(png((20, 320)), 8).shape == (8, 8, 3)
 
@@ -285,10 +285,10 @@ def test_the_same_array_whatever_the_extension(tmp_path):
     for name in ("a.jfif", "b.JPE", "c.png"):
         put(tmp_path, **{name: buffer.getvalue(), name.split(".")[0] + ".txt": b"x"})
     data = open_dataset(DataConfig(path=str(tmp_path), size=8))
-    assert len({data[i].picture.tobytes() for i in range(3)}) == 1
+    assert len({data[i].image.tobytes() for i in range(3)}) == 1
 
 
-def test_shards_and_examples_of_one_name_are_told_apart(tmp_path, capsys):
+def test_shards_and_examples_of_one_name_are_distinct(tmp_path, capsys):
     (tmp_path / "sub").mkdir()
     foreign_shard(tmp_path / "a.TAR", [("0.png", b"broken"), ("0.txt", b"x"), ("1.png", png()), ("1.txt", b"y")])
     twice = [("0.png", png()), ("0.txt", b"x"), ("1.png", png()), ("1.txt", b"y"), ("0.png", b""), ("0.txt", b"z")]
@@ -308,7 +308,7 @@ def test_the_limit_on_pixels_holds_in_every_thread(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
 
     def refused(_: int) -> None:
-        with pytest.raises(Broken, match="more than 200 pixels"):
+        with pytest.raises(BrokenExample, match="more than 200 pixels"):
             decode(png(), 8)
 
     with ThreadPoolExecutor(8) as pool:
@@ -350,7 +350,7 @@ BROKEN_TABLES = {
 
 
 @pytest.mark.parametrize("what", BROKEN_TABLES)
-def test_what_of_a_table_is_not_read_is_named_once(tmp_path, capsys, what):
+def test_skipped_rows_of_a_table_are_listed_once(tmp_path, capsys, what):
     name, text, where, reason = BROKEN_TABLES[what]
     rest = {"captions.csv": b"file_name,text\nz.png,x\n"}
     if what == "two tables":

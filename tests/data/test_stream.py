@@ -16,7 +16,7 @@ def test_every_epoch_holds_every_example_once_in_a_new_order():
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_a_position_fixes_the_sample_whatever_was_asked_before():
+def test_a_position_fixes_the_sample_in_any_order():
     straight = list(itertools.islice(sample_stream(7, 5), 60))
     assert straight == [SampleStream(7, 5)[p] for p in range(60)]
     jumping = SampleStream(7, 5)
@@ -50,15 +50,15 @@ def test_a_batch(tmp_path):
 
 
 def test_pixels_run_from_minus_one_to_one_channels_first():
-    picture = np.zeros((2, 2, 3), dtype=np.uint8)
-    picture[0, 1] = (255, 0, 51)
-    got = collate([Example(picture=picture, captions=("x",), meta={}, key="k")], [0])["picture"][0]
+    image = np.zeros((2, 2, 3), dtype=np.uint8)
+    image[0, 1] = (255, 0, 51)
+    got = collate([Example(image=image, captions=("x",), meta={}, key="k")], [0])["picture"][0]
     assert got[:, 0, 1].tolist() == [1.0, -1.0, -0.6000000238418579]
     assert got[:, 1, 0].tolist() == [-1.0, -1.0, -1.0]
 
 
 def test_the_seed_picks_among_the_captions_evenly():
-    example = Example(picture=np.zeros((1, 1, 3), dtype=np.uint8), captions=("a", "b", "c"), meta={}, key="k")
+    example = Example(image=np.zeros((1, 1, 3), dtype=np.uint8), captions=("a", "b", "c"), meta={}, key="k")
     seeds = [SampleStream(9, 0)[p][1] for p in range(3000)]
     told = collate([example] * 3000, seeds)["caption"]
     assert all(abs(count - 1000) < 120 for count in Counter(told).values())
@@ -71,8 +71,8 @@ def test_the_seed_picks_among_the_captions_evenly():
 def numbered(height=6, width=6, key="k"):
     """Each pixel tells its row in red and its column in green."""
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    picture = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
-    return Example(picture=picture, captions=("x",), meta={}, key=key)
+    image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    return Example(image=image, captions=("x",), meta={}, key=key)
 
 
 def cutting(crop, size=6, **options):
@@ -107,17 +107,17 @@ def test_the_seed_alone_fixes_the_place_of_a_crop():
     assert places(collate([numbered()] * 40, seeds[::-1], cutting(2))) == together[::-1]
 
 
-def test_a_crop_of_the_whole_size_is_the_whole_picture():
+def test_a_crop_of_the_whole_size_is_the_whole_image():
     whole, cropped = (collate([numbered()] * 3, [1, 2, 3], crop) for crop in (None, cutting(6)))
     assert torch.equal(whole["picture"], cropped["picture"])
 
 
-def test_a_crop_says_the_caption_that_the_whole_picture_says():
-    example = Example(picture=numbered().picture, captions=("a", "b", "c"), meta={}, key="k")
+def test_a_crop_has_the_caption_of_the_whole_image():
+    example = Example(image=numbered().image, captions=("a", "b", "c"), meta={}, key="k")
     assert collate([example] * 50, range(50), cutting(2))["caption"] == collate([example] * 50, range(50))["caption"]
 
 
-def test_the_stream_cuts_what_the_data_says(tmp_path):
+def test_the_stream_crops_as_configured(tmp_path):
     image_dataset(tmp_path / "a.tar", 6)
     for crop in (None, 5):
         data = open_dataset(DataConfig(path=str(tmp_path), size=8, crop=crop))
@@ -133,7 +133,7 @@ def test_the_stream_cuts_what_the_data_says(tmp_path):
         assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), batch["picture"])
 
 
-# What else is drawn of a picture
+# What else is drawn of an image
 
 
 def seen(example, config, count=1000):
@@ -142,7 +142,7 @@ def seen(example, config, count=1000):
     return ((batch["picture"] + 1) * 127.5).round().long()
 
 
-def test_a_share_of_the_pictures_is_mirrored():
+def test_a_share_of_the_images_is_flipped():
     plain, never, half, always = (
         seen(numbered(), None if flip is None else DataConfig(size=6, flip=flip)) for flip in (None, 0.0, 0.3, 1.0)
     )
@@ -169,23 +169,23 @@ def test_the_shifted_centre_crop_goes_as_far_as_it_may():
         assert set(starts) == set(range(centre - reach, centre + reach + 1))
 
 
-def test_a_range_of_sizes_shows_less_and_more_of_a_picture():
-    """Of a picture (20, 30) at its largest, crops of 10 show between all and half of the shorter side."""
+def test_random_sizes_change_the_visible_part():
+    """Of an image (20, 30) at its largest, crops of 10 show between all and half of the shorter side."""
     found = seen(numbered(20, 30), DataConfig(size=10, max_size=20, crop=10))
     assert found.shape == (1000, 3, 10, 10)
-    shown = found[:, 0, -1, 0] - found[:, 0, 0, 0]  # rows of the picture, from the first to the last that is seen
+    shown = found[:, 0, -1, 0] - found[:, 0, 0, 0]  # rows of the image, from the first to the last that is seen
     assert shown.min() <= 10 and shown.max() >= 17
     lefts = found[:, 1, 0, 0]
     assert lefts.min() <= 1 and lefts.max() >= 18
 
 
-def test_crops_and_shifts_reach_beyond_the_centre_of_oblong_pictures(tmp_path):
-    picture = Image.fromarray(numbered(8, 24).picture)
-    picture.save(tmp_path / "a.png")
+def test_crops_and_shifts_reach_beyond_the_centre_of_oblong_images(tmp_path):
+    image = Image.fromarray(numbered(8, 24).image)
+    image.save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("x")
     for config in ({"crop": 8}, {"center_shift": 0.5}, {"size": 8, "max_size": 8, "crop": 4}):
         data = open_dataset(DataConfig(path=str(tmp_path), **{"size": 8, **config}))
-        assert data[0].picture.shape == (8, 24, 3)
+        assert data[0].image.shape == (8, 24, 3)
         batch = make_batch(data, SampleStream(1, 0), range(50))
         assert batch["picture"].shape == (50, 3, data.config.side, data.config.side)
         assert len({places(batch)[i][1] for i in range(50)}) > 4

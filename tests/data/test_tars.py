@@ -54,7 +54,7 @@ def test_pax_headers_may_hold_the_size(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 512 * 3])
-def test_a_broken_header_is_told_with_its_place(tmp_path, at):
+def test_a_broken_header_is_reported_with_its_offset(tmp_path, at):
     path = archive(tmp_path / "a.tar", tarfile.USTAR_FORMAT, ["a.png", "b.png", "c.png"])
     data = bytearray(path.read_bytes())
     data[at + 3] ^= 1
@@ -64,7 +64,7 @@ def test_a_broken_header_is_told_with_its_place(tmp_path, at):
 
 
 @pytest.mark.parametrize("length", [0, 100, 700, 512 * 9 + 10])
-def test_a_cut_file_is_told(tmp_path, length):
+def test_a_truncated_file_is_reported(tmp_path, length):
     path = archive(tmp_path / "a.tar", tarfile.USTAR_FORMAT, ["a.png", "b.png", "c.png"])
     assert path.stat().st_size > length
     path.write_bytes(path.read_bytes()[:length])

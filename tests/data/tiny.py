@@ -98,7 +98,7 @@ def foreign_shard(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 def image_dataset(path: Path, count: int, broken: dict[int, bytes] | None = None) -> Path:
-    """A shard as img2dataset writes it, with some pictures replaced."""
+    """A shard as img2dataset writes it, with some images replaced."""
     members: list[tuple[str, bytes]] = []
     for i in range(count):
         data = (broken or {}).get(i, png((24, 20), (i % 256, 99, 0), format="JPEG"))

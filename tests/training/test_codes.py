@@ -14,7 +14,7 @@ import torch
 import diptych
 from diptych.core.errors import UserError
 from diptych.core.random import DROP, Draws
-from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
 from diptych.encoders.configs import build_encoder
 from diptych.models.autoregressive import Autoregressive
@@ -135,13 +135,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(told: str, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PictureDataset]:
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageDataset]:
     path = str(write_pictures(tmp_path_factory.mktemp("data") / "pictures"))
     return {split: open_dataset(DataConfig(path=path, size=SIZE, split=split)) for split in ("train", "held-out")}
 
 
 def test_codes_computed_once_are_those_computed_at_every_step(
-    datasets: dict[str, PictureDataset], tmp_path: Path
+    datasets: dict[str, ImageDataset], tmp_path: Path
 ) -> None:
     store = precompute(datasets, first_stage(), minilm(), tmp_path / "store", CPU, "codes")
     assert load_safetensors(store / "codes-train.safetensors")["codes"].dtype == torch.int16

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diptych.core.errors import UserError
-from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
 from diptych.encoders.base import TextEmbedding
 from diptych.models.latent_diffusion import LatentDiffusion
@@ -46,7 +46,7 @@ class Words:
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PictureDataset]:
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageDataset]:
     path = str(write_pictures(tmp_path_factory.mktemp("data") / "pictures"))
     return {
         "train": open_dataset(DataConfig(path=path, size=SIZE)),
@@ -55,12 +55,12 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PictureDatas
 
 
 @pytest.fixture(scope="module")
-def store(datasets: dict[str, PictureDataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(datasets: dict[str, ImageDataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return precompute(datasets, autoencoder(), Words(), tmp_path_factory.mktemp("cache") / "store", CPU)
 
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
-def test_batches_are_those_encoded_on_the_fly(store: Path, datasets: dict[str, PictureDataset], split: str) -> None:
+def test_batches_are_those_encoded_on_the_fly(store: Path, datasets: dict[str, ImageDataset], split: str) -> None:
     stream, positions = SampleStream(len(datasets[split]), 7), [0, 5, 1, 100, 12_345]
     fly = make_batch(datasets[split], stream, positions)
     kept = PrecomputedLatents(store, split, 7, autoencoder())(positions)
@@ -75,7 +75,7 @@ def test_batches_are_those_encoded_on_the_fly(store: Path, datasets: dict[str, P
 
 
 def test_mirror_images_are_kept_and_drawn_as_on_the_fly(
-    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path
+    store: Path, datasets: dict[str, ImageDataset], tmp_path: Path
 ) -> None:
     flipping = open_dataset(dataclasses.replace(datasets["train"].config, flip=0.5))
     folder = precompute({"train": flipping}, autoencoder(), None, tmp_path / "store", CPU)
@@ -125,7 +125,7 @@ def test_a_pooled_vector_that_is_the_mean_is_not_stored(tmp_path: Path) -> None:
 
 
 def test_texts_of_another_encoder_are_refused_and_made_again(
-    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path
+    store: Path, datasets: dict[str, ImageDataset], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="made with another text encoder"):
         EmbeddedTexts.load(Words(seed=1), store)
@@ -183,7 +183,7 @@ def test_a_folder_without_latents_or_the_split_says_so(store: Path, tmp_path: Pa
 
 
 def test_a_precompute_that_is_cut_short_leaves_the_old_folder(
-    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, datasets: dict[str, ImageDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(store, tmp_path / "store")
 
@@ -209,7 +209,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_interrupted_anywhere_the_work_goes_on_and_ends_with_the_same_bytes(
-    datasets: dict[str, PictureDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: dict[str, ImageDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(module, "PART", 4)
@@ -247,7 +247,7 @@ def test_interrupted_anywhere_the_work_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_only_precomputed_data_is_replaced(
-    store: Path, datasets: dict[str, PictureDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, datasets: dict[str, ImageDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*arguments: Any) -> Any:
         raise AssertionError("refused before any work")
@@ -265,9 +265,7 @@ def test_only_precomputed_data_is_replaced(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_other_data_or_models_do_not_go_on_with_what_is_left(
-    datasets: dict[str, PictureDataset], tmp_path: Path
-) -> None:
+def test_other_data_or_models_do_not_go_on_with_what_is_left(datasets: dict[str, ImageDataset], tmp_path: Path) -> None:
     asked = {"precompute": "latents"}
     with pytest.raises(KeyboardInterrupt), module.unfinished(tmp_path / "store", asked) as work:
         (work / "train-000000.safetensors").write_text("of something else")

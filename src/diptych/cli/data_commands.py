@@ -73,10 +73,10 @@ def emoji(arguments: argparse.Namespace) -> None:
 
 
 def layouts(arguments: argparse.Namespace) -> None:
-    from diptych.data.annotations import MOST, write_layouts
+    from diptych.data.annotations import MAX_BOXES, write_layouts
 
     folder = arguments.images
-    counts = write_layouts(arguments.annotations, folder, arguments.classes, arguments.boxes or MOST)
+    counts = write_layouts(arguments.annotations, folder, arguments.classes, arguments.boxes or MAX_BOXES)
     boxes = f"{counts['boxes']:,} boxes of {len(counts['classes']):,} classes in {counts['pictures']:,} images"
     tell(f"{folder}: {boxes}; train with data.path={folder} data.caption_field=layout")
 
@@ -98,7 +98,7 @@ def familiar(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from diptych.data.check import examine
+    from diptych.data.check import check_dataset
     from diptych.data.dataset import DataConfig, open_dataset
     from diptych.data.quarantine import silent
 
@@ -113,6 +113,6 @@ def check(arguments: argparse.Namespace) -> int:
             from diptych.training import experiment_data
 
             dataset = experiment_data.open_all(get(arguments.recipe).override(arguments.assignments), settings)
-        report = examine(dataset)
+        report = check_dataset(dataset)
     tell(json.dumps({**report._asdict(), "whole": report.whole}, indent=2) if arguments.json else report.text())
     return 0 if report.whole else 1

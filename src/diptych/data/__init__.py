@@ -7,14 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diptych.data.dataset import DataConfig, Example, PictureDataset, open_dataset
+    from diptych.data.dataset import DataConfig, Example, ImageDataset, open_dataset
     from diptych.data.quarantine import Quarantine
     from diptych.data.stream import SampleStream, collate, make_batch, sample_stream
 
 __all__ = [
     "DataConfig",
     "Example",
-    "PictureDataset",
+    "ImageDataset",
     "Quarantine",
     "SampleStream",
     "collate",

@@ -1,4 +1,4 @@
-"""What training sees of a picture each time: random crops, shifted centre crops, flips.
+"""Augmentation: random crops, shifted centre crops, flips.
 
 Everything is drawn from the example's seed, which its position in the stream fixes: the same on any number of workers
 and processes, and after any resume.
@@ -13,50 +13,50 @@ from diptych.core.hashing import mix
 from diptych.data.dataset_config import DataConfig
 
 TOP, LEFT, FLIP, SIZE, SHIFT = 31, 32, 33, 34, 35
-"""What is drawn: a number each, mixed with the example's seed."""
-RANGE = 2**63
+"""A number for each random choice, mixed with the example's seed."""
+MIX_RANGE = 2**63
 """`mix` draws whole numbers below this."""
 
 
-def view(picture: np.ndarray, config: DataConfig, seed: int) -> np.ndarray:
-    """The square that is trained on, uint8 (S, S, 3) with S = `config.side`, of a picture (H, W, 3) as the dataset has
-    it: its shorter side `config.resized`, or the square already where nothing is drawn."""
+def augment_image(image: np.ndarray, config: DataConfig, seed: int) -> np.ndarray:
+    """The training crop, uint8 (S, S, 3) with S = `config.side`, of an image (H, W, 3) of the dataset: its shorter
+    side is `config.resized`, or it is the square already where the config crops at the centre."""
     if config.crop is not None:
-        picture = random_crop(picture, config.crop, drawn_size(config, seed), seed)
+        image = random_crop(image, config.crop, random_size(config, seed), seed)
     elif config.center_shift:
-        picture = shifted_crop(picture, config.center_shift, seed)
-    return picture[:, ::-1] if flipped(config.flip, seed) else picture
+        image = shifted_crop(image, config.center_shift, seed)
+    return image[:, ::-1] if flipped(config.flip, seed) else image
 
 
 def flipped(probability: float, seed: int) -> bool:
     """Whether an example of this seed is mirrored."""
-    return probability > 0 and mix(seed, FLIP) < probability * RANGE
+    return probability > 0 and mix(seed, FLIP) < probability * MIX_RANGE
 
 
-def drawn_size(config: DataConfig, seed: int) -> int:
-    """The length of the shorter side, from `size` to `max_size`, each as likely."""
+def random_size(config: DataConfig, seed: int) -> int:
+    """The length of the shorter side, from `size` to `max_size`, uniformly at random."""
     return config.size + mix(seed, SIZE) % (config.resized - config.size + 1)
 
 
-def random_crop(picture: np.ndarray, side: int, size: int, seed: int) -> np.ndarray:
-    """A square (side, side, 3) of a picture (H, W, 3) as if its shorter side were resized to `size`: the seed fixes
-    where, every place is as likely."""
-    height, width = picture.shape[:2]
+def random_crop(image: np.ndarray, side: int, size: int, seed: int) -> np.ndarray:
+    """A square (side, side, 3) of an image (H, W, 3) as if its shorter side were resized to `size`, at a
+    uniformly random place that the seed fixes."""
+    height, width = image.shape[:2]
     if size == min(height, width):
         top, left = mix(seed, TOP) % (height - side + 1), mix(seed, LEFT) % (width - side + 1)
-        return picture[top : top + side, left : left + side]
-    length = side * min(height, width) / size  # in pixels of the picture as it is
-    top, left = (mix(seed, n) / RANGE * (whole - length) for n, whole in ((TOP, height), (LEFT, width)))
+        return image[top : top + side, left : left + side]
+    length = side * min(height, width) / size  # in pixels of the image as it is
+    top, left = (mix(seed, n) / MIX_RANGE * (whole - length) for n, whole in ((TOP, height), (LEFT, width)))
     box = left, top, min(left + length, width), min(top + length, height)
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS, box=box))
 
 
-def shifted_crop(picture: np.ndarray, most: float, seed: int) -> np.ndarray:
-    """The square of the shorter side (S, S, 3) from the centre of a picture (H, W, 3), moved along the longer side by
-    up to `most` of its own side, as far as the picture reaches."""
-    height, width = picture.shape[:2]
+def shifted_crop(image: np.ndarray, most: float, seed: int) -> np.ndarray:
+    """The square of the shorter side (S, S, 3) from the centre of an image (H, W, 3), moved along the longer side by
+    up to `most` of its own side, as far as the image reaches."""
+    height, width = image.shape[:2]
     side = min(height, width)
     centre = (max(height, width) - side) // 2
     reach = min(int(most * side), centre)
     start = centre - reach + mix(seed, SHIFT) % (2 * reach + 1)
-    return picture[start : start + side] if height > width else picture[:, start : start + side]
+    return image[start : start + side] if height > width else image[:, start : start + side]

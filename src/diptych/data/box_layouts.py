@@ -1,7 +1,7 @@
-"""Layouts as captions: what stands where in a picture, as `encoders/layout.py` reads it.
+"""Layouts as captions: class names with their boxes, in the text format of `encoders/layout.py`.
 
-Our own scenes say it themselves; a single drawing is one box, which is measured. `annotations.py` makes layouts for
-pictures of others.
+Scenes have their boxes in their metadata; the box of a single drawing is measured. `annotations.py` writes layouts for
+COCO and OpenImages.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.quarantine import Broken
+from diptych.data.quarantine import BrokenExample
 
-FIELD = "layout"
-"""As `data.caption_field`: an example's layout in the place of its captions."""
-WORD = "written word"
-"""What a box holds in which a word is written."""
-PAPER = 250
-"""A value below this is no white paper."""
+LAYOUT_FIELD = "layout"
+"""The value of `data.caption_field` that uses layouts as captions."""
+WRITTEN_WORD = "written word"
+"""Class name of a box around a written word."""
+WHITE = 250
+"""Pixel values below this are not background."""
 Sides = tuple[float, float, float, float]
 """Left, top, right, bottom, as fractions of width and height."""
 
 
-def written(boxes: Sequence[tuple[str, Sides]]) -> str:
-    """A layout as text. Names lose what would part two boxes; sides are clipped to the picture, and what is nothing
-    after that is left out."""
+def format_layout(boxes: Sequence[tuple[str, Sides]]) -> str:
+    """A layout as text. Semicolons in names become commas; boxes are clipped to the image, and empty ones dropped."""
     lines = []
     for name, sides in boxes:
         left, top, right, bottom = (round(min(max(float(side), 0.0), 1.0), 4) for side in sides)
@@ -34,35 +33,35 @@ def written(boxes: Sequence[tuple[str, Sides]]) -> str:
     return "; ".join(lines)
 
 
-def layout_of(meta: dict[str, Any], picture: Callable[[], np.ndarray]) -> str:
-    """The layout of an example: what its metadata say, else its objects and written word, else the one thing that it
-    shows, in a box around what is drawn in its picture (H, W, 3). Raises `Broken` where nothing says what it shows.
+def layout_of(meta: dict[str, Any], image: Callable[[], np.ndarray]) -> str:
+    """The layout of an example: the one in its metadata, else its objects and written word, else its concept with the
+    bounding box of the drawing in its image (H, W, 3). Raises `BrokenExample` where the metadata has none of these.
     """
     require_layout(meta)
-    if isinstance(meta.get(FIELD), str):
-        return meta[FIELD]
+    if isinstance(meta.get(LAYOUT_FIELD), str):
+        return meta[LAYOUT_FIELD]
     if "objects" in meta:
         try:
             boxes = [(one["concept"], one["box"]) for one in meta["objects"]]
             if isinstance(text := meta.get("text"), dict):
-                boxes.append((WORD, text["box"]))
-            return written(boxes)
+                boxes.append((WRITTEN_WORD, text["box"]))
+            return format_layout(boxes)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise Broken("its objects are not each a concept with a box of four numbers") from None
-    return written([(meta["concept"], drawn(picture()))])
+            raise BrokenExample("its objects are not each a concept with a box of four numbers") from None
+    return format_layout([(meta["concept"], bounding_box(image()))])
 
 
 def require_layout(meta: dict[str, Any]) -> None:
-    """Raises `Broken` where metadata says nothing of what `layout_of` reads."""
-    if not (isinstance(meta.get(FIELD), str) or "objects" in meta or isinstance(meta.get("concept"), str)):
-        raise Broken("neither a layout nor objects nor a concept")
+    """Raise `BrokenExample` for metadata without a layout, objects or a concept."""
+    if not (isinstance(meta.get(LAYOUT_FIELD), str) or "objects" in meta or isinstance(meta.get("concept"), str)):
+        raise BrokenExample("neither a layout nor objects nor a concept")
 
 
-def drawn(picture: np.ndarray) -> Sides:
-    """Around what is not white in a picture (H, W, 3) uint8; the whole where all is white."""
-    rows, columns = np.nonzero((picture < PAPER).any(2))
+def bounding_box(image: np.ndarray) -> Sides:
+    """The box around all pixels that are not white in an image, uint8 (H, W, 3); the whole image where all are."""
+    rows, columns = np.nonzero((image < WHITE).any(2))
     if not len(rows):
         return 0.0, 0.0, 1.0, 1.0
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     return float(left / width), float(top / height), float(right / width), float(bottom / height)

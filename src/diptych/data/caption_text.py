@@ -1,7 +1,7 @@
-"""How captions are read, the same from every place: text files, JSON, tables, members of shards.
+"""Captions and metadata from text files, JSON, tables and shard members.
 
-Text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one. Anything else is refused by name: what
-latin-1, cp1252 or GBK would make of it cannot be known, and a guess would be learned.
+Text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one. Anything else is an error: its
+encoding cannot be known, and a wrong guess would be trained on.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import re
 from typing import Any
 
 from diptych.core.terminal import printable
-from diptych.data.quarantine import Broken
+from diptych.data.quarantine import BrokenExample
 
 CAPTION_FIELDS = ("captions", "caption", "text", "texts", "prompt", "prompts", "description", "tags")
 """Fields of metadata that may hold captions, in any case: the first of them that does."""
-LABELS = ("split", "kind", "style", "category")
-"""Fields of metadata that choose examples or are counted: texts."""
+LABEL_FIELDS = ("split", "kind", "style", "category")
+"""Text fields of metadata that select examples or are counted."""
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(
         ("held-out", "heldout", "held_out", "val", "valid", "validation", "dev", "eval", "test"), "held-out"
     ),
 }
-"""What metadata, or the folders of a data set, may call the two splits."""
-LONGEST_TEXT = 16 * 2**20
-"""Bytes of a caption file or a JSON beside a picture: more is no caption."""
+"""Names of the two splits in metadata and in folder names."""
+MAX_TEXT_BYTES = 16 * 2**20
+"""Largest size of a caption file or of a JSON file beside an image, in bytes."""
 INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*")
-"""Text in which there is nothing to see: blanks, control characters, marks of direction and of no width."""
-MARKS = (
+"""Text without a visible character: blanks, control characters, direction and zero-width marks."""
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the beginning of this one
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -38,102 +38,101 @@ MARKS = (
 )
 
 
-def decoded(data: bytes, name: str) -> str:
-    """The text of a file, known by its byte order mark, else UTF-8. Raises `Broken` with the name where it is not."""
-    mark, encoding = next(((m, e) for m, e in MARKS if data.startswith(m)), (b"", "utf-8"))
+def decode_text(data: bytes, name: str) -> str:
+    """The text of a file: in the encoding of its byte order mark, else UTF-8. Raises `BrokenExample` for others."""
+    mark, encoding = next(((m, e) for m, e in BYTE_ORDER_MARKS if data.startswith(m)), (b"", "utf-8"))
     try:
         text = data[len(mark) :].decode(encoding)
         if not mark and re.search(r"\w\0|\0\w", text):  # what UTF-16 makes of ASCII is valid UTF-8
-            raise Broken(f"{name} holds NUL bytes (UTF-16 without a byte order mark?): save it as UTF-8")
+            raise BrokenExample(f"{name} holds NUL bytes (UTF-16 without a byte order mark?): save it as UTF-8")
         return text
     except UnicodeDecodeError as error:
         if mark:
-            raise Broken(f"{name} begins as {encoding[:-3].upper()} and is not: save it as UTF-8") from None
+            raise BrokenExample(f"{name} begins as {encoding[:-3].upper()} and is not: save it as UTF-8") from None
         line = data.count(b"\n", 0, error.start) + 1
         byte = f"byte 0x{data[error.start]:02x} in line {line}"
-        raise Broken(
+        raise BrokenExample(
             f"{name} is not UTF-8 ({byte}; latin-1, cp1252, or UTF-16 without a byte order mark?): save it as UTF-8"
         ) from None
 
 
-def parsed(text: str, name: str, line: int | None = None) -> Any:
-    """What a JSON text holds. Raises `Broken` with the name and the line, which is `line` of a file of one a line."""
+def parse_json(text: str, name: str, line: int | None = None) -> Any:
+    """The value of a JSON text. Raises `BrokenExample` with the name and line; `line` is that of a JSON-lines file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = f"line {line or error.lineno}, column {error.colno}"
-        raise Broken(f"{name} is not JSON ({at}: {error.msg})") from None
+        raise BrokenExample(f"{name} is not JSON ({at}: {error.msg})") from None
     except RecursionError:
-        raise Broken(f"{name} is nested too deeply" + (f" (line {line})" if line else "")) from None
+        raise BrokenExample(f"{name} is nested too deeply" + (f" (line {line})" if line else "")) from None
     except ValueError as error:  # a number of more digits than Python converts
-        raise Broken(f"{name} cannot be read ({str(error).partition(':')[0]})") from None
+        raise BrokenExample(f"{name} cannot be read ({str(error).partition(':')[0]})") from None
 
 
-def metadata(value: Any, name: str) -> dict[str, Any]:
-    """What a JSON beside a picture says: an object, or captions alone (a text, a list of texts)."""
+def metadata_object(value: Any, name: str) -> dict[str, Any]:
+    """The metadata in a JSON file: an object, or captions alone (a text or a list of texts)."""
     if isinstance(value, (str, list)):
         return {"captions": value}
     if not isinstance(value, dict):
-        raise Broken(f"{name} holds no object but {spoken(value)}")
+        raise BrokenExample(f"{name} holds no object but {json_type(value)}")
     return value
 
 
 def with_captions(meta: dict[str, Any], text: str | None = None) -> dict[str, Any]:
-    """Metadata with a list "captions", which is empty where nothing says any: its own `captions`, else the text of the
-    file beside the picture, else what another field of `CAPTION_FIELDS` says. Labels become texts, splits `train` or
-    `held-out`. Raises `Broken` for what can be none of these.
+    """Metadata with a list "captions", which may be empty: its field `captions`, else the text of the caption file,
+    else the first other field of `CAPTION_FIELDS`. Labels become texts, splits `train` or `held-out`. Raises
+    `BrokenExample` for values of another type.
     """
     names = {str(name).casefold(): name for name in reversed(meta)}
     texts = [meta.get(names.get(field)) for field in CAPTION_FIELDS]  # type: ignore[arg-type]
     texts.insert(1, text)
-    captions = next((found for one in texts if (found := texts_of(one))), [])
-    labels = {field: label(meta[field], field) for field in LABELS if meta.get(field) not in (None, "")}
+    captions = next((nonempty for value in texts if (nonempty := texts_of(value))), [])
+    labels = {field: label_text(meta[field], field) for field in LABEL_FIELDS if meta.get(field) not in (None, "")}
     if "split" in labels:
         split = labels["split"]
         if split.casefold() not in SPLITS:
-            raise Broken(f"its split {split[:40]!r} is unknown: write train or held-out")
+            raise BrokenExample(f"its split {split[:40]!r} is unknown: write train or held-out")
         labels["split"] = SPLITS[split.casefold()]
     return {**meta, **labels, "captions": captions}
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a text or of a list of them, stripped; none of what is neither. Raises `Broken` for half a character
-    (a lone surrogate, as JSON can write it)."""
+    """The texts of a text or of a list of texts, stripped; other values give none. Raises `BrokenExample` for a lone
+    surrogate, which JSON can write."""
     values = value if isinstance(value, list) else [value]
-    texts = [one.strip() for one in values if isinstance(one, str) and not INVISIBLE.fullmatch(one)]
-    for one in texts:
-        if re.search("[\ud800-\udfff]", one):
-            raise Broken(f"its caption {ascii(one)[:60]} is no valid Unicode text")
+    texts = [text.strip() for text in values if isinstance(text, str) and not INVISIBLE.fullmatch(text)]
+    for text in texts:
+        if re.search("[\ud800-\udfff]", text):
+            raise BrokenExample(f"its caption {ascii(text)[:60]} is no valid Unicode text")
     return texts
 
 
-def label(value: Any, field: str) -> str:
-    """A field that must say one word, as text."""
+def label_text(value: Any, field: str) -> str:
+    """The text of a label field, which is no list or object."""
     if isinstance(value, (dict, list)):
-        raise Broken(f"its {field} is {spoken(value)}, not a text")
+        raise BrokenExample(f"its {field} is {json_type(value)}, not a text")
     return str(value)
 
 
-def labels_of(meta: dict[str, Any], field: str) -> list[str]:
-    """What a field says in the place of captions: a text, a number, or a list of them."""
+def field_texts(meta: dict[str, Any], field: str) -> list[str]:
+    """The value of a field that replaces the captions, as texts: a text, a number, or a list of them."""
     value = meta.get(field)
     values = value if isinstance(value, list) else [value]
-    kept = [str(one).strip() for one in values if isinstance(one, (str, int, float)) and str(one).strip()]
-    if not kept or len(kept) < len(values):
-        said = f"no field {field!r}" if value is None else f"its {field!r} is {spoken(value)}, not a text"
-        raise Broken(f"{said}, which data.caption_field asks for")
-    return texts_of(kept)
+    texts = [str(entry).strip() for entry in values if isinstance(entry, (str, int, float)) and str(entry).strip()]
+    if not texts or len(texts) < len(values):
+        problem = f"no field {field!r}" if value is None else f"its {field!r} is {json_type(value)}, not a text"
+        raise BrokenExample(f"{problem}, which data.caption_field asks for")
+    return texts_of(texts)
 
 
-def spoken(value: Any) -> str:
-    """What kind of JSON value it is, in words."""
+def json_type(value: Any) -> str:
+    """The type of a JSON value, in words."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
     return kinds.get(type(value), "a number")
 
 
 def one_line(name: str) -> str:
-    """A file name as any terminal and file can show it: bytes that are no UTF-8, control characters and line breaks
-    written out."""
+    """A file name in one printable line: invalid UTF-8, control characters and line breaks are escaped."""
     if name.isascii() and name.isprintable():
         return name
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")

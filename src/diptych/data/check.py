@@ -1,4 +1,4 @@
-"""Everything that training will not see of some data, and why."""
+"""A check of a whole data set: broken, skipped and changed examples, with reasons."""
 
 from __future__ import annotations
 
@@ -6,76 +6,76 @@ import collections
 from typing import Any, NamedTuple
 
 from diptych.core.progress import track
-from diptych.data.caption_text import LABELS, one_line
-from diptych.data.dataset import PictureDataset
+from diptych.data.caption_text import LABEL_FIELDS, one_line
+from diptych.data.dataset import ImageDataset
 
-LISTED = 20
-"""Names that are listed of those with one reason; a program gets all."""
+MAX_LISTED = 20
+"""Names listed for one reason in the text; the JSON has all."""
 
 
-class Report(NamedTuple):
-    """What `examine` found."""
+class DataReport(NamedTuple):
+    """The result of `check_dataset`."""
 
     path: str
     readable: int
-    """Examples that training sees."""
+    """Number of readable examples."""
     broken: list[dict[str, str]]
     """Examples that cannot be read: shard, key, reason."""
     left_out: list[dict[str, str]]
-    """What looks like data and is no example: name, reason."""
+    """Files and rows that are no examples: name, reason."""
     changed: list[dict[str, str]]
-    """Examples of which captions are cut or left out: shard, key, change."""
+    """Examples with shortened or dropped captions: shard, key, change."""
     counts: dict[str, dict[str, int]]
     """How often each kind, split, style and category occurs."""
 
     @property
     def whole(self) -> bool:
-        """Whether training sees all of it."""
+        """Whether every example is readable and unchanged."""
         return not (self.broken or self.left_out or self.changed)
 
     def text(self) -> str:
-        """For people: what is the same reason is said once."""
-        found = [
+        """The report as text; each reason is printed once."""
+        lines = [
             f"{self.path}: {self.readable:,} examples can be read, {len(self.broken):,} are broken"
             + (f", {len(self.left_out):,} files or rows are left out" if self.left_out else "")
         ]
         for field, counter in self.counts.items():
             common = sorted(counter.items(), key=lambda item: -item[1])
-            found.append(f"  {field}: " + ", ".join(f"{one_line(name)} {count:,}" for name, count in common))
-        found += grouped("broken", [(f"{e['key']} in {e['shard']}", e["reason"]) for e in self.broken])
-        found += grouped("left out", [(e["name"], e["reason"]) for e in self.left_out])
-        found += grouped("changed", [(f"{e['key']} in {e['shard']}", e["change"]) for e in self.changed])
-        return "\n".join(found)
+            lines.append(f"  {field}: " + ", ".join(f"{one_line(name)} {count:,}" for name, count in common))
+        lines += grouped("broken", [(f"{e['key']} in {e['shard']}", e["reason"]) for e in self.broken])
+        lines += grouped("left out", [(e["name"], e["reason"]) for e in self.left_out])
+        lines += grouped("changed", [(f"{e['key']} in {e['shard']}", e["change"]) for e in self.changed])
+        return "\n".join(lines)
 
 
-def examine(dataset: PictureDataset) -> Report:
-    """Read every example of a data set, and what else is known of it."""
+def check_dataset(dataset: ImageDataset) -> DataReport:
+    """Read every example of a data set."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     readable = 0
     for example in track(dataset.readable(), "reading", len(dataset)):
         readable += 1
-        for field in LABELS:
+        for field in LABEL_FIELDS:
             if field in example.meta:
                 counts[field][example.meta[field]] += 1
     quarantine = dataset.quarantine
-    return Report(
+    return DataReport(
         dataset.config.path,
         readable,
         [{"shard": shard, "key": key, "reason": reason} for (shard, key), reason in quarantine.broken.items()],
-        [{"name": name, "reason": reason} for name, reason in dataset.source.left.items()],
+        [{"name": name, "reason": reason} for name, reason in dataset.source.skipped.items()],
         [{"shard": shard, "key": key, "change": change} for (shard, key), change in quarantine.changed.items()],
         {field: dict(counter) for field, counter in counts.items()},
     )
 
 
 def grouped(what: str, entries: list[tuple[str, Any]]) -> list[str]:
-    """A line for each; of more than `LISTED` with one reason, the first and how many there are."""
+    """A line for each entry; of more than `MAX_LISTED` with one reason, the first ones and a count."""
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for name, reason in entries:
         groups[reason].append(name)
     lines = []
     for reason, names in groups.items():
-        lines += [f"  {what}: {name}: {reason}" for name in names[:LISTED]]
-        if len(names) > LISTED:
-            lines.append(f"  {what}: and {len(names) - LISTED:,} more: {reason} (--json lists all)")
+        lines += [f"  {what}: {name}: {reason}" for name in names[:MAX_LISTED]]
+        if len(names) > MAX_LISTED:
+            lines.append(f"  {what}: and {len(names) - MAX_LISTED:,} more: {reason} (--json lists all)")
     return lines

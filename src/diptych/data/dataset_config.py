@@ -1,4 +1,4 @@
-"""Which pictures are trained on, which of them, and what is seen of each."""
+"""The config of a data set: path, size, crop, augmentation, selection of examples."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import dataclasses
 from typing import Annotated, Literal
 
 from diptych.core.config import Config, Within
-from diptych.data.box_layouts import FIELD
+from diptych.data.box_layouts import LAYOUT_FIELD
 
 Split = Literal["train", "held-out", "all"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """Where the pictures are and which of them to use."""
+    """The images of a data set: where they are, how they are cropped, which are used."""
 
     path: str = "data/emoji"
-    """Folder of WebDataset shards (*.tar), or of pictures with captions."""
+    """Folder of WebDataset shards (*.tar), or of images with captions."""
     size: Annotated[int, Within(0, 2**16)] = 64
-    """Pixels to which the shorter side of each picture is resized; without `crop`, the side of the square from its
+    """Pixels to which the shorter side of each image is resized; without `crop`, the side of the square from its
     centre that is trained on."""
     max_size: Annotated[int | None, Within(0, 2**16)] = None
     """Resize the shorter side to a length drawn from `size` to this, before a random `crop`: 320 with size 256 and crop
-    256 are ADM's random crops of at least 0.8 of a picture. None for `size` always."""
+    256 are ADM's random crops of at least 0.8 of an image. None for `size` always."""
     crop: Annotated[int | None, Within(0, 2**16)] = None
-    """Side in pixels of a square cut at random from anywhere in the resized picture, every place as likely (size 384
+    """Side in pixels of a square cut at random from anywhere in the resized image, uniformly (size 384
     and crop 256: the first stages of latent diffusion); none for the centre."""
     center_shift: float = 0.0
     """Move the square from the centre by up to this share of its side, drawn evenly, along the longer side of the
-    picture and no further than it reaches (DeepFloyd IF: 0.1)."""
+    image and no further than it reaches (DeepFloyd IF: 0.1)."""
     flip: float = 0.0
-    """Probability that a picture is mirrored, left for right. Captions stay as they are: leave it 0 where they say left
+    """Probability that an image is mirrored, left for right. Captions stay as they are: leave it 0 where they say left
     and right, or where words are to be read. 0.5 in most papers without text."""
     split: Split = "train"
     """`train`, `held-out` or `all`."""
@@ -40,8 +40,8 @@ class DataConfig(Config):
     """Keep only single drawings of these styles; empty for all."""
     caption_field: str | None = None
     """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
-    classes of a model; `folder` for the name of the folder that its picture lies in (`train/n01440764/x.JPEG`: class
-    folders, as ImageNet has them); `cls` for what a shard's `.cls` members say; `layout` for what stands where (see
+    classes of a model; `folder` for the name of the folder that its image lies in (`train/n01440764/x.JPEG`: class
+    folders, as ImageNet has them); `cls` for what a shard's `.cls` members say; `layout` for layouts (see
     `data/box_layouts.py`); none for its captions."""
     long_captions: Literal["cut", "skip"] = "cut"
     """What becomes of captions that are longer than the model's text encoder reads, or layouts of more boxes: `cut`
@@ -57,7 +57,7 @@ class DataConfig(Config):
     """File that gets a JSON line for each example that is left out; none for quarantine.jsonl in the folder of the run,
     or beside that of a cache."""
     in_memory: bool = False
-    """Keep decoded pictures in memory (3 bytes a pixel) after their first use."""
+    """Keep decoded images in memory (3 bytes a pixel) after their first use."""
 
     def check(self) -> None:
         self.require(self.size >= 1, "size", "be at least 1")
@@ -69,7 +69,7 @@ class DataConfig(Config):
         self.require(0 <= self.center_shift <= 0.5, "center_shift", "lie between 0 and 0.5")
         self.require(self.center_shift == 0 or self.crop is None, "center_shift", "be 0 where crop cuts at random")
         self.require(0 <= self.flip <= 1, "flip", "lie between 0 and 1")
-        if self.caption_field == FIELD:  # its boxes are those of the square from the centre
+        if self.caption_field == LAYOUT_FIELD:  # its boxes are those of the square from the centre
             self.require(self.flip == 0 and not self.drawn, "caption_field", "be no layout with flip, crop or shift")
         self.require(self.least >= 1, "least", "be at least 1")
         self.require(self.least == 1 or self.caption_field is not None, "least", "be 1 where there is no caption_field")
@@ -83,15 +83,15 @@ class DataConfig(Config):
 
     @property
     def resized(self) -> int:
-        """Pixels to which the shorter side of a picture is resized when it is read."""
+        """Pixels to which the shorter side of an image is resized when it is read."""
         return self.max_size or self.size
 
     @property
     def drawn(self) -> bool:
-        """Whether which part of a picture is trained on is drawn anew each time."""
+        """Whether which part of an image is trained on is drawn anew each time."""
         return self.crop is not None or self.center_shift > 0
 
     @property
     def unchanged(self) -> DataConfig:
-        """For validation: pictures as they are, without flips, shifts or a range of sizes."""
+        """For validation: images as they are, without flips, shifts or a range of sizes."""
         return dataclasses.replace(self, flip=0.0, center_shift=0.0, max_size=None)

@@ -1,9 +1,9 @@
-"""Folders of picture files with their captions beside them or in a table.
+"""Folders of image files with their captions beside them or in a table.
 
 A caption is found in this order: rows of `metadata.jsonl`, `captions.jsonl`, or the same as `.csv` or `.tsv`, in the
-picture's folder or one above it (`file_name` and `text`, as Hugging Face's imagefolder has them, or any other field of
-`text.CAPTION_FIELDS`; several rows of a picture are several captions); `name.txt`, `name.caption`, `name.png.txt`; a
-`name.json`. Upper and lower case are the same. The folder that a picture lies in is its field `folder`: a class.
+image's folder or one above it (`file_name` and `text`, as Hugging Face's imagefolder has them, or any other field of
+`text.CAPTION_FIELDS`; several rows of an image are several captions); `name.txt`, `name.caption`, `name.png.txt`; a
+`name.json`. Upper and lower case are the same. The folder that an image lies in is its field `folder`: a class.
 """
 
 from __future__ import annotations
@@ -19,201 +19,213 @@ from typing import Any
 
 from diptych.core.image_files import is_encoded
 from diptych.data.caption_text import (
-    LONGEST_TEXT,
+    MAX_TEXT_BYTES,
     SPLITS,
-    decoded,
-    metadata,
+    decode_text,
+    json_type,
+    metadata_object,
     one_line,
-    parsed,
-    spoken,
+    parse_json,
     with_captions,
 )
 from diptych.data.paths import read_bounded, walk
-from diptych.data.quarantine import Broken, reason_of
-from diptych.data.shards import CONVERT, OTHER_PICTURES, PICTURES, TEXTS
+from diptych.data.quarantine import BrokenExample, reason_of
+from diptych.data.shards import CAPTION_EXTENSIONS, CONVERT_HINT, IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
 
 TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.tsv", "captions.tsv")
-NO_TABLES = ("metadata.parquet", "captions.parquet", "metadata.json", "captions.json")
+UNSUPPORTED_TABLES = ("metadata.parquet", "captions.parquet", "metadata.json", "captions.json")
 NAME_FIELDS = ("file_name", "file", "image", "filename", "file_path", "image_path", "path")
-"""Fields of a table that may name the picture, in any case."""
-NO_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "requirements")
-"""Names of texts that lie in folders of data and belong to no picture."""
-LARGEST_TABLE = 2**32
-csv.field_size_limit(LONGEST_TEXT)
+"""Fields of a table that may name the image, in any case."""
+NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "requirements")
+"""Names of texts that lie in folders of data and belong to no image."""
+MAX_TABLE_BYTES = 2**32
+csv.field_size_limit(MAX_TEXT_BYTES)
 
 
 class FolderSource:
-    """Every picture under a folder, in the order of their paths.
+    """The images under a folder, in the order of their paths.
 
-    `left` holds what training will not see: the path from the folder, and why.
+    `skipped`: files and rows that training does not read, path from the folder -> reason.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.left = folder, dict[str, str]()
-        self._where = one_line(str(folder))
+        self.folder, self.skipped = folder, dict[str, str]()
+        self._folder_name = one_line(str(folder))
         self._paths: list[Path] = []
-        self._unread: list[Path] = []  # pictures of kinds that are left out; captions beside them are no strays
-        self._beside: dict[str, dict[str, list[str]]] = defaultdict(dict)  # folder -> name in lower case -> names
+        self._unsupported: list[Path] = []  # images of kinds that are left out; captions beside them are no strays
+        self._caption_files: dict[str, dict[str, list[str]]] = defaultdict(
+            dict
+        )  # folder -> name in lower case -> names
         tables: list[Path] = []
-        for path in walk(folder, self.left):
+        for path in walk(folder, self.skipped):
             name, extension = path.name.casefold(), path.suffix.casefold().lstrip(".")
-            if extension in PICTURES:
+            if extension in IMAGE_EXTENSIONS:
                 self._paths.append(path)
             elif name in TABLES:
                 tables.append(path)
-            elif name in NO_TABLES:
-                self.left[self._named(path)] = "not read: write it as metadata.jsonl, an object with file_name a line"
-            elif extension in (*TEXTS, "json"):
-                self._beside[os.path.dirname(path)].setdefault(name, []).append(path.name)
-            elif extension in OTHER_PICTURES:
-                self.left[self._named(path)] = f".{extension} pictures are not read: {CONVERT}"
-                self._unread.append(path)
+            elif name in UNSUPPORTED_TABLES:
+                self.skipped[self._relative_name(path)] = (
+                    "not read: write it as metadata.jsonl, an object with file_name a line"
+                )
+            elif extension in (*CAPTION_EXTENSIONS, "json"):
+                self._caption_files[os.path.dirname(path)].setdefault(name, []).append(path.name)
+            elif extension in UNSUPPORTED_EXTENSIONS:
+                self.skipped[self._relative_name(path)] = f".{extension} images are not read: {CONVERT_HINT}"
+                self._unsupported.append(path)
             elif path.name.casefold().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".zip")):
-                self.left[self._named(path)] = "an archive that is compressed: unpack it"
-            elif is_picture(path):
-                self.left[self._named(path)] = f"a picture that is not named as one: give it .{PICTURES[0]} or the like"
+                self.skipped[self._relative_name(path)] = "an archive that is compressed: unpack it"
+            elif is_image_file(path):
+                self.skipped[self._relative_name(path)] = (
+                    f"an image that is not named as one: give it .{IMAGE_EXTENSIONS[0]} or the like"
+                )
         self._paths.sort()
-        self._known = {os.path.normpath(path): str(path) for path in self._paths}
-        self._any_case = {path.casefold(): whole for path, whole in self._known.items()} if tables else {}
+        self._by_path = {os.path.normpath(path): str(path) for path in self._paths}
+        self._any_case = {path.casefold(): whole for path, whole in self._by_path.items()} if tables else {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
         read_from: dict[str, str] = {}
         for table in sorted(tables, key=lambda table: (-TABLES.index(table.name.casefold()), table)):
-            found, named = self._read_table(table), self._named(table)
-            for path in found.keys() & self._rows.keys():
-                name = f"{read_from[path]}, {self._named(Path(path))}"
-                self.left[name] = f"another caption of it is in {named}, which is read"
-            self._rows |= found
-            read_from |= dict.fromkeys(found, named)
+            rows, table_name = self._read_table(table), self._relative_name(table)
+            for path in rows.keys() & self._rows.keys():
+                name = f"{read_from[path]}, {self._relative_name(Path(path))}"
+                self.skipped[name] = f"another caption of it is in {table_name}, which is read"
+            self._rows |= rows
+            read_from |= dict.fromkeys(rows, table_name)
         self._splits = self._split_folders()
-        self._note_unused()
+        self._skip_unused()
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def key(self, index: int) -> tuple[str, str]:
-        return self._where, self._named(self._paths[index])
+        return self._folder_name, self._relative_name(self._paths[index])
 
     def meta(self, index: int) -> dict[str, Any]:
         path = self._paths[index]
-        top, *deeper = self._inside(path).split(os.sep)
-        own = {"folder": [top, *deeper][-2]} if deeper else {}
+        top, *deeper = self._relative(path).split(os.sep)
+        fields = {"folder": [top, *deeper][-2]} if deeper else {}
         if top in self._splits:
-            own["split"] = self._splits[top]
-        rows = [with_captions({**own, **row}) for row in self._rows.get(str(path), ())]
+            fields["split"] = self._splits[top]
+        rows = [with_captions({**fields, **row}) for row in self._rows.get(str(path), ())]
         if captions := [caption for row in rows for caption in row["captions"]]:
             return {**rows[0], "captions": captions}
         meta, text = {}, None
-        if (beside := self._file(path, ("json",))) is not None:
-            meta = metadata(parsed(self._text(beside), beside.name), beside.name)
-        if (beside := self._file(path, TEXTS)) is not None:
-            text = self._text(beside)
+        if (file := self._file(path, ("json",))) is not None:
+            meta = metadata_object(parse_json(self._text(file), file.name), file.name)
+        if (file := self._file(path, CAPTION_EXTENSIONS)) is not None:
+            text = self._text(file)
         row = {key: value for key, value in rows[0].items() if key != "captions"} if rows else {}
-        return with_captions({**own, **meta, **row}, text)
+        return with_captions({**fields, **meta, **row}, text)
 
-    def picture(self, index: int) -> bytes:
+    def image_bytes(self, index: int) -> bytes:
         return read_bounded(self._paths[index])
 
-    def no_caption(self, index: int) -> Broken:
-        """The error of a picture of which nothing says a caption."""
+    def missing_caption(self, index: int) -> BrokenExample:
+        """The error for an image without a caption."""
         path = self._paths[index]
-        found = self._file(path, (*TEXTS, "json"))
-        return Broken(f"no caption in {found.name}" if found is not None else "no caption")
+        file = self._file(path, (*CAPTION_EXTENSIONS, "json"))
+        return BrokenExample(f"no caption in {file.name}" if file is not None else "no caption")
 
-    def states_split(self, index: int) -> bool:
+    def may_state_split(self, index: int) -> bool:
         return True
 
     def _text(self, path: Path) -> str:
-        return decoded(read_bounded(path, LONGEST_TEXT), path.name)
+        return decode_text(read_bounded(path, MAX_TEXT_BYTES), path.name)
 
-    def _named(self, path: Path) -> str:
-        return one_line(self._inside(path))
+    def _relative_name(self, path: Path) -> str:
+        return one_line(self._relative(path))
 
-    def _inside(self, path: Path) -> str:
+    def _relative(self, path: Path) -> str:
         """The path from the folder."""
         whole, prefix = str(path), os.path.join(self.folder, "")
         return whole[len(prefix) :] if whole.startswith(prefix) else os.path.relpath(whole, self.folder)
 
-    def _file(self, picture: Path, extensions: tuple[str, ...]) -> Path | None:
-        """What lies beside a picture: cat.txt or cat.png.txt of cat.png, in any case, its own case first."""
-        folder, whole = os.path.split(picture)
-        if beside := self._beside.get(folder):
+    def _file(self, image: Path, extensions: tuple[str, ...]) -> Path | None:
+        """The caption file of an image: cat.txt or cat.png.txt of cat.png, in any case, the exact case first."""
+        folder, whole = os.path.split(image)
+        if files := self._caption_files.get(folder):
             for stem in (os.path.splitext(whole)[0], whole):
                 for extension in extensions:
-                    if names := beside.get(f"{stem}.{extension}".casefold()):
+                    if names := files.get(f"{stem}.{extension}".casefold()):
                         return Path(folder, name if (name := f"{stem}.{extension}") in names else names[0])
         return None
 
     def _read_table(self, table: Path) -> dict[str, list[dict[str, Any]]]:
-        """Rows by the path of the picture that they describe; those that cannot be used are left out, with the line."""
+        """Path of an image -> its rows; rows that cannot be used are skipped, with their line."""
         rows: dict[str, list[dict[str, Any]]] = {}
-        named = self._named(table)
+        table_name = self._relative_name(table)
         try:
-            text = decoded(read_bounded(table, LARGEST_TABLE), table.name)
-            for line, row in rows_of(text, table.name):
+            text = decode_text(read_bounded(table, MAX_TABLE_BYTES), table.name)
+            for line, row in table_rows(text, table.name):
                 try:
-                    rows.setdefault(self._described(table, row), []).append(row)
-                except Broken as error:
-                    self.left[f"{named}, line {line}"] = str(error)
-        except Broken as error:
-            self.left[named] = str(error)
+                    rows.setdefault(self._row_path(table, row), []).append(row)
+                except BrokenExample as error:
+                    self.skipped[f"{table_name}, line {line}"] = str(error)
+        except BrokenExample as error:
+            self.skipped[table_name] = str(error)
         except csv.Error as error:
-            self.left[named] = f"no table ({error})"
+            self.skipped[table_name] = f"no table ({error})"
         except OSError as error:
-            self.left[named] = reason_of(error, str(table))
+            self.skipped[table_name] = reason_of(error, str(table))
         return rows
 
-    def _described(self, table: Path, row: Any) -> str:
-        """The path of the picture that a row of a table describes. Raises `Broken` where it is of none."""
-        if isinstance(row, Broken):
+    def _row_path(self, table: Path, row: Any) -> str:
+        """The path of the image that a row of a table describes. Raises `BrokenExample` where there is none."""
+        if isinstance(row, BrokenExample):
             raise row
         if not isinstance(row, dict):
-            raise Broken(f"no object but {spoken(row)}")
+            raise BrokenExample(f"no object but {json_type(row)}")
         fields = {str(key).casefold(): value for key, value in reversed(row.items())}
         name = next((n for field in NAME_FIELDS if isinstance(n := fields.get(field), str) and n), None)
         if name is None:
-            raise Broken("no file_name (the picture's path from the table's folder)")
+            raise BrokenExample("no file_name (the image's path from the table's folder)")
         for written in (name, name.replace("\\", "/")):
             path = os.path.normpath(os.path.join(table.parent, written))
-            if found := self._known.get(path) or self._any_case.get(path.casefold()):
-                return found
-        raise Broken(f"its picture {one_line(name)[:200]} is not there")
+            if known_path := self._by_path.get(path) or self._any_case.get(path.casefold()):
+                return known_path
+        raise BrokenExample(f"its image {one_line(name)[:200]} is not there")
 
     def _split_folders(self) -> dict[str, str]:
-        """Folders at the top that are named train and val, or the like: their pictures are of these splits, where
+        """Folders at the top that are named train and val, or the like: their images are of these splits, where
         there are both."""
-        tops = {self._inside(path).partition(os.sep)[0] for path in self._paths}
-        found = {name: SPLITS[name.casefold()] for name in tops if name.casefold() in SPLITS}
-        return found if len(set(found.values())) == 2 else {}
+        tops = {self._relative(path).partition(os.sep)[0] for path in self._paths}
+        splits = {name: SPLITS[name.casefold()] for name in tops if name.casefold() in SPLITS}
+        return splits if len(set(splits.values())) == 2 else {}
 
-    def _note_unused(self) -> None:
-        """Name captions that are not read: of several texts of a picture all but one; those without a picture, that is
-        texts in a folder that holds pictures, and a JSON where others in its folder lie beside pictures."""
+    def _skip_unused(self) -> None:
+        """Record captions that are not read: all but one of several texts of an image; texts without an image in a
+        folder of images, and JSON files without one in a folder where others have one."""
         used: dict[str, set[str]] = defaultdict(set)
-        doubtful: set[str] = set()  # folders in which a picture has several texts
-        for path in (*self._paths, *self._unread):
+        ambiguous: set[str] = set()  # folders in which an image has several texts
+        for path in (*self._paths, *self._unsupported):
             folder = os.path.dirname(path)
-            beside = self._beside.get(folder, {})
+            captions = self._caption_files.get(folder, {})
             stems = [path.stem.casefold(), path.name.casefold()]
-            used[folder] |= {n for stem in stems for e in (*TEXTS, "json") if (n := f"{stem}.{e}") in beside}
-            if sum(len(beside.get(f"{stem}.{end}", ())) for stem in stems for end in TEXTS) > 1:
-                doubtful.add(folder)
-        texts = {str(self._file(path, TEXTS)) for path in self._paths if os.path.dirname(path) in doubtful}
-        for folder in doubtful:
+            used[folder] |= {
+                n for stem in stems for e in (*CAPTION_EXTENSIONS, "json") if (n := f"{stem}.{e}") in captions
+            }
+            if sum(len(captions.get(f"{stem}.{end}", ())) for stem in stems for end in CAPTION_EXTENSIONS) > 1:
+                ambiguous.add(folder)
+        texts = {
+            str(self._file(path, CAPTION_EXTENSIONS)) for path in self._paths if os.path.dirname(path) in ambiguous
+        }
+        for folder in ambiguous:
             for name in used[folder]:
-                for one in self._beside[folder][name]:
-                    if not name.endswith(".json") and os.path.join(folder, one) not in texts:
-                        self.left[self._named(Path(folder, one))] = "another caption of its picture is read"
+                for file_name in self._caption_files[folder][name]:
+                    if not name.endswith(".json") and os.path.join(folder, file_name) not in texts:
+                        self.skipped[self._relative_name(Path(folder, file_name))] = (
+                            "another caption of its image is read"
+                        )
         for folder, others in used.items():
-            alike = any(name.endswith(".json") for name in others)
-            for name in sorted(self._beside.get(folder, {}).keys() - others):
-                if name.partition(".")[0] not in NO_CAPTIONS and (alike or not name.endswith(".json")):
-                    for one in self._beside[folder][name]:
-                        self.left[self._named(Path(folder, one))] = "a caption without a picture"
+            has_json = any(name.endswith(".json") for name in others)
+            for name in sorted(self._caption_files.get(folder, {}).keys() - others):
+                if name.partition(".")[0] not in NOT_CAPTIONS and (has_json or not name.endswith(".json")):
+                    for file_name in self._caption_files[folder][name]:
+                        self.skipped[self._relative_name(Path(folder, file_name))] = "a caption without a picture"
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file of no known kind, without an extension or with more behind one, is a picture by its content."""
-    if path.suffix and not re.search(rf"\.({'|'.join(PICTURES)})\b|_", path.name, re.IGNORECASE):
+def is_image_file(path: Path) -> bool:
+    """Whether a file of no known kind, without an extension or with more behind one, is an image by its content."""
+    if path.suffix and not re.search(rf"\.({'|'.join(IMAGE_EXTENSIONS)})\b|_", path.name, re.IGNORECASE):
         return False  # not opened
     try:
         with path.open("rb") as file:
@@ -222,52 +234,52 @@ def is_picture(path: Path) -> bool:
         return False
 
 
-def rows_of(text: str, name: str) -> Iterator[tuple[int, Any]]:
-    """(line, row) of a table; `Broken` in the place of one that cannot be read."""
+def table_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
+    """(line, row) of a table; `BrokenExample` for a row that cannot be read."""
     return json_rows(text, name) if name.casefold().endswith(".jsonl") else csv_rows(text)
 
 
 def json_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of a file with JSON on each line; `Broken` where a line holds none."""
+    """(line, value) of a file with JSON on each line; `BrokenExample` for a line without JSON."""
     lines = text.split("\n")
     first = next(filter(str.strip, lines), "").strip()
     if first.startswith("[") and not first.endswith("]"):
-        raise Broken("a list over several lines: write each of its objects on a line of its own")
+        raise BrokenExample("a list over several lines: write each of its objects on a line of its own")
     for line, row in enumerate(lines, 1):
         if row.strip():
             try:
-                yield line, parsed(row, name, line)
-            except Broken as error:
+                yield line, parse_json(row, name, line)
+            except BrokenExample as error:
                 yield line, error
 
 
-def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str] | Broken]]:
-    """(line on which it begins, row) of a table with a head, its fields parted by commas, semicolons or tabs: by what
-    parts the head so that one of them names the picture. Raises `csv.Error`, or `Broken` where no head does."""
+def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str] | BrokenExample]]:
+    """(first line, row) of a table with a header, separated by commas, semicolons or tabs: whichever gives a header
+    with a field that names the image. Raises `csv.Error`, or `BrokenExample` where no head does."""
     lines = io.StringIO(text, newline="")
-    before, head, parted = 0, "", ","
-    for head in lines:
+    before, header, separator = 0, "", ","
+    for header in lines:
         before += 1
-        if head.strip() and not head.casefold().startswith("sep="):  # Excel's first line
+        if header.strip() and not header.casefold().startswith("sep="):  # Excel's first line
             break
-    for parted in ",;\t":
-        fields = [field.strip() for field in next(csv.reader([head], delimiter=parted), [])]
+    for separator in ",;\t":
+        fields = [field.strip() for field in next(csv.reader([header], delimiter=separator), [])]
         if not {field.casefold() for field in fields}.isdisjoint(NAME_FIELDS):
             break
     else:
-        if head.strip():
-            raise Broken("its first line names no field file_name (the picture's path from the table's folder)")
+        if header.strip():
+            raise BrokenExample("its first line names no field file_name (the image's path from the table's folder)")
         return
-    taken: list[str] = []
-    reader = csv.reader((taken.append(line) or line for line in lines), delimiter=parted, skipinitialspace=True)
+    consumed: list[str] = []
+    reader = csv.reader((consumed.append(line) or line for line in lines), delimiter=separator, skipinitialspace=True)
     while True:
         line = before + reader.line_num + 1
-        taken.clear()
+        consumed.clear()
         try:
             row = next(reader)
         except StopIteration:
             return
-        if len(taken) > 1 and "".join(taken).count('"') % 2:
-            yield line, Broken("its quotation mark is never closed: what follows would be its caption")
+        if len(consumed) > 1 and "".join(consumed).count('"') % 2:
+            yield line, BrokenExample("its quotation mark is never closed: what follows would be its caption")
         elif row:
             yield line, dict(zip(fields, row, strict=False))

@@ -1,4 +1,4 @@
-"""Reading places of many large files with few of them open: shards outnumber what a process may open."""
+"""A pool of open files: a data set may have more shards than a process may open files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diptych.core.errors import UserError
 
-FEWEST, MOST = 8, 512
+MIN_OPEN, MAX_OPEN = 8, 512
 Identity = tuple[int, int, int, int]
 """Device, number, size and time of a file: another file of the same name has others."""
 
@@ -25,18 +25,18 @@ class _Open:
 
 
 class OpenFiles:
-    """Files opened for reading, the least recently read closed when there are too many. Safe for several threads.
+    """Files open for reading; the least recently used is closed when there are too many. Thread-safe.
 
-    One that is opened again must be the one that it was: a folder swapped meanwhile never mixes two builds.
+    A file that is opened again must be unchanged: a folder replaced meanwhile never mixes two builds.
     """
 
     def __init__(self, most: int | None = None) -> None:
-        self.most = most or limit()
+        self.most = most or default_limit()
         self._open: collections.OrderedDict[tuple[Path, Identity], _Open] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def identify(self, path: Path) -> Identity:
-        """Open a file and say which it is. Raises `OSError`."""
+        """Open a file and return its identity. Raises `OSError`."""
         with self._lock:
             number = self._new(path)
             identity = identity_of(os.fstat(number))
@@ -70,23 +70,23 @@ class OpenFiles:
         """Open one more, after others were closed if there are too many, for this limit or the process's."""
         self._close_idle(self.most - 1)
         try:
-            return opened_with_room(path)
+            return open_descriptor(path)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             self.most = max(1, len(self._open) // 2)  # others need them too
             self._close_idle(self.most - 1)
-            return opened_with_room(path)
+            return open_descriptor(path)
 
     def _close_idle(self, most: int) -> None:
-        """Close what nobody reads, the least recently read first, until at most so many are open."""
+        """Close unused files, the least recently used first, until at most `most` are open."""
         for key in [key for key, file in self._open.items() if not file.users]:
             if len(self._open) <= most:
                 return
             os.close(self._open.pop(key).number)
 
 
-def opened_with_room(path: Path) -> int:
+def open_descriptor(path: Path) -> int:
     """The descriptor of a file, if there is room for another one then (to map it). Raises `OSError`."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
@@ -101,14 +101,14 @@ def identity_of(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def limit() -> int:
-    """How many files to hold: a quarter of what the process may open, so that what else it opens has room."""
+def default_limit() -> int:
+    """A quarter of the files that the process may open."""
     try:
         import resource
     except ImportError:  # Windows
-        return FEWEST * 8
+        return MIN_OPEN * 8
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST if soft == resource.RLIM_INFINITY else max(FEWEST, min(MOST, soft // 4))
+    return MAX_OPEN if soft == resource.RLIM_INFINITY else max(MIN_OPEN, min(MAX_OPEN, soft // 4))
 
 
 FILES = OpenFiles()

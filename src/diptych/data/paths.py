@@ -1,4 +1,4 @@
-"""What lies in a folder of data: regular files by kind, what is no data passed over, what cannot be read named."""
+"""Walking a folder of data: regular files, without those of the operating system; errors are collected."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diptych.data.caption_text import one_line
-from diptych.data.quarantine import Broken
+from diptych.data.quarantine import BrokenExample
 
-NO_DATA = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
-"""What systems leave in folders, besides names that begin with a dot."""
-LARGEST = 2**28
-"""Bytes of an encoded picture: more than any that is within the limit on pixels."""
+SYSTEM_FILES = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
+"""Files that operating systems write into folders, besides names that begin with a dot."""
+MAX_IMAGE_BYTES = 2**28
+"""Bytes of an encoded image: more than any that is within the limit on pixels."""
 
 
-def no_data(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Whether a file or folder of this name is the system's and not the user's (`._cat.png`, `Thumbs.db`)."""
-    return (name.startswith(".") and name not in (".", "..")) or name.casefold() in NO_DATA
+    return (name.startswith(".") and name not in (".", "..")) or name.casefold() in SYSTEM_FILES
 
 
 def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
@@ -30,29 +30,29 @@ def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
     """
     seen: set[tuple[int, int]] = set()
 
-    def named(path: str | Path) -> str:
+    def relative_name(path: str | Path) -> str:
         return one_line(os.path.relpath(path, folder))
 
-    def note(error: OSError) -> None:
-        problems[named(str(error.filename))] = f"cannot be read: {error.strerror}"
+    def record(error: OSError) -> None:
+        problems[relative_name(str(error.filename))] = f"cannot be read: {error.strerror}"
 
-    here = os.path.realpath(folder)
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=note):
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=record):
         with contextlib.suppress(OSError):
             status = os.stat(place)
             if (status.st_dev, status.st_ino) in seen:  # also a link in a circle
-                problems[named(place)] = "a link to a folder that is read already"
+                problems[relative_name(place)] = "a link to a folder that is read already"
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
         for name in [name for name in folders if os.path.islink(os.path.join(place, name))]:
             target = os.path.realpath(os.path.join(place, name))
-            if os.path.commonpath((here, target)) == target:  # up, to more than was meant: the root of all, perhaps
-                problems[named(os.path.join(place, name))] = "a link to a folder that holds this one"
+            if os.path.commonpath((root, target)) == target:  # up, to more than was meant: the root of all, perhaps
+                problems[relative_name(os.path.join(place, name))] = "a link to a folder that holds this one"
                 folders.remove(name)
-        folders[:] = sorted(name for name in folders if not no_data(name))
+        folders[:] = sorted(name for name in folders if not is_system_file(name))
         for name in sorted(files):
-            if no_data(name):
+            if is_system_file(name):
                 continue
             path = Path(place, name)
             try:
@@ -63,12 +63,12 @@ def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
             if reason is None:
                 yield path
             else:
-                problems[named(path)] = reason
+                problems[relative_name(path)] = reason
 
 
-def read_bounded(path: Path, most: int = LARGEST) -> bytes:
-    """The bytes of a file. Raises `Broken` where it is larger than `most`: it may be sparse, and fill all memory."""
+def read_bounded(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """The bytes of a file. Raises `BrokenExample` for more than `most` bytes: a sparse file could fill all memory."""
     with open(path, "rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size > most:
-            raise Broken(f"larger than {most // 2**20} MiB")
+            raise BrokenExample(f"larger than {most // 2**20} MiB")
         return file.readall()

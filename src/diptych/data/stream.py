@@ -12,26 +12,26 @@ import numpy as np
 import torch
 
 from diptych.core.hashing import mix
-from diptych.data.augment import view
-from diptych.data.dataset import Example, PictureDataset
+from diptych.data.augment import augment_image
+from diptych.data.dataset import Example, ImageDataset
 from diptych.data.dataset_config import DataConfig
 
 
 class SampleStream:
-    """`stream[p] -> (index, example_seed)`: a fresh permutation per epoch, fixed by the seed. Only one is kept."""
+    """`stream[p] -> (index, example_seed)`: a new permutation per epoch, fixed by the seed."""
 
     def __init__(self, n_examples: int, seed: int) -> None:
         if n_examples < 1:
             raise ValueError("a stream needs at least one example")
         self.n_examples, self.seed = n_examples, seed
-        self._kept = (-1, np.empty(0, dtype=np.int64))
+        self._order = (-1, np.empty(0, dtype=np.int64))
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.n_examples)
-        kept, order = self._kept
-        if kept != epoch:
+        current, order = self._order
+        if current != epoch:
             order = np.random.Generator(np.random.PCG64(mix(self.seed, epoch))).permutation(self.n_examples)
-            self._kept = (epoch, order)  # one assignment: several threads may read
+            self._order = (epoch, order)  # one assignment: several threads may read
         return int(order[place]), mix(self.seed, position, 1)
 
 
@@ -47,11 +47,11 @@ def sample_stream(n_examples: int, seed: int, start: int = 0) -> Iterator[tuple[
 def collate(examples: Sequence[Example], seeds: Sequence[int], config: DataConfig | None = None) -> dict[str, Any]:
     """A batch: "picture" float32 (B, 3, H, W) in [-1, 1], "caption" [B], "seed" int64 (B,), "key" [B].
 
-    The seed of an example picks one of its captions, each as likely, and with `config` what is seen of its picture
-    (`augment.view`): H = W = `config.side`.
+    The seed of an example picks one of its captions, uniformly, and with `config` its crop and flip
+    (`augment_image`): H = W = `config.side`.
     """
     arrays = [
-        example.picture if config is None else view(example.picture, config, seed)
+        example.image if config is None else augment_image(example.image, config, seed)
         for example, seed in zip(examples, seeds, strict=True)
     ]
     pixels = torch.from_numpy(np.stack(arrays))  # (B, H, W, 3) uint8
@@ -66,7 +66,7 @@ def collate(examples: Sequence[Example], seeds: Sequence[int], config: DataConfi
     }
 
 
-def make_batch(dataset: PictureDataset, stream: SampleStream, positions: Sequence[int]) -> dict[str, Any]:
+def make_batch(dataset: ImageDataset, stream: SampleStream, positions: Sequence[int]) -> dict[str, Any]:
     """The batch of these positions of the stream, cropped and flipped as the data's config says."""
     pairs = [stream[position] for position in positions]
     return collate([dataset[index] for index, _ in pairs], [seed for _, seed in pairs], dataset.config)

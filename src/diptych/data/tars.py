@@ -1,4 +1,4 @@
-"""Where the members of a tar file lie: headers alone, some six times as fast as `tarfile`, no broken one passed over.
+"""Offsets of the members of a tar file: reads headers alone, some six times as fast as `tarfile`; a broken one raises.
 
 POSIX.1-1988 (ustar), GNU long names and POSIX.1-2001 (pax) `path` and `size`; every header's checksum is verified.
 Time and memory are linear in the file's size, whatever its headers say.
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BLOCK = 512
-LONGEST_HEADER = 2**20
-"""Bytes of an extension header (a long name, pax records): no name is longer."""
+MAX_HEADER_BYTES = 2**20
+"""Largest extension header (a long name, pax records), in bytes."""
 _EMPTY = bytes(BLOCK)
 _REGULAR = b"0\x007"
 _NO_CONTENT = b"123456"
-"""Links, devices, folders and pipes: whatever size they state, nothing follows."""
+"""Links, devices, folders and pipes: no data follows, whatever size they state."""
 _PACKED = (
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
@@ -25,19 +25,19 @@ _PACKED = (
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"PK\3\4", "zip"),
 )
-Left = Callable[[str, str], None]
+OnSkipped = Callable[[str, str], None]
 
 
-def members(path: Path, left: Left | None = None) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of each regular file in the archive; `left` is told name and reason of what else has one.
+def members(path: Path, on_skipped: OnSkipped | None = None) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of each regular file in the archive; `on_skipped(name, reason)` gets the others.
 
     Raises `ValueError` at the first header that is broken or cut off, after all members before it.
     """
     with open(path, "rb") as file:
-        yield from members_of(file.fileno(), left)
+        yield from members_of(file.fileno(), on_skipped)
 
 
-def members_of(number: int, left: Left | None = None) -> Iterator[tuple[str, int, int]]:
+def members_of(number: int, on_skipped: OnSkipped | None = None) -> Iterator[tuple[str, int, int]]:
     """As `members`, of an open file."""
     if os.fstat(number).st_size == 0:
         raise ValueError("the file is empty")
@@ -45,11 +45,11 @@ def members_of(number: int, left: Left | None = None) -> Iterator[tuple[str, int
         packed = next((name for mark, name in _PACKED if data[: len(mark)] == mark), None)
         if packed is not None:
             raise ValueError(f"it is compressed with {packed}: unpack it")
-        yield from _members(data, left or (lambda name, reason: None))
+        yield from _members(data, on_skipped or (lambda name, reason: None))
 
 
-def _members(data: mmap.mmap, left: Left) -> Iterator[tuple[str, int, int]]:
-    at, name, size, sparse = 0, None, None, False  # what an extension header says of the next member
+def _members(data: mmap.mmap, on_skipped: OnSkipped) -> Iterator[tuple[str, int, int]]:
+    at, name, size, sparse = 0, None, None, False  # of the next member, from extension headers
     while at < len(data):
         header = data[at : at + BLOCK]
         if header == _EMPTY:
@@ -57,7 +57,7 @@ def _members(data: mmap.mmap, left: Left) -> Iterator[tuple[str, int, int]]:
         kind, length = header[156:157], _checked_size(header, at)
         start = at + BLOCK
         if kind in b"xgLK":
-            if length > LONGEST_HEADER:
+            if length > MAX_HEADER_BYTES:
                 raise ValueError(f"an extension header of {length:,} bytes at byte {at}")
             body = data[start : start + length]
             if kind == b"L":
@@ -68,18 +68,18 @@ def _members(data: mmap.mmap, left: Left) -> Iterator[tuple[str, int, int]]:
                 sparse = any(key.startswith("GNU.sparse") for key in records)
         else:
             length = 0 if kind in _NO_CONTENT else length if size is None else size
-            own = name if name is not None else _name(header)
+            member = name if name is not None else _name(header)
             if start + length > len(data):
-                raise ValueError(f"the file is cut off within {own[:200]!r}")
+                raise ValueError(f"the file is cut off within {member[:200]!r}")
             if kind == b"S" or sparse:
-                left(own, "a sparse file: pack it without --sparse")
+                on_skipped(member, "a sparse file: pack it without --sparse")
                 more = header[482:483] if kind == b"S" else b""
                 while more == b"\1":  # blocks with more of its map
                     more, start = data[start + 504 : start + 505], start + BLOCK
             elif kind in b"12":
-                left(own, "a link: pack the file itself (tar --dereference --hard-dereference)")
-            elif kind in _REGULAR and not own.endswith("/"):
-                yield own, start, length
+                on_skipped(member, "a link: pack the file itself (tar --dereference --hard-dereference)")
+            elif kind in _REGULAR and not member.endswith("/"):
+                yield member, start, length
             name, size, sparse = None, None, False
         at = start + -(-length // BLOCK) * BLOCK
     if at > len(data):

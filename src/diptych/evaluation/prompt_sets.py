@@ -14,7 +14,7 @@ from diptych.core.errors import UserError
 from diptych.data.box_layouts import Sides, layout_of
 from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import DataConfig, Example, Split, open_dataset
-from diptych.data.quarantine import Broken
+from diptych.data.quarantine import BrokenExample
 
 SPLITS = ("seen", "held-out")
 
@@ -123,7 +123,7 @@ def choose_boxed_scenes(
         meta = metas[index]
         try:
             layout = layout_of(meta, lambda: np.empty((0, 0, 3)))  # with objects no image is measured
-        except Broken as error:
+        except BrokenExample as error:
             raise UserError(f"{data}: a held-out scene cannot be read: {error}") from None
         objects = tuple((one["concept"], tuple(one["box"])) for one in meta["objects"])
         return BoxedScene(index, layout, meta["captions"][0], objects)

@@ -26,7 +26,7 @@ from diptych.core.disk import write_text
 from diptych.core.images import save_png
 from diptych.core.progress import bar
 from diptych.data.caption_text import concept_of, is_scene
-from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
 from diptych.evaluation.folder import claimed, write_tables
 from diptych.evaluation.image_store import ImageFolder, ImageSheet
 from diptych.evaluation.measured_cells import MeasuredCells
@@ -296,7 +296,7 @@ def open_model(model: Any, name: str | None = None) -> tuple[Any, str]:
     return load(str(model)), name or str(model)
 
 
-def open_data(data: Path | str, judge: Judge) -> tuple[PictureDataset, list[dict[str, Any]], list[str]]:
+def open_data(data: Path | str, judge: Judge) -> tuple[ImageDataset, list[dict[str, Any]], list[str]]:
     """A data set at the judge's size, the metadata of its examples, and the concepts of its drawings."""
     dataset = open_dataset(DataConfig(path=str(data), size=judge.config.size, split="all"))
     metas = [dataset.meta(index) for index in range(len(dataset))]

@@ -18,7 +18,7 @@ from diptych.core.image_files import square
 from diptych.core.images import to_tensor
 from diptych.data.box_layouts import Sides
 from diptych.data.caption_text import concept_of
-from diptych.data.dataset import DataConfig, PictureDataset, open_dataset
+from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
 from diptych.evaluation.metrics import frechet_distance, image_psnr, saturated, ssim
 from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.models.judge import Judge
@@ -138,7 +138,7 @@ class DrawingScores:
     """Scores of images generated for the prompts of a group of drawings, which also has the real ones at `size`."""
 
     def __init__(
-        self, judge: Judge, dataset: PictureDataset, group: PromptGroup, concepts: Sequence[str], size: int
+        self, judge: Judge, dataset: ImageDataset, group: PromptGroup, concepts: Sequence[str], size: int
     ) -> None:
         self.judge, self.dataset, self.group, self.size = judge, dataset, group, size
         self.concepts = list(concepts)
@@ -188,11 +188,11 @@ class DrawingScores:
         return concept_vectors(self.judge, self.concepts)  # (C, D)
 
 
-def real_images(dataset: PictureDataset, indices: Sequence[int], size: int) -> list[Image.Image]:
+def real_images(dataset: ImageDataset, indices: Sequence[int], size: int) -> list[Image.Image]:
     """The real images of some examples at `size`: that of the generated ones, so that the judge resizes both alike."""
     if size != dataset.config.size:
         dataset = open_dataset(DataConfig.from_dict({**dataset.config.to_dict(), "size": size}))
-    return [Image.fromarray(dataset[index].picture) for index in indices]
+    return [Image.fromarray(dataset[index].image) for index in indices]
 
 
 Fidelity = Callable[[list[Image.Image], list[Image.Image]], tuple[dict[str, Any], list[dict[str, float]]]]

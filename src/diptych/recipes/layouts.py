@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from diptych.data.box_layouts import FIELD
+from diptych.data.box_layouts import LAYOUT_FIELD
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.encoders.class_configs import LayoutConfig
@@ -79,7 +79,7 @@ def _published(
     return Recipe(
         description=f"{description}, over {first_stage} latents of 256-px images (Rombach et al. 2022)",
         system=LatentTraining(model=model, diffusion=diffusion, autoencoder=f"runs/{first_stage}"),
-        data=DataConfig(path="data/layouts", size=256, caption_field=FIELD),
+        data=DataConfig(path="data/layouts", size=256, caption_field=LAYOUT_FIELD),
         training=training,
     )
 
@@ -102,7 +102,7 @@ def _small() -> Recipe:
     return Recipe(
         description="emoji pictures from boxes and names: the default latent model, trained on with layouts for words",
         system=trained_on(diffusion={"prompts": SHOWN}, precomputed="cache/emoji-layout", text=SMALL, guidance=4.0),
-        data=dataclasses.replace(DATA, styles=("noto",), caption_field=FIELD),  # three scenes to one drawing
+        data=dataclasses.replace(DATA, styles=("noto",), caption_field=LAYOUT_FIELD),  # three scenes to one drawing
         training=dataclasses.replace(
             LATENT_TRAINING,
             steps=1600,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.errors import NothingThere, UserError
 from diptych.core.hashing import mix
 from diptych.core.terminal import say
-from diptych.data.dataset import Fit, PictureDataset, open_dataset
+from diptych.data.dataset import Fit, ImageDataset, open_dataset
 from diptych.data.quarantine import silent
 from diptych.data.stream import SampleStream, make_batch
 from diptych.encoders.configs import JointTransformerConfig
@@ -47,11 +47,11 @@ def split_seed(seed: int, split: str) -> int:
 class ImageData:
     """Images with captions, decoded when a batch is made. A `TrainingData`."""
 
-    def __init__(self, splits: dict[str, PictureDataset]) -> None:
+    def __init__(self, splits: dict[str, ImageDataset]) -> None:
         self.splits = splits
 
     @property
-    def images(self) -> PictureDataset:
+    def images(self) -> ImageDataset:
         return self.splits["train"]
 
     def captions(self, *splits: str, cut: bool = False) -> list[str]:
@@ -82,7 +82,7 @@ class PrecomputedData:
         self._fit: Fit | None = None
 
     @property
-    def images(self) -> PictureDataset:
+    def images(self) -> ImageDataset:
         raise UserError(f"{self.store} holds precomputed data, and this needs images: set system.precomputed=none")
 
     def captions(self, *splits: str, cut: bool = False) -> list[str]:
@@ -129,7 +129,7 @@ class PrecomputedData:
         self._fit = None
 
 
-def open_splits(recipe: Recipe, record: Path) -> dict[str, PictureDataset]:
+def open_splits(recipe: Recipe, record: Path) -> dict[str, ImageDataset]:
     """The training data of a recipe and, where it has one, the held-out split, as "train" and "held-out".
 
     record: the file that lists what is left out. Prints one line with the number of examples, and of those left out.
@@ -152,7 +152,7 @@ def open_splits(recipe: Recipe, record: Path) -> dict[str, PictureDataset]:
     return splits
 
 
-def open_all(recipe: Recipe, settings: dict[str, Any]) -> PictureDataset:
+def open_all(recipe: Recipe, settings: dict[str, Any]) -> ImageDataset:
     """All the data of a recipe, with captions as its model reads them and `settings` of its data, to be checked."""
     data = dataclasses.replace(recipe.data, **settings)
     text = recipe.system.text_config
@@ -164,7 +164,7 @@ def open_all(recipe: Recipe, settings: dict[str, Any]) -> PictureDataset:
     return dataset
 
 
-def held_out(train: PictureDataset) -> dict[str, PictureDataset]:
+def held_out(train: ImageDataset) -> dict[str, ImageDataset]:
     """The held-out split of training data as "held-out", or nothing where there is none."""
     try:
         return {"held-out": train.split("held-out")}
@@ -172,7 +172,7 @@ def held_out(train: PictureDataset) -> dict[str, PictureDataset]:
         return {}
 
 
-def described(splits: dict[str, PictureDataset]) -> str:
+def described(splits: dict[str, ImageDataset]) -> str:
     """How many examples there are, and how many are known to be left out and for what reason."""
     train = splits["train"]
     counts = f"{len(train):,} examples to train on, {len(splits.get('held-out', ())):,} held out"
@@ -186,7 +186,7 @@ def described(splits: dict[str, PictureDataset]) -> str:
     )
 
 
-def fit_all(fit: Fit | None, *datasets: PictureDataset) -> None:
+def fit_all(fit: Fit | None, *datasets: ImageDataset) -> None:
     """Let the captions of data be cut by `fit`; none leaves them as they are."""
     for dataset in datasets:
         dataset.fit = fit or dataset.fit
@@ -203,7 +203,7 @@ def stored_captions(store: Path, *splits: str) -> list[str]:
     return sorted({caption for captions in rows for row in captions for caption in row})
 
 
-def batches(dataset: PictureDataset, seed: int) -> BatchAt:
+def batches(dataset: ImageDataset, seed: int) -> BatchAt:
     """A function from stream positions to the batch of them."""
     stream = SampleStream(len(dataset), seed)
 
@@ -214,6 +214,6 @@ def batches(dataset: PictureDataset, seed: int) -> BatchAt:
     return batch_at
 
 
-def all_captions(*datasets: PictureDataset) -> list[str]:
+def all_captions(*datasets: ImageDataset) -> list[str]:
     """Every caption of some datasets once, sorted."""
     return sorted({caption for dataset in datasets for caption in dataset.all_captions()})

@@ -24,7 +24,7 @@ from diptych.core.errors import UserError
 from diptych.core.hashing import mix
 from diptych.core.progress import bar
 from diptych.data.augment import flipped
-from diptych.data.dataset import PictureDataset, fitted_captions
+from diptych.data.dataset import ImageDataset, fit_captions
 from diptych.data.paths import walk
 from diptych.data.stream import SampleStream, collate
 from diptych.encoders.base import TextEncoder
@@ -69,7 +69,7 @@ def encode(autoencoder: Autoencoder, images: Tensor, kept: Kept) -> Tensor:
 
 
 def precompute(
-    datasets: dict[str, PictureDataset],
+    datasets: dict[str, ImageDataset],
     autoencoder: Autoencoder,
     text: TextEncoder | None,
     out: Path,
@@ -137,7 +137,7 @@ def unfinished(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def contents_of(dataset: PictureDataset) -> str:
+def contents_of(dataset: ImageDataset) -> str:
     """A hash of what decides what is kept of a data set: how it is read, and the files that it lies in."""
     path, digest = Path(dataset.config.path), hashlib.sha256(json.dumps(dataset.config.to_dict()).encode())
     for file in sorted(walk(path, {}) if path.is_dir() else [path]):  # as it is read: links to folders are followed
@@ -149,7 +149,7 @@ def contents_of(dataset: PictureDataset) -> str:
 
 @torch.no_grad()
 def encode_dataset(
-    dataset: PictureDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept, work: Path, split: str
+    dataset: ImageDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept, work: Path, split: str
 ) -> list[Path]:
     """What is kept of every image, in parts: of each a file of tensors, and captions and keys as JSON.
     Those that are in `work` already are not made again.
@@ -270,7 +270,7 @@ class PrecomputedLatents:
         changed: dict[str, str] = {}
         for place in self.places:
             key = self.keys[place]
-            kept, why = fitted_captions(self.captions[place], fit, long_captions)
+            kept, why = fit_captions(self.captions[place], fit, long_captions)
             if why:
                 changed[key] = why
             self.captions[place] = kept

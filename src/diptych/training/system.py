@@ -12,7 +12,7 @@ from torch import nn
 from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.core.random import drawn_apart
-from diptych.data.dataset import DataConfig, Fit, PictureDataset
+from diptych.data.dataset import DataConfig, Fit, ImageDataset
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.precompute import Kept
 from diptych.training.prefetch import BatchAt
@@ -25,7 +25,7 @@ class TrainingData(Protocol):
     """The data of a recipe, as images (`ImageData`) or precomputed (`PrecomputedData`)."""
 
     @property
-    def images(self) -> PictureDataset:
+    def images(self) -> ImageDataset:
         """The training split as images. A `UserError` where data are precomputed."""
         ...
 

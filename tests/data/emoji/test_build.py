@@ -14,7 +14,7 @@ from diptych.data import DataConfig, open_dataset
 from diptych.data.emoji import build as emoji
 from diptych.data.emoji import icon_sources as sources
 from diptych.data.emoji import parallel_render as emoji_parts
-from diptych.data.emoji.build import build, build_from, choose_held_out
+from diptych.data.emoji.build import build, build_from, select_held_out
 from diptych.data.emoji.drawing_names import drawings
 from diptych.data.emoji.render import draw, on_white, resolve
 from tests.data.tiny import tiny_sources
@@ -70,17 +70,17 @@ def test_a_build_that_was_cut_off_goes_on(built, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
-def test_what_another_build_left_is_not_gone_on_with(built, tmp_path, monkeypatch):
+def test_a_different_build_does_not_resume(built, tmp_path, monkeypatch):
     def cut(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(emoji, "paint_scenes", cut)
+        patch.setattr(emoji, "render_scenes", cut)
         build_from(tiny_sources(), tmp_path / "again", size=16, scenes=180, seed=1, workers=1)
     assert build_from(tiny_sources(), tmp_path / "again", size=32, scenes=180, seed=1, workers=1) == built[1]
 
 
-def test_the_manifest_counts_what_is_there(built):
+def test_manifest_counts_the_examples(built):
     out, manifest = built
     assert json.loads((out / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     examples = everything(out)
@@ -92,7 +92,7 @@ def test_the_manifest_counts_what_is_there(built):
     assert all(e.meta["licence"] == "MIT" for e in examples)
 
 
-def test_what_cannot_be_drawn_is_listed_and_not_fatal(built):
+def test_icons_that_fail_to_render_are_listed(built):
     _, manifest = built
     assert {(one["style"], one["icon"]) for one in manifest["failures"]} == {
         (style, "broken") for style in ("noto", "twemoji", "openmoji", "fluent")
@@ -126,20 +126,20 @@ def test_held_out_pairs_are_never_trained_on(built):
 
 def test_held_out_does_not_change_with_unrelated_drawings():
     whole, part = tiny_sources(count=40), tiny_sources(count=20)
-    few = choose_held_out(part, drawings(part))
+    few = select_held_out(part, drawings(part))
     known = {drawing.codes for drawing in drawings(part)}
-    assert {pair for pair in choose_held_out(whole, drawings(whole)) if pair[0] in known} == few
+    assert {pair for pair in select_held_out(whole, drawings(whole)) if pair[0] in known} == few
 
 
 def test_look_alikes_are_not_held_out():
     toy = tiny_sources()
-    before = choose_held_out(toy, drawings(toy))
+    before = select_held_out(toy, drawings(toy))
     codes, style = sorted(before)[0]
     icons = toy.icons[style]["icons"]
     icon = toy.icons[style]["chars"][codes]
     twin = next(name for name in icons if name not in (icon, "broken"))
     icons[twin] = dict(icons[icon])
-    assert (codes, style) not in choose_held_out(toy, drawings(toy))
+    assert (codes, style) not in select_held_out(toy, drawings(toy))
 
 
 def test_an_alias_is_drawn_mirrored():
@@ -157,8 +157,8 @@ def test_an_alias_is_drawn_mirrored():
 
 def test_a_margin_stays_free():
     icon_set = {"icons": {"full": {"body": '<rect width="20" height="10" fill="blue"/>', "width": 20, "height": 10}}}
-    picture = draw(*resolve(icon_set, "full"), 100, 0.1)
-    rows, columns = np.nonzero(np.asarray(picture)[..., 3] > 128)
+    image = draw(*resolve(icon_set, "full"), 100, 0.1)
+    rows, columns = np.nonzero(np.asarray(image)[..., 3] > 128)
     x0, y0, x1, y1 = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     assert abs(x0 - 10) <= 1
     assert abs(x1 - 90) <= 1
@@ -241,7 +241,7 @@ def test_a_package_is_fetched_once_and_whole(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["iconify-json-noto-1.2.9.tgz"]
 
 
-def test_no_npm_and_no_network_are_told(tmp_path, monkeypatch):
+def test_errors_without_npm_or_network(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.shutil, "which", lambda _: None)
     with pytest.raises(UserError, match="npm is needed to download left-pad"):
         sources.fetch("left-pad", "1", tmp_path)
@@ -264,15 +264,15 @@ def test_the_cache_can_be_moved(tmp_path, monkeypatch):
     assert sources.cache_folder(tmp_path / "x") == tmp_path / "x"
 
 
-def test_pictures_are_rgb_pngs(built):
+def test_images_are_rgb_pngs(built):
     with tarfile.open(sorted(built[0].glob("single-*.tar"))[0]) as tar:
         members = tar.getmembers()
         file = tar.extractfile(members[0])
         assert file
-        picture = Image.open(file)
-        picture.load()
-        assert picture.mode == "RGB"
-        assert picture.size == (32, 32)
+        image = Image.open(file)
+        image.load()
+        assert image.mode == "RGB"
+        assert image.size == (32, 32)
         assert {m.mtime for m in members} == {0}
         assert {(m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, "", "")}
     per_key = defaultdict(set)

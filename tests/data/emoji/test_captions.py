@@ -1,6 +1,6 @@
 import pytest
 
-from diptych.data.emoji.captions import article, captions, clean, keyword_list
+from diptych.data.emoji.captions import article, captions, clean_name, keyword_list
 from diptych.data.emoji.scene_words import FACES, GROUPS, HATS, LARGE, RARE, SMALL, USUAL, plural
 
 
@@ -56,8 +56,8 @@ def test_names_get_the_article_that_english_wants(name, said):
         ("high voltage", "lightning bolt"),
     ],
 )
-def test_short_names_become_what_one_would_say(short_name, concept):
-    assert clean(short_name) == concept
+def test_clean_name(short_name, concept):
+    assert clean_name(short_name) == concept
 
 
 def test_captions_are_plain_then_styled_and_all_different():
@@ -70,7 +70,7 @@ def test_captions_are_plain_then_styled_and_all_different():
     assert any("fruit" in line or "ripe" in line for line in lines)
 
 
-def test_keywords_leave_out_what_the_name_says_and_slang():
+def test_keywords_exclude_words_of_the_name_and_slang():
     assert keyword_list("red apple", ("apple", "red", "fruit", "143", "bestest", "x")) == ["fruit"]
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from diptych.data.emoji import scene_words as words
 from diptych.data.emoji.scene_sampling import Vocabulary, misspell, sample_scene
 from diptych.data.emoji.scene_specs import CATEGORIES, Scene, ScenePart, captions, wordings
-from diptych.data.emoji.scenes import Painter, tint
+from diptych.data.emoji.scenes import SceneRenderer, tint
 
 SIZE = 64
 NUMBER = {word: n for n, word in enumerate(words.NUMBERS)}
@@ -17,11 +17,11 @@ NUMBER = {word: n for n, word in enumerate(words.NUMBERS)}
 def toy(name: str) -> Image.Image:
     """A solid shape of its own proportions and colour; opaque, so that truth can be seen in the pixels."""
     rng = random.Random(name)
-    picture = Image.new("RGBA", (SIZE, SIZE))
+    image = Image.new("RGBA", (SIZE, SIZE))
     wide, high = rng.randint(30, 60), rng.randint(30, 60)
     colour = (rng.randint(20, 90), rng.randint(60, 90), rng.randint(20, 90), 255)
-    ImageDraw.Draw(picture).rectangle((2, 2, wide, high), fill=colour)
-    return picture
+    ImageDraw.Draw(image).rectangle((2, 2, wide, high), fill=colour)
+    return image
 
 
 NAMES = sorted(
@@ -32,17 +32,17 @@ NAMES = sorted(
 
 @pytest.fixture(scope="module")
 def scenes():
-    painter = Painter({"noto": {name: toy(name) for name in NAMES}}, SIZE)
-    return list(painter.scenes(540, seed=0, spoken={"noto": "Noto"}))
+    renderer = SceneRenderer({"noto": {name: toy(name) for name in NAMES}}, SIZE)
+    return list(renderer.scenes(540, seed=0, caption_names={"noto": "Noto"}))
 
 
 def of(scenes, category):
-    found = [(picture, meta) for _, picture, meta in scenes if meta["category"] == category]
+    found = [(image, meta) for _, image, meta in scenes if meta["category"] == category]
     assert found
     return found
 
 
-def test_all_categories_are_there_in_equal_numbers(scenes):
+def test_categories_occur_equally_often(scenes):
     assert [len(of(scenes, category)) for category in CATEGORIES] == [60] * 9
     assert len({key for key, _, _ in scenes}) == 540
 
@@ -56,24 +56,24 @@ def test_captions_and_foils_are_many_and_disjoint(scenes):
 
 
 def test_every_caption_speaks_of_the_background_when_it_is_coloured(scenes):
-    for _, picture, meta in scenes:
+    for _, image, meta in scenes:
         told = [re.search(r"on an? (\w+) background", caption) for caption in meta["captions"]]
         if meta["background"] == "white":
             assert told == [None] * len(told)
         else:
             assert {match and match[1] for match in told} == {meta["background"]}
-        corner = picture.getpixel((0, 0))
+        corner = image.getpixel((0, 0))
         assert corner == words.BACKGROUNDS[meta["background"]]
 
 
-def painted(picture, background):
+def drawn_mask(image, background):
     ground = np.array(words.BACKGROUNDS[background])
-    return np.abs(np.asarray(picture).astype(int) - ground).max(-1) > 12
+    return np.abs(np.asarray(image).astype(int) - ground).max(-1) > 12
 
 
-def test_boxes_hold_what_is_painted_and_nothing_else_is(scenes):
-    for key, picture, meta in scenes:
-        mask = painted(picture, meta["background"])
+def test_boxes_enclose_the_drawings_and_nothing_else(scenes):
+    for key, image, meta in scenes:
+        mask = drawn_mask(image, meta["background"])
         boxes = [thing["box"] for thing in meta["objects"]] + ([meta["text"]["box"]] if meta["text"] else [])
         outside = mask.copy()
         for x0, y0, x1, y1 in boxes:
@@ -99,7 +99,7 @@ def test_things_do_not_hide_each_other(scenes):
         assert all(hidden(a, b) <= most for i, b in enumerate(boxes) for a in boxes[:i]), key
 
 
-def test_positions_are_as_told(scenes):
+def test_positions_are_match_the_caption(scenes):
     for _, meta in of(scenes, "positional"):
         a, b = (thing["box"] for thing in meta["objects"])
         first, second = (thing["concept"] for thing in meta["objects"])
@@ -118,7 +118,7 @@ def test_positional_foils_are_the_other_places(scenes):
         assert all(first in foil and second in foil for foil in meta["foils"])
 
 
-def test_counts_are_as_told(scenes):
+def test_counts_are_match_the_caption(scenes):
     for _, meta in of(scenes, "counting"):
         told = re.split(r" on an? ", meta["captions"][0])[0]
         numbers = [
@@ -130,19 +130,19 @@ def test_counts_are_as_told(scenes):
         assert 1 < len(meta["objects"]) <= 4
 
 
-def test_colours_are_as_told(scenes):
-    for picture, meta in of(scenes, "colors"):
+def test_colours_are_match_the_caption(scenes):
+    for image, meta in of(scenes, "colors"):
         for thing in meta["objects"]:
             if thing["colour"] is None:
                 continue
             assert f"{thing['colour']} {thing['concept']}" in meta["captions"][0]
             a, b, c, d = (round(v * SIZE) for v in thing["box"])
-            inner = np.asarray(picture)[b + 2 : d - 2, a + 2 : c - 2].reshape(-1, 3).astype(float)
+            inner = np.asarray(image)[b + 2 : d - 2, a + 2 : c - 2].reshape(-1, 3).astype(float)
             distance = {n: np.linalg.norm(np.median(inner, axis=0) - rgb) for n, rgb in words.COLOURS.items()}
             assert min(distance, key=lambda n: distance[n]) == thing["colour"]
 
 
-def test_conflicting_scenes_go_against_what_everybody_knows(scenes):
+def test_conflicting_scenes_have_unusual_sizes_and_colours(scenes):
     seen = set()
     for _, meta in of(scenes, "conflicting"):
         things = meta["objects"]
@@ -191,7 +191,7 @@ def test_held_out_captions_are_never_trained_on(scenes):
     assert not told["train"] & told["held-out"]
 
 
-def test_equal_contents_share_a_split_whatever_is_said_about_them():
+def test_equal_contents_share_a_split_with_any_caption():
     pair = (ScenePart("cat"), ScenePart("dog"))
     one = Scene("dalle", pair, background="white")
     for other in (Scene("counting", pair[::-1], background="red"), Scene("counting", pair)):
@@ -213,10 +213,10 @@ def test_a_fixed_share_of_contents_is_held_out():
 
 
 def test_scenes_depend_on_seed_and_number_alone(scenes):
-    painter = Painter({"noto": {name: toy(name) for name in NAMES}}, SIZE)
-    for (key, picture, meta), (k, p, m) in zip(scenes[:30], painter.scenes(30, 0, {"noto": "Noto"}), strict=True):
+    renderer = SceneRenderer({"noto": {name: toy(name) for name in NAMES}}, SIZE)
+    for (key, image, meta), (k, p, m) in zip(scenes[:30], renderer.scenes(30, 0, {"noto": "Noto"}), strict=True):
         assert (key, meta) == (k, m)
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(p))
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(p))
 
 
 def test_a_coloured_thing_never_has_the_name_of_another_drawing():

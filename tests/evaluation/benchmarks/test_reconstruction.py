@@ -76,7 +76,7 @@ def test_scores_agree_with_those_computed_from_the_images(judge: Judge, toy_data
     results = run([("vq", module)], toy_data, tmp_path, judge, pictures=6, seed=3, split="train", perceptual=Largest())
     (row,) = results["models"]
     dataset = open_dataset(DataConfig(path=str(toy_data), size=16, split="train"))
-    by_key = {dataset[i].key: dataset[i].picture for i in range(len(dataset))}
+    by_key = {dataset[i].key: dataset[i].image for i in range(len(dataset))}
     lines = [json.loads(line) for line in (tmp_path / "pictures.jsonl").read_text().splitlines()]
     assert len({line["key"] for line in lines}) == 6
     originals = [Image.fromarray(by_key[line["key"]]) for line in lines]

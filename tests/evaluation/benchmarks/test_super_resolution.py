@@ -82,7 +82,7 @@ class Largest(nn.Module):
 @pytest.fixture(scope="module")
 def truth(toy_data: Path) -> list[np.ndarray]:
     dataset = open_dataset(DataConfig(path=str(toy_data), size=SIZE, split="train"))
-    return [dataset[i].picture for i in range(len(dataset))]
+    return [dataset[i].image for i in range(len(dataset))]
 
 
 def run(models: list, data: Path, out: Path, judge: Judge, **options: Any) -> dict[str, Any]:

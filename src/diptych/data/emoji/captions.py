@@ -1,11 +1,11 @@
-"""Captions of single drawings, put together by fixed rules from name, style and keywords."""
+"""Captions of single drawings, composed by rules from name, style and keywords."""
 
 from __future__ import annotations
 
 import re
 import zlib
 
-from diptych.data.emoji.name_fixes import CONCEPTS, SPOKEN
+from diptych.data.emoji.name_fixes import CONCEPTS, WITH_ARTICLES
 from diptych.data.emoji.wordlists import listed
 
 _MASS = frozenset(
@@ -47,8 +47,8 @@ _PREPOSITIONS = frozenset(
 )
 
 
-def clean(name: str) -> str:
-    """A CLDR short name as one would say it: no parentheses, curly quotes or colons, known oddities put right."""
+def clean_name(name: str) -> str:
+    """A CLDR short name as plain English: no parentheses, curly quotes or colons, exceptions from `CONCEPTS`."""
     name = name.replace("’", "'").replace("“", '"').replace("”", '"').replace("⊛", "").strip()
     name = re.sub(r"\s*\([^)]*\)", "", name).replace(": facing right", " facing right")
     if name in CONCEPTS:
@@ -78,8 +78,8 @@ def _listed(items: list[str]) -> str:
 
 def article(name: str) -> str:
     """The name with "a" or "an" where English wants one."""
-    if name in SPOKEN:
-        return SPOKEN[name]
+    if name in WITH_ARTICLES:
+        return WITH_ARTICLES[name]
     words = name.lower().split()
     if words[0] in {"man", "woman", "person", "boy", "girl", "child"}:
         return f"a {name}"
@@ -102,7 +102,7 @@ def is_plural(word: str) -> bool:
 
 
 def _vowel_sound(name: str) -> bool:
-    """Whether the name is said with a vowel first."""
+    """Whether the name is pronounced with an initial vowel."""
     first = name.split()[0].strip("\"'")
     low = first.lower()
     if first in _SPELT or len(first) == 1:  # letter by letter: an SOS button, a VS button
@@ -110,7 +110,7 @@ def _vowel_sound(name: str) -> bool:
     return (low[0] in "aeiou" and not low.startswith(_LIKE_YOU)) or low.startswith(("hour", "honor", "honest"))
 
 
-_NOT_SAID = frozenset(
+_EXCLUDED_KEYWORDS = frozenset(
     listed("""
     face, emoji, bestest, ily, ilysm, fam, dope, dude, bruh, yolo, lol, rofl, lmao, omg, wtf, smh, tfw, tbh,
     idk, ngl, ttyl, ttfn, brb, cya, gtg, outtie, yas, yass, slay, sus, lit, fomo, ikr, bff, bffs, bae, ugh, meh,
@@ -120,34 +120,38 @@ _NOT_SAID = frozenset(
 
 
 def keyword_list(name: str, keywords: tuple[str, ...]) -> list[str]:
-    """Keywords worth saying: words that the name does not hold already."""
-    said = set(re.findall(r"[a-z]+", name.lower()))
-    kept = []
+    """Keywords for captions: common words that are not in the name."""
+    name_words = set(re.findall(r"[a-z]+", name.lower()))
+    selected = []
     for keyword in keywords:
         words = re.findall(r"[a-z]+", keyword.lower())
-        if not re.fullmatch(r"[a-z][a-z \-]{2,18}", keyword) or set(words) <= said or keyword in _NOT_SAID:
+        if (
+            not re.fullmatch(r"[a-z][a-z \-]{2,18}", keyword)
+            or set(words) <= name_words
+            or keyword in _EXCLUDED_KEYWORDS
+        ):
             continue
-        kept.append(keyword)
-    return kept
+        selected.append(keyword)
+    return selected
 
 
-def captions(name: str, spoken: str, keywords: tuple[str, ...], key: str) -> list[str]:
-    """Seven or eight wordings; the first is plain, the second names the style. `key` picks among equals."""
+def captions(name: str, style_name: str, keywords: tuple[str, ...], key: str) -> list[str]:
+    """Seven or eight captions; the first is plain, the second names the style. `key` seeds the random choices."""
     pick = zlib.crc32(key.encode())
     full = article(name)
     words = keyword_list(name, keywords)
-    drawn = ("a drawing of", "a picture of", "a simple drawing of", "an illustration of")[pick % 4]
+    prefix = ("a drawing of", "a picture of", "a simple drawing of", "an illustration of")[pick % 4]
     lines = [
         full,
-        f"{full}, in the style of {spoken}",
+        f"{full}, in the style of {style_name}",
         name,
         f"an emoji of {full}",
-        f"{drawn} {full}",
-        f"{name}, {spoken} style",
-        f"{spoken} emoji of {full}",
+        f"{prefix} {full}",
+        f"{name}, {style_name} style",
+        f"{style_name} emoji of {full}",
     ]
     if words:
         start = (pick >> 4) % len(words)
-        chosen = (words[start:] + words[:start])[:2]
-        lines.append(", ".join([name, *chosen]))
+        selected = (words[start:] + words[:start])[:2]
+        lines.append(", ".join([name, *selected]))
     return list(dict.fromkeys(lines))

@@ -1,6 +1,6 @@
-"""Which drawing shows what: one concept per code point sequence, shared by all sets.
+"""Concepts of the drawings: one per code point sequence, shared by all sets.
 
-Four sets say which code points a drawing stands for. The other two only have names, some run together
+Four sets state the code points of a drawing. The other two only have names, some run together
 ("alarmclock") or from older Unicode versions; those are matched by their letters against the CLDR names, the character
 names and the names in the other sets.
 """
@@ -28,7 +28,7 @@ class Drawing:
     icon: str
     """Name in the set."""
     codes: str
-    """Code points ("1f34e"), or "name:..." where none is known."""
+    """Code points ("1f34e"), or "name:..." without any."""
     name: str
     """CLDR short name, else the icon's name with spaces."""
     keywords: tuple[str, ...]
@@ -44,39 +44,39 @@ class Drawing:
 
 def drawings(sources: Sources) -> list[Drawing]:
     """Every drawing but skin-tone variants and flags of regions, at most one per style and code points."""
-    letters = _letters(sources)
-    found: dict[tuple[str, str], Drawing] = {}
+    codes_by_name = _letters(sources)
+    by_style: dict[tuple[str, str], Drawing] = {}
     for style, data in sources.icons.items():
-        for icon, codes, by_hand in _coded(style, data, letters):
+        for icon, codes, by_hand in _coded(style, data, codes_by_name):
             group = data["categories"].get(icon, "")
-            unknown = codes not in sources.names
-            if unknown and (icon.startswith("flag-for-") or codes in {"20e3", "fe82b"}):
+            unnamed = codes not in sources.names
+            if unnamed and (icon.startswith("flag-for-") or codes in {"20e3", "fe82b"}):
                 continue
             if _is_tone(codes) or _is_region_flag(codes) or _TONE_NAME.search(icon):
                 continue
             plain = FXEMOJI.get(icon, icon) if by_hand else icon
             name, keywords = sources.names.get(codes, (plain.replace("-", " ").removeprefix("name:"), ()))
-            found.setdefault((style, codes), Drawing(style, icon, codes, name, keywords, group, by_hand))
-    return [found[key] for key in sorted(found)]
+            by_style.setdefault((style, codes), Drawing(style, icon, codes, name, keywords, group, by_hand))
+    return [by_style[key] for key in sorted(by_style)]
 
 
-def _coded(style: str, data: dict[str, Any], letters: dict[str, str]) -> Iterator[tuple[str, str, bool]]:
+def _coded(style: str, data: dict[str, Any], codes_by_name: dict[str, str]) -> Iterator[tuple[str, str, bool]]:
     """(icon, code points, named by hand) of a set; sets without a table are matched by name."""
     for codes, icon in sorted(data["chars"].items()):
         codes = normal(codes)
         if not _is_private(codes):
             yield icon, codes, False
         elif icon not in OPENMOJI_OUT:  # drawings beyond Unicode; some show what has a code point as well
-            yield icon, letters.get(squash(icon), f"name:{icon}"), True
+            yield icon, codes_by_name.get(squash(icon), f"name:{icon}"), True
     if not data["chars"]:
         for icon in sorted(data["icons"]):
-            if squash(icon) in letters:
-                yield icon, letters[squash(icon)], False
+            if squash(icon) in codes_by_name:
+                yield icon, codes_by_name[squash(icon)], False
             elif style != "fxemoji":
                 yield icon, f"name:{icon}", False
         for icon in sorted(set(data["icons"]) & set(FXEMOJI)) if style == "fxemoji" else ():
-            if squash(icon) not in letters:
-                yield icon, letters.get(squash(FXEMOJI[icon]), f"name:{icon}"), True
+            if squash(icon) not in codes_by_name:
+                yield icon, codes_by_name.get(squash(FXEMOJI[icon]), f"name:{icon}"), True
 
 
 def normal(codes: str) -> str:

@@ -1,6 +1,6 @@
 """The six open emoji sets and the Unicode names, fetched through `npm pack` at pinned versions.
 
-Each package is one `.tgz` in a cache folder: downloaded beside, then renamed, so a file with the final name is whole.
+Each package is one `.tgz` in a cache folder: downloaded under a temporary name, then renamed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class IconSet:
 
     style: str
     """Short name in keys and metadata, for example `noto`."""
-    spoken: str
+    caption_name: str
     """Name in captions, for example `Noto`."""
     package: str
     version: str
     margin: float = 0.04
-    """White border as a share of the picture; negative where the set's own border is wide."""
+    """White border as a share of the image; negative where the set's own border is wide."""
 
     @property
     def file(self) -> str:
@@ -41,14 +41,14 @@ class IconSet:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Everything that the builder reads, already parsed."""
+    """The parsed sources of a build."""
 
     icons: Mapping[str, dict[str, Any]]
     """style -> {"icons", "aliases", "chars", "info", "categories", "width", "height"}"""
     names: Mapping[str, tuple[str, tuple[str, ...]]]
     """code points ("1f34e") -> (CLDR short name, keywords)"""
     packages: tuple[dict[str, str], ...]
-    """What was read: package, version, file, sha256."""
+    """The packages: package, version, file, sha256."""
 
 
 SETS = (
@@ -73,7 +73,7 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 def fetch(package: str, version: str, cache: Path) -> Path:
-    """The package's tarball in `cache`, downloaded with `npm pack` unless it is there already."""
+    """The package's tarball in `cache`, downloaded with `npm pack` unless cached."""
     target = cache / f"{package.strip('@').replace('/', '-')}-{version}.tgz"
     if target.exists():
         return target

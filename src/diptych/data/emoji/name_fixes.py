@@ -48,7 +48,7 @@ CONCEPTS = table("""
     Alexandria; champignon brown=brown champignon; champignon white=white champignon; sneaker high=high sneaker;
     electric plug red=red electric plug; floating ice broken=broken floating ice; fracture leg=broken leg;
     motor=engine; guy fawkes mask=Guy Fawkes mask; delete=trash can; trash bin=trash can; ventilator=fan;
-    winrar=stack of books; spouting orca=spouting orca; pills=blister of pills; picture=picture; scales=bathroom
+    winrar=stack of books; spouting orca=spouting orca; pills=blister of pills; image=image; scales=bathroom
     scales; solar cell=solar panel; wind energy=wind turbine; charge plug=charging plug; evacuate=people running
     away; first aid=red cross; nessy=Loch Ness monster; snorkling=snorkel; temperature taking=forehead
     thermometer; half orange fruit=half an orange; saw=handsaw; outlet=power outlet; wire=wire; town=town;
@@ -68,7 +68,7 @@ CONCEPTS = table("""
 """)
 
 # Concept -> how it stands in a sentence, where the rule for articles does not find it.
-SPOKEN = table("""
+WITH_ARTICLES = table("""
     Milky Way=the Milky Way; Kaaba=the Kaaba; Mount Fuji=Mount Fuji; Tokyo Tower=the Tokyo Tower; Statue of
     Liberty=the Statue of Liberty; Santa Claus=Santa Claus; Mrs. Claus=Mrs. Claus; Mx Claus=Mx Claus; ZZZ=ZZZ;
     thumbs up=thumbs up; thumbs down=thumbs down; palms up together=palms up together; meat on the bone=meat on
@@ -116,7 +116,7 @@ FXEMOJI = table("""
     construct=construction worker; contact=bust in silhouette; contact2=busts in silhouette; cop=police officer;
     couplekiss=couple with heart; crying=crying face; curryandrice=curry rice; dash=dashing away;
     devilhorns=smiling face with horns; disappointed=disappointed face; dissapointedrelief=sad but relieved
-    face; document=document; documentwithpicture=document with a picture; documentwithtext=document with text;
+    face; document=document; documentwithpicture=document with an image; documentwithtext=document with text;
     dogside=dog; doubleexclaimationmark=double exclamation mark; down=backhand index pointing down;
     dragonhead=dragon face; dragonside=dragon; eightspokedasterix=eight-spoked asterisk; emptydocument=empty
     document; emptynote=sticky note; endwithleftwardsarrow=END arrow; envelopedownarrowabove=envelope with
@@ -127,7 +127,7 @@ FXEMOJI = table("""
     envelope; folder=file folder; openfolder=open file folder; forkandknife=fork and knife; foxcrying=crying fox
     face; foxgrin=grinning fox face; foxheart=fox face with heart-eyes; foxkissing=kissing fox face;
     foxpouting=fox; foxsmiling=smiling fox face; foxtearofjoy=fox face with tears of joy; foxweary=weary fox
-    face; framewithpicture=framed picture; frontfacingchick=front-facing baby chick; frown=person frowning;
+    face; framewithpicture=framed image; frontfacingchick=front-facing baby chick; frown=person frowning;
     fullmoonwithface=full moon face; gem=gem stone; girlgirl=women holding hands; girlguy=woman and man holding
     hands; guyguy=men holding hands; gma=old woman; gpa=old man; grimacing=grimacing face; grin=grinning face;
     grineyes=grinning face with smiling eyes; grinsquint=grinning squinting face; grinsweat=grinning face with

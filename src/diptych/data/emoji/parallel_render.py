@@ -1,7 +1,7 @@
-"""Emoji drawings and scenes made in parts: on all cores, in bounded memory, going on where a build was cut off.
+"""Parallel rendering of drawings and scenes in parts, in bounded memory; an interrupted build resumes.
 
-A part is a small tar in the build's work folder that appears under its name when it is whole. What a part holds depends
-on its own job alone, so neither the number of processes nor an interruption changes a byte of the result.
+A part is a small tar in the build's temporary folder, renamed when it is complete. It depends on its own job alone, so
+neither the number of processes nor an interruption changes a byte of the result.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from PIL import Image
 from diptych.core.progress import track
 from diptych.data.emoji.drawing_names import Drawing
 from diptych.data.emoji.icon_sources import SETS, Sources
-from diptych.data.emoji.render import draw, on_white, picture_of, png_bytes, resolve
-from diptych.data.emoji.scenes import Painter
+from diptych.data.emoji.render import decode_png, draw, on_white, png_bytes, resolve
+from diptych.data.emoji.scenes import SceneRenderer
 from diptych.data.shards import Shard, write_shard
 
 PART = 128
@@ -82,8 +82,8 @@ def _start(parent: int, prepare: Callable[..., None] | None, given: Job) -> None
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Where one drawing lies in the parts."""
+class RenderedDrawing:
+    """The location of one drawing in the parts."""
 
     examples: Path
     cutouts: Path
@@ -92,8 +92,8 @@ class Drawn:
 
 def render_drawings(
     drawings: Sequence[Drawing], sources: Sources, size: int, folder: Path, workers: int
-) -> tuple[dict[str, Drawn], list[dict[str, str]]]:
-    """Draw all that `folder` lacks; where each drawing lies by its key, and what could not be drawn and why."""
+) -> tuple[dict[str, RenderedDrawing], list[dict[str, str]]]:
+    """Render the missing parts in `folder`; the location of each drawing by its key, and the failures with reasons."""
     margins = {one.style: one.margin for one in SETS}
     jobs: list[Job] = []
     names: list[tuple[Path, Path]] = []
@@ -108,7 +108,7 @@ def render_drawings(
             jobs.append((examples, cutouts, icons, size))
     in_processes(_draw_part, jobs, workers, "drawing emoji")
 
-    drawn: dict[str, Drawn] = {}
+    drawn: dict[str, RenderedDrawing] = {}
     failures: list[dict[str, str]] = []
     for examples, cutouts in names:
         shard, index = Shard(examples), 0
@@ -116,55 +116,55 @@ def render_drawings(
             if "json" in entry.members:
                 failures.append(json.loads(shard.read(i, "json")))
             else:
-                drawn[entry.key] = Drawn(examples, cutouts, index)
+                drawn[entry.key] = RenderedDrawing(examples, cutouts, index)
                 index += 1
     return drawn, failures
 
 
 def _resolved(icon_set: dict[str, Any], icon: str) -> tuple[dict[str, Any], tuple[str, ...]] | str:
-    """An icon's body and flips, or why there are none."""
+    """An icon's body and flips, or the error text."""
     try:
         return resolve(icon_set, icon)
     except (ValueError, KeyError) as error:
-        return _said(error)
+        return _error_text(error)
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
 def _draw_part(examples: Path, cutouts: Path, icons: Sequence[Job], size: int) -> None:
-    """Write one part; the examples last, since their file says that the part is whole."""
-    whole, alpha = [], []
+    """Write one part; the examples last, since their file marks the part as complete."""
+    rendered, transparent = [], []
     failed = []
-    for key, style, icon, margin, found in icons:
+    for key, style, icon, margin, resolved in icons:
         try:
-            if isinstance(found, str):
+            if isinstance(resolved, str):
                 raise LookupError
-            body, flips = found
-            picture = draw(body, flips, size, margin)
+            body, flips = resolved
+            image = draw(body, flips, size, margin)
         except (ValueError, KeyError, OSError, LookupError) as error:
-            reason = found if isinstance(found, str) else _said(error)
+            reason = resolved if isinstance(resolved, str) else _error_text(error)
             text = json.dumps({"style": style, "icon": icon, "error": reason})
             failed.append((f"failed-{len(failed)}", {"json": text.encode()}))
             continue
-        whole.append((key, {"png": png_bytes(on_white(picture))}))
-        alpha.append((key, {"png": png_bytes(picture, level=1)}))
-    write_shard(cutouts, alpha)
-    write_shard(examples, whole + failed)
+        rendered.append((key, {"png": png_bytes(on_white(image))}))
+        transparent.append((key, {"png": png_bytes(image, level=1)}))
+    write_shard(cutouts, transparent)
+    write_shard(examples, rendered + failed)
 
 
 class Cutouts(Mapping[str, Image.Image]):
-    """concept -> RGBA picture, read when it is asked for."""
+    """concept -> RGBA image, read on access."""
 
-    def __init__(self, places: Mapping[str, Drawn], shards: dict[Path, Shard]) -> None:
+    def __init__(self, places: Mapping[str, RenderedDrawing], shards: dict[Path, Shard]) -> None:
         self.places, self.shards = places, shards
 
     def __getitem__(self, concept: str) -> Image.Image:
         place = self.places[concept]
         if place.cutouts not in self.shards:
             self.shards[place.cutouts] = Shard(place.cutouts)
-        return picture_of(self.shards[place.cutouts].read(place.index, "png"))
+        return decode_png(self.shards[place.cutouts].read(place.index, "png"))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -175,13 +175,13 @@ class Cutouts(Mapping[str, Image.Image]):
 
 # Scenes.
 
-_painter: Painter | None = None
+_renderer: SceneRenderer | None = None
 """Of this process."""
 
 
-def paint_scenes(
-    usable: Mapping[str, Mapping[str, Drawn]],
-    spoken: dict[str, str],
+def render_scenes(
+    drawings: Mapping[str, Mapping[str, RenderedDrawing]],
+    caption_names: dict[str, str],
     licences: dict[str, str],
     size: int,
     count: int,
@@ -189,30 +189,32 @@ def paint_scenes(
     folder: Path,
     workers: int,
 ) -> list[Path]:
-    """Paint all scenes that `folder` lacks; their parts in order."""
+    """Render the missing scenes in `folder`; returns their parts in order."""
     paths = [folder / f"scenes-{start // PART:04d}.tar" for start in range(0, count, PART)]
     jobs = [
-        (path, range(n * PART, min(count, (n + 1) * PART)), seed, spoken, licences)
+        (path, range(n * PART, min(count, (n + 1) * PART)), seed, caption_names, licences)
         for n, path in enumerate(paths)
         if not path.exists()
     ]
-    in_processes(_paint_part, jobs, workers, "composing scenes", _prepare_painter, (usable, size))
+    in_processes(_render_part, jobs, workers, "composing scenes", _prepare_renderer, (drawings, size))
     return paths
 
 
-def _prepare_painter(usable: Mapping[str, Mapping[str, Drawn]], size: int) -> None:
-    global _painter
+def _prepare_renderer(drawings: Mapping[str, Mapping[str, RenderedDrawing]], size: int) -> None:
+    global _renderer
     shards: dict[Path, Shard] = {}
-    _painter = Painter({style: Cutouts(places, shards) for style, places in usable.items()}, size)
+    _renderer = SceneRenderer({style: Cutouts(places, shards) for style, places in drawings.items()}, size)
 
 
-def _paint_part(path: Path, numbers: range, seed: int, spoken: dict[str, str], licences: dict[str, str]) -> None:
-    assert _painter is not None
+def _render_part(
+    path: Path, numbers: range, seed: int, caption_names: dict[str, str], licences: dict[str, str]
+) -> None:
+    assert _renderer is not None
     samples = []
     for number in numbers:
-        if (found := _painter.scene(number, seed, spoken)) is not None:
-            key, picture, meta = found
-            samples.append(sample(key, png_bytes(picture), {**meta, "licence": licences[meta["style"]]}))
+        if (scene := _renderer.scene(number, seed, caption_names)) is not None:
+            key, image, meta = scene
+            samples.append(sample(key, png_bytes(image), {**meta, "licence": licences[meta["style"]]}))
     write_shard(path, samples)
 
 

@@ -1,4 +1,4 @@
-"""SVG icons to pictures."""
+"""SVG icons to images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diptych.core.errors import UserError
 
 
 def resolve(icon_set: dict[str, Any], icon: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """An icon's body and box with aliases followed, and the flips that they ask for. Raises `KeyError`."""
+    """An icon's body and box with aliases resolved, and their flips. Raises `KeyError`."""
     boxes, flips, name = {}, [], icon
     while name not in icon_set["icons"]:
         alias = icon_set.get("aliases", {})[name]
@@ -29,7 +29,7 @@ def resolve(icon_set: dict[str, Any], icon: str) -> tuple[dict[str, Any], tuple[
 
 
 def fingerprint(icon_set: dict[str, Any], icon: str) -> str:
-    """Equal for drawings that look equal, at any size (the names of gradients differ between copies)."""
+    """A hash, equal for drawings of equal appearance at any size (the names of gradients differ between copies)."""
     data, flips = resolve(icon_set, icon)
     text = json.dumps([re.sub(r"svgID\w+", "id", data["body"]), flips, data["width"], data["height"]])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -42,9 +42,9 @@ def require_renderer() -> None:
 
 
 def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float) -> Image.Image:
-    """One icon that `resolve` has found, as a `size` x `size` RGBA picture, centred, `margin` of the side left free.
+    """One icon from `resolve` as a `size` x `size` RGBA image, centred, `margin` of the side left free.
 
-    Raises `ValueError` when it cannot be drawn or nothing is painted.
+    Raises `ValueError` when it cannot be drawn or is empty.
     """
     import resvg_py
 
@@ -57,30 +57,30 @@ def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float)
         f'width="{size}" height="{size}" viewBox="{left:.6g} {top:.6g} {whole:.6g} {whole:.6g}">{data["body"]}</svg>'
     )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, width=size, height=size))
-    picture = picture_of(png)
-    if picture.size != (size, size):
-        raise ValueError(f"came out as {picture.size[0]} x {picture.size[1]} pixels")
-    if picture.getchannel("A").getextrema()[1] < 32:  # type: ignore[operator]
+    image = decode_png(png)
+    if image.size != (size, size):
+        raise ValueError(f"came out as {image.size[0]} x {image.size[1]} pixels")
+    if image.getchannel("A").getextrema()[1] < 32:  # type: ignore[operator]
         raise ValueError("the drawing is empty")
     for flip, how in (("hFlip", Image.Transpose.FLIP_LEFT_RIGHT), ("vFlip", Image.Transpose.FLIP_TOP_BOTTOM)):
         if flip in flips:
-            picture = picture.transpose(how)
-    return picture
+            image = image.transpose(how)
+    return image
 
 
-def on_white(picture: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
     """RGBA composited on white, as RGB."""
-    ground = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(ground, picture).convert("RGB")
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image).convert("RGB")
 
 
-def png_bytes(picture: Image.Image, level: int = 6) -> bytes:
-    """The picture as a PNG without any metadata, compressed at `level` of zlib."""
+def png_bytes(image: Image.Image, level: int = 6) -> bytes:
+    """The image as a PNG without any metadata, compressed at `level` of zlib."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=level)
+    image.save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()
 
 
-def picture_of(png: bytes) -> Image.Image:
-    """The RGBA picture of a PNG."""
+def decode_png(png: bytes) -> Image.Image:
+    """The RGBA image of a PNG."""
     return Image.open(io.BytesIO(png)).convert("RGBA")

@@ -1,4 +1,4 @@
-"""Foils: captions in the words of a true one, wrong in exactly the attribute that the scene's category tests."""
+"""Foils: captions like a true one, but wrong in the attribute that the scene's category tests."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import replace
 
 from diptych.data.emoji import scene_words as words
 from diptych.data.emoji.scene_sampling import COLOURS, Vocabulary, misspell, other_background
-from diptych.data.emoji.scene_specs import Scene, ScenePart, ground, wordings
+from diptych.data.emoji.scene_specs import Scene, ScenePart, background_phrase, wordings
 
 MAX_FOILS = 6
 
 
 def foils(scene: Scene, true: list[str], vocabulary: Vocabulary, rng: random.Random) -> list[str]:
-    """Up to six captions in the words of the first, each wrong in the tested attribute."""
-    found: dict[str, None] = {}
-    where = ground(scene)
+    """Up to six captions worded like the first, each wrong in the tested attribute."""
+    candidates: dict[str, None] = {}
+    where = background_phrase(scene)
     if scene.relation in ("left", "above"):
         for line in _turned(scene):
-            found[line + where] = None
+            candidates[line + where] = None
     for other in _alternatives(scene, vocabulary, rng):
         if len({part.concept for part in other.parts}) < len(other.parts):
             continue  # "a cat and a cat"
         if other.content() != scene.content() or other.background != scene.background:
-            found[wordings(other)[0] + ground(other)] = None
-        if len(found) >= MAX_FOILS + 2:
+            candidates[wordings(other)[0] + background_phrase(other)] = None
+        if len(candidates) >= MAX_FOILS + 2:
             break
-    return [foil for foil in found if foil not in true][:MAX_FOILS]
+    return [foil for foil in candidates if foil not in true][:MAX_FOILS]
 
 
 def _turned(scene: Scene) -> list[str]:
-    """All wrong places of the two parts."""
+    """All wrong relations of the two parts."""
     a, b = (str(part) for part in scene.parts)
     left = [f"{a} to the left of {b}", f"{b} to the right of {a}"]
     right = [f"{b} to the left of {a}", f"{a} to the right of {b}"]
@@ -70,7 +70,7 @@ def _alternatives(scene: Scene, vocabulary: Vocabulary, rng: random.Random) -> I
     for _ in range(200):
         index = rng.randrange(len(parts)) if parts else 0
         if category == "text":
-            yield replace(scene, word=rng.choice(words.WRITTEN))
+            yield replace(scene, word=rng.choice(words.WRITABLE))
         elif category == "misspellings":
             other = rng.choice(vocabulary.all)
             if spelled := misspell(other, vocabulary.all, rng):

@@ -1,4 +1,4 @@
-"""Drawing scenes by lot: what one style can draw, one sampler a category, misspelt names."""
+"""Random scenes: the vocabulary of a style, a sampler per category, misspelt names."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ class Vocabulary:
 
     def pick(self, rng: random.Random, count: int, apart: bool = False) -> list[str]:
         """Different concepts, `apart`: from different groups. Groups are as likely as the root of their size."""
-        chosen: list[str] = []
+        picked: list[str] = []
         groups = list(self.groups)
-        while len(chosen) < count and groups:
+        while len(picked) < count and groups:
             group = rng.choices(groups, [len(self.groups[g]) ** 0.5 for g in groups])[0]
             name = rng.choice(self.groups[group])
-            if name not in chosen:
-                chosen.append(name)
+            if name not in picked:
+                picked.append(name)
             if apart:
                 groups.remove(group)
-        return chosen
+        return picked
 
     def coloured(
         self, rng: random.Random, concept: str, background: str, avoid: tuple[str, ...] = ()
     ) -> ScenePart | None:
-        """The concept in a colour that shows on the background, unless that is the name of another drawing."""
-        fit = [c for c in COLOURS if c not in (background, *avoid) and f"{c} {concept}" not in self.taken]
-        fit = [c for c in fit if not any(word in COLOURS for word in concept.split())]
-        return ScenePart(concept, colour=rng.choice(fit)) if fit else None
+        """The concept in a colour other than the background, unless that is the name of another drawing."""
+        colours = [c for c in COLOURS if c not in (background, *avoid) and f"{c} {concept}" not in self.taken]
+        colours = [c for c in colours if not any(word in COLOURS for word in concept.split())]
+        return ScenePart(concept, colour=rng.choice(colours)) if colours else None
 
 
 def sample_scene(category: str, vocabulary: Vocabulary, rng: random.Random) -> Scene | None:
-    """A scene of the category, or None where the dice fell badly (draw again)."""
+    """A scene of the category, or None where the vocabulary has no such scene; sample again."""
     background = "white" if rng.random() < 0.5 else other_background(rng, "white")
     return _SAMPLERS[category](vocabulary, rng, background)
 
@@ -137,7 +137,7 @@ def _text(v: Vocabulary, rng: random.Random, background: str) -> Scene | None:
     return Scene(
         "text",
         parts,
-        word=rng.choice(words.WRITTEN),
+        word=rng.choice(words.WRITABLE),
         ink=ink,
         place=rng.choice(("above", "below")),
         background=background,

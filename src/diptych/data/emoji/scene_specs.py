@@ -1,4 +1,4 @@
-"""What a scene shows, and how one says it.
+"""Scene descriptions and their captions.
 
 The categories are DrawBench's (Saharia et al. 2022, Imagen, section 3.3 and appendix C) as far as drawings can show
 them.
@@ -39,7 +39,7 @@ class ScenePart:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Everything that a scene's captions may speak of."""
+    """The content of a scene: all that its captions describe."""
 
     category: str
     parts: tuple[ScenePart, ...] = ()
@@ -54,7 +54,7 @@ class Scene:
     """The misspelled name that captions use."""
 
     def content(self) -> tuple:
-        """What is shown, the same for equal scenes whatever their category, style and (mostly) background."""
+        """The content as a tuple, equal for equal scenes of any category, style and (mostly) background."""
         if self.category == "misspellings":
             return ("spelling", self.parts[0].concept)
         parts = [dataclasses.astuple(part) for part in self.parts]
@@ -66,18 +66,18 @@ class Scene:
 
     @property
     def split(self) -> str:
-        """A fixed share of all contents is never trained on."""
+        """The split, by a hash of the content: a fixed share is held out."""
         return "held-out" if stable_hash("scene", repr(self.content())) < HELD_OUT_SHARE * 2**64 else "train"
 
 
-def captions(scene: Scene, spoken: str, rng: random.Random) -> list[str]:
-    """Three or four wordings, each of which says all that is in the scene; the last names the style."""
-    where = ground(scene)
+def captions(scene: Scene, style_name: str, rng: random.Random) -> list[str]:
+    """Three or four captions, each of the whole scene; the last names the style."""
+    where = background_phrase(scene)
     plain = wordings(scene)
     opening = rng.choice(("a drawing of", "a picture of", "an illustration of", "a simple picture of"))
     lines = [plain[0] + where, f"{opening} {rng.choice(plain[:2])}{where}"]
     lines += [line + where for line in plain[1:3]]
-    lines.append(f"{rng.choice(plain)}{where}, in the style of {spoken}")
+    lines.append(f"{rng.choice(plain)}{where}, in the style of {style_name}")
     return list(dict.fromkeys(lines[:3] + lines[-1:]))
 
 
@@ -126,6 +126,6 @@ def _and(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def ground(scene: Scene) -> str:
-    """How a caption ends that speaks of the background; nothing is said of white."""
+def background_phrase(scene: Scene) -> str:
+    """The end of a caption, which names the background; empty for white."""
     return "" if scene.background == "white" else f" on {article(scene.background)} background"

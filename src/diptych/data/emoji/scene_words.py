@@ -74,9 +74,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     genie, ninja, astronaut, baby, princess, prince
 """),
 }
-"""Things of everyday by group; every name is a concept of the drawings."""
+"""Everyday objects by group; each name is a concept of the drawings."""
 
-DRAWN_BY: dict[str, str] = table("""
+DRAWING_NAMES: dict[str, str] = table("""
     apple=red apple; book=closed book; knife=kitchen knife; magnifying glass=magnifying glass tilted left
 """)
 """Plain names whose drawing has a longer one."""
@@ -145,7 +145,7 @@ SMALL = listed("""
 """)
 """Large things that a "conflicting" scene draws small beside small things drawn big."""
 
-WRITTEN = listed("""
+WRITABLE = listed("""
     yes, no, hi, hello, love, fun, cat, dog, sun, moon, star, open, stop, go, art, zoo, wow, hot, cold, big,
     tea, day, night, one, two, ten, red, blue, home, run, joy, hope, peace, happy, lucky, magic, king, sky, sea,
     ice, fire, play, jump, sing, gold, new, sale, free, top, win, bye, thanks, party, fish, bird, apple, music,

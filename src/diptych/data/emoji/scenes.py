@@ -1,4 +1,4 @@
-"""Scenes painted from single drawings, with captions, foils and the ground truth."""
+"""Scenes composed from single drawings, with captions, foils and ground truth."""
 
 from __future__ import annotations
 
@@ -22,37 +22,39 @@ Box = tuple[float, float, float, float]
 
 
 CACHE_BYTES = 64 * 2**20
-"""Of drawings that a painter keeps decoded."""
+"""Size of the cache of decoded drawings."""
 
 
-class Painter:
-    """Paints scenes with the drawings of some styles, of which it holds a bounded number in memory."""
+class SceneRenderer:
+    """Renders scenes from drawings of several styles, with a bounded cache of decoded drawings."""
 
     def __init__(self, drawings: Mapping[str, Mapping[str, Image.Image]], size: int) -> None:
-        """`drawings`: style -> concept -> RGBA picture; a mapping that reads them when they are asked for will do."""
+        """`drawings`: style -> concept -> RGBA image; the mapping may read lazily."""
         self.size = size
         self.drawings = drawings
-        taken = {concept for concepts in drawings.values() for concept in concepts}
+        concepts = {concept for by_concept in drawings.values() for concept in by_concept}
         self.names = {
             style: {concept: concept for concept in concepts}
-            | {plain: long for plain, long in words.DRAWN_BY.items() if long in concepts}
+            | {plain: long for plain, long in words.DRAWING_NAMES.items() if long in concepts}
             for style, concepts in drawings.items()
         }
-        self.vocabularies = {style: Vocabulary(set(names), taken) for style, names in self.names.items()}
-        kept = max(32, CACHE_BYTES // (4 * size * size))
-        self._trimmed = functools.lru_cache(kept)(self._trimmed)
-        self._drawing = functools.lru_cache(kept)(self._drawing)
+        self.vocabularies = {style: Vocabulary(set(names), concepts) for style, names in self.names.items()}
+        cached = max(32, CACHE_BYTES // (4 * size * size))
+        self._trimmed = functools.lru_cache(cached)(self._trimmed)
+        self._drawing = functools.lru_cache(cached)(self._drawing)
 
     def scenes(
-        self, count: int, seed: int, spoken: dict[str, str]
+        self, count: int, seed: int, caption_names: dict[str, str]
     ) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
-        """(key, picture, metadata) of `count` scenes; number i depends on the seed and i alone."""
+        """(key, image, metadata) of `count` scenes; number i depends on the seed and i alone."""
         for number in range(count):
-            if (found := self.scene(number, seed, spoken)) is not None:
-                yield found
+            if (scene := self.scene(number, seed, caption_names)) is not None:
+                yield scene
 
-    def scene(self, number: int, seed: int, spoken: dict[str, str]) -> tuple[str, Image.Image, dict[str, Any]] | None:
-        """(key, picture, metadata) of one scene; None where no try at it had enough foils."""
+    def scene(
+        self, number: int, seed: int, caption_names: dict[str, str]
+    ) -> tuple[str, Image.Image, dict[str, Any]] | None:
+        """(key, image, metadata) of one scene; None where no attempt had enough foils."""
         styles = [style for style, v in self.vocabularies.items() if len(v.all) >= 2]
         if not styles:
             raise UserError("no style has two drawings that scenes can be made of: build with scenes=0")
@@ -63,21 +65,21 @@ class Painter:
             scene = sample_scene(category, self.vocabularies[style], rng)
             if scene is None:
                 continue
-            told = captions(scene, spoken.get(style, style), rng)
-            wrong = foils(scene, told, self.vocabularies[style], rng)
-            if len(wrong) >= 5:
-                picture, truth = self.paint(scene, style, rng)
-                meta = {"kind": "scene", "category": category, "captions": told, "foils": wrong, "style": style}
-                return f"scene-{number:06d}", picture, {**meta, **truth, "split": scene.split}
+            true = captions(scene, caption_names.get(style, style), rng)
+            false = foils(scene, true, self.vocabularies[style], rng)
+            if len(false) >= 5:
+                image, truth = self.render(scene, style, rng)
+                meta = {"kind": "scene", "category": category, "captions": true, "foils": false, "style": style}
+                return f"scene-{number:06d}", image, {**meta, **truth, "split": scene.split}
         return None
 
-    def paint(self, scene: Scene, style: str, rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
-        """The picture (RGB) and what is where in it."""
+    def render(self, scene: Scene, style: str, rng: random.Random) -> tuple[Image.Image, dict[str, Any]]:
+        """The image (RGB), and its ground truth: objects with boxes, background, text, relation."""
         ground = words.BACKGROUNDS[scene.background]
         canvas = Image.new("RGB", (self.size, self.size), ground)
-        things = [part for part in scene.parts for _ in range(part.count)]
+        parts = [part for part in scene.parts for _ in range(part.count)]
         objects: list[dict[str, Any]] = []
-        for part, cell in zip(things, layout(scene, rng), strict=True):
+        for part, cell in zip(parts, layout(scene, rng), strict=True):
             if scene.relation == "wearing" and objects:
                 cell = _on_head(objects[0]["box"])
             box = self._paste(
@@ -92,7 +94,7 @@ class Painter:
         text = None
         if scene.word:
             cell = (
-                (0.04, 0.3, 0.96, 0.7) if not things else (0.04, *_STRIP[scene.place][0], 0.96, *_STRIP[scene.place][1])
+                (0.04, 0.3, 0.96, 0.7) if not parts else (0.04, *_STRIP[scene.place][0], 0.96, *_STRIP[scene.place][1])
             )
             text = {"word": scene.word, "colour": scene.ink, "box": self._write(canvas, scene.word, scene.ink, cell)}
         truth = {"objects": objects, "background": scene.background, "text": text, "relation": scene.relation}
@@ -102,11 +104,11 @@ class Painter:
         return _trim(self.drawings[style][self.names[style][name]])
 
     def _drawing(self, style: str, name: str, colour: str | None) -> Image.Image:
-        picture = self._trimmed(style, name)
-        return picture if colour is None else tint(picture, words.COLOURS[colour])
+        image = self._trimmed(style, name)
+        return image if colour is None else tint(image, words.COLOURS[colour])
 
     def _paste(self, canvas: Image.Image, drawing: Image.Image, cell: Box, bottom: bool = False) -> Box:
-        """Fit the drawing into the cell, centred (or standing on its bottom); returns the painted box."""
+        """Fit the drawing into the cell, centred (or standing on its bottom); returns its bounding box."""
         size = self.size
         scale = min((cell[2] - cell[0]) * size / drawing.width, (cell[3] - cell[1]) * size / drawing.height)
         wide, high = max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale))
@@ -115,7 +117,7 @@ class Painter:
         top = round(cell[3] * size - high if bottom else (cell[1] + cell[3]) / 2 * size - high / 2)
         left, top = max(0, min(size - wide, left)), max(0, min(size - high, top))
         canvas.paste(small, (left, top), small)
-        return _shares((left, top, left + wide, top + high), size)
+        return _fractions((left, top, left + wide, top + high), size)
 
     def _write(self, canvas: Image.Image, word: str, ink: str, cell: Box) -> Box:
         """Write the word as large as the cell allows; drawn four times as large and reduced, for smooth edges."""
@@ -134,14 +136,14 @@ class Painter:
         ImageDraw.Draw(mask).text(at, word, fill=255, font=font, stroke_width=stroke)
         mask = mask.resize((size, size), Image.Resampling.BOX)
         canvas.paste(words.COLOURS[ink], (0, 0), mask)
-        return _shares(mask.getbbox() or (0, 0, 0, 0), size)
+        return _fractions(mask.getbbox() or (0, 0, 0, 0), size)
 
 
 _STRIP = {"above": ((0.05,), (0.3,)), "below": ((0.7,), (0.95,))}
 
 
 def layout(scene: Scene, rng: random.Random) -> list[Box]:
-    """A cell for each drawing, apart from each other."""
+    """A cell for each drawing; cells do not overlap."""
     number = sum(part.count for part in scene.parts)
     if scene.word:
         low = 0.34 if scene.place == "above" else 0.03
@@ -172,12 +174,12 @@ def layout(scene: Scene, rng: random.Random) -> list[Box]:
 
 
 def _pair(scene: Scene, rng: random.Random) -> list[Box]:
-    """Two cells, side by side or one above the other; the first left or above unless nothing says so."""
+    """Two cells, side by side or one above the other; in the order of the relation, else in random order."""
     parts = [part for part in scene.parts for _ in range(part.count)]
     widths = [{"big": 0.6, "small": 0.3, None: 0.46}[part.size] for part in parts]
     across = scene.relation == "left" if scene.relation else rng.random() < 0.6
-    turned = scene.relation is None and rng.random() < 0.5
-    if turned:
+    swapped = scene.relation is None and rng.random() < 0.5
+    if swapped:
         widths.reverse()
     gap = (1 - sum(widths)) / 3
     starts, cells = (gap, 2 * gap + widths[0]), []
@@ -188,7 +190,7 @@ def _pair(scene: Scene, rng: random.Random) -> list[Box]:
         cells.append(
             (along, drift, along + side, drift + side) if across else (drift, along, drift + side, along + side)
         )
-    return cells[::-1] if turned else cells
+    return cells[::-1] if swapped else cells
 
 
 def _jittered(x: float, y: float, side: float, room: float, rng: random.Random) -> Box:
@@ -199,25 +201,25 @@ def _jittered(x: float, y: float, side: float, room: float, rng: random.Random) 
 
 
 def _on_head(face: Box) -> Box:
-    """Where a hat stands: over the upper edge of the face."""
+    """The box of a hat: over the upper edge of the face."""
     width, height = face[2] - face[0], face[3] - face[1]
     middle, brim = (face[0] + face[2]) / 2, face[1] + 0.2 * height
     return middle - 0.36 * width, max(0.0, brim - 0.6 * width), middle + 0.36 * width, brim
 
 
-def _shares(box: tuple[int, int, int, int], size: int) -> Box:
+def _fractions(box: tuple[int, int, int, int], size: int) -> Box:
     x0, y0, x1, y1 = (round(value / size, 4) for value in box)
     return x0, y0, x1, y1
 
 
-def _trim(picture: Image.Image) -> Image.Image:
+def _trim(image: Image.Image) -> Image.Image:
     """Without its empty border."""
-    return picture.crop(picture.getchannel("A").point([0] * 16 + [255] * 240).getbbox())
+    return image.crop(image.getchannel("A").point([0] * 16 + [255] * 240).getbbox())
 
 
-def tint(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """The drawing in one colour with its shading kept: what is darker or lighter than most of it stays so."""
-    pixels = np.asarray(picture.convert("RGBA"), dtype=np.float64)  # (H, W, 4)
+def tint(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """The drawing, RGBA, in one colour with its own shading relative to its median lightness."""
+    pixels = np.asarray(image.convert("RGBA"), dtype=np.float64)  # (H, W, 4)
     light = pixels[..., :3] @ (0.299, 0.587, 0.114) / 255  # (H, W)
     solid = light[pixels[..., 3] > 128]
     body = solid[solid > 0.2]  # not the outline, unless the whole thing is dark
@@ -228,5 +230,5 @@ def tint(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     if min(colour) > 200:
         shade = 0.4 + 0.6 * shade  # a white thing has light shadows
     gleam = np.clip((light - middle) / max(1 - middle, 1e-6), 0, 1)[..., None] * (0.35 if max(colour) < 90 else 0.6)
-    painted = target * shade * (1 - gleam) + 255 * gleam
-    return Image.fromarray(np.dstack([painted, pixels[..., 3]]).round().astype(np.uint8))
+    tinted = target * shade * (1 - gleam) + 255 * gleam
+    return Image.fromarray(np.dstack([tinted, pixels[..., 3]]).round().astype(np.uint8))

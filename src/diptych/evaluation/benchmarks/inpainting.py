@@ -117,7 +117,7 @@ def evaluate_inpainting(
         },
         batch=batch,
         sheet=sheet,
-        truth=to_tensor([Image.fromarray(example.picture) for example in examples]),
+        truth=to_tensor([Image.fromarray(example.image) for example in examples]),
         captions=[prompt_of(example.captions, is_scene(example.meta)) for example in examples],
         fills={name: untrained(fill) for name, fill in FILLS.items()}
         | {name: by_inpainting(model, steps) for name, model in models},

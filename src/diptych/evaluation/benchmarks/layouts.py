@@ -122,7 +122,7 @@ def evaluate_layouts(
         name=name,
         arms=arms,
         naming=BoxNaming(judge, concepts, chosen, seed),
-        real=[Image.fromarray(dataset[scene.index].picture) for scene in chosen],
+        real=[Image.fromarray(dataset[scene.index].image) for scene in chosen],
         seeds=seeds,
         seed=seed,
         sheet=sheet,

@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diptych.data.dataset import PictureDataset
+from diptych.data.dataset import ImageDataset
 from diptych.evaluation.metrics import frechet_distance
 from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
 from diptych.evaluation.report import SheetCell, contact_sheet, percent, plain
@@ -115,7 +115,7 @@ class PromptStudy(ImageStudy):
     closing = "contact sheets, tables and every picture's score are in {out}"
     model: Any
     judge: Judge
-    dataset: PictureDataset
+    dataset: ImageDataset
     concepts: list[str]
     pairs: Sequence[PromptGroup]
     scenes: Sequence[PromptGroup]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
-from diptych.data.dataset import DataConfig, Example, PictureDataset, Split, open_dataset
+from diptych.data.dataset import DataConfig, Example, ImageDataset, Split, open_dataset
 from diptych.evaluation.metrics import WINDOW
 from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name
@@ -100,7 +100,7 @@ def evaluate_reconstruction(
         batch=batch,
         arms=arms,
         examples=examples,
-        originals=[Image.fromarray(example.picture) for example in examples],
+        originals=[Image.fromarray(example.image) for example in examples],
         device=device,
         fidelity=fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device),
         sheet=sheet,
@@ -248,7 +248,7 @@ def fidelity_lines(row: dict[str, Any]) -> dict[str, str]:
     return lines | {"Fréchet (judge)": f"{row['frechet']:.3f}"}
 
 
-def side_of(dataset: PictureDataset) -> int:
+def side_of(dataset: ImageDataset) -> int:
     """The shorter side of the first image that can be read, at most `LARGEST`."""
     for index in range(min(len(dataset), 64)):
         try:

@@ -122,7 +122,7 @@ def evaluate_super_resolution(
         },
         batch=batch,
         models=dict(models),
-        truth=[Image.fromarray(example.picture) for example in examples],
+        truth=[Image.fromarray(example.image) for example in examples],
         captions=[example.captions[0] for example in examples],
         image_seeds=[mix(seed, i) for i in indices],
         seeds=seeds,

@@ -27,7 +27,7 @@ SMALL_TRANSFORMER = CodeTransformerConfig(
     shared_start=False,
 )
 """Small enough for two CPU cores."""
-STYLES = ClassConfig(classes=len(SETS), null=len(SETS), names=tuple(one.spoken for one in SETS))
+STYLES = ClassConfig(classes=len(SETS), null=len(SETS), names=tuple(one.caption_name for one in SETS))
 """A drawing's style is its class: what it shows has thousands of names, and too few drawings of each."""
 
 
@@ -73,7 +73,7 @@ RECIPES = {
         "emoji-codes-class",
         "told the style as a class",
         dataclasses.replace(DATA_64, kinds=("single",), caption_field="style"),
-        tuple(one.spoken for one in SETS for _ in range(2)),
+        tuple(one.caption_name for one in SETS for _ in range(2)),
         text=STYLES,
         transformer=dataclasses.replace(SMALL_TRANSFORMER, classes=STYLES.entries),
         steps=4000,

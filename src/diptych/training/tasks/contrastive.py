@@ -18,7 +18,7 @@ from diptych.core.config import Within
 from diptych.core.hashing import mix
 from diptych.core.progress import track
 from diptych.data.caption_text import concept_of, is_scene
-from diptych.data.dataset import PictureDataset
+from diptych.data.dataset import ImageDataset
 from diptych.encoders.configs import MiniLMConfig
 from diptych.models.judge import Judge, JudgeConfig
 from diptych.models.retrieval import concept_vectors, ranks, share_of_right_captions, spoken
@@ -149,7 +149,7 @@ class JudgeTrainable:
     held-out images can be validated. No held-out image is trained on unless a batch brings it.
     """
 
-    def __init__(self, config: ContrastConfig, dataset: PictureDataset, words: WordFeatures | None = None) -> None:
+    def __init__(self, config: ContrastConfig, dataset: ImageDataset, words: WordFeatures | None = None) -> None:
         self.config = config
         self.meta = read_meta(dataset.split("all", in_memory=False))
         self.concepts = sorted({concept_of(m) for m in self.meta.values() if not is_scene(m)})
@@ -242,7 +242,7 @@ class JudgeTrainable:
         return self._vectors[1]
 
 
-def read_meta(dataset: PictureDataset) -> dict[str, dict[str, Any]]:
+def read_meta(dataset: ImageDataset) -> dict[str, dict[str, Any]]:
     """Metadata by key."""
     examples = (dataset[i] for i in range(len(dataset)))
     return {e.key: e.meta for e in track(examples, "reading metadata", len(dataset))}
