@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diptych.cli.arguments import options_given
 from diptych.cli.main import parse
 from diptych.cli.regenerate import Recorded, with_current_names
+from diptych.core.errors import DiptychWarning
 from diptych.weights.file_hash import file_sha256
 
 
@@ -59,3 +61,35 @@ def test_an_option_that_was_not_recorded_changes_the_image(tmp_path: Path) -> No
         image = recorded(tmp_path, steps=3)
         image.complete(parse(["generate", "--from", "a.png", *words]))
         assert image.changed == changed, words
+
+
+def test_another_sampler_leaves_the_recorded_sampler_options_out(tmp_path: Path) -> None:
+    for words, eta in (([], 0.5), (["--sampler", "ddim"], 0.5), (["--sampler", "euler"], None)):
+        image, arguments = recorded(tmp_path, sampler="ddim", eta=0.5), parse(["generate", "--from", "a.png", *words])
+        image.complete(arguments)
+        assert arguments.eta == eta and image.changed == (eta is None), words
+
+
+def test_more_stages_than_were_recorded_have_their_own_options(tmp_path: Path) -> None:
+    image = recorded(tmp_path, stages=[{"stage": "8", "steps": 3, "sampler": "ddim"}], stop=1)
+    arguments = parse(["generate", "--from", "a.png", "--stop", "3"])
+    image.complete(arguments)
+    assert arguments.steps == [3, None, None] and arguments.sampler == ["ddim", None, None]
+
+
+def test_another_kind_of_model_leaves_recorded_options_out(tmp_path: Path) -> None:
+    class Other:
+        def generate(self, prompts: list[str], steps: int, guidance: float) -> None: ...
+
+    image = recorded(tmp_path, stages=[{"stage": "8", "steps": 3, "guidance": 2.0}], long_prompts="cut")
+    arguments = parse(["generate", "--from", "a.png", "--model", "other", "--guidance", "4"])
+    image.complete(arguments)
+    with pytest.warns(DiptychWarning, match="long_prompts, steps of .* are of another kind of model: left out"):
+        assert image.fitting(Other(), options_given(arguments)) == {"guidance": 4.0}
+
+
+def test_the_recorded_model_takes_all_that_was_recorded(tmp_path: Path) -> None:
+    image, arguments = recorded(tmp_path, steps=3, tile=64), parse(["generate", "--from", "a.png"])
+    image.complete(arguments)
+    options = options_given(arguments)
+    assert image.fitting(object.__new__(type("Other", (), {"generate": lambda self: None})), options) == options != {}

@@ -102,7 +102,10 @@ def generate(arguments: argparse.Namespace) -> None:
     options = options_given(arguments)
     check_options(options, lora_files(arguments))
     model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
-    options = accepted_options(model, arguments.model or "latent", options | open_guides(arguments))
+    options |= open_guides(arguments)
+    if recorded is not None:
+        options = recorded.fitting(model, options)
+    options = accepted_options(model, arguments.model or "latent", options)
     if recorded is not None:
         recorded.verify(model, options)
     for image, metadata, earlier in generate_images(model, wanted, arguments.batch, **options):

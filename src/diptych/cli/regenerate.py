@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from diptych.core.image_files import read_image
 from diptych.core.values import ImageFile
 from diptych.models.metadata import of_stage, read_metadata
 from diptych.models.option_registry import all_options
+from diptych.models.options import KNOBS
 from diptych.weights.file_hash import file_sha256
 from diptych.weights.identity import Origin
 
@@ -45,6 +47,8 @@ class Recorded:
     """Whether the user asked for something else than what was recorded."""
     replaced: set[str] = field(default_factory=set)
     """What the user named in place of what was recorded: model, guides."""
+    filled: set[str] = field(default_factory=set)
+    """Options that were set to what was recorded."""
 
     @classmethod
     def read(cls, path: Path) -> Recorded:
@@ -78,11 +82,18 @@ class Recorded:
         arguments.seed = arguments.seed or [range(row["seed"], row["seed"] + 1)]
         arguments.keep_stages = arguments.keep_stages or (self.kept > 0 or None)
         stages = row.get("stages")
+        samplers = [stage.get("sampler") for stage in stages] if stages else row.get("sampler")
+        other_sampler = arguments.sampler not in (None, samplers)
         for name in OPTIONS:
             value = row.get(name)
             if stages and all_options()[name].per_stage:
                 values = [stage.get(name) for stage in stages]
+                if arguments.stop is not None:  # stages that did not run have their own
+                    values += [None] * (arguments.stop - row.get("start", 0) - len(values))
                 value = None if all(one is None for one in values) else values
+            if other_sampler and all_options()[name].group == KNOBS:
+                self.changed = True  # the recorded ones are of another sampler
+                continue
             self.set(arguments, name, value)
         if "size" in row and not stages and "low_res" not in row:
             self.set(arguments, "size", tuple(row["size"]))
@@ -106,6 +117,7 @@ class Recorded:
             return
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
+            self.filled.add(name)
         elif getattr(arguments, name) != value:
             self.changed = True
 
@@ -157,6 +169,19 @@ class Recorded:
                 arguments.guides = [(one["source"], one["scale"]) for one in guides]
             else:
                 self.replaced.add("guides")
+
+    def fitting(self, model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options without recorded ones that another model, which the user named, does not take."""
+        taken = inspect.signature(model.generate).parameters
+        other = self.filled if "model" in self.replaced else set[str]()
+        left_out = [
+            name
+            for name, value in options.items()
+            if name in other and (name not in taken or (isinstance(value, list) and "stop" not in taken))
+        ]
+        if left_out:
+            warn(f"{', '.join(left_out)} of {self.path} are of another kind of model: left out")
+        return {name: value for name, value in options.items() if name not in left_out}
 
     def verify(self, model: Any, options: Mapping[str, Any]) -> None:
         """Raise a `UserError` where a model, decoder or guide that was found by its recorded name is another than then;

@@ -111,7 +111,8 @@ class Number(Value):
 
     def check(self, value: Any) -> float:
         value = plain(value)
-        if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
+        size: Any = abs(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        if not size <= sys.float_info.max:  # NaN fails too
             raise ValueError(f"must be a finite number, not {said(value)}")
         number = float(value)
         if not self.low <= number <= self.high or (self.above and number == self.low):
@@ -271,8 +272,9 @@ def wholes(name: str, values: Any) -> list[int]:
     values = plain(values)
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Set, Mapping)):
         raise UserError(f"{name} must be a list of whole numbers, not {said(values)}")
+    no_number: Any = None
     try:
-        return [operator.index("" if isinstance(value, bool) else value) for value in map(plain, values)]
+        return [operator.index(no_number if isinstance(value, bool) else value) for value in map(plain, values)]
     except TypeError:
         raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
 
