@@ -21,14 +21,14 @@ export PROMPT OUT PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help demo install test tests test-all lint format gpu wheel default-model default-cascade clean
 
-help: ## say what can be made
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=25'
 
-demo: $(VENV)/.installed ## install, then draw PROMPT with both default models into OUT
+demo: $(VENV)/.installed ## install, then generate PROMPT with both default models into OUT
 	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$$OUT"
 
-install: $(VENV)/.installed-data ## install, with what draws the emoji data and plots
+install: $(VENV)/.installed-data ## install, with the packages for the emoji data and plots
 
 test: $(VENV)/.installed-dev ## install, then check style, types and the fast tests
 	@$(MAKE) --jobs 2 lint tests
@@ -44,7 +44,7 @@ lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(VENV)/.installed-dev ## put the style right, and the tables of docs/house.md
+format: $(VENV)/.installed-dev ## format the code, and update the tables of docs/house.md
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/python docs/newcomer.py docs/house.md
@@ -53,7 +53,7 @@ wheel: $(VENV)/.installed ## build the wheel into dist/
 	$(BIN)/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
-gpu: ## run what wants a GPU, best value first, within BUDGET minutes; a rerun goes on (no install: uses .venv or PYTHON)
+gpu: ## run what needs a GPU, most important first, within BUDGET minutes; a rerun resumes (no install: uses .venv or PYTHON)
 	@run="$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo "$$PYTHON")"; \
 	PYTHONPATH="src:.$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" -m benchmarks.gpu --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
 

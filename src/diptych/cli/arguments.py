@@ -133,16 +133,16 @@ def add_models(command: Parser, text: str, required: bool = False) -> None:
     add_opening(command)
 
 
-def add_opening(command: Parser, dtype: str = "of the networks: float32 (default), float16 or bfloat16") -> None:
+def add_opening(command: Parser, dtype: str = "precision: float32 (default), float16 or bfloat16") -> None:
     """How a published model is found and read."""
     published = command.add_argument_group("published models")
     published.add_argument("--revision", metavar="R", help="a branch, tag or commit on the hub")
-    published.add_argument("--offline", **FLAG, help="take models of the hub from its cache only")
+    published.add_argument("--offline", **FLAG, help="use only the local cache of the hub")
     published.add_argument("--allow-pickle", **FLAG, help="read .ckpt, .pt and .bin too: their tensors, never code")
-    published.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="for a single file, which holds none")
+    published.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="tokenizer for a single file")
     published.add_argument("--dtype", metavar="T", help=dtype)
-    published.add_argument("--ema", **FLAG, help="the averaged weights of a file that holds both")
-    published.add_argument("--prediction", metavar="P", help="eps or v, where a single file does not say")
+    published.add_argument("--ema", **FLAG, help="the EMA weights of a file that has both")
+    published.add_argument("--prediction", metavar="P", help="prediction type of a single file: eps or v")
 
 
 def add_output(command: Parser, batch: int) -> None:
@@ -153,12 +153,12 @@ def add_output(command: Parser, batch: int) -> None:
         type=argument_type(Seeds()),
         action="extend",
         default=[],
-        help="0,4-7 are five; -1 is a random one (default: 0)",
+        help="one or more seeds, such as 7 or 0,4-7; -1 is a random seed (default: 0)",
     )
-    add_whole(command, "--count", 1, help="seeds to use from the first one on")
+    add_whole(command, "--count", 1, help="number of seeds, counted up from --seed")
     add_whole(command, "--batch", 1, default=batch, help=f"images at a time (default: {batch})")
     add_device(command)
-    command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="(default: out)")
+    command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="output folder (default: out)")
 
 
 def add_device(command: Parser) -> None:
@@ -172,7 +172,7 @@ def add_study(command: Parser, images: str) -> None:
     add_whole(command, "--images", 1, dest="pictures", help=images)
     add_whole(command, "--pictures", 1, dest="pictures", help=argparse.SUPPRESS)
     command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
-    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for the results and contact sheets")
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="output folder of the results")
     add_whole(command, "--seed", 0, SEED_LIMIT - 1, help="fixes prompts and images")
     command.add_argument("--judge", metavar="FOLDER", help="run or model folder of another judge than the package's")
     add_device(command)

@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     data = commands.add_parser("data", help="make or check training data")
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = kinds.add_parser("emoji", help="captioned shards from six open emoji sets")
-    command.add_argument("--out", metavar="FOLDER", type=Path, help="(default: data/emoji-SIZE)")
+    command.add_argument("--out", metavar="FOLDER", type=Path, help="output folder (default: data/emoji-SIZE)")
     add_whole(command, "--size", 16, 1024, metavar="PIXELS", default=64, help="(default: 64)")
     add_whole(command, "--scenes", 0, default=0, help="composed scenes besides the single drawings")
     add_whole(command, "--seed", 0, SEED_LIMIT - 1, default=0, help="(default: 0)")
@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
 def add_images(command: Parser) -> None:
     """`--images`, also under its old name."""
     names = command.add_mutually_exclusive_group(required=True)
-    names.add_argument("--images", metavar="FOLDER", type=Path, help="gets a metadata.jsonl")
+    names.add_argument("--images", metavar="FOLDER", type=Path, help="image folder, gets a metadata.jsonl")
     names.add_argument("--pictures", dest="images", type=Path, help=argparse.SUPPRESS)
 
 

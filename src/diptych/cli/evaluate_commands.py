@@ -106,7 +106,7 @@ def add_commands(commands: Any) -> None:
     add_whole(command, "--stage", 0, help="of this one only; the first is 0 (default: all)")
     add_sweep(command, "augmentation", "levels", "truth", "stage")
 
-    command = commands.add_parser("unseen", help="compare models on words that no caption of their training holds")
+    command = commands.add_parser("unseen", help="compare models on words that occur in no training caption")
     text = "as in generate; once for each model"
     command.add_argument("--model", metavar="M", action="append", dest="models", required=True, help=text)
     add_study(command, "of each wording")

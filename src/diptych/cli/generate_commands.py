@@ -37,7 +37,7 @@ examples:
   diptych generate "a red apple" --model cascade --seed 1-4,9 --steps 24,8,8 --threshold dynamic:0.95,,
   diptych generate "a blue apple" --image out/a-red-apple-s0.png --strength 0.6
 
-Each PNG holds all that makes it again: `diptych generate --from IMAGE.png`. docs/options.md lists the options.
+Each PNG stores its settings: `diptych generate --from IMAGE.png` generates it again. docs/options.md lists the options.
 """
 
 
@@ -50,14 +50,14 @@ def add_commands(commands: Any) -> None:
         epilog=EXAMPLES,
     )
     command.add_argument(
-        "prompts", metavar="PROMPT", nargs="*", help="what to draw, each with each seed; none is needed with an image"
+        "prompts", metavar="PROMPT", nargs="*", help="prompts, each generated with each seed; optional with --image"
     )
     command.add_argument(
         "--from",
         metavar="PNG",
         type=Path,
         dest="from_png",
-        help="make this image again from its metadata; other options change what they name",
+        help="generate this image again from its metadata; other options replace their values in it",
     )
     add_model(command)
     add_output(command, batch=8)
@@ -69,7 +69,7 @@ def add_commands(commands: Any) -> None:
     stages.description = per_stage_help()
 
     command = commands.add_parser("demo", help="generate the same prompts with both default models, side by side")
-    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="what to draw, each with each seed")
+    command.add_argument("prompts", metavar="PROMPT", nargs="+", help="prompts, each generated with each seed")
     add_output(command, batch=4)
     command.set_defaults(command=demo, more="prompts", warns=True)
 
@@ -77,8 +77,8 @@ def add_commands(commands: Any) -> None:
 def per_stage_help() -> str:
     """Which options take one value for each stage, and how."""
     names = [option.arguments[0] for option in all_options().values() if option.per_stage]
-    text = f"One value for each stage, --steps 24,8,8, is also taken by {', '.join(names)}. An empty one, or -, is the"
-    return textwrap.fill(f"{text} stage's own: --steps 24,,", 100)
+    text = f"{', '.join(names)} take one value for all stages, or one for each: --steps 24,8,8."
+    return textwrap.fill(f"{text} An empty value, or -, is the stage's default: --steps 24,,", 100)
 
 
 def generate(arguments: argparse.Namespace) -> None:

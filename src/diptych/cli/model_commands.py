@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(command=info)
 
-    command = commands.add_parser("convert", help="write a Stable Diffusion in another layout")
+    command = commands.add_parser("convert", help="convert a Stable Diffusion model to another layout")
     command.add_argument("source", metavar="SRC", help="a model as in generate, of ours or published")
     command.add_argument("target", metavar="DST", type=Path, help="a folder, or a file that ends in .safetensors")
     command.add_argument(

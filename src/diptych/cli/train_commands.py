@@ -11,21 +11,21 @@ from diptych.cli.arguments import FLAG, add_recipe, given
 
 def add_commands(commands: Any) -> None:
     """Add the commands that make models."""
-    command = commands.add_parser("train", help="train a recipe, or go on with a run")
+    command = commands.add_parser("train", help="train a recipe, or resume a run")
     add_recipe(command)
     # Not --run: torchrun takes every abbreviation of its own options, here --run-path, for itself.
-    command.add_argument("--run-dir", metavar="FOLDER", type=Path, help="(default: runs/RECIPE)")
+    command.add_argument("--run-dir", metavar="FOLDER", type=Path, help="run folder (default: runs/RECIPE)")
     command.add_argument("--run", dest="run_dir", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(command=train)
 
-    command = commands.add_parser("precompute", help="compute a recipe's latents and text embeddings once for all")
+    command = commands.add_parser("precompute", help="compute a recipe's latents and text embeddings in advance")
     add_recipe(command)
-    command.add_argument("--out", metavar="FOLDER", type=Path, help="(default: cache/RECIPE)")
+    command.add_argument("--out", metavar="FOLDER", type=Path, help="output folder (default: cache/RECIPE)")
     command.set_defaults(command=precompute)
 
     command = commands.add_parser("assemble", help="put trained stages together into one cascade")
     command.add_argument("stages", metavar="STAGE", nargs="+", help="run or model folders, the base first")
-    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="new, or an older cascade's")
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="new folder, or an earlier cascade")
     command.add_argument("--allow-pickle", **FLAG, help="of published stages, read .pt too: its tensors, never code")
     command.set_defaults(command=assemble, more="stages")
 

@@ -206,7 +206,7 @@ class DiffusionOptions(TypedDict, total=False):
         "Guides",
         Option(
             ScaledSource(),
-            "steer by the gradients of a noisy classifier, or of judge, a noisy pair or a CLIP; several add up",
+            "gradient guidance by a classifier, or by judge, a noisy CLIP or a CLIP; several add up",
             "gradient guidance",
             default=(),
             flags=("classifier", "clip"),

@@ -39,8 +39,8 @@ class CodeTransformerConfig(Config):
     classes: Annotated[int | None, Within(0, 2**24)] = 1000
     """Number of classes, the null class included, one of which is the first token; none for a model without classes."""
     shared_start: bool = True
-    """Tell class c by the embedding of code c, and the start of a model without classes by that of code 0, as the
-    published models do; else they have separate embeddings."""
+    """Class c shares the embedding of code c, and the start token of a model without classes that of code 0, as in the
+    published models; otherwise they have embeddings of their own."""
 
     @property
     def pooled_width(self) -> None:
