@@ -309,7 +309,7 @@ def test_an_id_of_the_hub_goes_to_the_hub_with_what_was_asked(
         asked.append((repository, file, options))
         return layout("model_index.json")(tmp_path / "cache")
 
-    monkeypatch.setattr(opening, "fetched", fetched)
+    monkeypatch.setattr(opening, "fetch_model", fetched)
     diptych.load("owner/name/x.safetensors", revision="v2", offline=True)
     assert asked == [("owner/name", "x.safetensors", {"revision": "v2", "offline": True, "pickles": False})]
     assert seen[0].path == tmp_path / "cache"

@@ -178,7 +178,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_equal_weights_are_equal_files_whatever_order_the_library_gives_their_metadata(tmp_path: Path) -> None:
+def test_equal_weights_are_equal_files_in_any_order_of_metadata(tmp_path: Path) -> None:
     metadata = {f"key {i} ä": str(i) for i in range(8)}
     for name in ("one", "two"):
         save_safetensors(some_tensors(), tmp_path / name, metadata)

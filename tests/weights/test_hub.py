@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from diptych.core.errors import UserError
 from diptych.weights import hub
-from diptych.weights.hub import choose, fetched, hub_id
+from diptych.weights.hub import fetch_model, hub_id, select_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = save({"a": torch.ones(1000)})
@@ -66,7 +66,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         *((text, None) for text in ("owner/na me", "owner/..", "https://hub/owner/name", "~/name")),
     ],
 )
-def test_an_id_of_the_hub_is_told_from_a_path(text: str, means: tuple[str, str | None] | None) -> None:
+def test_hub_ids_and_paths(text: str, means: tuple[str, str | None] | None) -> None:
     assert hub_id(text) == means
 
 
@@ -78,20 +78,20 @@ def test_a_path_below_a_folder_that_is_here_is_no_id(tmp_path: Path, monkeypatch
     assert hub_id("walks/mine") == ("walks/mine", None)
 
 
-def test_what_is_cached_is_found_offline_by_branch_and_commit(home: Path) -> None:
+def test_offline_by_branch_and_commit(home: Path) -> None:
     snapshot = cache(home, PIPELINE)
-    assert fetched("some/model", offline=True) == snapshot
-    assert fetched("some/model", revision=COMMIT, offline=True) == snapshot
+    assert fetch_model("some/model", offline=True) == snapshot
+    assert fetch_model("some/model", revision=COMMIT, offline=True) == snapshot
     with pytest.raises(UserError, match=r"some/model at revision 'v2' is not in the cache .* offline"):
-        fetched("some/model", revision="v2", offline=True)
+        fetch_model("some/model", revision="v2", offline=True)
     with pytest.raises(UserError, match=r"other/model is not in the cache .* offline"):
-        fetched("other/model", offline=True)
+        fetch_model("other/model", offline=True)
 
 
 def test_the_environment_can_say_offline_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     snapshot = cache(home, PIPELINE, revision="v2")
-    assert fetched("some/model", revision="v2") == snapshot
+    assert fetch_model("some/model", revision="v2") == snapshot
 
 
 def test_of_several_files_one_must_be_named(home: Path) -> None:
@@ -99,15 +99,15 @@ def test_of_several_files_one_must_be_named(home: Path) -> None:
     with pytest.raises(
         UserError, match=r"2 files of weights \(a\.safetensors, b\.safetensors\): name one, as in some/"
     ):
-        fetched("some/model", offline=True)
-    assert fetched("some/model", "b.safetensors", offline=True) == snapshot / "b.safetensors"
+        fetch_model("some/model", offline=True)
+    assert fetch_model("some/model", "b.safetensors", offline=True) == snapshot / "b.safetensors"
     with pytest.raises(UserError, match=r"no file 'c\.safetensors'; its weights: a\.safetensors, b\.safetensors"):
-        fetched("some/model", "c.safetensors", offline=True)
+        fetch_model("some/model", "c.safetensors", offline=True)
 
 
 def test_the_only_file_of_weights_needs_no_name(home: Path) -> None:
     snapshot = cache(home, {"only.safetensors": WEIGHTS, "README.md": b"words"})
-    assert fetched("some/model", offline=True) == snapshot / "only.safetensors"
+    assert fetch_model("some/model", offline=True) == snapshot / "only.safetensors"
 
 
 def cut(snapshot: Path, name: str) -> None:
@@ -141,33 +141,33 @@ def test_a_cache_that_is_not_whole_is_refused_by_name(
     home: Path, name: str, spoil: Callable[[Path, str], object], says: str
 ) -> None:
     snapshot = cache(home, PIPELINE)
-    fetched("some/model", offline=True)  # whole, and remembered to be
+    fetch_model("some/model", offline=True)  # whole, and remembered to be
     spoil(snapshot, name)
     with pytest.raises(UserError, match=f"{name} in the hub's cache {says}"):
-        fetched("some/model", offline=True)
+        fetch_model("some/model", offline=True)
 
 
 def test_an_index_without_its_shard_is_refused(home: Path) -> None:
     index = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}).encode()
     cache(home, {"config.json": b"{}", "model.safetensors.index.json": index})
     with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors in the hub's cache is not there"):
-        fetched("some/model", offline=True)
+        fetch_model("some/model", offline=True)
 
 
 def test_a_large_file_is_hashed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache(home, PIPELINE)
-    fetched("some/model", offline=True)
+    fetch_model("some/model", offline=True)
     monkeypatch.setattr(hub.hashlib, "sha1", None)  # would fail
     marks = list((home.parent / "diptych" / "hub").iterdir())
     assert len(marks) == len(PIPELINE)
-    fetched("some/model", offline=True)
+    fetch_model("some/model", offline=True)
     for mark in marks:
         mark.unlink()
     with pytest.raises(TypeError):
-        fetched("some/model", offline=True)
+        fetch_model("some/model", offline=True)
 
 
-def test_only_what_is_read_is_chosen() -> None:
+def test_select_files() -> None:
     wanted = {
         *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json"),
         *("text_encoder/config.json", "text_encoder/model.safetensors", "unet/config.json", "vae/config.json"),
@@ -190,18 +190,18 @@ def test_only_what_is_read_is_chosen() -> None:
         *("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx"),
         *("unet/diffusion_pytorch_model.non_ema.safetensors", "text_encoder/pytorch_model.bin"),
     }
-    assert set(choose(wanted | others, "a/b")) == wanted
+    assert set(select_files(wanted | others, "a/b")) == wanted
 
 
 def test_shards_are_chosen_with_their_index_and_pickles_only_with_leave() -> None:
     shards = {f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)}
     small = {"model_index.json", "unet/diffusion_pytorch_model.safetensors.index.fp16.json", "vae/config.json"}
     pickled = {"vae/diffusion_pytorch_model.bin"}
-    assert set(choose(shards | small | pickled, "a/b")) == shards | small
-    assert set(choose(shards | small | pickled, "a/b", pickles=True)) == shards | small | pickled
+    assert set(select_files(shards | small | pickled, "a/b")) == shards | small
+    assert set(select_files(shards | small | pickled, "a/b", pickles=True)) == shards | small | pickled
     with pytest.raises(UserError, match=r"0 files of weights \(x\.ckpt\)|has 0 files"):
-        choose({"x.ckpt"}, "a/b")
-    assert choose({"x.ckpt"}, "a/b", pickles=True) == ["x.ckpt"]
+        select_files({"x.ckpt"}, "a/b")
+    assert select_files({"x.ckpt"}, "a/b", pickles=True) == ["x.ckpt"]
 
 
 WITHOUT_NETWORK = """
@@ -239,7 +239,7 @@ def test_no_network_is_one_clear_line(home: Path) -> None:
         ("RepositoryNotFoundError", "no model at some/model, neither here nor on the hub"),
     ],
 )
-def test_what_the_hub_refuses_is_said(home: Path, monkeypatch: pytest.MonkeyPatch, error: str, says: str) -> None:
+def test_errors_of_the_hub(home: Path, monkeypatch: pytest.MonkeyPatch, error: str, says: str) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -250,4 +250,4 @@ def test_what_the_hub_refuses_is_said(home: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     with pytest.raises(UserError, match=says):
-        fetched("some/model", revision="v2")
+        fetch_model("some/model", revision="v2")

@@ -16,7 +16,7 @@ from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.weights.lazy import LazyCheckpoint, fill, shapes_only
-from diptych.weights.tensors import CHUNK, DTYPES, finite
+from diptych.weights.tensors import DTYPES, FINITE_CHUNK, is_finite
 
 
 def raw(path: Path, header: dict[str, Any] | str, content: bytes = b"") -> Path:
@@ -38,7 +38,7 @@ def sharded(folder: Path, name: str = "model", variant: str = "") -> dict[str, t
     return tensors
 
 
-def test_every_type_is_read_as_it_is_stored(tmp_path: Path) -> None:
+def test_every_dtype_is_read_as_stored(tmp_path: Path) -> None:
     torch.manual_seed(0)
     stored = {name: (4 * torch.randn(5, 3)).to(dtype) for name, dtype in DTYPES.items()}
     stored |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 4)}
@@ -51,7 +51,7 @@ def test_every_type_is_read_as_it_is_stored(tmp_path: Path) -> None:
         assert torch.equal(read[key].float(), tensor.float())
 
 
-def test_a_tensor_read_does_not_live_in_the_file(tmp_path: Path) -> None:
+def test_a_tensor_is_independent_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(1000)}, path)
     tensor = LazyCheckpoint.open(path)["a"]
@@ -62,14 +62,14 @@ def test_a_tensor_read_does_not_live_in_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model", "diffusion_pytorch_model"])
 @pytest.mark.parametrize("variant", ["", "fp16"])
-def test_shards_and_their_variants_are_found(tmp_path: Path, name: str, variant: str) -> None:
+def test_shards_and_their_variants(tmp_path: Path, name: str, variant: str) -> None:
     tensors = sharded(tmp_path, name, variant)
     read = LazyCheckpoint.open(tmp_path, name)
     assert set(read) == {"a", "b"}
     assert all(torch.equal(read[key], tensors[key]) for key in tensors)
 
 
-def test_the_plain_file_is_read_before_its_variant_and_the_variant_where_it_is_alone(tmp_path: Path) -> None:
+def test_the_plain_file_is_preferred_to_its_variants(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model.fp16.safetensors")
     assert LazyCheckpoint.open(tmp_path)["a"] == 0
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
@@ -138,12 +138,12 @@ def test_a_file_that_shrinks_after_it_was_opened_names_the_tensor(tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("at", [0, CHUNK + 1])
-def test_nan_is_found_wherever_it_is(dtype: torch.dtype, at: int) -> None:
-    tensor = torch.zeros(CHUNK + 2, dtype=dtype)
-    assert finite(tensor)
+@pytest.mark.parametrize("at", [0, FINITE_CHUNK + 1])
+def test_nan_is_found_at_any_position(dtype: torch.dtype, at: int) -> None:
+    tensor = torch.zeros(FINITE_CHUNK + 2, dtype=dtype)
+    assert is_finite(tensor)
     tensor[at] = torch.nan
-    assert not finite(tensor)
+    assert not is_finite(tensor)
 
 
 def test_nan_and_inf_name_their_key(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_fill_names_the_key_that_does_not_fit(tensors: dict[str, torch.Tensor], 
         fill(linear, tensors, "here")
 
 
-def test_shapes_are_known_without_the_tensors(tmp_path: Path) -> None:
+def test_shapes_without_reading_tensors(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.full((3,), torch.nan)}, path)
     with shapes_only():

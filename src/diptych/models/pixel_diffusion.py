@@ -37,7 +37,7 @@ from diptych.models.sampling import SamplingSettings, sample
 from diptych.networks.adm import AdmUNet
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
-from diptych.weights.files import load_stated
+from diptych.weights.files import load_header_values
 from diptych.weights.lazy import load_module
 from diptych.weights.model_folder import model_place
 from diptych.weights.save import save_weights
@@ -315,7 +315,7 @@ def concat_masked(cond: Cond, images: Tensor, masks: Tensor) -> dict[str, Tensor
 
 def check_stated(config: PixelDiffusionConfig, folder: Path) -> None:
     """Raise a `UserError` if the weights in a stage's folder say that they are those of another stage."""
-    for stated in load_stated(folder / "network", "stage"):
+    for stated in load_header_values(folder / "network", "stage"):
         if stated != config.name:
             raise UserError(f"{folder / 'network'} holds the weights of stage {stated}, not of stage {config.name}")
 

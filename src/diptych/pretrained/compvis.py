@@ -40,7 +40,7 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import (
     compvis_unet,
     names,
 )
-from diptych.weights.hub import cached
+from diptych.weights.hub import cached_snapshot
 from diptych.weights.lazy import LazyCheckpoint, fill
 
 CONDITION = "cond_stage_model."
@@ -292,7 +292,7 @@ def tokenizer_of(options: Options, vocabulary: int) -> Any:
         inner = options.tokenizer / "tokenizer"
         folder = inner if inner.is_dir() else options.tokenizer
     else:
-        folder = next((there for name in TOKENIZERS if (there := cached(name, None)) is not None), None)
+        folder = next((there for name in TOKENIZERS if (there := cached_snapshot(name, None)) is not None), None)
     if folder is None:
         raise UserError(
             "the text is read with BERT's tokenizer, which neither the file nor the hub's cache has: "

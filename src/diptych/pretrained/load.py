@@ -13,7 +13,7 @@ from diptych.core.errors import NothingThere, UserError, pick
 from diptych.core.values import said
 from diptych.models.kinds import MODEL_KINDS, imported
 from diptych.weights.bounds import bounded, stored_tensors
-from diptych.weights.hub import fetched, hub_id
+from diptych.weights.hub import fetch_model, hub_id
 from diptych.weights.identity import Origin
 from diptych.weights.tensors import is_weights
 
@@ -79,7 +79,7 @@ def find(
     name = str(source)
     local = source is None or name in EMBEDDED or Path(name).exists()
     if not local and (known := hub_id(name)):
-        path = fetched(*known, revision=revision, offline=offline, pickles=allow_pickle)
+        path = fetch_model(*known, revision=revision, offline=offline, pickles=allow_pickle)
     elif revision is not None:
         raise UserError(f"a revision ({revision!r}) is for models of the hub, owner/name, which {source} is not")
     elif source is None or name in EMBEDDED:

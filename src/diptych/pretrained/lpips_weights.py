@@ -11,7 +11,7 @@ from diptych.core.errors import UserError
 from diptych.networks.lpips import STAGES, Lpips
 from diptych.pretrained.key_map import Piece, pieces
 from diptych.weights.fingerprint import fingerprint
-from diptych.weights.hub import fetched, hub_id
+from diptych.weights.hub import fetch_model, hub_id
 from diptych.weights.lazy import LazyCheckpoint, fill
 
 UNUSED = ("classifier.", "pre_logits.", "head.")
@@ -60,7 +60,7 @@ def vgg16_path(source: str | Path, pickles: bool = False) -> Path:
                 f"no VGG16 at {source}: give torchvision's file, a folder with model.safetensors, or a model of the "
                 f"hub, such as {EXAMPLE}"
             )
-        path = fetched(*known, pickles=pickles)
+        path = fetch_model(*known, pickles=pickles)
     return path
 
 

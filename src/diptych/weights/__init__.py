@@ -1,1 +1,1 @@
-"""Weights on disk: safe files, and published layouts turned into ours."""
+"""Weights on disk: safetensors files, pickles read without code, the Hugging Face hub."""

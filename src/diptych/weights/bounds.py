@@ -1,4 +1,4 @@
-"""What a config may have built before its files are read: no more tensors than the files hold."""
+"""A limit on the tensors that a config may build: about as many as its files hold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from diptych.core.errors import UserError
-from diptych.weights.tensors import entries
+from diptych.weights.tensors import read_entries
 
-SPARE = 4096
-"""Tensors of text encoders that lie elsewhere, and of what is built more than once."""
-BROKEN = (
+SPARE_TENSORS = 4096
+"""Allowance for text encoders in other folders, and for networks that are built more than once."""
+BUILD_ERRORS = (
     TypeError,
     ValueError,
     LookupError,
@@ -24,28 +24,28 @@ BROKEN = (
     AssertionError,
     MemoryError,
 )
-"""What Python and torch raise where networks are to be built from values that make no sense."""
+"""Errors of Python and torch on building a network from an invalid config."""
 
 
 @contextlib.contextmanager
 def bounded(tensors: int, where: Path | str) -> Iterator[None]:
-    """Within, networks of at most so many tensors (and `SPARE`) are built; what else fails there is the configs' fault.
+    """Within, networks of at most 3 `tensors` + `SPARE_TENSORS` tensors may be built.
 
-    A config of a billion blocks is answered when the first few thousand are there. Whatever configs lead to that is no
-    `UserError` becomes one; its cause stays with it.
+    So a config of a billion blocks raises a `UserError` after the first few thousand. Any other error of building
+    becomes a `UserError` with its cause.
     """
     built = 0
 
     def count(module: Any, name: str, parameter: Any) -> None:
         nonlocal built
         built += 1
-        if built > 3 * tensors + SPARE:
+        if built > 3 * tensors + SPARE_TENSORS:
             raise UserError(f"{where}: its configs describe more tensors than the {tensors:,} that its files hold")
 
     handle = register_module_parameter_registration_hook(count)
     try:
         yield
-    except BROKEN as error:
+    except BUILD_ERRORS as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}".removesuffix(": ")
         raise UserError(f"{where}: no model can be made of its configs ({reason})") from error
     finally:
@@ -53,9 +53,9 @@ def bounded(tensors: int, where: Path | str) -> Iterator[None]:
 
 
 def stored_tensors(folder: Path) -> int:
-    """How many tensors the safetensors files of a folder hold, in all its parts; damaged ones count as none."""
+    """Number of tensors in the safetensors files below a folder; damaged files count as 0."""
     count = 0
     for path in folder.rglob("*.safetensors"):
         with contextlib.suppress(UserError):
-            count += len(entries(path))
+            count += len(read_entries(path))
     return count

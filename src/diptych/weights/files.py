@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 
-_FOREIGN = {
+_OTHER_FORMATS = {
     b"PK\x03\x04": "a zip or PyTorch pickle file",
     b"\x80": "a Python pickle",
     b"version https://git-lfs": "a Git LFS pointer (fetch the real file with `git lfs pull`)",
@@ -28,10 +28,10 @@ def load_safetensors(path: Path, check_finite: bool = True) -> dict[str, Tensor]
     """Read all tensors of one file to the CPU, dtypes as stored.
 
     Raises a `UserError` for a file that is missing, cut short or no safetensors by its content (whatever its name
-    says), and for one that holds NaN or Inf (the format does not check), naming the key.
+    says), and for one that holds NaN or Inf (the format does not check), with the key.
     """
     path = Path(path)
-    _sniff(path)
+    _require_header(path)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -44,8 +44,8 @@ def load_safetensors(path: Path, check_finite: bool = True) -> dict[str, Tensor]
 
 
 def open_safetensors(path: Path):
-    """An open file whose tensors are read one by one. Raises a `UserError` as `load_safetensors` does."""
-    _sniff(Path(path))
+    """A file opened for reading tensors one by one. Raises a `UserError` as `load_safetensors` does."""
+    _require_header(Path(path))
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -58,7 +58,7 @@ def load_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def _sniff(path: Path) -> None:
+def _require_header(path: Path) -> None:
     """Raise a `UserError` unless the first bytes are a safetensors header that fits in the file."""
     if not path.is_file():
         raise UserError(f"there is no file {path}" if not path.is_dir() else f"{path} is a folder, not a file")
@@ -72,12 +72,12 @@ def _sniff(path: Path) -> None:
         if length + 8 > size:
             raise UserError(f"{path} is cut short: its header alone needs {length + 8} bytes; get or make it again")
         return
-    found = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "something else")
-    raise UserError(f"{path} is not a safetensors file but {found}; diptych reads safetensors only")
+    actual = next((what for magic, what in _OTHER_FORMATS.items() if head.startswith(magic)), "something else")
+    raise UserError(f"{path} is not a safetensors file but {actual}; diptych reads safetensors only")
 
 
-def load_stated(source: Path, key: str, name: str = "model") -> set[str]:
-    """What the headers of a folder's weights say under `key`, in all shards; nothing where they do not say."""
+def load_header_values(source: Path, key: str, name: str = "model") -> set[str]:
+    """The values of the metadata entry `key` in the headers of a folder's weights, over all shards."""
     entries = [load_metadata(path) for path in sorted(Path(source).glob(f"{name}*.safetensors"))]
     return {entry[key] for entry in entries if key in entry}
 
@@ -85,7 +85,7 @@ def load_stated(source: Path, key: str, name: str = "model") -> set[str]:
 def shard_files(
     source: Path, name: str = "model", ending: str = ".safetensors", variant: str = ""
 ) -> list[tuple[Path, list[str] | None]]:
-    """The files of a state dict, and the keys that an index says are in each; none where there is no index.
+    """The files of a state dict, each with its keys from the index; None without an index.
 
     A `variant` such as "fp16" stands before the ending of the file and of the index, as diffusers writes it.
     """
@@ -102,7 +102,7 @@ def shard_files(
 
 
 def _weight_map(index: Path, ending: str = ".safetensors") -> dict[str, str]:
-    """Key -> file, as the index of a folder of shards says; every file lies beside it."""
+    """Key -> file name, from the index of a folder of shards."""
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
         files = sorted(set(weight_map.values()))

@@ -1,4 +1,4 @@
-"""A short name for weights, by their numbers."""
+"""A short hash of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and models in metadata: their names and the SHA-256 of their content."""
+"""Provenance metadata of files and models: names and SHA-256 hashes."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import torch
 
 from diptych.weights.tensors import PICKLE_ENDINGS
 
-COUNTING = (".safetensors", *PICKLE_ENDINGS, ".json", ".txt", ".model")
-"""Endings of the files that decide what a model makes."""
+HASHED_SUFFIXES = (".safetensors", *PICKLE_ENDINGS, ".json", ".txt", ".model")
+"""Suffixes of the files that determine a model's images."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model came from."""
+    """The source of a model."""
 
     source: str
     """As the user named it."""
     path: Path
     """The folder or file that was opened."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """With what else it was opened, where that is not the default."""
+    """Options of opening that differ from the defaults."""
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of a file its own hash; of a folder a hash over the names and hashes of its files."""
+        """The hash of the file, or for a folder a hash over the names and hashes of its files."""
         from diptych.weights.file_hash import file_sha256
-        from diptych.weights.hub import UNUSED
+        from diptych.weights.hub import UNUSED_FOLDERS
 
         if self.path.is_file():
             return file_sha256(self.path)
-        files = (path for path in self.path.rglob("*") if path.suffix in COUNTING and path.is_file())
+        files = (path for path in self.path.rglob("*") if path.suffix in HASHED_SUFFIXES and path.is_file())
         names = {path.relative_to(self.path).as_posix(): path for path in files}
-        used = sorted(name for name in names if name.split("/")[0] not in UNUSED and name != FAMILIAR)
+        used = sorted(name for name in names if name.split("/")[0] not in UNUSED_FOLDERS and name != FAMILIAR)
         lines = [f"{name} {file_sha256(names[name])}\n" for name in used]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -47,8 +47,8 @@ class Origin:
         from diptych.weights.hub import hub_id
 
         commit = re.search(r"/snapshots/([0-9a-f]{40})(?:/|$)", self.path.as_posix())
-        found = {"source": self.source, "sha256": self.sha256, **self.options}
-        return {**found, "revision": commit.group(1)} if commit and hub_id(self.source) else found
+        values = {"source": self.source, "sha256": self.sha256, **self.options}
+        return {**values, "revision": commit.group(1)} if commit and hub_id(self.source) else values
 
 
 FAMILIAR = "familiar.safetensors"
@@ -56,7 +56,6 @@ FAMILIAR = "familiar.safetensors"
 
 
 def identity(system: Any, kind: str) -> dict[str, Any]:
-    """A model that was opened as metadata: its kind, where it came from, and where it computes; nothing of one that was
-    made in memory."""
+    """The metadata of a loaded model: kind, source, hash and device; empty for a model that was made in memory."""
     origin: Origin | None = getattr(system, "origin", None)
     return {} if origin is None else {"kind": kind, **origin.metadata(), "device": torch.device(system.device).type}

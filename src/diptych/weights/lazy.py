@@ -1,4 +1,4 @@
-"""The one reader of weights, tensor by tensor: a file of several gigabytes is never in memory twice."""
+"""Lazy reading of weights, tensor by tensor: a file of several gigabytes is never in memory twice."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from diptych.core.errors import UserError
 from diptych.weights.files import shard_files
-from diptych.weights.tensors import entries, finite, is_pickle
+from diptych.weights.tensors import is_finite, is_pickle, read_entries
 from diptych.weights.tensors import read as read_tensor
 
 VARIANTS = ("", "fp16", "bf16", "fp32", "ema", "non_ema")
-"""Which of the files that diffusers and transformers write beside one another is read: the first that is there."""
+"""Variants of a file of diffusers or transformers, in the order of preference."""
 
 
 _NOTHING_READ = contextvars.ContextVar("_NOTHING_READ", default=False)
@@ -25,7 +25,7 @@ _NOTHING_READ = contextvars.ContextVar("_NOTHING_READ", default=False)
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Within, every tensor asked for is one on the meta device, of the shape that its file states: none is read."""
+    """Within, tensors are on the meta device, with the shapes that the file states; no data is read."""
     token = _NOTHING_READ.set(True)
     try:
         yield
@@ -39,9 +39,9 @@ def reading_shapes() -> bool:
 
 
 class LazyCheckpoint(Mapping[str, Tensor]):
-    """Named tensors in files, each read when it is asked for, to the CPU and in the type in which it is stored.
+    """Named tensors in files, each read on access, to the CPU and in its stored type.
 
-    Asking for a tensor that holds NaN or Inf raises a `UserError` that names it.
+    Reading a tensor with NaN or Inf raises a `UserError` that names it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
     ) -> None:
         self._read, self.shapes, self.source = dict(tensors), dict(shapes), source
         self.stored = dict(stored or {})
-        """The names in the files, of those that have others here."""
+        """Name -> name in the file, where they differ."""
 
     @classmethod
     def open(cls, path: Path, name: str = "model", allow_pickle: bool = False) -> LazyCheckpoint:
@@ -65,26 +65,26 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         path = Path(path)
         read: dict[str, Callable[[], Tensor]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for file, promised in weight_files(path, name):
+        for file, indexed in weight_files(path, name):
             if file.is_file() and is_pickle(file):
                 from diptych.weights.pickles import read_pickle
 
                 tensors = read_pickle(file, allow_pickle)
-                found = {key: tensor.read for key, tensor in tensors.items()}
-                sizes = {key: tensor.shape for key, tensor in tensors.items()}
+                readers = {key: tensor.read for key, tensor in tensors.items()}
+                file_shapes = {key: tensor.shape for key, tensor in tensors.items()}
             else:
-                inside = entries(file)
-                found = {key: functools.partial(read_tensor, file, key, at) for key, at in inside.items()}
-                sizes = {key: at.shape for key, at in inside.items()}
-            for key in promised if promised is not None else found:
-                if key not in found:
+                file_entries = read_entries(file)
+                readers = {key: functools.partial(read_tensor, file, key, entry) for key, entry in file_entries.items()}
+                file_shapes = {key: entry.shape for key, entry in file_entries.items()}
+            for key in indexed if indexed is not None else readers:
+                if key not in readers:
                     raise UserError(f"{file} lacks tensor {key!r} that the index promises")
-                read[key], shapes[key] = found[key], sizes[key]
+                read[key], shapes[key] = readers[key], file_shapes[key]
         return cls(read, shapes, str(path))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], source: str) -> LazyCheckpoint:
-        """Tensors that are in memory already."""
+        """From tensors in memory."""
         return cls(
             {key: lambda tensor=tensor: tensor for key, tensor in tensors.items()},
             {key: tuple(tensor.shape) for key, tensor in tensors.items()},
@@ -95,7 +95,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         if _NOTHING_READ.get():
             return torch.empty(self.shapes[key], device="meta")
         tensor = self._read[key]()
-        if not finite(tensor):
+        if not is_finite(tensor):
             raise UserError(f"{self.source}: tensor {key!r} holds NaN or Inf; the file is not usable")
         return tensor
 
@@ -109,7 +109,7 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         return key in self._read
 
     def under(self, prefix: str) -> LazyCheckpoint:
-        """Those whose names begin with `prefix`, by the rest of their names."""
+        """The tensors whose names begin with `prefix`, which is removed."""
         keys = [key for key in self._read if key.startswith(prefix)]
         return LazyCheckpoint(
             {key.removeprefix(prefix): self._read[key] for key in keys},
@@ -118,18 +118,17 @@ class LazyCheckpoint(Mapping[str, Tensor]):
         )
 
     def only(self, keys: Iterable[str]) -> LazyCheckpoint:
-        """Those of these names."""
-        kept = list(keys)
+        """The tensors of these names."""
+        names = list(keys)
         return LazyCheckpoint(
-            {key: self._read[key] for key in kept}, {key: self.shapes[key] for key in kept}, self.source
+            {key: self._read[key] for key in names}, {key: self.shapes[key] for key in names}, self.source
         )
 
 
 def weight_files(path: Path, name: str = "model") -> list[tuple[Path, list[str] | None]]:
-    """The files that hold a state dict, with the keys that an index says are in each (none without an index).
+    """The files of a state dict, each with its keys from the index (None without an index).
 
-    Of a folder, safetensors before pickles, and the plain file before its variants; where none is there, the file that
-    ought to be.
+    In a folder, safetensors before pickles, and the plain file before its variants; without any, the expected file.
     """
     pickled = [(stem, ".bin") for stem in dict.fromkeys((name, "pytorch_model"))]
     for stem, ending in [(name, ".safetensors"), *pickled]:
@@ -156,7 +155,7 @@ def load_weights(source: Path, dtype: torch.dtype | None = torch.float32, name: 
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:
-    """Copy tensors into the parameters that a module has, whose optimizer goes on with them. Errors as `fill`."""
+    """Copy tensors into a module's parameters in place, so that an optimizer continues with them. Errors as `fill`."""
     require_shapes(module.state_dict(), tensors, source, type(module).__name__)
     module.load_state_dict(dict(tensors))
 
@@ -168,9 +167,9 @@ def fill(
 
     A missing, unexpected or wrongly shaped key raises a `UserError` that names it.
     """
-    own = module.state_dict()
-    require_shapes(own, tensors, source, type(module).__name__)
-    for name in own:
+    expected = module.state_dict()
+    require_shapes(expected, tensors, source, type(module).__name__)
+    for name in expected:
         tensor = tensors[name]
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
@@ -178,22 +177,22 @@ def fill(
             tensor = tensor.clone()
         place, _, last = name.rpartition(".")
         holder = module.get_submodule(place)  # load_state_dict would visit every module for every tensor
-        if (former := holder._parameters.get(last)) is not None:
-            tensor = nn.Parameter(tensor, requires_grad=former.requires_grad)
+        if (previous := holder._parameters.get(last)) is not None:
+            tensor = nn.Parameter(tensor, requires_grad=previous.requires_grad)
         setattr(holder, last, tensor)
 
 
-def require_shapes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, kind: str) -> None:
-    """Raise a `UserError` unless `tensors` are the `own` of a module, by name and shape; none of them is read."""
+def require_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str, kind: str) -> None:
+    """Raise a `UserError` unless `tensors` have the `expected` names and shapes; none of them is read."""
     shapes = tensors.shapes if isinstance(tensors, LazyCheckpoint) else {k: tuple(v.shape) for k, v in tensors.items()}
-    for name, tensor in own.items():
+    for name, tensor in expected.items():
         if name not in shapes:
-            missing = sum(key not in shapes for key in own)
+            missing = sum(key not in shapes for key in expected)
             raise UserError(f"{source}: key {name!r} of {kind} is missing ({missing} missing in all)")
         if shapes[name] != tuple(tensor.shape):
             stored = tensors.stored.get(name, name) if isinstance(tensors, LazyCheckpoint) else name
-            found, needed = shapes[name], tuple(tensor.shape)
+            actual, needed = shapes[name], tuple(tensor.shape)
             ours = "" if stored == name else f" for {name!r}"
-            raise UserError(f"{source}: key {stored!r} has shape {found}, but {kind} needs {needed}{ours}")
-    if extra := [name for name in shapes if name not in own]:
+            raise UserError(f"{source}: key {stored!r} has shape {actual}, but {kind} needs {needed}{ours}")
+    if extra := [name for name in shapes if name not in expected]:
         raise UserError(f"{source}: unexpected key {extra[0]!r} for {kind} ({len(extra)} in all)")

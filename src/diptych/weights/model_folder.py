@@ -1,4 +1,4 @@
-"""How the folders of finished models are recognised as ours before one is replaced."""
+"""Files of model folders: recognise a folder that diptych wrote before it is replaced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diptych.core.errors import UserError
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 TEXT = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEXT += ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "classes.json")
-"""What stands beside the weights of a text encoder."""
+"""Config and tokenizer files of a text encoder."""
 MARK = "_diptych"
 """A key of a diffusers folder's model_index.json that we write: pipelines pass over keys that begin so."""
 INDEX = (
@@ -48,7 +48,7 @@ CASCADE = Written(
 
 
 KINDS = ("latent", "stage", "cascade", "autoregressive", "autoencoder", "tiny-decoder", "guide", "judge")
-"""What config.json says of the folders that models are saved to."""
+"""Values of `kind` in the config.json of a model folder."""
 
 
 def model_place(folder: Path | str) -> Path:

@@ -1,4 +1,4 @@
-"""What a pickle describes: tensors by where their values lie, numpy's arrays and numbers, and stubs for all else."""
+"""Values of pickles: tensors as views of storages, numpy arrays and numbers, stubs for other objects."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 MAX_DIMENSIONS = 64
-EXPANDED = 2**20
-"""Values that a tensor may have beyond those of its storage, whose strides are 0."""
+MAX_EXPANDED = 2**20
+"""Most values of a tensor with strides of 0 beyond those of its storage."""
 STORAGES: dict[str, torch.dtype | None] = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -28,7 +28,7 @@ STORAGES: dict[str, torch.dtype | None] = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": None,
 }
-"""torch's storages, and of what type their values are; none: any."""
+"""torch's storage classes and their types; None: untyped."""
 NUMPY_TYPES = {
     "f2": torch.float16,
     "f4": torch.float32,
@@ -43,7 +43,7 @@ NUMPY_TYPES = {
 
 
 class RefusedPickle(Exception):
-    """Why a pickle is not read, in words that go behind its path."""
+    """A pickle is refused; the message follows its path."""
 
 
 class Name(NamedTuple):
@@ -58,14 +58,14 @@ class Name(NamedTuple):
 
 @dataclass(slots=True, eq=False, repr=False)
 class Stub:
-    """What stands in the place of an object of a class that is not read."""
+    """A placeholder for an object of a class that is not read."""
 
     of: Name
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Array:
-    """A numpy array or number; none of its values where it is of objects, of text, or of another byte order."""
+    """A numpy array or number; no values for objects, text, or another byte order."""
 
     values: Tensor | None = None
 
@@ -79,22 +79,22 @@ class NumpyType:
 
 
 class Storage(NamedTuple):
-    """Values that lie elsewhere in the file."""
+    """A storage: values at another place of the file."""
 
     key: str
     dtype: torch.dtype | None
-    """None: `count` is of bytes, and tensors made of it say of what type they are."""
+    """None: `count` is in bytes, and each tensor has its own type."""
     count: int
     start: int = 0
-    """Where a view of it begins, in old files."""
+    """Offset of a view, in legacy files."""
 
     @property
     def nbytes(self) -> int:
         return self.count * (1 if self.dtype is None else self.dtype.itemsize)
 
 
-class Laid(NamedTuple):
-    """A tensor as a pickle describes it: in which storage its values lie, and where there."""
+class TensorView(NamedTuple):
+    """A tensor as a strided view of a storage."""
 
     storage: Storage
     dtype: torch.dtype
@@ -105,62 +105,62 @@ class Laid(NamedTuple):
 
     @property
     def span(self) -> int:
-        """Values of the storage from its first to its last, both counted."""
+        """Number of storage values from its first to its last, inclusive."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
-def whole(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**48
 
 
 def sizes(values: Any) -> tuple[int, ...]:
     """A shape, or strides."""
-    if not isinstance(values, (tuple, list)) or len(values) > MAX_DIMENSIONS or not all(map(whole, values)):
+    if not isinstance(values, (tuple, list)) or len(values) > MAX_DIMENSIONS or not all(map(is_count, values)):
         raise RefusedPickle("describes a tensor without a shape")
     return tuple(values)
 
 
-def laid(storage: Any, dtype: torch.dtype | None, offset: Any, shape: Any, stride: Any) -> Laid:
-    """A tensor, once it is known to lie within its storage."""
+def tensor_view(storage: Any, dtype: torch.dtype | None, offset: Any, shape: Any, stride: Any) -> TensorView:
+    """A tensor view, checked to lie within its storage."""
     shape, stride = sizes(shape), sizes(stride)
-    if not isinstance(storage, Storage) or dtype is None or not whole(offset) or len(shape) != len(stride):
+    if not isinstance(storage, Storage) or dtype is None or not is_count(offset) or len(shape) != len(stride):
         raise RefusedPickle("describes a tensor without a storage")
-    tensor = Laid(storage, dtype, storage.start + offset, shape, stride)
-    known = storage.nbytes // dtype.itemsize
-    if (tensor.span and tensor.offset + tensor.span > known) or math.prod(shape) > max(known, EXPANDED):
-        raise RefusedPickle(f"describes a tensor of shape {shape} in a storage of {known:,} values")
+    tensor = TensorView(storage, dtype, storage.start + offset, shape, stride)
+    available = storage.nbytes // dtype.itemsize
+    if (tensor.span and tensor.offset + tensor.span > available) or math.prod(shape) > max(available, MAX_EXPANDED):
+        raise RefusedPickle(f"describes a tensor of shape {shape} in a storage of {available:,} values")
     return tensor
 
 
-# What a file may have made, by the names of what makes it. Each takes the arguments that the file states.
+# Constructors by the names in a file. Each takes the arguments that the file states.
 
 
-def rebuilt(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Laid:
-    return laid(storage, storage.dtype if isinstance(storage, Storage) else None, offset, shape, stride)
+def rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorView:
+    return tensor_view(storage, storage.dtype if isinstance(storage, Storage) else None, offset, shape, stride)
 
 
-def rebuilt_typed(
+def rebuild_typed(
     storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, kind: Any, *_: Any
-) -> Laid:
+) -> TensorView:
     dtype = getattr(torch, kind.name, None) if isinstance(kind, Name) and kind.module == "torch" else None
-    return laid(storage, dtype if isinstance(dtype, torch.dtype) else None, offset, shape, stride)
+    return tensor_view(storage, dtype if isinstance(dtype, torch.dtype) else None, offset, shape, stride)
 
 
-def first(value: Any, *_: Any) -> Any:
-    """Of a parameter, its tensor; of torch.Size, its numbers."""
+def first_argument(value: Any, *_: Any) -> Any:
+    """The tensor of a parameter; the numbers of torch.Size."""
     return value
 
 
-def rebuilt_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+def rebuild_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     if function not in (REBUILD_V2, REBUILD_V3) or not isinstance(arguments, tuple):
         raise RefusedPickle(f"asks for a call of {function if isinstance(function, Name) else 'no function'}")
     return CONSTRUCTORS[function](*arguments)
 
 
 def mapping(items: Any = (), *_: Any) -> dict[str, Any]:
-    """Of a dict or of pairs, those whose keys are text."""
+    """The items of a dict, or of pairs, whose keys are text."""
     pairs = items.items() if isinstance(items, dict) else items if isinstance(items, (list, tuple)) else ()
     return {pair[0]: pair[1] for pair in pairs if isinstance(pair, (list, tuple)) and type(pair[0]) is str}
 
@@ -169,8 +169,8 @@ def listing(items: Any = (), *_: Any) -> list[Any]:
     return list(items) if isinstance(items, (list, tuple)) else []
 
 
-def encoded(text: Any = "", encoding: Any = "latin1", *_: Any) -> bytes:
-    """Bytes as protocol 2 writes them."""
+def encode_latin1(text: Any = "", encoding: Any = "latin1", *_: Any) -> bytes:
+    """Bytes as protocol 2 encodes them."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise RefusedPickle("asks for a call of _codecs.encode that makes no bytes")
     return text.encode("latin1")
@@ -212,23 +212,23 @@ def fill_array(array: Array, state: Any) -> None:
 REBUILD_V2, REBUILD_V3 = Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor_v3")
 NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
 CONSTRUCTORS: dict[Name, Callable[..., Any]] = {
-    Name("torch._utils", "_rebuild_tensor"): rebuilt,
-    REBUILD_V2: rebuilt,
-    REBUILD_V3: rebuilt_typed,
-    Name("torch._utils", "_rebuild_parameter"): first,
-    Name("torch._utils", "_rebuild_parameter_with_state"): first,
-    Name("torch._utils", "_rebuild_device_tensor_from_numpy"): first,
-    Name("torch._utils", "_rebuild_xla_tensor"): first,
-    Name("torch._tensor", "_rebuild_from_type_v2"): rebuilt_subclass,
-    Name("torch.nn.parameter", "Parameter"): first,
-    Name("torch", "Size"): first,
+    Name("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+    REBUILD_V2: rebuild_tensor,
+    REBUILD_V3: rebuild_typed,
+    Name("torch._utils", "_rebuild_parameter"): first_argument,
+    Name("torch._utils", "_rebuild_parameter_with_state"): first_argument,
+    Name("torch._utils", "_rebuild_device_tensor_from_numpy"): first_argument,
+    Name("torch._utils", "_rebuild_xla_tensor"): first_argument,
+    Name("torch._tensor", "_rebuild_from_type_v2"): rebuild_subclass,
+    Name("torch.nn.parameter", "Parameter"): first_argument,
+    Name("torch", "Size"): first_argument,
     Name("collections", "OrderedDict"): mapping,
     Name("collections", "Counter"): mapping,
     Name("collections", "defaultdict"): lambda *_: {},
     Name("builtins", "dict"): mapping,
     Name("builtins", "set"): listing,
     Name("builtins", "frozenset"): listing,
-    Name("_codecs", "encode"): encoded,
+    Name("_codecs", "encode"): encode_latin1,
     Name("numpy", "dtype"): numpy_type,
     **{Name(module, "_reconstruct"): empty_array for module in NUMPY},
     **{Name(module, "_frombuffer"): array_of_bytes for module in NUMPY},

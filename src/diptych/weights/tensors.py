@@ -1,7 +1,7 @@
-"""One safetensors file, read tensor by tensor into memory of its own.
+"""Tensors of one safetensors file, each read into its own memory.
 
-A mapped file would do for reading, but then its pages count beside every tensor made from it, and a model would go on
-living in a file that others may change. Here each tensor is read straight into its place.
+The file is not memory-mapped: mapped pages would count in addition to the tensors made from them, and a model would
+depend on a file that may change.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from diptych.weights.files import open_safetensors
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 """Endings of the names of pickled checkpoints."""
 MAGIC = (b"PK\x03\x04", b"\x80")
-"""How pickles begin: torch's zip archives, and its older files."""
+"""First bytes of pickles: torch's zip archives, and its legacy format."""
 OTHER_MAGIC = (b"GGUF", b"\x89HDF", b"version h")
-"""How other formats begin under such a name; they are refused with the format's name."""
+"""First bytes of other formats, which raise an error with the format's name."""
 
 
 DTYPES = {
@@ -40,12 +40,12 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-CHUNK = 2**18
-"""Values that are looked at together for NaN and Inf."""
+FINITE_CHUNK = 2**18
+"""Values checked together for NaN and Inf."""
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor lies in its file."""
+    """Type, shape and offset of a tensor in its file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -53,8 +53,8 @@ class TensorEntry(NamedTuple):
     """The first byte, from the beginning of the file."""
 
 
-def entries(path: Path) -> dict[str, TensorEntry]:
-    """What the header of a safetensors file promises, once it is known to be true of the file.
+def read_entries(path: Path) -> dict[str, TensorEntry]:
+    """The entries of a safetensors header, checked against the file.
 
     Raises a `UserError` for a file that is missing, cut short or no safetensors, and for one whose header names a key
     twice, places a tensor outside of the file, or has a type that we do not read.
@@ -65,32 +65,34 @@ def entries(path: Path) -> dict[str, TensorEntry]:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _once(pairs, path))
     header.pop("__metadata__", None)
-    found = {}
-    for key, said in header.items():
-        if said["dtype"] not in DTYPES:
-            raise UserError(f"{path}: tensor {key!r} is of type {said['dtype']}, which diptych does not read")
-        found[key] = TensorEntry(DTYPES[said["dtype"]], tuple(said["shape"]), 8 + length + said["data_offsets"][0])
-    return found
+    result = {}
+    for key, fields in header.items():
+        if fields["dtype"] not in DTYPES:
+            raise UserError(f"{path}: tensor {key!r} is of type {fields['dtype']}, which diptych does not read")
+        result[key] = TensorEntry(
+            DTYPES[fields["dtype"]], tuple(fields["shape"]), 8 + length + fields["data_offsets"][0]
+        )
+    return result
 
 
 def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in result:
             raise UserError(f"{path}: its header names {key!r} twice; get or make it again")
-        found[key] = value
-    return found
+        result[key] = value
+    return result
 
 
 def read(path: Path, key: str, entry: TensorEntry) -> Tensor:
-    """One tensor, in memory of its own. Raises a `UserError` where the file has become shorter or is gone."""
+    """One tensor, in its own memory. Raises a `UserError` where the file has become shorter or is missing."""
     raw = read_bytes(path, key, entry.start, math.prod(entry.shape) * entry.dtype.itemsize)
     return raw.view(entry.dtype).reshape(entry.shape)
 
 
 def read_bytes(path: Path, key: str, start: int, size: int) -> Tensor:
-    """So many bytes of a file, uint8 (size,), which are those of the tensor `key`, in memory of their own. Raises a
-    `UserError` where the file has become shorter or is gone."""
+    """`size` bytes of a file from `start`, uint8 (size,), the data of the tensor `key`. Raises a `UserError` where the
+    file has become shorter or is missing."""
     raw = torch.empty(size, dtype=torch.uint8)
     try:
         with path.open("rb", buffering=0) as file:
@@ -105,17 +107,17 @@ def read_bytes(path: Path, key: str, start: int, size: int) -> Tensor:
     return raw
 
 
-def finite(tensor: Tensor) -> bool:
-    """No NaN and no Inf, told without a large temporary tensor."""
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has no NaN and no Inf, checked in chunks."""
     if not tensor.is_floating_point():
         return True
     narrow = tensor.dtype.itemsize == 1  # torch has no isfinite for 8-bit floats
     flat = tensor.reshape(-1)
-    return all(torch.isfinite(part.float() if narrow else part).all() for part in flat.split(CHUNK))
+    return all(torch.isfinite(part.float() if narrow else part).all() for part in flat.split(FINITE_CHUNK))
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a file begins as one of weights does, whatever its name: safetensors, a pickle, or another format's."""
+    """Whether a file has the first bytes or the suffix of weights: safetensors, a pickle, or another format's."""
     with path.open("rb") as file:
         head, size = file.read(9), path.stat().st_size
     safe = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size
@@ -127,7 +129,7 @@ def is_weights(path: Path) -> bool:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as pickles do and does not claim to be safetensors."""
+    """Whether a file has the first bytes of a pickle and is not named as safetensors."""
     with path.open("rb") as file:
         head = file.read(9)
     header = head[8:9] == b"{"  # a safetensors header, whose length may begin with any byte

@@ -1,7 +1,7 @@
-"""A pickle read as data: tensors and plain values are described, every other object is an inert stub.
+"""An interpreter of pickles as data: tensors and plain values; every other object becomes an inert stub.
 
-No pickle machinery is at work: the opcodes that torch.save writes are interpreted one by one, and none of them can
-import a module, look up an attribute or call what the file names. A name stays a `Name`; what it would build is one of
+Python's pickle module is not used: the opcodes that torch.save writes are interpreted one by one, and none can
+import a module, look up an attribute or call a function of the file. A name stays a `Name`; its value is one of
 the constructors of `pickled_values`, which are ours, or a `Stub`. A call of a function, or a name from a module that
 starts programs, could do nothing here either, but has no place in weights: such a file is refused as what it is.
 """
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from diptych.weights.pickled_values import CONSTRUCTORS, Array, Name, NumpyType, RefusedPickle, Stub, fill_array
 
-LIMIT = 2**22
+MAX_OPCODES = 2**22
 """Opcodes in one pickle, of which a tensor takes some 50; and values handled in its constructors, its bytes aside."""
 FUNCTIONS = {
     *(("torch", name) for name in ("device", "dtype")),
@@ -23,10 +23,10 @@ FUNCTIONS = {
     ("collections", "deque"),
     ("copyreg", "_reconstructor"),
 }
-"""Names of lower case that only make values: what they make is a stub."""
+"""Lower-case names that only construct values; each gives a stub."""
 PLAIN = {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set"}
 PLAIN |= {"slice", "str", "tuple", "NoneType"}
-"""What of builtins is a type and no more."""
+"""Harmless types of builtins."""
 HARMFUL = {
     *("os", "posix", "nt", "posixpath", "ntpath", "sys", "subprocess", "shutil", "socket", "pty", "code", "codeop"),
     *("runpy", "imp", "pkgutil", "zipimport", "webbrowser", "types", "operator", "inspect", "pickle", "_pickle"),
@@ -39,10 +39,10 @@ HARMFUL_PACKAGES = {"importlib", "ctypes", "multiprocessing", "concurrent", "asy
 """Modules that start programs, open files or make code; no checkpoint has a use for their names."""
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 OLD_TYPES = {"unicode": "str", "long": "int", "xrange": "range"}
-"""Names of Python 2, which protocol 2 still writes."""
+"""Names of Python 2, as in protocol 2."""
 
 MARK = object()
-"""Where on the stack a run of values begins."""
+"""Marks the start of a run of values on the stack."""
 CONSTANTS: dict[bytes, Callable[[], Any]] = {
     b"N": lambda: None,
     b"\x88": lambda: True,
@@ -65,12 +65,12 @@ SKIPPED = {b"\x80": 1, b"\x95": 8}
 """The protocol, and the length of a frame."""
 
 
-class Machine:
-    """One pickle on its way to a value, read from where `file` stands to its end, at most `size` bytes on."""
+class PickleInterpreter:
+    """Interprets one pickle from the position of `file`, at most `size` bytes."""
 
     def __init__(self, file: BinaryIO, size: int, persistent: Callable[[Any], Any]) -> None:
-        self.file, self.left, self.persistent = file, size, persistent
-        self.room = LIMIT + size
+        self.file, self.remaining, self.persistent = file, size, persistent
+        self.room = MAX_OPCODES + size
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.steps: dict[bytes, Callable[[], Any]] = {
@@ -80,15 +80,15 @@ class Machine:
             b"\x94": lambda: self.remember(len(self.memo)),
             b"t": lambda: self.stack.append(tuple(self.marked())),
             b"l": lambda: self.stack.append(self.marked()),
-            b"d": lambda: self.stack.append(assigned({}, self.marked())),
+            b"d": lambda: self.stack.append(assign_items({}, self.marked())),
             b"\x91": lambda: self.stack.append(self.marked()),
-            b"a": lambda: extended([self.pop()], self.top()),
-            b"e": lambda: extended(self.marked(), self.top()),
-            b"\x90": lambda: extended(self.marked(), self.top()),
+            b"a": lambda: extend_items([self.pop()], self.top()),
+            b"e": lambda: extend_items(self.marked(), self.top()),
+            b"\x90": lambda: extend_items(self.marked(), self.top()),
             b"s": lambda: self.assign([self.pop(), self.pop()][::-1]),
             b"u": lambda: self.assign(self.marked()),
-            b"c": lambda: self.stack.append(named(self.line(), self.line())),
-            b"\x93": lambda: self.stack.append(named(*[self.pop(), self.pop()][::-1])),
+            b"c": lambda: self.stack.append(checked_name(self.line(), self.line())),
+            b"\x93": lambda: self.stack.append(checked_name(*[self.pop(), self.pop()][::-1])),
             b"R": lambda: self.make([self.pop(), self.pop()][::-1]),
             b"\x81": lambda: self.make([self.pop(), self.pop()][::-1]),
             b"\x92": lambda: self.make([self.pop(), self.pop(), self.pop()][:0:-1]),
@@ -98,11 +98,11 @@ class Machine:
 
     def run(self) -> Any:
         """The value. Raises `RefusedPickle` for what is damaged, and for what is no state dict."""
-        for _ in range(LIMIT):
+        for _ in range(MAX_OPCODES):
             if (opcode := self.take(1)) == b".":
                 return self.pop()
             self.step(opcode)
-        raise RefusedPickle(f"has more than {LIMIT:,} opcodes, which no state dict has")
+        raise RefusedPickle(f"has more than {MAX_OPCODES:,} opcodes, which no state dict has")
 
     def step(self, opcode: bytes) -> None:
         push = self.stack.append
@@ -137,21 +137,21 @@ class Machine:
     # Bytes
 
     def take(self, count: int) -> bytes:
-        """So many bytes, never fewer; none are asked for that the file cannot have."""
-        data = self.file.read(count) if count <= self.left else b""
+        """Exactly `count` bytes. Raises `RefusedPickle` where fewer are left."""
+        data = self.file.read(count) if count <= self.remaining else b""
         if len(data) != count:
             raise RefusedPickle("is damaged: it is cut short")
-        self.left -= count
+        self.remaining -= count
         return data
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def line(self) -> str:
-        data = self.file.readline(min(self.left, 1024))
+        data = self.file.readline(min(self.remaining, 1024))
         if not data.endswith(b"\n"):
             raise RefusedPickle("is damaged: a name in it has no end")
-        self.left -= len(data)
+        self.remaining -= len(data)
         return data[:-1].decode("utf-8", "replace")
 
     # The stack
@@ -166,7 +166,7 @@ class Machine:
         return value
 
     def marked(self) -> list[Any]:
-        """What lies above the last mark."""
+        """Pop the values above the last mark."""
         for place in range(len(self.stack) - 1, -1, -1):
             if self.stack[place] is MARK:
                 values = self.stack[place + 1 :]
@@ -180,10 +180,10 @@ class Machine:
     # Objects
 
     def assign(self, values: list[Any]) -> None:
-        assigned(self.top(), values)
+        assign_items(self.top(), values)
 
     def make(self, call: list[Any]) -> None:
-        """What a class or function would make of its arguments."""
+        """Push the result of a constructor call, or a stub."""
         of, arguments = call
         if not isinstance(of, Name) or not isinstance(arguments, tuple):
             raise RefusedPickle("is damaged: it calls what is no class")
@@ -208,34 +208,34 @@ class Machine:
             target.order = state[1] if type(state[1]) is str else ""
 
     def spend(self, values: tuple[Any, ...]) -> None:
-        """Count what a constructor walks over, which may be the same long list again and again."""
+        """Count the values that a constructor iterates over: a file could repeat the same long list."""
         self.room -= sum(len(value) for value in values if isinstance(value, (list, tuple, dict, str, bytes)))
         if self.room < 0:
             raise RefusedPickle("handles the same values again and again, which no state dict does")
 
 
-def named(module: Any, name: Any) -> Name:
-    """A name, unless no checkpoint has a use for it."""
+def checked_name(module: Any, name: Any) -> Name:
+    """A name, checked against harmful modules."""
     if type(module) is not str or type(name) is not str:
         raise RefusedPickle("is damaged: a name in it is no text")
     module = OLD_MODULES.get(module, module)
-    found = Name(module, OLD_TYPES.get(name, name) if module == "builtins" else name)
-    plain = module == "builtins" and found.name in PLAIN
+    result = Name(module, OLD_TYPES.get(name, name) if module == "builtins" else name)
+    plain = module == "builtins" and result.name in PLAIN
     if not plain and (module in HARMFUL or module.partition(".")[0] in HARMFUL_PACKAGES):
-        raise RefusedPickle(f"names {found}, which no state dict needs, and which diptych never runs")
-    return found
+        raise RefusedPickle(f"names {result}, which no state dict needs, and which diptych never runs")
+    return result
 
 
 def is_class(of: Name) -> bool:
-    """Whether a name is written as those of classes are, or only makes values: all that is made of one is a stub."""
+    """Whether a name is that of a class, or only constructs values; calling it gives a stub."""
     last = of.name.rpartition(".")[2].lstrip("_")
     rebuilt = of.module == "torch._utils" and of.name.startswith("_rebuild_")  # tensors that are quantised, sparse, ...
     plain = of.module == "builtins"
     return last[:1].isupper() or rebuilt or plain or of in FUNCTIONS
 
 
-def assigned(target: Any, values: list[Any]) -> Any:
-    """Keys and values, one after the other, into a dict: those whose keys are text, as the names of tensors are."""
+def assign_items(target: Any, values: list[Any]) -> Any:
+    """Put alternating keys and values into a dict, if the keys are text."""
     if isinstance(target, dict):
         target.update({key: value for key, value in zip(values[::2], values[1::2], strict=False) if type(key) is str})
     elif not isinstance(target, Stub):
@@ -243,7 +243,7 @@ def assigned(target: Any, values: list[Any]) -> Any:
     return target
 
 
-def extended(values: list[Any], target: Any) -> None:
+def extend_items(values: list[Any], target: Any) -> None:
     if isinstance(target, list):
         target.extend(values)
     elif not isinstance(target, Stub):

@@ -19,7 +19,7 @@ from diptych.encoders.tokenizers import saved_tokenizer
 from diptych.pretrained.key_map import Layout, Piece, pieces
 from diptych.pretrained.source import Options, read_object
 from diptych.pretrained.stable_diffusion.state_dict_keys import names
-from diptych.weights.hub import cached
+from diptych.weights.hub import cached_snapshot
 from diptych.weights.lazy import LazyCheckpoint
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def tokenizer_of_file(options: Options, version: int) -> Path:
         inner = options.tokenizer / "tokenizer"
         folder = inner if inner.is_dir() else options.tokenizer
     else:
-        places = ((cached(name, None), inner) for name, inner in TOKENIZERS[version])
+        places = ((cached_snapshot(name, None), inner) for name, inner in TOKENIZERS[version])
         found = (place / inner for place, inner in places if place is not None)
         folder = next((place for place in found if has_tokenizer(place)), None)
     if folder is None:
