@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diptych.core.errors import UserError
-from diptych.weights import files
+from diptych.weights import save
 from diptych.weights.files import load_metadata, load_safetensors
 from diptych.weights.lazy import load_into, load_weights
 from diptych.weights.save import save_safetensors, save_weights
@@ -172,7 +172,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError(number, "simulated")
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(save, "save_file", fail)
     with pytest.raises(UserError, match=said):
         save_safetensors(some_tensors(), tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
