@@ -76,9 +76,9 @@ def test_nearest_repeats_pixels_and_bicubic_is_torchs() -> None:
 
 @pytest.mark.parametrize("kind", ["noise", "blur", "none"])
 @pytest.mark.parametrize("where", ["low", "high"])
-@pytest.mark.parametrize("upsample", ["bilinear", "bicubic", "nearest"])
-def test_level_0_enlarges_and_nothing_else(kind: Any, where: Any, upsample: Any) -> None:
-    config, low = AugmentationConfig(kind=kind, where=where, upsample=upsample), pictures()
+@pytest.mark.parametrize("how", ["bilinear", "bicubic", "nearest"])
+def test_level_0_enlarges_and_nothing_else(kind: Any, where: Any, how: Any) -> None:
+    config, low = AugmentationConfig(kind=kind, where=where, upsample=how), pictures()
     draw = noise if kind == "noise" else refused
     wanted = upsample(low, (16, 16), config)
     assert torch.equal(augment(low, (16, 16), 0.0, draw, config), wanted)

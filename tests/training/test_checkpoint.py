@@ -17,7 +17,7 @@ import torch
 from diptych.core import disk
 from diptych.core.errors import UserError
 from diptych.training import run_checkpoint as checkpoint
-from diptych.weights import files
+from diptych.weights import save as weights_save
 from tests.training.processes import finish, start
 
 
@@ -193,14 +193,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_of_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
-    real = files.save_file
+    real = weights_save.save_file
 
     def fail(tensors: dict, path: Path, metadata: dict) -> None:
         if "optimizer" in str(path):  # in the middle: the weights are written already
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(tensors, path, metadata)
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(weights_save, "save_file", fail)
     with pytest.raises(UserError, match="disk is full"):
         save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
@@ -246,7 +246,7 @@ def die_at(folder: str, operation: int) -> None:
 
         return wrapper
 
-    files.save_file, disk.sync = dying(files.save_file), dying(disk.sync)
+    weights_save.save_file, disk.sync = dying(weights_save.save_file), dying(disk.sync)
     for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
     save(Path(folder), 2, keep=1)

@@ -51,7 +51,7 @@ KINDS: dict[str, PixelDiffusionConfig] = {
     "noise": enlarging(augmentation=AugmentationConfig(**LEVELS)),
     "noise before": enlarging(network=attentive(), augmentation=AugmentationConfig(where="low", **LEVELS)),
     "blur": enlarging(network=attentive(pooled_width=None), augmentation=AugmentationConfig(kind="blur", **LEVELS)),
-    "level untold": enlarging(network=unet(augment=False)),
+    "level untold": enlarging(network=unet(augmented=False)),
     "SR3": wordless(),
     "DDPM": base(text=None, network=plain(context_width=None), prediction="eps"),
 }
@@ -173,7 +173,7 @@ def test_levels_are_drawn_for_each_picture_and_told_where_the_network_listens() 
     alpha, sigma = zip(*(closed_form(value) for value in level.tolist()), strict=True)
     expected = torch.tensor(alpha).view(-1, 1, 1, 1) * clean + torch.tensor(sigma).view(-1, 1, 1, 1) * noise
     torch.testing.assert_close(cond["concat"], expected, rtol=1e-4, atol=1e-4)
-    for config, listens in ((enlarging(network=unet(augment=False)), False), (base(), False)):
+    for config, listens in ((enlarging(network=unet(augmented=False)), False), (base(), False)):
         _, cond = stage(config).prepare(batch, draws(seeds), torch.zeros(400, dtype=torch.bool))
         assert ("level" in cond) == listens
 
@@ -210,7 +210,7 @@ def test_under_autocast_pictures_levels_and_losses_stay_in_float32(kind: str) ->
 
 
 def test_a_learned_variance_is_trained_beside_the_estimate() -> None:
-    network = attentive(concat_channels=0, augment=False, out_channels=6)
+    network = attentive(concat_channels=0, augmented=False, out_channels=6)
     model = stage(base(network=network, schedule=ScheduleConfig(kind="cosine-table"), learned_variance=True))
     DiffusionTask(model, DiffusionTraining()).loss(toy_batch([1, 2], 8))[0].sum().backward()
     grad = dict(model.network.named_parameters())["conv_out.weight"].grad

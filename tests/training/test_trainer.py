@@ -18,7 +18,7 @@ from diptych.training import run_checkpoint as checkpoint
 from diptych.training.prefetch import prefetched
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig, settle_config
-from diptych.weights import files
+from diptych.weights import save as weights_save
 from diptych.weights.lazy import load_weights
 from tests.training.toy import Toy, batch_at, settings
 
@@ -171,7 +171,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_during_the_run_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = files.save_file, 0
+    real, calls = weights_save.save_file, 0
 
     def fail(*arguments: Any) -> None:
         nonlocal calls
@@ -180,7 +180,7 @@ def test_a_full_disk_during_the_run_leaves_the_last_checkpoint(tmp_path: Path, m
             raise OSError(28, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(weights_save, "save_file", fail)
     with pytest.raises(UserError, match="disk is full"):
         train(Toy(), batch_at, settings(), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
