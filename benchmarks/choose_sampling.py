@@ -26,12 +26,12 @@ from diptych.models.judge import load_judge
 from diptych.models.retrieval import Mean, Share, concept_vectors, ranks
 
 
-def other_pairs(metas: list[dict], pictures: int, reported: int, seed: int) -> PromptGroup:
+def other_pairs(metas: list[dict], images: int, reported: int, seed: int) -> PromptGroup:
     """So many seen pairs, drawn by `seed`, none of which is among the `reported` ones of `diptych evaluate`."""
     (taken,), _ = choose_prompts(metas, reported, 0, seed=0, splits=("seen",))
     used = {(concept_of(m), m["style"]) for m in taken.metas}
     free = [m for m in metas if not is_scene(m) and (concept_of(m), m["style"]) not in used]
-    (group,), _ = choose_prompts(free, pictures, 0, seed=seed, splits=("seen",))
+    (group,), _ = choose_prompts(free, images, 0, seed=seed, splits=("seen",))
     places = {id(meta): i for i, meta in enumerate(metas)}
     group.indices = [places[id(meta)] for meta in group.metas]
     return group
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choose-sampling"))
     parser.add_argument("--guidances", type=float, nargs="+", default=[3, 5, 7, 10])
     parser.add_argument("--steps", type=int, nargs="+", default=[16, 24])
-    parser.add_argument("--pictures", type=int, default=64, help="pairs asked for at each setting")
+    parser.add_argument("--images", "--pictures", type=int, default=64, help="pairs asked for at each setting")
     parser.add_argument("--reported", type=int, default=400, help="pairs of the report, which are left out")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
@@ -55,7 +55,7 @@ def main() -> None:
     metas = [dataset.meta(i) for i in range(len(dataset))]
     concepts = sorted({concept_of(m) for m in metas if not is_scene(m)})
     vectors = concept_vectors(judge, concepts)
-    group = other_pairs(metas, arguments.pictures, arguments.reported, arguments.seed)
+    group = other_pairs(metas, arguments.images, arguments.reported, arguments.seed)
     truth = torch.tensor([concepts.index(concept_of(m)) for m in group.metas])
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def main() -> None:
         generate_group(model, group, arguments.batch, guidance=guidance, steps=steps)
         if not group.real:
             group.real = real_images(dataset, group.indices, group.generated[0].width)
-        made = judge.pictures(group.generated)
+        made = judge.encode_images(group.generated)
         rank = ranks(made, vectors, truth)
         row = {
             "guidance": guidance,

@@ -6,9 +6,9 @@
 
 Each factor's first stage is trained for the same time, then its diffusion model for the same time; factor 1 has no
 first stage and works on pixels. All U-Nets have the same shape, but for what goes in and out, and are told nothing.
-Each paints the same number of pictures, whose Fréchet distance from held-out drawings (the judge's features) is
+Each paints the same number of images, whose Fréchet distance from held-out drawings (the judge's features) is
 measured beside how many it paints in a second. A rerun goes on where the last one stopped. Writes results.json,
-results.md, plot.png and sheet.png, a row of pictures for each factor.
+results.md, plot.png and sheet.png, a row of images for each factor.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from benchmarks.common import axes, logged, save
 
 FACTORS = (1, 4, 8, 16)
 CHANNELS = {4: 4, 8: 8, 16: 16}
-"""Of the latents of each factor: a quarter of the picture's values or fewer."""
+"""Of the latents of each factor: a quarter of the image's values or fewer."""
 SIZE, STEPS, SAMPLER = 64, 24, "dpmpp-2m"
 DRAWINGS = 400
 """Held-out drawings, at most, from which the distance is taken."""
 SHOWN = 12
-"""Pictures in a row of the sheet."""
+"""Images in a row of the sheet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Size:
     """Channels of the U-Net's first level."""
     minutes: tuple[float, float]
     """Of training: of a first stage, of a diffusion model."""
-    pictures: int
+    images: int
     """That are painted and measured."""
 
 
@@ -86,7 +86,7 @@ def autoencoder(factor: int, channels: int) -> AutoencoderConfig:
 
 
 def unet(inputs: int, channels: int) -> UNetConfig:
-    """The same for all factors; attention at its lower level, where a picture of factor 1 still has 1,024 places."""
+    """The same for all factors; attention at its lower level, where an image of factor 1 still has 1,024 places."""
     return UNetConfig(
         in_channels=inputs,
         out_channels=inputs,
@@ -171,9 +171,9 @@ def train(factor: int, options: argparse.Namespace) -> Path:
 
 
 def measure(factor: int, folder: Path, real: Any, judge: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Pictures of one model, how far they are from drawings, and how fast it paints."""
+    """Images of one model, how far they are from drawings, and how fast it paints."""
     model = diptych.load(str(folder)).to(find_device(options.device))
-    count, batch = options.pictures or SIZES[options.size].pictures, 25
+    count, batch = options.images or SIZES[options.size].images, 25
     images: list[Image.Image] = []
     seconds = 0.0
     for start in track(range(0, count, batch), f"painting with LDM-{factor}"):
@@ -229,7 +229,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     points.axhline(results["between_drawings"], color="#555555", linestyle=":", label="drawings, half against half")
     points.set(
         xscale="log",
-        xlabel=f"pictures a second ({STEPS} steps, {results['device']})",
+        xlabel=f"images a second ({STEPS} steps, {results['device']})",
         ylabel="Fréchet distance, judge's features",
         title="trained for {:.1f} + {:.1f} minutes each".format(*results["minutes"]),
     )
@@ -240,11 +240,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="pictures to train on")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="images to train on")
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--minutes", type=float, help="of training for each factor, if other than the size's")
     parser.add_argument("--only", type=int, choices=FACTORS, help="train this one alone, and stop")
-    parser.add_argument("--pictures", type=int, help="that are painted and measured, if other than the size's")
+    parser.add_argument(
+        "--images", "--pictures", type=int, help="images to generate and measure, if other than the size's"
+    )
     parser.add_argument("--threads", type=int, help="of the processor, for training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
             "sampler": SAMPLER,
             "judge": judge.fingerprint(),
             "drawings": count,
-            "painted": options.pictures or SIZES[options.size].pictures,
+            "painted": options.images or SIZES[options.size].images,
             "between_drawings": frechet_distance(real[::2], real[1::2]),
             "models": rows,
         }

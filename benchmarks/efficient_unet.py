@@ -1,4 +1,4 @@
-"""The Efficient U-Net against a plain U-Net of as many parameters, trained for as many steps on the same pictures.
+"""The Efficient U-Net against a plain U-Net of as many parameters, trained for as many steps on the same images.
 
     python benchmarks/efficient_unet.py --data data/emoji-128 --steps 400 --out benchmarks/results/efficient-unet
     python benchmarks/efficient_unet.py --size full         times the networks of the paper's size, on a GPU
@@ -167,7 +167,7 @@ def wait() -> None:
 
 
 def timings(stages: dict[str, PixelDiffusion], batch: int, repeats: int) -> dict[str, Any]:
-    """Forward at full size, forward and backward of a training batch, and whole pictures, of stages in turn."""
+    """Forward at full size, forward and backward of a training batch, and whole images, of stages in turn."""
     some = next(iter(stages.values()))
     gen = torch.Generator().manual_seed(0)
     low = Image.effect_noise((SIZE // FACTOR, SIZE // FACTOR), 64).convert("RGB")
@@ -222,7 +222,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def full(options: argparse.Namespace) -> dict[str, Any]:
-    """Forward of the paper's 64 -> 256 network and of its plain equal, one 256-px picture in bfloat16."""
+    """Forward of the paper's 64 -> 256 network and of its plain equal, one 256-px image in bfloat16."""
     config = stage("imagen-sr-256")
     assert isinstance(config.network, EfficientUNetConfig)
     networks: dict[str, Network] = {"efficient": config.network, "plain": equal_plain(config.network, step=8)}
@@ -280,11 +280,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data/emoji-128"), help="pictures to train on")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-128"), help="images to train on")
     parser.add_argument("--steps", type=int, default=400, help="training steps of each (400)")
-    parser.add_argument("--batch", type=int, default=16, help="pictures a step (16)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
     parser.add_argument("--channels", type=int, default=16, help="of the Efficient U-Net's first level (16)")
-    parser.add_argument("--validation", type=int, default=128, metavar="N", help="validation pictures (128)")
+    parser.add_argument("--validation", type=int, default=128, metavar="N", help="validation images (128)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of timing (9)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")

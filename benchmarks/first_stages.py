@@ -9,7 +9,7 @@ discriminator besides, which begins half-way, as it only confuses what cannot dr
 its reward counts. `--features` is the judge whose features that distance is of (`diptych train emoji-features`); what
 measures is another judge, which none of them was trained on. A rerun goes on where the last one stopped. Writes what
 `diptych evaluate reconstruction` writes (results.json, results.md, reconstructions.png), history.json with all that
-the discriminator and the adaptive weight did, curves.png, and margins.md: the same pictures, term against term.
+the discriminator and the adaptive weight did, curves.png, and margins.md: the same images, term against term.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ def history(run_folder: Path) -> dict[str, Any]:
 
 
 def plot(told: dict[str, Any], path: Path) -> None:
-    """The discriminator's logits and loss, the adaptive weight, and what each arm comes to on held-out pictures."""
+    """The discriminator's logits and loss, the adaptive weight, and what each arm comes to on held-out images."""
     figure, (logits, weight, quality) = axes(3, figsize=(13, 3.6))
     rows = [row for row in told[ARMS[-1]]["train"] if "discriminator" in row]
     steps = [row["step"] for row in rows]
-    for name, label in (("logits_real", "logits, pictures"), ("logits_fake", "logits, reconstructions")):
+    for name, label in (("logits_real", "logits, images"), ("logits_fake", "logits, reconstructions")):
         logits.plot(steps, [row[name] for row in rows], label=label)
     logits.plot(steps, [row["discriminator"] for row in rows], label="hinge loss", color="#555555", linestyle=":")
     logits.set(xlabel="training step", title="discriminator")
@@ -135,16 +135,16 @@ def plot(told: dict[str, Any], path: Path) -> None:
     for arm in ARMS:
         validation = told[arm]["validation"]
         quality.plot([row["step"] for row in validation], [row["psnr"] for row in validation], marker=".", label=arm)
-    quality.set(xlabel="training step", title="PSNR of held-out pictures, dB")
+    quality.set(xlabel="training step", title="PSNR of held-out images, dB")
     quality.legend(fontsize=8)
     save(figure, path, dpi=110)
 
 
-def margins(pictures: Path) -> str:
-    """What each further term changes, picture by picture against the first arm: a table in Markdown, with standard
+def margins(images: Path) -> str:
+    """What each further term changes, image by image against the first arm: a table in Markdown, with standard
     errors of the mean difference."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in map(json.loads, pictures.read_text().splitlines()):
+    for row in map(json.loads, images.read_text().splitlines()):
         found.setdefault(row["model"], {})[row["key"]] = row
     lines = [f"| against {ARMS[0]} | PSNR, dB | SSIM | perceptual distance |", "|-|-:|-:|-:|"]
     for arm in ARMS[1:]:
@@ -160,7 +160,7 @@ def margins(pictures: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="pictures to train on")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="images to train on")
     parser.add_argument("--features", type=Path, default=Path("runs/emoji-features"), help="a judge to train by")
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--steps", type=int, help="training steps of each, if other than the size's")
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         "--lead", type=float, default=0.1, help="the share of the steps after that before its reward counts"
     )
     parser.add_argument("--only", type=int, choices=range(len(ARMS)), help="train this one alone, and stop")
-    parser.add_argument("--pictures", type=int, default=400, help="held-out pictures that are measured (400)")
+    parser.add_argument("--images", "--pictures", type=int, default=400, help="held-out images that are measured (400)")
     parser.add_argument("--threads", type=int, help="of the processor, for training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -191,9 +191,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         models = [(arm, open_autoencoder(folder(arm, options)).eval()) for arm in ARMS]
         distance = perceptual_distance("judge")
-        evaluate_reconstruction(
-            models, options.data, options.out, pictures=options.pictures, perceptual=distance, sheet=12
-        )
+        evaluate_reconstruction(models, options.data, options.out, images=options.images, perceptual=distance, sheet=12)
         settings = {name: recipe(name, options).to_dict() for name in ARMS}
         told = {arm: history(folder(arm, options)) for arm in ARMS}
         threads = options.threads or torch.get_num_threads()

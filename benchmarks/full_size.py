@@ -1,7 +1,7 @@
 """One forward and backward of each paper-size recipe: at full size where memory allows, else at full depth and narrow.
 
     python benchmarks/full_size.py                          every recipe of pixel diffusion
-    python benchmarks/full_size.py imagen-sr-256 --crop 64  that one, on 64-px pictures
+    python benchmarks/full_size.py imagen-sr-256 --crop 64  that one, on 64-px images
 
 Each runs in a process of its own, so that its peak memory is its own. What does not fit in the memory runs with all its
 levels and blocks, at an eighth of the width.
@@ -38,7 +38,7 @@ Network = UNetConfig | EfficientUNetConfig | AdmUNetConfig
 TOKENS = 16
 """Of the prompt: enough to be attended to."""
 ACTIVATIONS = 2.0
-"""GiB to leave for them beside weights and gradients, at 64-px pictures and batch 1."""
+"""GiB to leave for them beside weights and gradients, at 64-px images and batch 1."""
 
 
 def stage(name: str) -> PixelDiffusionConfig:
@@ -158,7 +158,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipes", nargs="*", help=f"of {', '.join(RECIPES)}; all if none are named")
-    parser.add_argument("--crop", type=int, default=64, help="side of the pictures, at most the recipe's own (64)")
+    parser.add_argument("--crop", type=int, default=64, help="side of the images, at most the recipe's own (64)")
     parser.add_argument("--memory", type=float, metavar="GIB", help="what may be used; none for what is free")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

@@ -48,14 +48,14 @@ SCALES: dict[str, tuple[float, ...]] = {
 LITTLE = 2.0
 """The weight of classifier-free guidance on top of which guides are tried once more."""
 MEASURES = {"alignment": ("value", 3), "top5": ("value", 3), "frechet": (None, 2)}
-LOOKS = {
+LINE_STYLES = {
     FREE: ("#333333", "o"),
     "classifier": ("#D55E00", "s"),
     "noisy CLIP": ("#0072B2", "^"),
     "CLIP": ("#009E73", "D"),
 }
 SHOWN = 6
-"""Pictures in a row of the sheet."""
+"""Images in a row of the sheet."""
 
 
 def main() -> None:
@@ -86,13 +86,13 @@ def study(model: Any, guides: dict[str, Any], seed: int, options: argparse.Names
     scores = seen_drawings(
         options.data,
         load_judge().to(model.device),
-        4 * options.pictures,  # of which some are of concepts that the classifier does not know
-        1000 * seed,  # its pictures count on from there
+        4 * options.images,  # of which some are of concepts that the classifier does not know
+        1000 * seed,  # its images count on from there
         None,
     )
-    stated = {"seed": 1000 * seed, "painted": options.pictures, "steps": options.steps}
+    stated = {"seed": 1000 * seed, "painted": options.images, "steps": options.steps}
     head = sweep_head("guides", model, options.model, options.data, scores, stated)
-    scores.group = spoken(scores.group, guides.get("classifier"), options.pictures)
+    scores.group = spoken(scores.group, guides.get("classifier"), options.images)
 
     def settings(key: Key) -> dict[str, Any]:
         own = {} if options.steps is None else {"steps": options.steps}
@@ -147,7 +147,7 @@ def report(out: Path) -> None:
     write_text(out / "results.md", text)
     print(text)
     draw(rows, out / "plot.png")
-    if (folders[0] / "cells").is_dir():  # else the sheet stays as it is: its pictures were not kept
+    if (folders[0] / "cells").is_dir():  # else the sheet stays as it is: its images were not kept
         sheet(rows, folders[0], out / "sheet.png")
 
 
@@ -163,7 +163,7 @@ def names_of(results: dict[str, Any]) -> set[str]:
 
 
 def summed(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The same cell of all seeds: means and standard errors over them; of one seed, the errors over its pictures."""
+    """The same cell of all seeds: means and standard errors over them; of one seed, the errors over its images."""
     row = {name: cells[0][name] for name in ("way", "free", "scale", "strip") if name in cells[0]}
     for measure, (inner, _) in MEASURES.items():
         if (first := cells[0].get(measure)) is None:
@@ -197,7 +197,7 @@ def table(rows: list[dict[str, Any]], references: dict[str, Any], told: dict[str
     for name, row in references.items():
         lines.append(" | ".join([name, "", *measured(row), "", ""]))
     seeds, painted = told["seeds"], told["painted"]
-    under = f"{painted} pictures a cell and seed, {seeds} seeds. Calls of the U-Net and gradients of guides, a picture."
+    under = f"{painted} images a cell and seed, {seeds} seeds. Calls of the U-Net and gradients of guides, an image."
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{under}\n"
 
 
@@ -206,7 +206,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axis = axes(figsize=(7, 5))
     for name in dict.fromkeys(title(row) for row in rows):
         line = [row for row in rows if title(row) == name]
-        colour, marker = LOOKS[line[0]["way"]]
+        colour, marker = LINE_STYLES[line[0]["way"]]
         x, y = ([row[measure]["value"] for row in line] for measure in ("frechet", "alignment"))
         errors = [[row[measure]["error"] or 0 for row in line] for measure in ("frechet", "alignment")]
         dash = "--" if line[0]["free"] else "-"
@@ -242,8 +242,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", default="latent")
     parser.add_argument("--classifier", default="runs/emoji-classifier", help="or none")
     parser.add_argument("--noisy-clip", default="runs/emoji-noisy-clip", help="or none")
-    parser.add_argument("--clip", default="runs/emoji-features", help="a pair of clean pictures and text, or none")
-    parser.add_argument("--pictures", type=int, default=64, help="of each cell and seed")
+    parser.add_argument("--clip", default="runs/emoji-features", help="a pair of clean images and text, or none")
+    parser.add_argument("--images", "--pictures", type=int, default=64, help="of each cell and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--steps", type=int, help="of sampling (default: the model's own)")

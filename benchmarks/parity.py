@@ -64,8 +64,8 @@ def largest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """A line for each family and kind of file, in Markdown: how many comparisons, the largest relative error, and the
-    largest difference of pictures in levels of 8 bits."""
-    lines = ["| family | files | comparisons | largest relative error | pictures, of 255 |", "|-|-|-:|-:|-:|"]
+    largest difference of images in levels of 8 bits."""
+    lines = ["| family | files | comparisons | largest relative error | images, of 255 |", "|-|-|-:|-:|-:|"]
     for family, files in dict.fromkeys((row["family"], row["files"]) for row in rows):
         own = [row for row in rows if (row["family"], row["files"]) == (family, files)]
         levels = [row["error"] * (1 if row["limit"] == 1 else 255) for row in own if painted(row)]
@@ -76,7 +76,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def painted(row: dict[str, Any]) -> bool:
-    """Whether a row compares pictures, which may be one level of 255 apart."""
+    """Whether a row compares images, which may be one level of 255 apart."""
     return row["limit"] > 1e-3
 
 
@@ -91,7 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def limit(value: float) -> str:
-    """A bound as it was meant: 1/255 is a level of an 8-bit picture."""
+    """A bound as it was meant: 1/255 is a level of an 8-bit image."""
     return "1/255" if abs(value - 1 / 255) < 1e-9 else f"{value:g}"
 
 

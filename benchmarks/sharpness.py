@@ -34,11 +34,11 @@ def main() -> None:
     parser.add_argument("--model", default="latent")
     parser.add_argument("--data", default="data/emoji-128")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--images", "--pictures", type=int, default=32)
     parser.add_argument("--steps", type=int)
     arguments = parser.parse_args()
     model = diptych.load(arguments.model)
-    _, examples = draw_examples(arguments.data, "held-out", arguments.size, arguments.pictures, seed=0)
+    _, examples = draw_examples(arguments.data, "held-out", arguments.size, arguments.images, seed=0)
     examples = [one for one in examples if one.meta.get("kind") == "single"]
     real = np.array([fine(Image.fromarray(one.image), arguments.size) for one in examples])
     made: list[float] = []

@@ -22,7 +22,7 @@ def study(task: str, *needs: str, more: tuple[str, ...] = (), minutes: float = 3
     models = [word for name in needs for word in ("--model", f"{RUNS}/{name}")]
     name = "-".join((task, *more[-1:]))
     out = f"{TASKS}/{name}"
-    run = ("evaluate", task, *models, "--data", jobs.DATA, "--out", out, "--pictures", "400", "--seeds", "3")
+    run = ("evaluate", task, *models, "--data", jobs.DATA, "--out", out, "--images", "400", "--seeds", "3")
     return Job(name=f"{name}-study", minutes=minutes, run=(*run, *more), needs=needs, result=f"{out}/results.json")
 
 
@@ -48,7 +48,7 @@ JOBS = (
         run=partial(
             script,
             *("guidance.py", "--data", jobs.DATA, "--clip", FEATURES, "--out", GUIDANCE),
-            *("--classifier", f"{RUNS}/classifier", "--noisy-clip", f"{RUNS}/noisy-clip", "--pictures", "200"),
+            *("--classifier", f"{RUNS}/classifier", "--noisy-clip", f"{RUNS}/noisy-clip", "--images", "200"),
             result=f"{GUIDANCE}/results.json",
         ),
         needs=("classifier", "noisy-clip", "features"),
@@ -63,7 +63,7 @@ JOBS = (
             script,
             *("guidance.py", "--data", jobs.DATA, "--model", "src/diptych/assets/cascade/stage-32"),
             *("--classifier", f"{RUNS}/classifier-pixels", "--noisy-clip", "none", "--clip", FEATURES),
-            *("--pictures", "200", "--out", f"{GUIDANCE}-pixels"),
+            *("--images", "200", "--out", f"{GUIDANCE}-pixels"),
             result=f"{GUIDANCE}-pixels/results.json",
         ),
         needs=("classifier-pixels", "features"),

@@ -51,6 +51,6 @@ def test_one_prompt_with_several_seeds_is_several_images() -> None:
     many = model.generate("a red disc", seeds=[3, 4], negative="blue", steps=2)
     assert [(values["prompt"], values["seed"]) for values in many.metadata] == [("a red disc", 3), ("a red disc", 4)]
     alone = model.generate("a red disc", seeds=[4], negative="blue", steps=2)
-    assert latents.same_picture(alone.images[0], many.images[1])
+    assert latents.same_image(alone.images[0], many.images[1])
     with pytest.raises(diptych.UserError, match="2 prompts, 3 seeds"):
         model.generate(["a", "b"], seeds=[1, 2, 3])

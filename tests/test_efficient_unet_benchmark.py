@@ -16,7 +16,7 @@ from benchmarks.efficient_unet import NEAR, efficient, equal_plain, in_turn, rec
 from benchmarks.full_size import count, stage
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
-from tests.models.latents import write_pictures
+from tests.models.latents import write_images
 
 TOY = ["--steps", "2", "--batch", "2", "--channels", "8", "--validation", "2", "--repeats", "1", "--device", "cpu"]
 
@@ -54,9 +54,9 @@ def test_the_papers_network_has_a_plain_equal_too() -> None:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with pictures and what the command made of them, once; all of it in thumbnails."""
+    """A folder with images and what the command made of them, once; all of it in thumbnails."""
     folder = tmp_path_factory.mktemp("compared")
-    write_pictures(folder / "pictures")
+    write_images(folder / "pictures")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("STEPS", 1), ("SIZE", 32), ("CROP", 16)):
             patch.setattr(efficient_unet, name, value)

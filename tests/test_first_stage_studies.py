@@ -76,7 +76,7 @@ def test_each_factor_has_the_same_network_over_its_own_latents() -> None:
 
 @pytest.mark.slow
 def test_one_command_compares_the_factors(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = compression.Size(autoencoder=8, unet=16, minutes=(0.001, 0.001), pictures=6)
+    small = compression.Size(autoencoder=8, unet=16, minutes=(0.001, 0.001), images=6)
     monkeypatch.setitem(compression.SIZES, "small", small)
     monkeypatch.setattr(compression, "STEPS", 2)
     monkeypatch.setattr(compression, "FACTORS", (1, 8))

@@ -15,7 +15,7 @@ from diptych.cli import main as cli
 from diptych.cli.parser import build_parser
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "diptych"]
-SMALL = ["data.size=16", "data.path=pictures", "training.steps=2", "training.batch_size=4", "training.device=cpu"]
+SMALL = ["data.size=16", "data.path=images", "training.steps=2", "training.batch_size=4", "training.device=cpu"]
 
 
 def options(command: str) -> set[str]:
@@ -56,9 +56,9 @@ def test_a_mistake_is_handed_to_torchrun(tmp_path: Path, monkeypatch, capsys, ra
 def test_the_command_runs_in_two_processes(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for index in range(8):
-        picture = tmp_path / "pictures" / f"{index}.png"
-        Image.new("RGB", (16, 16), (30 * index, 0, 0)).save(picture)
-        picture.with_suffix(".txt").write_text(f"a colour {index}")
+        image = tmp_path / "pictures" / f"{index}.png"
+        Image.new("RGB", (16, 16), (30 * index, 0, 0)).save(image)
+        image.with_suffix(".txt").write_text(f"a colour {index}")
     command = [*TORCHRUN, "train", "emoji-autoencoder", "--run-dir", "run", *SMALL]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""diptych: text to image in two panels, latent (Stable Diffusion) and cascade (Imagen), on one frame.
+"""diptych: text-to-image models, latent diffusion (Stable Diffusion) and pixel cascades (Imagen), in one codebase.
 
 >>> import diptych
 >>> model = diptych.load()
@@ -52,7 +52,7 @@ def load(
     prediction: Literal["eps", "v"] | None = None,
     lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] | None = None,
 ) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
-    """Open a model: the one door to every system.
+    """Open a model of any kind.
 
     Args:
         source: a run folder or model folder, "latent" (also if none) or "cascade" for the defaults in the package, a

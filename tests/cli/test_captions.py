@@ -77,7 +77,7 @@ def test_first_stage_trains_without_captions(
     messages = capsys.readouterr().err
     assert "pictures: 11 examples to train on, 0 held out, 1 left out (x.gif: .gif images are not read" in messages
     assert "data.held_out=1e-09 sets none of these 11 apart: nothing is validated" in messages
-    assert messages.count("03.png in pictures: not a PNG, JPEG or WebP picture") == 1
+    assert messages.count("03.png in pictures: not a PNG, JPEG or WebP image") == 1
     record = (tmp_path / "runs" / "first" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in record] == ["03.png"]
     assert not list((tmp_path / "pictures").glob("quarantine*"))

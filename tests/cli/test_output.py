@@ -190,7 +190,7 @@ def test_one_at_a_time_gives_the_same_image(cascade: str) -> None:
             "start must be the number of a stage that enlarges, 1 to 2, not 0",
         ),
         ("cascade", ["--low", "nothing.png"], "nothing.png is no file"),
-        ("cascade", ["--low", "words.txt"], "not a PNG, JPEG or WebP picture"),
+        ("cascade", ["--low", "words.txt"], "not a PNG, JPEG or WebP image"),
     ],
 )
 def test_refused_options(
@@ -323,7 +323,7 @@ def test_demo_with_a_missing_model(panels: dict[str, Path], capsys) -> None:
     assert cli.main(["demo", "a cat"]) == 0
     printed = capsys.readouterr()
     assert printed.out.split() == ["out/a-cat-s0-latent.png"]
-    assert "the cascade panel has no model in this package" in printed.err and "make default-cascade" in printed.err
+    assert "this package has no cascade model" in printed.err and "make default-cascade" in printed.err
     panels["latent"] = Path("nothing")
     assert cli.main(["demo", "a cat"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3

@@ -1,4 +1,4 @@
-"""Pictures made small: as Pillow does it, and by a chain that its seed alone decides."""
+"""Images made small: as Pillow does it, and by a chain that its seed alone decides."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_blur_is_the_sum_over_its_window_with_mirrored_edges() -> None:
     expected = [[(padded[i : i + 7, j : j + 7] * kernel.numpy()).sum() for j in range(9)] for i in range(8)]
     found = blur(x.expand(1, 3, 8, 9), kernel)
     torch.testing.assert_close(found[0, 2], torch.tensor(np.array(expected)).float(), atol=1e-5, rtol=0)
-    assert blur(x[:2, :2].expand(1, 3, 2, 2), kernel).isfinite().all(), "a kernel may be larger than the picture"
+    assert blur(x[:2, :2].expand(1, 3, 2, 2), kernel).isfinite().all(), "a kernel may be larger than the image"
 
 
 def test_there_are_three_kinds_of_noise() -> None:

@@ -1,4 +1,4 @@
-"""LaMa's masks: fixed by their seed, of the sizes that are published, alike at every size of picture."""
+"""LaMa's masks: fixed by their seed, of the sizes that are published, alike at every size of image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_part_of_a_stroke_has_the_area_of_a_line_with_round_ends() -> None:
     )
 
 
-def test_a_stroke_ends_where_the_picture_does() -> None:
+def test_a_stroke_ends_where_the_image_does() -> None:
     mask = np.zeros((8, 8), dtype=bool)
     draw_part(mask, (8.0, 0.0), (8.0, 8.0), 4.0)
     assert mask[:, 6:].all() and not mask[:, :6].any()

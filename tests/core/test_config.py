@@ -294,12 +294,12 @@ def test_a_field_states_its_bounds() -> None:
 
     assert Bounded(seed=2**63, parts=(1, 50), free=-50).override(["seed=7", "parts=2,3"]).parts == (2, 3)
     assert Bounded.from_dict(Bounded(seed=2**62).to_dict()).seed == 2**62
-    for changes, told in (
+    for changes, text in (
         ({"seed": 2**63 + 1}, r"seed must lie between 0 and 9,223,372,036,854,775,808, not 9223372036854775809"),
         ({"parts": (1, 0)}, r"parts must lie between 1 and 50, not 0"),
         ({"free": 50.5}, r"free must lie between -50 and 50, not 50\.5"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=text):
             Bounded(**changes)
 
 

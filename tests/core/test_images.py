@@ -1,4 +1,4 @@
-"""What people hand in as a picture: the obviously right RGB, or one line that says what is wrong."""
+"""What people hand in as an image: the obviously right RGB, or one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def grey(side: int = SIDE) -> np.ndarray:
     return np.asarray(colours(side))[..., 1]
 
 
-def saved(path: Path, picture: Image.Image, kind: str = "PNG", **options: Any) -> Path:
-    path.write_bytes(encoded(picture, kind, **options))
+def saved(path: Path, image: Image.Image, kind: str = "PNG", **options: Any) -> Path:
+    path.write_bytes(encoded(image, kind, **options))
     return path
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def pixels(picture: Image.Image) -> np.ndarray:
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
+def pixels(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
 
 
 def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", [str, Path, Image.open])
-def test_a_path_and_a_picture_are_the_same(tmp_path: Path, form: Any) -> None:
+def test_a_path_and_an_image_are_the_same(tmp_path: Path, form: Any) -> None:
     path = saved(tmp_path / "a.png", colours())
     assert np.array_equal(pixels(read_image(form(path))), pixels(colours()))
 
@@ -67,14 +67,14 @@ def test_a_path_and_a_picture_are_the_same(tmp_path: Path, form: Any) -> None:
 def test_the_content_decides_the_format_not_the_name(
     tmp_path: Path, kind: str, options: dict[str, Any], tolerance: int
 ) -> None:
-    path = saved(tmp_path / "picture.txt", colours(32), kind, **options)
+    path = saved(tmp_path / "image.txt", colours(32), kind, **options)
     assert np.abs(pixels(read_image(path)) - pixels(colours(32))).max() <= tolerance
 
 
 def test_grey_is_grey() -> None:
     expected = np.repeat(grey()[..., None], 3, axis=-1)
-    picture = Image.fromarray(grey())
-    assert np.array_equal(pixels(read_image(picture)), expected)
+    image = Image.fromarray(grey())
+    assert np.array_equal(pixels(read_image(image)), expected)
     deep = Image.fromarray(grey().astype(np.uint16) * 257)
     assert deep.mode == "I;16"
     assert np.array_equal(pixels(read_image(deep)), expected)
@@ -82,8 +82,8 @@ def test_grey_is_grey() -> None:
 
 def test_one_bit_is_black_and_white() -> None:
     bits = grey() > 100
-    picture = Image.fromarray((bits * 255).astype(np.uint8)).convert("1")
-    assert np.array_equal(pixels(read_image(picture)), np.repeat(bits[..., None] * 255, 3, axis=-1))
+    image = Image.fromarray((bits * 255).astype(np.uint8)).convert("1")
+    assert np.array_equal(pixels(read_image(image)), np.repeat(bits[..., None] * 255, 3, axis=-1))
 
 
 @pytest.mark.parametrize("through", [False, True], ids=["in memory", "as a file"])
@@ -94,9 +94,9 @@ def test_transparent_parts_are_on_white(tmp_path: Path, through: bool) -> None:
         (rgba, "RGBA", np.asarray(colours())),
         (np.concatenate([grey()[..., None], alpha], axis=-1), "LA", np.repeat(grey()[..., None], 3, axis=-1)),
     ):
-        picture = Image.fromarray(array)
-        assert picture.mode == mode
-        source = saved(tmp_path / f"{mode}.png", picture) if through else picture
+        image = Image.fromarray(array)
+        assert image.mode == mode
+        source = saved(tmp_path / f"{mode}.png", image) if through else image
         assert np.abs(pixels(read_image(source)) - over_white(colour, alpha)).max() <= 1
 
 
@@ -104,12 +104,12 @@ def test_transparent_parts_are_on_white(tmp_path: Path, through: bool) -> None:
 def test_a_palette_gives_its_colours_and_its_transparent_one_is_white(tmp_path: Path, through: bool) -> None:
     indices = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 3
     table = np.array([[200, 10, 20], [30, 210, 40], [50, 60, 220]])
-    picture = Image.fromarray(indices.astype(np.uint8))
-    picture.putpalette(table.astype(np.uint8).tobytes())
-    source = saved(tmp_path / "a.png", picture) if through else picture
+    image = Image.fromarray(indices.astype(np.uint8))
+    image.putpalette(table.astype(np.uint8).tobytes())
+    source = saved(tmp_path / "a.png", image) if through else image
     assert np.array_equal(pixels(read_image(source)), table[indices])
-    picture.info["transparency"] = 1
-    source = saved(tmp_path / "b.png", picture, transparency=1) if through else picture
+    image.info["transparency"] = 1
+    source = saved(tmp_path / "b.png", image, transparency=1) if through else image
     table[1] = 255
     assert np.array_equal(pixels(read_image(source)), table[indices])
 
@@ -165,17 +165,17 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, kind: str) -> N
     assert np.array_equal(pixels(read_image(path)), pixels(colours()))
 
 
-def test_a_picture_handed_in_is_left_as_it_is() -> None:
-    picture = Image.new("RGBA", (SIDE, SIDE), (1, 2, 3, 4))
-    read_image(picture)
-    assert picture.mode == "RGBA"
-    assert picture.getpixel((0, 0)) == (1, 2, 3, 4)
+def test_an_image_handed_in_is_left_as_it_is() -> None:
+    image = Image.new("RGBA", (SIDE, SIDE), (1, 2, 3, 4))
+    read_image(image)
+    assert image.mode == "RGBA"
+    assert image.getpixel((0, 0)) == (1, 2, 3, 4)
     plain = colours()
     read_image(plain).paste("white", (0, 0, SIDE, SIDE))
     assert np.array_equal(pixels(plain), pixels(colours()))
 
 
-def test_pictures_of_users_and_of_training_are_read_alike(tmp_path: Path) -> None:
+def test_images_of_users_and_of_training_are_read_alike(tmp_path: Path) -> None:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         path = saved(tmp_path / f"{mode}.png", colours().convert(mode))
         assert np.array_equal(pixels(read_image(path)), decode(path.read_bytes(), SIDE))
@@ -212,11 +212,11 @@ def cut(kind: str) -> bytes:
     return data[: len(data) // 2]
 
 
-NOT_A_PICTURE, DAMAGED = "is not a PNG, JPEG or WebP picture", "is damaged or cut short"
+NOT_AN_IMAGE, DAMAGED = "is not a PNG, JPEG or WebP image", "is damaged or cut short"
 WRONG = {
-    "empty": (b"", NOT_A_PICTURE),
-    "text": (b"<html>404 not found</html>", NOT_A_PICTURE),
-    "GIF": (encoded(colours(), "GIF"), NOT_A_PICTURE),
+    "empty": (b"", NOT_AN_IMAGE),
+    "text": (b"<html>404 not found</html>", NOT_AN_IMAGE),
+    "GIF": (encoded(colours(), "GIF"), NOT_AN_IMAGE),
     "half a PNG": (cut("PNG"), DAMAGED),
     "half a JPEG": (cut("JPEG"), DAMAGED),
     "half a WebP": (cut("WEBP"), DAMAGED),
@@ -236,24 +236,24 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, what: str) -> None:
-    data, told = WRONG[what]
+    data, text = WRONG[what]
     path = tmp_path / "low.png"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=text) as error:
         read_image(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("what", ["huge", "tiny", "thin", "half a PNG", "half a JPEG"])
-def test_a_picture_of_pillows_is_held_to_the_same(what: str) -> None:
-    picture = Image.open(io.BytesIO(WRONG[what][0]))  # its pixels are read when they are needed
-    with pytest.raises(UserError, match=r"the picture (is too|cannot be made RGB: )") as error:
-        read_image(picture)
+def test_an_image_of_pillows_is_held_to_the_same(what: str) -> None:
+    image = Image.open(io.BytesIO(WRONG[what][0]))  # its pixels are read when they are needed
+    with pytest.raises(UserError, match=r"the image (is too|cannot be made RGB: )") as error:
+        read_image(image)
     assert "\n" not in str(error.value)
 
 
-def test_pictures_without_a_way_to_rgb_are_refused() -> None:
+def test_images_without_a_way_to_rgb_are_refused() -> None:
     with pytest.raises(UserError, match="too small: 0 x 9 pixels"):
         read_image(Image.new("RGB", (0, 9)))
     for mode in ("I", "F"):
@@ -272,12 +272,12 @@ def test_the_largest_and_the_smallest_are_read(tmp_path: Path) -> None:
         assert read_image(saved(tmp_path / "a.png", Image.new("L", size))).size == size
 
 
-def test_a_path_without_a_picture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.png is no file: give a PNG, JPEG or WebP picture"):
+def test_a_path_without_an_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.png is no file: give a PNG, JPEG or WebP image"):
         read_image(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match="is a folder: give"):
         read_image(str(tmp_path))
-    with pytest.raises(UserError, match="must be a path or one of Pillow's pictures, not of type ndarray"):
+    with pytest.raises(UserError, match="must be a path or one of Pillow's images, not of type ndarray"):
         read_image(np.zeros((8, 8, 3)))  # type: ignore[arg-type]
 
 
@@ -293,10 +293,10 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_whole_factor_averages_boxes() -> None:
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 24, 3), dtype=np.uint8))
-    boxes = np.asarray(picture).reshape(8, 3, 8, 3, 3).mean((1, 3))
-    assert np.abs(pixels(square(picture, 8)) - boxes).max() < 0.6  # it rounds in fixed point
-    assert np.array_equal(pixels(square(picture, 24)), pixels(picture))
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    boxes = np.asarray(image).reshape(8, 3, 8, 3, 3).mean((1, 3))
+    assert np.abs(pixels(square(image, 8)) - boxes).max() < 0.6  # it rounds in fixed point
+    assert np.array_equal(pixels(square(image, 24)), pixels(image))
 
 
 def test_other_sizes_are_resized_smoothly() -> None:

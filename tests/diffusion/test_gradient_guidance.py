@@ -187,13 +187,13 @@ def test_guides_are_bound_to_their_prompts() -> None:
         name, through = "towards", True
 
         def __init__(self, reads: str) -> None:
-            self.reads = reads
+            self.input_kind = reads
 
         def bind(self, prompts, space):
             want = torch.tensor([float(prompt) for prompt in prompts]).double().view(-1, 1, 1, 1)
 
             def score(x0, t=None):
-                seen.append(self.reads)
+                seen.append(self.input_kind)
                 return -((x0 - want) ** 2).flatten(1).sum(1) / 2
 
             return score

@@ -66,7 +66,7 @@ def test_of_two_classes_of_one_name_the_first_is_meant() -> None:
         (NAMED, "9" * 5000, "is no class"),
         (NAMED, "gold fish", "or a name such as 'Goldfish'"),
         (ClassConfig(classes=10), "goldfish", "give a number from 0 to 9$"),
-        (ClassConfig(classes=10), "", "the empty prompt is no class: this model was always told one of 10"),
+        (ClassConfig(classes=10), "", "the empty prompt is no class: this model was trained on one of 10"),
     ],
 )
 def test_what_is_no_class_is_named(config: ClassConfig, prompt: str, message: str) -> None:

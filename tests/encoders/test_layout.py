@@ -22,7 +22,7 @@ from diptych.networks.transformer import TextTransformerConfig
 from diptych.recipes import get
 from diptych.training import experiment as run
 from diptych.training.experiment_config import Recipe
-from tests.models.latents import SIZE, arrays, autoencoder, config, same_picture
+from tests.models.latents import SIZE, arrays, autoencoder, config, same_image
 from tests.networks.reference import randomised
 
 NINE = TextTransformerConfig(vocabulary=32, max_tokens=9)
@@ -105,7 +105,7 @@ def test_the_published_tokens() -> None:
     model.network.register_forward_pre_hook(lambda module, given: seen.append(given))
     embedding = model.encode(["tree 0 0.5 1 1", ""])
     ids, mask = seen[0]
-    # 90 x 90 places; a box that is not there is the last token; the whole picture's corners stand at the end.
+    # 90 x 90 places; a box that is not there is the last token; the whole image's corners stand at the end.
     assert ids.shape == (2, 92) and mask.all() and embedding.mask.all()
     assert ids[0, :3].tolist() == [2, 45 * 90, 90 * 90 - 1]
     assert set(ids[0, 3:90].tolist()) == set(ids[1, :90].tolist()) == {8191}
@@ -165,13 +165,13 @@ def test_a_model_of_layouts_paints_is_guided_and_comes_back_from_its_folder(tmp_
     model = painting()
     painted = model.generate([LAYOUT, "dog 0 0 0.5 0.5"], seeds=[1, 1])
     again = model.generate("; ".join(reversed(LAYOUT.split("; "))), seeds=[1])
-    assert same_picture(painted.images[0], again.images[0])
-    assert not same_picture(*painted.images)  # the boxes matter
+    assert same_image(painted.images[0], again.images[0])
+    assert not same_image(*painted.images)  # the boxes matter
     unguided = model.generate(LAYOUT, seeds=[1], guidance=1.0)
     assert np.abs(arrays(unguided) - arrays(again)).max() > 1
     model.save(tmp_path / "model")
     opened: Any = diptych.load(tmp_path / "model")
-    assert same_picture(opened.generate(LAYOUT, seeds=[1]).images[0], again.images[0])
+    assert same_image(opened.generate(LAYOUT, seeds=[1]).images[0], again.images[0])
     (tmp_path / "model" / "config.json").write_text(
         json.dumps({**json.loads((tmp_path / "model" / "config.json").read_text()), "text": reading().to_dict()})
     )
@@ -179,7 +179,7 @@ def test_a_model_of_layouts_paints_is_guided_and_comes_back_from_its_folder(tmp_
 
 
 def write_scenes(folder: Path, count: int = 8) -> Path:
-    """Grey pictures with a box each; the last is held out and holds what no other does."""
+    """Grey images with a box each; the last is held out and holds what no other does."""
     folder.mkdir()
     for i in range(count):
         Image.new("RGB", (SIZE, SIZE), (20 * i, 90, 90)).save(folder / f"{i}.png")
@@ -232,7 +232,7 @@ def test_training_learns_the_classes_from_the_data_and_goes_on_where_it_stopped(
     run.train(recipe(tmp_path, *changes, "training.steps=2"), tmp_path / "parts")
     parts: Any = diptych.load(run.train(recipe(tmp_path, *changes), tmp_path / "parts"))
     whole: Any = diptych.load(run.train(recipe(tmp_path, *changes), tmp_path / "whole"))
-    assert parts.text.classes == CLASSES  # also what the held-out picture alone holds
+    assert parts.text.classes == CLASSES  # also what the held-out image alone holds
     trained = whole.state_dict()
     assert any(key.startswith("joint_text.") for key in trained)
     for key, tensor in parts.state_dict().items():

@@ -105,7 +105,7 @@ def test_both_panels_look_at_the_size() -> None:
 
 def test_the_command_makes_it_for_models_that_read_alike(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
-    data = latents.write_pictures(tmp_path / "data")
+    data = latents.write_images(tmp_path / "data")
     folder = tmp_path / "model"
     latents.system("minilm").save(folder)
     assert cli.main(["data", "familiar", str(data), "--model", str(folder), "--least", "0.4"]) == 0

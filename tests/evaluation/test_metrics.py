@@ -65,7 +65,7 @@ def test_psnr_of_tensors_is_that_of_each_image_and_bounded() -> None:
 def test_psnr_of_a_known_error() -> None:
     grey, lighter = (Image.new("RGB", (4, 4), (value,) * 3) for value in (100, 110))
     assert image_psnr(grey, lighter) == pytest.approx(20 * math.log10(255 / 10))
-    # Equal pictures are no better known than to half a step: the variance of an error spread evenly over one.
+    # Equal images are no better known than to half a step: the variance of an error spread evenly over one.
     spread = np.random.default_rng(0).uniform(-0.5, 0.5, 200_000)
     assert image_psnr(grey, grey) == pytest.approx(10 * math.log10(255**2 / spread.var()), abs=0.05)
 

@@ -144,8 +144,8 @@ def test_a_stopped_image_study_generates_only_missing_images(
         quiet = Console(file=io.StringIO())
         given: dict[str, Any] = {"judge": judge, "console": quiet, "batch": 4, **more}
         if study == "prompts":
-            return evaluate(model, toy_data, out, name="it", pictures=10, scenes=3, **given)
-        return compare([("runs/it", model)], toy_data, out, pairs=PAIRS_OF_TOYS[:12], pictures=1, **given)
+            return evaluate(model, toy_data, out, name="it", images=10, scenes=3, **given)
+        return compare([("runs/it", model)], toy_data, out, pairs=PAIRS_OF_TOYS[:12], images=1, **given)
 
     reference = Stopping()
     results = whole(reference, tmp_path / "whole")

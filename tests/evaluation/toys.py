@@ -86,7 +86,7 @@ def pair(left: str, right: str) -> Image.Image:
 
 
 def examples() -> list[tuple[str, Image.Image, dict]]:
-    """(key, picture, metadata): every concept in both styles, every fourth framed one held out, and scenes of two."""
+    """(key, image, metadata): every concept in both styles, every fourth framed one held out, and scenes of two."""
     found = []
     for i, concept in enumerate(CONCEPTS):
         for style in STYLES:
@@ -112,9 +112,9 @@ def write_shard(folder: Path) -> Path:
     """The toy world as a WebDataset shard."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "toys-0000.tar", "w") as tar:
-        for key, picture, meta in examples():
+        for key, image, meta in examples():
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
+            image.save(buffer, "PNG")
             for name, data in ((f"{key}.png", buffer.getvalue()), (f"{key}.json", json.dumps(meta).encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)

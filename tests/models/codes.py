@@ -50,7 +50,7 @@ def system(told: str = "words", **changes: Any) -> Autoregressive:
 
 
 def written(model: Autoregressive, prompts: list[str], **options: Any) -> Tensor:
-    """The codes (B, h, w) of the pictures that `generate` paints."""
+    """The codes (B, h, w) of the images that `generate` paints."""
     seen: list[Tensor] = []
     model.generate(prompts, callback=lambda row, rows, codes: seen.append(codes), **options)
     return torch.as_tensor(seen[-1])

@@ -57,7 +57,7 @@ def autoencoder(seed: int = 1) -> Autoencoder:
 
 
 def system(text: str = "joint", **changes: Any) -> LatentDiffusion:
-    """A model with random weights in every layer, whose pictures are neither grey nor clipped all over."""
+    """A model with random weights in every layer, whose images are neither grey nor clipped all over."""
     encoder = minilm() if text == "minilm" else joint()
     model = LatentDiffusion(config(MiniLMConfig() if text == "minilm" else JOINT, **changes), autoencoder(), encoder)
     randomised(model.unet, seed=2)
@@ -66,17 +66,17 @@ def system(text: str = "joint", **changes: Any) -> LatentDiffusion:
 
 
 def arrays(result: Result) -> np.ndarray:
-    """The pictures of a result as (B, H, W, 3), whole numbers."""
+    """The images of a result as (B, H, W, 3), whole numbers."""
     return np.stack([np.asarray(image) for image in result.images]).astype(int)
 
 
-def same_picture(a: Image.Image, b: Image.Image) -> bool:
-    """Whether no value of two pictures differs by more than 1 of 255."""
+def same_image(a: Image.Image, b: Image.Image) -> bool:
+    """Whether no value of two images differs by more than 1 of 255."""
     return a.size == b.size and int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) <= 1
 
 
-def write_pictures(folder: Path, count: int = 12, held_out: int = 3) -> Path:
-    """Red and blue pictures of `SIZE` pixels, each a little different, captions and split beside them."""
+def write_images(folder: Path, count: int = 12, held_out: int = 3) -> Path:
+    """Red and blue images of `SIZE` pixels, each a little different, captions and split beside them."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for i in range(count):
@@ -90,7 +90,7 @@ def write_pictures(folder: Path, count: int = 12, held_out: int = 3) -> Path:
 
 
 def toy_batch(seeds: list[int]) -> dict[str, Any]:
-    """A training batch of the toy world: the seed decides the caption, and the picture is its colour with noise."""
+    """A training batch of the toy world: the seed decides the caption, and the image is its colour with noise."""
     colours = torch.tensor([[0.8, -0.8, -0.8], [-0.8, -0.8, 0.8]])
     rows = [
         colours[seed % 2][:, None, None]

@@ -30,7 +30,7 @@ from tests.networks.reference import randomised
 WIDTH = 24
 TEXT = T5Config(width=WIDTH, max_tokens=8)
 SMALL, MIDDLE, LARGE = 8, 16, 32
-CAPTIONS = ("red left", "a blue picture, all blue")
+CAPTIONS = ("red left", "a blue image, all blue")
 
 
 class Words:
@@ -80,7 +80,7 @@ def enlarging(low_size: int | None = SMALL, **changes: Any) -> PixelDiffusionCon
 
 
 def wordless(**changes: Any) -> PixelDiffusionConfig:
-    """As SR3: no text, an untouched low-resolution picture, a plain U-Net and a linear schedule."""
+    """As SR3: no text, an untouched low-resolution image, a plain U-Net and a linear schedule."""
     network = plain(concat_channels=3, context_width=None)
     values: dict[str, Any] = {"network": network, "text": None, "augmentation": AugmentationConfig(kind="none")}
     values |= {
@@ -104,7 +104,7 @@ def stage(config: PixelDiffusionConfig, seed: int = 2, text: Any = None) -> Pixe
 
 
 def drawing(width: int = 8, height: int = 8, seed: int = 0) -> Image.Image:
-    """A small RGB picture of large values."""
+    """A small RGB image of large values."""
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
     return Image.fromarray(values.astype(np.uint8))
 
@@ -127,7 +127,7 @@ def cascade_of_pixels() -> Cascade:
 
 
 def toy_batch(seeds: list[int], size: int = MIDDLE) -> dict[str, Any]:
-    """Pictures of two colours with an upright edge between them; the seed decides where, and the caption."""
+    """Images of two colours with an upright edge between them; the seed decides where, and the caption."""
     columns = torch.arange(size)
     rows = []
     for seed in seeds:
@@ -196,6 +196,6 @@ def equal(a: list[Image.Image], b: list[Image.Image]) -> bool:
 
 
 def close(a: Image.Image, b: Image.Image) -> bool:
-    """As `same_picture`, but for the few values that a rounded one of an earlier stage moves."""
+    """As `same_image`, but for the few values that a rounded one of an earlier stage moves."""
     apart = np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
     return a.size == b.size and apart.max() <= 6 and float((apart > 1).mean()) < 0.01

@@ -22,7 +22,7 @@ from diptych.models.autoregressive import Autoregressive, AutoregressiveRequest
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.pretrained.load import open_autoencoder
 from tests.models.codes import SIDE, VOCABULARY, VQ, config, first_stage, system, written
-from tests.models.latents import CAPTIONS, SIZE, arrays, same_picture
+from tests.models.latents import CAPTIONS, SIZE, arrays, same_image
 from tests.models.latents import system as latent_system
 
 WORDS = [CAPTIONS[i % 2] + " with a cat" * (i % 3) for i in range(6)]
@@ -37,7 +37,7 @@ def model() -> Autoregressive:
 
 
 @pytest.mark.parametrize("told", [*TOLD, "minilm"])
-def test_a_seed_gives_its_picture_alone_and_in_any_company(told: str) -> None:
+def test_a_seed_gives_its_image_alone_and_in_any_company(told: str) -> None:
     model, prompts = system(told), PROMPTS[told]
     codes = written(model, prompts, seeds=SEEDS, top_p=0.95)
     together = model.generate(prompts, seeds=SEEDS, top_p=0.95)
@@ -45,7 +45,7 @@ def test_a_seed_gives_its_picture_alone_and_in_any_company(told: str) -> None:
     assert len({tuple(one.flatten().tolist()) for one in codes}) == (6 if told != "free" else 5)
     for i in (0, 3, 5):
         assert torch.equal(written(model, [prompts[i]], seeds=[SEEDS[i]], top_p=0.95)[0], codes[i])
-        assert same_picture(model.generate(prompts[i], seeds=[SEEDS[i]], top_p=0.95).images[0], together.images[i])
+        assert same_image(model.generate(prompts[i], seeds=[SEEDS[i]], top_p=0.95).images[0], together.images[i])
     assert torch.equal(written(model, prompts[::-1], seeds=SEEDS[::-1], top_p=0.95).flip(0), codes)
 
 
@@ -53,7 +53,7 @@ def test_a_seed_gives_its_picture_alone_and_in_any_company(told: str) -> None:
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_codes_are_drawn_as_the_words_say(told: str, guidance: float) -> None:
-    """Without a cache or a batch: each code from a pass over all before it, with the picture's own numbers."""
+    """Without a cache or a batch: each code from a pass over all before it, with the image's own numbers."""
     model, prompts = system(told), PROMPTS[told][:3]
     options: dict[str, Any] = {"temperature": 0.8, "top_k": 12, "guidance": guidance}
     found = written(model, prompts, seeds=SEEDS[:3], **options)
@@ -77,7 +77,7 @@ def test_codes_are_drawn_as_the_words_say(told: str, guidance: float) -> None:
 
 @torch.no_grad()
 def test_pairs_of_codes_come_as_often_as_the_transformer_says() -> None:
-    """The first two codes of many pictures against the product of their probabilities: chi-squared, 99.99% quantile."""
+    """The first two codes of many images against the product of their probabilities: chi-squared, 99.99% quantile."""
     model, count = system("free"), 3000
     request = AutoregressiveRequest.read(model, ["x"] * count, {"temperature": 1.5, "top_k": VOCABULARY, "top_p": 1.0})
     pair = model.sample(request, (1, 2), model.logits(request, cached=True))[:, 0]
@@ -91,14 +91,14 @@ def test_pairs_of_codes_come_as_often_as_the_transformer_says() -> None:
     assert degrees > 40 and statistic < degrees + 3.72 * (2 * degrees) ** 0.5 + 10
 
 
-def test_the_metadata_is_enough_to_make_each_picture_again(model: Autoregressive) -> None:
+def test_the_metadata_is_enough_to_make_each_image_again(model: Autoregressive) -> None:
     options: dict[str, Any] = {"temperature": np.float32(0.5), "top_k": np.int64(9), "top_p": 0.9, "guidance": 3}
     options |= {"size": (np.int32(SIZE), 20), "negative": ["", "grey"]}
     result = model.generate(list(CAPTIONS), seeds=np.array([3, 4]), **options)
     assert [image.size for image in result.images] == [(SIZE, 20)] * 2
     for image, told in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
         prompt, seed, _ = told.pop("prompt"), told.pop("seed"), told.pop("notes", None)
-        assert same_picture(model.generate(prompt, seeds=[seed], **told).images[0], image)
+        assert same_image(model.generate(prompt, seeds=[seed], **told).images[0], image)
 
 
 @pytest.mark.parametrize("told", TOLD)
@@ -124,8 +124,8 @@ def test_negative_prompts_steer(model: Autoregressive) -> None:
 
 
 @torch.no_grad()
-def test_larger_pictures_are_written_through_a_window() -> None:
-    """Each code is read from those before it in a window of the training size around it, moved into the picture."""
+def test_larger_images_are_written_through_a_window() -> None:
+    """Each code is read from those before it in a window of the training size around it, moved into the image."""
     model, (rows, columns) = system("class"), (SIDE + 1, SIDE + 3)
     codes = torch.randint(0, VOCABULARY, (1, rows, columns), generator=torch.Generator().manual_seed(0))
     look = model.logits(AutoregressiveRequest.read(model, ["red"], {"guidance": 1.0}), cached=False)
@@ -144,7 +144,7 @@ def test_larger_pictures_are_written_through_a_window() -> None:
 
 
 @torch.no_grad()
-def test_a_window_as_large_as_the_picture_is_the_cached_way(model: Autoregressive) -> None:
+def test_a_window_as_large_as_the_image_is_the_cached_way(model: Autoregressive) -> None:
     request = AutoregressiveRequest.read(model, list(CAPTIONS), {"guidance": 2.0})
     ways = [model.sample(request, (SIDE, SIDE), model.logits(request, cached=on)) for on in (True, False)]
     assert torch.equal(*ways)
@@ -266,8 +266,8 @@ def test_the_command_line_paints_and_tells(tmp_path: Path, monkeypatch: pytest.M
     paths = capsys.readouterr().out.split()
     assert len(paths) == 4
     for path in paths:
-        with Image.open(path) as picture:
-            told = json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
+        with Image.open(path) as image:
+            told = json.loads(image.text["diptych"])  # type: ignore[attr-defined]
             assert (
                 told.pop("diptych")
                 and told.pop("model")["source"] == "codes"
@@ -275,7 +275,7 @@ def test_the_command_line_paints_and_tells(tmp_path: Path, monkeypatch: pytest.M
                 and told["top_k"] == 5
             )
             prompt, seed = told.pop("prompt"), told.pop("seed")
-            assert same_picture(system("class").generate(prompt, seeds=[seed], **told).images[0], picture)
+            assert same_image(system("class").generate(prompt, seeds=[seed], **told).images[0], image)
     for option, says in (
         ("--steps=5", "--steps is for diffusion models"),
         ("--temperature=0", "--temperature: must be more than 0"),

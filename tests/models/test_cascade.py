@@ -1,4 +1,4 @@
-"""The cascade: its stages do what they do alone, from words or from a picture."""
+"""The cascade: its stages do what they do alone, from words or from an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.models.cascade import Cascade
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.models.request import Result
-from tests.models.latents import arrays, same_picture
+from tests.models.latents import arrays, same_image
 from tests.models.stages import Words, base, cascade, close, configs, drawing, enlarging, equal, stage, unet, wordless
 
 PROMPTS = ["red left", "two blue cats left of a house", "a cat"]
@@ -41,7 +41,7 @@ def test_three_stages_paint_ever_larger(model: Cascade) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp-2m", "ddpm"])
-def test_a_seed_gives_its_picture_alone_and_in_any_company(model: Cascade, sampler: str) -> None:
+def test_a_seed_gives_its_image_alone_and_in_any_company(model: Cascade, sampler: str) -> None:
     together = model.generate(PROMPTS, seeds=SEEDS, sampler=sampler)
     for i in range(3):
         alone = model.generate(PROMPTS[i], seeds=[SEEDS[i]], sampler=sampler)
@@ -60,7 +60,7 @@ def test_each_stage_alone_does_what_it_does_in_the_cascade(model: Cascade, optio
         low = {"low": alone.images}
 
 
-def test_kept_pictures_are_where_one_can_go_on(model: Cascade, tmp_path: Path) -> None:
+def test_kept_images_are_where_one_can_go_on(model: Cascade, tmp_path: Path) -> None:
     whole = model.generate(PROMPTS, seeds=SEEDS, keep=True, augmentation=0.4)
     for number in (1, 2):
         again = model.generate(
@@ -88,7 +88,7 @@ def test_negative_prompts_steer_the_stages_that_are_guided(model: Cascade) -> No
     usual = model.generate(PROMPTS, keep=True)
     one = model.generate(PROMPTS, negative=["a dog in a very long story", "", " "], keep=True)
     for a, b in zip(usual.stages, one.stages, strict=True):
-        assert not same_picture(a[0], b[0]) and all(close(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+        assert not same_image(a[0], b[0]) and all(close(x, y) for x, y in zip(a[1:], b[1:], strict=True))
     assert [told["negative"] for told in one.metadata] == ["a dog in a very long story", None, None]
 
 
@@ -138,7 +138,7 @@ def test_a_list_may_name_the_stages_that_run_or_all(model: Cascade) -> None:
     assert told(model.generate("red", stop=1, steps=[4]), "steps") == [4]
 
 
-def test_the_metadata_is_enough_to_make_each_picture_again(model: Cascade) -> None:
+def test_the_metadata_is_enough_to_make_each_image_again(model: Cascade) -> None:
     result = model.generate(
         PROMPTS, seeds=SEEDS, steps=[2, 3, 1], negative="a cat", threshold=["dynamic:0.9", None, "none"]
     )
@@ -165,13 +165,13 @@ def test_the_callback_counts_the_steps_of_all_stages_and_may_cancel(model: Casca
     assert model.stage(2).denoiser.calls == calls
 
 
-# From a picture
+# From an image
 
 
 @pytest.mark.parametrize(
     ("size", "made"), [((8, 8), (32, 32)), ((12, 8), (48, 32)), ((80, 200), (32, 80)), ((13, 8), (48, 32))]
 )
-def test_a_picture_takes_the_place_of_the_first_stages(model: Cascade, size: Any, made: Any) -> None:
+def test_an_image_takes_the_place_of_the_first_stages(model: Cascade, size: Any, made: Any) -> None:
     low = drawing(*size)
     result = model.generate(["a", "b"], low=low)
     assert [image.size for image in result.images] == [made] * 2
@@ -181,7 +181,7 @@ def test_a_picture_takes_the_place_of_the_first_stages(model: Cascade, size: Any
     assert told(last, "stage") == ["16-32"] and min(last.images[0].size) == 32
 
 
-def test_a_picture_fits_every_stage_that_follows() -> None:
+def test_an_image_fits_every_stage_that_follows() -> None:
     """Widths of 2 n would do for the first stage, and leave the second with halves of pixels."""
     first = enlarging(8, network=unet(multipliers=(1,), blocks=(1,)))
     second = enlarging(16, network=unet(multipliers=(1, 1, 1, 1), blocks=(1, 1, 1, 1)))
@@ -204,7 +204,7 @@ def test_a_cascade_may_lack_a_base_stage() -> None:
 def test_stages_with_and_without_words_stand_together() -> None:
     model = Cascade.of([stage(base()), stage(wordless())])
     result = model.generate(["red", "a cat"], seeds=[3, 3], guidance=4.0, keep=True)
-    assert not same_picture(*result.stages[0]) and told(result, "guidance") == [4.0, 1.0]
+    assert not same_image(*result.stages[0]) and told(result, "guidance") == [4.0, 1.0]
     assert told(result, "augmentation") == [None, 0.0]
     silent = Cascade.of([stage(wordless())])
     assert silent.generate("any", low=drawing()).images[0].size == (16, 16)
@@ -267,8 +267,8 @@ def test_a_stage_that_was_never_trained_says_so_before_the_others_paint() -> Non
     ("chain", "says"),
     [
         ([], "at least one stage"),
-        ([enlarging(8), base()], "stage 8 cannot follow stage 8-16, which makes 16-px pictures: it is a base stage"),
-        ([base(), enlarging(16)], "stage 16-32 cannot follow stage 8, .* it enlarges 16-px pictures"),
+        ([enlarging(8), base()], "stage 8 cannot follow stage 8-16, which makes 16-px images: it is a base stage"),
+        ([base(), enlarging(16)], "stage 16-32 cannot follow stage 8, .* it enlarges 16-px images"),
         ([base(), enlarging(8), enlarging(8)], "stage 8-16 cannot follow stage 8-16"),
     ],
 )

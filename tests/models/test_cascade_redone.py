@@ -1,4 +1,4 @@
-"""The cascade panel from a picture, with and without a mask: what stages are shown, keep and refuse."""
+"""The cascade panel from an image, with and without a mask: what stages are shown, keep and refuse."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model() -> Cascade:
 
 
 def mask(width: int = 32, height: int = 32, left: int = 11) -> Image.Image:
-    """White right of a column that is at no border of a smaller picture's pixels."""
+    """White right of a column that is at no border of a smaller image's pixels."""
     values = np.zeros((height, width), np.uint8)
     values[3:-2, left:] = 255
     return Image.fromarray(values)
@@ -52,7 +52,7 @@ def first_input(it: PixelDiffusion, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_painting_over_starts_from_the_picture_in_the_noise_of_a_later_time(strength: float) -> None:
+def test_painting_over_starts_from_the_image_in_the_noise_of_a_later_time(strength: float) -> None:
     """x_t = alpha x_0 + sigma eps of the last so many of the times, eps the seed's own noise (SDEdit)."""
     it, picture = stage(base(steps=4)), drawing()
     found = first_input(it, image=picture, strength=strength)
@@ -62,7 +62,7 @@ def test_painting_over_starts_from_the_picture_in_the_noise_of_a_later_time(stre
     torch.testing.assert_close(found, (alpha * to_tensor([picture]) + sigma * noise).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_cascade_makes_the_picture_small_for_its_base_and_enlarges_that(model: Cascade) -> None:
+def test_a_cascade_makes_the_image_small_for_its_base_and_enlarges_that(model: Cascade) -> None:
     picture = drawing(32, 32)
     result = model.generate(PROMPTS, seeds=SEEDS, image=picture, strength=0.7, steps=4, keep=True)
     small = downsample(to_tensor([picture]), (8, 8))
@@ -72,7 +72,7 @@ def test_a_cascade_makes_the_picture_small_for_its_base_and_enlarges_that(model:
     assert equal(result.images, onward.images)
 
 
-def test_outside_the_mask_every_stage_keeps_the_picture_at_its_size(model: Cascade) -> None:
+def test_outside_the_mask_every_stage_keeps_the_image_at_its_size(model: Cascade) -> None:
     picture, hole = drawing(32, 32, seed=4), mask()
     whole, painted = to_tensor([picture]), torch.from_numpy(np.asarray(hole) > 0)
     result = model.generate(PROMPTS, seeds=SEEDS, image=picture, mask=hole, keep=True)
@@ -106,7 +106,7 @@ def test_what_is_known_is_shown_with_noise_from_the_second_step_on() -> None:
 
 
 @pytest.mark.parametrize("options", [{"strength": 0.7}, {"mask": mask()}, {"mask": mask(), "strength": 0.7}])
-def test_a_seed_gives_its_picture_alone_and_in_any_company(model: Cascade, options: dict[str, Any]) -> None:
+def test_a_seed_gives_its_image_alone_and_in_any_company(model: Cascade, options: dict[str, Any]) -> None:
     pictures = [drawing(32, 32, seed) for seed in range(2)]
     together = model.generate(PROMPTS, seeds=SEEDS, image=pictures, **options)
     for i in range(2):
@@ -114,7 +114,7 @@ def test_a_seed_gives_its_picture_alone_and_in_any_company(model: Cascade, optio
         assert close(alone.images[0], together.images[i])
 
 
-def test_the_metadata_and_the_picture_are_enough_to_make_it_again(model: Cascade) -> None:
+def test_the_metadata_and_the_image_are_enough_to_make_it_again(model: Cascade) -> None:
     given: dict[str, Any] = {"image": drawing(48, 32), "mask": mask(48, 32)}
     result = model.generate(PROMPTS, seeds=SEEDS, strength=0.7, **given)
     for image, row in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
@@ -137,7 +137,7 @@ def test_steps_that_are_not_taken_are_not_counted(model: Cascade) -> None:
     assert seen == [(step, 2 + 4 + 4) for step in range(10)]
 
 
-def test_a_picture_needs_no_words(model: Cascade) -> None:
+def test_an_image_needs_no_words(model: Cascade) -> None:
     """Without words both conditions are alike: guidance has nothing to do, and the null text is what is read."""
     free = model.generate("", image=drawing(32, 32), guidance=1.0)
     assert close(free.images[0], model.generate(" ", image=drawing(32, 32), guidance=9.0).images[0])
@@ -162,6 +162,6 @@ def test_what_makes_no_sense_is_refused_in_one_line(model: Cascade, given: dict[
         model.generate("red left", **given)
 
 
-def test_a_stage_that_enlarges_paints_no_picture_over() -> None:
+def test_a_stage_that_enlarges_paints_no_image_over() -> None:
     with pytest.raises(UserError, match="stage 8-16 enlarges an image and starts from no other: give it as --low-res"):
         stage(enlarging(), text=Words()).generate("red left", image=drawing(16, 16))

@@ -1,4 +1,4 @@
-"""The embedded defaults: each is there, it paints, and a seed gives its picture in any batch."""
+"""The embedded defaults: each is there, it paints, and a seed gives its image in any batch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_it_paints_what_is_asked(model: LatentDiffusion) -> None:
     assert yellow[0] > yellow[2] + 60 and yellow[1] > yellow[2] + 30
 
 
-def test_a_seed_gives_the_same_picture_alone_and_in_a_batch_of_eight(model: LatentDiffusion) -> None:
+def test_a_seed_gives_the_same_image_alone_and_in_a_batch_of_eight(model: LatentDiffusion) -> None:
     prompts = ["a cat", "two dogs on a red background", "a rocket", "a", "a house", "an apple", "a car", "a red apple"]
     seeds = [5, 3, 5, 0, 9, 1, 2**31, 7]
     together = model.generate(prompts, seeds=seeds, steps=FEW).images
@@ -61,13 +61,13 @@ def cascade() -> Iterator[Cascade]:
 
 def test_the_cascade_paints_what_is_asked_in_three_stages(cascade: Cascade) -> None:
     result = cascade.generate("a red heart", seeds=[0], steps=[8, FEW, 2], keep=True)
-    assert [pictures[0].size for pictures in result.stages] == [(32, 32), (128, 128), (512, 512)]
-    for pictures in result.stages:
-        red = middle(pictures[0])
+    assert [images[0].size for images in result.stages] == [(32, 32), (128, 128), (512, 512)]
+    for images in result.stages:
+        red = middle(images[0])
         assert red[0] > red[1] + 60 and red[0] > red[2] + 60
     small, large = result.stages[0][0], result.images[0]
     reduced = np.asarray(large.resize(small.size, Image.Resampling.BOX), dtype=np.float64)
-    assert np.abs(reduced - np.asarray(small)).mean() < 15, "the large picture is the small one, enlarged"
+    assert np.abs(reduced - np.asarray(small)).mean() < 15, "the large image is the small one, enlarged"
 
 
 def test_the_base_of_the_cascade_follows_colours(cascade: Cascade) -> None:
@@ -85,4 +85,4 @@ def test_a_seed_gives_the_same_cascade_alone_and_in_a_batch(cascade: Cascade) ->
     together = cascade.generate(prompts, seeds=seeds, steps=FEW, stop=2).images
     alone = cascade.generate(prompts[2], seeds=[seeds[2]], steps=FEW, stop=2).images[0]
     difference = np.abs(np.asarray(alone, dtype=int) - np.asarray(together[2], dtype=int))
-    assert (difference > 1).mean() < 0.001  # a value that rounds the other way in a small picture spreads a little
+    assert (difference > 1).mean() < 0.001  # a value that rounds the other way in a small image spreads a little

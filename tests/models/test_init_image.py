@@ -1,4 +1,4 @@
-"""The picture that a new one is made from: how it is read, what of it is kept, and what is refused."""
+"""The image that a new one is made from: how it is read, what of it is kept, and what is refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_nothing_is_read_where_nothing_is_given() -> None:
     assert found() is None and found(size=(32, 16)) is None
 
 
-def test_a_picture_of_the_right_size_is_left_as_it_is(tmp_path: Path) -> None:
+def test_an_image_of_the_right_size_is_left_as_it_is(tmp_path: Path) -> None:
     original = read()
     assert original.size == [16, 16] and original.mask is None and original.strength == 0.8 and not original.from_noise
     assert torch.equal(values(to_images(original.images)[0]), values(picture()))
@@ -82,7 +82,7 @@ def test_with_a_mask_all_is_painted_anew_unless_it_is_said() -> None:
     ("size", "sides"),
     [((32, 32), [16, 16]), ((40, 20), [32, 16]), ((20, 40), [16, 32]), ((16, 17), [16, 16]), ((8, 32), [16, 64])],
 )
-def test_a_picture_keeps_its_shape(size: tuple[int, int], sides: list[int]) -> None:
+def test_an_image_keeps_its_shape(size: tuple[int, int], sides: list[int]) -> None:
     """Its shorter side is brought to that of training, the longer one to the nearest multiple."""
     original = read(image=picture(*size), mask=mask(*size))
     assert original.size == sides and original.images.shape[2:] == original.images.shape[:1:-1][::-1]
@@ -102,8 +102,8 @@ def test_what_does_not_come_out_even_is_cropped_and_said() -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_a_picture_is_fitted_to_another_shape_as_it_is_told(fit: str) -> None:
-    """A band of the picture's middle half and the mask of it end up in one place."""
+def test_an_image_is_fitted_to_another_shape_as_it_is_told(fit: str) -> None:
+    """A band of the image's middle half and the mask of it end up in one place."""
     values = np.zeros((32, 64), np.uint8)
     values[:, 16:48] = 255
     band = Image.fromarray(values)
@@ -140,7 +140,7 @@ def test_any_mode_is_read_as_it_looks(mode: str) -> None:
     assert (right == (255 if mode in ("LA", "RGBA") else shown)).all()
 
 
-def test_each_prompt_may_have_a_picture_and_a_mask_of_its_own() -> None:
+def test_each_prompt_may_have_an_image_and_a_mask_of_its_own() -> None:
     two = [picture(seed=0), picture(seed=1)]
     original = read(2, image=two, mask=[mask(), mask().rotate(180)])
     assert torch.equal(values(to_images(original.images)[1]), values(two[1]))
@@ -218,7 +218,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strength": [0.5, 0.5]}, "strength must be a finite number"),
     ({"strength": 0.09}, "strength 0.09 of 10 steps leaves none to take: raise one of them"),
     ({"image": "nowhere.png"}, "nowhere.png is no file"),
-    ({"image": np.zeros((16, 16, 3))}, "must be a path or one of Pillow's pictures, not of type ndarray"),
+    ({"image": np.zeros((16, 16, 3))}, "must be a path or one of Pillow's images, not of type ndarray"),
     ({"image": []}, "give one image for all 2 prompts or one for each, not 0"),
     ({"image": [picture()] * 3}, "give one image for all 2 prompts or one for each, not 3"),
     ({"image": [picture(), picture(32, 16)]}, "the images have different shapes: give them one at a time"),

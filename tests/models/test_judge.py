@@ -42,19 +42,19 @@ def test_word_order_is_heard(judge: Judge) -> None:
 def test_other_sizes_are_resized(judge: Judge) -> None:
     small = toys.drawing("red disc", "plain")
     large = small.resize((64, 64), Image.Resampling.NEAREST)
-    one, other = judge.pictures([small])[0], judge.pictures([large])[0]
+    one, other = judge.encode_images([small])[0], judge.encode_images([large])[0]
     assert float(one @ other) > 0.95
 
 
-def test_a_picture_is_judged_the_same_alone_and_in_company(judge: Judge) -> None:
-    pictures = [toys.drawing(c, "plain") for c in toys.CONCEPTS]
-    assert torch.allclose(judge.pictures(pictures)[3:4], judge.pictures(pictures[3:4]), atol=1e-5)
+def test_an_image_is_judged_the_same_alone_and_in_company(judge: Judge) -> None:
+    images = [toys.drawing(c, "plain") for c in toys.CONCEPTS]
+    assert torch.allclose(judge.encode_images(images)[3:4], judge.encode_images(images[3:4]), atol=1e-5)
     captions = ["a red disc", "a red disc left of a blue box", "box"]
     assert torch.allclose(judge.captions(captions)[2:], judge.captions(captions[2:]), atol=1e-5)
 
 
 def test_the_loss_of_a_batch_by_hand() -> None:
-    """Two styles of one concept in a batch are no wrong answers for one another; foils are, for their own picture."""
+    """Two styles of one concept in a batch are no wrong answers for one another; foils are, for their own image."""
     x = F.normalize(torch.randn(3, 8), dim=-1)
     w = F.normalize(torch.randn(3, 8), dim=-1)
     other, foil = F.normalize(torch.randn(1, 8), dim=-1), F.normalize(torch.randn(1, 8), dim=-1)
@@ -73,17 +73,17 @@ def test_the_loss_of_a_batch_by_hand() -> None:
 
 
 def test_augmentation_goes_by_the_seed_and_spares_what_must_stay() -> None:
-    pictures = torch.rand(3, 3, 16, 16) * 2 - 1
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
     settings = [False] * 3, [True] * 3
-    both = augment(pictures, [1, 2, 3], *settings, ContrastConfig())
-    again = augment(pictures[1:2], [2], [False], [True], ContrastConfig())
+    both = augment(images, [1, 2, 3], *settings, ContrastConfig())
+    again = augment(images[1:2], [2], [False], [True], ContrastConfig())
     assert torch.equal(both[1:2], again)
     none = ContrastConfig(scale=0.0, shift=0.0, colour=0.0)
-    assert torch.allclose(augment(pictures, [1, 2, 3], [False] * 3, [False] * 3, none), pictures, atol=1e-5)
-    flipped = [augment(pictures[:1], [s], [False], [True], none) for s in range(20)]
-    mirrored = sum(bool(torch.allclose(f, pictures[:1].flip(-1), atol=1e-5)) for f in flipped)
+    assert torch.allclose(augment(images, [1, 2, 3], [False] * 3, [False] * 3, none), images, atol=1e-5)
+    flipped = [augment(images[:1], [s], [False], [True], none) for s in range(20)]
+    mirrored = sum(bool(torch.allclose(f, images[:1].flip(-1), atol=1e-5)) for f in flipped)
     assert 0 < mirrored < 20
-    # A scene is never cut: a mark in its corner stays in the picture.
+    # A scene is never cut: a mark in its corner stays in the image.
     corner = -torch.ones(1, 3, 16, 16)
     corner[..., :3, :3] = 1
     plain = ContrastConfig(colour=0.0)
@@ -123,8 +123,8 @@ def test_every_concept_is_remembered_and_a_checkpoint_holds_it(toy_data: Path) -
 def test_a_saved_judge_judges_alike(judge: Judge, tmp_path: Path) -> None:
     judge.save(tmp_path)
     loaded = load_judge(tmp_path, toys.words())
-    pictures = [toys.drawing(c, "framed") for c in toys.CONCEPTS]
-    cosine = (judge.pictures(pictures) * loaded.pictures(pictures)).sum(1)
+    images = [toys.drawing(c, "framed") for c in toys.CONCEPTS]
+    cosine = (judge.encode_images(images) * loaded.encode_images(images)).sum(1)
     assert float(cosine.min()) > 0.999  # bfloat16 weights
     assert loaded.fingerprint() == load_judge(tmp_path, toys.words()).fingerprint() != judge.fingerprint()
 

@@ -16,7 +16,7 @@ from diptych.diffusion.samplers import SAMPLERS, read_sampler
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import NoiseSource
 from diptych.models.latent_diffusion import LatentDiffusion
-from tests.models.latents import CAPTIONS, arrays, autoencoder, config, joint, same_picture, system, toy_batch
+from tests.models.latents import CAPTIONS, arrays, autoencoder, config, joint, same_image, system, toy_batch
 
 FLOW = {"schedule": ScheduleConfig(kind="flow"), "prediction": "flow"}
 PROMPTS = [CAPTIONS[i % 2] + " with a cat" * (i % 3) for i in range(8)]
@@ -30,35 +30,35 @@ def model() -> LatentDiffusion:
 
 @pytest.mark.parametrize("kind", [{}, FLOW], ids=["eps", "flow"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_seed_gives_its_picture_alone_and_in_any_company(sampler: str, kind: dict[str, Any]) -> None:
+def test_a_seed_gives_its_image_alone_and_in_any_company(sampler: str, kind: dict[str, Any]) -> None:
     model = system(**kind)
     together = model.generate(PROMPTS, seeds=SEEDS, sampler=sampler)
     shown = arrays(together)
-    assert np.mean((shown > 0) & (shown < 255)) > 0.5, "clipped pictures would agree for nothing"
-    assert shown[2].std() > 1 and np.abs(shown[2] - shown[3]).max() > 1, "prompts differ, so pictures do"
+    assert np.mean((shown > 0) & (shown < 255)) > 0.5, "clipped images would agree for nothing"
+    assert shown[2].std() > 1 and np.abs(shown[2] - shown[3]).max() > 1, "prompts differ, so images do"
     for i in (0, 3, 7):
         alone = model.generate(PROMPTS[i], seeds=[SEEDS[i]], sampler=sampler)
-        assert same_picture(alone.images[0], together.images[i])
+        assert same_image(alone.images[0], together.images[i])
     turned = model.generate(PROMPTS[::-1], seeds=SEEDS[::-1], sampler=sampler)
-    assert all(same_picture(a, b) for a, b in zip(turned.images, together.images[::-1], strict=True))
+    assert all(same_image(a, b) for a, b in zip(turned.images, together.images[::-1], strict=True))
 
 
-def test_minilm_prompts_keep_their_picture_in_company() -> None:
+def test_minilm_prompts_keep_their_image_in_company() -> None:
     model = system("minilm")
     together = model.generate(PROMPTS, seeds=SEEDS)
     for i in (1, 6):
-        assert same_picture(model.generate([PROMPTS[i]], seeds=[SEEDS[i]]).images[0], together.images[i])
+        assert same_image(model.generate([PROMPTS[i]], seeds=[SEEDS[i]]).images[0], together.images[i])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_metadata_is_enough_to_make_each_picture_again(model: LatentDiffusion, sampler: str) -> None:
+def test_the_metadata_is_enough_to_make_each_image_again(model: LatentDiffusion, sampler: str) -> None:
     options: dict[str, Any] = {"steps": np.int64(4), "guidance": np.float32(2.5), "size": (np.int32(24), 16)}
     result = model.generate(list(CAPTIONS), seeds=np.array([3, 4]), sampler=sampler, negative=["", "grey"], **options)
     assert [image.size for image in result.images] == [(24, 16)] * 2
     for image, told in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
         prompt, seed = told.pop("prompt"), told.pop("seed")
         told = {key: value for key, value in told.items() if key not in ("cost", "notes")}
-        assert same_picture(model.generate(prompt, seeds=[seed], **told).images[0], image)
+        assert same_image(model.generate(prompt, seeds=[seed], **told).images[0], image)
 
 
 def test_what_is_not_said_is_the_models_own(model: LatentDiffusion) -> None:
@@ -110,10 +110,10 @@ def test_negative_prompts_steer(model: LatentDiffusion) -> None:
     steered = model.generate(list(CAPTIONS), negative="a cat")
     assert np.abs(arrays(steered) - arrays(usual)).max() > 1
     one = model.generate(list(CAPTIONS), negative=["a cat", ""])
-    assert same_picture(one.images[0], steered.images[0]) and same_picture(one.images[1], usual.images[1])
+    assert same_image(one.images[0], steered.images[0]) and same_image(one.images[1], usual.images[1])
     assert [told["negative"] for told in one.metadata] == ["a cat", None]
     plain = model.generate(CAPTIONS[0], guidance=1.0)
-    assert same_picture(model.generate(CAPTIONS[0], negative=CAPTIONS[0], guidance=9.0).images[0], plain.images[0])
+    assert same_image(model.generate(CAPTIONS[0], negative=CAPTIONS[0], guidance=9.0).images[0], plain.images[0])
 
 
 def test_guidance_is_linear_in_the_estimate(model: LatentDiffusion) -> None:
@@ -241,7 +241,7 @@ def test_a_model_whose_parts_do_not_fit_is_refused_by_field(changes: dict[str, A
 
 def test_a_model_without_words_paints() -> None:
     model = system(unet=config().unet.override(["context_width=none", "pooled_width=none"]))
-    assert same_picture(*(model.generate(caption, seeds=[3]).images[0] for caption in CAPTIONS))
+    assert same_image(*(model.generate(caption, seeds=[3]).images[0] for caption in CAPTIONS))
 
 
 # Where the parts are, and what training may touch.

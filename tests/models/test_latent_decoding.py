@@ -28,7 +28,7 @@ def tiny(seed: int = 5, **changes: object) -> TinyDecoder:
     return randomised(TinyDecoder(dataclasses.replace(NETWORK, **changes)), seed)
 
 
-def test_a_picture_of_one_tile_is_the_same_and_a_larger_one_is_decoded_in_tiles() -> None:
+def test_an_image_of_one_tile_is_the_same_and_a_larger_one_is_decoded_in_tiles() -> None:
     model = system()
     assert (arrays(model.generate(PROMPT)) == arrays(model.generate(PROMPT, tile=16))).all()
     seen: list[tuple[int, ...]] = []
@@ -42,7 +42,7 @@ def test_a_picture_of_one_tile_is_the_same_and_a_larger_one_is_decoded_in_tiles(
 
 
 @torch.no_grad()
-def test_tiles_are_of_the_pictures_latents() -> None:
+def test_tiles_are_of_the_images_latents() -> None:
     """Given the same latents, what comes of them is what the tiles of the autoencoder make."""
     model, latents = system(), noise(2, 4, 16, 12)
     expected = tiling.decode(model.autoencoder, latents / 0.5, Tiling(side=8, overlap=2))
@@ -50,15 +50,15 @@ def test_tiles_are_of_the_pictures_latents() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_picture_to_paint_over_is_encoded_in_tiles(masked: bool) -> None:
-    model, picture = system(), noise(1, 3, 32, 32).clamp(-1, 1)
+def test_an_image_to_paint_over_is_encoded_in_tiles(masked: bool) -> None:
+    model, image = system(), noise(1, 3, 32, 32).clamp(-1, 1)
     seen: list[tuple[int, ...]] = []
     model.autoencoder.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
     mask = torch.ones(1, 1, 32, 32) if masked else None
-    model.generate(PROMPT, image=picture, mask=mask, strength=0.7, tile=16)
+    model.generate(PROMPT, image=image, mask=mask, strength=0.7, tile=16)
     assert len(seen) == 9 and set(seen) == {(16, 16)}
     seen.clear()
-    model.generate(PROMPT, image=picture, mask=mask, strength=0.7)
+    model.generate(PROMPT, image=image, mask=mask, strength=0.7)
     assert seen == [(32, 32)]
 
 
@@ -129,9 +129,9 @@ def test_the_command_line_hands_both_on(tmp_path: Path, monkeypatch: pytest.Monk
         str(tmp_path / "out"),
     ]
     assert cli.main(["generate", PROMPT, *options]) == 0
-    with Image.open(capsys.readouterr().out.strip()) as picture:
-        told = picture.info["diptych"]
-        assert picture.size == (32, 16)
+    with Image.open(capsys.readouterr().out.strip()) as image:
+        told = image.info["diptych"]
+        assert image.size == (32, 16)
     assert '"tile": 16' in told and '"decoder": {"source": "' in told
     for words, says in (
         (["--tile", "15"], "tile must be a multiple of 2"),

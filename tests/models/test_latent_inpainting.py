@@ -13,7 +13,7 @@ from diptych.conditioning.concat_config import MaskConcat, MaskConfig
 from diptych.conditioning.masks import smooth_fill
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
-from diptych.core.random import KEPT, Draws
+from diptych.core.random import CONCAT, Draws
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.recipes import get
@@ -27,7 +27,7 @@ NOTHING: dict[str, Any] = {"concat_channels": 5, "context_width": None, "pooled_
 
 
 def repainter(words: bool = False) -> LatentDiffusion:
-    """A model that repaints, told the picture alone, or words too."""
+    """A model that repaints, told the image alone, or words too."""
     if words:
         return system(unet=config().unet.override(["concat_channels=5"]), concat=BESIDE)
     unet = config().unet.override([f"{name}={'none' if value is None else value}" for name, value in NOTHING.items()])
@@ -43,23 +43,23 @@ def repainter(words: bool = False) -> LatentDiffusion:
 
 
 def batch(seeds: list[int]) -> dict[str, Any]:
-    """Of pictures in 8 bits, as files hold them."""
+    """Of images in 8 bits, as files hold them."""
     made = toy_batch(seeds)
     return {**made, "picture": to_tensor(to_images(made["picture"]))}
 
 
 @pytest.mark.parametrize("fill", ["grey", "smooth"])
 @pytest.mark.parametrize("fine", [False, True])
-def test_what_is_shown_is_the_mask_and_the_rest_of_the_picture(fill: Any, fine: bool) -> None:
+def test_what_is_shown_is_the_mask_and_the_rest_of_the_image(fill: Any, fine: bool) -> None:
     shape = MaskConcat(masks=BESIDE.masks, fill=fill, full_resolution_mask=fine)
     model, given = repainter(), batch([3, 8])
     condition = shape.build(AUTOENCODER)
     masks = condition.masks(given["picture"], given["seed"])
     seen: list[torch.Tensor] = []
 
-    def latents(pictures: torch.Tensor) -> torch.Tensor:
-        seen.append(pictures)
-        return model.encode(pictures, Draws(given["seed"]), KEPT)
+    def latents(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return model.encode(images, Draws(given["seed"]), CONCAT)
 
     found = condition.from_training(given["picture"], given["seed"], latents)
     assert found.shape == (2, shape.channels(AUTOENCODER), SIZE // 2, SIZE // 2)
@@ -85,7 +85,7 @@ def test_a_smooth_fill_takes_the_colours_around() -> None:
 
 @pytest.mark.parametrize("words", [False, True])
 def test_training_feeds_what_generate_feeds(words: bool) -> None:
-    """The same picture, mask and seed: the same mask, the same noise of the posterior, to the bit."""
+    """The same image, mask and seed: the same mask, the same noise of the posterior, to the bit."""
     model, given, rows = repainter(words), batch([3, 8, 12]), []
     none = torch.zeros(3, dtype=torch.bool)
     x0, cond = model.prepare(given, Draws(given["seed"]), none)
@@ -131,7 +131,7 @@ def test_its_gradients_reach_the_channels_of_mask_and_masked_latent_alone() -> N
     assert all(p.grad is None for p in model.autoencoder.parameters())
 
 
-def test_the_grid_shows_masked_pictures_painted_ones_and_the_truth() -> None:
+def test_the_grid_shows_masked_images_painted_ones_and_the_truth() -> None:
     model, given = repainter(), batch([3, 8])
     task = DiffusionTask(model, DiffusionTraining(caption_dropout=0.0))
     assert task.samples() is None, "nothing to repaint was seen yet"
@@ -144,7 +144,7 @@ def test_the_grid_shows_masked_pictures_painted_ones_and_the_truth() -> None:
     assert torch.equal(rows[0][:, ~hole], rows[2][:, ~hole]) and rows[0][:, hole].abs().max() < 0.01
 
 
-def test_its_pictures_cannot_be_precomputed() -> None:
+def test_its_images_cannot_be_precomputed() -> None:
     recipe = get("emoji-inpainting")
     with pytest.raises(UserError, match="precomputed must be none"):
         recipe.override(["system.precomputed=cache/x"])

@@ -19,7 +19,7 @@ from diptych.conditioning.concat_config import DegradationConfig, LowResConcat
 from diptych.conditioning.degradations import degrade
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
-from diptych.core.random import KEPT, Draws
+from diptych.core.random import CONCAT, Draws
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig
@@ -69,7 +69,7 @@ def test_small_pixels_stand_where_the_latents_of_their_square_do() -> None:
     assert torch.equal(at_latent_size(low, 16, factor_8)[:, :, 3, 5], low[:, :, 1, 2])
 
 
-def test_it_learns_from_pictures_made_small_by_their_own_seeds() -> None:
+def test_it_learns_from_images_made_small_by_their_own_seeds() -> None:
     how = DegradationConfig(kind="bsr-light")
     model, batch = enlarging(low={"degradation": how}), toy_batch([3, 8])
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
@@ -84,7 +84,7 @@ def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
     _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
     low = degrade(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
     larger = functional.interpolate(low, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
-    latent = model.encode(larger, Draws(batch["seed"]), KEPT)
+    latent = model.encode(larger, Draws(batch["seed"]), CONCAT)
     expected = torch.cat([at_latent_size(low, FACTOR, AUTOENCODER), latent], 1)
     assert torch.equal(cond["concat"], expected) and larger.amax() == 1 and larger.amin() == -1
     asked: list[torch.Tensor] = []
@@ -97,8 +97,8 @@ def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
     assert wide["size"] == [2 * LOW + 48, 32] and wide["tile"] == 2 * LOW
 
 
-def test_what_it_is_shown_is_the_small_picture() -> None:
-    """Painted by hand: the network is asked with the picture beside the noise, and with nothing else."""
+def test_what_it_is_shown_is_the_small_image() -> None:
+    """Painted by hand: the network is asked with the image beside the noise, and with nothing else."""
     model, low = enlarging(), picture()
     asked: list[torch.Tensor] = []
     model.unet.register_forward_pre_hook(lambda _, given, named: asked.append(named["concat"]), with_kwargs=True)
@@ -109,7 +109,7 @@ def test_what_it_is_shown_is_the_small_picture() -> None:
     assert "sha256" in told["low"] and told["guidance"] == 1 and told["size"] == [SIZE, SIZE]
 
 
-def test_pictures_tensors_and_files_are_read_alike(tmp_path: Path) -> None:
+def test_images_tensors_and_files_are_read_alike(tmp_path: Path) -> None:
     model, low = enlarging(), picture()
     low.save(tmp_path / "low.png")
     expected = arrays(model.generate(["a", "b"], seeds=[1, 2], low=[low, low]))
@@ -122,12 +122,12 @@ def test_pictures_tensors_and_files_are_read_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "made"), (((12, 10), (24, 20)), ((LOW + 24, 16), (2 * LOW + 48, 32))))
-def test_pictures_of_other_sizes_than_in_training(size: tuple[int, int], made: tuple[int, int]) -> None:
+def test_images_of_other_sizes_than_in_training(size: tuple[int, int], made: tuple[int, int]) -> None:
     result = enlarging().generate("a", low=picture(*size))
     assert result.images[0].size == made and result.metadata[0]["size"] == list(made)
 
 
-def test_a_picture_of_odd_sides_is_enlarged_at_its_own_size() -> None:
+def test_an_image_of_odd_sides_is_enlarged_at_its_own_size() -> None:
     model = enlarging()
     assert model.generate("a", low=picture(11, 9)).images[0].size == (22, 18)
     assert model.generate("a", low=torch.zeros(1, 3, 11, 9)).images[0].size == (18, 22)
@@ -153,7 +153,7 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
         enlarging().generate(["a", "b"], **options)
 
 
-def test_a_model_that_does_not_enlarge_takes_no_small_picture() -> None:
+def test_a_model_that_does_not_enlarge_takes_no_small_image() -> None:
     model = system()
     with pytest.raises(UserError, match="not trained to enlarge images: leave --low-res"):
         model.generate("a red picture", low=picture())
@@ -178,7 +178,7 @@ def test_it_is_saved_and_opened_again(tmp_path: Path) -> None:
     assert np.array_equal(arrays(opened.generate("a", low=picture())), arrays(model.generate("a", low=picture())))
 
 
-def test_training_shows_what_it_makes_of_small_pictures() -> None:
+def test_training_shows_what_it_makes_of_small_images() -> None:
     model, batch = enlarging(), toy_batch([3, 8])
     task = DiffusionTask(model, DiffusionTraining())
     assert task.samples() is None, "nothing to show before it has validated"
@@ -213,7 +213,7 @@ def test_ldm_sr_has_the_published_size() -> None:
     assert round(counted["total"] / 1e6) == 169
 
 
-def test_our_recipes_differ_in_how_pictures_become_small_alone() -> None:
+def test_our_recipes_differ_in_how_images_become_small_alone() -> None:
     plain, spoiled = (get(f"emoji-super-resolution{kind}").system for kind in ("", "-bsr"))
     values, others = plain.to_dict(), spoiled.to_dict()
     assert values["model"]["concat"].pop("degradation") == {"kind": "bicubic"}

@@ -1,4 +1,4 @@
-"""The latent panel from a picture, with and without a mask: what `generate` and the command promise and refuse."""
+"""The latent panel from an image, with and without a mask: what `generate` and the command promise and refuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.pixel_diffusion import PixelDiffusion
 from tests.cli.test_cli import one_line
 from tests.cli.test_output import metadata_of
-from tests.models.latents import CAPTIONS, arrays, config, same_picture, system
+from tests.models.latents import CAPTIONS, arrays, config, same_image, system
 
 FLOW = {"schedule": ScheduleConfig(kind="flow"), "prediction": "flow"}
 SEEDS = [5, 0, 2**63 - 1]
@@ -53,12 +53,12 @@ def mask(left: int = 6, width: int = 16, height: int = 16) -> Image.Image:
     return Image.fromarray(values)
 
 
-# A picture of its own for each, and the same in any company
+# An image of its own for each, and the same in any company
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["over", "anew", "anew-0.5", "trained"])
-def test_a_seed_gives_its_picture_alone_and_in_any_company(sampler: str, kind: str) -> None:
+def test_a_seed_gives_its_image_alone_and_in_any_company(sampler: str, kind: str) -> None:
     model = repainter() if kind == "trained" else system(**(FLOW if kind == "anew" else {}))
     options: dict[str, Any] = {"sampler": sampler, "steps": STEPS}
     options |= {"strength": 0.5} if kind in ("over", "anew-0.5") else {}
@@ -70,19 +70,19 @@ def test_a_seed_gives_its_picture_alone_and_in_any_company(sampler: str, kind: s
     for i in (0, 2):
         one = masks and masks[i]
         alone = model.generate(PROMPTS[i], seeds=[SEEDS[i]], image=images[i], mask=one, **options)
-        assert same_picture(alone.images[0], together.images[i])
+        assert same_image(alone.images[0], together.images[i])
 
 
 @pytest.mark.parametrize("make", [system, repainter])
-def test_one_picture_and_mask_stand_for_all(make) -> None:
+def test_one_image_and_mask_stand_for_all(make) -> None:
     model = make()
     one = model.generate(PROMPTS, image=picture(), mask=mask(), strength=0.5)
     each = model.generate(PROMPTS, image=[picture()] * 3, mask=[mask()] * 3, strength=0.5)
-    assert all(same_picture(a, b) for a, b in zip(one.images, each.images, strict=True))
+    assert all(same_image(a, b) for a, b in zip(one.images, each.images, strict=True))
     assert np.abs(arrays(one)[0] - arrays(one)[2]).max() > 1
 
 
-def test_the_metadata_and_the_picture_are_enough_to_make_it_again(model: LatentDiffusion) -> None:
+def test_the_metadata_and_the_image_are_enough_to_make_it_again(model: LatentDiffusion) -> None:
     options: dict[str, Any] = {"image": picture(width=24), "mask": mask(width=24), "strength": 0.7, "paste": True}
     result = model.generate(PROMPTS, seeds=SEEDS, steps=STEPS, **options)
     for image, row in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
@@ -92,16 +92,16 @@ def test_the_metadata_and_the_picture_are_enough_to_make_it_again(model: LatentD
             key: value for key, value in row.items() if key not in ("prompt", "seed", "image", "mask", "cost", "notes")
         }
         again |= {"image": picture(width=24), "mask": mask(width=24)}
-        assert same_picture(model.generate(row["prompt"], seeds=[row["seed"]], **again).images[0], image)
+        assert same_image(model.generate(row["prompt"], seeds=[row["seed"]], **again).images[0], image)
     plain = model.generate(CAPTIONS[0]).metadata[0]
     assert not {"image", "mask", "strength", "paste"} & set(plain)
 
 
-# What of the picture is left
+# What of the image is left
 
 
-def test_the_lower_the_strength_the_nearer_the_picture() -> None:
-    """Of a model whose U-Net says nothing: x_0 = x_t / alpha, which is the picture and sigma / alpha of noise."""
+def test_the_lower_the_strength_the_nearer_the_image() -> None:
+    """Of a model whose U-Net says nothing: x_0 = x_t / alpha, which is the image and sigma / alpha of noise."""
     model = system()
     torch.nn.init.zeros_(model.unet.conv_out.weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(model.unet.conv_out.bias)  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ def test_the_command_paints_what_generate_paints(files: None, folders: dict[str,
     wanted = model.generate(["a cat"] * 3, seeds=[0, 1, 2], **options)
     for seed, image in enumerate(wanted.images):
         with Image.open(f"out/a-cat-s{seed}.png") as shown:
-            assert same_picture(shown, image)
+            assert same_image(shown, image)
         row = metadata_of(f"out/a-cat-s{seed}.png")
         assert (row["image"]["file"], row["mask"]["file"], row["strength"], row["paste"]) == (
             "p.png",
@@ -237,12 +237,12 @@ def test_the_command_paints_what_generate_paints(files: None, folders: dict[str,
         )
 
 
-def test_the_command_paints_over_a_picture(files: None, folders: dict[str, str]) -> None:
+def test_the_command_paints_over_an_image(files: None, folders: dict[str, str]) -> None:
     assert cli.main(["generate", "a cat", "--model", folders["latent"], "--image", "p.png"]) == 0
     row = metadata_of("out/a-cat-s0.png")
     assert row["strength"] == 0.8 and "mask" not in row
     with Image.open("out/a-cat-s0.png") as shown:
-        assert same_picture(shown, system().generate("a cat", image=picture()).images[0])
+        assert same_image(shown, system().generate("a cat", image=picture()).images[0])
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_the_command_paints_over_a_picture(files: None, folders: dict[str, str])
         ),
         ("latent", ["--image", "p.png", "--strength", "0.1"], "strength 0.1 of 3 steps leaves none to take"),
         ("latent", ["--image", "nothing.png"], "nothing.png is no file"),
-        ("latent", ["--image", "words.txt"], "not a PNG, JPEG or WebP picture"),
+        ("latent", ["--image", "words.txt"], "not a PNG, JPEG or WebP image"),
         ("latent", ["--image", "long.png"], "longer side may be at most 4 times the shorter"),
         ("latent", ["--image", "p.png", "--mask", "wide.png"], "give a mask of the image's shape"),
         ("latent", ["--image", "p.png", "--mask", "black.png"], "the mask is black where it counts"),

@@ -15,7 +15,7 @@ import torch
 from diptych.core.errors import UserError
 from diptych.core.image_files import FITS
 from diptych.core.option_fields import options_of, takes
-from diptych.core.values import wholes
+from diptych.core.values import integers
 from diptych.diffusion.sampler_options import LIMITS
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.thresholding import ThresholdConfig
@@ -147,7 +147,7 @@ def test_scalars_of_numpy_and_pytorch_are_numbers(scalar: Any) -> None:
 @pytest.mark.parametrize("scalar", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2)])
 def test_scalars_of_numpy_and_pytorch_are_whole_numbers(scalar: Any) -> None:
     assert type(read_options(LatentOptions, {"steps": scalar})["steps"]) is int
-    assert wholes("seeds", [scalar]) == [2]
+    assert integers("seeds", [scalar]) == [2]
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,10 @@ def test_values_of_other_types_are_refused(given: dict[str, Any], says: str) -> 
 @pytest.mark.parametrize("values", [5, "12", b"12", {1, 2}, {1: 2}, np.int64(3), torch.tensor(3), None])
 def test_a_list_of_whole_numbers_is_in_order(values: Any) -> None:
     with pytest.raises(UserError, match="seeds must be a list of whole numbers"):
-        wholes("seeds", values)
+        integers("seeds", values)
 
 
 @pytest.mark.parametrize("values", [[True], [1.0], ["1"], torch.tensor([True]), np.array([1.5]), [None]])
 def test_a_list_of_other_things_is_refused(values: Any) -> None:
     with pytest.raises(UserError, match="seeds must be whole numbers"):
-        wholes("seeds", values)
+        integers("seeds", values)

@@ -7,27 +7,27 @@ import math
 import pytest
 import torch
 
-from diptych.models.retrieval import Mean, Share, ranks, right_first, spoken
+from diptych.models.retrieval import Mean, Share, prompt_ensemble, ranks, right_first
 
 
 def test_ranks_on_known_vectors() -> None:
     concepts = torch.eye(4)
-    pictures = torch.tensor([[0.9, 0.3, 0.1, 0.0], [0.9, 0.3, 0.1, 0.0], [0.1, 0.2, 0.3, 0.9]])
-    assert ranks(pictures, concepts, torch.tensor([0, 2, 0])).tolist() == [0, 2, 3]
+    images = torch.tensor([[0.9, 0.3, 0.1, 0.0], [0.9, 0.3, 0.1, 0.0], [0.1, 0.2, 0.3, 0.9]])
+    assert ranks(images, concepts, torch.tensor([0, 2, 0])).tolist() == [0, 2, 3]
 
 
 def test_a_tie_counts_against_the_truth() -> None:
     """A judge that says the same of everything names nothing."""
-    pictures, concepts = torch.ones(3, 2), torch.ones(10, 2)
-    assert ranks(pictures, concepts, torch.tensor([0, 4, 9])).tolist() == [9, 9, 9]
-    assert not right_first(pictures, torch.ones(3, 2), [torch.ones(1, 2)] * 3).any()
+    images, concepts = torch.ones(3, 2), torch.ones(10, 2)
+    assert ranks(images, concepts, torch.tensor([0, 4, 9])).tolist() == [9, 9, 9]
+    assert not right_first(images, torch.ones(3, 2), [torch.ones(1, 2)] * 3).any()
 
 
 def test_the_true_caption_must_beat_every_foil() -> None:
-    pictures = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    images = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     captions = torch.tensor([[0.8, 0.6], [0.8, 0.6]])
     foils = [torch.tensor([[0.6, 0.8], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.9, 0.4], [0.1, 0.9]])]
-    assert right_first(pictures, captions, foils).tolist() == [True, False]
+    assert right_first(images, captions, foils).tolist() == [True, False]
 
 
 def test_shares_carry_their_standard_error() -> None:
@@ -38,7 +38,7 @@ def test_shares_carry_their_standard_error() -> None:
 
 
 def test_concepts_are_said_with_their_article() -> None:
-    assert spoken("orange")[:2] == ["orange", "an orange"]
+    assert prompt_ensemble("orange")[:2] == ["orange", "an orange"]
 
 
 def test_a_mean_has_the_standard_error_of_a_mean() -> None:

@@ -1,4 +1,4 @@
-"""One stage of the cascade: what `generate` promises with words and with pictures."""
+"""One stage of the cascade: what `generate` promises with words and with images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion, stage_seed
 from diptych.models.request import Request
 from diptych.networks.adm import AdmUNetConfig
-from tests.models.latents import arrays, same_picture
+from tests.models.latents import arrays, same_image
 from tests.models.stages import (
     CAPTIONS,
     KINDS,
@@ -62,20 +62,20 @@ def enlarger() -> PixelDiffusion:
 
 @pytest.mark.parametrize("sampler", ["dpmpp-2m", "ddpm"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seed_gives_its_picture_alone_and_in_any_company(kind: str, sampler: str) -> None:
+def test_a_seed_gives_its_image_alone_and_in_any_company(kind: str, sampler: str) -> None:
     model = stage(KINDS[kind])
     low = lows(model.config, 6)
     together = model.generate(PROMPTS, seeds=SEEDS, sampler=sampler, **low)
     shown = arrays(together)
-    assert np.mean((shown > 0) & (shown < 255)) > 0.3, "clipped pictures would agree for nothing"
-    assert shown[2].std() > 1 and np.abs(shown[2] - shown[3]).max() > 1, "prompts or pictures differ"
+    assert np.mean((shown > 0) & (shown < 255)) > 0.3, "clipped images would agree for nothing"
+    assert shown[2].std() > 1 and np.abs(shown[2] - shown[3]).max() > 1, "prompts or images differ"
     for i in (0, 3, 5):
         own = {key: value[i] for key, value in low.items()}
         alone = model.generate(PROMPTS[i], seeds=[SEEDS[i]], sampler=sampler, **own)
-        assert same_picture(alone.images[0], together.images[i])
+        assert same_image(alone.images[0], together.images[i])
     turned = {key: value[::-1] for key, value in low.items()}
     again = model.generate(PROMPTS[::-1], seeds=SEEDS[::-1], sampler=sampler, **turned)
-    assert all(same_picture(a, b) for a, b in zip(again.images, together.images[::-1], strict=True))
+    assert all(same_image(a, b) for a, b in zip(again.images, together.images[::-1], strict=True))
 
 
 def test_the_null_text_weighs_the_same_however_long_the_other_prompts_are() -> None:
@@ -100,7 +100,7 @@ def test_ddpm_draws_the_variance_that_the_stage_says() -> None:
     assert np.array_equal(*other), "of the ddpm sampler alone"
 
 
-def test_the_noise_on_the_low_resolution_picture_is_the_seeds_too() -> None:
+def test_the_noise_on_the_low_resolution_image_is_the_seeds_too() -> None:
     model, seen = stage(enlarging()), []
     model.network.register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs["concat"]), with_kwargs=True)
     low = drawing()
@@ -120,7 +120,7 @@ def test_stages_and_purposes_have_streams_of_their_own() -> None:
     assert stage_seed(3, base()) == 3, "a base stage's noise is that of any model"
 
 
-def test_an_untouched_picture_is_shown_as_it_is() -> None:
+def test_an_untouched_image_is_shown_as_it_is() -> None:
     model, seen = stage(enlarging()), []
     model.network.register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs), with_kwargs=True)
     low = drawing()
@@ -135,7 +135,7 @@ def test_an_untouched_picture_is_shown_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_metadata_is_enough_to_make_each_picture_again(kind: str) -> None:
+def test_the_metadata_is_enough_to_make_each_image_again(kind: str) -> None:
     model = stage(KINDS[kind])
     low = lows(model.config, 2)
     options: dict[str, Any] = {"steps": np.int64(2), "guidance": np.float32(2.5), "threshold": "dynamic:0.9:1.5"}
@@ -146,7 +146,7 @@ def test_the_metadata_is_enough_to_make_each_picture_again(kind: str) -> None:
         assert tuple(size) == result.images[i].size
         assert ("low" in told) == bool(low) and told.pop("low", {"in_memory": [8, 8]})["in_memory"] == [8, 8]
         own = {"low": low["low"][i]} if low else {"size": size}
-        assert same_picture(model.generate(prompt, seeds=[seed], **own, **told).images[0], result.images[i])
+        assert same_image(model.generate(prompt, seeds=[seed], **own, **told).images[0], result.images[i])
 
 
 def test_what_is_not_said_is_the_stages_own(painter: PixelDiffusion, enlarger: PixelDiffusion) -> None:
@@ -173,7 +173,7 @@ def test_given_noise_takes_the_place_of_the_seeds_own(painter: PixelDiffusion, s
     assert [told["noise"]["in_memory"] for told in given.metadata] == [[3, 8, 8]] * 2
 
 
-def test_given_noise_leaves_the_noise_on_the_low_resolution_picture_to_the_seeds(enlarger: PixelDiffusion) -> None:
+def test_given_noise_leaves_the_noise_on_the_low_resolution_image_to_the_seeds(enlarger: PixelDiffusion) -> None:
     noise, low = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), drawing()
     one, two = (enlarger.generate("red", seeds=[seed], low=low, noise=noise) for seed in (0, 1))
     assert np.abs(arrays(one) - arrays(two)).max() > 1
@@ -188,10 +188,10 @@ def test_negative_prompts_steer(painter: PixelDiffusion) -> None:
     steered = painter.generate(list(CAPTIONS), negative="a cat in a long sentence")
     assert np.abs(arrays(steered) - arrays(usual)).max() > 1
     one = painter.generate(list(CAPTIONS), negative=["a cat in a long sentence", ""])
-    assert same_picture(one.images[0], steered.images[0]) and same_picture(one.images[1], usual.images[1])
+    assert same_image(one.images[0], steered.images[0]) and same_image(one.images[1], usual.images[1])
     assert [told["negative"] for told in one.metadata] == ["a cat in a long sentence", None]
     plain = painter.generate("red", guidance=1.0)
-    assert same_picture(painter.generate("red", negative="red", guidance=9.0).images[0], plain.images[0])
+    assert same_image(painter.generate("red", negative="red", guidance=9.0).images[0], plain.images[0])
 
 
 def test_guidance_leads_away_from_zeros(painter: PixelDiffusion) -> None:
@@ -213,8 +213,8 @@ def test_no_words_are_the_empty_prompt_where_the_stage_says_so() -> None:
     away = empty.embed(Request.of(["red", "red"], {"seeds": [1, 2], "negative": ["", "a cat"]}))
     assert away is not None
     assert all(torch.equal(a, b) for a, b in zip(away[1], empty.text.encode(["", "a cat"]), strict=True))
-    pictures = [model.generate("red", seeds=[1], steps=2).images[0] for model in (empty, zeros)]
-    assert not same_picture(*pictures)
+    images = [model.generate("red", seeds=[1], steps=2).images[0] for model in (empty, zeros)]
+    assert not same_image(*images)
     captions, dropped = ["red left", "a cat"], torch.tensor([True, False])
     read, wanted = empty.read(captions, dropped), empty.text.encode(["", "a cat"])
     assert all(torch.equal(a, b) for a, b in zip(read, wanted, strict=True))
@@ -224,9 +224,9 @@ def test_no_words_are_the_empty_prompt_where_the_stage_says_so() -> None:
 def test_a_stage_without_words_reads_none_and_costs_half() -> None:
     model, low = stage(wordless(guidance=4.0)), drawing()
     first, second = (model.generate(text, seeds=[3], low=low, negative="z") for text in CAPTIONS)
-    assert same_picture(first.images[0], second.images[0])
+    assert same_image(first.images[0], second.images[0])
     assert first.metadata[0]["guidance"] == 1.0 and first.metadata[0]["prompt"] == CAPTIONS[0]
-    assert same_picture(model.generate("", seeds=[3], low=low).images[0], first.images[0]), "nothing need be said"
+    assert same_image(model.generate("", seeds=[3], low=low).images[0], first.images[0]), "nothing need be said"
     with pytest.raises(UserError, match="a prompt is empty"):
         stage(enlarging()).generate("", seeds=[3], low=low)
     before = model.denoiser.calls
@@ -234,7 +234,7 @@ def test_a_stage_without_words_reads_none_and_costs_half() -> None:
     assert model.denoiser.calls - before == 3
     assert model.text is None
     ddpm = stage(base(text=None, network=plain(context_width=None)))
-    assert same_picture(*(ddpm.generate(text, seeds=[3]).images[0] for text in CAPTIONS))
+    assert same_image(*(ddpm.generate(text, seeds=[3]).images[0] for text in CAPTIONS))
 
 
 THRESHOLDS = {
@@ -256,16 +256,16 @@ def test_a_threshold_is_read_from_text(painter: PixelDiffusion, text: str) -> No
 
 def test_thresholds_bound_what_high_guidance_does(painter: PixelDiffusion) -> None:
     largest: dict[str, float] = {}
-    pictures = {}
+    images = {}
     for threshold in ("none", "static", "dynamic:0.8", "dynamic:0.8:1.0"):
         seen: list[torch.Tensor] = []
         options: dict[str, Any] = {"guidance": 20.0, "steps": 4, "threshold": threshold}
         result = painter.generate("red left", callback=lambda i, n, x0, seen=seen: seen.append(x0), **options)
-        largest[threshold], pictures[threshold] = max(x0.abs().max().item() for x0 in seen), arrays(result)
+        largest[threshold], images[threshold] = max(x0.abs().max().item() for x0 in seen), arrays(result)
     assert largest["none"] > 2
     assert all(value <= 1 for name, value in largest.items() if name != "none")
-    assert np.array_equal(pictures["static"], pictures["dynamic:0.8:1.0"]), "a cap of 1 is static"
-    clipped = {name: np.mean((shown == 0) | (shown == 255)) for name, shown in pictures.items()}
+    assert np.array_equal(images["static"], images["dynamic:0.8:1.0"]), "a cap of 1 is static"
+    clipped = {name: np.mean((shown == 0) | (shown == 255)) for name, shown in images.items()}
     assert clipped["dynamic:0.8"] < clipped["static"], "what is scaled back is not clipped away"
 
 
@@ -329,10 +329,10 @@ def test_a_learned_variance_is_drawn_as_diffusers_draws_it(guidance: float) -> N
             model.network(x, t[None].float(), concat=concat, level=torch.tensor([level]), **half)
             for half in (told, {key: torch.zeros_like(value) for key, value in told.items()})
         ]
-        (spoken, variance), (unspoken, _) = (output.detach().split(3, dim=1) for output in outputs)
-        eps = unspoken + guidance * (spoken - unspoken)
+        (prompt_ensemble, variance), (unspoken, _) = (output.detach().split(3, dim=1) for output in outputs)
+        eps = unspoken + guidance * (prompt_ensemble - unspoken)
         x = scheduler.step(torch.cat([eps, variance], 1), int(t), x, generator=generator)[0]
-    assert same_picture(ours.images[0], to_images(x)[0])
+    assert same_image(ours.images[0], to_images(x)[0])
     fixed = SAMPLERS["ddpm"](
         ClassifierFreeGuidance(model.denoiser, {**told, "concat": concat, "level": torch.tensor([level])}, {}, 1.0),
         torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(stage_seed(seed, model.config))),
@@ -340,7 +340,7 @@ def test_a_learned_variance_is_drawn_as_diffusers_draws_it(guidance: float) -> N
         model.schedule,
         noise=NoiseSource([stage_seed(seed, model.config)], (3, 16, 16)),
     )
-    assert not same_picture(ours.images[0], to_images(fixed)[0]), "another variance makes another picture"
+    assert not same_image(ours.images[0], to_images(fixed)[0]), "another variance makes another image"
 
 
 # Classes
@@ -362,7 +362,7 @@ def test_a_stage_of_classes_reads_their_numbers_and_names(tmp_path: Path) -> Non
     assert np.array_equal(arrays(by_name), arrays(by_number)) and by_name.metadata[0]["guidance"] == 3.0
     assert np.abs(arrays(by_name)[0] - arrays(by_name)[1]).max() > 1
     steered = model.generate("2", seeds=[1], guidance=3.0, negative="1")
-    assert not same_picture(steered.images[0], by_number.images[0])
+    assert not same_image(steered.images[0], by_number.images[0])
     with pytest.raises(UserError, match=r"'hat' is no class of this model: give a number from 0 to 3 or a name"):
         model.generate("hat")
     model.save(tmp_path)
@@ -370,14 +370,14 @@ def test_a_stage_of_classes_reads_their_numbers_and_names(tmp_path: Path) -> Non
     assert np.array_equal(arrays(again.generate(["2", "1"], seeds=[1, 1], guidance=3.0)), arrays(by_number))
     joined = Cascade.of([model, stage(enlarging())])
     both = joined.generate("red apple", seeds=[1], guidance=[3.0, None], keep=True)
-    assert same_picture(both.stages[0][0], by_number.images[0])
+    assert same_image(both.stages[0][0], by_number.images[0])
 
 
 def test_without_a_class_for_none_nothing_is_guided() -> None:
     model = classes(null=None)
     result = model.generate("2", guidance=7.0)
     assert result.metadata[0]["guidance"] == 1.0
-    assert same_picture(result.images[0], model.generate("red apple", guidance=1.0).images[0])
+    assert same_image(result.images[0], model.generate("red apple", guidance=1.0).images[0])
     with pytest.raises(UserError, match=r"network\.classes must be 5 to fit its neighbours, not 4"):
         PixelDiffusionConfig.from_dict({**model.config.to_dict(), "text": {"kind": "class", "classes": 4, "null": 4}})
 

@@ -47,7 +47,7 @@ def test_the_text_encoder_is_built_when_it_is_asked_for(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", ["base", "blur"])
-def test_under_autocast_pictures_stay_in_float32(kind: str) -> None:
+def test_under_autocast_images_stay_in_float32(kind: str) -> None:
     model = stage(KINDS[kind])
     low = lows(model.config, 1)
     exact = arrays(model.generate("red", **low))

@@ -19,7 +19,7 @@ from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
-from tests.models.latents import same_picture
+from tests.models.latents import same_image
 from tests.models.stages import CAPTIONS, SMALL, base, toy_batch
 from tests.networks.reference import noise, randomised
 
@@ -82,7 +82,7 @@ def test_padding_is_an_embedding_of_its_place() -> None:
 def test_the_last_token_stands_for_the_prompt(padded: bool) -> None:
     text = reader()
     text.config = dataclasses.replace(TEXT, padded=padded)
-    embedding = text.encode(["red left", "a blue picture, all blue"])
+    embedding = text.encode(["red left", "a blue image, all blue"])
     last = [12, 12] if padded else embedding.mask.sum(1).tolist()
     for i in range(2):
         assert torch.equal(embedding.pooled[i], embedding.sequence[i, last[i] - 1])
@@ -118,8 +118,8 @@ def test_it_is_saved_with_its_reader_and_paints_the_same(tmp_path: Path) -> None
     it.save(tmp_path / "model")
     opened: Any = diptych.load(tmp_path / "model", "cpu")
     for prompt in CAPTIONS:
-        assert same_picture(opened.generate(prompt).images[0], it.generate(prompt).images[0])
-    assert not same_picture(*(it.generate(prompt).images[0] for prompt in CAPTIONS))
+        assert same_image(opened.generate(prompt).images[0], it.generate(prompt).images[0])
+    assert not same_image(*(it.generate(prompt).images[0] for prompt in CAPTIONS))
     counted = describe(tmp_path / "model")["networks"]
     assert counted == {
         "network": sum(p.numel() for p in it.network.parameters()),
@@ -132,12 +132,12 @@ def test_each_stage_of_a_cascade_has_a_reader_of_its_own(tmp_path: Path) -> None
     stages = [glide(), glide(config(16, SMALL), seed=5)]
     expected = Cascade.of(stages).generate("red left", keep=True)
     small = stages[0].generate("red left")
-    assert same_picture(expected.stages[0][0], small.images[0])
-    assert same_picture(expected.images[0], stages[1].generate("red left", low=small.images[0]).images[0])
+    assert same_image(expected.stages[0][0], small.images[0])
+    assert same_image(expected.images[0], stages[1].generate("red left", low=small.images[0]).images[0])
     for number, one in enumerate(stages):
         one.save(tmp_path / str(number))
     assemble([tmp_path / "0", tmp_path / "1"], tmp_path / "both")
     opened: Any = diptych.load(tmp_path / "both", "cpu")
     for options in ({}, {"one_at_a_time": True}):
-        assert same_picture(opened.generate("red left", **options).images[0], expected.images[0])
+        assert same_image(opened.generate("red left", **options).images[0], expected.images[0])
     assert len(describe(tmp_path / "both")["networks"]) == 4

@@ -70,7 +70,7 @@ BAD_LOWS: list[tuple[dict[str, Any], str]] = [
     ({"low": Image.new("RGB", (5000, 100))}, "too large"),
     ({"low": "/nowhere/low.png"}, "/nowhere/low.png is no file"),
     ({"low": Path("/")}, "is a folder"),
-    ({"low": __file__}, "not a PNG, JPEG or WebP picture"),
+    ({"low": __file__}, "not a PNG, JPEG or WebP image"),
     ({"low": np.zeros((8, 8, 3))}, "must be a path or one of Pillow's"),
     ({"low": [drawing(), None]}, "must be a path or one of Pillow's"),
     ({"low": Image.new("F", (8, 8))}, "mode F"),
@@ -100,7 +100,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     assert model.denoiser.calls == before and len(model.text.seen) == read, "refused before any work"
 
 
-def test_a_damaged_picture_is_named(enlarger: PixelDiffusion, tmp_path: Path) -> None:
+def test_a_damaged_image_is_named(enlarger: PixelDiffusion, tmp_path: Path) -> None:
     drawing(64, 64).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
     with pytest.raises(UserError, match=r"cut\.png is damaged or cut short"):
@@ -119,7 +119,7 @@ def test_a_stage_that_was_never_trained_says_so(tmp_path: Path) -> None:
     assert not fresh.text.seen, "refused before any work"
     sr = PixelDiffusion(enlarging(), Words())
     with pytest.raises(UserError, match="stage 8-16 was never trained"):
-        sr.remake(torch.zeros(1, 3, 16, 16), ["a"], [0])
+        sr.sample_from_images(torch.zeros(1, 3, 16, 16), ["a"], [0])
     sr.save(tmp_path)
     with pytest.raises(UserError, match=r"the stage in .* was never trained"):
         diptych.load(tmp_path)

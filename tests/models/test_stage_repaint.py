@@ -1,4 +1,4 @@
-"""Stages that are trained to repaint: told the rest of a picture and the mask in four more channels."""
+"""Stages that are trained to repaint: told the rest of an image and the mask in four more channels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGE = enlarging(network=unet(concat_channels=7), masks=MASKS)
 
 
 def shown(model: PixelDiffusion) -> list[Tensor]:
-    """What the network will be shown beside the noisy picture, once a step."""
+    """What the network will be shown beside the noisy image, once a step."""
     seen: list[Tensor] = []
     model.network.register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs["concat"]), with_kwargs=True)
     return seen
@@ -48,26 +48,26 @@ def test_training_shows_the_rest_and_the_mask(config: Any) -> None:
     alone = toy_batch([1], config.size)
     _, other = model.prepare(alone, Draws(alone["seed"]), torch.zeros(1, dtype=torch.bool))
     assert torch.allclose(other["concat"][0], cond["concat"][1], atol=1e-6)
-    made = model.remake(x0, batch["caption"], seeds)
+    made = model.sample_from_images(x0, batch["caption"], seeds)
     assert made[1].shape == x0.shape
     if config.low_size is None:
         assert torch.equal(made[0], x0 * (1 - sample_masks(MASKS, x0.shape[-2:], batch["seed"])))
 
 
 def test_what_is_painted_is_told_the_rest() -> None:
-    model, picture = stage(BASE), drawing(SMALL, SMALL)
+    model, image = stage(BASE), drawing(SMALL, SMALL)
     seen = shown(model)
-    result = model.generate("red", image=picture, mask=mask(SMALL), steps=2)
-    known = to_tensor([picture]) * (1 - mask(SMALL))
+    result = model.generate("red", image=image, mask=mask(SMALL), steps=2)
+    known = to_tensor([image]) * (1 - mask(SMALL))
     assert all(torch.equal(one, torch.cat([known, mask(SMALL)], 1).expand_as(one)) for one in seen)
-    (before,), (after,) = np.asarray(picture)[None], arrays(result)
+    (before,), (after,) = np.asarray(image)[None], arrays(result)
     half = SMALL // 2
     assert np.array_equal(after[:, :half], before[:, :half]) and not np.array_equal(after[:, half:], before[:, half:])
     with pytest.raises(UserError, match="this model inpaints: give it an image and a mask"):
         model.generate("red")
 
 
-def test_a_stage_that_enlarges_alone_is_shown_nothing_of_the_large_picture() -> None:
+def test_a_stage_that_enlarges_alone_is_shown_nothing_of_the_large_image() -> None:
     model = stage(LARGE)
     seen = shown(model)
     model.generate("red", low=drawing(), steps=1)

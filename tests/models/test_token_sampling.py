@@ -1,4 +1,4 @@
-"""Choosing codes: filters by their definition, frequencies that are the softmax, numbers that belong to a picture."""
+"""Choosing codes: filters by their definition, frequencies that are the softmax, numbers that belong to an image."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def frequencies(choice: TokenSampling, logits: Tensor, draws: int = 30_000) -> n
     ],
 )
 def test_codes_come_as_often_as_the_softmax_says(choice: TokenSampling) -> None:
-    """The chi-squared statistic of 30,000 pictures, against its 99.99% quantile for so many codes."""
+    """The chi-squared statistic of 30,000 images, against its 99.99% quantile for so many codes."""
     counts = frequencies(choice, LOGITS)
     divided = (LOGITS / choice.temperature).tolist()
     kept = sorted(by_hand(divided, choice.top_k, choice.top_p))
@@ -92,7 +92,7 @@ def test_cold_and_hot_are_what_they_become() -> None:
     assert ((hot - 5000) ** 2 / 5000).sum() < 25.7
 
 
-def test_draws_belong_to_the_picture() -> None:
+def test_draws_belong_to_the_image() -> None:
     together, alone = GumbelSource([5, 7, 2**63 - 1], 50), GumbelSource([7], 50)
     for _ in range(3):
         numbers = together.draw()

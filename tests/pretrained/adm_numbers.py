@@ -112,9 +112,9 @@ def weights(shapes: Mapping[str, tuple[int, ...]], calm: float = 1.0) -> dict[st
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noisy pictures, times, classes and low-resolution pictures."""
-    pictures, low = noise(BATCH, 3, SIDE, SIDE), noise(BATCH, 3, LOW, LOW, seed=2).clamp(-1, 1)
-    return pictures, torch.tensor(TIMES), torch.tensor(LABELS), low
+    """Noisy images, times, classes and low-resolution images."""
+    images, low = noise(BATCH, 3, SIDE, SIDE), noise(BATCH, 3, LOW, LOW, seed=2).clamp(-1, 1)
+    return images, torch.tensor(TIMES), torch.tensor(LABELS), low
 
 
 def some(values: Tensor) -> list[float]:
@@ -149,8 +149,8 @@ def main() -> None:
             draws = source(kind == "SuperResModel")
             start = draws.draw()
             gaussian.th.randn_like = lambda like, draws=draws: draws.draw()
-            picture = diffusion.p_sample_loop(model, start.shape, noise=start, model_kwargs=extra, device="cpu")
-            numbers[name]["picture"] = some(picture)
+            image = diffusion.p_sample_loop(model, start.shape, noise=start, model_kwargs=extra, device="cpu")
+            numbers[name]["picture"] = some(image)
     json.dump({"commit": COMMIT, **numbers}, sys.stdout)
     sys.stdout.write("\n")
 

@@ -26,7 +26,7 @@ TOKENS = 20
 CLASSES = 1001
 STEPS = 5
 SIZE = 32
-"""Side of the pictures that are made, in pixels."""
+"""Side of the images that are made, in pixels."""
 UNDRAWN = ("betas", "scale_factor")
 
 

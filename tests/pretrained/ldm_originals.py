@@ -126,7 +126,7 @@ def shown(value: Any) -> list[float]:
 
 
 def painted(model: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """By DDIM as in scripts/txt2img.py: latents, and one picture of 32 pixels from 0 to 255."""
+    """By DDIM as in scripts/txt2img.py: latents, and one image of 32 pixels from 0 to 255."""
     from ldm.models.diffusion.ddim import DDIMSampler
 
     class OnCpu(DDIMSampler):
@@ -185,9 +185,9 @@ def main() -> None:
             elif values.get("cond") == "class":
                 told = {"context": model.get_learned_conditioning({"class_label": torch.tensor([7, 999])})}
             answer = model.model.diffusion_model(x, torch.tensor([3.0, 700.0]), **told)
-            latents, picture = painted(model, name)
+            latents, image = painted(model, name)
         answers[name] = {"keys": models.digest(shapes), "unet": shown(answer)}
-        answers[name] |= {"latents": shown(latents), "picture": shown(picture)}
+        answers[name] |= {"latents": shown(latents), "picture": shown(image)}
         answers[name] |= {"text": shown(told["context"])} if values.get("cond") == "text" else {}
     lines = (f"{json.dumps(name)}: {json.dumps(answer)}" for name, answer in answers.items())
     PINS.write_text("{\n" + ",\n".join(lines) + "\n}\n")

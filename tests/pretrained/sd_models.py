@@ -36,7 +36,7 @@ FAMILY = {
 }
 PROMPTS = ["a red apple", "two cats left of a house"]
 SIZE = 32
-"""Side of the pictures, in pixels; that of the latents is half of it."""
+"""Side of the images, in pixels; that of the latents is half of it."""
 FACTOR = 2
 SCALE = 0.18215
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -208,14 +208,14 @@ def compare(model: Any, made: Any, kind: Kind, files: str) -> None:
     """Each network of an opened model gives the pipeline's numbers."""
     ids = made.tokenizer(PROMPTS, padding="max_length", max_length=77, return_tensors="pt").input_ids
     x, more, time = noise(2, 4, 16, 16), noise(2, 5, 16, 16, seed=4), torch.tensor([981, 3])
-    pictures = noise(2, 3, SIZE, SIZE, seed=5).clamp(-1, 1)
+    images = noise(2, 3, SIZE, SIZE, seed=5).clamp(-1, 1)
     with torch.no_grad():
         tokens = made.text_encoder(ids).last_hidden_state.float()
         inputs, concat = (torch.cat([x, more], 1), {"concat": more}) if kind == "inpainting" else (x, {})
         pairs = {
             "text encoder": (model.text.encode(PROMPTS).sequence, tokens),
             "U-Net": (model.unet(x, time, context=tokens, **concat), made.unet(inputs, time, tokens).sample),
-            "encoder": (model.autoencoder.moments(pictures), made.vae.encode(pictures).latent_dist.parameters),
+            "encoder": (model.autoencoder.moments(images), made.vae.encode(images).latent_dist.parameters),
             "decoder": (model.autoencoder.decode(x), made.vae.decode(x).sample),
         }
     for what, (ours, theirs) in pairs.items():

@@ -15,7 +15,7 @@ from diptych.models.first_stage import save_autoencoder
 from diptych.networks.autoencoder import Autoencoder
 from diptych.pretrained.load import ASSETS, open_autoencoder
 from diptych.training.tasks.autoencoding import FirstStageConfig
-from tests.models.latents import AUTOENCODER, autoencoder, system, write_pictures
+from tests.models.latents import AUTOENCODER, autoencoder, system, write_images
 from tests.networks.reference import noise, relative_error
 
 
@@ -53,11 +53,11 @@ def test_of_a_published_model_the_rest_is_left_unread(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sd_parts, "UNet", refuse)
     monkeypatch.setattr(sd_parts.ClipText, "of", refuse)
     expected = sd_models.vae()
-    pictures = noise(1, 3, 32, 32).clamp(-1, 1)
+    images = noise(1, 3, 32, 32).clamp(-1, 1)
     for source in (folder, folder / "vae", file):
         opened = open_autoencoder(source)
         with torch.no_grad():
-            moments, theirs = opened.moments(pictures), expected.encode(pictures).latent_dist
+            moments, theirs = opened.moments(images), expected.encode(images).latent_dist
             assert relative_error(moments, theirs.parameters) <= 1e-5, source
             assert relative_error(opened.decode(theirs.mean), expected.decode(theirs.mean).sample) <= 1e-5, source
     assert next(open_autoencoder(file, dtype="bfloat16").parameters()).dtype == torch.bfloat16
@@ -73,7 +73,7 @@ def test_what_holds_none_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_measures_several_first_stages(first_stage: Path, tmp_path: Path, capsys) -> None:
     system().save(tmp_path / "latent")
-    data = write_pictures(tmp_path / "pictures")
+    data = write_images(tmp_path / "pictures")
     models = ["--model", str(first_stage), "--model", str(tmp_path / "latent")]
     places = ["--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.main(["evaluate", "reconstruction", *models, *places, "--pictures", "2"]) == 0

@@ -47,7 +47,7 @@ from tests.pretrained import ldm_models as models
 
 PINS = json.loads(Path(__file__).with_name("ldm_pins.json").read_text())
 FAMILY, FILES = "latent-diffusion", "CompVis single file"
-FORWARD, PICTURE = 1e-5, 1 / 255
+FORWARD, IMAGE = 1e-5, 1 / 255
 
 FIRST = {
     "kl": AutoencoderConfig(channels=32, multipliers=(1, 2), blocks=1),
@@ -224,7 +224,7 @@ def test_a_model_answers_as_the_original(name: str, places: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_picture_is_the_originals(name: str, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_the_originals(name: str, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DDIM from the same noise, words or class guided by the empty prompt or the null class."""
     wanted, model = MODELS[name], opened(places, name)
     start = models.noise(1, model.config.unet.in_channels, models.SIZE // 2, models.SIZE // 2)
@@ -237,7 +237,7 @@ def test_a_picture_is_the_originals(name: str, places: Path, monkeypatch: pytest
     within(FAMILY, FILES, f"{name}, latents, DDIM, relative", off, FORWARD)
     painted = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
     off = (models.some(painted) - torch.tensor(PINS[name]["picture"])).abs().max().item() / 255
-    within(FAMILY, FILES, f"{name}, picture, DDIM, of 1", off, PICTURE)
+    within(FAMILY, FILES, f"{name}, image, DDIM, of 1", off, IMAGE)
 
 
 @pytest.mark.parametrize("name", ["text-kl", "class-vq4", "plain-vq"])
@@ -285,7 +285,7 @@ def test_averages_are_taken_if_asked_for(name: str, tmp_path: Path) -> None:
         ("plain-vq", {"extra.weight": torch.ones(2)}, "unexpected key 'extra.weight'"),
         ("plain-vq", {FIRST_STAGE + "quantize.embedding.weight": None}, "has shape|shape|missing|unexpected"),
         ("plain-vq", {FIRST_STAGE + "quant_conv.bias": torch.full((3,), torch.nan)}, "quant_conv.bias' holds NaN"),
-        ("plain-vq", {UNET + "input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)}, "conditioned on pictures"),
+        ("plain-vq", {UNET + "input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)}, "conditioned on images"),
         (
             "plain-vq",
             {"cond_stage_model.channel_mapper.weight": torch.ones(3, 9, 1, 1)},

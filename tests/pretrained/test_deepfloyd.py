@@ -104,7 +104,7 @@ def pictures(result: Any) -> np.ndarray:
     return np.stack([np.asarray(image, dtype=int) for image in result.images])
 
 
-def low_pictures(side: int) -> list[Image.Image]:
+def low_images(side: int) -> list[Image.Image]:
     values = np.random.default_rng(0).integers(0, 256, (2, side, side, 3))
     return [Image.fromarray(one.astype(np.uint8)) for one in values]
 
@@ -115,7 +115,7 @@ CASES = [{"guidance": 1.0}, {"guidance": 7.0}, {"guidance": 7.0, "negative": "a 
 @pytest.mark.parametrize("case", CASES, ids=["plain", "guided", "negative"])
 @pytest.mark.parametrize("name", ["I", "II"])
 @torch.no_grad()
-def test_the_pipelines_give_their_pictures(pairs: dict[str, Pair], drawing: Draws, name: str, case: Any) -> None:
+def test_the_pipelines_give_their_images(pairs: dict[str, Pair], drawing: Draws, name: str, case: Any) -> None:
     """With the noise of our seeds; the variance is the network's, so is what each step draws."""
     pair, size = pairs[name], SHAPES[name]["sample_size"]
     draws = source(pair.ours, size)
@@ -123,7 +123,7 @@ def test_the_pipelines_give_their_pictures(pairs: dict[str, Pair], drawing: Draw
     own: dict[str, Any] = {}
     if name == "II":
         drawing.queue.append(source(pair.ours, size, "low").draw())
-        own["low"] = low_pictures(size // 4)
+        own["low"] = low_images(size // 4)
     theirs = pair.theirs(
         PROMPTS,
         num_inference_steps=10,
@@ -133,7 +133,7 @@ def test_the_pipelines_give_their_pictures(pairs: dict[str, Pair], drawing: Draw
     )
     ours = pair.ours.generate(PROMPTS, seeds=SEEDS, steps=10, **own, **case)
     apart = np.abs(pictures(ours) - pictures(theirs)).max()
-    within(FAMILY, FILES, f"pictures of stage {name}, of 255", float(apart), 1.0)
+    within(FAMILY, FILES, f"images of stage {name}, of 255", float(apart), 1.0)
     assert pictures(theirs).std() > 20 and ((pictures(theirs) > 0) & (pictures(theirs) < 255)).mean() > 0.3
     other = pair.ours.generate(PROMPTS, seeds=SEEDS, steps=10, guidance=4.0, **own)
     assert np.abs(pictures(other) - pictures(theirs)).max() > 5, "words and guidance are seen"
@@ -189,12 +189,12 @@ def test_a_joined_cascade_paints_what_the_pipelines_paint(pairs: dict[str, Pair]
             **embeddings,
         )
         apart = np.abs(pictures(wanted) - np.stack([np.asarray(one, dtype=int) for one in result.stages[number]]))
-        within(FAMILY, "three folders joined", f"pictures of stage {name}, of 255", float(apart.max()), 1.0)
+        within(FAMILY, "three folders joined", f"images of stage {name}, of 255", float(apart.max()), 1.0)
 
 
 def test_a_stage_without_text_encoder_says_so(pairs: dict[str, Pair]) -> None:
     with pytest.raises(UserError, match=r"no T5"):
-        pairs["III"].ours.generate("a", low=low_pictures(32)[0])
+        pairs["III"].ours.generate("a", low=low_images(32)[0])
 
 
 def test_a_tokenizer_may_be_a_sentencepiece_model_alone(pairs: dict[str, Pair], tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_what_is_told_of_a_folder(pairs: dict[str, Pair], joined: Path) -> None:
 @pytest.mark.parametrize("spacing", [None, "leading"])
 @pytest.mark.parametrize("saved", ["DDPMScheduler", "DPMSolverMultistepScheduler"])
 @torch.no_grad()
-def test_a_solver_gives_the_pictures_of_the_pipeline(
+def test_a_solver_gives_the_images_of_the_pipeline(
     pairs: dict[str, Pair], drawing: Draws, tmp_path: Path, saved: str, spacing: str | None
 ) -> None:
     """A folder saved with DPM-Solver++, or with DDPM and sampled with it, at the times of its own class."""
@@ -339,7 +339,7 @@ def test_a_solver_gives_the_pictures_of_the_pipeline(
         theirs.scheduler = usual
     got = stage.generate(PROMPTS, seeds=SEEDS, steps=6, guidance=4.0, sampler="dpmpp-2m")
     apart = np.abs(pictures(got) - pictures(want)).max()
-    within(FAMILY, FILES, "pictures of stage I by DPM-Solver++, of 255", float(apart), 1.0)
+    within(FAMILY, FILES, "images of stage I by DPM-Solver++, of 255", float(apart), 1.0)
     assert pictures(want).std() > 5
 
 

@@ -132,7 +132,7 @@ def test_the_classifiers_give_the_original_numbers(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_sampling_gives_the_original_pictures(tmp_path: Path, name: str) -> None:
+def test_sampling_gives_the_original_images(tmp_path: Path, name: str) -> None:
     """Ten of a thousand steps, the variance the network's own, the noise that of our seeds."""
     stage: Any = diptych.load(write(tmp_path, name, CALM), "cpu")
     _, _, labels, low = inputs()
@@ -143,7 +143,7 @@ def test_sampling_gives_the_original_pictures(tmp_path: Path, name: str) -> None
     ours, _ = stage.sample((cond, cond), seeds, settings, size=(SIDE, SIDE), low_res=lows)
     theirs = torch.tensor(NUMBERS[name]["picture"])
     apart = (torch.tensor(some(ours)) - theirs).abs().max().item() * 127.5
-    within(FAMILY, "single file", f"pictures of {STEPS} steps ({name}), of 255", apart, 1.0)
+    within(FAMILY, "single file", f"images of {STEPS} steps ({name}), of 255", apart, 1.0)
     assert theirs.std() > 0.2 and (theirs.abs() < 1).float().mean() > 0.3
     other, _ = stage.sample((stage.text.encode(["2", "3"]),) * 2, seeds, settings, size=(SIDE, SIDE), low_res=lows)
     assert (torch.tensor(some(other)) - theirs).abs().max() * 127.5 > 3, "the class is seen"
@@ -163,7 +163,7 @@ def test_generate_paints_as_sampling_does(tmp_path: Path) -> None:
 
 
 def test_an_upsampler_enlarges_behind_a_base_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Both are told the same class; the smaller picture is enlarged as it is, without noise."""
+    """Both are told the same class; the smaller image is enlarged as it is, without noise."""
     base, larger = write(tmp_path / "a", "classes", CALM), write(tmp_path / "b", "upsampler", CALM)
     stage: Any = diptych.load(larger, "cpu")
     assert stage.config.low_size == LOW and stage.config.augmentation.kind == "none"
@@ -178,7 +178,7 @@ def test_an_upsampler_enlarges_behind_a_base_stage(tmp_path: Path, capsys: pytes
     assert main([*command, "--allow-pickle"]) == 0
     cascade: Any = diptych.load(tmp_path / "c", "cpu")
     images = [cascade.generate(word, seeds=[0], steps=4, keep=True).stages for word in ("1", "7")]
-    assert [picture[0].size for picture in images[0]] == [(LOW, LOW), (SIDE, SIDE)]
+    assert [image[0].size for image in images[0]] == [(LOW, LOW), (SIDE, SIDE)]
     assert all(one[0].tobytes() != two[0].tobytes() for one, two in zip(*images, strict=True))
 
 
@@ -217,8 +217,8 @@ def test_what_was_loaded_can_be_saved_and_opened_again(tmp_path: Path) -> None:
     stage.save(tmp_path / "ours")
     again = diptych.load(tmp_path / "ours", "cpu")
     assert again.config == stage.config
-    pictures = [one.generate("3", steps=3).images[0].tobytes() for one in (stage, again)]
-    assert pictures[0] == pictures[1]
+    images = [one.generate("3", steps=3).images[0].tobytes() for one in (stage, again)]
+    assert images[0] == images[1]
 
 
 def shapes_of(layout: Any, network: torch.nn.Module) -> Any:
@@ -278,7 +278,7 @@ def test_steps_are_respaced_as_there() -> None:
             at += stride
         ours = TimesConfig(spacing="linspace").times(schedule, steps, "ddpm") * 1000 - 1
         assert ours.round().long().tolist()[:-1] == theirs[::-1]
-        assert ours[-1] == -1  # the picture
+        assert ours[-1] == -1  # the image
 
 
 # What is refused

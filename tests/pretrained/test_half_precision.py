@@ -16,7 +16,7 @@ from tests.pretrained.every_family import KINDS, opened
 pytest.importorskip("diffusers")
 
 TOLERANCE = 5e-2
-"""Of a value of the picture, 0 to 1."""
+"""Of a value of the image, 0 to 1."""
 PAINTING = {  # what is asked of each
     **dict.fromkeys(("sd1-folder-unet", "if-base", "if-enlarging", "ldm-text-kl"), "a red apple"),
     **dict.fromkeys(("ldm-class-vq4", "adm-upsampler"), "7"),
@@ -37,7 +37,7 @@ def painted(name: str, folder: Path, dtype: str) -> np.ndarray:
     return np.asarray(result.images[0], dtype=float) / 255
 
 
-SLOW = {"sd1-folder-unet"}  # the pictures of the others are small
+SLOW = {"sd1-folder-unet"}  # the images of the others are small
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 
 import diptych
 from diptych.cli.describe import describe
-from diptych.core.errors import NothingThere, UserError
+from diptych.core.errors import NotFound, UserError
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.unet import UNet
 from diptych.pretrained import families as published
@@ -37,7 +37,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("text", ["joint", "minilm"])
-def test_a_saved_model_paints_the_same_pictures(tmp_path: Path, text: str) -> None:
+def test_a_saved_model_paints_the_same_images(tmp_path: Path, text: str) -> None:
     model = system(text)
     model.save(tmp_path / "run" / "model")
     again = diptych.load(tmp_path / "run")
@@ -84,7 +84,7 @@ def test_a_default_that_is_not_in_the_package_says_how_to_make_it(
 ) -> None:
     (tmp_path / "MODEL_CARD.md").write_text("a card without its model")
     monkeypatch.setitem(EMBEDDED, panel, tmp_path)
-    with pytest.raises(NothingThere, match=f"the {panel} panel has no model in this package: .*`make {target}`"):
+    with pytest.raises(NotFound, match=f"this package has no {panel} model: .*`make {target}`"):
         diptych.load(panel)
     assert re.search(f"^{target}:", (Path(__file__).parents[2] / "Makefile").read_text(), re.MULTILINE)
 

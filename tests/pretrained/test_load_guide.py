@@ -75,7 +75,7 @@ def test_a_classifier_makes_a_latent_model_that_is_told_nothing_paint_its_class(
     assert (scores["steered"] > scores["plain"]).all()
 
 
-def test_guided_pictures_do_not_feel_their_neighbours(model: LatentDiffusion) -> None:
+def test_guided_images_do_not_feel_their_neighbours(model: LatentDiffusion) -> None:
     guides = [(of_latents(model), 3.0), (judge(), 0.5)]
     together = model.generate(list(CAPTIONS), seeds=[3, 4], guides=guides)
     assert together.metadata[0]["cost"] == {"calls": 6, "gradients": 6}
@@ -112,15 +112,15 @@ def test_several_guides_at_once_are_one_of_their_sum(
 
 
 @pytest.mark.parametrize("through", [True, False])
-def test_a_pair_of_pictures_and_words_draws_pictures_to_their_words(model: LatentDiffusion, through: bool) -> None:
+def test_a_pair_of_images_and_words_draws_images_to_their_words(model: LatentDiffusion, through: bool) -> None:
     guide, options = judge(), {"guidance": 0.0, "seeds": [1, 2, 3, 4], "steps": 8}
     guide.through = through
     prompts = ["red disc", "blue box", "green bar", "black cross"]
     wanted = guide.pair.embed_captions(prompts)
 
     def alignment(**more: Any) -> float:
-        pictures = to_tensor(model.generate(prompts, **options, **more).images)
-        return float((guide.pair.embed_pictures(pictures) * wanted).sum(-1).mean())
+        images = to_tensor(model.generate(prompts, **options, **more).images)
+        return float((guide.pair.embed_images(images) * wanted).sum(-1).mean())
 
     assert alignment(guides=[(guide, 20.0)]) > alignment() + 0.01
 
@@ -195,21 +195,21 @@ def test_a_clip_of_transformers_says_what_it_says_there(tmp_path: Path) -> None:
     assert isinstance(guide, PairGuide) and isinstance(guide.pair, ClipPair) and guide.name == "clip"
     theirs, tokenizer = CLIPModel.from_pretrained(tmp_path / "clip"), CLIPTokenizer.from_pretrained(tmp_path / "clip")
     prompts = [f"a {word}" for word in WORDS[:3]]
-    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, deviation = (
         torch.tensor(values).view(3, 1, 1)
         for values in ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
     )
     told = tokenizer(prompts, padding="max_length", max_length=24, return_tensors="pt")
     with torch.no_grad():
-        wanted = theirs(**told, pixel_values=(pictures / 2 + 0.5 - mean) / deviation).logits_per_image.diagonal()
-    found = guide.bind(prompts, space_of_pictures())(pictures)
+        wanted = theirs(**told, pixel_values=(images / 2 + 0.5 - mean) / deviation).logits_per_image.diagonal()
+    found = guide.bind(prompts, space_of_images())(images)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    larger = torch.nn.functional.interpolate(pictures, scale_factor=3, mode="nearest")
-    assert guide.bind(prompts, space_of_pictures())(larger).shape == (3,)
+    larger = torch.nn.functional.interpolate(images, scale_factor=3, mode="nearest")
+    assert guide.bind(prompts, space_of_images())(larger).shape == (3,)
 
 
-def space_of_pictures() -> Any:
+def space_of_images() -> Any:
     from diptych.models.guides import Space
 
     return Space(LINEAR.build(), torch.device("cpu"), lambda x0: x0)

@@ -170,7 +170,7 @@ def test_linear_projections_of_2x(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("style", ["kohya", "diffusers (PEFT)"])
 @torch.no_grad()
-def test_diffusers_loader_gives_the_same_numbers_and_picture(style: str, pipeline, model, tmp_path: Path) -> None:
+def test_diffusers_loader_gives_the_same_numbers_and_image(style: str, pipeline, model, tmp_path: Path) -> None:
     """Its loader mixes up alphas that differ between layers (with transformers 5), so here they are all alike."""
     write, tensors = STYLES[style][0], {}
     made = changes(pipeline, alpha=lambda number: 3.0)
@@ -181,7 +181,7 @@ def test_diffusers_loader_gives_the_same_numbers_and_picture(style: str, pipelin
     other = loaded(pipeline, path, SCALE)
     expected = theirs(other)
     assert min(errors(ours(model), expected)) > 0.01
-    picture = other(
+    image = other(
         sd_models.PROMPTS[0], num_inference_steps=4, guidance_scale=5.0, latents=start, output_type="np",
         height=sd_models.SIZE, width=sd_models.SIZE,
     ).images[0]  # fmt: skip
@@ -190,9 +190,9 @@ def test_diffusers_loader_gives_the_same_numbers_and_picture(style: str, pipelin
     within(family, style, "U-Net forward, with diffusers' loader, relative", unet, ALLOWED)
     within(family, style, "text encoder, with diffusers' loader, relative", text, ALLOWED)
     made_here = model.generate(sd_models.PROMPTS[0], steps=4, guidance=5.0, sampler="ddim", noise=start).images[0]
-    difference = np.abs(np.asarray(made_here, dtype=float) - np.round(picture * 255)).max()
-    within(family, style, "picture, with diffusers' loader, of 255", float(difference), 1.0)
-    assert np.asarray(made_here).std() > 5, "a picture of one colour says nothing"
+    difference = np.abs(np.asarray(made_here, dtype=float) - np.round(image * 255)).max()
+    within(family, style, "image, with diffusers' loader, of 255", float(difference), 1.0)
+    assert np.asarray(made_here).std() > 5, "an image of one colour says nothing"
 
 
 # One after another, and away again.
@@ -379,8 +379,8 @@ def test_load_and_generate_take_files(pipeline, folder: Path, tmp_path: Path, ca
     assert np.asarray(plain.images[0]).tolist() != np.asarray(result.images[0]).tolist()
     words = f"generate apple --steps 2 --device cpu --model {folder} --out {tmp_path} --lora {one} --lora {two}:-0.5"
     assert main(words.split()) == 0
-    with Image.open(tmp_path / "apple-s0.png") as picture:
-        assert json.loads(picture.text["diptych"])["lora"] == told  # pyright: ignore[reportAttributeAccessIssue]
+    with Image.open(tmp_path / "apple-s0.png") as image:
+        assert json.loads(image.text["diptych"])["lora"] == told  # pyright: ignore[reportAttributeAccessIssue]
     assert main(["generate", "apple", "--model", str(folder), "--out", str(tmp_path), "--lora", f"{one}:inf"]) == 2
     assert "--lora: must be a finite number, not inf" in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ needs_package = pytest.mark.skipif(importlib.util.find_spec("lpips") is None, re
 
 
 def features() -> nn.Sequential:
-    """What torchvision's vgg16().features is, weights drawn so that pictures stay apart to the last layer."""
+    """What torchvision's vgg16().features is, weights drawn so that images stay apart to the last layer."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     inputs = 3
@@ -86,10 +86,10 @@ def test_value_and_gradient_are_the_original_package_s(vgg16: Path, original: nn
     first = (second + torch.tensor([0.02, 0.2, 2.0]).view(3, 1, 1, 1) * noise(3, 3, *size)).clamp(-1, 1)
     values, gradients = [], []
     for distance in (module, original):
-        picture = first.clone().requires_grad_()
-        values.append(distance(picture, second).flatten())
-        values[-1].log().sum().backward()  # so that near and far pictures count alike
-        gradients.append(picture.grad)
+        image = first.clone().requires_grad_()
+        values.append(distance(image, second).flatten())
+        values[-1].log().sum().backward()  # so that near and far images count alike
+        gradients.append(image.grad)
     assert values[1].min() > 0 and values[1].max() > 10 * values[1].min()
     files, one, other = "lpips 0.1.4, random VGG16", *values
     within("LPIPS", files, f"distance at {size}, relative", ((one - other).abs() / other).max().item(), 1e-5)

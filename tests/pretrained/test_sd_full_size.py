@@ -34,7 +34,7 @@ def compare(what: str, ours: Tensor, theirs: Tensor) -> None:
 
 @torch.no_grad()
 def test_one_forward_of_the_unet() -> None:
-    """Latents of 64 x 64, as of pictures of 512 pixels. Both networks hold the same tensors: 3.4 GB."""
+    """Latents of 64 x 64, as of images of 512 pixels. Both networks hold the same tensors: 3.4 GB."""
     values = unet_json(UNetConfig(), 64)
     theirs: Any = randomised(diffusers.UNet2DConditionModel.from_config(values))
     config = unet_config(theirs.config, "config.json")
@@ -48,7 +48,7 @@ def test_one_forward_of_the_unet() -> None:
 
 @torch.no_grad()
 def test_one_decode_and_one_encode() -> None:
-    """A picture of 512 x 512."""
+    """An image of 512 x 512."""
     values = autoencoder_json(AutoencoderConfig(), 0.18215, 512)
     theirs: Any = randomised(diffusers.AutoencoderKL.from_config(values))
     config = autoencoder_config(theirs.config, "config.json")
@@ -58,5 +58,5 @@ def test_one_decode_and_one_encode() -> None:
     fill(ours, pieces(diffusers_autoencoder(config), LazyCheckpoint.of(theirs.state_dict(), "diffusers")), "diffusers")
     latents = noise(1, 4, 64, 64)
     compare("decode to 512 x 512", ours.eval().decode(latents), theirs.decode(latents).sample)
-    picture = noise(1, 3, 256, 256, seed=3).clamp(-1, 1)
-    compare("encode from 256 x 256", ours.moments(picture), theirs.encode(picture).latent_dist.parameters)
+    image = noise(1, 3, 256, 256, seed=3).clamp(-1, 1)
+    compare("encode from 256 x 256", ours.moments(image), theirs.encode(image).latent_dist.parameters)

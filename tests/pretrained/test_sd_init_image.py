@@ -1,6 +1,6 @@
-"""Pictures made from pictures, and parts painted anew: our latent panel beside diffusers' pipelines.
+"""Images made from images, and parts painted anew: our latent panel beside diffusers' pipelines.
 
-Both sides have the same weights, pictures, masks, first noise and noise of the autoencoder's posterior.
+Both sides have the same weights, images, masks, first noise and noise of the autoencoder's posterior.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.core.random import KEPT, POSTERIOR, Draws
+from diptych.core.random import CONCAT, POSTERIOR, Draws
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.pretrained.convert import convert
 from diptych.pretrained.source import Options
@@ -63,7 +63,7 @@ def repainters(folder) -> Callable[[Kind], Both]:
     return lru_cache(lambda kind: opened(folder(kind), "StableDiffusionInpaintPipeline"))
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """One for each prompt, of large shapes: a disc, and stripes."""
     y, x = np.mgrid[:SIZE, :SIZE]
     disc = np.stack([(x - 14) ** 2 + (y - 18) ** 2 < 90, x > 20, y > 9], -1)
@@ -92,7 +92,7 @@ def shared(monkeypatch: pytest.MonkeyPatch, streams: list[int]) -> Tensor:
 
 
 def compared(kind: Kind, both: Both, sampler: str, what: str, monkeypatch, words: str, streams, **settings) -> None:
-    """Whole pictures of both sides, in 8 bits, within one."""
+    """Whole images of both sides, in 8 bits, within one."""
     (model, pipeline), (guidance, negative) = both, WORDS[words]
     start = shared(monkeypatch, streams)
     pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipeline.scheduler.config)
@@ -109,9 +109,9 @@ def compared(kind: Kind, both: Both, sampler: str, what: str, monkeypatch, words
     ).images
     words_of_ours: dict[str, Any] = {"guidance": guidance, "negative": negative, "sampler": sampler, "steps": STEPS}
     result = model.generate(PROMPTS, seeds=SEEDS, noise=start, **words_of_ours, **settings)
-    ours = np.stack([np.asarray(picture) for picture in result.images]) / 255
-    assert reference.std() > 0.05, "a picture without contrast proves nothing"
-    assert abs(reference[0] - reference[1]).max() > 0.05, "nor do pictures that are all the same"
+    ours = np.stack([np.asarray(image) for image in result.images]) / 255
+    assert reference.std() > 0.05, "an image without contrast proves nothing"
+    assert abs(reference[0] - reference[1]).max() > 0.05, "nor do images that are all the same"
     error = float(abs(ours - np.round(reference * 255) / 255).max())
     within(FAMILY[kind], "diffusers folder", f"{what}, {sampler}, 8 bits", error, 1.001 / 255)
 
@@ -129,16 +129,16 @@ def cases(kinds: Sequence[Kind]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("kind", "sampler", "strength", "words"), cases(("sd1", "sd2")))
-def test_a_picture_painted_over_is_theirs(painters, monkeypatch, kind: Kind, sampler, strength, words) -> None:
-    settings = {"image": pictures(), "strength": strength}
-    compared(kind, painters(kind), sampler, "picture from a picture", monkeypatch, words, [POSTERIOR], **settings)
+def test_an_image_painted_over_is_theirs(painters, monkeypatch, kind: Kind, sampler, strength, words) -> None:
+    settings = {"image": images(), "strength": strength}
+    compared(kind, painters(kind), sampler, "image from an image", monkeypatch, words, [POSTERIOR], **settings)
 
 
 @pytest.mark.parametrize(("kind", "sampler", "strength", "words"), cases(sd_models.KINDS))
 def test_a_part_painted_anew_is_theirs(repainters, monkeypatch, kind: Kind, sampler, strength, words) -> None:
-    """1.x and 2.x are shown what is known at each step; their pipeline encodes the masked picture and leaves it."""
-    streams = [KEPT] if kind == "inpainting" and strength == 1 else [POSTERIOR, KEPT]
-    settings = {"image": pictures(), "mask": masks(), "strength": strength}
+    """1.x and 2.x are shown what is known at each step; their pipeline encodes the masked image and leaves it."""
+    streams = [CONCAT] if kind == "inpainting" and strength == 1 else [POSTERIOR, CONCAT]
+    settings = {"image": images(), "mask": masks(), "strength": strength}
     compared(kind, repainters(kind), sampler, "part painted anew", monkeypatch, words, streams, **settings)
 
 
@@ -149,7 +149,7 @@ def test_a_model_that_repaints_paints_the_same_through_every_door(folder, tmp_pa
     convert(start, tmp_path / "one.safetensors")
     convert(tmp_path / "one.safetensors", tmp_path / "back", to="diffusers", options=Options(tokenizer=start))
     sd_models.single(tmp_path / "compvis.safetensors", "inpainting")
-    settings: dict[str, Any] = {"image": pictures(), "mask": masks(), "seeds": SEEDS, "steps": 2, "size": (SIZE, SIZE)}
+    settings: dict[str, Any] = {"image": images(), "mask": masks(), "seeds": SEEDS, "steps": 2, "size": (SIZE, SIZE)}
     first = diptych.load(start, "cpu").generate(PROMPTS, **settings)
     for name in ("ours", "one.safetensors", "back", "compvis.safetensors"):
         words = start if name.endswith("safetensors") else None

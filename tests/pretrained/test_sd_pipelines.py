@@ -1,4 +1,4 @@
-"""Whole pictures: our latent panel beside diffusers' pipeline, from one folder and the same first noise."""
+"""Whole images: our latent panel beside diffusers' pipeline, from one folder and the same first noise."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def both(request, tmp_path_factory):
 
 
 def theirs(pipeline, sampler: str, start: torch.Tensor, guidance: float, negative: str | None) -> np.ndarray:
-    """Their pictures (B, H, W, 3) in [0, 1]."""
+    """Their images (B, H, W, 3) in [0, 1]."""
     pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(pipeline.scheduler.config)
     prompts = sd_models.PROMPTS
     return pipeline(
@@ -63,18 +63,18 @@ def theirs(pipeline, sampler: str, start: torch.Tensor, guidance: float, negativ
 
 
 def ours(model, **settings) -> np.ndarray:
-    pictures = model.generate(sd_models.PROMPTS, steps=STEPS, **settings).images
-    return np.stack([np.asarray(picture) for picture in pictures]) / 255
+    images = model.generate(sd_models.PROMPTS, steps=STEPS, **settings).images
+    return np.stack([np.asarray(image) for image in images]) / 255
 
 
 @pytest.mark.parametrize(("sampler", "words"), PAIRS)
-def test_the_pictures_are_theirs(both, sampler, words):
+def test_the_images_are_theirs(both, sampler, words):
     kind, model, pipeline = both
     guidance, negative = WORDS[words]
     start = noise(2, 4, 16, 16)
     reference = theirs(pipeline, sampler, start, guidance, negative)
-    pictures = ours(model, sampler=sampler, guidance=guidance, negative=negative, noise=start)
-    assert reference.std() > 0.05, "a picture without contrast proves nothing"
-    assert abs(reference[0] - reference[1]).max() > 0.05, "nor do pictures that are all the same"
-    error = float(abs(pictures - np.round(reference * 255) / 255).max())
-    within(sd_models.FAMILY[kind], "diffusers folder", f"picture, {sampler}, 8 bits", error, 1.001 / 255)
+    images = ours(model, sampler=sampler, guidance=guidance, negative=negative, noise=start)
+    assert reference.std() > 0.05, "an image without contrast proves nothing"
+    assert abs(reference[0] - reference[1]).max() > 0.05, "nor do images that are all the same"
+    error = float(abs(images - np.round(reference * 255) / 255).max())
+    within(sd_models.FAMILY[kind], "diffusers folder", f"image, {sampler}, 8 bits", error, 1.001 / 255)

@@ -16,7 +16,7 @@ WIDTH = 24  # of T5's tokens
 SIZES = (8, 32, 128)
 CALM = 0.1
 """The last layer's weights are multiplied by it: random networks make more of each rounding error from step to step,
-until two programs that agree to 1e-6 in every step paint different pictures."""
+until two programs that agree to 1e-6 in every step paint different images."""
 BASE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 6,

@@ -1,4 +1,4 @@
-"""Recipes: each can be built, written down and changed; a tiny one goes all the way from pictures to a painting."""
+"""Recipes: each can be built, written down and changed; a tiny one goes all the way from images to a painting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diptych.recipes.sources import Citation, all_sources, table
 from diptych.training import experiment as run
 from diptych.training.experiment_config import LatentTraining, PixelTraining, Recipe
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
-from tests.models.latents import AUTOENCODER, JOINT, SIZE, autoencoder, system, write_pictures
+from tests.models.latents import AUTOENCODER, JOINT, SIZE, autoencoder, system, write_images
 
 PUBLISHED = {
     "sd1": {"unet": 859_520_964, "autoencoder": 83_653_863, "text": 123_060_480},
@@ -197,7 +197,7 @@ def test_a_mistaken_change_is_refused_in_one_line(assignments: list[str], says: 
         ("emoji-latent", ["data.center_shift=0.1", "system.precomputed=x"], "latents are not kept"),
     ],
 )
-def test_pictures_that_a_model_cannot_take_are_refused(name: str, assignments: list[str], says: str) -> None:
+def test_images_that_a_model_cannot_take_are_refused(name: str, assignments: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         get(name).override(assignments)
 
@@ -261,8 +261,8 @@ def test_a_paper_s_recipe_trains_when_it_is_shrunk(name: str) -> None:
         model: Any = LatentDiffusion(system.model, Autoencoder(system.model.autoencoder), reader(system.model.text))
     else:
         model = PixelDiffusion(system.model, text=reader(system.model.text))
-    pictures = torch.rand(2, 3, size, size) * 2 - 1
-    batch = {"picture": pictures, "caption": ["7", "8"], "seed": torch.tensor([1, 2]), "key": ["a", "b"]}
+    images = torch.rand(2, 3, size, size) * 2 - 1
+    batch = {"picture": images, "caption": ["7", "8"], "seed": torch.tensor([1, 2]), "key": ["a", "b"]}
     model.start(batch)
     dropped = torch.tensor([True, False]) & (system.diffusion.caption_dropout > 0)
     x0, cond = model.prepare(batch, Draws(batch["seed"]), dropped)
@@ -274,7 +274,7 @@ def reader(text: Any) -> Any:
     return None if text is None else text.build()
 
 
-def test_random_crops_train_what_reads_pictures_of_their_side() -> None:
+def test_random_crops_train_what_reads_images_of_their_side() -> None:
     for name in ("kl-f8", "ldm-inpainting"):
         recipe = get(name).override(["data.size=384", "data.crop=256", "data.flip=0.5"])
         assert recipe.data.side == 256
@@ -290,7 +290,7 @@ def test_an_unknown_recipe_is_answered_with_those_there_are(tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
-# From pictures to a painting. All of it tiny: 16 pixels, thousands of parameters, four steps.
+# From images to a painting. All of it tiny: 16 pixels, thousands of parameters, four steps.
 
 QUICK = [
     *("data.path=pictures", f"data.size={SIZE}", "training.steps=4", "training.batch_size=4", "training.device=cpu"),
@@ -319,9 +319,9 @@ FIRST = [*QUICK, *(f"system.network.{key}={value}" for key, value in STAGE.items
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures and a first stage trained on them by the command line."""
+    """A folder with images and a first stage trained on them by the command line."""
     folder = tmp_path_factory.mktemp("workshop")
-    write_pictures(folder / "pictures")
+    write_images(folder / "pictures")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main(["train", "emoji-autoencoder", "--run", "runs/first", *FIRST]) == 0
@@ -349,7 +349,7 @@ def lines(path: str, kind: str) -> list[dict[str, Any]]:
         ("joint-on-the-fly", [*JOINT_TEXT, "system.precomputed=none"]),
     ],
 )
-def test_from_pictures_to_a_painting(here: Path, capsys, name: str, assignments: list[str]) -> None:
+def test_from_images_to_a_painting(here: Path, capsys, name: str, assignments: list[str]) -> None:
     assert cli.main(["train", "emoji-latent", "--run", f"runs/{name}", *assignments]) == 0
     assert [line["step"] for line in lines(f"runs/{name}", "validation")] == [2, 4]
     assert Path("runs", name, "samples", "step-00000004.png").is_file()
@@ -359,16 +359,16 @@ def test_from_pictures_to_a_painting(here: Path, capsys, name: str, assignments:
     paths = capsys.readouterr().out.split()
     assert len(paths) == 4
     for path in paths:
-        with Image.open(path) as picture:
-            assert picture.size == (SIZE, SIZE)
-            told = json.loads(picture.text["diptych"])  # type: ignore[attr-defined]
+        with Image.open(path) as image:
+            assert image.size == (SIZE, SIZE)
+            told = json.loads(image.text["diptych"])  # type: ignore[attr-defined]
         assert told["prompt"] in words and told["steps"] == 2 and told["sampler"] == "dpmpp-2m"
     assert cli.main(["train", "emoji-latent", "--run", f"runs/{name}", *assignments]) == 0
     assert "is finished" in capsys.readouterr().err
 
 
 def test_on_the_fly_and_precomputed_training_agree(here: Path) -> None:
-    """The same pictures, captions, noise and first weights; latents and words in half precision in one of the two."""
+    """The same images, captions, noise and first weights; latents and words in half precision in one of the two."""
     for name, more in (("kept", []), ("fly", ["system.precomputed=none"])):
         run.train(get("emoji-latent").override([*LATENT, *more, "system.diffusion.prompts=[]"]), Path("runs", name))
     kept, fly = (lines(f"runs/{name}", "train") for name in ("kept", "fly"))
@@ -432,7 +432,7 @@ def test_precomputed_latents_of_another_size_are_refused(here: Path) -> None:
 
 
 def test_data_without_a_held_out_split_is_trained_without_validation(here: Path) -> None:
-    write_pictures(Path("all"), held_out=0)
+    write_images(Path("all"), held_out=0)
     assignments = [*LATENT, "data.path=all", "system.precomputed=cache/all", "system.diffusion.prompts=[]"]
     assert cli.main(["precompute", "emoji-latent", "--out", "cache/all", *assignments]) == 0
     run.train(get("emoji-latent").override(assignments), Path("runs/all"))

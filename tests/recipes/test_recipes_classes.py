@@ -21,7 +21,7 @@ from diptych.training.experiment import train
 from diptych.training.experiment_config import LatentTraining, Recipe
 from diptych.training.init_from import init_latent
 from diptych.training.training_config import TrainingConfig
-from tests.models.latents import config, system, write_pictures
+from tests.models.latents import config, system, write_images
 
 CLASSES = ClassConfig(classes=2, null=2, names_from_captions=True)
 
@@ -47,7 +47,7 @@ def test_the_captions_of_the_data_name_the_classes() -> None:
 
 
 def test_the_emoji_recipes_fit_their_data() -> None:
-    """Both kinds over the same pictures; only the first is guided."""
+    """Both kinds over the same images; only the first is guided."""
     classes, free = get("emoji-class"), get("emoji-free")
     assert classes.data == free.data and classes.data.caption_field == "concept"
     assert isinstance(classes.system, LatentTraining) and isinstance(free.system, LatentTraining)
@@ -68,7 +68,7 @@ def test_a_class_starts_as_the_other_model_reads_its_name(tmp_path: Path) -> Non
 
 
 def test_training_puts_the_names_into_the_model(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pictures")
+    folder = write_images(tmp_path / "pictures")
     for i, path in enumerate(sorted(folder.glob("*.json"))):
         path.write_text(json.dumps({**json.loads(path.read_text()), "concept": ("red", "blue")[i % 2]}))
     system("joint").save(tmp_path / "other")
@@ -91,7 +91,7 @@ def test_training_puts_the_names_into_the_model(tmp_path: Path) -> None:
 
 def test_only_what_enough_examples_are_called_is_kept(tmp_path: Path) -> None:
     """Counted over both splits, so that both have the same classes."""
-    folder = write_pictures(tmp_path / "pictures", count=10, held_out=3)
+    folder = write_images(tmp_path / "pictures", count=10, held_out=3)
     for i, name in enumerate(["cat", "dog", "cat", "dog", "ant", "cat", "bee", "ant", "cat", "dog"]):
         path = folder / f"{i:02d}.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "concept": name}))

@@ -1,4 +1,4 @@
-"""The recipes of models of codes: full size counted, and the tiny road from pictures to a painting."""
+"""The recipes of models of codes: full size counted, and the tiny road from images to a painting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diptych.recipes import get
 from diptych.training import experiment as run
 from diptych.training.experiment_config import AutoregressiveTraining
 from tests.models.codes import CLASSES, SHAPE, VQ, first_stage
-from tests.models.latents import SIZE, write_pictures
+from tests.models.latents import SIZE, write_images
 from tests.recipes.test_recipes import QUICK, lines
 
 STATED = {"imagenet-codes": 1400, "ffhq-codes": 801}
@@ -67,9 +67,9 @@ COMMON = [
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with pictures of three styles and a first stage."""
+    """A folder with images of three styles and a first stage."""
     monkeypatch.chdir(tmp_path)
-    for i, path in enumerate(sorted(write_pictures(Path("pictures")).glob("*.json"))):
+    for i, path in enumerate(sorted(write_images(Path("pictures")).glob("*.json"))):
         path.write_text(json.dumps({**json.loads(path.read_text()), "style": CLASSES.names[i % 3]}))
     save_autoencoder(first_stage(), Path("runs/vq/model"))
     values = {"kind": "autoencoder", "network": VQ.to_dict()}
@@ -78,7 +78,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_from_pictures_to_a_painting(here: Path, capsys, name: str) -> None:
+def test_from_images_to_a_painting(here: Path, capsys, name: str) -> None:
     assignments = [*COMMON, *TINY[name]]
     assert cli.main(["precompute", name, "--out", "cache/codes", *assignments]) == 0
     assert cli.main(["train", name, "--run", "runs/kept", *assignments]) == 0
@@ -93,9 +93,9 @@ def test_from_pictures_to_a_painting(here: Path, capsys, name: str) -> None:
     paths = capsys.readouterr().out.split()
     assert len(paths) == 4
     for path in paths:
-        with Image.open(path) as picture:
-            assert picture.size == (SIZE, SIZE)
-            assert json.loads(picture.text["diptych"])["top_k"] == 9  # type: ignore[attr-defined]
+        with Image.open(path) as image:
+            assert image.size == (SIZE, SIZE)
+            assert json.loads(image.text["diptych"])["top_k"] == 9  # type: ignore[attr-defined]
     assert cli.main(["info", "runs/kept"]) == 0
     assert "transformer" in capsys.readouterr().out
     metas = [{"captions": [word]} for word in ("red", "blue", "red")]

@@ -1,4 +1,4 @@
-"""GLIDE's recipes: their parameters are the published ones, and the small one trains from pictures to a painting."""
+"""GLIDE's recipes: their parameters are the published ones, and the small one trains from images to a painting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diptych.cli.describe import describe
 from diptych.recipes import get
 from diptych.training.experiment_config import PixelTraining
 from diptych.training.tasks.guide_training import GuideTraining
-from tests.models.latents import write_pictures
+from tests.models.latents import write_images
 
 RELEASED = {"glide-base-small": 385_030_726, "glide-upsampler-small": 398_361_286}
 """As the notebooks of glide-text2im print them."""
@@ -26,16 +26,16 @@ def test_the_released_models_have_exactly_their_parameters(name: str) -> None:
 
 
 def test_the_papers_models_have_about_what_it_states() -> None:
-    """2.3 B for the pictures and 1.2 B for the text; 1.5 B together for the upsampler (section 4)."""
+    """2.3 B for the images and 1.2 B for the text; 1.5 B together for the upsampler (section 4)."""
     base, upsampler = (describe(name) for name in ("glide-base", "glide-upsampler"))
     assert base["networks"]["network"] == pytest.approx(2.3e9, rel=0.05)
     assert base["networks"]["text"] == pytest.approx(1.2e9, rel=0.1)
     assert upsampler["total"] == pytest.approx(1.5e9, rel=0.1)
 
 
-def test_from_pictures_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_images_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path / "pictures")
+    write_images(tmp_path / "pictures")
     text = {"vocabulary": 64, "max_tokens": 12, "width": 16, "layers": 1, "heads": 2, "head_width": 8}
     network = {"channels": 8, "multipliers": "1,2", "attention_levels": 1, "head_width": 8, "norm_groups": 4}
     network |= {"context_width": 16, "pooled_width": 16}
@@ -53,12 +53,10 @@ def test_from_pictures_to_a_painting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cli.main(["train", "emoji-glide", "--run", "inpainting", *fine]) == 0
     repaints: Any = diptych.load("inpainting", "cpu")
     assert repaints.joint_text.tokenizer.to_str() == model.joint_text.tokenizer.to_str()
-    picture = model.generate("a red picture").images[0]
+    image = model.generate("a red picture").images[0]
     mask = Image.new("L", (16, 16))
     mask.paste(255, (8, 0, 16, 16))
-    assert repaints.generate("blue", image=picture, mask=mask).images[0].crop((0, 0, 8, 16)) == picture.crop(
-        (0, 0, 8, 16)
-    )
+    assert repaints.generate("blue", image=image, mask=mask).images[0].crop((0, 0, 8, 16)) == image.crop((0, 0, 8, 16))
     assert cli.main(["train", "emoji-glide", "--run", "other", *changes, "system.init_from=latent"]) == 2
 
 

@@ -29,7 +29,7 @@ from diptych.training.experiment_config import PixelTraining
 from diptych.training.learning_rate import learning_rate_at
 from diptych.training.optim import build_optimizer
 from diptych.training.tasks.diffusion import DiffusionTask
-from tests.models.latents import write_pictures
+from tests.models.latents import write_images
 from tests.models.stages import toy_batch
 from tests.networks.reference import noise
 
@@ -146,7 +146,7 @@ class Numbers:
 
 @pytest.mark.parametrize("name", [*RECIPES, *GLIDE])
 def test_each_takes_a_training_step_at_full_depth(name: str) -> None:
-    """Its own objective, low-resolution picture, masks, null text and optimizer, on narrow layers."""
+    """Its own objective, low-resolution image, masks, null text and optimizer, on narrow layers."""
     recipe, config = get(name), stage(name)
     network = narrowed(config.network, 16)
     text = None if config.text is None else T5Config(width=network.context_width or 0)
@@ -184,7 +184,7 @@ def test_the_benchmark_runs_narrow_what_does_not_fit(tmp_path: Path, capsys) -> 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "pictures"
-    write_pictures(folder)
+    write_images(folder)
     return folder
 
 
@@ -205,8 +205,8 @@ TINY = [
 
 
 @pytest.mark.parametrize(("name", "size"), [("ddpm", ["16"]), ("sr3", ["16", "4"])])
-def test_pictures_without_words(pictures: Path, tmp_path: Path, name: str, size: list[str]) -> None:
-    """DDPM and SR3 on the same parts: trained on a few pictures by the command line, opened, asked for more."""
+def test_images_without_words(pictures: Path, tmp_path: Path, name: str, size: list[str]) -> None:
+    """DDPM and SR3 on the same parts: trained on a few images by the command line, opened, asked for more."""
     assert stage(name).text is None
     fields = [f"system.model.size={size[0]}", f"data.size={size[0]}", *(f"system.model.low_size={s}" for s in size[1:])]
     settings = [*TINY, *fields, f"data.path={pictures}"]

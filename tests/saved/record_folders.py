@@ -39,7 +39,7 @@ from diptych.weights.fingerprint import fingerprint
 from tests.encoders.test_layout import LAYOUT, reader, reading
 from tests.encoders.tiny_encoders import t5_folder
 from tests.models import codes
-from tests.models.latents import AUTOENCODER, CAPTIONS, JOINT, SIZE, config, joint, minilm, write_pictures
+from tests.models.latents import AUTOENCODER, CAPTIONS, JOINT, SIZE, config, joint, minilm, write_images
 from tests.models.stages import WIDTH, base, configs, enlarging, plain, stage, unet, wordless
 from tests.models.test_latent_inpainting import BESIDE
 from tests.models.test_stage_joint import glide
@@ -184,7 +184,7 @@ def arrays() -> dict[str, np.ndarray]:
         found = {
             "autoencoder": open_autoencoder("autoencoder").moments(shown),
             "autoencoder-vq": vq.codes(shown).float(),
-            "judge-pictures": judge.embed_pictures(shown),
+            "judge-pictures": judge.embed_images(shown),
             "judge-captions": judge.embed_captions(PROMPTS[:1]),
             "pair-captions": guide.embed(PROMPTS[:1]),
             "precomputed": batch["latent"].float(),
@@ -196,7 +196,7 @@ def arrays() -> dict[str, np.ndarray]:
 def write_data() -> None:
     """A cache of texts, and precomputed latents and texts."""
     CachedTexts(T5, Path("text-cache")).encode(PROMPTS)
-    pictures = str(write_pictures(Path("pictures")))
+    pictures = str(write_images(Path("pictures")))
     sets = {split: open_dataset(DataConfig(path=pictures, size=SIZE, split=split)) for split in ("train", "held-out")}
     precompute(sets, autoencoder(), T5.build(), Path("precomputed"), torch.device("cpu"))
     shutil.rmtree("pictures")

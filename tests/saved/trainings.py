@@ -72,7 +72,7 @@ class Training:
 COMMON = (
     *("data.path=images", f"data.size={SIZE}", f"training.steps={STEPS}", "training.batch_size=4"),
     *("training.device=cpu", "training.precision=fp32", "training.threads=1", "training.warmup=3"),
-    *("training.log_every=1", f"training.validate_every={STEPS}", "training.validation_pictures=3"),
+    *("training.log_every=1", f"training.validate_every={STEPS}", "training.validation_images=3"),
     *("training.sample_every=0", "training.checkpoint_every=10", "training.seed=5", "training.learning_rate=2e-3"),
 )
 

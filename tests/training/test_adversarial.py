@@ -39,15 +39,15 @@ def test_each_side_learns_from_its_own_loss_alone() -> None:
     plain = FirstStage(FirstStageConfig(network=AUTOENCODER, kl=1e-3))
     plain.module.autoencoder.load_state_dict(it.module.autoencoder.state_dict())
     base = plain.loss(batch)[0]
-    pictures, seen = batch["picture"], {}
+    images, seen = batch["picture"], {}
     latents, _, _ = it.regularised(batch)
     rebuilt = it.autoencoder.decode(latents)
-    real, fake = adversary.discriminator(pictures), adversary.discriminator(rebuilt.detach())
+    real, fake = adversary.discriminator(images), adversary.discriminator(rebuilt.detach())
     hinge = 0.5 * (torch.relu(1 - real).mean((1, 2, 3)) + torch.relu(1 + fake).mean((1, 2, 3)))
     reward = adversary.discriminator(rebuilt).mean((1, 2, 3))
     last = it.autoencoder.decoder.conv_out.weight
-    error = (rebuilt - pictures).abs().flatten(1).mean(1)
-    units = pictures[0].numel()
+    error = (rebuilt - images).abs().flatten(1).mean(1)
+    units = images[0].numel()
     (one,) = torch.autograd.grad((units * error).mean(), last, retain_graph=True)
     (other,) = torch.autograd.grad(-reward.mean(), last, retain_graph=True)
     balance = min((one.norm() / (other.norm() + EPS)).item(), MOST)

@@ -24,7 +24,7 @@ from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import load_safetensors
 from tests.models.codes import CLASSES, SIDE, VOCABULARY, config, first_stage, system, written
-from tests.models.latents import CAPTIONS, SIZE, minilm, toy_batch, write_pictures
+from tests.models.latents import CAPTIONS, SIZE, minilm, toy_batch, write_images
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def batch(told: str, seeds: list[int]) -> dict[str, Any]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("told", ["words", "class", "free"])
-def test_the_loss_is_the_stated_one_for_each_picture_by_itself(told: str) -> None:
+def test_the_loss_is_the_stated_one_for_each_image_by_itself(told: str) -> None:
     model = system(told)
     task, given = CodesTask(model, CodesTraining(caption_dropout=0.5)), batch(told, list(range(8)))
     losses, scalars = task.loss(given)
@@ -71,7 +71,7 @@ def test_validation_leaves_no_caption_out() -> None:
 
 
 @torch.no_grad()
-def test_pictures_become_the_codes_of_the_first_stage() -> None:
+def test_images_become_the_codes_of_the_first_stage() -> None:
     model, given = system(), toy_batch([3, 1])
     codes, cond = model.prepare(given, torch.tensor([False, True]))
     latents = model.autoencoder.moments(given["picture"]).movedim(1, -1)  # (B, h, w, C)
@@ -83,8 +83,8 @@ def test_pictures_become_the_codes_of_the_first_stage() -> None:
 
 
 @pytest.mark.parametrize(("told", "floor"), [("free", math.log(4)), ("class", math.log(2))])
-def test_it_learns_four_pictures_by_heart(told: str, floor: float) -> None:
-    """What is left to say is which of the pictures it is: of four, or with three classes of at most two."""
+def test_it_learns_four_images_by_heart(told: str, floor: float) -> None:
+    """What is left to say is which of the images it is: of four, or with three classes of at most two."""
     torch.manual_seed(0)
     settings, given = config(told), batch(told, [0, 1, 2, 3])
     model = Autoregressive(settings, first_stage(), build_encoder(settings.text))
@@ -136,7 +136,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(told: str, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageDataset]:
-    path = str(write_pictures(tmp_path_factory.mktemp("data") / "pictures"))
+    path = str(write_images(tmp_path_factory.mktemp("data") / "pictures"))
     return {split: open_dataset(DataConfig(path=path, size=SIZE, split=split)) for split in ("train", "held-out")}
 
 
@@ -163,7 +163,7 @@ def test_codes_computed_once_are_those_computed_at_every_step(
 
 
 def test_a_field_of_the_data_may_be_the_class(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pictures")
+    folder = write_images(tmp_path / "pictures")
     for i, path in enumerate(sorted(folder.glob("*.json"))):
         meta = json.loads(path.read_text())
         path.write_text(json.dumps({**meta, "style": CLASSES.names[i % 3], "number": i}))

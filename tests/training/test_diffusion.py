@@ -30,9 +30,9 @@ def task(text: str = "joint", training: DiffusionTraining | None = None, **chang
 
 
 def plain_loss(model: LatentDiffusion, batch: dict[str, Any], i: int, dropout: float) -> Tensor:
-    """The loss of picture i, written out: its own random numbers, one picture at a time."""
-    seed, picture = batch["seed"][i : i + 1], batch["picture"][i : i + 1]
-    mean, log_variance = model.autoencoder.moments(picture).chunk(2, dim=1)
+    """The loss of image i, written out: its own random numbers, one image at a time."""
+    seed, image = batch["seed"][i : i + 1], batch["picture"][i : i + 1]
+    mean, log_variance = model.autoencoder.moments(image).chunk(2, dim=1)
     shape = mean.shape[1:]
     x0 = 0.5 * (mean + (log_variance / 2).exp() * normal(seed, shape, stream=POSTERIOR))
     noise, draw = normal(seed, shape, stream=NOISE), uniform(seed, stream=TIME).double().item()

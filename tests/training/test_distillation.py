@@ -39,17 +39,17 @@ def distillation(distance: nn.Module | None = None, **changes: object) -> Distil
 
 
 @torch.no_grad()
-def test_the_loss_is_the_stated_one_for_each_picture_by_itself() -> None:
+def test_the_loss_is_the_stated_one_for_each_image_by_itself() -> None:
     it = distillation(Squares(), l1_teacher=0.7, l1_image=0.3, perceptual={"weight": 0.01})
     batch = toy_batch([3, 1, 4])
     randomised(it.module)
     losses, scalars = it.loss(batch)
     for i in range(3):
-        picture = batch["picture"][i : i + 1]
-        mean, log_variance = it.teacher.moments(picture).chunk(2, 1)
+        image = batch["picture"][i : i + 1]
+        mean, log_variance = it.teacher.moments(image).chunk(2, 1)
         latent = mean + (log_variance / 2).exp() * normal(batch["seed"][i : i + 1], mean.shape[1:])
         wanted, painted = it.teacher.decode(latent).clamp(-1, 1), it.module(latent)
-        expected = 0.7 * (painted - wanted).abs().mean() + 0.3 * (painted - picture).abs().mean()
+        expected = 0.7 * (painted - wanted).abs().mean() + 0.3 * (painted - image).abs().mean()
         expected += 0.01 * (painted - wanted).square().sum()
         assert losses[i].item() == pytest.approx(expected.item(), rel=1e-4)
         assert it.loss(toy_batch([int(batch["seed"][i])]))[0].item() == pytest.approx(expected.item(), rel=1e-4)

@@ -21,7 +21,7 @@ from tests.training.processes import two_processes
 from tests.training.test_trainer import metrics
 from tests.training.toy import run
 
-CHANGES = {"batch_size": 5, "log_every": 1}  # 2 + 3 pictures
+CHANGES = {"batch_size": 5, "log_every": 1}  # 2 + 3 images
 
 
 def free_port() -> str:
@@ -63,7 +63,7 @@ def test_a_run_of_two_goes_on_alone(tmp_path: Path, alone: Path) -> None:
 
 
 def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(tmp_path: Path) -> None:
-    assert run_two(tmp_path, CHANGES | {"bad_seed": 14}) == [2, 2]  # the last picture of step 3, in the second process
+    assert run_two(tmp_path, CHANGES | {"bad_seed": 14}) == [2, 2]  # the last image of step 3, in the second process
     assert list(metrics(tmp_path)) == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Training the autoencoder: the loss is the stated one, pictures are independent, and it learns and opens again."""
+"""Training the autoencoder: the loss is the stated one, images are independent, and it learns and opens again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def stage(**changes: object) -> FirstStage:
 
 
 @torch.no_grad()
-def test_the_loss_is_the_stated_one_for_each_picture_by_itself() -> None:
+def test_the_loss_is_the_stated_one_for_each_image_by_itself() -> None:
     it, batch = stage(l1=0.7, l2=0.3, kl=0.01), toy_batch([3, 1, 4])
     randomised(it.module)
     losses, scalars = it.loss(batch)
     for i in range(3):
-        picture = batch["picture"][i : i + 1]
-        mean, log_variance = it.autoencoder.moments(picture).chunk(2, 1)
+        image = batch["picture"][i : i + 1]
+        mean, log_variance = it.autoencoder.moments(image).chunk(2, 1)
         latent = mean + (log_variance / 2).exp() * normal(batch["seed"][i : i + 1], mean.shape[1:])
-        error = it.autoencoder.decode(latent) - picture
+        error = it.autoencoder.decode(latent) - image
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
         expected = 0.7 * error.abs().mean() + 0.3 * error.square().mean() + 0.01 * kl / (3 * 16 * 16)
         assert losses[i].item() == pytest.approx(expected.item(), rel=1e-4)

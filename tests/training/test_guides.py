@@ -67,7 +67,7 @@ def space(**changes) -> Space:
     return Space(**{"schedule": ScheduleConfig().build(), "device": torch.device("cpu"), "images": id, **changes})
 
 
-def test_the_loss_of_a_classifier_is_the_cross_entropy_of_the_noisy_picture() -> None:
+def test_the_loss_of_a_classifier_is_the_cross_entropy_of_the_noisy_image() -> None:
     it, batch = task(schedule=ScheduleConfig(kind="flow")), toy_batch([3, 4, 5, 8])
     randomised(it.module.network, 1)
     schedule, draws = ScheduleConfig(kind="flow").build(), Draws(batch["seed"])
@@ -102,14 +102,14 @@ def test_latents_are_those_of_the_model_that_it_guides(tmp_path: Path) -> None:
 
 def test_the_contrast_is_infonce_without_pairs_of_the_same_text() -> None:
     generator = torch.Generator().manual_seed(0)
-    pictures, texts = (torch.nn.functional.normalize(torch.randn(4, 5, generator=generator), dim=-1) for _ in range(2))
+    images, texts = (torch.nn.functional.normalize(torch.randn(4, 5, generator=generator), dim=-1) for _ in range(2))
     captions = ["cat", "dog", "cat", "cow"]
-    found = contrast(pictures, texts, equal(captions, captions), torch.tensor(7.0))
+    found = contrast(images, texts, equal(captions, captions), torch.tensor(7.0))
     for i in range(4):
         others = [j for j in range(4) if j == i or captions[j] != captions[i]]
-        row = sum(math.exp(7 * float(pictures[i] @ texts[j])) for j in others)
-        column = sum(math.exp(7 * float(pictures[j] @ texts[i])) for j in others)
-        own = 7 * float(pictures[i] @ texts[i])
+        row = sum(math.exp(7 * float(images[i] @ texts[j])) for j in others)
+        column = sum(math.exp(7 * float(images[j] @ texts[i])) for j in others)
+        own = 7 * float(images[i] @ texts[i])
         assert math.isclose(float(found[i]), (math.log(row) + math.log(column)) / 2 - own, rel_tol=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_what_is_saved_is_what_guides(kind: str, tmp_path: Path) -> None:
     found = open_guide(tmp_path / "run")
     assert isinstance(found, NoisyGuide) and found.config == it.module.config
     if kind == "pair":
-        found.hold_frozen(text=Sentences())
+        found.set_frozen(text=Sentences())
     x, times = torch.randn(2, 3, SIZE, SIZE), torch.tensor([0.3, 0.7]).double()
     one, other = (guide.eval().bind(["a red picture", "a blue picture"], space()) for guide in (found, it.module))
     assert torch.equal(one(x, times), other(x, times))
@@ -153,7 +153,7 @@ def test_what_is_saved_is_what_guides(kind: str, tmp_path: Path) -> None:
     assert torch.allclose(one(x, times), wanted, atol=1e-5)
 
 
-def test_a_guide_of_another_schedule_sees_the_picture_with_its_own_noise() -> None:
+def test_a_guide_of_another_schedule_sees_the_image_with_its_own_noise() -> None:
     flow, table = ScheduleConfig(kind="flow").build(), ScheduleConfig().build()
     assert alike(flow, ScheduleConfig(kind="flow").build()) and not alike(flow, table)
     assert not alike(table, ScheduleConfig(beta_end=0.02).build())

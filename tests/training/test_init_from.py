@@ -78,7 +78,7 @@ def test_latents_must_mean_the_same(source: Path) -> None:
         init_latent(LatentDiffusion(config(), autoencoder(seed=9), joint()), str(source))
 
 
-def test_what_is_concatenated_wants_pictures() -> None:
+def test_what_is_concatenated_wants_images() -> None:
     shape = config(unet=config().unet.override(["concat_channels=5"]))
     with pytest.raises(UserError, match=r"precomputed must be none"):
         LatentTraining(model=shape, precomputed="cache/x")

@@ -43,8 +43,8 @@ def test_it_is_the_formula_over_what_hooks_see() -> None:
         layer.register_forward_hook(lambda _, __, found: seen.append(found.detach().double()))
     first, second = pictures(1), pictures(2)
     first[0], second[0, :, :8] = 0, 0  # mid-grey, of which the stem sees nothing
-    judge.embed_pictures(first)
-    judge.embed_pictures(second)
+    judge.embed_images(first)
+    judge.embed_images(second)
     assert [found.shape[1:] for found in seen] == 2 * [(8, 8, 8), (8, 8, 8), (16, 4, 4), (24, 2, 2)]
     expected = torch.zeros(3, dtype=torch.float64)
     for one, other in zip(seen[:4], seen[4:], strict=True):
@@ -58,7 +58,7 @@ def test_it_is_the_formula_over_what_hooks_see() -> None:
 
 
 @torch.no_grad()
-def test_a_picture_is_no_distance_from_itself_and_as_far_there_as_back() -> None:
+def test_an_image_is_no_distance_from_itself_and_as_far_there_as_back() -> None:
     distance = JudgeDistance(deep_judge())
     first, second = pictures(1), pictures(2)
     assert torch.equal(distance(first, first), torch.zeros(3))
@@ -97,7 +97,7 @@ def test_mid_grey_has_a_gradient_of_the_usual_size() -> None:
 
 
 @torch.no_grad()
-def test_pictures_of_any_size_are_resized_as_the_judge_does() -> None:
+def test_images_of_any_size_are_resized_as_the_judge_does() -> None:
     distance = JudgeDistance(deep_judge())
     resized = [nn.functional.interpolate(pictures(s, 40), (16, 16), mode="bilinear", antialias=True) for s in (1, 2)]
     assert torch.allclose(distance(pictures(1, 40), pictures(2, 40)), distance(*resized), rtol=1e-5)

@@ -22,7 +22,7 @@ from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import load_safetensors
-from tests.models.latents import CAPTIONS, SIZE, autoencoder, config, joint, minilm, write_pictures
+from tests.models.latents import CAPTIONS, SIZE, autoencoder, config, joint, minilm, write_images
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ class Words:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageDataset]:
-    path = str(write_pictures(tmp_path_factory.mktemp("data") / "pictures"))
+    path = str(write_images(tmp_path_factory.mktemp("data") / "pictures"))
     return {
         "train": open_dataset(DataConfig(path=path, size=SIZE)),
         "held-out": open_dataset(DataConfig(path=path, size=SIZE, split="held-out")),
@@ -198,7 +198,7 @@ def test_a_precompute_that_is_cut_short_leaves_the_old_folder(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new.unfinished", ".store.unfinished", "store"]
     PrecomputedLatents(tmp_path / "store", "train", 0, autoencoder())
     assert json.loads((tmp_path / "store" / "config.json").read_text())["examples"] == {"train": 9, "held-out": 3}
-    with monkeypatch.context() as patch:  # the pictures are not encoded again
+    with monkeypatch.context() as patch:  # the images are not encoded again
         patch.setattr(module, "encode", broken)
         precompute(datasets, autoencoder(2), Words(), tmp_path / "new", CPU)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".store.unfinished", "new", "store"]
@@ -252,14 +252,14 @@ def test_only_precomputed_data_is_replaced(
     def never(*arguments: Any) -> Any:
         raise AssertionError("refused before any work")
 
-    pictures = write_pictures(tmp_path / "pictures")
+    images = write_images(tmp_path / "pictures")
     mixed, work = Path(shutil.copytree(store, tmp_path / "mixed")), tmp_path / ".new.unfinished"
     (mixed / "notes.txt").write_text("mine")
     work.mkdir()
     (work / "cat.png").write_text("mine")
     monkeypatch.setattr(module, "encode", never)
     before = sorted(tmp_path.rglob("*"))
-    for out in (pictures, mixed, tmp_path, tmp_path / "new", mixed / "notes.txt"):
+    for out in (images, mixed, tmp_path, tmp_path / "new", mixed / "notes.txt"):
         with pytest.raises(UserError, match=r"not precomputed data|notes.txt, which|not unfinished work"):
             precompute(datasets, autoencoder(), None, out, CPU)
     assert sorted(tmp_path.rglob("*")) == before

@@ -18,7 +18,7 @@ CHANGES = {"dropout": 0.2, "checkpoint_every": 1, "log_every": 1, "validate_ever
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Everything that must not depend on interruptions: tensors as bytes, metrics, pictures."""
+    """Everything that must not depend on interruptions: tensors as bytes, metrics, images."""
     result: dict[str, Any] = {}
     for path in sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*.png")):
         result[str(path.relative_to(folder))] = path.read_bytes()

@@ -65,7 +65,7 @@ def closed_form(time: float) -> tuple[float, float]:
 
 
 def plain_loss(model: PixelDiffusion, batch: dict[str, Any], i: int, dropout: float) -> Tensor:
-    """The loss of picture i, written out: its own random numbers, one picture at a time."""
+    """The loss of image i, written out: its own random numbers, one image at a time."""
     config, seed, x0 = model.config, batch["seed"][i : i + 1], batch["picture"][i : i + 1]
     told: dict[str, Any] = {}
     if config.text is not None:
@@ -126,7 +126,7 @@ def test_the_loss_is_the_plain_one_and_does_not_depend_on_company(kind: str) -> 
 
 
 @torch.no_grad()
-def test_a_crop_of_any_size_is_trained_as_a_whole_picture_is() -> None:
+def test_a_crop_of_any_size_is_trained_as_a_whole_image_is() -> None:
     model, batch = stage(enlarging(16)), toy_batch([3, 4, 5], size=32)
     batch["picture"] = batch["picture"][..., 4:20, 8:32].contiguous()  # 24 x 16
     losses, _ = DiffusionTask(model, DiffusionTraining(caption_dropout=0.0)).loss(batch)
@@ -156,11 +156,11 @@ def test_a_dropped_caption_is_what_guidance_leads_away_from(config: PixelDiffusi
     x, time = torch.randn(1, 3, config.size, config.size), torch.tensor([500.0])
     trained = model.network(x, time, **{key: value[:1] for key, value in cond.items()})
     torch.testing.assert_close(trained, model.network(x, time, **null, **extra), rtol=1e-4, atol=1e-4)
-    spoken = model.network(x, time, **{key: value[1:] for key, value in cond.items()})
-    assert (trained - spoken).abs().max() > 0.01
+    prompt_ensemble = model.network(x, time, **{key: value[1:] for key, value in cond.items()})
+    assert (trained - prompt_ensemble).abs().max() > 0.01
 
 
-def test_levels_are_drawn_for_each_picture_and_told_where_the_network_listens() -> None:
+def test_levels_are_drawn_for_each_image_and_told_where_the_network_listens() -> None:
     seeds = list(range(400))
     batch = toy_batch(seeds, 16)
     model = stage(enlarging(augmentation=AugmentationConfig(lowest=0.2, highest=0.6)))
@@ -198,7 +198,7 @@ def test_the_loss_reaches_all_of_the_network_and_nothing_else(kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["noise", "blur"])
 @torch.no_grad()
-def test_under_autocast_pictures_levels_and_losses_stay_in_float32(kind: str) -> None:
+def test_under_autocast_images_levels_and_losses_stay_in_float32(kind: str) -> None:
     model, batch = stage(KINDS[kind]), toy_batch([0, 1, 2])
     none = torch.zeros(3, dtype=torch.bool)
     _, exact = model.prepare(batch, draws([0, 1, 2]), none)
@@ -252,10 +252,10 @@ def test_a_run_shows_what_is_enlarged_what_it_makes_and_the_truth(alone: Path) -
     with Image.open(next((alone / "samples").iterdir())) as sheet:
         assert sheet.size == (4 * 18 - 2, 3 * 18 - 2)
         low, _, truth = (sheet.crop((0, 18 * row, 16, 18 * row + 16)) for row in range(3))
-    picture = toy_batch([10_000])["picture"]
+    image = toy_batch([10_000])["picture"]
     assert torch.equal(F.interpolate(as_tensor(low), (8, 8)), as_tensor(low)[..., ::2, ::2])
-    assert (as_tensor(truth) - picture).abs().max() < 0.01
-    reduced = F.interpolate(picture, (8, 8), mode="area")
+    assert (as_tensor(truth) - image).abs().max() < 0.01
+    reduced = F.interpolate(image, (8, 8), mode="area")
     assert (as_tensor(low)[..., ::2, ::2] - reduced).abs().max() < 0.01
 
 
@@ -283,7 +283,7 @@ def test_a_stage_learns_to_enlarge_better_than_interpolation_does(tmp_path: Path
     opened: Any = open_model(folder)
     opened.text = Words()
     assert DiffusionTask(opened, it.config).validation(validation)["loss"] < 0.25 * before
-    low, made = opened.remake(validation["picture"], validation["caption"], validation["seed"].tolist())
+    low, made = opened.sample_from_images(validation["picture"], validation["caption"], validation["seed"].tolist())
     truth, blurred = validation["picture"], F.interpolate(low, (16, 16), mode="bilinear")
     assert psnr(made, truth) > psnr(blurred, truth) + 3
 

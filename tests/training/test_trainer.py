@@ -142,7 +142,7 @@ def test_accumulation_and_workers_change_nothing(finished: Path, tmp_path: Path,
         torch.testing.assert_close(tensor, load_weights(finished / "model")[key], rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_picture(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_image(tmp_path: Path) -> None:
     config = settings(checkpoint_every=3, log_every=1)
     good, bad = Toy(), Toy(bad_seed=7 * 6 + 2)
     with pytest.raises(UserError, match=r"step 8: loss nan .* Batch: toy-44\.") as caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diptych.core.values import Value, Whole, said
+from diptych.core.values import Integer, Value, short_repr
 
 SEED_LIMIT = 2**63
 
@@ -36,12 +36,12 @@ class Seeds(Value):
             seed = secrets.randbelow(2**32)  # short enough to be typed again
             return range(seed, seed + 1)
         first, dash, last = text.partition("-")
-        seed = Whole(0, SEED_LIMIT - 1)
+        seed = Integer(0, SEED_LIMIT - 1)
         try:
             start, stop = seed.parse(first), seed.parse(last if dash else first) + 1
         except ValueError:
             start, stop = 0, 0
         if start >= stop:
-            wanted = f"a whole number from 0 to {SEED_LIMIT - 1}, a range such as 1-4, or -1 for a random one"
-            raise ValueError(f"must be {wanted}, not {said(text)}")
+            allowed = f"a whole number from 0 to {SEED_LIMIT - 1}, a range such as 1-4, or -1 for a random one"
+            raise ValueError(f"must be {allowed}, not {short_repr(text)}")
         return range(start, stop)

@@ -12,7 +12,7 @@ from typing import IO, Any, NoReturn
 from diptych.cli.argument_values import SEED_LIMIT, Seeds
 from diptych.core.errors import UserError, hint, unknown
 from diptych.core.option_fields import Option, options_of
-from diptych.core.values import Flag, ScaledFile, Value, Whole
+from diptych.core.values import Flag, Integer, ScaledFile, Value
 from diptych.models.option_registry import GROUPS, all_options
 from diptych.models.options import SamplingOptions
 
@@ -155,8 +155,8 @@ def add_output(command: Parser, batch: int) -> None:
         default=[],
         help="one or more seeds, such as 7 or 0,4-7; -1 is a random seed (default: 0)",
     )
-    add_whole(command, "--count", 1, help="number of seeds, counted up from --seed")
-    add_whole(command, "--batch", 1, default=batch, help=f"images at a time (default: {batch})")
+    add_integer(command, "--count", 1, help="number of seeds, counted up from --seed")
+    add_integer(command, "--batch", 1, default=batch, help=f"images at a time (default: {batch})")
     add_device(command)
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="output folder (default: out)")
 
@@ -169,14 +169,14 @@ def add_device(command: Parser) -> None:
 
 def add_study(command: Parser, images: str) -> None:
     """What every evaluation takes; `images` says what `--images` counts."""
-    add_whole(command, "--images", 1, dest="pictures", help=images)
-    add_whole(command, "--pictures", 1, dest="pictures", help=argparse.SUPPRESS)
+    add_integer(command, "--images", 1, help=images)
+    add_integer(command, "--pictures", 1, help=argparse.SUPPRESS)
     command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="output folder of the results")
-    add_whole(command, "--seed", 0, SEED_LIMIT - 1, help="fixes prompts and images")
+    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help="fixes prompts and images")
     command.add_argument("--judge", metavar="FOLDER", help="run or model folder of another judge than the package's")
     add_device(command)
-    add_whole(command, "--batch", 1, help="images at a time")
+    add_integer(command, "--batch", 1, help="images at a time")
 
 
 def add_recipe(command: Parser) -> None:
@@ -186,9 +186,9 @@ def add_recipe(command: Parser) -> None:
     command.set_defaults(more="assignments")
 
 
-def add_whole(command: Any, name: str, low: int, high: int | None = None, metavar: str = "N", **options: Any) -> None:
+def add_integer(command: Any, name: str, low: int, high: int | None = None, metavar: str = "N", **options: Any) -> None:
     """An option that is a whole number."""
-    value = Whole(low) if high is None else Whole(low, high)
+    value = Integer(low) if high is None else Integer(low, high)
     command.add_argument(name, metavar=metavar, type=argument_type(value), **options)
 
 

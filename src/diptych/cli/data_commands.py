@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cli.argument_values import SEED_LIMIT
-from diptych.cli.arguments import Parser, add_whole, argument_type, given
+from diptych.cli.arguments import Parser, add_integer, argument_type, given
 from diptych.core.errors import UserError
-from diptych.core.terminal import tell
+from diptych.core.terminal import print_out
 from diptych.core.values import Number
 
 
@@ -20,17 +20,17 @@ def add_commands(commands: Any) -> None:
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = kinds.add_parser("emoji", help="captioned shards from six open emoji sets")
     command.add_argument("--out", metavar="FOLDER", type=Path, help="output folder (default: data/emoji-SIZE)")
-    add_whole(command, "--size", 16, 1024, metavar="PIXELS", default=64, help="(default: 64)")
-    add_whole(command, "--scenes", 0, default=0, help="composed scenes besides the single drawings")
-    add_whole(command, "--seed", 0, SEED_LIMIT - 1, default=0, help="(default: 0)")
-    add_whole(command, "--workers", 1, 1024, help="processes (default: one a core)")
+    add_integer(command, "--size", 16, 1024, metavar="PIXELS", default=64, help="(default: 64)")
+    add_integer(command, "--scenes", 0, default=0, help="composed scenes besides the single drawings")
+    add_integer(command, "--seed", 0, SEED_LIMIT - 1, default=0, help="(default: 0)")
+    add_integer(command, "--workers", 1, 1024, help="processes (default: one a core)")
     command.set_defaults(command=emoji)
 
     command = kinds.add_parser("layouts", help="layouts as captions of images, from the boxes of COCO or OpenImages")
     command.add_argument("annotations", metavar="FILE", type=Path, help="instances_*.json, or *-bbox.csv")
     add_images(command)
     command.add_argument("--classes", metavar="CSV", type=Path, help="OpenImages' class-descriptions-boxable.csv")
-    add_whole(command, "--boxes", 1, help="keep the N largest of an image (default: 30)")
+    add_integer(command, "--boxes", 1, help="keep the N largest of an image (default: 30)")
     command.set_defaults(command=layouts)
 
     command = kinds.add_parser("captions", help="captions of images, from COCO's")
@@ -69,7 +69,7 @@ def emoji(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("data") / f"emoji-{arguments.size}"
     manifest = build.build(out, **given(arguments, "size", "scenes", "seed", "workers"))
     kinds = ", ".join(f"{count:,} {kind}s" for kind, count in manifest["counts"]["kind"].items())
-    tell(f"{out}: {kinds} in {len(manifest['shards'])} shards; manifest.json has licences and hashes")
+    print_out(f"{out}: {kinds} in {len(manifest['shards'])} shards; manifest.json has licences and hashes")
 
 
 def layouts(arguments: argparse.Namespace) -> None:
@@ -78,7 +78,7 @@ def layouts(arguments: argparse.Namespace) -> None:
     folder = arguments.images
     counts = write_layouts(arguments.annotations, folder, arguments.classes, arguments.boxes or MAX_BOXES)
     boxes = f"{counts['boxes']:,} boxes of {len(counts['classes']):,} classes in {counts['pictures']:,} images"
-    tell(f"{folder}: {boxes}; train with data.path={folder} data.caption_field=layout")
+    print_out(f"{folder}: {boxes}; train with data.path={folder} data.caption_field=layout")
 
 
 def captions(arguments: argparse.Namespace) -> None:
@@ -87,14 +87,14 @@ def captions(arguments: argparse.Namespace) -> None:
     folder = arguments.images
     counts = write_captions(arguments.annotations, folder)
     captions = f"{counts['captions']:,} captions of {counts['pictures']:,} images"
-    tell(f"{folder}: {captions}; train with data.path={folder}")
+    print_out(f"{folder}: {captions}; train with data.path={folder}")
 
 
 def familiar(arguments: argparse.Namespace) -> None:
     from diptych.evaluation.training_prompts import write_familiar
 
     for path in write_familiar(arguments.path, arguments.models, **given(arguments, "least")):
-        tell(str(path))
+        print_out(str(path))
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -114,5 +114,5 @@ def check(arguments: argparse.Namespace) -> int:
 
             dataset = experiment_data.open_all(get(arguments.recipe).override(arguments.assignments), settings)
         report = check_dataset(dataset)
-    tell(json.dumps({**report._asdict(), "whole": report.whole}, indent=2) if arguments.json else report.text())
+    print_out(json.dumps({**report._asdict(), "whole": report.whole}, indent=2) if arguments.json else report.text())
     return 0 if report.whole else 1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from diptych.core.errors import UserError
-from diptych.core.terminal import console, tell
+from diptych.core.terminal import console, print_out
 from diptych.encoders.base import network_of
 from diptych.encoders.configs import LearnedConfig, T5Config
 from diptych.models.cascade import Cascade, CascadeConfig
@@ -30,14 +30,14 @@ from diptych.weights.lazy import shapes_only
 def describe(name: str | Path, **opening: Any) -> dict[str, Any]:
     """A recipe or model (by name, or where it lies): its config and the exact parameter counts of its networks, built
     on the meta device. `opening` is as in `diptych.load`."""
-    given = [option for option, value in opening.items() if value not in (None, False, "float32")]
+    refused = [option for option, value in opening.items() if value not in (None, False, "float32")]
     if isinstance(name, str) and name in all_recipes():
-        if given:
-            raise UserError(f"{given[0]} is for models, and {name} is a recipe")
+        if refused:
+            raise UserError(f"{refused[0]} is for models, and {name} is a recipe")
         recipe = get(name)
         system, config = recipe.system, recipe.to_dict()
     else:
-        if "dtype" in given:
+        if "dtype" in refused:
             raise UserError("dtype has no effect on how many parameters there are: leave it out")
         path, options = located(name, **opening)
         if is_published(path):
@@ -107,5 +107,5 @@ def print_networks(described: dict[str, Any]) -> None:
     if len(described["networks"]) > 1:
         table.add_section()
         table.add_row("total", f"{described['total']:,}")
-    tell(described["name"])
+    print_out(described["name"])
     console().print(table)

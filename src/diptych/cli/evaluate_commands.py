@@ -13,13 +13,13 @@ from diptych.cli.arguments import (
     FLAG,
     OPENING,
     Parser,
+    add_integer,
     add_model,
     add_models,
     add_opening,
     add_options,
     add_single_options,
     add_study,
-    add_whole,
     argument_type,
     given,
     options_given,
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     add_model(command)
     add_opening(command)
     add_study(command, "seen and held-out prompts, so many of each")
-    add_whole(command, "--scenes", 0, help="held-out scenes of each category")
+    add_integer(command, "--scenes", 0, help="held-out scenes of each category")
     add_options(command, "sampler", "steps", "guidance", "stop")
     command.set_defaults(command=evaluate)
 
@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
     )
     add_study(command, "so many of the data's images (default: 400)")
     command.add_argument("--split", metavar="S", choices=SPLITS, help="held-out (default), train or all")
-    add_whole(command, "--size", 1, metavar="PIXELS", help="a side (default: what they have, up to 256)")
+    add_integer(command, "--size", 1, metavar="PIXELS", help="a side (default: what they have, up to 256)")
     add_perceptual(command)
     command.add_argument("--decoder", metavar="D", help="a tiny decoder too: its run or model folder")
     command.set_defaults(command=evaluate_reconstruction)
@@ -56,7 +56,7 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("evaluate inpainting", help="score how well masked regions are filled")
     add_models(command, "a latent model, as in generate; once for each; latent, not trained to inpaint, is added")
     add_study(command, "so many of the data's images (default: 100)")
-    add_whole(command, "--seeds", 2, metavar="K", help="masks and noise for each (default: 3)")
+    add_integer(command, "--seeds", 2, metavar="K", help="masks and noise for each (default: 3)")
     add_single_options(command, "steps")
     add_perceptual(command)
     command.set_defaults(command=evaluate_inpainting)
@@ -64,7 +64,7 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("evaluate super-resolution", help="score how well small images are enlarged")
     add_models(command, "a model that enlarges, as in generate; once for each", required=True)
     add_study(command, "so many of the data's images (default: 200)")
-    add_whole(command, "--seeds", 1, metavar="K", help="noise for each (default: 2)")
+    add_integer(command, "--seeds", 1, metavar="K", help="noise for each (default: 2)")
     command.add_argument("--split", metavar="S", choices=SPLITS, help="held-out (default), train or all")
     command.add_argument(
         "--degradation", metavar="D", help="how low-resolution images are made: bicubic (default), bsr, bsr-light"
@@ -78,7 +78,7 @@ def add_commands(commands: Any) -> None:
     add_opening(command)
     command.add_argument("--words", metavar="M", help="to compare with: a model of captions, such as latent")
     add_study(command, "held-out scenes (default: all)")
-    add_whole(command, "--seeds", 1, metavar="K", help="images of each scene (default: 4)")
+    add_integer(command, "--seeds", 1, metavar="K", help="images of each scene (default: 4)")
     add_options(command, "sampler", "steps", "guidance")
     command.set_defaults(command=evaluate_layout)
 
@@ -103,7 +103,7 @@ def add_commands(commands: Any) -> None:
         "--levels", metavar="L,L", type=argument_type(Several(FRACTION)), help="(default: from 0 to 0.5)"
     )
     command.add_argument("--truth", **FLAG, help="enlarge real images made small, and compare with the real ones")
-    add_whole(command, "--stage", 0, help="of this one only; the first is 0 (default: all)")
+    add_integer(command, "--stage", 0, help="of this one only; the first is 0 (default: all)")
     add_sweep(command, "augmentation", "levels", "truth", "stage")
 
     command = commands.add_parser("unseen", help="compare models on words that occur in no training caption")
@@ -133,7 +133,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_study(arguments, "prompts", options)
     model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
     options = accepted_options(model, name, options)
-    settings = given(arguments, "pictures", "scenes", "seed", "judge", "batch")
+    settings = given(arguments, "images", "scenes", "seed", "judge", "batch")
     prompts.evaluate(model, arguments.data, arguments.out, name=name, **settings, **options)
 
 
@@ -149,7 +149,7 @@ def evaluate_reconstruction(arguments: argparse.Namespace) -> None:
     decoder = None
     if arguments.decoder is not None:
         decoder = open_tiny_decoder(arguments.decoder, models[0][1]).to(device)
-    settings = given(arguments, "split", "pictures", "size", "judge", "seed", "batch")
+    settings = given(arguments, "split", "images", "size", "judge", "seed", "batch")
     evaluate_reconstruction(models, arguments.data, arguments.out, perceptual=distance, decoder=decoder, **settings)
 
 
@@ -161,7 +161,7 @@ def evaluate_inpainting(arguments: argparse.Namespace) -> None:
     names: list[str] = arguments.models or []
     names = names if "latent" in names else [*names, "latent"]
     models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
-    settings = given(arguments, "pictures", "seeds", "judge", "seed", "batch", "steps")
+    settings = given(arguments, "images", "seeds", "judge", "seed", "batch", "steps")
     evaluate_inpainting(models, arguments.data, arguments.out, perceptual=open_distance(arguments), **settings)
 
 
@@ -172,9 +172,7 @@ def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
     check_study(arguments, "super-resolution", given(arguments, "sampler", "steps"))
     names = dict.fromkeys(arguments.models)
     models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
-    settings = given(
-        arguments, "pictures", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler"
-    )
+    settings = given(arguments, "images", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler")
     evaluate_super_resolution(models, arguments.data, arguments.out, perceptual=open_distance(arguments), **settings)
 
 
@@ -191,8 +189,8 @@ def evaluate_layout(arguments: argparse.Namespace) -> None:
     options = accepted_options(model, arguments.model, options)
     words = None if arguments.words is None else diptych.load(arguments.words, arguments.device)
     settings = given(arguments, "seeds", "seed", "judge", "batch")
-    if arguments.pictures is not None:
-        settings["scenes"] = arguments.pictures
+    if arguments.images is not None:
+        settings["scenes"] = arguments.images
     evaluate_layouts(model, arguments.data, arguments.out, words=words, name=arguments.model, **settings, **options)
 
 
@@ -205,7 +203,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     check_study(arguments, arguments.sweep, options)
     model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
     options = accepted_options(model, name, options)
-    settings = given(arguments, *arguments.swept, "pictures", "seed", "judge", "batch")
+    settings = given(arguments, *arguments.swept, "images", "seed", "judge", "batch")
     run = {"guidance": sweeps.sweep_guidance, "augmentation": sweeps.sweep_augmentation}[arguments.sweep]
     run(model, arguments.data, arguments.out, name=name, **settings, **options)
 
@@ -216,7 +214,7 @@ def unseen(arguments: argparse.Namespace) -> None:
 
     check_study(arguments, "unseen words")
     models = [(name, diptych.load(name, arguments.device)) for name in arguments.models]
-    settings = given(arguments, "pictures", "seed", "judge", "batch")
+    settings = given(arguments, "images", "seed", "judge", "batch")
     novel_words.compare(models, arguments.data, arguments.out, **settings)
 
 

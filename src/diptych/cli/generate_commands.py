@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from diptych.cli.arguments import (
     OPENING,
     Parser,
+    add_integer,
     add_model,
     add_opening,
     add_options,
     add_output,
-    add_whole,
     given,
     options_given,
 )
 from diptych.cli.image_list import apply_variations, read_image_list
-from diptych.core.errors import NothingThere, UserError
-from diptych.core.terminal import say
+from diptych.core.errors import NotFound, UserError
+from diptych.core.terminal import print_err
 from diptych.core.values import unicode_text
 from diptych.models.option_registry import all_options
 
@@ -61,7 +61,7 @@ def add_commands(commands: Any) -> None:
     )
     add_model(command)
     add_output(command, batch=8)
-    add_whole(command, "--variations", 1, help="N images like --image: --count N with --strength 0.6")
+    add_integer(command, "--variations", 1, help="N images like --image: --count N with --strength 0.6")
     add_options(command)
     add_opening(command)
     command.set_defaults(command=generate, more="prompts", warns=True)
@@ -150,15 +150,15 @@ def demo(arguments: argparse.Namespace) -> None:
     for name in DEFAULT_MODELS:
         try:
             model = diptych.load(name, arguments.device)
-        except NothingThere as error:
-            say(f"diptych: {error}")
+        except NotFound as error:
+            print_err(f"diptych: {error}")
             continue
         images[name] = []
         for image, metadata, _ in generate_images(model, wanted, arguments.batch, f"generating: {name}"):
             save_image(image, arguments.out, f"{file_stem(metadata)}-{name}", metadata)
             images[name].append(image)
     if not images:
-        raise UserError("neither panel is in this package: there is nothing to show")
+        raise UserError("this package has no default model: there is nothing to generate")
     if len(images) == len(DEFAULT_MODELS):
         sheet = comparison_sheet(wanted, images)
         save_image(sheet, arguments.out, "both-panels", {"models": list(images), "pictures": list(wanted)})

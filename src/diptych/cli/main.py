@@ -20,7 +20,7 @@ from typing import Any
 
 from diptych.cli.parser import build_parser
 from diptych.core.errors import DiptychWarning, UserError, disk_error
-from diptych.core.terminal import log_here, printable, say
+from diptych.core.terminal import log_here, print_err, printable
 
 PATIENCE = 10.0
 """Seconds that a process under torchrun waits for the first one to report the same mistake."""
@@ -53,17 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def warnings_in_one_line(shown: bool) -> Iterator[None]:
-    """Within, each warning of diptych's is one line on standard error, once. Those of evaluations are not `shown`:
+    """Within, each warning of diptych is one line on standard error, once. Evaluations print none:
     nobody wrote their prompts by hand.
     """
-    usual, seen = warnings.showwarning, set[str]()
+    usual, printed = warnings.showwarning, set[str]()
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, DiptychWarning):
             return usual(message, category, *where, **more)
-        if shown and str(message) not in seen:
-            seen.add(str(message))
-            say(f"diptych: warning: {message}")
+        if shown and str(message) not in printed:
+            printed.add(str(message))
+            print_err(f"diptych: warning: {message}")
         return None
 
     with warnings.catch_warnings():

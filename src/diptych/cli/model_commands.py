@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cli.arguments import FLAG, OPENING, add_opening, given
-from diptych.core.terminal import tell
+from diptych.core.terminal import print_out
 
 
 def add_commands(commands: Any) -> None:
@@ -52,14 +52,14 @@ def info(arguments: argparse.Namespace) -> None:
         from diptych.models.metadata import infotext, read_metadata
 
         row = read_metadata(Path(arguments.name))
-        tell(json.dumps(row, indent=2) if arguments.json else infotext(row))
+        print_out(json.dumps(row, indent=2) if arguments.json else infotext(row))
         return
 
     from diptych.cli.describe import describe, print_networks
 
     described = describe(arguments.name, **given(arguments, *OPENING))
     if arguments.json:
-        tell(json.dumps(described, indent=2))
+        print_out(json.dumps(described, indent=2))
     else:
         print_networks(described)
 
@@ -72,8 +72,8 @@ def convert(arguments: argparse.Namespace) -> None:
     options = load.read_options(**given(arguments, "allow_pickle", "tokenizer", "ema", "prediction"))
     overwrite, dtype = bool(arguments.overwrite), arguments.dtype or "stored"
     for line in convert(path, arguments.target, arguments.to, dtype, options, overwrite):
-        tell(f"left out: {line}")
-    tell(str(arguments.target))
+        print_out(f"left out: {line}")
+    print_out(str(arguments.target))
 
 
 def list_recipes(arguments: argparse.Namespace) -> None:
@@ -83,14 +83,14 @@ def list_recipes(arguments: argparse.Namespace) -> None:
         from diptych.recipes.sources import document, table
 
         for line in (table(arguments.sources) if arguments.sources else document()).splitlines():
-            tell(line)
+            print_out(line)
         return
     recipes = all_recipes()
     for name, recipe in recipes.items():
-        tell(f"{name:<{max(map(len, recipes))}}  {recipe.description}")
+        print_out(f"{name:<{max(map(len, recipes))}}  {recipe.description}")
 
 
 def list_options(arguments: argparse.Namespace) -> None:
     from diptych.cli.options_page import listing, markdown
 
-    tell((markdown() if arguments.markdown else listing()).rstrip("\n"))
+    print_out((markdown() if arguments.markdown else listing()).rstrip("\n"))

@@ -23,11 +23,11 @@ def named(option: Option) -> str:
     return " or ".join(option.arguments[:1] if option.flags is None else option.arguments)
 
 
-def accepted_options(model: Any, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_options(model: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options that are given, not None; a `UserError` names one that this model does not take."""
     taken = inspect.signature(model.generate).parameters
     accepted: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in options.items():
         if value is None:
             continue
         option = all_options()[key]
@@ -41,25 +41,25 @@ def accepted_options(model: Any, name: str, given: Mapping[str, Any]) -> dict[st
     return accepted
 
 
-def check_options(given: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
+def check_options(options: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
     """Raise a `UserError` for what is wrong with options or files, whatever the model is. None counts as not given."""
-    given = {key: value for key, value in given.items() if value is not None}
-    for key in given:
+    options = {key: value for key, value in options.items() if value is not None}
+    for key in options:
         for needed in all_options()[key].needs:
-            if needed not in given:
+            if needed not in options:
                 raise UserError(f"{named(all_options()[key])} goes with {named(all_options()[needed])}: give both")
     checks: dict[str, Callable[[Any], Any]] = {"threshold": ThresholdConfig.parse, "decoder": check_decoder}
-    for key, value in given.items():
+    for key, value in options.items():
         check = read_image if isinstance(all_options()[key].value, ImageFile) else checks.get(key)
         for part in value if isinstance(value, list) else [value]:
             if check is not None and part is not None:
                 check(part)
-    for source, _ in given.get("guides", ()):
+    for source, _ in options.get("guides", ()):
         if source != "judge":
-            require_there("guide", source)
-    numbers = {key: given.get(key) for key in LIMITS}
-    if isinstance(given.get("sampler"), str) and not any(isinstance(value, list) for value in numbers.values()):
-        read_sampler_options(given["sampler"], numbers)
+            require_exists("guide", source)
+    numbers = {key: options.get(key) for key in LIMITS}
+    if isinstance(options.get("sampler"), str) and not any(isinstance(value, list) for value in numbers.values()):
+        read_sampler_options(options["sampler"], numbers)
     for file in files:
         if not file.exists():
             raise UserError(f"there is no file or folder {file}")
@@ -67,10 +67,10 @@ def check_options(given: Mapping[str, Any], files: Iterable[Path] = ()) -> None:
 
 def check_decoder(source: str) -> None:
     if source != TINY:
-        require_there("tiny decoder", source, hub=False)
+        require_exists("tiny decoder", source, hub=False)
 
 
-def require_there(what: str, source: str, hub: bool = True) -> None:
+def require_exists(what: str, source: str, hub: bool = True) -> None:
     """Raise a `UserError` where nothing lies at a place that does not name a model on the hub either."""
     if not Path(source).exists() and not (hub and hub_id(source)):
         raise UserError(f"there is no {what} at {source}")

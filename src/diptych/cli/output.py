@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from diptych.core.disk import write_new
 from diptych.core.progress import bar
-from diptych.core.terminal import tell
+from diptych.core.terminal import print_out
 from diptych.models.metadata import png_texts
 
 SIDE = 256
@@ -43,7 +43,7 @@ def generate_images(
 def save_image(image: Image, folder: Path, stem: str, metadata: dict[str, Any]) -> Path:
     """Write a PNG with its metadata inside under a name that is not taken yet, and print the name."""
     path = write_png(image, folder, stem, png_texts(metadata))
-    tell(str(path))
+    print_out(str(path))
     return path
 
 

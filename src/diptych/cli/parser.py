@@ -7,7 +7,7 @@ from typing import Any
 
 from diptych.cli import data_commands, evaluate_commands, generate_commands, model_commands, train_commands
 from diptych.cli.arguments import Parser
-from diptych.core.terminal import tell
+from diptych.core.terminal import print_out
 
 
 class Version(argparse.Action):
@@ -19,7 +19,7 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
         from diptych.core.version import version
 
-        tell(f"diptych {version()}")
+        print_out(f"diptych {version()}")
         parser.exit()
 
 

@@ -130,10 +130,10 @@ class Recorded:
         """Set an option that names an image; one that is given is compared with what was recorded."""
         entry = entry if isinstance(entry, dict) else {}
         what = "low-resolution image" if name == "low_res" else name
-        given: Path | None = getattr(arguments, name)
-        if given is not None:
-            if given.is_file() and entry.get("sha256") not in (None, file_sha256(given)):
-                warn(f"{given} is another file than the {what} that {self.path} was made from")
+        path: Path | None = getattr(arguments, name)
+        if path is not None:
+            if path.is_file() and entry.get("sha256") not in (None, file_sha256(path)):
+                warn(f"{path} is another file than the {what} that {self.path} was made from")
                 self.changed = True
             return
         option = all_options()[name].arguments[0]
@@ -144,16 +144,16 @@ class Recorded:
         """A recorded file, here or in the image's folder, with the content that was recorded."""
         file = Path(entry["file"])
         places = [file, self.path.parent / file, self.path.parent / file.name, Path(file.name)]
-        there = [place for place in places if place.is_file()]
-        for place in there:
+        existing = [place for place in places if place.is_file()]
+        for place in existing:
             if entry.get("sha256") in (None, file_sha256(place)):
                 return place
-        wanted = f"the {what} {file} (SHA-256 {str(entry.get('sha256'))[:12]}...)"
-        if there:
+        expected = f"the {what} {file} (SHA-256 {str(entry.get('sha256'))[:12]}...)"
+        if existing:
             raise UserError(
-                f"{self.path} was made from {wanted}, and {there[0]} is another file: give the right one as {option}"
+                f"{self.path} was made from {expected}; {existing[0]} is another file: give the right one as {option}"
             )
-        raise UserError(f"{self.path} was made from {wanted}, which is not here: give it as {option}")
+        raise UserError(f"{self.path} was made from {expected}, which is not here: give it as {option}")
 
     def set_adapters(self, arguments: argparse.Namespace) -> None:
         """Set LoRA files and guides, where none are given."""
@@ -240,9 +240,9 @@ def with_current_names(row: dict[str, Any]) -> dict[str, Any]:
     return {today.get(key, key): value for key, value in row.items()}
 
 
-def other_loras(given: Sequence[tuple[Path, float]], recorded: Sequence[Mapping[str, Any]]) -> bool:
+def other_loras(files: Sequence[tuple[Path, float]], recorded: Sequence[Mapping[str, Any]]) -> bool:
     """Whether other LoRA files, or other scales, are given than what was recorded."""
-    if any(not file.is_file() for file, _ in given):
+    if any(not file.is_file() for file, _ in files):
         return True  # opening them reports it
-    now = sorted((file_sha256(file), scale) for file, scale in given)
+    now = sorted((file_sha256(file), scale) for file, scale in files)
     return now != sorted((one.get("sha256", ""), one["scale"]) for one in recorded)

@@ -1,1 +1,1 @@
-"""What a picture is made from. Each kind of condition turns the user's wish into tensors that a network reads."""
+"""Image conditions: masks, low-resolution images, their degradations and augmentation."""

@@ -38,7 +38,7 @@ class MaskConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DegradationConfig(Config):
-    """How pictures are made small."""
+    """How images are made small."""
 
     kind: Literal["bicubic", "bsr", "bsr-light"] = "bicubic"
     """bicubic: antialiased, as Pillow does it to 8 bits (SR3, and the paper's comparison with it); bsr: blurs,

@@ -1,8 +1,8 @@
 """Degradations of training images for super-resolution: bicubic, or BSRGAN's chain (Zhang et al. 2021).
 
 The chain is that of the paper's section 3 with the numbers of its published code; the noise of a camera's sensor, for
-which that needs a model of the camera, is left out, as latent-diffusion leaves it out. Everything random about a
-picture comes from its own seed: it is the same alone, in any batch and on any device.
+which that needs a model of the camera, is left out, as latent-diffusion leaves it out. Everything random about an
+image comes from its own seed: it is the same alone, in any batch and on any device.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 
 STREAM = 0xDE64
-"""Keeps these numbers apart from all others that are drawn from a picture's seed."""
+"""Keeps these numbers apart from all others that are drawn from an image's seed."""
 SHIFTED_REACH = 12
-"""Of the kernel before a picture is thinned out, in pixels either side."""
+"""Of the kernel before an image is thinned out, in pixels either side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Degradations:
     """Strengths of the steps of a degradation chain."""
 
     blurs: int
-    """How often a picture is blurred."""
+    """How often an image is blurred."""
     width: float
     """A Gaussian's deviation is at most `width` times 2 + 0.2 s pixels for a factor of s, if it is round; else its
     variances along its axes are at most `width` times 4 + s."""
@@ -42,7 +42,7 @@ class Degradations:
     round_reach: tuple[int, int]
     """That of a round one."""
     resize: float
-    """How likely it is that the picture is resized, not thinned out."""
+    """How likely it is that the image is resized, not thinned out."""
     noise: tuple[int, int]
     """Deviation of the noise, from .. to, of values from 0 to 255."""
     quality: tuple[int, int]
@@ -61,29 +61,29 @@ CHAINS = {
 
 @torch.no_grad()
 @torch.autocast("cpu", enabled=False)  # a blur is a convolution
-def degrade(pictures: Tensor, factor: int, config: DegradationConfig, seeds: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] made `factor` times as small, what is random in it fixed by their seeds (B,).
+def degrade(images: Tensor, factor: int, config: DegradationConfig, seeds: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] downsampled by `factor`, random numbers by their seeds (B,).
 
     The results (B, 3, H / factor, W / factor) have values that 8 bits hold. Raises `UserError` unless H and W are
     whole multiples of the factor.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     if height % factor or width % factor:
-        raise UserError(f"pictures of {width} x {height} pixels are no multiples of the factor {factor}")
+        raise UserError(f"images of {width} x {height} pixels are no multiples of the factor {factor}")
     if config.kind == "bicubic":
         size = (width // factor, height // factor)
-        return to_tensor([image.resize(size, Image.Resampling.BICUBIC) for image in to_images(pictures)]).to(pictures)
+        return to_tensor([image.resize(size, Image.Resampling.BICUBIC) for image in to_images(images)]).to(images)
     chain = CHAINS[config.kind]
-    own = pictures.detach().float().cpu()
+    own = images.detach().float().cpu()
     made = [
-        apply_chain(picture[None], factor, chain, np.random.Generator(np.random.PCG64([STREAM, int(seed)])))
-        for picture, seed in zip(own, seeds.tolist(), strict=True)
+        apply_chain(image[None], factor, chain, np.random.Generator(np.random.PCG64([STREAM, int(seed)])))
+        for image, seed in zip(own, seeds.tolist(), strict=True)
     ]
-    return torch.cat(made).to(pictures)
+    return torch.cat(made).to(images)
 
 
 def apply_chain(x: Tensor, factor: int, chain: Degradations, rng: np.random.Generator) -> Tensor:
-    """One picture (1, 3, H, W) after a whole chain, (1, 3, H / factor, W / factor)."""
+    """One image (1, 3, H, W) after a whole chain, (1, 3, H / factor, W / factor)."""
     small = (x.shape[-2] // factor, x.shape[-1] // factor)
     if factor == 4 and rng.random() < 0.25:
         x, factor = halve(x, rng), 2
@@ -154,7 +154,7 @@ def gaussian(reach: int, along: float, across: float, angle: float = 0.0, middle
 
 
 def blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """A picture (1, 3, H, W) under a kernel (K, K), its edges mirrored."""
+    """An image (1, 3, H, W) under a kernel (K, K), its edges mirrored."""
     reach = kernel.shape[-1] // 2
     rows, columns = (mirrored(length, reach) for length in x.shape[-2:])
     x = x[..., rows, :][..., columns].transpose(0, 1)  # (3, 1, H + 2 reach, W + 2 reach)
@@ -177,8 +177,8 @@ def add_noise(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tenso
 
 
 def compress(x: Tensor, chain: Degradations, rng: np.random.Generator) -> Tensor:
-    """A picture (1, 3, H, W) as JPEG gives it back."""
+    """An image (1, 3, H, W) as JPEG gives it back."""
     file = io.BytesIO()
     to_images(x)[0].save(file, "JPEG", quality=int(rng.integers(*chain.quality, endpoint=True)))
-    with Image.open(file) as picture:
-        return to_tensor([picture])
+    with Image.open(file) as image:
+        return to_tensor([image])

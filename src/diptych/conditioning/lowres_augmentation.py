@@ -32,7 +32,7 @@ class AugmentationConfig(Config):
     where: Literal["low", "high"] = "high"
     """Augment before (low) or after (high) upsampling (DeepFloyd IF: after)."""
     upsample: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    """How the picture is enlarged."""
+    """How the image is enlarged."""
     align_corners: bool = False
     """bilinear and bicubic only: put corner pixels on corner pixels (DeepFloyd IF), else edges on edges."""
     lowest: float = 0.0
@@ -45,7 +45,7 @@ class AugmentationConfig(Config):
     """noise only: entries of the table of the cosine schedule whose levels these are (DeepFloyd IF: 1000, level 0.25 is
     entry 250; at level 0 too there is the little noise of the first), or none."""
     blur: float = 4.0
-    """blur only: standard deviation at level 1, in pixels of the low-resolution picture; in proportion below."""
+    """blur only: standard deviation at level 1, in pixels of the low-resolution image; in proportion below."""
 
     def check(self) -> None:
         self.require(0 <= self.lowest <= 1, "lowest", "lie between 0 and 1")
@@ -57,22 +57,22 @@ class AugmentationConfig(Config):
         self.require(not self.align_corners or self.upsample != "nearest", "align_corners", "be false for nearest")
 
 
-def downsample(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """The truth at low resolution: pictures (B, C, H, W) averaged over boxes to (B, C, *size).
+def downsample(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The truth at low resolution: images (B, C, H, W) averaged over boxes to (B, C, *size).
 
     Raises `UserError` unless H and W are whole multiples of `size`.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     if min(size) < 1 or height % size[0] or width % size[1]:
         raise UserError(
-            f"pictures of {width} x {height} pixels cannot be reduced to {size[1]} x {size[0]}: "
+            f"images of {width} x {height} pixels cannot be reduced to {size[1]} x {size[0]}: "
             "their sides must be whole multiples of it"
         )
-    return F.interpolate(pictures, size, mode="area")  # (B, C, *size)
+    return F.interpolate(images, size, mode="area")  # (B, C, *size)
 
 
 def upsample(low: Tensor, size: tuple[int, int], config: AugmentationConfig) -> Tensor:
-    """Pictures (B, C, h, w) at (B, C, *size). Bicubic may overshoot the range of what it is given."""
+    """Images (B, C, h, w) at (B, C, *size). Bicubic may overshoot the range of what it is given."""
     if config.upsample == "nearest":
         return F.interpolate(low, size, mode="nearest-exact")
     return F.interpolate(low, size, mode=config.upsample, align_corners=config.align_corners)
@@ -87,7 +87,7 @@ def augment(
 ) -> Tensor:
     """Low-resolution images (B, C, h, w) in [-1, 1], upsampled and augmented, (B, C, *size).
 
-    level: (B,), or one for all. At 0 a picture is enlarged and nothing else, unless levels are those of a table.
+    level: (B,), or one for all. At 0 an image is enlarged and nothing else, unless levels are those of a table.
     noise: `noise(like)` draws normal numbers of the shape of `like`; asked once, and for `kind` noise only.
 
     Raises `UserError` for a level outside [0, 1].
@@ -101,7 +101,7 @@ def augment(
         assert noise is not None, "noise augmentation needs a source of noise"
         changed = _noised(x, levels, noise(x), config.table)
     elif config.kind == "blur":
-        pixels = (x.shape[-2] / low.shape[-2], x.shape[-1] / low.shape[-1])  # of x in one of the low-resolution picture
+        pixels = (x.shape[-2] / low.shape[-2], x.shape[-1] / low.shape[-1])  # of x in one of the low-resolution image
         changed = _blurred(x, levels, (config.blur * pixels[0], config.blur * pixels[1]))
     else:
         changed = x
@@ -141,9 +141,9 @@ def _noised(x: Tensor, levels: Tensor, noise: Tensor, table: int | None = None) 
 
 
 def _blurred(x: Tensor, levels: Tensor, most: tuple[float, float]) -> Tensor:
-    """Each picture under a Gaussian of its own, `levels` times `most` (down, across) pixels wide, edges mirrored."""
+    """Each image under a Gaussian of its own, `levels` times `most` (down, across) pixels wide, edges mirrored."""
     for axis, deviation in ((-2, most[0]), (-1, most[1])):
-        # The reach is that of the widest possible blur, so that no picture depends on its neighbours in the batch.
+        # The reach is that of the widest possible blur, so that no image depends on its neighbours in the batch.
         reach = math.ceil(REACH * deviation)
         offsets = torch.arange(-reach, reach + 1, device=levels.device)  # (K,)
         widths = (levels * deviation).clamp(min=1e-6)[:, None]  # (B, 1)
@@ -153,7 +153,7 @@ def _blurred(x: Tensor, levels: Tensor, most: tuple[float, float]) -> Tensor:
 
 
 def _convolved(x: Tensor, kernels: Tensor) -> Tensor:
-    """Along the last axis, each picture (C, H, W) with its own kernel (K,); mirrored, edge pixels not doubled."""
+    """Along the last axis, each image (C, H, W) with its own kernel (K,); mirrored, edge pixels not doubled."""
     batch, channels, height, width = x.shape
     x = x[..., mirrored(width, kernels.shape[1] // 2, x.device)]  # (B, C, H, W + 2 reach)
     weight = kernels.repeat_interleave(channels, 0)[:, None, None]  # (B * C, 1, 1, K)

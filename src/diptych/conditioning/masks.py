@@ -46,7 +46,7 @@ class BoxMasks:
     sides: tuple[int, int]
     """Of a box, at least and at most."""
     margin: int
-    """How far they stay from the picture's edge."""
+    """How far they stay from the image's edge."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class MaskKind:
     box_weight: float = 0.3
     """Of boxes, where there are any; strokes weigh 1."""
     side: int = 256
-    """Side of the pictures that the numbers are for."""
+    """Side of the images that the numbers are for."""
 
 
 # LaMa counts the ends of its ranges differently: of strokes one more than configured can come, as here.
@@ -78,11 +78,11 @@ def sample_masks(
     every: int = 1,
     share: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """Masks (B, 1, H, W), float32, 1 where to paint, else 0, for a size (H, W); each fixed by its seed (B,) alone.
+    """Masks (B, 1, H, W), float32, 1 where masked, else 0, for a size (H, W); each fixed by its seed (B,) alone.
 
     Of the masks that a seed draws, one after the other, the first that fits is taken.
 
-    every: it marks one at least of every so many pixels of every so many rows: those that latents are told of.
+    every: at least one marked pixel lies at a multiple of `every` in both directions, where a latent mask reads it.
     share: which share of the pixels it marks, at least and at most.
 
     Raises a `UserError` where none of a seed's first `TRIES` fits.
@@ -167,14 +167,14 @@ def draw_boxes(mask: np.ndarray, boxes: BoxMasks, scale: float, random: np.rando
         mask[rows, columns] = True
 
 
-def smooth_fill(pictures: Tensor, masks: Tensor) -> Tensor:
-    """Pictures (1 or B, 3, H, W) whose masked pixels (1 or B, 1, H, W; 1 where masked) have the colours around them.
+def smooth_fill(images: Tensor, masks: Tensor) -> Tensor:
+    """Images (1 or B, 3, H, W) whose masked pixels (1 or B, 1, H, W; 1 where masked) have the colours around them.
 
-    What is known is averaged to ever smaller pictures, and from the smallest on each hole takes what is beneath it
+    What is known is averaged to ever smaller images, and from the smallest on each hole takes what is beneath it
     (pull and push, Gortler et al. 1996). All is grey (0) where nothing is known.
     """
-    weights = 1 - masks.to(pictures)
-    colours = pictures * weights
+    weights = 1 - masks.to(images)
+    colours = images * weights
     levels = [(colours, weights.expand(len(colours), -1, -1, -1))]
     while max(levels[-1][0].shape[-2:]) > 1:
         colours, weights = (F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1])

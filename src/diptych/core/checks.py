@@ -13,8 +13,8 @@ from diptych.core.errors import UserError
 def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:
     """Given noise in float32, if it is finite and has this shape."""
     if not isinstance(noise, Tensor) or tuple(noise.shape) != shape:
-        found = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-        raise UserError(f"noise must be a tensor of shape {shape}, not {found}")
+        actual = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        raise UserError(f"noise must be a tensor of shape {shape}, not {actual}")
     noise = noise.float()
     if not torch.isfinite(noise).all():
         raise UserError("noise must be finite")
@@ -22,7 +22,7 @@ def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def require_finite(values: Tensor, what: str, remedy: str) -> Tensor:
-    """The values, if none of them is NaN or infinite: what is shown or written as an image passes here."""
+    """The values, where all are finite. Every image that is shown or written passes here."""
     if not torch.isfinite(values).all():
         raise UserError(f"{what} is not finite (NaN or infinity), so that there is no image: {remedy}")
     return values

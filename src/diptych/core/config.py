@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses that check themselves, are saved as JSON, and take `a.b=c` from the command line.
 
-A config class stands beside the class that it builds. Which class a saved file describes is known from the field that
-holds it; where a field may hold one of several (`system: AutoencoderConfig | LatentConfig`), each of them has a `kind`
+A config class lies in the module of the class that it builds. The class of a saved config follows from its
+field; where a field may hold one of several (`system: AutoencoderConfig | LatentConfig`), each of them has a `kind`
 field with its own `Literal`, and that decides.
 """
 
@@ -22,7 +22,7 @@ from diptych.core.errors import hint as meant
 C = TypeVar("C", bound="Config")
 NoneType = type(None)
 _MISSING = dataclasses.MISSING
-_SPOKEN = {
+_TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     str: "a text",
@@ -245,4 +245,4 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     plain = hint if typing.get_origin(hint) is None else typing.get_origin(hint)
-    return _SPOKEN.get(plain) or getattr(plain, "__name__", str(plain))
+    return _TYPE_NAMES.get(plain) or getattr(plain, "__name__", str(plain))

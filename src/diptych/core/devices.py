@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Devices, and whether a model fits their memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from diptych.core.errors import UserError, hint
 
 KINDS = ("cpu", "cuda", "mps")
-"""What the networks run on."""
+"""Types of devices."""
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -25,8 +25,8 @@ def find_device(name: str = "auto") -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in KINDS:
-        known = ("auto", *KINDS)
-        raise UserError(f"unknown device {str(name)!r}: write auto, cpu, cuda, cuda:1 or mps{hint(name, known)}")
+        names = ("auto", *KINDS)
+        raise UserError(f"unknown device {str(name)!r}: write auto, cpu, cuda, cuda:1 or mps{hint(name, names)}")
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts[device.type]:
         raise UserError(
@@ -52,5 +52,5 @@ def require_memory(count: Callable[[], dict[str, int]], device: torch.device) ->
         have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     need = 4 * sum(number for name, number in each.items() if not name.startswith("text"))
     if need > have:
-        told = f"weights of {need / 2**30:,.0f} GiB, and {device} has {have / 2**30:,.0f}"
-        raise UserError(f"the networks of this recipe have {told}: make them smaller")
+        sizes = f"weights of {need / 2**30:,.0f} GiB, and {device} has {have / 2**30:,.0f}"
+        raise UserError(f"the networks of this recipe have {sizes}: make them smaller")

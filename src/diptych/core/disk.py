@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all, and the one guard of what is replaced or deleted.
+"""Atomic writes of files and folders, and checks before any is replaced or deleted.
 
-Everything that diptych writes is made in a folder of its own beside its place, `.diptych-partial-...`, synced, and then
-renamed. A folder is replaced or deleted only where a `Written` recognises it, down to its last file, as what diptych
-wrote there; anything else is refused by name.
+Everything that diptych writes is made in a temporary folder next to its target, `.diptych-partial-...`, synced, and
+then renamed. A folder is replaced or deleted only where a `Written` recognises every file in it; anything else is
+refused by name.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any
 
 from diptych.core.errors import UserError, disk_error
 
-HOLDING = ".diptych-partial-"
-"""How the folders begin in which things are made before they are renamed to their place."""
+PARTIAL_PREFIX = ".diptych-partial-"
+"""Prefix of temporary folders."""
 _swept: set[Path] = set()
-"""Folders in which this process has already looked for what killed ones left behind."""
+"""Folders that this process has cleared of the leftovers of killed ones."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class Written:
     sign: Callable[[Path], bool]
     """Whether a folder's own files say that it is of this kind."""
     beside: bool = False
-    """Whether other entries may stand beside its own: who replaces it copies them along."""
+    """Whether it may hold other files too, which are copied when it is replaced."""
 
     def foreign(self, folder: Path) -> str | None:
         """The first entry, by name, that diptych did not write there; links are never ours."""
-        known = [pattern.split("/") for pattern in self.names]
+        patterns = [pattern.split("/") for pattern in self.names]
         for path in sorted(_entries(folder)):
             parts = path.relative_to(folder).parts
-            if self.beside and not any(fnmatch.fnmatchcase(parts[0], pattern[0]) for pattern in known):
+            if self.beside and not any(fnmatch.fnmatchcase(parts[0], pattern[0]) for pattern in patterns):
                 continue
             if path.is_dir() and not path.is_symlink():
-                known_here = (pattern[: len(parts)] for pattern in known if len(pattern) > len(parts))
+                matching = (pattern[: len(parts)] for pattern in patterns if len(pattern) > len(parts))
             elif path.is_file() and not path.is_symlink():
-                known_here = (pattern for pattern in known if len(pattern) == len(parts))
+                matching = (pattern for pattern in patterns if len(pattern) == len(parts))
             else:
                 return str(path.relative_to(folder))
-            if not any(all(map(fnmatch.fnmatchcase, parts, pattern)) for pattern in known_here):
+            if not any(all(map(fnmatch.fnmatchcase, parts, pattern)) for pattern in matching):
                 return str(path.relative_to(folder))
         return None
 
@@ -122,33 +122,33 @@ def replacing(target: Path, kind: Written | None = None) -> Iterator[Path]:
     old `target` or the new one, never a part (between the two renames that replace a folder: none, and the next run
     puts the old one back). When the body fails, what it wrote is removed. What the disk refuses raises a `UserError`.
     """
-    shown, target = Path(target), real(target)
+    stated, target = Path(target), real(target)
     guard = kind or Written("a file", (), lambda folder: False)
     if kind is not None or target.is_dir():
-        guard.require(shown)
-    with disk_errors(shown):
+        guard.require(stated)
+    with disk_errors(stated):
         make_folder(target.parent)
         with _holding(target.parent) as holding:
             made = holding / "new" / target.name
             made.parent.mkdir()
             yield made
-            _put(made, shown, target, guard, holding)
+            _put(made, stated, target, guard, holding)
 
 
 def put(made: Path, target: Path, kind: Written) -> None:
     """Give a finished folder its place, on the same disk, as `replacing` does."""
-    shown, target = Path(target), real(target)
-    kind.require(shown)
-    with disk_errors(shown):
+    stated, target = Path(target), real(target)
+    kind.require(stated)
+    with disk_errors(stated):
         make_folder(target.parent)
         with _holding(target.parent) as holding:
-            _put(made, shown, target, kind, holding)
+            _put(made, stated, target, kind, holding)
 
 
-def _put(made: Path, shown: Path, target: Path, kind: Written, holding: Path) -> None:
+def _put(made: Path, stated: Path, target: Path, kind: Written, holding: Path) -> None:
     sync_all(made)
     if target.is_dir():  # a folder cannot be renamed onto a folder
-        kind.require(shown)
+        kind.require(stated)
         old = holding / "old" / target.name
         old.parent.mkdir()
         os.rename(target, old)
@@ -200,7 +200,7 @@ def _holding(parent: Path) -> Iterator[Path]:
         _swept.add(parent)
         sweep(parent)
     while True:
-        holding = Path(tempfile.mkdtemp(prefix=HOLDING, dir=parent))
+        holding = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=parent))
         descriptor = os.open(holding, os.O_RDONLY)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,7 +216,7 @@ def _holding(parent: Path) -> Iterator[Path]:
 
 def sweep(parent: Path) -> None:
     """Remove what killed processes left half-made in a folder; an old folder whose place is empty goes back there."""
-    for holding in parent.glob(f"{HOLDING}*"):
+    for holding in parent.glob(f"{PARTIAL_PREFIX}*"):
         with contextlib.suppress(OSError):
             if not _left_behind(holding):
                 continue
@@ -233,8 +233,8 @@ def sweep(parent: Path) -> None:
 
 def _left_behind(holding: Path) -> bool:
     """Whether a folder is named and filled as `_holding` makes one."""
-    named = re.fullmatch(re.escape(HOLDING) + r"[a-z0-9_]{8}", holding.name)
-    if not named or not stat.S_ISDIR(holding.lstat().st_mode):
+    match = re.fullmatch(re.escape(PARTIAL_PREFIX) + r"[a-z0-9_]{8}", holding.name)
+    if not match or not stat.S_ISDIR(holding.lstat().st_mode):
         return False
     return all(path.name in ("new", "old") or path.name.startswith("new.") for path in holding.iterdir())
 
@@ -247,23 +247,23 @@ def disk_errors(target: Path) -> Iterator[None]:
     except BrokenPipeError:  # of what is printed meanwhile
         raise
     except OSError as error:
-        if error.errno is None:  # not of the disk: a picture that cannot be decoded, say
+        if error.errno is None:  # not of the disk: an image that cannot be decoded, say
             raise
         ours = error.filename is None or _within(Path(os.fsdecode(error.filename)), target)
         raise disk_error(error, target if ours else None) from error
     except Exception as error:
         # safetensors tells of the disk in words: "Error while serializing: I/O error: ... (os error 28)"
-        found = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
-        if type(error).__name__ != "SafetensorError" or not found:
+        match = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
+        if type(error).__name__ != "SafetensorError" or not match:
             raise
-        number = int(found[1] or found[2])
+        number = int(match[1] or match[2])
         raise disk_error(OSError(number, os.strerror(number)), target) from error
 
 
 def _within(path: Path, target: Path) -> bool:
     """Whether a path is a target, in it, where it is made, or a folder above it."""
     path, target = Path(os.path.abspath(path)), Path(os.path.abspath(target))
-    return HOLDING in str(path) or path.is_relative_to(target) or target.is_relative_to(path)
+    return PARTIAL_PREFIX in str(path) or path.is_relative_to(target) or target.is_relative_to(path)
 
 
 def make_folder(folder: Path) -> None:

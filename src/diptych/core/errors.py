@@ -1,4 +1,4 @@
-"""The one error that a user is meant to see: a single clear line that says what to do."""
+"""Errors for users: one clear line that says what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class UserError(Exception):
     """
 
 
-class NothingThere(UserError):
+class NotFound(UserError):
     """Data that has no example of what was asked for; some callers can do without."""
 
 
@@ -30,39 +30,39 @@ def warn(message: str) -> None:
     warnings.warn(" ".join(message.split()), DiptychWarning, stacklevel=2)
 
 
-def pick(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> str:
-    """Return `name` when it is among `known`, else raise a `UserError` that lists what there is."""
-    known = list(known)
-    if name in known:
+def pick(kind: str, name: str, choices: Iterable[str], listed_by: str = "") -> str:
+    """Return `name` when it is among `choices`, else raise a `UserError` that lists what there is."""
+    choices = list(choices)
+    if name in choices:
         return name
-    raise unknown(f"unknown {kind} {name!r}", name, sorted(known), listed_by)
+    raise unknown(f"unknown {kind} {name!r}", name, sorted(choices), listed_by)
 
 
-def unknown(what: str, name: object, known: Iterable[str], listed_by: str = "") -> UserError:
-    """What to raise for a name that is none of `known`: all that there are, and the one that was probably meant.
+def unknown(what: str, name: object, choices: Iterable[str], listed_by: str = "") -> UserError:
+    """What to raise for a name that is none of `choices`: all that there are, and the one that was probably meant.
 
     listed_by: the command that lists them, where there are too many for a line.
     """
-    known = list(known)
+    choices = list(choices)
     if listed_by:
-        return UserError(f"{what}{hint(name, known) or ':'} {listed_by} lists all {len(known)}")
-    return UserError(f"{what}: choose one of {', '.join(known)}{hint(name, known)}")
+        return UserError(f"{what}{hint(name, choices) or ':'} {listed_by} lists all {len(choices)}")
+    return UserError(f"{what}: choose one of {', '.join(choices)}{hint(name, choices)}")
 
 
-def hint(name: object, known: Iterable[str]) -> str:
+def hint(name: object, choices: Iterable[str]) -> str:
     """`"; did you mean steps?"` for a mistyped name, nothing where no known one is like it."""
     import difflib  # only where a mistake was made: it takes longer to import than all else here
 
-    lower = {other.lower(): other for other in known}
-    found = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.7)
-    return f"; did you mean {lower[found[0]]}?" if found else ""
+    lower = {other.lower(): other for other in choices}
+    matches = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.7)
+    return f"; did you mean {lower[matches[0]]}?" if matches else ""
 
 
 def disk_error(error: OSError, target: os.PathLike | str | None = None) -> UserError:
     """What the operating system refused, in one line; `target` is what was to be written, if anything was."""
     number, reason = error.errno, error.strerror or str(error) or type(error).__name__
-    shown = error.filename if target is None else target
-    place = re.sub(r"/\.diptych-partial-\w{8}(/new|/old)?", "", os.fsdecode(shown) if _is_path(shown) else "a file")
+    path = error.filename if target is None else target
+    place = re.sub(r"/\.diptych-partial-\w{8}(/new|/old)?", "", os.fsdecode(path) if _is_path(path) else "a file")
     if number in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"the disk is full: could not write {place}; free some space and run again")
     if target is not None and number in (errno.EACCES, errno.EPERM, errno.EROFS):

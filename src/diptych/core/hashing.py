@@ -1,4 +1,4 @@
-"""Hashes that are the same on every machine and run: choices made by them are fixed forever."""
+"""Hashes that are the same on every machine and in every run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def stable_hash(*parts: str) -> int:
-    """64 bits that depend on the words alone."""
+    """A 64-bit hash of texts."""
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()[:8], "big")
 
 

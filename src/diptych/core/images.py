@@ -15,16 +15,16 @@ from diptych.core.checks import require_finite
 
 
 def to_images(
-    pictures: Tensor, what: str = "what the network gives", remedy: str = "its weights or its inputs are damaged"
+    images: Tensor, what: str = "what the network gives", remedy: str = "its weights or its inputs are damaged"
 ) -> list[Image.Image]:
     """(B, 3, H, W) in [-1, 1], clipped and rounded to 8 bits. A `UserError` says `what` is not finite, if any is."""
-    require_finite(pictures, what, remedy)
-    values = ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    require_finite(images, what, remedy)
+    values = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(array) for array in values.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as (B, 3, H, W) in [-1, 1]."""
+    """Images of one size as (B, 3, H, W) in [-1, 1]."""
     arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
@@ -41,7 +41,7 @@ def psnr(one: Tensor, other: Tensor, span: float = 2.0, least: float = 1e-10) ->
 
 
 def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Pictures of one size in rows, on white."""
+    """Images of one size in rows, on white."""
     width, height = images[0].size
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")

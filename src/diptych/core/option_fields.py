@@ -32,9 +32,9 @@ class Option:
     default: Any = None
     """In Python; none is the model's own, or nothing."""
     unset: str = ""
-    """What none stands for."""
+    """What None means."""
     metavar: str | None = None
-    """What stands for the value in `--help`, if not the kind's own."""
+    """The placeholder in `--help`, if not that of the type."""
     flags: tuple[str, ...] | None = None
     """Names on the command line, without dashes; none for the option's own, empty where it is for Python alone."""
     also: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Option:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in `--help`."""
+        """The placeholder in `--help`."""
         single = self.value.value if isinstance(self.value, PerStage) else self.value
         return self.metavar or single.metavar
 
@@ -78,7 +78,7 @@ class Option:
 
     @property
     def described(self) -> str:
-        """Help, choices, and what none stands for."""
+        """Help, choices, and the default."""
         value = self.value.value if isinstance(self.value, PerStage) else self.value
         choices = f": {value.allowed}" if isinstance(value, Choice) else ""
         return self.help + choices + (f" (default: {self.unset})" if self.unset else "")

@@ -1,4 +1,4 @@
-"""How far long work has come, on standard error: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress on standard error: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diptych.core.terminal import say
+from diptych.core.terminal import print_err
 
 T = TypeVar("T")
 
 FIRST = 2.0
-"""Seconds of work after which it is told of in a line: less is over before one reads it."""
+"""Seconds before the first line."""
 OFTEN, SELDOM = 5.0, 60.0
-"""Seconds between two lines, at first and after hours."""
+"""Least and greatest number of seconds between two lines."""
 
 
 class Display(Progress):
-    """A bar where standard error is a terminal. Elsewhere, in a log file say, lines: what, how far, how fast, how long
-    still. They come with the work's own steps, ever more seldom the longer it takes."""
+    """A bar where standard error is a terminal. Elsewhere, as in a log file, lines with description, count, rate and
+    time left, printed less often the longer the task runs."""
 
     def __init__(self, *columns: Any, console: Console) -> None:
         super().__init__(*columns, console=console, disable=not console.is_terminal)
         self.began: dict[TaskID, tuple[float, float]] = {}
-        """When each task began, and with how much done already."""
-        self.told: dict[TaskID, float] = {}
+        """Start time of each task, and its count then."""
+        self.printed: dict[TaskID, float] = {}
+        """Time of each task's last line."""
+        """Time of each task's last line."""
 
     def add_task(self, description: str, *arguments: Any, **options: Any) -> TaskID:
         task = super().add_task(description, *arguments, **options)
@@ -45,44 +47,44 @@ class Display(Progress):
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        self.tell(task_id)
+        self.print_line(task_id)
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
-        self.tell(task_id)
+        self.print_line(task_id)
 
     def reached(self, task_id: TaskID, completed: float) -> None:
-        """So much is done, of it perhaps some by an earlier run, which does not count for the rate."""
+        """Set the count. What an earlier run has done is left out of the rate."""
         since, before = self.began[task_id]
         self.began[task_id] = since, before + max(0, completed - self._tasks[task_id].completed)
         self.update(task_id, completed=completed)
 
-    def tell(self, task_id: TaskID) -> None:
-        """A line, if there is no bar and it is time for one."""
+    def print_line(self, task_id: TaskID) -> None:
+        """Print a line, where there is no bar and the last line is old enough."""
         if not self.disable:
             return
         (since, _), now, task = self.began[task_id], time.monotonic(), self._tasks[task_id]
         done = task.total is not None and task.completed >= task.total
-        last = self.told.get(task_id)
+        last = self.printed.get(task_id)
         if last is None:
             due = now - since >= FIRST
         else:
             due = now - last >= (0.5 if done else min(max(OFTEN, (now - since) / 20), SELDOM))
         if due and task.completed:
-            self.told[task_id] = now
-            say(self.line(task, now))
+            self.printed[task_id] = now
+            print_err(self.line(task, now))
 
     def line(self, task: Task, now: float) -> str:
         """`embedding captions: 1,280 of 41,000, 31.2/s, 21:13 left`."""
         since, before = self.began[task.id]
         rate = (task.completed - before) / max(now - since, 1e-9)
-        told = f"{task.description}: {task.completed:,.0f}"
+        text = f"{task.description}: {task.completed:,.0f}"
         if task.total is not None:
-            told += f" of {task.total:,.0f}"
-        told += f", {rate:.3g}/s" if rate < 100 else f", {rate:,.0f}/s"
+            text += f" of {task.total:,.0f}"
+        text += f", {rate:.3g}/s" if rate < 100 else f", {rate:,.0f}/s"
         if task.total is not None and rate > 0:
-            told += f", {clock((task.total - task.completed) / rate)} left"
-        return told
+            text += f", {clock((task.total - task.completed) / rate)} left"
+        return text
 
 
 def clock(seconds: float) -> str:

@@ -81,7 +81,7 @@ class NoiseSource:
         return torch.stack(draws)
 
 
-DROP, TIME, NOISE, POSTERIOR, LEVEL, AUGMENTATION, KEPT = 1, 2, 3, 4, 5, 6, 7
+DROP, TIME, NOISE, POSTERIOR, LEVEL, AUGMENTATION, CONCAT = 1, 2, 3, 4, 5, 6, 7
 """Independent streams of an example's random numbers, one a purpose."""
 
 

@@ -1,4 +1,4 @@
-"""Everything that is printed goes through here: a terminal obeys what a file name or a caption may hold."""
+"""Printing with control characters escaped: a file name or a caption may hold codes that a terminal obeys."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 WIDE = 10_000
-"""Letters of a line in a file or pipe."""
+"""Characters in a line of a file or pipe."""
 
 
-def tell(text: str) -> None:
+def print_out(text: str) -> None:
     """A line on standard output."""
     sys.stdout.write(printable(text) + "\n")
     sys.stdout.flush()
 
 
-def say(text: str) -> None:
+def print_err(text: str) -> None:
     """A line on standard error (above a progress bar, where there is one)."""
     sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
 
 
 def console(**options: Any) -> Console:
-    """For tables: a console that shows text as it is, and does not obey it. Only a terminal has an edge to break at."""
+    """A Rich console for tables: text is printed literally, and lines are broken on terminals only."""
     from rich.console import Console
 
     class Plain(Console):
@@ -52,7 +52,7 @@ def log_here() -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        print_err(record.getMessage())
 
 
 def printable(text: str) -> str:
@@ -62,7 +62,7 @@ def printable(text: str) -> str:
 
 
 def _shown(letter: str) -> bool:
-    """Whether a letter may go to a terminal. Joiners within words and emoji are formats (Cf) too, and stay."""
+    """Whether a character may be printed. Joiners within words and emoji are format characters (Cf) too, and stay."""
     if letter in "\n\t" or letter.isprintable():
         return True
     kind = unicodedata.category(letter)

@@ -1,4 +1,4 @@
-"""Kinds of values that users give. Each reads a word of the command line and checks a value of Python's alike.
+"""Types of option values. Each parses text of the command line and checks a Python value.
 
 Both raise `ValueError` with the rest of a sentence that starts with the option's name: "must be at least 1, not 0".
 Choices raise a `UserError` that lists them.
@@ -25,10 +25,10 @@ MOST = 1_000_000
 
 @dataclass(frozen=True)
 class Value:
-    """Any value: a word is taken as it stands, and a value of Python's is left to whoever reads it."""
+    """Any value, unchecked."""
 
     metavar: ClassVar[str] = "VALUE"
-    """What stands for it in `--help`."""
+    """The placeholder in `--help`."""
 
     @property
     def allowed(self) -> str:
@@ -45,7 +45,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Whole(Value):
+class Integer(Value):
     """A whole number from `low` to `high`."""
 
     low: int = 0
@@ -60,7 +60,7 @@ class Whole(Value):
         try:
             number = int(text)
         except ValueError:
-            raise ValueError(f"must be a whole number, not {said(text)}") from None
+            raise ValueError(f"must be a whole number, not {short_repr(text)}") from None
         return self.check(number)
 
     def check(self, value: Any) -> int:
@@ -70,11 +70,11 @@ class Whole(Value):
         try:
             number = operator.index(value)
         except TypeError:
-            raise ValueError(f"must be a whole number, not {said(value)}") from None
+            raise ValueError(f"must be a whole number, not {short_repr(value)}") from None
         if number < self.low:
-            raise ValueError(f"must be at least {self.low}, not {said(number)}")
+            raise ValueError(f"must be at least {self.low}, not {short_repr(number)}")
         if number > self.high:
-            raise ValueError(f"must be at most {self.high}, not {said(number)}")
+            raise ValueError(f"must be at most {self.high}, not {short_repr(number)}")
         return number
 
 
@@ -106,14 +106,14 @@ class Number(Value):
         try:
             number = float(text)
         except ValueError:
-            raise ValueError(f"must be a finite number, not {said(text)}") from None
+            raise ValueError(f"must be a finite number, not {short_repr(text)}") from None
         return self.check(number)
 
     def check(self, value: Any) -> float:
         value = plain(value)
         size: Any = abs(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
         if not size <= sys.float_info.max:  # NaN fails too
-            raise ValueError(f"must be a finite number, not {said(value)}")
+            raise ValueError(f"must be a finite number, not {short_repr(value)}")
         number = float(value)
         if not self.low <= number <= self.high or (self.above and number == self.low):
             raise ValueError(f"must {self.bounds}, not {number:g}")
@@ -147,7 +147,7 @@ class Flag(Value):
 
     def check(self, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, not {said(value)}")
+            raise ValueError(f"must be true or false, not {short_repr(value)}")
         return value
 
 
@@ -157,7 +157,7 @@ class Function(Value):
 
     def check(self, value: Any) -> Any:
         if not callable(value):
-            raise ValueError(f"must be a function, not {said(value)}")
+            raise ValueError(f"must be a function, not {short_repr(value)}")
         return value
 
 
@@ -209,7 +209,7 @@ class ScaledSource(Value):
     def check(self, value: Any) -> tuple[tuple[Any, float], ...]:
         for pair in value if isinstance(value, (list, tuple)) else (value,):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not hasattr(pair[0], "bind"):
-                raise ValueError(f"must be a list of pairs of an opened guide and its scale, not {said(value)}")
+                raise ValueError(f"must be a list of pairs of an opened guide and its scale, not {short_repr(value)}")
         return tuple((guide, plain(scale)) for guide, scale in value)
 
 
@@ -221,12 +221,13 @@ class Size(Value):
 
     def parse(self, text: str) -> tuple[int, int]:
         width, times, height = text.lower().replace("×", "x").partition("x")
-        side = Whole(1, LONGEST_SIDE)
+        side = Integer(1, LONGEST_SIDE)
         try:
             return side.parse(width), side.parse(height if times else width)
         except ValueError:
             raise ValueError(
-                f"must be WIDTHxHEIGHT or one number for both, from 1 to {LONGEST_SIDE} pixels a side, not {said(text)}"
+                f"must be WIDTHxHEIGHT or one number for both, from 1 to {LONGEST_SIDE} pixels a side, "
+                f"not {short_repr(text)}"
             ) from None
 
 
@@ -263,20 +264,20 @@ def texts(name: str, value: Any) -> list[str]:
     """One text or several, as a list; a `UserError` for anything else."""
     values = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [value]
     if wrong := [item for item in values if not isinstance(item, str)]:
-        raise UserError(f"{name} must be a text or a list of texts, not {said(wrong[0])}")
+        raise UserError(f"{name} must be a text or a list of texts, not {short_repr(wrong[0])}")
     return values
 
 
-def wholes(name: str, values: Any) -> list[int]:
+def integers(name: str, values: Any) -> list[int]:
     """A list of whole numbers of any integer type, as Python's; a `UserError` for anything else."""
     values = plain(values)
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Set, Mapping)):
-        raise UserError(f"{name} must be a list of whole numbers, not {said(values)}")
+        raise UserError(f"{name} must be a list of whole numbers, not {short_repr(values)}")
     no_number: Any = None
     try:
         return [operator.index(no_number if isinstance(value, bool) else value) for value in map(plain, values)]
     except TypeError:
-        raise UserError(f"{name} must be whole numbers, not {said(values)}") from None
+        raise UserError(f"{name} must be whole numbers, not {short_repr(values)}") from None
 
 
 def plain(value: Any) -> Any:
@@ -289,10 +290,10 @@ def unicode_text(text: str) -> str:
     try:
         text.encode()
     except (UnicodeEncodeError, AttributeError):
-        raise UserError(f"{said(text)} is not valid Unicode text") from None
+        raise UserError(f"{short_repr(text)} is not valid Unicode text") from None
     return text
 
 
-def said(value: Any) -> str:
-    """A value as the user gave it, in at most one line."""
+def short_repr(value: Any) -> str:
+    """The `repr` of a value, in one line of at most 80 characters."""
     return " ".join(repr(value).split())[:80]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diptych.core.errors import NothingThere, UserError
+from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import stable_hash
 from diptych.core.image_files import opened
 from diptych.core.progress import track
@@ -107,7 +107,7 @@ class ImageDataset:
 
     def split(self, name: Split, **changes: Any) -> ImageDataset:
         """Another split of the same data, which shares the quarantine; held-out images without augmentation.
-        `changes` are fields of the config. Raises `NothingThere` where the split has no example."""
+        `changes` are fields of the config. Raises `NotFound` where the split has no example."""
         config = self.config.unchanged if name == "held-out" else self.config
         other = copy.copy(self)
         other.config, other._cache = dataclasses.replace(config, split=name, **changes), {}
@@ -244,7 +244,7 @@ class ImageDataset:
         return np.array(chosen, dtype=np.int64), np.frombuffer(held_out, dtype=np.uint8).astype(bool)
 
     def _of_split(self, split: Split) -> np.ndarray:
-        """The indices of the examples of a split. Raises `NothingThere`, or a `UserError` where nothing can be read."""
+        """The indices of the examples of a split. Raises `NotFound`, or a `UserError` where nothing can be read."""
         config, chosen = self.config, self._selected
         indices = chosen if split == "all" else chosen[self._held_out == (split == "held-out")]
         if len(indices):
@@ -254,7 +254,7 @@ class ImageDataset:
                 f"{config.path}: none of {len(self.source)} examples can be read ({self.quarantine.reasons()})"
             )
         kinds = " with these kinds and styles" if config.kinds or config.styles else ""
-        raise NothingThere(f"{config.path} has no example of split {split!r}{kinds}")
+        raise NotFound(f"{config.path} has no example of split {split!r}{kinds}")
 
 
 def fit_captions(captions: list[str], fit: Fit, long_captions: str) -> tuple[list[str], str]:

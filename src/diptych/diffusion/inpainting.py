@@ -17,7 +17,7 @@ class RePaint(Wrapper):
     Eq. 8, with the same noise at all times and without resampling).
 
     image: x_0 of the whole image (B, C, ...). noised: t -> x_t of it. mask: bool, true where to inpaint, of a shape
-      that broadcasts to it. first: the time at which sampling begins; there x may be pure noise and is left as it is.
+      that broadcasts to it. first: the time at which sampling begins; there x may be pure noise and is not changed.
 
     A sampler's values outside the mask are never used, because its steps are elementwise: so any sampler will do,
     and `composite` restores the image outside the mask at the end.

@@ -31,18 +31,18 @@ def read_sampler_options(name: str, options: Mapping[str, Any]) -> dict[str, flo
 
     Raises `UserError` for an option that the sampler does not take, one out of bounds, and one without effect.
     """
-    known, given = sampler_options(name), {key: value for key, value in options.items() if value is not None}
-    for key, value in given.items():
+    defaults, chosen = sampler_options(name), {key: value for key, value in options.items() if value is not None}
+    for key, value in chosen.items():
         pick("sampler option", key, LIMITS)
-        if key not in known:
+        if key not in defaults:
             others = ", ".join(other for other in SAMPLERS if key in sampler_options(other))
             raise UserError(f"the sampler {name} has no {key}; these have: {others}")
         checked(key, LIMITS[key].check, value)
-    values = {key: float(given.get(key, default)) for key, default in known.items()}
+    values = {key: float(chosen.get(key, default)) for key, default in defaults.items()}
     source = "s_churn" if "s_churn" in values else "eta"
-    for key in given.keys() & {"s_tmin", "s_tmax", "s_noise"}:
+    for key in chosen.keys() & {"s_tmin", "s_tmax", "s_noise"}:
         if values[source] == 0:
             raise UserError(f"{key} has no effect without {source}: set {source} above 0, or leave {key} out")
     if values.get("s_tmin", 0.0) > values.get("s_tmax", math.inf):
         raise UserError(f"s_tmin ({values['s_tmin']:g}) must be at most s_tmax ({values['s_tmax']:g})")
-    return {key: values[key] for key in given}
+    return {key: values[key] for key in chosen}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError, pick
-from diptych.core.values import said
+from diptych.core.values import short_repr
 
 
 class AcceptsText(Protocol):
@@ -98,7 +98,7 @@ class PromptOptions:
     @classmethod
     def read(cls, weights: Any, long: Any) -> PromptOptions:
         if not isinstance(weights, bool):
-            raise UserError(f"weights must be true or false, not {said(weights)}")
+            raise UserError(f"weights must be true or false, not {short_repr(weights)}")
         return cls(weights, pick("long_prompts", str(long), LONG_PROMPTS))
 
     def metadata(self) -> dict[str, Any]:

@@ -75,8 +75,10 @@ class CachePart(NamedTuple):
         """All their prompts, in order."""
         parts = list(parts)
         lengths = torch.tensor([len(part.row(i)) for part in parts for i in range(len(part.prompts))])
-        own = any(part.pooled is not None for part in parts)
-        pooled = torch.cat([part.means() if part.pooled is None else part.pooled for part in parts]) if own else None
+        has_pooled = any(part.pooled is not None for part in parts)
+        pooled = (
+            torch.cat([part.means() if part.pooled is None else part.pooled for part in parts]) if has_pooled else None
+        )
         prompts = [prompt for part in parts for prompt in part.prompts]
         return cls(prompts, torch.cat([part.tokens for part in parts]), ends(lengths), pooled)
 
@@ -103,7 +105,7 @@ class CachePart(NamedTuple):
         fits = fits and len(prompts) == len(lengths) and int(lengths.sum()) == len(tokens)  # type: ignore[arg-type]
         if not fits or (pooled is not None and pooled.shape != (len(prompts), width)):
             raise UserError(f"{path} does not fit captions or text encoder: make it again with `diptych precompute`")
-        if load_metadata(path).get("content", known := digest(prompts, tensors)) != known:
+        if load_metadata(path).get("content", expected := digest(prompts, tensors)) != expected:
             raise UserError(f"{path} does not hold what was written: make it again with `diptych precompute`")
         return cls(prompts, tokens, ends(lengths), pooled)  # type: ignore[arg-type]
 

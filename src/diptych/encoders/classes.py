@@ -31,9 +31,7 @@ class LabelEmbedding(NamedTuple):
         dropped = dropped.to(self.label.device)
         if self.nothing is None:
             if dropped.any():
-                raise UserError(
-                    "these classes have none that stands for no class: set its number as text.null, or drop none"
-                )
+                raise UserError("there is no null class: set its number as text.null, or drop none")
             return self
         return LabelEmbedding(self.label.masked_fill(dropped, self.nothing), self.nothing)
 
@@ -68,16 +66,16 @@ class ClassLabels:
         config, word = self.config, normalize_name(prompt)
         if not word:
             if config.null is None:
-                raise UserError(f"the empty prompt is no class: this model was always told one of {config.classes}")
+                raise UserError(f"the empty prompt is no class: this model was trained on one of {config.classes}")
             return config.null
         if word in self._numbers:
             return self._numbers[word]
         if re.fullmatch("[0-9]{1,9}", word) and int(word) < config.classes:
             return int(word)
-        known = f"a number from 0 to {config.classes - 1}" + (" or a name" if config.names else "")
+        allowed = f"a number from 0 to {config.classes - 1}" + (" or a name" if config.names else "")
         near = difflib.get_close_matches(word, self._numbers, n=3)
         hint = f" such as {', '.join(repr(config.names[self._numbers[one]]) for one in near)}" if near else ""
-        raise UserError(f"{prompt!r} is no class of this model: give {known}{hint}")
+        raise UserError(f"{prompt!r} is no class of this model: give {allowed}{hint}")
 
 
 def with_names(config: ClassConfig, captions: Iterable[str]) -> ClassConfig:

@@ -139,9 +139,9 @@ def clip_shape_network(folder: Path | None, width: int) -> nn.Module:
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy a tokenizer's files. A `UserError` where there is none."""
-    there = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not any(path.name in ("tokenizer.json", "vocab.json") for path in there):
+    files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not any(path.name in ("tokenizer.json", "vocab.json") for path in files):
         raise UserError(f"no tokenizer in {source}: it needs tokenizer.json or vocab.json")
     folder.mkdir(parents=True, exist_ok=True)
-    for path in there:
+    for path in files:
         shutil.copyfile(path, folder / path.name)

@@ -15,7 +15,7 @@ from torch import nn
 
 from diptych.core.config import Config, read_json
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.tokenizers import first_line, require_no_code, tokenize
 from diptych.weights.lazy import LazyCheckpoint, fill, require_shapes, weight_files
@@ -71,10 +71,10 @@ def pretrained_config(kind, folder: Path, width: int | None = None):
     if not isinstance(values, dict):
         raise UserError(f"{path} is missing, or not the config of a text model")
     require_no_code(values, path)
-    found = values.get("text_config") or values  # a whole CLIP nests its text half
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: text_config must be an object, not {said(found)}")
-    shape = text_shape(kind, found, path)
+    text_values = values.get("text_config") or values  # a whole CLIP nests its text half
+    if not isinstance(text_values, dict):
+        raise UserError(f"{path}: text_config must be an object, not {short_repr(text_values)}")
+    shape = text_shape(kind, text_values, path)
     if width not in (None, shape.hidden_size):
         raise UserError(f"the model in {folder} is {shape.hidden_size} wide, but text.width is {width}")
     return shape
@@ -89,24 +89,24 @@ def text_shape(kind, values: dict[str, Any], where: Path | str):
     require_no_code(values, where)
     model = values.get("model_type") or kind.model_type
     if model != kind.model_type:
-        raise UserError(f"{where} is of a model of type {said(model)}, not {kind.model_type!r}")
+        raise UserError(f"{where} is of a model of type {short_repr(model)}, not {kind.model_type!r}")
     for field, usual in FIXED.items():
         if values.get(field) not in (*usual, None):
-            raise UserError(f"{where}: {field} = {said(values[field])} is of a model that diptych does not read")
-    given = {field: value for field, value in values.items() if value is not None}
+            raise UserError(f"{where}: {field} = {short_repr(values[field])} is of a model that diptych does not read")
+    stated = {field: value for field, value in values.items() if value is not None}
     for field, largest in SIZES.items():
-        value = given.get(field, 1)
+        value = stated.get(field, 1)
         if type(value) is not int or not 1 <= value <= largest:
-            raise UserError(f"{where}: {field} must be a whole number from 1 to {largest:,}, not {said(value)}")
+            raise UserError(f"{where}: {field} must be a whole number from 1 to {largest:,}, not {short_repr(value)}")
     for field in NUMBERS:
-        value = given.get(field, 0)
+        value = stated.get(field, 0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
-            raise UserError(f"{where}: {field} must be a number, not {said(value)}")
+            raise UserError(f"{where}: {field} must be a number, not {short_repr(value)}")
     for field in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if type(given.get(field, 0)) is not int or not 0 <= given.get(field, 0) <= SIZES["vocab_size"]:
-            raise UserError(f"{where}: {field} must be the number of a token, not {said(given[field])}")
+        if type(stated.get(field, 0)) is not int or not 0 <= stated.get(field, 0) <= SIZES["vocab_size"]:
+            raise UserError(f"{where}: {field} must be the number of a token, not {short_repr(stated[field])}")
     try:
-        return kind.from_dict({field: given[field] for field in (*SIZES, *NUMBERS, *KEPT) if field in given})
+        return kind.from_dict({field: stated[field] for field in (*SIZES, *NUMBERS, *COPIED) if field in stated})
     except Exception as error:  # of many kinds: transformers checks values in its own way
         raise UserError(f"{where} is not the config of a text model: {first_line(error)}") from None
 
@@ -128,7 +128,7 @@ NUMBERS = (
     *("layer_norm_eps", "layer_norm_epsilon", "attention_dropout", "dropout_rate", "hidden_dropout_prob"),
     *("attention_probs_dropout_prob", "classifier_dropout", "initializer_range", "initializer_factor"),
 )
-KEPT = (
+COPIED = (
     *("hidden_act", "feed_forward_proj", "pad_token_id", "bos_token_id", "eos_token_id", "is_encoder_decoder"),
     *("tie_word_embeddings", "architectures"),
 )
@@ -161,12 +161,12 @@ def load_frozen(
     stored = {canonical_key(key): key for key in checkpoint}
     for key in tied:
         stored.update({other: stored[key] for other in tied if key in stored and other not in stored})
-    own = build_on_meta(build, folder).state_dict()
-    keys = {name: stored[canonical_key(name)] for name in own if canonical_key(name) in stored}
+    state = build_on_meta(build, folder).state_dict()
+    keys = {name: stored[canonical_key(name)] for name in state if canonical_key(name) in stored}
     read = {name: functools.partial(checkpoint.__getitem__, key) for name, key in keys.items()}
     shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
     tensors = LazyCheckpoint(read, shapes, checkpoint.source)
-    require_shapes(own, tensors, checkpoint.source, "the text model")
+    require_shapes(state, tensors, checkpoint.source, "the text model")
     model = build()
     fill(model, tensors, checkpoint.source, dtype)
     return model.eval().requires_grad_(False)

@@ -57,10 +57,10 @@ def parse_layout(text: str) -> list[Box]:
     for part in re.split("[;\n]", text):
         if not part.strip():
             continue
-        found = BOX.fullmatch(part.strip())
-        if found is None:
+        match = BOX.fullmatch(part.strip())
+        if match is None:
             raise UserError(f"cannot read the box {part.strip()!r}: write it as {EXAMPLE!r}")
-        box = Box(" ".join(found[1].split()), *map(float, found.groups()[1:]))
+        box = Box(" ".join(match[1].split()), *map(float, match.groups()[1:]))
         if not all(0 <= side <= 1 for side in box[1:]):
             raise UserError(
                 f"the box {part.strip()!r} leaves the image: left, top, right and bottom are fractions of its width "
@@ -79,9 +79,9 @@ def largest_first(layout: str) -> list[Box]:
 
 def fitted_layout(layout: str, boxes: int) -> str:
     """A layout as it is, or its largest boxes where it has more than `boxes`."""
-    found = largest_first(layout)
-    kept = (f"{b.name} {b.left:g} {b.top:g} {b.right:g} {b.bottom:g}" for b in found[:boxes])
-    return layout if len(found) <= boxes else "; ".join(kept)
+    ordered = largest_first(layout)
+    texts = (f"{b.name} {b.left:g} {b.top:g} {b.right:g} {b.bottom:g}" for b in ordered[:boxes])
+    return layout if len(ordered) <= boxes else "; ".join(texts)
 
 
 def class_names(layouts: Iterable[str]) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class LayoutTransformer(nn.Module):
         self.numbers = {normalize_name(name): number for number, name in enumerate(self.classes)}
         self.network = TextTransformer(config.network)
         if not config.shared:
-            with torch.no_grad():  # so that near corners are alike before anything is learned
+            with torch.no_grad():  # so that near corners start with similar embeddings
                 self.network.token.weight[: config.grid**2] = 0.3 * corner_features(config.grid, config.width)
 
     @torch.no_grad()
@@ -133,8 +133,8 @@ class LayoutTransformer(nn.Module):
         nothing, device = (self.config.nothing,) * 3, self.network.position.device
         ids = torch.tensor([row + [nothing] * (longest - len(row)) for row in rows], device=device)  # (B, N, 3)
         counts = torch.tensor([len(row) for row in rows], device=device).clamp(min=1)
-        there = torch.arange(longest, device=device) < counts[:, None]  # (B, N)
-        mask = torch.ones_like(there) if self.config.padded else there
+        valid = torch.arange(longest, device=device) < counts[:, None]  # (B, N)
+        mask = torch.ones_like(valid) if self.config.padded else valid
         if not self.config.joined:
             ids, mask = ids.flatten(1), mask.repeat_interleave(3, 1)  # (B, 3 N)
         if not self.config.joined and self.config.network.max_tokens > 3 * self.config.boxes:  # the crop's corners
@@ -142,7 +142,7 @@ class LayoutTransformer(nn.Module):
             ids, mask = torch.cat([ids, ends], 1), nn.functional.pad(mask, (0, 2), value=True)  # (B, 3 N + 2)
         sequence = self.network(ids, mask).float()  # (B, L, width)
         held = sequence[:, :longest] if self.config.joined else sequence[:, : 3 * longest : 3]  # (B, N, width)
-        return TextEmbedding(sequence, mask, TextEmbedding.from_sequence(held, there).pooled)
+        return TextEmbedding(sequence, mask, TextEmbedding.from_sequence(held, valid).pooled)
 
     def tokens(self, layout: str) -> list[tuple[int, int, int]]:
         """Class, top left and bottom right of each box, the largest first: the order of writing says nothing.

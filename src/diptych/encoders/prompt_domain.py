@@ -60,14 +60,14 @@ class PromptDomain:
         has nothing in common with any."""
         inside = F.normalize(pooled.float().cpu(), dim=-1) @ self.basis.T
         nearest = (inside @ (self.prompts.float() / 127).T).amax(1)
-        found = [WORD.findall(prompt.lower()) for prompt in prompts]
-        strange = [sum(word not in self.words for word in words) / max(len(words), 1) for words in found]
+        split = [WORD.findall(prompt.lower()) for prompt in prompts]
+        strange = [sum(word not in self.words for word in words) / max(len(words), 1) for words in split]
         return nearest - STRANGE * torch.tensor(strange)
 
     def save(self, folder: Path) -> None:
         """Write the file into a model's folder."""
-        known = {"least": repr(self.least), "encoder": self.encoder, "words": " ".join(sorted(self.words))}
-        save_safetensors({"basis": self.basis.half(), "prompts": self.prompts}, folder / FAMILIAR, known)
+        metadata = {"least": repr(self.least), "encoder": self.encoder, "words": " ".join(sorted(self.words))}
+        save_safetensors({"basis": self.basis.half(), "prompts": self.prompts}, folder / FAMILIAR, metadata)
 
     @classmethod
     def load(cls, folder: Path) -> PromptDomain | None:
@@ -75,16 +75,16 @@ class PromptDomain:
         path = folder / FAMILIAR
         if not path.is_file():
             return None
-        tensors, known = load_safetensors(path), load_metadata(path)
+        tensors, metadata = load_safetensors(path), load_metadata(path)
         try:
             basis, prompts = tensors["basis"].float(), tensors["prompts"]
-            words = frozenset(known["words"].split())
-            found = cls(basis, prompts, words, float(known["least"]), known["encoder"])
+            words = frozenset(metadata["words"].split())
+            domain = cls(basis, prompts, words, float(metadata["least"]), metadata["encoder"])
         except (KeyError, ValueError):
-            found = None
-        if found is None or prompts.dtype != torch.int8 or prompts.ndim != 2 or prompts.shape[1:] != basis.shape[:1]:
+            domain = None
+        if domain is None or prompts.dtype != torch.int8 or prompts.ndim != 2 or prompts.shape[1:] != basis.shape[:1]:
             raise UserError(f"{path} is no summary of training prompts, or damaged: make it again or remove it")
-        return found
+        return domain
 
 
 def select_apart(unit: Tensor, order: Sequence[int]) -> list[int]:

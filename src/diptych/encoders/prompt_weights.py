@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError, warn
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.encoders.base import PromptOptions, TextEmbedding
 from diptych.encoders.tokenizers import chunk_ends, encode_text
 
@@ -70,7 +70,7 @@ def encode_prompts(encoder: Any, prompts: Sequence[str], request: Prompts, domai
         plain = ["".join(text for part in each for text, _ in part) for each in parts]
         for prompt, likeness in zip(prompts, domain.likeness(plain, embedding.pooled).tolist(), strict=True):
             if prompt and likeness < domain.least:
-                warn(f"{said(prompt)} is far from all that this model was trained on: do not expect to see it")
+                warn(f"{short_repr(prompt)} is far from all that this model was trained on: do not expect to see it")
                 request.notes.setdefault(prompt, {})["likeness"] = round(likeness, 3)
     return embedding
 
@@ -94,11 +94,11 @@ def parts_of(encoder: Any, prompt: str, request: Prompts) -> Iterator[Part]:
     chosen = request.reading
     runs = parse_weights(prompt) if chosen.weights else [(prompt, 1.0)]
     if marks := unsupported_syntax(prompt, request):
-        warn(f"{' and '.join(map(said, marks))} in a prompt is read as letters: {'; '.join(map(advice, marks))}")
+        warn(f"{' and '.join(map(short_repr, marks))} in a prompt is read as letters: {'; '.join(map(advice, marks))}")
     text = "".join(run for run, _ in runs)
     note = request.notes.setdefault(prompt, {})
     if unread := unknown_words(encoder.tokenizer, text):
-        warn(f"the text encoder cannot read {', '.join(map(said, unread[:8]))}: the image does not follow it")
+        warn(f"the text encoder cannot read {', '.join(map(short_repr, unread[:8]))}: the image does not follow it")
         note["unread"] = unread
     sections = split_sections(runs) if chosen.long == "chunks" else [runs]
     for number, section in enumerate(sections):
@@ -112,7 +112,7 @@ def parts_of(encoder: Any, prompt: str, request: Prompts) -> Iterator[Part]:
             )
         if len(stops) > 1 and chosen.long == "cut":
             note["cut"] = text[stops[0] :].strip()
-            lost = said(note["cut"])
+            lost = short_repr(note["cut"])
             warn(f"the prompt is beyond the {encoder.max_tokens} tokens that this model reads: cut off {lost}")
             stops = stops[:1]
         if text.strip() or number == 0:
@@ -139,13 +139,13 @@ def advice(mark: str) -> str:
 
 def slice_part(runs: Part, start: int, end: int) -> Part:
     """The part of runs between two places of their whole text."""
-    found, place = [], 0
+    pieces, place = [], 0
     for text, weight in runs:
         inside = text[max(start - place, 0) : max(end - place, 0)]
         place += len(text)
         if inside:
-            found.append((inside, weight))
-    return found or [("", 1.0)]
+            pieces.append((inside, weight))
+    return pieces or [("", 1.0)]
 
 
 def split_sections(runs: Part) -> list[Part]:
@@ -172,8 +172,8 @@ def concat_parts(encoder: Any, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
 def token_weights(tokenizer: Any, part: Part) -> Tensor:
     """The weight of each token (L,): that of its first letter; 1 for special tokens."""
     letters = torch.tensor([weight for text, weight in part for _ in text] or [1.0])
-    found = encode_text(tokenizer, "".join(text for text, _ in part))
-    added = zip(found.offsets, found.special_tokens_mask, strict=True)
+    encoding = encode_text(tokenizer, "".join(text for text, _ in part))
+    added = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
     return torch.tensor([1.0 if special else float(letters[start]) for (start, _), special in added])
 
 
@@ -243,14 +243,14 @@ def weight_error(weight: str) -> UserError:
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
     """Words of a text that become the unknown token or no token; without punctuation."""
-    found = encode_text(tokenizer, text)
+    encoding = encode_text(tokenizer, text)
     unknown = {tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")} - {None}
-    seen, lost = [False] * len(text), [False] * len(text)
-    for number, (start, end), special in zip(found.ids, found.offsets, found.special_tokens_mask, strict=True):
+    covered, lost = [False] * len(text), [False] * len(text)
+    for number, (start, end), special in zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True):
         if not special:
-            where = lost if number in unknown else seen
+            where = lost if number in unknown else covered
             where[start:end] = [True] * (end - start)
     for place, letter in enumerate(text):
-        lost[place] = not seen[place] and (lost[place] or unicodedata.category(letter) not in SILENT)
-    words = re.findall(r"\S+", "".join(letter if gone else " " for letter, gone in zip(text, lost, strict=True)))
+        lost[place] = not covered[place] and (lost[place] or unicodedata.category(letter) not in SILENT)
+    words = re.findall(r"\S+", "".join(letter if missing else " " for letter, missing in zip(text, lost, strict=True)))
     return [word for word in dict.fromkeys(words) if any(unicodedata.category(letter)[0] != "P" for letter in word)]

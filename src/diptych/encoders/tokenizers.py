@@ -128,11 +128,11 @@ def saved_tokenizer(folder: Path, *files: str, usual: Literal["CLIPTokenizer", "
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object; get or make it again")
     require_no_code(values, path)
-    named = usual if values.get("tokenizer_class") is None else values["tokenizer_class"]
-    if not isinstance(named, str) or named not in TOKENIZER_CLASSES:
-        known = ", ".join(TOKENIZER_CLASSES)
-        raise UserError(f"{path}: tokenizer_class {named!r} is none that diptych reads: {known}")
-    family: Any = getattr(transformers, TOKENIZER_CLASSES[named])
+    class_name = usual if values.get("tokenizer_class") is None else values["tokenizer_class"]
+    if not isinstance(class_name, str) or class_name not in TOKENIZER_CLASSES:
+        supported = ", ".join(TOKENIZER_CLASSES)
+        raise UserError(f"{path}: tokenizer_class {class_name!r} is none that diptych reads: {supported}")
+    family: Any = getattr(transformers, TOKENIZER_CLASSES[class_name])
     with broken_tokenizers(f"the tokenizer in {folder} cannot be read"):
         saved = family.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer, pad = saved.backend_tokenizer, int(saved.pad_token_id)
@@ -147,14 +147,14 @@ def require_no_code(values: dict[str, Any], path: Path | str) -> None:
         raise UserError(f"{path}: auto_map asks for code that comes with the model, which diptych never runs")
 
 
-def require_ids(tokenizer: Any, known: int, folder: Path, pad: int = 0) -> None:
-    """Raise a `UserError` unless a text model of `known` tokens has a place for each id that a tokenizer can give."""
+def require_ids(tokenizer: Any, vocabulary: int, folder: Path, pad: int = 0) -> None:
+    """Raise a `UserError` where a tokenizer gives ids beyond a text model's `vocabulary` of so many tokens."""
     with broken_tokenizers(f"the tokenizer in {folder} cannot be read"):
         largest = max([*tokenizer.get_vocab().values(), *tokenizer.encode("").ids, pad])
-    if largest >= known or pad < 0:
+    if largest >= vocabulary or pad < 0:
         raise UserError(
             f"the tokenizer in {folder} knows {max(largest + 1, tokenizer.get_vocab_size()):,} tokens, and its text "
-            f"model {known:,}: it is another model's"
+            f"model {vocabulary:,}: it is another model's"
         )
 
 

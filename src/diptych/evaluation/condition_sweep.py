@@ -121,17 +121,17 @@ def rank(value: Any) -> tuple[int, Any]:
 
 
 def seen_drawings(
-    data: Path | str, judge: Judge | Path | str | None, pictures: int, seed: int, size: int | None
+    data: Path | str, judge: Judge | Path | str | None, images: int, seed: int, size: int | None
 ) -> DrawingScores:
     """The prompts of a sweep, drawn by `seed`, with their real images at `size`, the judge's if none.
 
     Raises a `UserError` where the data has fewer than two seen drawings.
     """
-    if pictures < 2:
-        raise UserError(f"pictures must be at least 2, not {pictures}: a Fréchet distance needs two")
+    if images < 2:
+        raise UserError(f"images must be at least 2, not {images}: a Fréchet distance needs two")
     judge = open_judge(judge)
     dataset, metas, concepts = open_data(data, judge)
-    ((group,), _) = choose_prompts(metas, pictures, 0, seed, splits=("seen",))
+    ((group,), _) = choose_prompts(metas, images, 0, seed, splits=("seen",))
     if len(group.seeds) < 2:
         raise UserError(f"{data} has a single seen drawing: a sweep needs at least two")
     return DrawingScores(judge, dataset, group, concepts, size or judge.config.size)

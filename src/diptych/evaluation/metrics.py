@@ -35,7 +35,7 @@ def trace_sqrt_product(first: np.ndarray, second: np.ndarray) -> float:
     """tr((A B)^½) of covariances (D, D), without a matrix square root.
 
     With A = L Lᵀ the product A B has the eigenvalues of Lᵀ B L, which is symmetric. Cholesky gives L, and where A has
-    not full rank (fewer pictures than dimensions) its eigenvectors do.
+    not full rank (fewer images than dimensions) its eigenvectors do.
     """
     try:
         factor = np.linalg.cholesky(first)
@@ -61,7 +61,7 @@ def ssim(one: Image.Image, other: Image.Image) -> float:
     red, green and blue. Images have 11 pixels a side or more.
     """
     if min(one.size) < WINDOW or one.size != other.size:
-        raise ValueError(f"SSIM compares pictures of one size, {WINDOW} pixels a side or more")
+        raise ValueError(f"SSIM compares images of one size, {WINDOW} pixels a side or more")
     first, second = (np.asarray(image.convert("RGB"), np.float64) for image in (one, other))  # (H, W, 3)
     weights = np.exp(-np.square(np.arange(WINDOW) - WINDOW // 2) / (2 * 1.5**2))
     weights /= weights.sum()

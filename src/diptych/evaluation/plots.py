@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, distinct for the colour-blind too; markers and dashes distinguish lines in grey.
-LOOKS = (("#D55E00", "o", "-"), ("#0072B2", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+LINE_STYLES = (("#D55E00", "o", "-"), ("#0072B2", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 OFFSETS = ((-6, 6), (6, -12), (6, 6), (-12, -12))  # of a line's labels in points: each line writes to its own side
 GREY = "#555555"
 
@@ -39,12 +39,12 @@ def plot_guidance(results: dict[str, Any]) -> Figure:
     figure, (trade, ends) = _figure(1.5, 1)
     cells, real = results["cells"], results["references"]["real"]
     for i, bound in enumerate(dict.fromkeys(cell["threshold"] for cell in cells)):
-        colour, marker, dashes = LOOKS[i % len(LOOKS)]
-        own = [cell for cell in cells if cell["threshold"] == bound]
-        look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "label": bound}
-        x, y = [cell["alignment"]["value"] for cell in own], [cell["frechet"] for cell in own]
-        trade.plot(x, y, **look)
-        for cell, *place in zip(own, x, y, strict=True):
+        colour, marker, dashes = LINE_STYLES[i % len(LINE_STYLES)]
+        points = [cell for cell in cells if cell["threshold"] == bound]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "label": bound}
+        x, y = [cell["alignment"]["value"] for cell in points], [cell["frechet"] for cell in points]
+        trade.plot(x, y, **style)
+        for cell, *place in zip(points, x, y, strict=True):
             trade.annotate(
                 f"{cell['guidance']:g}",
                 place,  # type: ignore[arg-type]
@@ -54,11 +54,11 @@ def plot_guidance(results: dict[str, Any]) -> Figure:
                 fontsize=9,
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable where lines cross
             )
-        ends.plot([cell["guidance"] for cell in own], [100 * cell["saturated"] for cell in own], **look)
-    aligned = f"alignment: cosine of picture and concept (real: {real['alignment']['value']:.3f})"
+        ends.plot([cell["guidance"] for cell in points], [100 * cell["saturated"] for cell in points], **style)
+    aligned = f"alignment: cosine of image and concept (real: {real['alignment']['value']:.3f})"
     _label(trade, aligned, "Fréchet distance on the judge's features", "points: guidance weight")
     _spread(trade, [cell["frechet"] for cell in cells])
-    _line(ends, 100 * real["saturated"], "real pictures")
+    _line(ends, 100 * real["saturated"], "real images")
     _weights(ends, sorted({cell["guidance"] for cell in cells}))
     _label(ends, "guidance weight", "values at 0 or 255, %", "saturation")
     figure.suptitle(_title(results))
@@ -68,11 +68,11 @@ def plot_guidance(results: dict[str, Any]) -> Figure:
 def plot_augmentation(results: dict[str, Any]) -> Figure:
     """Alignment, Fréchet distance and, where there are real images to compare with, PSNR by augmentation level."""
     cells, references = results["cells"], results["references"]
-    measures = [("alignment", "alignment: cosine of picture and concept"), ("frechet", "Fréchet distance")]
+    measures = [("alignment", "alignment: cosine of image and concept"), ("frechet", "Fréchet distance")]
     if "psnr" in cells[0]:
         measures.append(("psnr", "PSNR against the truth, dB"))
     figure, axes = _figure(*[1.0] * len(measures))
-    colour, marker, _ = LOOKS[1]
+    colour, marker, _ = LINE_STYLES[1]
     for i, (axis, (measure, label)) in enumerate(zip(axes, measures, strict=True)):
         means = [cell[measure] if isinstance(cell[measure], dict) else {"value": cell[measure]} for cell in cells]
         axis.errorbar(
@@ -85,8 +85,8 @@ def plot_augmentation(results: dict[str, Any]) -> Figure:
             label="generated",
         )
         for name, words, (line, _, dashes) in (
-            ("bicubic", "its input, bicubic", LOOKS[0]),
-            ("real", "real pictures", (GREY, "", ":")),
+            ("bicubic", "its input, bicubic", LINE_STYLES[0]),
+            ("real", "real images", (GREY, "", ":")),
         ):
             reference = references.get(name, {}).get(measure)
             if reference is not None:
@@ -110,7 +110,7 @@ def _figure(*widths: float) -> tuple[Figure, list[Axes]]:
 
 
 def _title(results: dict[str, Any]) -> str:
-    return f"{results['model']['name']}: {results['settings']['pictures']} pictures a point"
+    return f"{results['model']['name']}: {results['settings']['pictures']} images a point"
 
 
 def _label(axis: Axes, x: str, y: str, title: str) -> None:

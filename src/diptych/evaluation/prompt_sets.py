@@ -25,11 +25,11 @@ def prompt_of(captions: Sequence[str], scene: bool) -> str:
 
 
 def draw_examples(
-    data: Path | str, split: Split, size: int, pictures: int, seed: int, captions: bool = True
+    data: Path | str, split: Split, size: int, images: int, seed: int, captions: bool = True
 ) -> tuple[list[int], list[Example]]:
-    """`pictures` examples of a data set, two or more, drawn by `seed`, and their indices; with `captions` or not."""
+    """`images` examples of a data set, two or more, drawn by `seed`, and their indices; with `captions` or not."""
     dataset = open_dataset(DataConfig(path=str(data), size=size, split=split), captions=captions)
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:pictures]
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(dataset))[:images]
     if len(chosen) < 2:
         raise UserError(f"two images or more are needed; split {split!r} of {data} has {len(dataset)}")
     examples = [dataset[int(index)] for index in chosen]
@@ -58,7 +58,7 @@ class PromptGroup:
 
 def choose_prompts(
     metas: Sequence[dict[str, Any]],
-    pictures: int,
+    images: int,
     scenes: int,
     seed: int,
     splits: Sequence[str] = SPLITS,
@@ -94,7 +94,7 @@ def choose_prompts(
         seeds = list(range(seed + count - len(indices), seed + count))
         return PromptGroup(name, indices, [metas[i] for i in indices], seeds, named=bool(names))
 
-    pairs = [group(name, pools[name], pictures) for name in splits]
+    pairs = [group(name, pools[name], images) for name in splits]
     return pairs, [group(name, categories[name], scenes) for name in sorted(categories) if scenes]
 
 

@@ -1,7 +1,7 @@
-"""The study runner: it opens judge and models, generates what a study lacks, cell by cell, and writes its report.
+"""The study runner: opens judge and models, generates missing cells, and writes the report.
 
 A study in `benchmarks/` declares its cells (a model under one condition, over its prompts and seeds), what it measures,
-its tables and its sheets. What was generated or measured is written at once: the same call again goes on behind it.
+its tables and its sheets. Results are written as they come; the same call again resumes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class StudyCell:
 
 @dataclass(kw_only=True, eq=False)
 class Study(ABC):
-    """What a study declares; `run_study` does the rest."""
+    """The declaration of a study, run by `run_study`."""
 
     writes: ClassVar[tuple[str, ...]]
     """Globs of all that it writes: a folder that holds any of them belongs to a study."""
@@ -70,13 +70,13 @@ class Study(ABC):
     closing: ClassVar[str]
     """The last line on the console, which says where the results are."""
     head: dict[str, Any]
-    """Everything that decides the results."""
+    """All settings that change the results."""
     batch: int
     """Images generated at a time; they do not depend on it."""
 
     @abstractmethod
     def cells(self) -> Sequence[StudyCell]:
-        """All that is generated."""
+        """The cells to generate."""
 
     @abstractmethod
     def tables(self, results: dict[str, Any]) -> list[Table | str]:
@@ -99,8 +99,8 @@ class Study(ABC):
 class ImageStudy(Study):
     """A study whose cells are measured together once all images are there."""
 
-    keeps_images: ClassVar[bool] = False
-    """Whether its images are results: if not, those of a study in progress lie in cells/ until it ends."""
+    saves_images: ClassVar[bool] = False
+    """Whether images are kept as results; else they lie in cells/ until the study ends."""
     grows: ClassVar[str | None] = None
     """An entry of `head` that may gain members from one run to the next."""
 
@@ -123,7 +123,7 @@ class ImageStudy(Study):
 
     def finished(self, out: Path) -> dict[str, Any]:
         done = claimed(out, self.head, (*self.writes, "cells"), self.grows)
-        return {} if self.keeps_images else done
+        return {} if self.saves_images else done
 
     def compute(self, out: Path) -> dict[str, Any]:
         cells = self.cells()
@@ -143,7 +143,7 @@ class ImageStudy(Study):
         for name, sheet in self.sheets(results).items():
             save_png(sheet, out / name, optimize=sheet.mode == "P")
         write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
-        if not self.keeps_images:
+        if not self.saves_images:
             for store in stores:
                 if isinstance(store, ImageFolder):
                     store.remove()
@@ -154,7 +154,7 @@ class ImageStudy(Study):
 
 @dataclass(kw_only=True, eq=False)
 class MeasuredStudy(Study):
-    """A study of many cells: each is measured when it is generated, and its numbers stay in results.json."""
+    """A study of many cells, each measured as soon as it is generated and stored in results.json."""
 
     strips: ClassVar[str] = "cells"
     """The folder of the first images of cells."""
@@ -245,17 +245,17 @@ def by_model(
     each: Mapping[str, Sequence] | None = None,
     **options: Any,
 ) -> Generate:
-    """`model.generate` as what fills a cell.
+    """The `generate` function of a cell, by `model.generate`.
 
     Args:
         each: arguments of `generate` with one value for each image.
         options: those for all images; one that is none is left to the model.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    common = {name: value for name, value in options.items() if value is not None}
 
     def generate(part: Sequence[int]) -> tuple[list[Image.Image], dict[str, Any]]:
-        own = {name: [values[i] for i in part] for name, values in (each or {}).items()}
-        result = model.generate([prompts[i] for i in part], seeds=[seeds[i] for i in part], **own, **given)
+        per_image = {name: [values[i] for i in part] for name, values in (each or {}).items()}
+        result = model.generate([prompts[i] for i in part], seeds=[seeds[i] for i in part], **per_image, **common)
         metadata = getattr(result, "metadata", None) or {}
         return result.images, metadata[0] if isinstance(metadata, list) else metadata
 

@@ -37,7 +37,7 @@ def score_pairs(
     """Retrieval of drawings among all concepts (C, D): generated, real, shuffled and by chance."""
     place = {concept: i for i, concept in enumerate(concepts)}
     truth = torch.tensor([place[concept_of(m)] for m in group.metas])
-    generated, real = judge.pictures(group.generated), judge.pictures(group.real)  # (N, D)
+    generated, real = judge.encode_images(group.generated), judge.encode_images(group.real)  # (N, D)
     rank, real_rank = ranks(generated, vectors, truth), ranks(real, vectors, truth)
     guesses, real_guesses = _guesses(generated, vectors, concepts), _guesses(real, vectors, concepts)
     for i, meta in enumerate(group.metas):
@@ -59,9 +59,9 @@ def score_pairs(
 def score_scenes(judge: Judge, group: PromptGroup, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Share of scenes whose true caption the judge ranks before its foils: generated, real, shuffled and by chance."""
     trials = [(m["captions"][0], list(m["foils"])) for m in group.metas]
-    generated = judge.pictures(group.generated)
+    generated = judge.encode_images(group.generated)
     right = share_of_right_captions(judge, generated, trials)
-    real_right = share_of_right_captions(judge, judge.pictures(group.real), trials)
+    real_right = share_of_right_captions(judge, judge.encode_images(group.real), trials)
     for i, (caption, foils) in enumerate(trials):
         records.append(
             {"group": "scenes", "category": group.name, "prompt": caption, "foils": foils, "seed": group.seeds[i]}
@@ -97,7 +97,7 @@ def measure(
 
 
 def pooled(scenes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """All categories together, each picture with the same weight."""
+    """All categories together, each image with the same weight."""
     counts = [s["pictures"] for s in scenes.values()]
     total: dict[str, Any] = {"pictures": sum(counts)}
     for row in ROWS:
@@ -111,15 +111,15 @@ def _top(rank: Tensor) -> dict[str, Any]:
 
 
 def _placed(rank: Tensor, concepts: int) -> dict[str, Any]:
-    """Also the mean place of the true concept among all, 0 the first and 1 the last: it tells weak models from chance
-    long before a concept is named."""
+    """Also the mean place of the true concept among all, 0 the first and 1 the last: it separates weak models from
+    chance long before a concept is named."""
     if len(rank) < 2:  # no standard error
         return _top(rank)
     return {**_top(rank), "place": Mean.of(rank / max(concepts - 1, 1))._asdict()}
 
 
-def _guesses(pictures: Tensor, vectors: Tensor, concepts: list[str], count: int = 5) -> list[list[str]]:
-    best = (pictures @ vectors.T).topk(min(count, len(concepts)), dim=1).indices
+def _guesses(images: Tensor, vectors: Tensor, concepts: list[str], count: int = 5) -> list[list[str]]:
+    best = (images @ vectors.T).topk(min(count, len(concepts)), dim=1).indices
     return [[concepts[i] for i in row] for row in best.tolist()]
 
 
@@ -130,7 +130,7 @@ def _frechet(judge: Judge, group: PromptGroup) -> float | None:
 
 
 def share_of(generated: dict[str, Any], real: dict[str, Any]) -> dict[str, float | None]:
-    """Scores as shares of what real pictures score; none where that is zero."""
+    """Scores as shares of what real images score; none where that is zero."""
     return {k: generated[k]["value"] / real[k]["value"] if real[k]["value"] else None for k in ("top1", "top5")}
 
 
@@ -249,18 +249,18 @@ def error_over_seeds(values: Sequence[np.ndarray]) -> float | None:
     return float(flat.mean(1).std(ddof=1)) / math.sqrt(len(flat))
 
 
-def bootstrap_ratio(seen: Tensor, unseen: Tensor) -> tuple[dict[str, float] | None, np.ndarray]:
+def bootstrap_ratio(trained: Tensor, unseen: Tensor) -> tuple[dict[str, float] | None, np.ndarray]:
     """The ratio of the means of (W,) unseen and seen, with its bootstrap error, and every resample's ratio: each of
     `RESAMPLES` draws the same items in every call.
 
     None where the mean of seen is 0.
     """
-    draws = np.random.Generator(np.random.PCG64(0)).integers(0, len(seen), (RESAMPLES, len(seen)))
-    below, above = seen.numpy()[draws].mean(1), unseen.numpy()[draws].mean(1)
+    draws = np.random.Generator(np.random.PCG64(0)).integers(0, len(trained), (RESAMPLES, len(trained)))
+    below, above = trained.numpy()[draws].mean(1), unseen.numpy()[draws].mean(1)
     shares = np.divide(above, below, out=np.full(RESAMPLES, np.nan), where=below > 0)
-    if not seen.any():
+    if not trained.any():
         return None, shares
-    return {"value": float(unseen.mean() / seen.mean()), "error": float(np.nanstd(shares))}, shares
+    return {"value": float(unseen.mean() / trained.mean()), "error": float(np.nanstd(shares))}, shares
 
 
 def crop_box(image: Image.Image, sides: Sides, size: int) -> Image.Image:

@@ -55,7 +55,7 @@ class Autoregressive(OverFirstStage):
     def device(self) -> torch.device:
         return self.transformer.position.device
 
-    # What the training loop asks for.
+    # Training
 
     def prepare(self, batch: dict[str, Any], dropped: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The codes (B, length) of a training batch, row by row, and the transformer's other arguments.
@@ -65,7 +65,7 @@ class Autoregressive(OverFirstStage):
         codes = batch["codes"].long() if "codes" in batch else self.encode(batch["picture"])
         return codes.flatten(1), self.embed(self.kept_captions(batch, dropped))
 
-    # What everyone else asks for.
+    # Sampling
 
     def embed(self, prompts: list[str], request: Request | None = None) -> dict[str, Tensor]:
         """Prompts as the transformer's keyword arguments, read as a request says."""

@@ -1,4 +1,4 @@
-"""The config of the two-stage forerunner."""
+"""The config of a VQGAN and transformer (Esser et al. 2021)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diptych.networks.code_transformer import CodeTransformerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveConfig(Config):
-    """A VQ first stage, a transformer that draws its codes one by one, and how it likes to be sampled. The defaults are
+    """A VQ first stage, an autoregressive transformer over its codes, and default sampling options. The defaults are
     the paper's model of ImageNet's classes, with the settings of its samples."""
 
     kind: Literal["autoregressive"] = "autoregressive"
@@ -30,9 +30,9 @@ class AutoregressiveConfig(Config):
     transformer: CodeTransformerConfig = CodeTransformerConfig()
     """The transformer over its codes."""
     text: TextConfig | ClassConfig | None = ClassConfig(classes=1000)
-    """What reads the prompts, or the classes that they name; none for a model that paints whatever it likes."""
+    """The text encoder, or the classes; none for an unconditional model."""
     size: Annotated[int, Within(0, 2**16)] = 256
-    """Side of the pictures it was trained on, in pixels."""
+    """Side of the images it was trained on, in pixels."""
     temperature: float = 1.0
     """Default temperature of the logits."""
     top_k: int | None = None
@@ -52,20 +52,20 @@ class AutoregressiveConfig(Config):
         if self.autoencoder.codebook is None:
             raise UserError("AutoregressiveConfig.autoencoder.codebook must be set: codes are entries of a codebook")
         shape, classes = self.transformer, self.text.entries if isinstance(self.text, ClassConfig) else None
-        for name, value, wanted in (
+        for name, value, expected in (
             ("vocabulary", shape.vocabulary, self.autoencoder.codebook),
             ("length", shape.length, self.side**2),
             ("context_width", shape.context_width, None if self.encoder is None else self.encoder.width),
             ("classes", shape.classes, classes),
         ):
-            if value != wanted:
+            if value != expected:
                 raise UserError(
-                    f"AutoregressiveConfig.transformer.{name} must be {wanted} to fit its neighbours, not {value}"
+                    f"AutoregressiveConfig.transformer.{name} must be {expected} to fit its neighbours, not {value}"
                 )
 
     @property
     def side(self) -> int:
-        """Codes along the side of a picture as it was trained on."""
+        """Codes along the side of an image as it was trained on."""
         return self.size // self.autoencoder.factor
 
     def networks(self) -> dict[str, nn.Module]:
@@ -80,5 +80,5 @@ class AutoregressiveConfig(Config):
 
     @property
     def guidable(self) -> bool:
-        """Whether prompts are read, and something stands for none of them."""
+        """Whether classifier-free guidance is possible: the model reads prompts and has a null condition."""
         return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None

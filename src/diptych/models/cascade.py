@@ -41,7 +41,7 @@ class CascadeConfig(Config):
     kind: Literal["cascade"] = "cascade"
     """Which system this is."""
     stages: tuple[str, ...] = ()
-    """Folders of the stages beside this config, in the order in which they run."""
+    """Folders of the stages, next to this config, in the order in which they run."""
 
     def check(self) -> None:
         self.require(len(self.stages) > 0, "stages", "name at least one folder")
@@ -73,7 +73,7 @@ class Cascade(OneLineRepr):
         cascade = cls([stage.config for stage in stages])
         cascade._open = {number: stage.eval() for number, stage in enumerate(stages)}
         for stage in stages:
-            if stage.config.text is not None and stage.reads and stage.joint_text is None:
+            if stage.config.text is not None and stage.text_loaded and stage.joint_text is None:
                 cascade._encoders[stage.config.text] = stage.text
         return cascade.to(stages[0].device)
 
@@ -229,16 +229,16 @@ def assemble(sources: Sequence[Path], out: Path, published: Mapping[Path, Callab
 
     Folders of stages are copied. Those of the sources that are `published` models are opened by a call and written as
     they come from there, one in memory at a time. Text encoders stay where they lie; see `shared_texts`. A cascade that
-    lies at `out` is replaced, what stands beside its stages (a model card) is kept.
+    lies at `out` is replaced, other files (a model card) are copied.
     """
     published = published or {}
     sources = [source / "model" if (source / "model" / "config.json").is_file() else source for source in sources]
-    known = [read_stage(source) for source in sources if source not in published]
+    stages = [read_stage(source) for source in sources if source not in published]
     if not published:
-        check_chain(known)
+        check_chain(stages)
     with replacing(out, CASCADE) as partial:
         if out.is_dir():
-            shutil.copytree(out, partial, symlinks=True, ignore=beside_stages(out))
+            shutil.copytree(out, partial, symlinks=True, ignore=other_files(out))
         configs: list[PixelDiffusionConfig] = []
         for source in sources:
             stage = published[source]() if source in published else open_stage(source)  # whole and trained
@@ -284,15 +284,15 @@ def nowhere(text: T5Config) -> T5Config:
 
 def equal(text: T5Config, other: T5Config) -> bool:
     """Whether two folders hold the same encoder."""
-    there = all(one.path is not None and Path(one.path).is_dir() for one in (text, other))
-    return text == other or (there and text.fingerprint() == other.fingerprint())
+    folders = all(one.path is not None and Path(one.path).is_dir() for one in (text, other))
+    return text == other or (folders and text.fingerprint() == other.fingerprint())
 
 
 def open_stage(folder: Path) -> PixelDiffusion:
     return PixelDiffusion.load(read_stage(folder).to_dict(), folder)
 
 
-def beside_stages(out: Path) -> Callable[[str, list[str]], set[str]]:
+def other_files(out: Path) -> Callable[[str, list[str]], set[str]]:
     """For `shutil.copytree`: leaves out a cascade's own files, at the top of its folder alone."""
 
     def left_out(folder: str, names: list[str]) -> set[str]:
@@ -308,6 +308,6 @@ def check_chain(configs: Sequence[PixelDiffusionConfig]) -> None:
         raise UserError("a cascade needs at least one stage")
     for before, after in itertools.pairwise(configs):
         if after.low_size != before.size:
-            does = f"enlarges {after.low_size}-px pictures" if after.low_size else "is a base stage"
-            made = f"which makes {before.size}-px pictures"
+            does = f"enlarges {after.low_size}-px images" if after.low_size else "is a base stage"
+            made = f"which makes {before.size}-px images"
             raise UserError(f"stage {after.name} cannot follow stage {before.name}, {made}: it {does}")

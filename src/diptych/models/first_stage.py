@@ -12,7 +12,7 @@ import torch
 from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from diptych.weights.fingerprint import fingerprint
@@ -69,20 +69,20 @@ TINY = "tiny"
 
 
 def choose_tiny_decoder(
-    chosen: TinyDecoder | Path | str, autoencoder: Autoencoder, own: TinyDecoder | None
+    chosen: TinyDecoder | Path | str, autoencoder: Autoencoder, shipped: TinyDecoder | None
 ) -> TinyDecoder:
-    """The tiny decoder that is meant: itself, the model's `own` ("tiny"), or that in a folder.
+    """The tiny decoder that is meant: itself, the model's `shipped` ("tiny"), or that in a folder.
 
     Raises a `UserError` where there is none, or one of another first stage.
     """
     if isinstance(chosen, TinyDecoder):
         decoder = chosen
     elif not isinstance(chosen, (str, Path)):
-        raise UserError(f"decoder must be tiny, a folder or an opened tiny decoder, not {said(chosen)}")
+        raise UserError(f"decoder must be tiny, a folder or an opened tiny decoder, not {short_repr(chosen)}")
     elif str(chosen) == TINY:
-        if own is None:
+        if shipped is None:
             raise UserError("no tiny decoder came with this model: name the folder of one")
-        decoder = own
+        decoder = shipped
     else:
         decoder = load_tiny_decoder(chosen)
     require_fits(decoder, autoencoder)
@@ -90,8 +90,8 @@ def choose_tiny_decoder(
 
 
 def require_fits(decoder: TinyDecoder, autoencoder: Autoencoder) -> None:
-    """Raise a `UserError` unless the decoder was trained after this autoencoder, as far as can be told: in a type that
-    is not float32 weights have another fingerprint, and only the shapes of latents are compared.
+    """Raise a `UserError` unless the decoder was trained after this autoencoder, as far as can be checked: weights that
+    are not float32 have another fingerprint, and only the shapes of latents are compared.
     """
     ours, theirs = decoder.config, autoencoder.config
     same = (ours.latent_channels, ours.factor) == (theirs.latent_channels, theirs.factor)

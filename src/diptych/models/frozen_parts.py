@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 ENCODED_AT_ONCE = 32
-"""Pictures that the first stage sees at a time: its activations are the largest of all."""
+"""Images that the first stage encodes at a time: its activations are the largest of all."""
 
 
-class HoldsFrozen(nn.Module):
+class FrozenModules(nn.Module):
     """Base of modules with frozen parts. Whatever moves the module (`to`, `cuda`, `half`) moves these as well, but they
     are no submodules: they are not in `parameters()`, and not in the state dict.
     """
 
     _frozen: dict[str, Any]
 
-    def hold_frozen(self, **parts: Any) -> None:
+    def set_frozen(self, **parts: Any) -> None:
         """Set the frozen parts: networks, or encoders whose network is `model`; None where there is none."""
         self._frozen = parts  # nn.Module registers modules, and not those in a dict
 
@@ -36,7 +36,7 @@ class HoldsFrozen(nn.Module):
         return super()._apply(fn, recurse)
 
 
-class OverFirstStage(OneLineRepr, HoldsFrozen):
+class OverFirstStage(OneLineRepr, FrozenModules):
     """Base of models whose network works on the latents or codes of an autoencoder.
 
     The autoencoder and a frozen text encoder are not in its state dict; a text encoder that is trained with the network
@@ -48,7 +48,7 @@ class OverFirstStage(OneLineRepr, HoldsFrozen):
         dict has the parts in this order."""
         self.joint_text: Any = text if isinstance(text, nn.Module) else None
         text = None if self.joint_text is not None else text
-        self.hold_frozen(autoencoder=autoencoder.eval().requires_grad_(False), text=text, **frozen)
+        self.set_frozen(autoencoder=autoencoder.eval().requires_grad_(False), text=text, **frozen)
 
     @property
     def autoencoder(self) -> Autoencoder:

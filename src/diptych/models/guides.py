@@ -47,7 +47,7 @@ class Guide(Protocol):
         ...
 
     @property
-    def reads(self) -> Literal["noisy", "images"]:
+    def input_kind(self) -> Literal["noisy", "images"]:
         """Its input: the noisy x_t, or the denoiser's estimate as clean images."""
         ...
 
@@ -72,8 +72,8 @@ def guided_by(denoiser: Denoising, guides: Guides, prompts: Sequence[str], space
         if not (isinstance(scale, (int, float)) and abs(scale) <= MAX_SCALE):  # NaN fails too
             raise UserError(f"the scale of the guide {guide.name} must lie within {MAX_SCALE:g} of 0, not {scale!r}")
     scores = []
-    for guide, scale in sorted(guides, key=lambda pair: pair[0].reads == "noisy"):
-        score, noisy = guide.bind(prompts, space), guide.reads == "noisy"
+    for guide, scale in sorted(guides, key=lambda pair: pair[0].input_kind == "noisy"):
+        score, noisy = guide.bind(prompts, space), guide.input_kind == "noisy"
 
         def of_images(x0: Tensor, score: Score = score) -> Tensor:
             return score(space.images(x0))

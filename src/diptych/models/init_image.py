@@ -105,11 +105,11 @@ class InitImage:
 
 
 def read_init_image(
-    shape: ImageShape, count: int, steps: int, given: Mapping[str, Any], factor: int = 1
+    shape: ImageShape, count: int, steps: int, options: Mapping[str, Any], factor: int = 1
 ) -> InitImage | None:
     """The init image for `count` prompts, or none. A `UserError` names what is wrong or missing.
 
-    given: the options of `generate`:
+    options: the options of `generate`:
       image: PNG, JPEG or WebP files or Pillow images, one or one for each prompt, brought to `size`, or where there is
         none the shorter side to the training size; or a tensor (1 or count, 3, H, W) in [-1, 1].
       mask: likewise, white where to generate, of the image's shape; or a tensor (1 or count, 1, H, W) in [0, 1]. What
@@ -118,7 +118,7 @@ def read_init_image(
         what does not come out even is cropped, and an image of quite another shape than `size` is an error.
     factor: pixels of a latent's side.
     """
-    image, mask, strength, paste = (given.get(name) for name in ("image", "mask", "strength", "paste"))
+    image, mask, strength, paste = (options.get(name) for name in ("image", "mask", "strength", "paste"))
     if shape.repaints and (image is None or mask is None):
         raise UserError(
             "this model inpaints: give it an image and a mask that is white where to generate, --image and --mask "
@@ -126,7 +126,7 @@ def read_init_image(
         )
     if image is None:
         for name in ("mask", "strength", "paste", "fit"):
-            if is_given(given.get(name)):
+            if is_given(options.get(name)):
                 raise UserError(f"{name} is for an image to start from: give that as --image (image=)")
         return None
     if paste and mask is None:
@@ -135,7 +135,7 @@ def read_init_image(
         strength = STRENGTH if mask is None else 1.0
     if not steps_taken(steps, strength):
         raise UserError(f"strength {strength:g} of {steps} steps leaves none to take: raise one of them")
-    size, fit = given.get("size"), given.get("fit")
+    size, fit = options.get("size"), options.get("fit")
     sides = None if size is None else read_size(size, shape.multiple)
     images, shapes, fitted = read_images(image, count, sides, shape.size, shape.multiple, fit)
     masks = None if mask is None else read_masks(mask, count, (images.shape[-1], images.shape[-2]), shapes, fit)
@@ -156,12 +156,12 @@ def read_images(
             raise UserError(f"the image has {width} x {height} values, and size is {sides[0]} x {sides[1]}")
         read_size((width, height), unit)
         return tensor, [(width, height)], None
-    given = [read_image(one) for one in one_or_each("image", image, count)]
-    sizes = [size_of(one, sides, side, unit, fit) for one in given]
+    loaded = [read_image(one) for one in one_or_each("image", image, count)]
+    sizes = [size_of(one, sides, side, unit, fit) for one in loaded]
     if any(size != sizes[0] for size in sizes):
         raise UserError("the images have different shapes: give them one at a time")
-    images = [fit_image(one, sizes[0], fit) for one in given]
-    return to_tensor(images), [one.size for one in given], fit_of(images)
+    images = [fit_image(one, sizes[0], fit) for one in loaded]
+    return to_tensor(images), [one.size for one in loaded], fit_of(images)
 
 
 def size_of(image: Image.Image, sides: Sequence[int] | None, side: int, unit: int, fit: str | None) -> tuple[int, int]:
@@ -187,15 +187,15 @@ def read_masks(
         if (size := (tensor.shape[-1], tensor.shape[-2])) != sides:
             raise UserError(f"the mask has {size[0]} x {size[1]} values, and the image {sides[0]} x {sides[1]}")
         return (tensor >= 0.5).float()
-    given = [read_image(one) for one in one_or_each("mask", mask, count)]
-    each = max(len(given), len(shapes))
-    for one, (width, height) in zip(given * (each // len(given)), [*shapes] * (each // len(shapes)), strict=True):
+    loaded = [read_image(one) for one in one_or_each("mask", mask, count)]
+    each = max(len(loaded), len(shapes))
+    for one, (width, height) in zip(loaded * (each // len(loaded)), [*shapes] * (each // len(shapes)), strict=True):
         if abs(one.width * height / one.height - width) > 1:
             raise UserError(
                 f"the mask has {one.width} x {one.height} pixels and the image {width} x {height}: "
                 "give a mask of the image's shape"
             )
-    values = np.stack([np.asarray(fit_image(one.convert("L"), sides, fit, fill=0)) for one in given])  # (B, H, W)
+    values = np.stack([np.asarray(fit_image(one.convert("L"), sides, fit, fill=0)) for one in loaded])  # (B, H, W)
     masks = torch.from_numpy(values >= 128).float()[:, None]
     for all_white, source in zip(masks.flatten(1).all(1).tolist(), one_or_each("mask", mask, count), strict=True):
         if all_white and has_transparency(source):  # a white brush on a transparent layer means something else

@@ -1,7 +1,7 @@
-"""The judge: pictures and words in one space, learned from real renderings and never from a generator.
+"""The judge: images and words in one space, learned from real renderings and never from a generator.
 
-Two towers meet in one unit sphere (CLIP: Radford et al. 2021, section 2.3): a small residual network reads a picture,
-a small transformer reads the frozen MiniLM features of a caption. What a generated picture shows is then what the
+Two towers meet in one unit sphere (CLIP: Radford et al. 2021, section 2.3): a small residual network reads an image,
+a small transformer reads the frozen MiniLM features of a caption. What a generated image shows is then what the
 judge finds nearest among all concepts (`retrieval.py`). No generator is trained on the judge, so it cannot be tuned to.
 """
 
@@ -38,9 +38,9 @@ class JudgeConfig(Config):
     most = 2**16
 
     size: Annotated[int, Within(1)] = 64
-    """Side in pixels of the square that the picture tower reads; other sizes are resized to it, antialiased."""
+    """Side in pixels of the square that the image tower reads; other sizes are resized to it, antialiased."""
     widths: Annotated[tuple[int, ...], Within(1)] = (32, 64, 128, 256)
-    """Channels of the picture tower's stages, from half the resolution down, each half the one before."""
+    """Channels of the image tower's stages, from half the resolution down, each half the one before."""
     blocks: Annotated[tuple[int, ...], Within(1, 1000)] = (1, 1, 2, 1)
     """Residual blocks of each stage."""
     token_width: Annotated[int, Within(1)] = 384
@@ -54,7 +54,7 @@ class JudgeConfig(Config):
     heads: Annotated[int, Within(1)] = 4
     """Attention heads, in both towers."""
     embedding: Annotated[int, Within(1)] = 256
-    """Dimensions of the space that pictures and words share."""
+    """Dimensions of the space that images and words share."""
     dropout: float = 0.1
     """Dropout in both towers' transformers."""
 
@@ -113,7 +113,7 @@ class Attend(nn.Module):
         return self.norm(x[:, 0])
 
 
-class PictureTower(nn.Module):
+class ImageTower(nn.Module):
     """(B, 3, H, W) in [-1, 1] to (B, widths[-1]): convolutions, then attention over the cells of what is left."""
 
     def __init__(self, config: JudgeConfig) -> None:
@@ -133,7 +133,8 @@ class PictureTower(nn.Module):
         self.attend = Attend(width, cells, 1, config.heads, config.dropout)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """What the stem and each stage see: (B, widths[0], S/2, S/2) twice, then half the resolution stage by stage."""
+        """The activations of the stem and each stage: (B, widths[0], S/2, S/2) twice, then half the
+        resolution stage by stage."""
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
         maps = [self.stem(x.contiguous(memory_format=torch.channels_last))]
@@ -175,7 +176,7 @@ class Judge(nn.Module):
         self.config = config
         # A plain object, not a submodule: frozen features belong to no checkpoint.
         self.words = words or WordFeatures()
-        self.picture_tower = PictureTower(config)
+        self.picture_tower = ImageTower(config)
         self.word_tower = WordTower(config)
         self.picture_head = nn.Linear(config.widths[-1], config.embedding, bias=False)
         self.word_head = nn.Linear(config.text_width, config.embedding, bias=False)
@@ -190,9 +191,9 @@ class Judge(nn.Module):
         """The inverse temperature, held at 100 or less so that training stays stable (CLIP, section 2.5)."""
         return self.log_scale.exp().clamp(max=100.0)
 
-    def embed_pictures(self, pictures: Tensor) -> Tensor:
+    def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], any size, to unit vectors (B, embedding)."""
-        return F.normalize(self.picture_head(self.picture_tower(pictures)), dim=-1)
+        return F.normalize(self.picture_head(self.picture_tower(images)), dim=-1)
 
     def embed_captions(self, captions: Sequence[str], chunk: int = 128) -> Tensor:
         """Captions to unit vectors (B, embedding); read in chunks of like length, so that little padding is read."""
@@ -206,9 +207,9 @@ class Judge(nn.Module):
         return F.normalize(torch.cat(parts)[place.to(self.device)], dim=-1)
 
     @torch.inference_mode()
-    def pictures(self, pictures: Sequence[Image.Image], batch: int = 64) -> Tensor:
-        """Unit vectors (N, embedding) of PIL pictures, in evaluation mode and small batches."""
-        return self._evaluate(lambda part: self.embed_pictures(to_tensor(part).to(self.device)), pictures, batch)
+    def encode_images(self, images: Sequence[Image.Image], batch: int = 64) -> Tensor:
+        """Unit vectors (N, embedding) of PIL images, in evaluation mode and small batches."""
+        return self._evaluate(lambda part: self.embed_images(to_tensor(part).to(self.device)), images, batch)
 
     @torch.inference_mode()
     def captions(self, captions: Sequence[str], batch: int = 256) -> Tensor:
@@ -216,13 +217,13 @@ class Judge(nn.Module):
         return self._evaluate(self.embed_captions, captions, batch)
 
     @torch.inference_mode()
-    def features(self, pictures: Sequence[Image.Image], batch: int = 64) -> Tensor:
-        """What the picture tower sees before the shared space, (N, widths[-1]): for the Frechet distance."""
-        return self._evaluate(lambda part: self.picture_tower(to_tensor(part).to(self.device)), pictures, batch)
+    def features(self, images: Sequence[Image.Image], batch: int = 64) -> Tensor:
+        """Features of the image tower before the projection, (N, widths[-1]): for the Frechet distance."""
+        return self._evaluate(lambda part: self.picture_tower(to_tensor(part).to(self.device)), images, batch)
 
     @torch.inference_mode()
     def place(self, features: Tensor) -> Tensor:
-        """Unit vectors (N, embedding) of `features` (N, widths[-1]): what `pictures` gives, without a second look."""
+        """Unit vectors (N, embedding) of `features` (N, widths[-1]): what `encode_images` gives, computed from them."""
         return F.normalize(self.picture_head(features.to(self.device)), dim=-1).float().cpu()
 
     def _evaluate(self, run: Callable[[Sequence], Tensor], items: Sequence, batch: int) -> Tensor:

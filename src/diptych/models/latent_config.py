@@ -1,4 +1,4 @@
-"""The config of the latent panel."""
+"""The config of latent diffusion models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diptych.networks.unet import UNetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig(Config):
-    """A latent diffusion model: its parts, its noise schedule, and how it likes to be sampled."""
+    """A latent diffusion model: its networks, noise schedule and default sampling options."""
 
     renamed: ClassVar[dict[str, str]] = {
         "beside": "concat",
@@ -38,10 +38,10 @@ class LatentConfig(Config):
     unet: UNetConfig | AdmUNetConfig = UNetConfig()
     """The denoising network over latents."""
     concat: ConcatConfig | None = None
-    """What is concatenated to the latent, and makes the model one that repaints or enlarges pictures and does nothing
-    else; none, but a U-Net with `concat_channels` for a mask and a masked latent repaints also where this is none."""
+    """Concat conditioning of models for inpainting and super-resolution, or none. A U-Net with `concat_channels` for a
+    mask and a masked latent is an inpainting model even where this is none."""
     text: TextConfig | ClassConfig | None = ClipTextConfig()
-    """What reads the prompts, or the classes that they name; none for a model that paints whatever it likes."""
+    """The text encoder, or the classes; none for an unconditional model."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The noise schedule."""
     times: TimesConfig = TimesConfig()
@@ -52,7 +52,7 @@ class LatentConfig(Config):
     """What latents are multiplied by: 1 for a codebook's, which are not rescaled (appendix D.1), 0.18215 in Stable
     Diffusion 1 and 2. None for 1 / the deviation of the first batch's (appendix G)."""
     size: Annotated[int, Within(0, 2**16)] = 512
-    """Side of the pictures it was trained on, in pixels."""
+    """Side of the images it was trained on, in pixels."""
     steps: int = 50
     """Default number of sampling steps."""
     guidance: float = 7.5
@@ -86,8 +86,8 @@ class LatentConfig(Config):
         concatenated = 0 if self.concat is None else self.concat.channels(self.autoencoder)
         token = text
         if classes and isinstance(self.unet, UNetConfig):
-            token = self.unet.context_width  # of a class: as wide as the U-Net likes
-        for name, value, wanted in (
+            token = self.unet.context_width  # of a class embedding: any
+        for name, value, allowed in (
             ("in_channels", self.unet.in_channels, (latent,)),
             ("concat_channels", self.unet.concat_channels, (concatenated, *[latent + 1] * (self.concat is None))),
             ("out_channels", self.unet.out_channels, (latent,)),
@@ -95,8 +95,8 @@ class LatentConfig(Config):
             ("pooled_width", self.unet.pooled_width, (text, None)),
             ("classes", self.unet.classes, (classes,)),
         ):
-            if value not in wanted:
-                raise UserError(f"LatentConfig.unet.{name} must be {wanted[0]} to fit its neighbours, not {value}")
+            if value not in allowed:
+                raise UserError(f"LatentConfig.unet.{name} must be {allowed[0]} to fit its neighbours, not {value}")
 
     def networks(self) -> dict[str, nn.Module]:
         """Each network by its name, to be counted: call it on the meta device."""
@@ -110,7 +110,7 @@ class LatentConfig(Config):
 
     @property
     def guidable(self) -> bool:
-        """Whether prompts are read, and something stands for none of them."""
+        """Whether classifier-free guidance is possible: the model reads prompts and has a null condition."""
         return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
 
     @property
@@ -120,12 +120,12 @@ class LatentConfig(Config):
 
     @property
     def repaints(self) -> bool:
-        """Whether it was trained to repaint a part of a picture, and asks for picture and mask."""
+        """Whether it is an inpainting model, which needs image and mask."""
         return isinstance(self.concat_condition, MaskConcat)
 
     @property
     def low_factor(self) -> int | None:
-        """How many times it enlarges pictures, where it was trained to do that."""
+        """Scale factor of a super-resolution model, else none."""
         return self.concat_condition.factor if isinstance(self.concat_condition, LowResConcat) else None
 
     @property

@@ -15,8 +15,8 @@ from diptych.core.checks import remedy
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.option_fields import takes
-from diptych.core.random import KEPT, POSTERIOR, Draws
-from diptych.core.values import said
+from diptych.core.random import CONCAT, POSTERIOR, Draws
+from diptych.core.values import short_repr
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.steps import NoiseSource
 from diptych.encoders.configs import ClipTextConfig, build_encoder
@@ -76,7 +76,7 @@ class LatentDiffusion(OverFirstStage):
     def device(self) -> torch.device:
         return self.scale.device
 
-    # What the training loop asks for.
+    # Training
 
     @torch.no_grad()
     def start(self, batch: dict[str, Any]) -> None:
@@ -120,21 +120,21 @@ class LatentDiffusion(OverFirstStage):
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
     @property
-    def remakes(self) -> bool:
-        """Whether it makes pictures of pictures: it repaints or enlarges them."""
+    def image_to_image(self) -> bool:
+        """Whether it is a model for inpainting or super-resolution."""
         return self.config.concat_condition is not None
 
-    def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) with a hole or made small as in training, and what it makes of these."""
+    def sample_from_images(self, images: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) with a hole or made small as in training, and what it makes of these."""
         assert self.config.concat_condition is not None, "a model that starts from words alone"
-        inputs, options = self.concat.examples(pictures, torch.tensor(seeds))
+        inputs, options = self.concat.examples(images, torch.tensor(seeds))
         return inputs, to_tensor(self.generate(captions, seeds=seeds, **options).images)
 
-    # What everyone else asks for.
+    # Sampling
 
     @property
     def low_size(self) -> int | None:
-        """Side of the pictures that it was trained to enlarge; none if it was not."""
+        """Side of the images that it was trained to enlarge; none if it was not."""
         factor = self.config.low_factor
         return None if factor is None else self.config.size // factor
 
@@ -167,7 +167,7 @@ class LatentDiffusion(OverFirstStage):
 
     def concat_encoder(self, draws: Draws, tiling: Tiling | None = None) -> Callable[[Tensor], Tensor]:
         """Encodes the images of concat conditioning."""
-        return partial(self.encode, draws=draws, stream=KEPT, tiling=tiling)
+        return partial(self.encode, draws=draws, stream=CONCAT, tiling=tiling)
 
     def decode(
         self, latents: Tensor, tiling: Tiling | None = None, decoder: Autoencoder | TinyDecoder | None = None
@@ -294,7 +294,7 @@ class LatentDiffusion(OverFirstStage):
         values = dict(values)
         scale = values.pop("scale", None)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e30:
-            raise UserError(f"{source}: scale must be a positive number, not {said(scale)}")
+            raise UserError(f"{source}: scale must be a positive number, not {short_repr(scale)}")
         try:
             config = LatentConfig.from_dict(values)
             with torch.device("meta"):  # shapes alone, until the files are known to have them

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.core.version import version
 
 KEY = "diptych"
@@ -38,16 +38,16 @@ SAMPLERS = {
 
 
 class Fields(NamedTuple):
-    """An object in JSON; fields of other names may stand beside its own."""
+    """A JSON object; it may have further fields."""
 
     needed: Mapping[str, Any]
     other: Mapping[str, Any]
     text: bool = False
-    """Whether a text may stand in its place, as it was written at first."""
+    """Whether a string is allowed too, as in files of earlier versions."""
 
 
 NUMBER = (int, float)
-HANDED = Fields({}, {"file": str, "sha256": str}, text=True)
+INPUT_FILE = Fields({}, {"file": str, "sha256": str}, text=True)
 MODEL = Fields(
     {},
     {
@@ -63,9 +63,9 @@ ROW = Fields(
         "size": [int],
         "model": MODEL,
         "stages": [Fields({}, {})],
-        "image": HANDED,
-        "mask": HANDED,
-        "low": HANDED,
+        "image": INPUT_FILE,
+        "mask": INPUT_FILE,
+        "low": INPUT_FILE,
         "lora": [Fields({"file": str, "scale": NUMBER}, {"sha256": str})],
         "guides": [Fields({"guide": str, "scale": NUMBER}, {"source": str, "sha256": str})],
         "decoder": Fields({}, {"source": str, "fingerprint": str}, text=True),
@@ -82,18 +82,18 @@ def png_texts(row: dict[str, Any]) -> dict[str, str]:
     return {"parameters": infotext(row), **texts} if "prompt" in row else texts
 
 
-def of_stage(row: dict[str, Any], number: int, picture: Image.Image) -> dict[str, Any]:
+def of_stage(row: dict[str, Any], number: int, image: Image.Image) -> dict[str, Any]:
     """The row of what stage `number` (from 1) of those that ran has made on the way to the image of `row`."""
-    own = {**row, "size": list(picture.size)}
+    fields = {**row, "size": list(image.size)}
     if "image" in row:  # brought to the size of the last stage: it takes all of them to make this one again
-        return {**own, "kept": number}
-    return {**own, "stages": row["stages"][:number], "stop": number + row.get("start", 0)}
+        return {**fields, "kept": number}
+    return {**fields, "stages": row["stages"][:number], "stop": number + row.get("start", 0)}
 
 
-def stage_suffix(told: Mapping[str, Any]) -> str:
+def stage_suffix(metadata: Mapping[str, Any]) -> str:
     """Of the name of an image that a cascade made on its way: its size."""
-    number = told.get("kept", len(told["stages"]))
-    return f"-stage-{told['stages'][number - 1]['stage'].rpartition('-')[2]}"  # of "32-128", it has 128 pixels
+    number = metadata.get("kept", len(metadata["stages"]))
+    return f"-stage-{metadata['stages'][number - 1]['stage'].rpartition('-')[2]}"  # of "32-128", it has 128 pixels
 
 
 def infotext(row: dict[str, Any]) -> str:
@@ -108,8 +108,8 @@ def infotext(row: dict[str, Any]) -> str:
 def pairs(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings under the names of the web UIs, of a cascade those of the first stage that ran."""
     first = {**row, **(row["stages"][0] if row.get("stages") else {})}
-    named = row.get("model")
-    model: dict[str, Any] = named if isinstance(named, dict) else {}
+    stated = row.get("model")
+    model: dict[str, Any] = stated if isinstance(stated, dict) else {}
     yield "Steps", first.get("steps", 1)
     yield "Sampler", SAMPLERS.get(first.get("sampler", ""), first.get("sampler", "autoregressive"))
     if first.get("schedule_type"):
@@ -168,11 +168,11 @@ def misfit(value: Any, form: Any, name: str = "") -> str | None:
         if missing := form.needed.keys() - value.keys():
             return f"{name} has no {min(missing)}"
         parts = {**form.needed, **form.other}
-        found = (
+        reasons = (
             misfit(value[key], part, f"{name}.{key}" if name else key) for key, part in parts.items() if key in value
         )
     elif isinstance(form, list) and isinstance(value, list):
-        found = (misfit(one, form[0], name) for one in value)
+        reasons = (misfit(one, form[0], name) for one in value)
     else:
         if isinstance(form, Fields):
             fits = form.text and isinstance(value, str)
@@ -180,5 +180,5 @@ def misfit(value: Any, form: Any, name: str = "") -> str | None:
             fits = type(value) is int and value in form
         else:
             fits = type(value) in (form if isinstance(form, tuple) else (form,))  # true is no number
-        return None if fits else f"{name} cannot be {said(value)}"
-    return next(filter(None, found), None)
+        return None if fits else f"{name} cannot be {short_repr(value)}"
+    return next(filter(None, reasons), None)

@@ -1,5 +1,5 @@
 """What guides by its gradient and was trained on noise: a classifier (Dhariwal & Nichol 2021, section 4), or a
-contrastive pair of pictures and text (the noised CLIP of GLIDE: Nichol et al. 2021, section 2.4).
+contrastive pair of images and text (the noised CLIP of GLIDE: Nichol et al. 2021, section 2.4).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diptych.diffusion.schedules import Schedule, ScheduleConfig
 from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import ClassLabels
 from diptych.encoders.configs import FrozenConfig, build_encoder
-from diptych.models.frozen_parts import HoldsFrozen
+from diptych.models.frozen_parts import FrozenModules
 from diptych.models.guides import Space
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.weights.lazy import load_module
@@ -36,7 +36,7 @@ WARMEST = 100.0
 """The inverse temperature stays at or below this, so that training is stable (CLIP, section 2.5)."""
 ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 SCALES_AGREE = 0.1
-"""Two models over the same latents estimate their scale from different pictures; so far apart it is another's."""
+"""Two models over the same latents estimate their scale from different images; so far apart it is another's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class NoisyGuideConfig(Config):
     kind: Literal["guide"] = "guide"
     """Which system this is."""
     network: NoisyClassifierConfig = NoisyClassifierConfig()
-    """The encoder; its `classes` are the classes, or the dimensions of the space that pictures and text share."""
+    """The encoder; its `classes` are the classes, or the dimensions of the space that images and text share."""
     classes: ClassConfig | None = ClassConfig()
-    """The classes that it tells apart; none for a pair."""
+    """The classes of a classifier; none for a CLIP pair."""
     text: FrozenConfig | None = None
     """The frozen text encoder of a pair; none for a classifier."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """The noise schedule in whose times it is told how noisy a picture is."""
+    """The noise schedule of its time input."""
     first_stage: str | None = None
     """Fingerprint of the autoencoder whose latents it reads; none for pixels."""
     scale: float | None = None
@@ -62,8 +62,8 @@ class NoisyGuideConfig(Config):
         if (self.classes is None) == (self.text is None):
             raise UserError("NoisyGuideConfig: set classes or text, and the other to none")
         if self.classes is not None:
-            known, outputs = self.classes.classes, self.network.classes
-            self.require(known == outputs, "classes", f"be {outputs} in number, as network.classes says")
+            classes, outputs = self.classes.classes, self.network.classes
+            self.require(classes == outputs, "classes", f"be {outputs} in number, as network.classes says")
         self.require((self.first_stage is None) == (self.scale is None), "scale", "be given with first_stage alone")
 
     def networks(self) -> dict[str, nn.Module]:
@@ -71,19 +71,19 @@ class NoisyGuideConfig(Config):
         return {"classifier" if self.text is None else "pictures": self.network.build()}
 
 
-class NoisyGuide(HoldsFrozen):
+class NoisyGuide(FrozenModules):
     """forward(x (B, C, H, W), time (B,) in network units) -> logits (B, classes), or unit vectors (B, D) of a pair.
 
     The text encoder of a pair is frozen, not saved, and built when it is first needed.
     """
 
-    reads: Literal["noisy"] = "noisy"
+    input_kind: Literal["noisy"] = "noisy"
     through = False
 
     def __init__(self, config: NoisyGuideConfig, text: Any = None, name: str = "guide") -> None:
         super().__init__()
         self.config, self.name = config, name
-        self.hold_frozen(text=text)
+        self.set_frozen(text=text)
         self.network = NoisyClassifier(config.network)
         self.labels = None if config.classes is None else ClassLabels(config.classes)
         if config.text is not None:
@@ -100,7 +100,7 @@ class NoisyGuide(HoldsFrozen):
     def text(self) -> Any:
         """The text encoder of a pair."""
         if self._frozen["text"] is None and self.config.text is not None:
-            self.hold_frozen(text=build_encoder(self.config.text, device=self.device))
+            self.set_frozen(text=build_encoder(self.config.text, device=self.device))
         return self._frozen["text"]
 
     @property
@@ -108,8 +108,8 @@ class NoisyGuide(HoldsFrozen):
         return next(self.network.parameters()).device
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        found = self.network(x, time)
-        return found if self.config.text is None else F.normalize(found, dim=-1)
+        outputs = self.network(x, time)
+        return outputs if self.config.text is None else F.normalize(outputs, dim=-1)
 
     @property
     def inverse_temperature(self) -> Tensor:
@@ -140,7 +140,7 @@ class NoisyGuide(HoldsFrozen):
         self.require_fits(space)
         self.to(space.device)
         with torch.no_grad():
-            wanted = self.embed(prompts) if self.config.text is not None else self.numbers(prompts)
+            targets = self.embed(prompts) if self.config.text is not None else self.numbers(prompts)
 
         same = alike(space.schedule, self.schedule)
 
@@ -148,19 +148,21 @@ class NoisyGuide(HoldsFrozen):
             self.require_size(x)
             if not same:
                 x, t = translated(x, t, space.schedule, self.schedule)
-            found = self(x, self.schedule.network_time(t).to(x))
+            outputs = self(x, self.schedule.network_time(t).to(x))
             if self.config.text is not None:
-                return self.inverse_temperature.detach() * (found * wanted).sum(-1)
-            return found.log_softmax(-1).gather(1, wanted[:, None]).squeeze(1)
+                return self.inverse_temperature.detach() * (outputs * targets).sum(-1)
+            return outputs.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
 
         return score
 
     def require_fits(self, space: Space) -> None:
-        """Raise a `UserError` unless a system's x_t is what this guide was trained on, as far as can be told."""
+        """Raise a `UserError` unless a system's x_t is what this guide was trained on, as far as can be checked."""
         ours, theirs = self.config, (space.first_stage, space.scale)
         if (ours.scale is None) != (theirs[1] is None):
             what = "latents" if ours.scale is not None else "pixels"
-            raise UserError(f"the guide {self.name} reads noisy {what}, which this model does not paint: train another")
+            raise UserError(
+                f"the guide {self.name} reads noisy {what}, which this model does not generate: train another"
+            )
         same = None in (ours.first_stage, theirs[0]) or ours.first_stage == theirs[0]
         if ours.scale is not None and space.scale is not None:
             same = same and abs(math.log(ours.scale / space.scale)) < SCALES_AGREE
@@ -172,9 +174,9 @@ class NoisyGuide(HoldsFrozen):
     def require_size(self, x: Tensor) -> None:
         size, channels = self.config.network.size, self.config.network.encoder.in_channels
         if x.shape[1] != channels or (size is not None and x.shape[-2:] != (size, size)):
-            wanted = f"{channels} x {size or 'any'} x {size or 'any'}"
+            expected = f"{channels} x {size or 'any'} x {size or 'any'}"
             raise UserError(
-                f"the guide {self.name} reads {wanted}, and this model paints {' x '.join(map(str, x.shape[1:]))}"
+                f"the guide {self.name} reads {expected}, and this model generates {' x '.join(map(str, x.shape[1:]))}"
             )
 
     # Files: config.json and network/.
@@ -198,17 +200,17 @@ class NoisyGuide(HoldsFrozen):
         return module.eval().requires_grad_(False)
 
 
-def translated(x: Tensor, t: Tensor, schedule: Schedule, wanted: Schedule) -> tuple[Tensor, Tensor]:
+def translated(x: Tensor, t: Tensor, schedule: Schedule, target: Schedule) -> tuple[Tensor, Tensor]:
     """x_t of one schedule as another has it at the same signal-to-noise ratio, and its time there."""
     alpha, sigma = schedule.alpha_sigma(t)
-    t = wanted.inverse_log_snr(schedule.log_snr(t))
-    own = torch.stack(wanted.alpha_sigma(t)).square().sum(0).sqrt()  # (B,)
-    factor = own / (alpha**2 + sigma**2).sqrt()
+    t = target.inverse_log_snr(schedule.log_snr(t))
+    norm = torch.stack(target.alpha_sigma(t)).square().sum(0).sqrt()  # (B,)
+    factor = norm / (alpha**2 + sigma**2).sqrt()
     return x * factor.to(x).view(-1, *[1] * (x.ndim - 1)), t
 
 
 def alike(one: Schedule, other: Schedule) -> bool:
-    """Whether two schedules have the same noise at the same times, and tell the time in the same units."""
+    """Whether two schedules have the same noise at the same times, and the same time input of the network."""
     t = torch.linspace(0.02, 1, 50, dtype=torch.float64)
     same = [torch.allclose(a, b) for a, b in zip(one.alpha_sigma(t), other.alpha_sigma(t), strict=True)]
     return all(same) and torch.allclose(one.network_time(t), other.network_time(t))

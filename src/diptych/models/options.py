@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from diptych.core.errors import UserError
 from diptych.core.option_fields import EachStage, Option, options_of
-from diptych.core.values import Choice, Flag, Function, ImageFile, Number, ScaledSource, Size, Text, Value, Whole
+from diptych.core.values import Choice, Flag, Function, ImageFile, Integer, Number, ScaledSource, Size, Text, Value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +105,7 @@ class GuidanceOptions(TypedDict, total=False):
 class SamplingOptions(TypedDict, total=False):
     """How a diffusion model of one stage is sampled."""
 
-    steps: Annotated[int | None, Option(Whole(1, 10_000), "number of sampling steps", unset=OWN)]
+    steps: Annotated[int | None, Option(Integer(1, 10_000), "number of sampling steps", unset=OWN)]
     sampler: Annotated[str | None, Option(Choice("sampler", SAMPLERS), "sampler", unset=OWN)]
     schedule_type: Annotated[
         str | None, Option(Choice("schedule type", SCHEDULE_TYPES), "spacing of the sampling times", unset=OWN)
@@ -224,7 +224,7 @@ class LatentOptions(CommonOptions, SamplingOptions, GuidanceOptions, SizeOptions
     tile: Annotated[
         int | None,
         Option(
-            Whole(1),
+            Integer(1),
             "encode and decode in tiles of so many pixels a side, to save memory",
             "latent models",
             unset="whole images",
@@ -274,13 +274,13 @@ class CascadeOptions(CommonOptions, StageOptions, DiffusionOptions, total=False)
     start: Annotated[
         int | None,
         Option(
-            Whole(0),
+            Integer(0),
             "number of the stage, from 0, that enlarges the low-resolution image",
             "cascades",
             unset="the first that enlarges",
         ),
     ]
-    stop: Annotated[int | None, Option(Whole(1), "run the first N stages only", "cascades", unset="all")]
+    stop: Annotated[int | None, Option(Integer(1), "run the first N stages only", "cascades", unset="all")]
     keep_stages: Annotated[
         bool, Option(Flag(), "keep the images of the earlier stages too", "cascades", default=False, old=("keep",))
     ]
@@ -302,7 +302,7 @@ class AutoregressiveOptions(CommonOptions, GuidanceOptions, SizeOptions, total=F
     ]
     top_k: Annotated[
         int | None,
-        Option(Whole(1), "sample among the K likeliest codes", "autoregressive models", unset=OWN, metavar="K"),
+        Option(Integer(1), "sample among the K likeliest codes", "autoregressive models", unset=OWN, metavar="K"),
     ]
     top_p: Annotated[
         float | None,
@@ -316,24 +316,24 @@ class AutoregressiveOptions(CommonOptions, GuidanceOptions, SizeOptions, total=F
     ]
 
 
-def read_options(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(kind: type, options_given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a class above: those that are given, checked, and the defaults of the others.
 
     An old name counts as the new one. Raises `UserError` for an option that the class has not, one that is given twice,
     and a value that does not fit.
     """
     options = options_of(kind)
-    names, found = names_of(options), dict[str, str]()
+    names, names_used = names_of(options), dict[str, str]()
     values = {name: option.default for name, option in options.items()}
-    for given_name, value in given.items():
+    for given_name, value in options_given.items():
         name = names.get(given_name)
         if name is None:
             from diptych.models.option_registry import refusal
 
             raise refusal(given_name, options)
-        if name in found:
-            raise UserError(f"{found[name]} and {given_name} are one option: give one of them")
-        found[name] = given_name
+        if name in names_used:
+            raise UserError(f"{names_used[name]} and {given_name} are one option: give one of them")
+        names_used[name] = given_name
         if value is not None:
             values[name] = options[name].read(value)
     return values

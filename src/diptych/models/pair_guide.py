@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.diffusion.gradient_guidance import Score
 from diptych.encoders.frozen import build_on_meta, text_shape
 from diptych.encoders.tokenizers import saved_tokenizer, token_ids
@@ -29,11 +29,11 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 class PairGuide:
     """A contrastive pair as a guide: its score is the cosine of image and prompt over the temperature.
 
-    pair: a module with `embed_pictures((B, 3, H, W) in [-1, 1])` and `embed_captions(texts)`, unit vectors (B, D), and
+    pair: a module with `embed_images((B, 3, H, W) in [-1, 1])` and `embed_captions(texts)`, unit vectors (B, D), and
       `scale`, its inverse temperature.
     """
 
-    reads: Literal["images"] = "images"
+    input_kind: Literal["images"] = "images"
 
     def __init__(self, pair: Judge | ClipPair, name: str, through: bool = True) -> None:
         self.pair, self.name, self.through = pair.eval().requires_grad_(False), name, through
@@ -43,7 +43,7 @@ class PairGuide:
         pair = self.pair.to(space.device)
         with torch.no_grad():
             text, scale = pair.embed_captions(list(prompts)), pair.scale.detach()
-        return lambda images: scale * (pair.embed_pictures(images) * text).sum(-1)
+        return lambda images: scale * (pair.embed_images(images) * text).sum(-1)
 
 
 def pair_config(path: Path) -> Any:
@@ -54,7 +54,7 @@ def pair_config(path: Path) -> Any:
     halves = {}
     for name, kind in (("text_config", CLIPTextConfig), ("vision_config", CLIPVisionConfig)):
         if not isinstance(half := values.get(name) or {}, dict):
-            raise UserError(f"{path}: {name} must be an object, not {said(half)}")
+            raise UserError(f"{path}: {name} must be an object, not {short_repr(half)}")
         halves[name] = text_shape(kind, half, path).to_dict()
     shared = text_shape(CLIPConfig, {key: values[key] for key in ("auto_map", "model_type") if key in values}, path)
     width = text_shape(CLIPTextConfig, {"projection_dim": values.get("projection_dim", 512)}, path).projection_dim
@@ -65,7 +65,9 @@ def read_colour(values: Any, where: Path) -> Tensor:
     """(3, 1, 1): one number for each colour channel, as a folder states them."""
     numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
     if not numbers or len(values) != 3 or not all(0 < value < 1000 for value in values):
-        raise UserError(f"{where}: a colour's mean and deviation must be three numbers above 0, not {said(values)}")
+        raise UserError(
+            f"{where}: a colour's mean and deviation must be three numbers above 0, not {short_repr(values)}"
+        )
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
@@ -82,8 +84,12 @@ class ClipPair(nn.Module):
         shape: Any = pair_config(folder / "config.json")
         model: Any = build_on_meta(lambda: CLIPModel(shape), folder)
         self.tokenizer, self.pad = saved_tokenizer(folder, "tokenizer.json", "vocab.json")
-        checkpoint, own = LazyCheckpoint.open(folder), model.state_dict()
-        fill(model, checkpoint.only(key for key in checkpoint if key in own or "position_ids" not in key), str(folder))
+        checkpoint, weights = LazyCheckpoint.open(folder), model.state_dict()
+        fill(
+            model,
+            checkpoint.only(key for key in checkpoint if key in weights or "position_ids" not in key),
+            str(folder),
+        )
         for half in (model.text_model, model.vision_model):  # buffers that no file needs
             places = half.embeddings.position_ids.shape[-1]
             half.embeddings.position_ids = torch.arange(places)[None]
@@ -105,9 +111,9 @@ class ClipPair(nn.Module):
         output = self.model.text_model(input_ids=ids)  # (B, L, width)
         return F.normalize(self.model.text_projection(output.pooler_output), dim=-1)
 
-    def embed_pictures(self, pictures: Tensor) -> Tensor:
+    def embed_images(self, images: Tensor) -> Tensor:
         sides = (self.side, self.side)
-        x = F.interpolate(pictures, sides, mode="bicubic", antialias=True, align_corners=False)
+        x = F.interpolate(images, sides, mode="bicubic", antialias=True, align_corners=False)
         x = (x.clamp(-1, 1) / 2 + 0.5 - self.image_mean) / self.image_std
         output = self.model.vision_model(pixel_values=x)
         return F.normalize(self.model.visual_projection(output.pooler_output), dim=-1)

@@ -13,7 +13,7 @@ from diptych.conditioning.concat_config import DegradationConfig, MaskConfig
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.core.config import Config, Within, read_json
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
@@ -27,7 +27,7 @@ from diptych.networks.unet import UNetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PixelDiffusionConfig(Config):
-    """A pixel diffusion model: its network, its noise schedule, and how it likes to be sampled."""
+    """A pixel diffusion model: its network, noise schedule and default sampling options."""
 
     renamed: ClassVar[dict[str, str]] = {
         "null": "null_text",
@@ -43,7 +43,7 @@ class PixelDiffusionConfig(Config):
     """What reads the prompts, frozen or trained along (GLIDE), or the classes that they name; none for a stage without
     words (SR3, DDPM)."""
     null_text: Literal["zeros", "empty"] = "zeros"
-    """What stands for no words, in training and to steer away from: zeros (Imagen), or the empty prompt as it is read
+    """The null condition of caption dropout and guidance: zeros (Imagen), or the empty prompt as it is read
     (DeepFloyd IF)."""
     schedule: ScheduleConfig = ScheduleConfig(kind="cosine")
     """The noise schedule."""
@@ -54,17 +54,17 @@ class PixelDiffusionConfig(Config):
     learned_variance: bool = False
     """The network's output has a second half, the variance (Nichol & Dhariwal 2021)."""
     size: Annotated[int, Within(0, 2**16)] = 256
-    """Side of the pictures that it makes, in pixels."""
+    """Side of the images that it makes, in pixels."""
     low_size: Annotated[int | None, Within(0, 2**16)] = 64
-    """Side of the pictures that it enlarges; none for a base stage, which starts from words alone."""
+    """Side of the images that it enlarges; none for a base stage, which starts from words alone."""
     degradation: DegradationConfig | None = None
-    """How training pictures are made small; averaged over boxes if none."""
+    """How training images are made small; averaged over boxes if none."""
     augmentation: AugmentationConfig = AugmentationConfig()
-    """What is done to the picture that it enlarges."""
+    """Upsampling and augmentation of the low-resolution image."""
     masks: MaskConfig | None = None
-    """Masks that training draws, for a stage that repaints a part of a picture (GLIDE, section 4.3): the last four
-    channels of what is concatenated are the picture without what is masked, and the mask, 1 where to paint. A
-    super-resolution stage reads all of its small picture, and so much of the large one. None for any other stage."""
+    """Masks that training draws, for a stage that repaints a part of an image (GLIDE, section 4.3): the last four
+    concatenated channels are the masked image and the mask, 1 where masked. A
+    super-resolution stage reads all of its small image, and so much of the large one. None for any other stage."""
     steps: int = 50
     """Default number of sampling steps."""
     guidance: float = 1.0
@@ -94,7 +94,7 @@ class PixelDiffusionConfig(Config):
         token = (
             net.context_width if classes and isinstance(net, UNetConfig) else text
         )  # of a class: as wide as it likes
-        for name, value, wanted in (
+        for name, value, expected in (
             ("in_channels", net.in_channels, (3,)),
             ("concat_channels", net.concat_channels, (self.concat_channels,)),
             ("out_channels", net.out_channels, (6 if self.learned_variance else 3,)),
@@ -102,16 +102,16 @@ class PixelDiffusionConfig(Config):
             ("pooled_width", net.pooled_width, (text, None)),
             ("classes", getattr(net, "classes", None), (classes,)),
         ):
-            if value not in wanted:
+            if value not in expected:
                 raise UserError(
-                    f"PixelDiffusionConfig.network.{name} must be {wanted[0]} to fit its neighbours, not {value}"
+                    f"PixelDiffusionConfig.network.{name} must be {expected[0]} to fit its neighbours, not {value}"
                 )
         if net.augmented and self.low_size is None:
             raise UserError("PixelDiffusionConfig.network.augmented must be false: a base stage enlarges nothing")
 
     @property
     def guidable(self) -> bool:
-        """Whether there are words, and something that stands for none of them."""
+        """Whether classifier-free guidance is possible: the model reads prompts and has a null condition."""
         return self.encoder is not None or (isinstance(self.text, ClassConfig) and self.text.null is not None)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -126,30 +126,30 @@ class PixelDiffusionConfig(Config):
 
     @property
     def concat_channels(self) -> int:
-        """Of what stands beside the noisy picture."""
+        """Channels that are concatenated to the noisy image."""
         return (0 if self.low_size is None else 3) + (0 if self.masks is None else 4)
 
     @property
     def null_tokens(self) -> Literal["all", "one"]:
-        """How many tokens of zeros stand for no words where `null` is zeros: one, where the network weighs tokens
+        """Tokens of the null condition where it is zeros: one, where the network weighs tokens
         against something else (pixels in one attention, their own mean), so that their number would count."""
         weighs = isinstance(self.network, AdmUNetConfig) and self.network.context_width is not None
         return "one" if weighs or getattr(self.network, "text_pooling_heads", None) is not None else "all"
 
     @property
     def multiple(self) -> int:
-        """What a picture's sides are multiples of, so that every level of the network halves evenly."""
+        """What an image's sides are multiples of, so that every level of the network halves evenly."""
         levels = len(self.network.multipliers)
         return 2 ** (levels if isinstance(self.network, EfficientUNetConfig) else levels - 1)
 
     @property
     def factor(self) -> int:
-        """How many times larger it makes a picture."""
+        """How many times larger it makes an image."""
         return self.size // self.low_size if self.low_size else 1
 
     @property
     def unit(self) -> int:
-        """What the sides of a picture that it enlarges are multiples of."""
+        """What the sides of an image that it enlarges are multiples of."""
         return self.multiple // math.gcd(self.multiple, self.factor)
 
     @property
@@ -164,7 +164,7 @@ def read_stage(folder: Path) -> PixelDiffusionConfig:
     values = read_json(path, missing=f"there is no stage: {path} is missing")
     kind = values.get("kind") if isinstance(values, dict) else None
     if kind != "stage":
-        raise UserError(f"{folder} holds a model of kind {said(kind)}, not a stage of a cascade")
+        raise UserError(f"{folder} holds a model of kind {short_repr(kind)}, not a stage of a cascade")
     try:
         return PixelDiffusionConfig.from_dict(values)
     except UserError as error:

@@ -25,7 +25,7 @@ from diptych.encoders.base import TextEmbedding, network_of
 from diptych.encoders.configs import JointTransformerConfig, build_encoder
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.prompt_domain import PromptDomain
-from diptych.models.frozen_parts import HoldsFrozen
+from diptych.models.frozen_parts import FrozenModules
 from diptych.models.guides import Guides, Space, guided_by
 from diptych.models.init_image import InitImage
 from diptych.models.options import PixelOptions, PixelSamplingOptions, read_options
@@ -43,7 +43,7 @@ from diptych.weights.model_folder import model_place
 from diptych.weights.save import save_weights
 
 
-class PixelDiffusion(OneLineRepr, HoldsFrozen):
+class PixelDiffusion(OneLineRepr, FrozenModules):
     """A network over pixels and a text encoder. A frozen encoder is not in its state dict; one that is trained with the
     network is, as `joint_text`."""
 
@@ -54,13 +54,13 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         self.config = config
         self.network = network or config.network.build()
         self.joint_text = text if isinstance(text, JointTransformer) else None
-        self.hold_frozen(text=None if self.joint_text is not None else text)
+        self.set_frozen(text=None if self.joint_text is not None else text)
         self.schedule = config.schedule.build()
         self.denoiser = Denoiser(self.network, self.schedule, config.prediction, config.learned_variance)
 
     @property
     def text(self) -> Any:
-        """The text encoder, or none; built when it is first asked for."""
+        """The text encoder, or none; built on first use."""
         if self.joint_text is not None:
             return self.joint_text
         if self._frozen["text"] is None and self.config.text is not None:
@@ -69,12 +69,12 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
 
     @text.setter
     def text(self, encoder) -> None:
-        self.hold_frozen(text=encoder)
+        self.set_frozen(text=encoder)
         if (network := network_of(encoder)) is not None:
             network.to(self.device)
 
     @property
-    def reads(self) -> bool:
+    def text_loaded(self) -> bool:
         """Whether the text encoder is in memory."""
         return self.joint_text is not None or self._frozen["text"] is not None
 
@@ -82,7 +82,7 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    # What the training loop asks for.
+    # Training
 
     @property
     def low_size(self) -> int | None:
@@ -92,10 +92,10 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         """Nothing to estimate: pixels have a scale already."""
 
     def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
-        """The pictures x0 (B, 3, H, W), whole or crops, and the condition of a training batch.
+        """The images x0 (B, 3, H, W), whole or crops, and the condition of a training batch.
 
-        dropped (B,) bool marks captions whose embedding is zeroed. The low-resolution picture is made from x0 itself,
-        and spoiled at a level drawn for each picture; masks are drawn for each as well.
+        dropped (B,) bool marks captions whose embedding is zeroed. The low-resolution image is made from x0 itself,
+        and augmented at a level drawn for each image; masks are drawn for each as well.
         """
         x0 = batch["picture"]
         cond = {} if self.config.text is None else self.cond(self.read(batch["caption"], dropped))
@@ -107,54 +107,54 @@ class PixelDiffusion(OneLineRepr, HoldsFrozen):
         return x0, cond
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
-        """Captions, those that dropped (B,) bool marks as what stands for no words."""
+        """Embeddings of captions; those that dropped (B,) bool marks are the null condition."""
         if self.config.null_text == "zeros":
             return self.text.encode(captions).zeroed(dropped, self.config.null_tokens)
-        return self.text.encode(["" if gone else one for one, gone in zip(captions, dropped.tolist(), strict=True)])
+        return self.text.encode(["" if drop else one for one, drop in zip(captions, dropped.tolist(), strict=True)])
 
     @property
-    def remakes(self) -> bool:
-        """Whether it makes pictures of pictures: it enlarges or repaints them."""
+    def image_to_image(self) -> bool:
+        """Whether it is a model for super-resolution or inpainting."""
         return self.config.low_size is not None or self.config.masks is not None
 
     @torch.no_grad()
-    def remake(self, pictures: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) made small or masked, and enlarged or repainted by this stage at its own settings."""
+    def sample_from_images(self, images: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) made small or masked, and enlarged or repainted by this stage at its own settings."""
         require_trained(self.network, f"the stage {self.config.name}")
-        size, request = (pictures.shape[-2], pictures.shape[-1]), Request(captions, [""] * len(captions), seeds)
+        size, request = (images.shape[-2], images.shape[-1]), Request(captions, [""] * len(captions), seeds)
         low_res = init_image = None
-        shown = pictures
+        inputs = images
         if self.config.masks is not None:
             masks = sample_masks(self.config.masks, size, torch.tensor(seeds))
-            init_image, shown = InitImage(pictures, masks, 1.0, False), pictures * (1 - masks.to(pictures))
+            init_image, inputs = InitImage(images, masks, 1.0, False), images * (1 - masks.to(images))
         if self.config.low_size is not None:
-            low_res = shown = self.reduced(pictures, torch.tensor(seeds))
+            low_res = inputs = self.reduced(images, torch.tensor(seeds))
         embeddings, settings = self.embed(request), self.settings()
         images, _ = self.sample(embeddings, seeds, settings, size=size, low_res=low_res, init_image=init_image)
-        return shown, images
+        return inputs, images
 
-    def reduced(self, pictures: Tensor, seeds: Tensor) -> Tensor:
-        """The low-resolution truth (B, 3, H / factor, W / factor) of pictures (B, 3, H, W) with these seeds (B,)."""
+    def reduced(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """The low-resolution truth (B, 3, H / factor, W / factor) of images (B, 3, H, W) with these seeds (B,)."""
         factor = self.config.factor
         if self.config.degradation is not None:
-            return degrade(pictures, factor, self.config.degradation, seeds)
-        if pictures.shape[-2] % factor or pictures.shape[-1] % factor:
-            raise UserError(f"pictures of {tuple(pictures.shape[-2:])} pixels are no multiples of the factor {factor}")
-        return downsample(pictures, (pictures.shape[-2] // factor, pictures.shape[-1] // factor))
+            return degrade(images, factor, self.config.degradation, seeds)
+        if images.shape[-2] % factor or images.shape[-1] % factor:
+            raise UserError(f"images of {tuple(images.shape[-2:])} pixels are no multiples of the factor {factor}")
+        return downsample(images, (images.shape[-2] // factor, images.shape[-1] // factor))
 
     def enlarged(self, low: Tensor, level: Tensor, noise: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """low (B, 3, h, w) and levels (B,) as the network's keyword arguments."""
         size = (low.shape[-2] * self.config.factor, low.shape[-1] * self.config.factor)
         with torch.autocast(low.device.type, enabled=False):  # a blur is a convolution
             cond = {"concat": augment(low, size, level, noise, self.config.augmentation)}
-        told = level_condition(level, self.config.augmentation, low)
-        return {**cond, "level": told} if self.config.network.augmented else cond
+        condition = level_condition(level, self.config.augmentation, low)
+        return {**cond, "level": condition} if self.config.network.augmented else cond
 
     def cond(self, embedding: TextEmbedding) -> dict[str, Tensor]:
         """Prompts as the network's keyword arguments; those that it was not built to read are left out."""
         return embedding.cond(self.config.network, self.device)
 
-    # What everyone else asks for.
+    # Sampling
 
     def settings(self, **given: Any) -> SamplingSettings:
         """Options of `generate` about sampling, the model's own where none are given."""

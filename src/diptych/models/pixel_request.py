@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diptych.core.checks import initial
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.models.init_image import Canvas, InitImage, read_init_image, read_low_res
 from diptych.models.options import CascadeOptions, PixelOptions, StageOptions, read_options
@@ -240,7 +240,7 @@ def one_each(name: str, value: Any, numbers: range, count: int) -> dict[int, Any
     if len(values) == count:
         values = [values[number] for number in numbers]
     if len(values) != len(numbers):
-        raise UserError(f"{name}: give one value for all stages, or a list of {len(numbers)}, not {said(value)}")
+        raise UserError(f"{name}: give one value for all stages, or a list of {len(numbers)}, not {short_repr(value)}")
     return dict(zip(numbers, values, strict=True))
 
 

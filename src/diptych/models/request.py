@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diptych.core.checks import initial
 from diptych.core.errors import UserError, warn
-from diptych.core.values import LONGEST_SIDE, Number, checked, said, texts, wholes
+from diptych.core.values import LONGEST_SIDE, Number, checked, integers, short_repr, texts
 from diptych.encoders.base import PromptOptions
 from diptych.models.options import LatentOptions, read_options
 from diptych.models.result import Result
@@ -66,7 +66,7 @@ class Request:
         negatives = [""] * len(prompts) if negative is None else texts("negative", negative)
         if isinstance(negative, str):
             negatives = [negative] * len(prompts)
-        seeds = wholes("seeds", range(len(prompts)) if seeds is None else seeds)
+        seeds = integers("seeds", range(len(prompts)) if seeds is None else seeds)
         if not prompts or not (empty or all(prompt.strip() for prompt in prompts)):
             raise UserError("a prompt is empty: say what the image should show")
         prompts = [prompt if prompt.strip() else "" for prompt in prompts]
@@ -223,10 +223,10 @@ def read_number(name: str, value: Any) -> float:
 
 def read_size(size: Sequence[int], multiple: int) -> list[int]:
     """Width and height in pixels, multiples of what the networks can halve."""
-    sides = wholes("size", size)
+    sides = integers("size", size)
     if len(sides) != 2 or any(not 1 <= side <= LONGEST_SIDE or side % multiple for side in sides):
         raise UserError(
-            f"size is width and height, both multiples of {multiple} up to {LONGEST_SIDE}, not {said(sides)}"
+            f"size is width and height, both multiples of {multiple} up to {LONGEST_SIDE}, not {short_repr(sides)}"
         )
     return sides
 

@@ -1,4 +1,4 @@
-"""What `generate` returns, and what a model shows of itself."""
+"""What `generate` returns, and the `repr` of models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from diptych.core.values import said
+from diptych.core.values import short_repr
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Result:
         )
 
     def __repr__(self) -> str:
-        return f"Result({len(self.images)} images: {said([values.get('prompt') for values in self.metadata])})"
+        return f"Result({len(self.images)} images: {short_repr([values.get('prompt') for values in self.metadata])})"
 
 
 def _png(image: Image.Image) -> str:
@@ -45,7 +45,7 @@ def _png(image: Image.Image) -> str:
 
 
 class OneLineRepr:
-    """A model that shows itself in one line: `LatentDiffusion(64 px; unet 10.2 M, autoencoder 3.8 M; cpu)`."""
+    """A model with a `repr` of one line: `LatentDiffusion(64 px; unet 10.2 M, autoencoder 3.8 M; cpu)`."""
 
     def __repr__(self) -> str:
         configs = getattr(self, "configs", None) or [getattr(self, "config")]  # noqa: B009

@@ -18,7 +18,7 @@ TEMPLATES = ("{name}", "{full}", "an emoji of {full}", "a picture of {full}")
 
 
 class Share(NamedTuple):
-    """A share of `count` pictures with its binomial standard error."""
+    """A share of `count` images with its binomial standard error."""
 
     value: float
     error: float
@@ -35,7 +35,7 @@ class Share(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over `count` pictures with its standard error."""
+    """A mean over `count` images with its standard error."""
 
     value: float
     error: float
@@ -48,52 +48,52 @@ class Mean(NamedTuple):
         return cls(float(values.mean()), float(values.std()) / math.sqrt(len(values)), len(values))
 
 
-def spoken(concept: str) -> list[str]:
+def prompt_ensemble(concept: str) -> list[str]:
     """A concept in each of the `TEMPLATES`."""
     return [template.format(name=concept, full=article(concept)) for template in TEMPLATES]
 
 
 def concept_vectors(judge: Judge, concepts: Sequence[str]) -> Tensor:
     """Unit vectors (C, D) of concepts: each is the mean over `TEMPLATES`, set back to length 1."""
-    texts = [words for concept in concepts for words in spoken(concept)]
+    texts = [words for concept in concepts for words in prompt_ensemble(concept)]
     judge.words.prepare(texts)
     vectors = judge.captions(texts)  # (C * templates, D)
     return F.normalize(vectors.unflatten(0, (len(concepts), -1)).mean(1), dim=-1)
 
 
-def ranks(pictures: Tensor, concepts: Tensor, truth: Tensor) -> Tensor:
-    """The place (N,), from 0, of the true concept among all for each picture; ties count against it.
+def ranks(images: Tensor, concepts: Tensor, truth: Tensor) -> Tensor:
+    """The place (N,), from 0, of the true concept among all for each image; ties count against it.
 
     Args:
-        pictures: unit vectors (N, D).
+        images: unit vectors (N, D).
         concepts: unit vectors (C, D).
-        truth: index of each picture's concept (N,).
+        truth: index of each image's concept (N,).
     """
-    scores = pictures @ concepts.T  # (N, C)
+    scores = images @ concepts.T  # (N, C)
     right = scores.gather(1, truth[:, None])  # (N, 1)
     return (scores >= right).sum(1) - 1
 
 
-def right_first(pictures: Tensor, captions: Tensor, foils: Sequence[Tensor]) -> Tensor:
-    """(N,) bool: the true caption lies nearer to the picture than each of its foils. A tie is not right.
+def right_first(images: Tensor, captions: Tensor, foils: Sequence[Tensor]) -> Tensor:
+    """(N,) bool: the true caption lies nearer to the image than each of its foils. A tie is not right.
 
     Args:
-        pictures, captions: unit vectors (N, D).
-        foils: unit vectors (K_i, D) of each picture's own wrong captions.
+        images, captions: unit vectors (N, D).
+        foils: unit vectors (K_i, D) of each image's own wrong captions.
     """
-    own = (pictures * captions).sum(1)
-    best = [float((wrong @ picture).max()) for picture, wrong in zip(pictures, foils, strict=True)]
-    return own > torch.tensor(best, dtype=own.dtype)
+    true = (images * captions).sum(1)
+    best = [float((wrong @ image).max()) for image, wrong in zip(images, foils, strict=True)]
+    return true > torch.tensor(best, dtype=true.dtype)
 
 
-def share_of_right_captions(judge: Judge, pictures: Tensor, trials: Sequence[tuple[str, Sequence[str]]]) -> Tensor:
-    """`right_first` for unit vectors of pictures (N, D) and (caption, foils) in words."""
+def share_of_right_captions(judge: Judge, images: Tensor, trials: Sequence[tuple[str, Sequence[str]]]) -> Tensor:
+    """`right_first` for unit vectors of images (N, D) and (caption, foils) in words."""
     captions = judge.captions([caption for caption, _ in trials])
     wrong = judge.captions([foil for _, foils in trials for foil in foils])
-    return right_first(pictures, captions, wrong.split([len(foils) for _, foils in trials]))
+    return right_first(images, captions, wrong.split([len(foils) for _, foils in trials]))
 
 
-def best_ranks(pictures: Tensor, concepts: Tensor, answers: Tensor) -> Tensor:
+def best_ranks(images: Tensor, concepts: Tensor, answers: Tensor) -> Tensor:
     """The place (N,), from 0, of the best of each image's right concepts (N, A; -1 for none); ties count against it."""
     filled = answers.where(answers >= 0, answers[:, :1])
-    return torch.stack([ranks(pictures, concepts, column) for column in filled.T]).amin(0)
+    return torch.stack([ranks(images, concepts, column) for column in filled.T]).amin(0)

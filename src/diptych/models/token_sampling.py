@@ -56,7 +56,7 @@ def allowed(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Ten
 
 def guided_logits(logits: Tensor, guidance: float) -> Tensor:
     """Logits (B, V) from those with the condition and, behind them, those without it, (2 B, V): classifier-free
-    guidance (Ho & Salimans 2022, equation 6) of log-probabilities, up to a constant that the softmax does not see."""
+    guidance (Ho & Salimans 2022, equation 6) of log-probabilities, up to a constant that the softmax cancels."""
     with_cond, without = logits.float().chunk(2)
     return without + guidance * (with_cond - without)
 

@@ -14,7 +14,7 @@ from diptych.encoders.configs import MiniLMConfig
 
 
 class SentenceEncoder(Protocol):
-    """What is asked of a text encoder: `sequence` (B, L, D) and `mask` (B, L), True at real tokens."""
+    """A text encoder: `sequence` (B, L, D) and `mask` (B, L), True at real tokens."""
 
     def encode(self, prompts: list[str], /) -> Any: ...
 
@@ -40,8 +40,8 @@ class WordFeatures:
 
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Features (B, L, D) float32 and mask (B, L) bool, padded to the longest caption given."""
-        found = self._read([c for c in dict.fromkeys(captions) if c not in self._known])
-        rows = [found[c] if c in found else self._known[c] for c in captions]  # each (L_i, D) float16
+        new = self._read([c for c in dict.fromkeys(captions) if c not in self._known])
+        rows = [new[c] if c in new else self._known[c] for c in captions]  # each (L_i, D) float16
         features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(features.shape[1]) < lengths[:, None]
@@ -64,10 +64,10 @@ class WordFeatures:
             return {}
         text = self.encoder.encode(captions)
         sequence, mask = text.sequence.half().cpu(), text.mask.cpu()
-        found = {c: sequence[i, mask[i]].clone() for i, c in enumerate(captions)}
-        for caption, row in found.items():
+        features = {c: sequence[i, mask[i]].clone() for i, c in enumerate(captions)}
+        for caption, row in features.items():
             size = row.numel() * row.element_size()
             if self._used + size <= self._limit:
                 self._known[caption] = row
                 self._used += size
-        return found
+        return features

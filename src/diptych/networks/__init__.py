@@ -1,1 +1,1 @@
-"""Networks: tensors in, tensors out. Nothing here knows about noise schedules, prompts or images."""
+"""Networks: tensors in, tensors out. They do not depend on noise schedules, prompts or images."""

@@ -82,8 +82,8 @@ class AdmUNetConfig(ConditionedUNetConfig):
         self.require(all(i in levels for i in self.attention_levels), "attention_levels", f"lie in {list(levels)}")
         self.require((self.heads is None) != (self.head_width is None), "heads", "be set, or head_width, but not both")
         for field in ("context_projection", "text_pooling_heads"):
-            given = getattr(self, field) is not None
-            self.require(not given or self.context_width is not None, field, "be none where context_width is")
+            is_set = getattr(self, field) is not None
+            self.require(not is_set or self.context_width is not None, field, "be none where context_width is")
         self.require(
             self.self_attention or self.context_width is not None, "self_attention", "be true without a context"
         )

@@ -55,7 +55,7 @@ class LowRank(nn.Module):
 
 
 class Adapter(NamedTuple):
-    """One change of a layer, as it is applied."""
+    """One low-rank change of a layer."""
 
     change: LowRank
     scale: float

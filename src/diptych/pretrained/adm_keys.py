@@ -143,7 +143,7 @@ def _compvis_place(network: AdmEncoder, words: list[str]) -> tuple[str, list[str
 def adm_of_shapes(
     shapes: Mapping[str, tuple[int, ...]], source: str, in_channels: int, prefix: str = "", **unseen: Any
 ) -> AdmUNetConfig:
-    """The config of a U-Net by ADM's names. The first `in_channels` of its input are the noisy picture or latent.
+    """The config of a U-Net by ADM's names. The first `in_channels` of its input are the noisy image or latent.
 
     unseen: fields that shapes do not show, `heads` or `head_width` among them. Raises a `UserError` for a key that is
     missing, and for a network that ours cannot be.
@@ -182,7 +182,7 @@ def encoder_of_shapes(has: Names, blocks: list[int], resampled: bool) -> dict[st
     for level, count in enumerate(blocks):
         numbers = range(first, first + count)
         widths += [has.size(f"input_blocks.{numbers[-1]}.0.out_layers.3.weight")] if count > 0 else []
-        attends = {has.begins(f"input_blocks.{number}.1.") for number in numbers}
+        attends = {has.has_prefix(f"input_blocks.{number}.1.") for number in numbers}
         if len(attends) != 1:
             raise has.error(f"some blocks of level {level} of {has.prefix}input_blocks have attention, others not")
         attending += [level] if attends == {True} else []
@@ -190,13 +190,13 @@ def encoder_of_shapes(has: Names, blocks: list[int], resampled: bool) -> dict[st
     if any("transformer_blocks" in key for key in has.shapes):
         raise has.error(f"{has.prefix} has transformers in the place of attention")
     middle = "middle_block.0"
-    told, width = has.size(f"{middle}.emb_layers.1.weight"), has.size(f"{middle}.out_layers.3.weight")
+    embedding, width = has.size(f"{middle}.emb_layers.1.weight"), has.size(f"{middle}.out_layers.3.weight")
     return {
         "channels": channels,
         "multipliers": tuple(one // channels if one % channels == 0 else one / channels for one in widths),
         "blocks": blocks[0] if len(set(blocks)) == 1 else tuple(blocks),
         "attention_levels": tuple(attending),
-        "scale_shift": told == 2 * width,
+        "scale_shift": embedding == 2 * width,
         "residual_resampling": resampled,
         "time_width": None if (time := has.size("time_embed.0.weight")) == 4 * channels else time,
     }

@@ -1,7 +1,7 @@
 """latent-diffusion's own models (Rombach et al. 2022) as CompVis published them: single files, and no configs in them.
 
 Told text (LDM-KL-8, 1.45 B, and LDM-VQ-4), classes of ImageNet (LDM-VQ-4, LDM-VQ-8) or nothing (CelebA-HQ, FFHQ, LSUN).
-Sizes are told from shapes, the schedule and the latents' scale from buffers. How many heads attend shows in neither,
+Sizes follow from shapes, the schedule and the latents' scale from buffers. How many heads attend shows in neither,
 and follows what the networks were published with. First stages that were published alone open as an `Autoencoder`.
 """
 
@@ -51,7 +51,7 @@ LOGITS = TEXT + "to_logits."
 BESIDE = ("loss.", "model_ema.", "colorize")
 """Of a first stage alone, what only its training needs."""
 SIZE = 256
-"""Side of the pictures that all of them were trained on, in pixels."""
+"""Side of the images that all of them were trained on, in pixels."""
 IMAGENET = 1000
 """Classes; an embedding with one more has the null class behind them."""
 HEAD_WIDTH = 64
@@ -82,26 +82,26 @@ def is_first_stage(source: Source) -> bool:
 
 def read(source: Source) -> LatentDiffusion | Autoencoder:
     """The model in a file. A `UserError` names the key at fault, or says that a tokenizer is needed."""
-    found, name, dtype = source.checkpoint, str(source.path), source.options.dtype
-    if is_first_stage(source) or not any(key.startswith((UNET, AVERAGED + "diffusion_model")) for key in found):
+    checkpoint, name, dtype = source.checkpoint, str(source.path), source.options.dtype
+    if is_first_stage(source) or not any(key.startswith((UNET, AVERAGED + "diffusion_model")) for key in checkpoint):
         source.options.without_effect((), f"{name}, an autoencoder alone")
         return first_stage(source)
-    known = (UNET, FIRST_STAGE, CONDITION)
-    if unknown := [key for key in found if not key.startswith(known) and not UNREAD.fullmatch(key)]:
+    prefixes = (UNET, FIRST_STAGE, CONDITION)
+    if unknown := [key for key in checkpoint if not key.startswith(prefixes) and not UNREAD.fullmatch(key)]:
         raise UserError(f"{name}: unexpected key {min(unknown)!r} ({len(unknown)} in all)")
-    config = config_of(found, name, source)
+    config = config_of(checkpoint, name, source)
     if not isinstance(config.text, JointTransformerConfig):
         source.options.without_effect(("ema", "prediction"), f"{name}, which reads no text")
-    condition = found.only(key for key in found if key.startswith(CONDITION) and not key.startswith(LOGITS))
+    condition = checkpoint.only(key for key in checkpoint if key.startswith(CONDITION) and not key.startswith(LOGITS))
     text: Any = None
     if isinstance(config.text, JointTransformerConfig):
         text = read_text(config.text, condition, source.options)
     elif isinstance(config.text, ClassConfig):
         text = ClassLabels(config.text)
-    stored = found.only(key for key in found if key.startswith(FIRST_STAGE) and not UNREAD.fullmatch(key))
+    stored = checkpoint.only(key for key in checkpoint if key.startswith(FIRST_STAGE) and not UNREAD.fullmatch(key))
     autoencoder = read_first_stage(stored, FIRST_STAGE, dtype)
     model = LatentDiffusion(config, autoencoder, text, read_unet(config.unet, source))
-    model.scale.fill_(latent_scale(found, config))
+    model.scale.fill_(latent_scale(checkpoint, config))
     return model.eval()
 
 
@@ -113,40 +113,40 @@ def first_stage(source: Source) -> Autoencoder:
     return read_first_stage(stored, "" if alone else FIRST_STAGE, source.options.dtype).eval()
 
 
-def config_of(found: LazyCheckpoint, source: str, given: Source | None = None) -> LatentConfig:
-    """What shapes and buffers say, and what is stated of a `given` file. A `UserError` names what is none of ours."""
-    said = Stated() if given is None else stated(given)
-    shapes = found.shapes if given is None else unet_shapes(given)
-    autoencoder = autoencoder_of_shapes(found.shapes, source)
-    text = condition_of(found)
-    unet = unet_config(shapes, found, autoencoder, text, source)
-    if said.terminal is not None:
+def config_of(checkpoint: LazyCheckpoint, source: str, origin: Source | None = None) -> LatentConfig:
+    """What shapes and buffers say, and what is stated of a `origin` file. A `UserError` names what is none of ours."""
+    statements = Stated() if origin is None else stated(origin)
+    shapes = checkpoint.shapes if origin is None else unet_shapes(origin)
+    autoencoder = autoencoder_of_shapes(checkpoint.shapes, source)
+    text = condition_of(checkpoint)
+    unet = unet_config(shapes, checkpoint, autoencoder, text, source)
+    if statements.terminal is not None:
         raise UserError(
-            f"{said.terminal} says that betas are rescaled to zero terminal SNR, which diptych has not here"
+            f"{statements.terminal} says that betas are rescaled to zero terminal SNR, which diptych has not here"
         )
     if unet.concat_channels:
         raise UserError(
             f"{source}: the U-Net reads {unet.concat_channels} channels beside the {unet.in_channels} of the latent: "
-            "latent-diffusion's models that are conditioned on pictures are not among those that diptych reads"
+            "latent-diffusion's models that are conditioned on images are not among those that diptych reads"
         )
     usual: tuple[int, float] = (200, 1.0)
     if isinstance(text, JointTransformerConfig):
         usual = (50, 5.0)
     elif isinstance(text, ClassConfig):
         usual = (50, 3.0) if text.null is not None else (200, 1.0)
-    schedule = schedule_of(found, autoencoder, text)
+    schedule = schedule_of(checkpoint, autoencoder, text)
     for field, ours in (("beta_start", "beta_start"), ("beta_end", "beta_end"), ("num_train_timesteps", "steps")):
-        if field in said.schedule and not math.isclose(
-            said.schedule[field].value, getattr(schedule, ours), rel_tol=1e-4
+        if field in statements.schedule and not math.isclose(
+            statements.schedule[field].value, getattr(schedule, ours), rel_tol=1e-4
         ):
-            statement, known = said.schedule[field], getattr(schedule, ours)
-            raise UserError(f"{statement.where} is {statement.value}, and the betas of {source} have {known}")
+            statement, default = statements.schedule[field], getattr(schedule, ours)
+            raise UserError(f"{statement.where} is {statement.value}, and the betas of {source} have {default}")
     return LatentConfig(
         autoencoder=autoencoder,
         unet=unet,
         text=text,
         schedule=schedule,
-        prediction=(given and given.options.prediction) or said.prediction() or "eps",
+        prediction=(origin and origin.options.prediction) or statements.prediction() or "eps",
         times=TimesConfig(spacing="published", offset=1, final="first"),
         size=SIZE if SIZE % autoencoder.factor == 0 else autoencoder.factor,
         steps=usual[0],
@@ -158,11 +158,11 @@ def config_of(found: LazyCheckpoint, source: str, given: Source | None = None) -
 Condition = JointTransformerConfig | ClassConfig | None
 
 
-def condition_of(found: LazyCheckpoint) -> Condition:
-    """What the model is told of a picture: text, a class, or nothing."""
-    keys = [key for key in found if key.startswith(CONDITION)]
+def condition_of(checkpoint: LazyCheckpoint) -> Condition:
+    """The condition: text, a class, or none."""
+    keys = [key for key in checkpoint if key.startswith(CONDITION)]
     if TEXT + "token_emb.weight" in keys:
-        has = Names(found.shapes, TEXT, found.source)
+        has = Names(checkpoint.shapes, TEXT, checkpoint.source)
         vocabulary, width = has.matrix("token_emb.weight")
         network = TextTransformerConfig(
             vocabulary=vocabulary,
@@ -174,24 +174,24 @@ def condition_of(found: LazyCheckpoint) -> Condition:
         )
         return JointTransformerConfig(network=network, padded=True)
     if CLASSES in keys:
-        entries, _ = Names(found.shapes, "", found.source).matrix(CLASSES)
+        entries, _ = Names(checkpoint.shapes, "", checkpoint.source).matrix(CLASSES)
         classes = entries - 1 if entries == IMAGENET + 1 else entries
         return ClassConfig(classes=classes, null=classes if classes < entries else None)
     if keys:
         raise UserError(
-            f"{found.source}: key {min(keys)!r} is of a condition that diptych does not read: it knows text "
+            f"{checkpoint.source}: key {min(keys)!r} is of a condition that diptych does not read: it knows text "
             f"({TEXT}token_emb.weight) and classes ({CLASSES})"
         )
-    if any(key.startswith(UNET) and ".transformer_blocks." in key for key in found):
+    if any(key.startswith(UNET) and ".transformer_blocks." in key for key in checkpoint):
         raise UserError(
-            f"{found.source}: the U-Net reads a condition, and what makes it is missing: key "
+            f"{checkpoint.source}: the U-Net reads a condition, and what makes it is missing: key "
             f"{TEXT + 'token_emb.weight'!r} (of text) or {CLASSES!r} (of classes)"
         )
     return None
 
 
 def unet_config(
-    shapes: Shapes, found: LazyCheckpoint, autoencoder: AutoencoderConfig, text: Condition, source: str
+    shapes: Shapes, checkpoint: LazyCheckpoint, autoencoder: AutoencoderConfig, text: Condition, source: str
 ) -> UNetConfig | AdmUNetConfig:
     """The U-Net's config: with transformers where there is a condition to read, else of ADM's kind."""
     latent, quantised = autoencoder.latent_channels, autoencoder.codebook is not None
@@ -205,37 +205,41 @@ def unet_config(
     if isinstance(text, ClassConfig) and latent == 3:  # LDM-VQ-4 (cin256-v2); LDM-VQ-8 has four channels
         heads = {"heads": 1, "head_width": None}
     config = unet_of_shapes(shapes, source, latent)
-    classes = found.shapes[CLASSES][0] if isinstance(text, ClassConfig) else None
+    classes = checkpoint.shapes[CLASSES][0] if isinstance(text, ClassConfig) else None
     return dataclasses.replace(config, classes=classes, **heads)
 
 
-def schedule_of(found: LazyCheckpoint, autoencoder: AutoencoderConfig, text: Condition) -> ScheduleConfig:
+def schedule_of(checkpoint: LazyCheckpoint, autoencoder: AutoencoderConfig, text: Condition) -> ScheduleConfig:
     """As the buffer of betas says: they begin and end where it does, and must be spaced as in latent-diffusion."""
-    stored = found["betas"].double() if "betas" in found else None
+    stored = checkpoint["betas"].double() if "betas" in checkpoint else None
     if stored is None or stored.is_meta:
         quantised = autoencoder.codebook is not None
         start, end = BETAS if quantised else TEXT_BETAS if text is not None else BETAS_KL
         return ScheduleConfig(beta_start=start, beta_end=end)
     if stored.ndim != 1 or len(stored) < 2 or not 0 < stored[0] <= stored[-1] < 1:
-        raise UserError(f"{found.source}: betas must rise between 0 and 1")
+        raise UserError(f"{checkpoint.source}: betas must rise between 0 and 1")
     start, end = (float(f"{float(value):.7g}") for value in (stored[0], stored[-1]))  # of single precision
     config = ScheduleConfig(steps=len(stored), beta_start=start, beta_end=end)
-    known = config.build()
-    assert isinstance(known, TableSchedule)
-    if torch.allclose(TableSchedule(stored).table, known.table, rtol=0, atol=1e-5):
+    expected = config.build()
+    assert isinstance(expected, TableSchedule)
+    if torch.allclose(TableSchedule(stored).table, expected.table, rtol=0, atol=1e-5):
         return config
-    raise UserError(f"{found.source}: betas are not spaced as in latent-diffusion, where their roots are evenly so")
+    raise UserError(
+        f"{checkpoint.source}: betas are not spaced as in latent-diffusion, where their roots are evenly so"
+    )
 
 
-def latent_scale(found: LazyCheckpoint, config: LatentConfig) -> float:
+def latent_scale(checkpoint: LazyCheckpoint, config: LatentConfig) -> float:
     """By what latents are multiplied: the buffer, or what every model without one has."""
-    if SCALE_KEY in found:
-        return scale_of(found)
+    if SCALE_KEY in checkpoint:
+        return scale_of(checkpoint)
     if config.autoencoder.codebook is not None:
         return 1.0
     if config.text is not None:
-        return scale_of(found)  # 0.18215, as in Stable Diffusion
-    raise UserError(f"{found.source}: key {SCALE_KEY!r} is missing, by which latents of a KL first stage are scaled")
+        return scale_of(checkpoint)  # 0.18215, as in Stable Diffusion
+    raise UserError(
+        f"{checkpoint.source}: key {SCALE_KEY!r} is missing, by which latents of a KL first stage are scaled"
+    )
 
 
 def read_first_stage(stored: LazyCheckpoint, prefix: str, dtype: torch.dtype | None) -> Autoencoder:
@@ -292,16 +296,16 @@ def tokenizer_of(options: Options, vocabulary: int) -> Any:
         inner = options.tokenizer / "tokenizer"
         folder = inner if inner.is_dir() else options.tokenizer
     else:
-        folder = next((there for name in TOKENIZERS if (there := cached_snapshot(name, None)) is not None), None)
+        folder = next((path for name in TOKENIZERS if (path := cached_snapshot(name, None)) is not None), None)
     if folder is None:
         raise UserError(
             "the text is read with BERT's tokenizer, which neither the file nor the hub's cache has: "
             f"give its folder by --tokenizer FOLDER (tokenizer=), such as that of {TOKENIZERS[0]}"
         )
     tokenizer = bert_tokenizer(folder)
-    if (known := tokenizer.get_vocab_size()) != vocabulary:
+    if (size := tokenizer.get_vocab_size()) != vocabulary:
         raise UserError(
-            f"the tokenizer in {folder} knows {known:,} tokens, and the text model {vocabulary:,}: it is another's"
+            f"the tokenizer in {folder} knows {size:,} tokens, and the text model {vocabulary:,}: it is another's"
         )
     return tokenizer
 

@@ -1,7 +1,7 @@
 """Stable Diffusion from one layout into another: ours, a folder of diffusers, a single file in CompVis's names.
 
 Tensors go from file to file, one network at a time and as they are stored: what goes there and back is the same to the
-bit. What a layout has no place for is refused, or said where it does no harm.
+bit. What a layout cannot hold is refused, or reported where images do not change.
 """
 
 from __future__ import annotations
@@ -183,10 +183,10 @@ def published_configs(config: LatentConfig, where: str) -> tuple[UNetConfig, Aut
         raise UserError(f"{where}: published Stable Diffusion has no place for a text encoder of kind {kind!r}")
     if not isinstance(config.unet, UNetConfig):
         raise UserError(f"{where}: published Stable Diffusion has no place for a U-Net of kind {config.unet.kind!r}")
-    for network, known in ((config.unet, UNET_FIELDS), (config.autoencoder, AUTOENCODER_FIELDS)):
+    for network, fields in ((config.unet, UNET_FIELDS), (config.autoencoder, AUTOENCODER_FIELDS)):
         for field in dataclasses.fields(network):
             value = getattr(network, field.name)
-            if field.name not in known and value != field.default:
+            if field.name not in fields and value != field.default:
                 what = f"{type(network).__name__}.{field.name} = {value!r}"
                 raise UserError(f"{where}: published Stable Diffusion has no place for {what}")
     if config.unet.context_width is None:
@@ -267,20 +267,20 @@ def write_file(parts: Parts, path: Path, dtype: torch.dtype | None) -> None:
         (text_layout(parts), parts.text),
     ):
         tensors |= published(layout, dict(cast(ours, dtype)))
-    told = {"config": config.to_dict(), "scale": parts.scale, "text": shape_json(parts.shape)}
-    said = {
-        sd_file.HEADER: json.dumps({**told, "scheduler": parts.scheduler}),
+    header = {"config": config.to_dict(), "scale": parts.scale, "text": shape_json(parts.shape)}
+    fields = {
+        sd_file.HEADER: json.dumps({**header, "scheduler": parts.scheduler}),
         "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}.get(config.prediction, config.prediction),
     }
-    save_safetensors(tensors, path, said)
+    save_safetensors(tensors, path, fields)
 
 
 def text_layout(parts: Parts) -> Layout:
     """1.x has the names of transformers and a CLIP with the quick gelu; 2.x those of OpenCLIP, and its plain gelu."""
-    known = {"quick_gelu": lambda shape: clip_layout(shape, CLIP + PREFIX), "gelu": open_clip_layout}
-    if parts.shape.hidden_act not in known:
+    layouts = {"quick_gelu": lambda shape: clip_layout(shape, CLIP + PREFIX), "gelu": open_clip_layout}
+    if parts.shape.hidden_act not in layouts:
         raise UserError(f"single files have no place for a text encoder with hidden_act {parts.shape.hidden_act!r}")
-    return known[parts.shape.hidden_act](parts.shape)
+    return layouts[parts.shape.hidden_act](parts.shape)
 
 
 def unsaid(parts: Parts, to: str) -> Iterator[str]:
@@ -301,8 +301,8 @@ def unsaid(parts: Parts, to: str) -> Iterator[str]:
 def scheduler_of(parts: Parts) -> dict[str, Any]:
     """The scheduler_config.json that the model came with, while it says what our config says; or else a new one."""
     if parts.scheduler is not None:
-        said = sampling_fields(parts.scheduler, SCHEDULER)
-        if all(getattr(parts.config, field) == value for field, value in said.items()):
+        fields = sampling_fields(parts.scheduler, SCHEDULER)
+        if all(getattr(parts.config, field) == value for field, value in fields.items()):
             return parts.scheduler
     if reason := dict(parts.config.unsupported_samplers).get(""):
         raise UserError(f"the scheduler that this model came with cannot be written: {reason}")

@@ -30,7 +30,7 @@ BASE = ("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline")
 ENLARGING = ("IFSuperResolutionPipeline", "IFImg2ImgSuperResolutionPipeline", "IFInpaintingSuperResolutionPipeline")
 """Classes of pipelines, each with the same parts."""
 FACTOR = 4
-"""How many times larger a super-resolution stage makes a picture: from 64 to 256, from 256 to 1024 pixels."""
+"""How many times larger a super-resolution stage makes an image: from 64 to 256, from 256 to 1024 pixels."""
 MAX_TOKENS = 77
 ACTIVATIONS: dict[Any, Any] = {"gelu": "gelu", "silu": "silu", "swish": "silu"}
 DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
@@ -164,12 +164,12 @@ def text_config(source: Source, width: Any) -> T5Config:
     """T5 where it lies, in the folder or nowhere: a stage without one is given prompts by the stage before it."""
     encoder = source.path / "text_encoder"
     tokenizer = source.options.tokenizer or source.path / "tokenizer"
-    there = (encoder / "config.json").is_file()
-    if not there:
+    has_config = (encoder / "config.json").is_file()
+    if not has_config:
         source.options.without_effect((), f"{source.path}, which has no text encoder")
     return T5Config(
-        path=str(encoder.resolve()) if there else None,
-        tokenizer=str(tokenizer.resolve()) if there else None,
+        path=str(encoder.resolve()) if has_config else None,
+        tokenizer=str(tokenizer.resolve()) if has_config else None,
         width=width,
         max_tokens=MAX_TOKENS,
         padded=True,
@@ -181,18 +181,18 @@ def noise_config(source: Source) -> dict[str, Any]:
     """The schedule, its times, the sampler, what is predicted and what bounds it."""
     values = source.scheduler()
     where = f"{source.path / 'scheduler' / 'scheduler_config.json'}"
-    kind, said = schedulers.kind_of(values, where), schedulers.said(values)
+    kind, stated = schedulers.kind_of(values, where), schedulers.stated_settings(values)
     schedulers.check(values, where)
-    if said.get("thresholding"):
-        percentile, cap = said.get("dynamic_thresholding_ratio", 0.995), said.get("sample_max_value", 1.0)
+    if stated.get("thresholding"):
+        percentile, cap = stated.get("dynamic_thresholding_ratio", 0.995), stated.get("sample_max_value", 1.0)
         threshold = ThresholdConfig(kind="dynamic", percentile=percentile, cap=float(cap))
     else:
-        clipped = said.get("clip_sample", values["_class_name"] in schedulers.CLIPPING)
+        clipped = stated.get("clip_sample", values["_class_name"] in schedulers.CLIPPING)
         if clipped:
-            schedulers.only(said, "clip_sample_range", 1.0, where)
+            schedulers.only(stated, "clip_sample_range", 1.0, where)
         threshold = ThresholdConfig(kind="static" if clipped else "none")
     refused = schedulers.refusals(values, where, latent=False)
-    if kind.sampler == "ddpm" and said.get("variance_type") != "learned_range":
+    if kind.sampler == "ddpm" and stated.get("variance_type") != "learned_range":
         reason = schedulers.none_of(where, "variance_type", values.get("variance_type"), ("learned_range",))
         refused.setdefault("", str(reason))
     return {
@@ -208,7 +208,7 @@ def noise_config(source: Source) -> dict[str, Any]:
 
 
 def augmentation_config(source: Source, level: float) -> AugmentationConfig:
-    """How the low-resolution picture is spoiled: after it is enlarged, by the noise of a table."""
+    """How the low-resolution image is spoiled: after it is enlarged, by the noise of a table."""
     file = "scheduler_config.json"
     values, where = source.scheduler("image_noising_scheduler"), source.path / "image_noising_scheduler" / file
     schedule = ScheduleConfig.from_dict(schedulers.schedule_values(values, str(where)))
@@ -220,15 +220,15 @@ def augmentation_config(source: Source, level: float) -> AugmentationConfig:
 def demand(values: dict[str, Any], field: str, allowed: tuple[Any, ...], where: Path) -> None:
     """Raise a `UserError` that names the field unless its value is one of those we can follow."""
     if (value := values.get(field)) not in allowed:
-        known = " or ".join(repr(one) for one in allowed if one is not None)
-        raise UserError(f"{where}: {field} is {value!r}, which diptych does not support: only {known or 'none'}")
+        expected = " or ".join(repr(one) for one in allowed if one is not None)
+        raise UserError(f"{where}: {field} is {value!r}, which diptych does not support: only {expected or 'none'}")
 
 
 def numbers(values: dict[str, Any], field: str, where: Path) -> tuple[int, ...]:
-    found = values.get(field)
-    if not isinstance(found, list) or not found or not all(isinstance(one, int) and one > 0 for one in found):
-        raise UserError(f"{where}: {field} must be a list of whole numbers, not {found!r}")
-    return tuple(found)
+    value = values.get(field)
+    if not isinstance(value, list) or not value or not all(isinstance(one, int) and one > 0 for one in value):
+        raise UserError(f"{where}: {field} must be a list of whole numbers, not {value!r}")
+    return tuple(value)
 
 
 def number(values: dict[str, Any], field: str, where: Path) -> int:

@@ -17,7 +17,7 @@ FAMILIES = (
     *("stable_diffusion.diffusers_folder", "deepfloyd", "stable_diffusion.single_file"),
     *("compvis", "guided_diffusion", "autoencoder_folder"),
 )
-"""The modules beside this one that each hold a `FAMILY`, in the order in which they are asked."""
+"""The modules of this package that have a `FAMILY`, in the order in which they are tried."""
 
 
 def families() -> Iterator[Family]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.pretrained.source import Source
 from diptych.weights.files import load_metadata
 
@@ -89,23 +89,23 @@ class Stated:
 
 def stated(source: Source) -> Stated:
     """What is stated of a single file. Raises a `UserError` for what cannot be followed, and where it is stated."""
-    found = Stated()
+    statements = Stated()
     name = str(source.path)
     header = metadata(source)
     if word := header.get("modelspec.prediction_type"):
-        found.predictions.append(prediction(word, f"modelspec.prediction_type in the header of {name}"))
+        statements.predictions.append(prediction(word, f"modelspec.prediction_type in the header of {name}"))
     if header.get("modelspec.architecture") == "stable-diffusion-v2-768-v":
-        found.predictions.append(Statement("v", f"modelspec.architecture in the header of {name}"))
+        statements.predictions.append(Statement("v", f"modelspec.architecture in the header of {name}"))
     if "v_pred" in source.checkpoint:
-        found.predictions.append(Statement("v", f"the key v_pred of {name}"))
+        statements.predictions.append(Statement("v", f"the key v_pred of {name}"))
     if "ztsnr" in source.checkpoint:
-        found.terminal = f"the key ztsnr of {name}"
+        statements.terminal = f"the key ztsnr of {name}"
     for ending in (".yaml", ".yml", ".json"):
         path = source.path.with_suffix(ending)
         if path.is_file() and path != source.path:
             values = read_yaml(path) if ending != ".json" else read_small(path, json.loads, "JSON")
-            found = beside(found, values, str(path))
-    return found
+            statements = merge_config(statements, values, str(path))
+    return statements
 
 
 def metadata(source: Source) -> dict[str, str]:
@@ -117,8 +117,8 @@ def metadata(source: Source) -> dict[str, str]:
 
 def prediction(word: Any, where: str) -> Statement:
     if not isinstance(word, str) or word not in PREDICTIONS:
-        known = ", ".join(PREDICTIONS)
-        raise UserError(f"{where} is {said(word)}, which diptych has not for such a file: it knows {known}")
+        names = ", ".join(PREDICTIONS)
+        raise UserError(f"{where} is {short_repr(word)}, which diptych has not for such a file: it knows {names}")
     return Statement(PREDICTIONS[word], where)
 
 
@@ -147,66 +147,70 @@ def read_yaml(path: Path) -> Any:
     return read_small(path, parse, "YAML")
 
 
-def beside(found: Stated, values: Any, where: str) -> Stated:
+def merge_config(statements: Stated, values: Any, where: str) -> Stated:
     """What a config beside the file adds to what is found already."""
     if not isinstance(values, Mapping):
-        return found
+        return statements
     model = values.get("model")
     if isinstance(model, Mapping) and "params" in model:
-        return compvis(found, model["params"], f"model.params in {where}")
+        return compvis(statements, model["params"], f"model.params in {where}")
     if any(word in values for word in ("parameterization", "linear_start", "unet_config")):
-        return compvis(found, values, where)
+        return compvis(statements, values, where)
     for word in ("prediction_type", "prediction"):
         if values.get(word) is not None:
-            found.predictions.append(prediction(values[word], f"{word} in {where}"))
-    return schedule(found, values, where)
+            statements.predictions.append(prediction(values[word], f"{word} in {where}"))
+    return schedule(statements, values, where)
 
 
-def compvis(found: Stated, params: Any, where: str) -> Stated:
+def compvis(statements: Stated, params: Any, where: str) -> Stated:
     """CompVis' params of a whole model."""
     if not isinstance(params, Mapping):
-        raise UserError(f"{where} is no object but {said(params)}")
+        raise UserError(f"{where} is no object but {short_repr(params)}")
     for word, value in params.items():
-        known = word in WITHOUT_EFFECT or word in SCHEDULE or TERMINAL.fullmatch(str(word))
-        if not known and value not in (None, False):
-            raise UserError(f"{where}: diptych does not know what {said(word)} = {said(value)} means for images")
+        ignored = word in WITHOUT_EFFECT or word in SCHEDULE or TERMINAL.fullmatch(str(word))
+        if not ignored and value not in (None, False):
+            raise UserError(
+                f"{where}: diptych does not know what {short_repr(word)} = {short_repr(value)} means for images"
+            )
     if params.get("parameterization") is not None:
-        found.predictions.append(prediction(params["parameterization"], f"parameterization in {where}"))
+        statements.predictions.append(prediction(params["parameterization"], f"parameterization in {where}"))
     for word, usual in (("beta_schedule", "linear"), ("given_betas", None)):
         if params.get(word) not in (usual, None):
-            raise UserError(f"{where}: diptych has no {word} = {said(params[word])} for such a file")
+            raise UserError(f"{where}: diptych has no {word} = {short_repr(params[word])} for such a file")
     text = params.get("cond_stage_config")
     if isinstance(text, Mapping) and isinstance(inner := text.get("params"), Mapping):
         usual = "penultimate" if "OpenCLIP" in str(text.get("target")) else "last"
         if inner.get("layer") not in (usual, None) or inner.get("layer_idx") is not None:
             layer = inner.get("layer_idx", inner.get("layer"))
             raise UserError(
-                f"{where}: the text encoder is read at layer {said(layer)}, and diptych reads the {usual} one"
+                f"{where}: the text encoder is read at layer {short_repr(layer)}, and diptych reads the {usual} one"
             )
     unet = params.get("unet_config")
     if isinstance(unet, Mapping) and isinstance(shapes := unet.get("params"), Mapping):
-        given = {word: shapes[word] for word in UNET_SHAPES if shapes.get(word) not in (None, -1)}
-        for word, value in given.items():
+        sizes = {word: shapes[word] for word in UNET_SHAPES if shapes.get(word) not in (None, -1)}
+        for word, value in sizes.items():
             if type(value) is not int or not 0 < value < 2**20:
-                raise UserError(f"{where}: unet_config.params.{word} must be a whole number, not {said(value)}")
-        found.unet.update({word: Statement(value, f"unet_config in {where}") for word, value in given.items()})
+                raise UserError(f"{where}: unet_config.params.{word} must be a whole number, not {short_repr(value)}")
+        statements.unet.update({word: Statement(value, f"unet_config in {where}") for word, value in sizes.items()})
     if params.get("scale_factor") is not None:
         scale = number(params["scale_factor"], f"scale_factor in {where}", 1e30)
-        found.scale = Statement(scale, f"scale_factor in {where}")
-    return schedule(found, params, where)
+        statements.scale = Statement(scale, f"scale_factor in {where}")
+    return schedule(statements, params, where)
 
 
-def schedule(found: Stated, values: Mapping[str, Any], where: str) -> Stated:
+def schedule(statements: Stated, values: Mapping[str, Any], where: str) -> Stated:
     """How betas are spaced, in the words of CompVis or of diffusers."""
     for word, value in values.items():
         if TERMINAL.fullmatch(str(word)) and value not in (None, False, 0):
-            found.terminal = f"{word} in {where}"
+            statements.terminal = f"{word} in {where}"
         if word in SCHEDULE and value is not None:
             read = number(value, f"{word} in {where}", 1e6)
-            found.schedule[SCHEDULE[word]] = Statement(read, f"{word} in {where}")
+            statements.schedule[SCHEDULE[word]] = Statement(read, f"{word} in {where}")
     if values.get("beta_schedule") not in ("linear", "scaled_linear", None):  # as CompVis and diffusers call it
-        raise UserError(f"{where}: diptych has no beta_schedule = {said(values['beta_schedule'])} for a single file")
-    return found
+        raise UserError(
+            f"{where}: diptych has no beta_schedule = {short_repr(values['beta_schedule'])} for a single file"
+        )
+    return statements
 
 
 def number(value: Any, where: str, largest: float) -> float | int:
@@ -214,5 +218,5 @@ def number(value: Any, where: str, largest: float) -> float | int:
     if isinstance(value, str) and re.fullmatch(r"[\d.]+(e[-+]?\d+)?", value):
         value = float(value) if value.count(".") < 2 else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < largest or math.isnan(value):
-        raise UserError(f"{where} must be a positive number, not {said(value)}")
+        raise UserError(f"{where} must be a positive number, not {short_repr(value)}")
     return value

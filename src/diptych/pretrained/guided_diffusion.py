@@ -35,7 +35,7 @@ from diptych.pretrained.stable_diffusion.infer_shapes import Names
 from diptych.weights.lazy import fill
 
 PIXELS = 3
-"""Channels of a picture."""
+"""Channels of an image."""
 LINEAR = ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02)
 COSINE = ScheduleConfig(kind="cosine-table")
 
@@ -45,10 +45,10 @@ class Facts(Config):
     """What the shapes of a guided-diffusion file do not show. The defaults are as most of them were trained."""
 
     size: Annotated[int | None, Within(1, 2**16)] = None
-    """Side of the pictures, in pixels (`image_size` there, `large_size` of an upsampler); a classifier that pools by
+    """Side of the images, in pixels (`image_size` there, `large_size` of an upsampler); a classifier that pools by
     attention shows its own."""
     low_size: Annotated[int | None, Within(1, 2**16)] = None
-    """Side of the pictures that an upsampler enlarges (`small_size`)."""
+    """Side of the images that an upsampler enlarges (`small_size`)."""
     heads: Annotated[int | None, Within(1, 2**16)] = None
     """Attention heads (`num_heads`), or none to derive them from `head_width`."""
     head_width: Annotated[int | None, Within(1, 2**16)] = 64
@@ -71,7 +71,7 @@ PUBLISHED: dict[Shape, Facts] = {
     (6, 192, (1, 1, 2, 2, 4, 4), (3, 4, 5)): Facts(size=256, low_size=64, heads=4, head_width=None),
     (6, 192, (1, 1, 2, 2, 4, 4), (4, 5)): Facts(size=512, low_size=128),
 }
-"""By what tells the published U-Nets apart: the flags of guided-diffusion's README."""
+"""By the shapes of the published U-Nets: the flags of guided-diffusion's README."""
 
 
 def fits(source: Source) -> bool:
@@ -88,7 +88,7 @@ def read(source: Source) -> PixelDiffusion | NoisyClassifier:
 
 
 def read_stage(source: Source) -> PixelDiffusion:
-    """A U-Net as a stage that paints pictures, or enlarges them."""
+    """A U-Net as a base or super-resolution stage."""
     config, older = stage_config(source)
     with torch.device("meta"):
         network = AdmUNet(config.network)  # type: ignore[arg-type]
@@ -99,10 +99,10 @@ def read_stage(source: Source) -> PixelDiffusion:
 
 def stage_config(source: Source) -> tuple[PixelDiffusionConfig, bool]:
     """The stage, and whether its attention is in the older order."""
-    found, name = source.checkpoint, str(source.path)
-    plain = adm_of_shapes(found.shapes, name, PIXELS, heads=1)
+    checkpoint, name = source.checkpoint, str(source.path)
+    plain = adm_of_shapes(checkpoint.shapes, name, PIXELS, heads=1)
     shape = (PIXELS + plain.concat_channels, plain.channels, plain.multipliers, plain.attention_levels)
-    facts = told(source, PUBLISHED.get(shape, Facts()))
+    facts = read_facts(source, PUBLISHED.get(shape, Facts()))
     if facts.size is None or (facts.low_size is None) != (plain.concat_channels == 0):
         need = ("size",) if plain.concat_channels == 0 else ("size", "low_size")
         raise UserError(
@@ -111,7 +111,7 @@ def stage_config(source: Source) -> tuple[PixelDiffusionConfig, bool]:
             f"{' and '.join(need)}, and what differs from {Facts().to_dict()}"
         )
     try:
-        network = adm_of_shapes(found.shapes, name, PIXELS, heads=facts.heads, head_width=facts.head_width)
+        network = adm_of_shapes(checkpoint.shapes, name, PIXELS, heads=facts.heads, head_width=facts.head_width)
         config = adm_stage(network, facts)
     except UserError as error:
         raise error if str(error).startswith(name) else UserError(f"{name}: {error}") from None
@@ -136,7 +136,7 @@ def adm_stage(network: AdmUNetConfig, facts: Facts) -> PixelDiffusionConfig:
 
 
 def read_classifier(source: Source) -> NoisyClassifier:
-    """A classifier of noisy pictures, which guides and does not paint."""
+    """A classifier of noisy images, for guidance."""
     config, older = classifier_config(source)
     with torch.device("meta"):
         network = NoisyClassifier(config)
@@ -146,7 +146,7 @@ def read_classifier(source: Source) -> NoisyClassifier:
 def classifier_config(source: Source) -> tuple[NoisyClassifierConfig, bool]:
     """The classifier, and whether its attention, but for that of the pooling, is in the older order."""
     has = Names(source.checkpoint.shapes, "", str(source.path))
-    facts = told(source, Facts())
+    facts = read_facts(source, Facts())
     blocks, resampled = encoder_levels(has)
     size, positions = None, "out.2.positional_embedding"
     if positions in has:
@@ -209,7 +209,7 @@ def encoder_levels(has: Names) -> tuple[list[int], bool]:
         edges = [0, *ends, len(numbers) + 1]
         return [after - before - 1 for before, after in itertools.pairwise(edges)], False
     rows = [
-        (has.size(f"input_blocks.{number}.0.out_layers.3.weight"), has.begins(f"input_blocks.{number}.1."))
+        (has.size(f"input_blocks.{number}.0.out_layers.3.weight"), has.has_prefix(f"input_blocks.{number}.1."))
         for number in numbers
     ]
     fitting = []
@@ -238,16 +238,16 @@ def facts_file(source: Source) -> Path:
     return source.path.with_suffix(".json")
 
 
-def told(source: Source, known: Facts) -> Facts:
+def read_facts(source: Source, defaults: Facts) -> Facts:
     """What is known, and in its place what a user says of a file."""
     path = facts_file(source)
     if not path.is_file():
-        return known
+        return defaults
     values = read_object(path)
     if ("heads" in values) != ("head_width" in values):  # one says that the other is not
         values = {"heads": None, "head_width": None, **values}
     try:
-        return Facts.from_dict({**known.to_dict(), **values})
+        return Facts.from_dict({**defaults.to_dict(), **values})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -63,12 +63,12 @@ def taken(theirs: Tensor, piece: Piece, shape: tuple[int, ...]) -> Tensor:
 
 def published(layout: Layout, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published tensors made of ours: the inverse of `pieces`."""
-    found: dict[str, dict[int, tuple[Piece, Tensor]]] = {}
+    pieces: dict[str, dict[int, tuple[Piece, Tensor]]] = {}
     for name, tensor in ours.items():
         piece = layout[name]
-        found.setdefault(piece.key, {})[piece.part] = (piece, tensor)
+        pieces.setdefault(piece.key, {})[piece.part] = (piece, tensor)
     made = {}
-    for key, parts in found.items():
+    for key, parts in pieces.items():
         piece, first = parts[0]
         if len(parts) != piece.parts:
             raise ValueError(f"{key} is made of {piece.parts} parts, and {len(parts)} are there")

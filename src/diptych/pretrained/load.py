@@ -9,8 +9,8 @@ import torch
 
 from diptych.core.config import read_json
 from diptych.core.devices import find_device
-from diptych.core.errors import NothingThere, UserError, pick
-from diptych.core.values import said
+from diptych.core.errors import NotFound, UserError, pick
+from diptych.core.values import short_repr
 from diptych.models.kinds import MODEL_KINDS, imported
 from diptych.weights.bounds import bounded, stored_tensors
 from diptych.weights.hub import fetch_model, hub_id
@@ -38,20 +38,20 @@ OTHER_NETWORKS = {"Autoencoder": "an autoencoder or first stage", "NoisyClassifi
 def model_folder(source: str | Path | None) -> Path:
     """The folder with the model's config.json: `source` itself, `source`/model of a run, or an embedded default.
 
-    Raises `NothingThere` for a default that is not in this package, and `UserError` for anything else that is no model.
+    Raises `NotFound` for a default that is not in this package, and `UserError` for anything else that is no model.
     """
     if source is None or str(source) in EMBEDDED:
         panel = str(source or "latent")
         folder = EMBEDDED[panel]
         if not (folder / "config.json").is_file():
             how = f"make it with `make {MADE_BY[panel]}`, or name a run folder or model folder"
-            raise NothingThere(f"the {panel} panel has no model in this package: {how}")
+            raise NotFound(f"this package has no {panel} model: {how}")
         return folder
     path = Path(source)
     if not path.exists():
-        known = ", ".join(EMBEDDED)
+        names = ", ".join(EMBEDDED)
         raise UserError(
-            f"no model at {path}: give a run folder or model folder, a model of the package ({known}), a file of "
+            f"no model at {path}: give a run folder or model folder, a model of the package ({names}), a file of "
             "published weights, or the hub's owner/name"
         )
     if path.is_file():
@@ -78,8 +78,8 @@ def find(
     """
     name = str(source)
     local = source is None or name in EMBEDDED or Path(name).exists()
-    if not local and (known := hub_id(name)):
-        path = fetch_model(*known, revision=revision, offline=offline, pickles=allow_pickle)
+    if not local and (repository := hub_id(name)):
+        path = fetch_model(*repository, revision=revision, offline=offline, pickles=allow_pickle)
     elif revision is not None:
         raise UserError(f"a revision ({revision!r}) is for models of the hub, owner/name, which {source} is not")
     elif source is None or name in EMBEDDED:
@@ -118,7 +118,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"the run in {folder} is not finished: go on with `diptych train` and the same arguments")
     if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
         model = values.get("model_type") if isinstance(values, dict) else None
-        what = f": it is of a model of transformers ({said(model)}), a text encoder or the like alone" if model else ""
+        what = (
+            f": it is of a model of transformers ({short_repr(model)}), a text encoder or the like alone"
+            if model
+            else ""
+        )
         raise UserError(f"{path} does not say what kind of model it is{what}")
     return values
 
@@ -208,7 +212,7 @@ def read_options(
     ema: bool = False,
     prediction: Literal["eps", "v"] | None = None,
 ) -> Options:
-    """What the user said, checked."""
+    """The options of a file, checked."""
     from diptych.pretrained.source import Options
 
     pick("dtype", dtype, DTYPES)
@@ -234,13 +238,13 @@ def located(source: str | Path | None, **opening: Any) -> tuple[Path, Options]:
 
 def require_unread(options: Options, where: Path | str) -> None:
     """Raise a `UserError` for an option that says how a published model is read, where there is none."""
-    for name, given in (
+    for name, value in (
         ("tokenizer", options.tokenizer),
         ("ema", options.ema),
         ("dtype", options.dtype != torch.float32),
         ("prediction", options.prediction),
     ):
-        if given:
+        if value:
             raise UserError(f"{name} is for published weights, which {where} is not")
 
 

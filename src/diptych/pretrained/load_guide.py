@@ -1,7 +1,7 @@
 """Opening what steers a model by its gradient: `generate(prompts, guides=[(open_guide("judge"), 2.0)])`.
 
 Noisy classifiers and noisy pairs of ours or ADM's classifiers read what the model is at work on; the judge and any CLIP
-of transformers read the pictures that it sees in it.
+of transformers read the images that it reads.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def opened(path: Path, name: str, through: bool, allow_pickle: bool) -> Guide:
     if is_published(path):
         network = open_published(path, read_options(allow_pickle))
         if not isinstance(network, NoisyClassifier):
-            raise UserError(f"{path} holds no classifier of noisy pictures")
+            raise UserError(f"{path} holds no classifier of noisy images")
         return published_guide(network, path.stem)
     values = read_json(path / "config.json", missing=f"{path} holds no guide: it has no config.json")
     if isinstance(values, dict) and values.get("model_type") == "clip":

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError, pick
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.encoders.base import network_of
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.request import read_number
@@ -37,7 +37,7 @@ STYLES = ("kohya", "diffusers")
 NAMES_IN_FOLDER = ("pytorch_lora_weights", "adapter_model")
 """How diffusers and PEFT name the file in a folder."""
 PEFT = "base_model.model."
-"""What stands before PEFT's names."""
+"""Prefix of PEFT's names."""
 
 ENDINGS = {
     ".lora_down.weight": "down",  # kohya
@@ -168,8 +168,8 @@ class LoRA:
         Raises a `UserError` where it is not applied to this model.
         """
         networks = read_networks(system)
-        found = [layer for network in networks for layer in layers(network).values()]
-        carrying = [layer for layer in found if self.name in dict(adapters(layer))]
+        all_layers = [layer for network in networks for layer in layers(network).values()]
+        carrying = [layer for layer in all_layers if self.name in dict(adapters(layer))]
         if not carrying:
             raise UserError(f"{self.name} is not applied to this model: there is nothing to remove")
         for layer in carrying:
@@ -178,15 +178,15 @@ class LoRA:
 
     def changes(self, system: Any) -> dict[AdaptableLayer, LowRank]:
         """Of each layer of this model that it changes, the change. Raises a `UserError` where it does not fit."""
-        known = {name: layer for names, layer in named_layers(system) for name in names}
-        if strange := [name for name in self.pairs if name not in known]:
+        by_name = {name: layer for names, layer in named_layers(system) for name in names}
+        if strange := [name for name in self.pairs if name not in by_name]:
             raise UserError(self.unfitting(strange, system))
-        found: dict[AdaptableLayer, LowRank] = {}
+        pairs: dict[AdaptableLayer, LowRank] = {}
         for name, each in self.pairs.items():
-            if known[name] in found:
+            if by_name[name] in pairs:
                 raise UserError(f"{self.name}: {each.key!r} is for a layer that another key is for, by another name")
-            found[known[name]] = fitted(each, known[name], self.name)
-        return found
+            pairs[by_name[name]] = fitted(each, by_name[name], self.name)
+        return pairs
 
     def unfitting(self, strange: Sequence[str], system: Any) -> str:
         """Why there are keys for layers that the model does not have."""
@@ -218,9 +218,9 @@ class LoRA:
         save_safetensors(tensors, path)
 
 
-def apply(given: Iterable[tuple[LoRA, float]], system: Any, live: bool) -> None:
+def apply(loras: Iterable[tuple[LoRA, float]], system: Any, live: bool) -> None:
     """Apply several, live or merged, once all of them are known to fit."""
-    ready = [(lora.name, read_number("scale", scale), lora.changes(system)) for lora, scale in given]
+    ready = [(lora.name, read_number("scale", scale), lora.changes(system)) for lora, scale in loras]
     for name, scale, changes in ready:
         for layer, change in changes.items():
             adapt(layer, name, Adapter(change, scale, live))
@@ -231,16 +231,18 @@ def apply(given: Iterable[tuple[LoRA, float]], system: Any, live: bool) -> None:
 def attach_files(system: Any, files: Given | Sequence[Given], allow_pickle: bool = False) -> None:
     """Apply files live, each at its scale, 1 where none is given; all of them or, with a `UserError`, none."""
     listed: Sequence[Any] = files if isinstance(files, (list, tuple)) else [files]
-    given: dict[str, tuple[LoRA, float]] = {}
+    loras: dict[str, tuple[LoRA, float]] = {}
     for entry in listed:
         path, scale = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, 1.0)
         if not isinstance(path, (str, Path)):
-            raise UserError(f"lora must be a list of files, or of pairs of a file and its scale, not {said(entry)}")
+            raise UserError(
+                f"lora must be a list of files, or of pairs of a file and its scale, not {short_repr(entry)}"
+            )
         lora = LoRA.open(path, allow_pickle)
-        if lora.name in given:
+        if lora.name in loras:
             raise UserError(f"{path} is given twice: once, with the sum of the scales, does the same")
-        given[lora.name] = lora, scale
-    apply(given.values(), system, live=True)
+        loras[lora.name] = lora, scale
+    apply(loras.values(), system, live=True)
 
 
 # Reading.
@@ -259,8 +261,8 @@ def located(path: Path) -> tuple[Path, str]:
         for ending in (".safetensors", ".bin"):
             if (path / f"{name}{ending}").is_file():
                 return path / f"{name}{ending}", name
-    known = " or ".join(f"{name}.safetensors" for name in NAMES_IN_FOLDER)
-    raise UserError(f"{path} holds no LoRA: there is no {known}")
+    names = " or ".join(f"{name}.safetensors" for name in NAMES_IN_FOLDER)
+    raise UserError(f"{path} holds no LoRA: there is no {names}")
 
 
 def parsed(key: str, source: str) -> tuple[str, str]:
@@ -294,8 +296,8 @@ def today(layer: str) -> str:
 def pair(layer: str, keys: Mapping[str, str], file: LazyCheckpoint, settings: LoraSettings) -> LowRankPair:
     """A layer's two matrices and its alpha, with ranks that agree."""
     if missing := {"down", "up"} - keys.keys():
-        there = keys.get("down", keys.get("up", keys.get("alpha")))
-        raise UserError(f"{file.source}: key {there!r} is there, but this layer's {min(missing)} matrix is missing")
+        any_key = keys.get("down", keys.get("up", keys.get("alpha")))
+        raise UserError(f"{file.source}: key {any_key!r} is there, but this layer's {min(missing)} matrix is missing")
     down, up = file[keys["down"]], file[keys["up"]]
     for key, tensor in ((keys["down"], down), (keys["up"], up)):
         if not tensor.is_floating_point() or tensor.ndim not in (2, 4) or not tensor.numel():

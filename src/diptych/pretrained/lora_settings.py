@@ -12,7 +12,7 @@ from typing import Any
 
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.weights.files import load_metadata
 
 HEADER = "lora_adapter_metadata"
@@ -61,21 +61,27 @@ class LoraSettings:
         values = self.networks.get(network, self.networks.get("", {}))
         stated = self.of_layer(values, "rank_pattern", "r", inner)
         if "" in self.networks and stated not in (None, rank):  # PEFT's, which builds its layers by it
-            raise UserError(f"{self.where} states the rank {said(stated)} for {layer}, whose matrices have rank {rank}")
+            raise UserError(
+                f"{self.where} states the rank {short_repr(stated)} for {layer}, whose matrices have rank {rank}"
+            )
         alpha = self.of_layer(values, "alpha_pattern", "lora_alpha", inner)
         alpha = rank if alpha is None else alpha
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1e6:
-            raise UserError(f"{self.where} has the alpha {said(alpha)} for {layer}")
+            raise UserError(f"{self.where} has the alpha {short_repr(alpha)} for {layer}")
         return alpha * math.sqrt(rank) if values.get("use_rslora") else float(alpha)
 
     def of_layer(self, values: Mapping[str, Any], patterns: str, usual: str, layer: str) -> Any:
-        given = values.get(patterns) or {}
-        if not isinstance(given, Mapping) or not all(map(simple, given)):
-            raise UserError(f"{self.where} has no patterns of layers as {patterns}, but {said(given)}")
+        pattern_values = values.get(patterns) or {}
+        if not isinstance(pattern_values, Mapping) or not all(map(simple, pattern_values)):
+            raise UserError(f"{self.where} has no patterns of layers as {patterns}, but {short_repr(pattern_values)}")
         try:
-            matching = [value for pattern, value in given.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)]
+            matching = [
+                value for pattern, value in pattern_values.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)
+            ]
         except re.error:
-            raise UserError(f"{self.where} has no patterns of layers as {patterns}, but {said(given)}") from None
+            raise UserError(
+                f"{self.where} has no patterns of layers as {patterns}, but {short_repr(pattern_values)}"
+            ) from None
         return matching[0] if matching else values.get(usual)
 
 
@@ -130,9 +136,9 @@ def require_lora(values: Mapping[str, Any], where: str) -> None:
     kind = values.get("peft_type")
     if kind not in ("LORA", None):
         name = METHODS.get(kind, kind) if isinstance(kind, str) else kind
-        raise UserError(f"{where} is of another method than LoRA, {said(name)}; it cannot be applied")
+        raise UserError(f"{where} is of another method than LoRA, {short_repr(name)}; it cannot be applied")
     for name, value in values.items():
         if name in FOLLOWED or name in WITHOUT_EFFECT or value in (None, False, [], {}, *MUST_BE.get(name, ())):
             continue
         what = f" ({NAMES[name]})" if name in NAMES else ""
-        raise UserError(f"{where}: diptych does not follow {name} = {said(value)}{what}; it cannot be applied")
+        raise UserError(f"{where}: diptych does not follow {name} = {short_repr(value)}{what}; it cannot be applied")

@@ -55,12 +55,12 @@ def vgg16_path(source: str | Path, pickles: bool = False) -> Path:
     """VGG16's file or folder: the path itself, or where the hub's model is on this machine, fetched if need be."""
     path = Path(source)
     if not path.exists():
-        if (known := hub_id(str(source))) is None:
+        if (repository := hub_id(str(source))) is None:
             raise UserError(
                 f"no VGG16 at {source}: give torchvision's file, a folder with model.safetensors, or a model of the "
                 f"hub, such as {EXAMPLE}"
             )
-        path = fetch_model(*known, pickles=pickles)
+        path = fetch_model(*repository, pickles=pickles)
     return path
 
 

@@ -64,7 +64,7 @@ CURVED = (EULER, "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2Discrete
 CURVED += ("KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", *SOLVERS)
 """Those that follow curves of sigmas."""
 CLIPPING = (DDIM, "DDIMParallelScheduler", DDPM, "DDPMParallelScheduler")
-"""Those that clip the estimate unless they are told not to."""
+"""Those that clip the estimate by default."""
 THRESHOLDING = (*CLIPPING, "LCMScheduler", "TCDScheduler", *SOLVERS)
 """Those that can bound it dynamically."""
 
@@ -110,7 +110,7 @@ class Setting(NamedTuple):
 
 SWITCH = (True, False)
 NOTHING = (False, 0, "", [], {})
-"""Values with which a setting that nobody knows says nothing; null is another."""
+"""Values of an unknown setting that mean nothing; null is another."""
 SETTINGS = {
     "num_train_timesteps": Setting("followed", None, "the number of discrete steps"),
     "beta_schedule": Setting("followed", tuple(BETAS), "the betas"),
@@ -195,13 +195,13 @@ SETTINGS = {
 """Setting -> what becomes of it. One that is not here is refused unless it says nothing: null, false or empty."""
 
 
-def said(values: Mapping[str, Any]) -> dict[str, Any]:
+def stated_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What a saved config says: its settings but those that were there by default when it was made, which another
     class does not take over either (`_use_default_values`), and null where null is no value of its own."""
-    unsaid = values.get("_use_default_values")
-    unsaid = unsaid if isinstance(unsaid, list) else []
-    found = {field: value for field, value in values.items() if not field.startswith("_") and field not in unsaid}
-    return {field: value for field, value in found.items() if value is not None}
+    defaults = values.get("_use_default_values")
+    defaults = defaults if isinstance(defaults, list) else []
+    stated = {field: value for field, value in values.items() if not field.startswith("_") and field not in defaults}
+    return {field: value for field, value in stated.items() if value is not None}
 
 
 def kind_of(values: Mapping[str, Any], where: str) -> SchedulerKind:
@@ -212,14 +212,18 @@ def kind_of(values: Mapping[str, Any], where: str) -> SchedulerKind:
     name = values.get("_class_name")
     if isinstance(name, str) and name in CLASSES:
         return CLASSES[name]
-    if isinstance(name, str) and "beta_schedule" in said(values) and not any(word in name for word in OTHERS):
+    if (
+        isinstance(name, str)
+        and "beta_schedule" in stated_settings(values)
+        and not any(word in name for word in OTHERS)
+    ):
         return SchedulerKind("ddim", same=False)
     raise none_of(where, "_class_name", name, sorted(CLASSES))
 
 
 def check(values: Mapping[str, Any], where: str) -> None:
     """Raise a `UserError` that names the first setting that every class reads and whose value cannot be followed."""
-    for field, value in said(values).items():
+    for field, value in stated_settings(values).items():
         setting = SETTINGS.get(field)
         if setting is not None and not setting.readers and not setting.takes(value):
             raise none_of(where, field, value, setting.allowed)
@@ -228,69 +232,69 @@ def check(values: Mapping[str, Any], where: str) -> None:
 def refusals(values: Mapping[str, Any], where: str, latent: bool) -> dict[str, str]:
     """Sampler -> why it cannot be had as the saved scheduler asks, of those that cannot; under "" that of none asked
     for."""
-    name, found, where = values["_class_name"], {}, Path(where).name  # is kept with the model, wherever that goes
+    name, reasons, where = values["_class_name"], {}, Path(where).name  # is kept with the model, wherever that goes
     try:
         if name not in CLASSES:
             raise none_of(where, "_class_name", name, sorted(CLASSES))
         require_read(values, name, where, latent)
         sampler_of(values, where)
     except UserError as error:
-        found[""] = str(error)
+        reasons[""] = str(error)
     for sampler, (theirs, _) in SAVED.items():
         try:
-            require_read(values, theirs, where, latent, asked=True)
+            require_read(values, theirs, where, latent, chosen=True)
         except UserError as error:
-            found[sampler] = str(error)
-    return found
+            reasons[sampler] = str(error)
+    return reasons
 
 
-def require_read(values: Mapping[str, Any], name: str, where: str, latent: bool, asked: bool = False) -> None:
+def require_read(values: Mapping[str, Any], name: str, where: str, latent: bool, chosen: bool = False) -> None:
     """Raise a `UserError` that names the first setting that a class would read, of any other's file too, and that
-    cannot be followed. `asked` leaves out what the name of a sampler says."""
-    found = said(values)
-    for field, value in found.items():
+    cannot be followed. `chosen` leaves out what the name of a sampler says."""
+    stated = stated_settings(values)
+    for field, value in stated.items():
         if (setting := SETTINGS.get(field)) is None:
             if value not in NOTHING and name == values["_class_name"]:
                 raise UserError(f"{where}: diptych does not know the setting {field} = {value!r}")
-        elif name in setting.readers and not (asked and setting.named):
+        elif name in setting.readers and not (chosen and setting.named):
             if not setting.takes(value):
                 raise none_of(where, field, value, setting.allowed)
             if field == "thresholding" and latent:
-                only(found, field, False, where)
-            low = lowest(found, where) if field == "lambda_min_clipped" else None
-            if low is not None and found.get("timestep_spacing") == "trailing":
+                only(stated, field, False, where)
+            low = lowest(stated, where) if field == "lambda_min_clipped" else None
+            if low is not None and stated.get("timestep_spacing") == "trailing":
                 raise UserError(f"{where}: diptych has no lambda_min_clipped with timestep_spacing trailing")
-    if len(curves := [field for field in CURVES if found.get(field) and name in SETTINGS[field].readers]) > 1:
+    if len(curves := [field for field in CURVES if stated.get(field) and name in SETTINGS[field].readers]) > 1:
         raise UserError(f"{where}: only one of {' and '.join(curves)} can be true")
 
 
 def sampler_of(values: Mapping[str, Any], where: str) -> str:
     """Our sampler for a saved scheduler, its variant chosen by the settings; a `UserError` names one that we lack."""
-    name, found = values["_class_name"], said(values)
+    name, stated = values["_class_name"], stated_settings(values)
     sampler = kind_of(values, where).sampler
     if name == DPM:
-        sampler = dpm_solver(found, where)
+        sampler = dpm_solver(stated, where)
     elif name == UNIPC:
-        only(found, "solver_order", 2, where)
-        only(found, "lower_order_final", True, where)
-        sampler = "unipc-bh1" if found.get("solver_type") == "bh1" else "unipc"
-    elif sampler == "ddpm" and found.get("variance_type") == "fixed_large":
+        only(stated, "solver_order", 2, where)
+        only(stated, "lower_order_final", True, where)
+        sampler = "unipc-bh1" if stated.get("solver_type") == "bh1" else "unipc"
+    elif sampler == "ddpm" and stated.get("variance_type") == "fixed_large":
         sampler = "ddpm-fixed-large"
     return sampler
 
 
-def dpm_solver(found: Mapping[str, Any], where: str) -> str:
+def dpm_solver(stated: Mapping[str, Any], where: str) -> str:
     """The variant of the DPM solvers."""
-    algorithm, order = found.get("algorithm_type", "dpmsolver++"), found.get("solver_order", 2)
+    algorithm, order = stated.get("algorithm_type", "dpmsolver++"), stated.get("solver_order", 2)
     stochastic, noise = algorithm.startswith("sde-"), algorithm.removeprefix("sde-") == "dpmsolver"
-    heun = found.get("solver_type") == "heun"
+    heun = stated.get("solver_type") == "heun"
     if order == 1:  # of the ODE it is the same step for both, and of no rule
         if noise and stochastic:
             raise none_of(where, "solver_order", 1, (2,))
         return "dpmpp-1m-sde" if stochastic else "dpmpp-1m"
-    if order == 3 or found.get("final_sigmas_type") == "sigma_min":  # else the last step is the first order's anyway
-        only(found, "lower_order_final", True, where)
-        only(found, "euler_at_final", False, where)
+    if order == 3 or stated.get("final_sigmas_type") == "sigma_min":  # else the last step is the first order's anyway
+        only(stated, "lower_order_final", True, where)
+        only(stated, "euler_at_final", False, where)
     if order == 3 and (noise or stochastic):
         raise none_of(where, "solver_order", 3, (1, 2))
     if heun and (noise or order == 3):
@@ -304,16 +308,16 @@ def dpm_solver(found: Mapping[str, Any], where: str) -> str:
 
 def schedule_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a `ScheduleConfig`."""
-    found, usual = said(values), CLASSES.get(values.get("_class_name", ""), SchedulerKind("")).betas
-    kind = found.get("beta_schedule", usual[0])
+    stated, usual = stated_settings(values), CLASSES.get(values.get("_class_name", ""), SchedulerKind("")).betas
+    kind = stated.get("beta_schedule", usual[0])
     if kind not in tuple(BETAS):
         raise none_of(where, "beta_schedule", kind, BETAS)
     return {
         "kind": BETAS[kind],
-        "steps": found.get("num_train_timesteps", 1000),
-        "beta_start": found.get("beta_start", usual[1]),
-        "beta_end": found.get("beta_end", usual[2]),
-        "zero_snr": found.get("rescale_betas_zero_snr", False),
+        "steps": stated.get("num_train_timesteps", 1000),
+        "beta_start": stated.get("beta_start", usual[1]),
+        "beta_end": stated.get("beta_end", usual[2]),
+        "zero_snr": stated.get("rescale_betas_zero_snr", False),
     }
 
 
@@ -327,23 +331,23 @@ CURVES = {
 
 def times_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a `TimesConfig`. What is not said is each sampler's own, also of one that takes another's place."""
-    found = said(values)
-    curves = [field for field in CURVES if found.get(field)]  # more than one are refused where they are read
+    stated = stated_settings(values)
+    curves = [field for field in CURVES if stated.get(field)]  # more than one are refused where they are read
     return {
-        "spacing": found.get("timestep_spacing", "published"),
-        "offset": found.get("steps_offset", 0),
-        "final": "clean" if found.get("set_alpha_to_one", True) else "first",
-        "final_sigma": "least" if found.get("final_sigmas_type") == "sigma_min" else "zero",
+        "spacing": stated.get("timestep_spacing", "published"),
+        "offset": stated.get("steps_offset", 0),
+        "final": "clean" if stated.get("set_alpha_to_one", True) else "first",
+        "final_sigma": "least" if stated.get("final_sigmas_type") == "sigma_min" else "zero",
         "sigmas": CURVES[curves[0]] if curves else "own",
-        "sigma_min": found.get("sigma_min"),
-        "sigma_max": found.get("sigma_max"),
-        "lambda_min": lowest(found, where),
+        "sigma_min": stated.get("sigma_min"),
+        "sigma_max": stated.get("sigma_max"),
+        "lambda_min": lowest(stated, where),
     }
 
 
-def lowest(found: Mapping[str, Any], where: str) -> float | None:
+def lowest(stated: Mapping[str, Any], where: str) -> float | None:
     """lambda_min_clipped, where it says anything."""
-    value = found.get("lambda_min_clipped", -math.inf)
+    value = stated.get("lambda_min_clipped", -math.inf)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{where}: lambda_min_clipped must be a number, not {value!r}")
     return None if value == -math.inf else float(value)
@@ -351,17 +355,17 @@ def lowest(found: Mapping[str, Any], where: str) -> float | None:
 
 def prediction_of(values: Mapping[str, Any], where: str) -> str:
     """What the network predicts, in our word."""
-    name = said(values).get("prediction_type", "epsilon")
+    name = stated_settings(values).get("prediction_type", "epsilon")
     if name not in tuple(PREDICTIONS):
         raise none_of(where, "prediction_type", name, PREDICTIONS)
     return PREDICTIONS[name]
 
 
-def only(found: Mapping[str, Any], field: str, value: Any, where: str) -> None:
+def only(stated: Mapping[str, Any], field: str, value: Any, where: str) -> None:
     """Raise a `UserError` unless a setting has this value, which is its default."""
-    if found.get(field, value) != value:
-        raise none_of(where, field, found[field], (value,))
+    if stated.get(field, value) != value:
+        raise none_of(where, field, stated[field], (value,))
 
 
-def none_of(where: str, field: str, value: Any, known: Any) -> UserError:
-    return UserError(f"{where}: {field} {value!r} is none of {', '.join(str(one) for one in known)}")
+def none_of(where: str, field: str, value: Any, supported: Any) -> UserError:
+    return UserError(f"{where}: {field} {value!r} is none of {', '.join(str(one) for one in supported)}")

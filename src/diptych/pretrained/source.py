@@ -12,7 +12,7 @@ import torch
 
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
-from diptych.core.values import said
+from diptych.core.values import short_repr
 from diptych.weights.lazy import LazyCheckpoint
 
 
@@ -83,9 +83,9 @@ class Source:
             number = type(value) is int if type(largest) is int else type(value) in (int, float)
             if value is not None and largest and not (number and 0 <= value <= largest):
                 kind = "whole number" if type(largest) is int else "number"
-                raise UserError(f"{where}: {field} must be a {kind} from 0 to {largest:,}, not {said(value)}")
+                raise UserError(f"{where}: {field} must be a {kind} from 0 to {largest:,}, not {short_repr(value)}")
             if value is not None and field in SCHEDULER_WORDS and not isinstance(value, str):
-                raise UserError(f"{where}: {field} must be a text, not {said(value)}")
+                raise UserError(f"{where}: {field} must be a text, not {short_repr(value)}")
         if values.get("num_train_timesteps") == 0:
             raise UserError(f"{where}: num_train_timesteps must be at least 1, not 0")
         return values
@@ -116,7 +116,7 @@ class Family(NamedTuple):
 
     name: str
     fits: Callable[[Source], bool]
-    """Whether a source is one, told cheaply: by class names, keys and shapes."""
+    """Whether a source is of this family, by class names, keys and shapes."""
     read: Callable[[Source], Any]
     """The system in it: a `LatentDiffusion`, `Stage` or `Cascade`."""
     first_stage: Callable[[Source], Any] | None = None

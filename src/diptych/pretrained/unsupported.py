@@ -1,4 +1,4 @@
-"""What people bring that no family reads, by name, and what to do with it: told from keys, shapes and class names."""
+"""Models that diptych does not read, recognised by keys, shapes and class names, and advice for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that repaint a part of a picture: ours, begun from the default, and latent diffusion's at full size."""
+"""Inpainting models: one initialised from the default, and latent diffusion's at full size."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def _published(size: str, unet: AdmUNetConfig, warmup: int) -> Recipe:
 
 
 BESIDE = MaskConcat(fill="smooth", full_resolution_mask=True)
-"""What it is told in the place of words: a mask, and the rest of the picture. A latent stands for 8 pixels here: a mask
+"""Its condition: a mask and the masked image. A latent covers 8 x 8 pixels here: a mask
 of one value for each would not say what a thin stroke hides."""
 
 RECIPES = {
     "emoji-inpainting": Recipe(
-        description="repaints a part of 128-px emoji pictures, told the rest: begun from the default, over its latents",
+        description="inpainting of 128-px emoji images, initialised from the default, in its latent space",
         system=trained_on(
             unet={
                 "concat_channels": BESIDE.channels(SMALL_AUTOENCODER),

@@ -1,4 +1,4 @@
-"""Pictures from layouts: boxes, and what stands in them (Rombach et al. 2022, section 4.3.1 and appendices D.3, E.2.1).
+"""Layout-to-image: boxes with class names (Rombach et al. 2022, section 4.3.1 and appendices D.3, E.2.1).
 
 At full size: the model of OpenImages as its repository configures it, that of COCO as the paper's table 15 has it. Both
 read 30 boxes with 16 layers of width 512 (table 17). At our size: the default, its words taken away, trained on with
@@ -54,7 +54,7 @@ SMALL = LayoutConfig(
     joined=True,
     padded=False,
 )
-"""As wide as the words of the default, whose U-Net it speaks to. A box is one token: what scenes there are would not
+"""As wide as the text embeddings of the default, whose U-Net reads it. A box is one token: our scenes are too few to
 teach the transformer which corners belong to a class."""
 SHOWN = (
     "dog face 0.05 0.3 0.5 0.75; house 0.5 0.3 0.95 0.75",
@@ -100,7 +100,7 @@ def _paper(autoencoder, unet: UNetConfig) -> LatentConfig:
 
 def _small() -> Recipe:
     return Recipe(
-        description="emoji pictures from boxes and names: the default latent model, trained on with layouts for words",
+        description="emoji images from boxes and names: the default latent model, trained on with layouts for words",
         system=trained_on(diffusion={"prompts": SHOWN}, precomputed="cache/emoji-layout", text=SMALL, guidance=4.0),
         data=dataclasses.replace(DATA, styles=("noto",), caption_field=LAYOUT_FIELD),  # three scenes to one drawing
         training=dataclasses.replace(

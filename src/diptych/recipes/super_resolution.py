@@ -1,4 +1,4 @@
-"""Models that enlarge pictures: ours over the shipped first stage and over pixels, and LDM's at full size."""
+"""Models that enlarge images: ours over the shipped first stage and over pixels, and LDM's at full size."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfi
 
 
 def enlarging(degradation: DegradationConfig) -> LatentTraining:
-    """The default's first stage and U-Net, which begins with its weights; what told it of words is gone."""
+    """The default's first stage and U-Net, initialised from its weights, without cross-attention."""
     low = LowResConcat(factor=4, degradation=degradation, with_latent=True)
     unet = {"concat_channels": low.channels(SMALL_AUTOENCODER), "context_width": None, "pooled_width": None}
     return trained_on(unet=unet, diffusion={"prompts": ()}, concat=low, text=None, guidance=1.0)
 
 
 def over_pixels(degradation: DegradationConfig) -> PixelTraining:
-    """The same task without a first stage, as SR3 does it: a stage of a cascade that is told no words."""
+    """The same task without a first stage, as SR3 does it: a cascade stage without text."""
     network: dict[str, Any] = {"self_attention_levels": (), "cross_attention_levels": (), "augmented": False}
     model = PixelDiffusionConfig(
         network=EfficientUNetConfig(channels=32, multipliers=(1, 2, 3), blocks=(1, 2, 2), **network),
@@ -109,13 +109,13 @@ RECIPES = {
         training=training(steps=1600, batch_size=32, learning_rate=6e-4),
     ),
     "emoji-super-resolution-bsr": Recipe(
-        description="emoji-super-resolution for pictures that are blurred, noisy or JPEG: BSRGAN's chain, milder",
+        description="emoji-super-resolution for images that are blurred, noisy or JPEG: BSRGAN's chain, milder",
         system=enlarging(LIGHT),
         data=DATA,
         training=training(steps=480, batch_size=32, learning_rate=5e-4),
     ),
     "emoji-super-resolution-pixels": Recipe(
-        description="emoji-super-resolution without a first stage: Efficient U-Net over 128-px pictures, as SR3",
+        description="emoji-super-resolution without a first stage: Efficient U-Net over 128-px images, as SR3",
         system=over_pixels(DegradationConfig()),
         data=DATA,
         training=training(steps=600, batch_size=16, learning_rate=1e-3),

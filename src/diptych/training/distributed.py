@@ -34,7 +34,7 @@ class Team:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, positions: Sequence[int]) -> list[int]:

@@ -33,23 +33,23 @@ class EMA:
     def state_dict(self) -> dict[str, Tensor]:
         """The module's state dict with the averages in place of the trained parameters."""
         average = {id(p): a for p, a in zip(self.parameters, self.averages, strict=True)}
-        own: dict[str, Tensor] = dict(self.module.state_dict(keep_vars=True))  # type: ignore[arg-type]
-        return {key: average.get(id(value), value.detach()) for key, value in own.items()}
+        state: dict[str, Tensor] = dict(self.module.state_dict(keep_vars=True))  # type: ignore[arg-type]
+        return {key: average.get(id(value), value.detach()) for key, value in state.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the averages from what `state_dict` gave."""
-        for key, own in self.state_dict().items():
-            own.copy_(state[key])
+        for key, tensor in self.state_dict().items():
+            tensor.copy_(state[key])
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Inside the block the module has the averaged weights; afterwards, whatever happens, its own again."""
-        own = [p.detach().clone() for p in self.parameters]
+        originals = [p.detach().clone() for p in self.parameters]
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.averages)  # pyright: ignore
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self.parameters, own)  # pyright: ignore
+                torch._foreach_copy_(self.parameters, originals)  # pyright: ignore

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.core.errors import NothingThere, UserError
+from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import mix
-from diptych.core.terminal import say
+from diptych.core.terminal import print_err
 from diptych.data.dataset import Fit, ImageDataset, open_dataset
 from diptych.data.quarantine import silent
 from diptych.data.stream import SampleStream, make_batch
@@ -125,7 +125,7 @@ class PrecomputedData:
             if changed := split.fit_captions(self._fit, self.config.long_captions):
                 key, why = next(iter(changed.items()))
                 more = " ..." if len(changed) > 1 else ""
-                say(f"{len(changed):,} captions are not read whole: {key}: {why}{more}")
+                print_err(f"{len(changed):,} captions are not read whole: {key}: {why}{more}")
         self._fit = None
 
 
@@ -141,9 +141,9 @@ def open_splits(recipe: Recipe, record: Path) -> dict[str, ImageDataset]:
         splits = {"train": train, **held_out(train)}
     fit_all(recipe.system.caption_fit(), *splits.values())
     if main:
-        say(described(splits))
+        print_err(described(splits))
         if recipe.data.held_out and "held-out" not in splits:
-            say(
+            print_err(
                 f"data.held_out={recipe.data.held_out:g} sets none of these {len(train)} apart: nothing is validated; "
                 "raise it, or give some examples the split held-out"
             )
@@ -168,7 +168,7 @@ def held_out(train: ImageDataset) -> dict[str, ImageDataset]:
     """The held-out split of training data as "held-out", or nothing where there is none."""
     try:
         return {"held-out": train.split("held-out")}
-    except NothingThere:
+    except NotFound:
         return {}
 
 

@@ -12,7 +12,7 @@ from diptych.pretrained.load import find, is_published, open_autoencoder, open_m
 
 
 class Guided(NamedTuple):
-    """What a guide has to know of the latent model that it will guide."""
+    """The properties of the latent model that a guide is trained for."""
 
     autoencoder: Autoencoder
     scale: float

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError
-from diptych.core.terminal import say
+from diptych.core.terminal import print_err
 from diptych.encoders.cache import EmbeddedTexts
 from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.layout import LayoutTransformer
@@ -70,20 +70,22 @@ def init_pixel(model: PixelDiffusion, other: PixelDiffusion, source: str) -> Non
 def copy_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors of the same name and shape, or with fewer input channels, and print which are new. A `UserError`
     where most are."""
-    own, new = network.state_dict(), []
-    for name, tensor in own.items():
-        given = weights.get(name)
-        if given is None or not fits(given.shape, tensor.shape):
+    state, new = network.state_dict(), []
+    for name, tensor in state.items():
+        source_tensor = weights.get(name)
+        if source_tensor is None or not fits(source_tensor.shape, tensor.shape):
             new.append(name)
             continue
         tensor.zero_()
-        tensor[:, : given.shape[1]].copy_(given) if tensor.ndim > 1 else tensor.copy_(given)
-    if 2 * len(new) > len(own):
+        tensor[:, : source_tensor.shape[1]].copy_(source_tensor) if tensor.ndim > 1 else tensor.copy_(source_tensor)
+    if 2 * len(new) > len(state):
         raise UserError(
-            f"of {len(own)} tensors of this U-Net only {len(own) - len(new)} have their shape in {source}: give it the "
-            "shape of that one, or leave system.init_from out"
+            f"of {len(state)} tensors of this U-Net only {len(state) - len(new)} have their shape in {source}: give it "
+            "the shape of that one, or leave system.init_from out"
         )
-    say(f"{len(own) - len(new)} of {len(own)} tensors initialised from {source}; new: {', '.join(new) or 'none'}")
+    print_err(
+        f"{len(state) - len(new)} of {len(state)} tensors initialised from {source}; new: {', '.join(new) or 'none'}"
+    )
 
 
 def class_embeddings(model: LatentDiffusion, other: LatentDiffusion) -> Tensor | None:
@@ -105,8 +107,13 @@ def classes_fit(text: LayoutTransformer, other: LatentDiffusion) -> bool:
     return encoder is not None and encoder.width == text.width and not text.config.shared
 
 
-def fits(given: torch.Size, wanted: torch.Size) -> bool:
+def fits(shape: torch.Size, expected: torch.Size) -> bool:
     """Whether two shapes are alike, but for fewer input channels of a convolution."""
-    if given == wanted:
+    if shape == expected:
         return True
-    return len(given) == len(wanted) == 4 and given[0] == wanted[0] and given[2:] == wanted[2:] and given[1] < wanted[1]
+    return (
+        len(shape) == len(expected) == 4
+        and shape[0] == expected[0]
+        and shape[2:] == expected[2:]
+        and shape[1] < expected[1]
+    )

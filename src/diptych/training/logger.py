@@ -15,7 +15,7 @@ from torch import Tensor
 from diptych.core.disk import disk_errors, write_text
 from diptych.core.images import save_png
 from diptych.core.progress import bar
-from diptych.core.terminal import say
+from diptych.core.terminal import print_err
 from diptych.training.distributed import Team
 
 
@@ -38,24 +38,24 @@ class Journal:
             return
         file = self.folder / "metrics.jsonl"
         lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-        kept = [line for line in lines if _step(line) <= self.step]
-        if kept != lines:
-            write_text(file, "".join(line + "\n" for line in kept))
+        earlier = [line for line in lines if _step(line) <= self.step]
+        if earlier != lines:
+            write_text(file, "".join(line + "\n" for line in earlier))
         try:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
         except ImportError:
-            self.say("TensorBoard is not installed: metrics go to metrics.jsonl alone")
+            self.report("TensorBoard is not installed: metrics go to metrics.jsonl alone")
         except UnicodeError:
-            self.say(f"TensorBoard cannot write to {self.folder}: metrics go to metrics.jsonl alone")
+            self.report(f"TensorBoard cannot write to {self.folder}: metrics go to metrics.jsonl alone")
         self.bar.start()
         self.since = time.perf_counter()
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """A line on standard error, from the main process only."""
         if self.folder is not None:
-            say(line)
+            print_err(line)
 
     def advance(self, step: int, loss: float, images: int) -> float:
         """Count a step; returns images a second since the last call of `metrics`."""
@@ -70,14 +70,14 @@ class Journal:
         self.images, self.since = 0, time.perf_counter()
         if self.folder is None:
             return
-        self.bar.told[self.task] = time.monotonic()  # the line below says how far the run is
+        self.bar.printed[self.task] = time.monotonic()  # the line below says how far the run is
         file = self.folder / "metrics.jsonl"
         with disk_errors(file), file.open("a") as lines:
             lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items() if self.writer else ():
             self.writer.add_scalar(f"{kind}/{name}", value, step)
         if self.bar.disable or kind != "train":
-            self.say(f"step {step}/{self.steps} {kind}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+            self.report(f"step {step}/{self.steps} {kind}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
     def image(self, step: int, image: Image.Image | None) -> None:
         """Save a grid of samples as samples/step-*.png."""

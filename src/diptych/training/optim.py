@@ -53,22 +53,22 @@ def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Map
     `UserError` for what is of another model or optimizer."""
     order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     index = {name: order[id(p)] for name, p in module.named_parameters() if id(p) in order}
-    own = dict(module.named_parameters())
-    found: dict[str, dict[str, Tensor]] = {}
+    parameters = dict(module.named_parameters())
+    states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition("/")
         if name not in index:
             raise UserError(f"the optimizer state has {key!r}, but the model trains no parameter {name!r}")
-        found.setdefault(name, {})[kind] = tensor
+        states.setdefault(name, {})[kind] = tensor
     state: dict[int, dict[str, Tensor]] = {}
     older = False
-    for name, values in found.items():
+    for name, values in states.items():
         if isinstance(optimizer, Adafactor):
-            values = translated(given := values, own[name].shape)
-            older |= values.keys() != given.keys()
+            values = translated(saved := values, parameters[name].shape)
+            older |= values.keys() != saved.keys()
         shapes = {kind: value.shape for kind, value in values.items()}
-        if shapes != (wanted := state_shapes(optimizer, own[name].shape)):
-            held, needed = (", ".join(f"{kind} {tuple(s)}" for kind, s in each.items()) for each in (shapes, wanted))
+        if shapes != (expected := state_shapes(optimizer, parameters[name].shape)):
+            held, needed = (", ".join(f"{kind} {tuple(s)}" for kind, s in each.items()) for each in (shapes, expected))
             raise UserError(
                 f"the optimizer state of {name!r} is that of another optimizer or model: it has {held}, not {needed}"
             )

@@ -33,7 +33,7 @@ from diptych.core.disk import (
     values_of,
 )
 from diptych.core.errors import UserError
-from diptych.core.terminal import say
+from diptych.core.terminal import print_err
 from diptych.weights.files import load_safetensors
 from diptych.weights.save import save_safetensors
 
@@ -106,7 +106,7 @@ def latest(folder: Path) -> Checkpoint | None:
             broken.append(f"{path.name}: {problem}")
             continue
         for one in broken:
-            say(f"skipping broken checkpoint {folder}/{one}")
+            print_err(f"skipping broken checkpoint {folder}/{one}")
         return Checkpoint(path, json.loads((path / STATE).read_text()))
     if broken:
         raise UserError(
@@ -153,14 +153,14 @@ def _fault_of_state(state: dict[str, Any], path: Path) -> str | None:
 def prune(folder: Path, newest: Path, keep: int) -> None:
     """Remove what is older than `newest`, which was found to be whole by its hashes: broken checkpoints, and whole ones
     beyond the newest `keep`. What is later (and broken: or else the run would have gone on from there) stays."""
-    kept = 1
+    count = 1
     for path in _steps(folder):
         if path.name >= newest.name:
             continue
-        if fault(path, hashes=False) is None and kept < keep:
-            kept += 1
+        if fault(path, hashes=False) is None and count < keep:
+            count += 1
         elif name := CHECKPOINT.foreign(path):
-            say(f"{path} stays: it holds {name}, which is no part of a checkpoint")
+            print_err(f"{path} stays: it holds {name}, which is no part of a checkpoint")
         else:
             remove(path)
 

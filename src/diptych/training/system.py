@@ -1,4 +1,4 @@
-"""The base of what a recipe can train: configs that know their data, their networks, and how to build their task."""
+"""The base of what a recipe can train: configs that name data and networks and build their task."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from torch import nn
 from diptych.core.config import Config
 from diptych.core.disk import replacing
 from diptych.core.progress import clock
-from diptych.core.terminal import say
+from diptych.core.terminal import print_err
 from diptych.training import run_checkpoint as checkpoint
 from diptych.training.distributed import Team, set_precision, team
 from diptych.training.ema import EMA
@@ -37,7 +37,7 @@ from diptych.training.training_config import TrainingConfig, settle_config
 from diptych.weights.lazy import load_into
 from diptych.weights.model_folder import TRAINED
 
-START_PICTURES = 256
+START_IMAGES = 256
 """Enough to estimate a scale from; few enough for one pass."""
 
 __all__ = ["Trainable", "TrainingConfig", "train"]
@@ -107,34 +107,34 @@ class Run:
             stack.callback(journal.close)
             if self.team.gather(self.finished and model.exists())[0]:
                 limit = "steps" if self.step >= self.config.steps else "minutes"
-                journal.say(f"{model} is finished ({self.step} steps); raise training.{limit} to train on")
+                journal.report(f"{model} is finished ({self.step} steps); raise training.{limit} to train on")
                 return model
             journal.open()
             if changed:
-                journal.say(f"the run goes on with {', '.join(changed)}")
+                journal.report(f"the run goes on with {', '.join(changed)}")
             if resumed:
-                journal.say(f"going on from step {self.step}")
+                journal.report(f"going on from step {self.step}")
                 if line := jump(resumed.state, self.step, self.config, self.seconds):
-                    journal.say(line)
+                    journal.report(line)
             else:
                 self.start()
             with self.interrupt.watching():
                 self.train(journal)
             if not self.finished:
-                journal.say(f"stopped after step {self.step}, checkpoint saved; the same command goes on from there")
+                journal.report(f"stopped after step {self.step}, checkpoint saved; the same command goes on from there")
                 raise SystemExit(128 + (self.interrupt.number or signal.SIGTERM))
             if self.team.main:
                 with self.averaged(), replacing(model, TRAINED) as partial:
                     partial.mkdir()
                     self.trainable.save(partial)
             self.team.barrier()
-            journal.say(f"finished {self.step} steps, {clock(self.seconds)} of training alone: {model}")
+            journal.report(f"finished {self.step} steps, {clock(self.seconds)} of training alone: {model}")
         return model
 
     def start(self) -> None:
         """Give the model the first images (for example to estimate a scale), and every process the result."""
         self.seed("start")
-        batch = self.batch_at(list(range(min(self.config.batch_size, START_PICTURES))))
+        batch = self.batch_at(list(range(min(self.config.batch_size, START_IMAGES))))
         with torch.no_grad():
             self.trainable.start(to_device(batch, self.team.device))
         self.team.broadcast(list(self.module.state_dict().values()))
@@ -178,8 +178,8 @@ class Run:
             total += losses.detach().sum() / config.batch_size
             examples.append((batch.get("key", part), losses.detach()))
             logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
-        said = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0], device=self.team.device)
-        sums = self.team.sum_gradients(self.parameters, torch.cat([total.reshape(1), said]))
+        sent = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0], device=self.team.device)
+        sums = self.team.sum_gradients(self.parameters, torch.cat([total.reshape(1), sent]))
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
         loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -238,13 +238,13 @@ class Run:
 
     def resume(self) -> checkpoint.Checkpoint | None:
         """Take everything from the newest whole checkpoint, if there is one."""
-        found = self.team.gather(checkpoint.latest(self.folder / "checkpoints") if self.team.main else None)[0]
-        if found is not None:
-            load_into(self.module, found.load("weights"), str(found.path))
-            average, moments = found.load("ema"), found.load("optimizer")
-            require_finite_state(found.step, self.module, average, moments, found.path)
+        latest = self.team.gather(checkpoint.latest(self.folder / "checkpoints") if self.team.main else None)[0]
+        if latest is not None:
+            load_into(self.module, latest.load("weights"), str(latest.path))
+            average, moments = latest.load("ema"), latest.load("optimizer")
+            require_finite_state(latest.step, self.module, average, moments, latest.path)
             self.ema.load_state_dict(average)
             if load_optimizer_tensors(self.optimizer, self.module, moments) and self.team.main:
-                say("Adafactor went by other moments in earlier versions: the run goes on from what these say of ours")
-            self.step, self.seconds = found.step, found.state["seconds"]
-        return found
+                print_err("Adafactor had other moments in earlier versions: they are converted")
+            self.step, self.seconds = latest.step, latest.state["seconds"]
+        return latest

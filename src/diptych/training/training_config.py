@@ -18,7 +18,7 @@ from diptych.core.errors import UserError
 class TrainingConfig(Config):
     """How a model is trained. One step is one optimizer update with one batch."""
 
-    renamed: ClassVar[dict[str, str]] = {"validation_pictures": "validation_images"}
+    renamed: ClassVar[dict[str, str]] = {"validation_images": "validation_images"}
 
     steps: int = 100_000
     """Optimizer steps in all."""
@@ -125,8 +125,8 @@ def settle_config(
     resolved = {**plain(config), **(facts or {})}
     if path.exists():
         before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
-        found = [*differences(before, config), *differences(before, dict(facts or {}))]
-        for field, old, new in found:
+        changes = [*differences(before, config), *differences(before, dict(facts or {}))]
+        for field, old, new in changes:
             if field.startswith("training.") and field.removeprefix("training.") in CHANGEABLE:
                 changed.append(f"{field}={json.dumps(new)} (was {json.dumps(old)})")
             elif field != "description":  # the recipe's, which a version may word anew
@@ -136,7 +136,7 @@ def settle_config(
                 f"{field}={json.dumps(old)}, not {json.dumps(new)}" for field, old, new in refused[:LISTED]
             )
             more = f", and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
-            other = next((f", of the recipe {old!r}" for name, old, _ in found if name == "description"), "")
+            other = next((f", of the recipe {old!r}" for name, old, _ in changes if name == "description"), "")
             them = " and ".join(field for field, *_ in refused) if len(refused) <= 2 else "these"
             raise UserError(
                 f"{folder} holds a run with {listed}{more}{other}: train into another folder, or set {them} back to go "

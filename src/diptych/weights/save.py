@@ -25,13 +25,13 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappin
     """Write one file in one step. Tensors may be on any device and may share memory (each is then written)."""
     from diptych.core.disk import replacing
 
-    seen: set[int] = set()
+    stored: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
+        plain[name] = tensor.clone() if storage in stored else tensor
+        stored.add(storage)
     with replacing(Path(path)) as partial:
         save_file(plain, partial, {"format": "pt", **(metadata or {})})
         _sort_metadata(partial)

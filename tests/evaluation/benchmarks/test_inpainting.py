@@ -46,7 +46,7 @@ class Largest(nn.Module):
 
 
 def run(models: list, data: Path, out: Path, judge: Judge, **options: Any) -> dict[str, Any]:
-    options = {"pictures": 5, "seeds": 2, "batch": 3, "split": "train", **options}
+    options = {"images": 5, "seeds": 2, "batch": 3, "split": "train", **options}
     return evaluate_inpainting(models, data, out, judge=judge, console=Console(file=io.StringIO()), **options)
 
 
@@ -129,7 +129,7 @@ def test_written_files_and_resuming(judge: Judge, toy_data: Path, tmp_path: Path
     assert len(model.shown) == count * 3 // 2, "but the third seed's"
     assert {cell["row"] for cell in more["cells"]} == {"mean fill", "harmonic fill", "runs/it", "b"}
     with pytest.raises(UserError, match="holds results with other settings"):
-        run([("runs/it", model)], toy_data, tmp_path, judge, perceptual=Largest(), pictures=4)
+        run([("runs/it", model)], toy_data, tmp_path, judge, perceptual=Largest(), images=4)
     with pytest.raises(UserError, match="holds results with other models"):
         run([("runs/it", ToyModel(grey=0.5))], toy_data, tmp_path, judge, perceptual=Largest())
     (tmp_path / "results.json").write_text('{"sweep": 1}')
@@ -146,7 +146,7 @@ def test_written_files_and_resuming(judge: Judge, toy_data: Path, tmp_path: Path
         ([("mean fill", ToyModel())], {}, "two rows have one name"),
         ([("a", ToyModel()), ("b", ToyModel(size=32))], {}, "must be of one size"),
         ([("a", ToyModel())], {"seeds": 1}, "seeds must be at least 2"),
-        ([("a", ToyModel())], {"pictures": 1}, "two images or more"),
+        ([("a", ToyModel())], {"images": 1}, "two images or more"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

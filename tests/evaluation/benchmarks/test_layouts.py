@@ -46,14 +46,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy world, its scenes of two with their objects."""
     folder = tmp_path_factory.mktemp("boxed")
     with tarfile.open(folder / "toys-0000.tar", "w") as tar:
-        for key, picture, meta in toys.examples():
+        for key, image, meta in toys.examples():
             if meta["kind"] == "scene":
                 i, step = map(int, key.split("-")[1:])
                 names = toys.CONCEPTS[i], toys.CONCEPTS[(i + step) % len(toys.CONCEPTS)]
                 boxes = zip(names, (LEFT, RIGHT), strict=True)
                 meta = {**meta, "objects": [{"concept": name, "box": box} for name, box in boxes]}
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
+            image.save(buffer, "PNG")
             for name, data in ((f"{key}.png", buffer.getvalue()), (f"{key}.json", json.dumps(meta).encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
@@ -120,13 +120,13 @@ def test_data_without_boxes_is_refused(toy_data: Path, judge: Judge, tmp_path: P
 
 
 def test_crop_box_is_centred_on_white() -> None:
-    picture = Image.new("RGB", (40, 20), "white")
-    picture.paste("red", (10, 5, 30, 10))
-    cut = np.asarray(crop_box(picture, (0.25, 0.25, 0.75, 0.5), 50)).astype(int)
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste("red", (10, 5, 30, 10))
+    cut = np.asarray(crop_box(image, (0.25, 0.25, 0.75, 0.5), 50)).astype(int)
     red = np.argwhere((cut == (255, 0, 0)).all(2))
     assert red.min(0).tolist() == [19, 3] and red.max(0).tolist() == [29, 46]  # 44 x 11, as four to one
     assert (cut[:19] == 255).all() and (cut[30:] == 255).all()
-    assert crop_box(picture, (0.5, 0.5, 0.5001, 0.5001), 8).size == (8, 8)
+    assert crop_box(image, (0.5, 0.5, 0.5001, 0.5001), 8).size == (8, 8)
 
 
 def test_other_scenes_never_gives_a_scene_its_own_boxes() -> None:

@@ -49,7 +49,7 @@ class ToyModel:
 
 
 def run(models, data: Path, out: Path, judge: Judge, **options) -> dict:
-    options = {"pairs": PAIRS_OF_TOYS, "pictures": 3, "batch": 7, **options}
+    options = {"pairs": PAIRS_OF_TOYS, "images": 3, "batch": 7, **options}
     return compare(models, data, out, judge=judge, console=Console(file=io.StringIO()), **options)
 
 
@@ -148,7 +148,7 @@ def test_wrong_arguments_are_refused_before_generating(judge: Judge, toy_data: P
     with pytest.raises(UserError, match="one model or more"):
         run([], toy_data, tmp_path, judge)
     with pytest.raises(UserError, match="at least 1"):
-        run([("one", model)], toy_data, tmp_path, judge, pictures=0)
+        run([("one", model)], toy_data, tmp_path, judge, images=0)
     assert not model.requests
 
 
@@ -157,9 +157,9 @@ def test_wrong_arguments_are_refused_before_generating(judge: Judge, toy_data: P
 
 def test_best_ranks_is_the_rank_of_the_best_right_concept() -> None:
     concepts = torch.eye(4)
-    pictures = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).repeat(3, 1)
+    images = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).repeat(3, 1)
     answers = scores.right_answers([["c"], ["d", "b"], ["b", "a", "d"]], ["a", "b", "c", "d"])
-    assert scores.best_ranks(pictures, concepts, answers).tolist() == [2, 1, 0]
+    assert scores.best_ranks(images, concepts, answers).tolist() == [2, 1, 0]
     assert scores.best_ranks(torch.ones(3, 4), concepts, answers[:, :1]).tolist() == [3, 3, 3]
 
 
@@ -194,7 +194,7 @@ def test_kept_of_zero_is_none_and_differences_are_paired() -> None:
     summary = scores.summary(ranked)
     assert summary["found"]["a"]["kept"]["top1"] is None
     assert "top1" not in summary["differences"]["a - b"].get("kept", {})
-    lost = (good[:, 1] == 0).double() / 2  # what b's second picture of each wording loses
+    lost = (good[:, 1] == 0).double() / 2  # what b's second image of each wording loses
     assert summary["differences"]["a - b"]["unseen"]["top1"] == Mean.of(lost)._asdict()
 
 

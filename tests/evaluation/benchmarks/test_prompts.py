@@ -30,8 +30,8 @@ class Perfect:
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], list[int]]] = []
         self.known = {}
-        for _, picture, meta in toys.examples():
-            self.known[meta["captions"][0 if meta["kind"] == "scene" else 1]] = picture
+        for _, image, meta in toys.examples():
+            self.known[meta["captions"][0 if meta["kind"] == "scene" else 1]] = image
 
     def generate(self, prompts: list[str], *, seeds: list[int], steps=None, guidance=None, sampler=None):
         self.calls.append((prompts, seeds))
@@ -85,8 +85,8 @@ def test_noise_scores_at_chance(judge: Judge, toy_data: Path, tmp_path: Path) ->
 
 
 def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
-    results = run(Perfect(), toy_data, tmp_path / "one", judge, pictures=3, scenes=2, steps=5)
-    again = run(Perfect(), toy_data, tmp_path / "two", judge, pictures=3, scenes=2, steps=5)
+    results = run(Perfect(), toy_data, tmp_path / "one", judge, images=3, scenes=2, steps=5)
+    again = run(Perfect(), toy_data, tmp_path / "two", judge, images=3, scenes=2, steps=5)
     assert json.loads((tmp_path / "one" / "results.json").read_text()) == results == again
     assert results["settings"] == {"pictures": 3, "scenes": 2, "seed": 0, "steps": 5, "sampler": "ddim"}
     assert results["data"]["manifest"] == "a1b2"
@@ -98,7 +98,7 @@ def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     assert "of ceiling" in (tmp_path / "one" / "results.md").read_text()
     for name in ("seen", "held-out", "scenes"):
         assert Image.open(tmp_path / "one" / f"{name}.png").width > 96
-    other = run(Perfect(), toy_data, tmp_path / "three", judge, pictures=3, scenes=0, seed=1)
+    other = run(Perfect(), toy_data, tmp_path / "three", judge, images=3, scenes=0, seed=1)
     assert other["scenes"] == {}
     assert (tmp_path / "three" / "pictures.jsonl").read_text() != (tmp_path / "one" / "pictures.jsonl").read_text()
 
@@ -153,9 +153,9 @@ def test_a_table_in_a_pipe_is_not_cut(capsys: pytest.CaptureFixture[str], monkey
     assert "a word " * 39 in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"pictures": 2}, {"steps": 7}, {"model": Noise()}, {"name": "other"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"images": 2}, {"steps": 7}, {"model": Noise()}, {"name": "other"}])
 def test_a_folder_holds_one_evaluation(judge: Judge, toy_data: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"model": Perfect(), "pictures": 3, "scenes": 0, "steps": 5}
+    settings: dict[str, Any] = {"model": Perfect(), "images": 3, "scenes": 0, "steps": 5}
 
     def study(**more: Any) -> dict:
         model = (options := settings | more).pop("model")
@@ -180,7 +180,7 @@ def test_results_of_something_else_are_never_overwritten(judge: Judge, toy_data:
         out.mkdir()
         (out / name).write_text("mine")
         with pytest.raises(UserError, match=f"holds the results of something else .{name}"):
-            run(Perfect(), toy_data, out, judge, pictures=3, scenes=0)
+            run(Perfect(), toy_data, out, judge, images=3, scenes=0)
         assert [path.read_text() for path in out.iterdir()] == ["mine"]
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file: name a folder"):

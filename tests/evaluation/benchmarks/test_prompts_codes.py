@@ -17,7 +17,7 @@ def test_an_autoregressive_model_is_evaluated(judge: Judge, toy_data: Path, tmp_
     """Random weights, so what it paints is no better than chance; words that its tokenizer never met it reads too."""
     console = Console(file=io.StringIO())
     model = system(temperature=0.9, top_k=7)
-    results = evaluate(model, toy_data, tmp_path, judge=judge, console=console, pictures=12, scenes=2, guidance=1.5)
+    results = evaluate(model, toy_data, tmp_path, judge=judge, console=console, images=12, scenes=2, guidance=1.5)
     settings = {key: results["settings"][key] for key in ("temperature", "top_k", "top_p", "guidance", "size")}
     assert settings == {"temperature": 0.9, "top_k": 7, "top_p": 1.0, "guidance": 1.5, "size": [SIZE, SIZE]}
     assert set(results["groups"]) == {"seen", "held-out"}

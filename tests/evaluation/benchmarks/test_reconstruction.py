@@ -36,11 +36,11 @@ class Stage(nn.Module):
         self.lost = nn.Parameter(torch.tensor(lost))
         self.config = SimpleNamespace(factor=factor, codebook=None, latent_channels=3)
 
-    def moments(self, pictures: Tensor) -> Tensor:
-        return pictures
+    def moments(self, images: Tensor) -> Tensor:
+        return images
 
-    def encode(self, pictures: Tensor) -> Any:
-        return SimpleNamespace(mean=pictures)
+    def encode(self, images: Tensor) -> Any:
+        return SimpleNamespace(mean=images)
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents - self.lost
@@ -60,7 +60,7 @@ def run(models: list, data: Path, out: Path, judge: Judge, **options: Any) -> di
 
 def test_a_perfect_first_stage_loses_nothing(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     models = [("perfect", Stage()), ("dark", Stage(0.2))]
-    perfect, dark = run(models, toy_data, tmp_path, judge, pictures=10, perceptual=Largest())["models"]
+    perfect, dark = run(models, toy_data, tmp_path, judge, images=10, perceptual=Largest())["models"]
     assert perfect["psnr"]["value"] == pytest.approx(58.92, abs=0.01) and perfect["psnr"]["error"] == 0
     assert perfect["ssim"]["value"] == pytest.approx(1) and perfect["perceptual"]["value"] == 0
     assert perfect["frechet"] == pytest.approx(0, abs=1e-4)
@@ -71,9 +71,9 @@ def test_a_perfect_first_stage_loses_nothing(judge: Judge, toy_data: Path, tmp_p
 
 @torch.no_grad()
 def test_scores_agree_with_those_computed_from_the_images(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
-    """Computed again from the pictures themselves, in another way."""
+    """Computed again from the images themselves, in another way."""
     module = randomised(Autoencoder(VQ))
-    results = run([("vq", module)], toy_data, tmp_path, judge, pictures=6, seed=3, split="train", perceptual=Largest())
+    results = run([("vq", module)], toy_data, tmp_path, judge, images=6, seed=3, split="train", perceptual=Largest())
     (row,) = results["models"]
     dataset = open_dataset(DataConfig(path=str(toy_data), size=16, split="train"))
     by_key = {dataset[i].key: dataset[i].image for i in range(len(dataset))}
@@ -96,8 +96,8 @@ def test_scores_agree_with_those_computed_from_the_images(judge: Judge, toy_data
     assert row["codebook"]["positions"] == indices.numel() == 6 * 8 * 8
     assert row["codebook"]["used"] == len(shares) / 16
     assert row["codebook"]["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-    again = run([("vq", module)], toy_data, tmp_path / "again", judge, pictures=6, seed=4, split="train")
-    assert again["models"][0]["psnr"] != row["psnr"], "another seed, other pictures"
+    again = run([("vq", module)], toy_data, tmp_path / "again", judge, images=6, seed=4, split="train")
+    assert again["models"][0]["psnr"] != row["psnr"], "another seed, other images"
 
 
 def test_perplexity_of_uniform_codebook_use_is_the_number_of_entries() -> None:
@@ -108,7 +108,7 @@ def test_perplexity_of_uniform_codebook_use_is_the_number_of_entries() -> None:
 
 def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     models = [("runs/perfect", Stage()), ("black", Stage(9.0))]
-    results = run(models, toy_data, tmp_path, judge, pictures=5, sheet=3)
+    results = run(models, toy_data, tmp_path, judge, images=5, sheet=3)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert results["settings"]["size"] == 16 and results["settings"]["pictures"] == 5
     assert results["data"] == {"name": toy_data.name, "manifest": "a1b2", "split": "held-out"}
@@ -119,19 +119,19 @@ def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "pictures.jsonl").read_text().splitlines()
     assert [json.loads(line)["model"] for line in lines] == ["runs/perfect"] * 5 + ["black"] * 5
     page = Image.open(tmp_path / "reconstructions.png").convert("RGB")
-    first, step = 8 + 3, 128 + 2 * 3 + 8  # of the contact sheet: pad and border, and from one picture to the next
+    first, step = 8 + 3, 128 + 2 * 3 + 8  # of the contact sheet: pad and border, and from one image to the next
     shown = [page.crop((first + n * step, first, first + n * step + 128, first + 128)) for n in range(3)]
     assert shown[0].tobytes() == shown[1].tobytes() != shown[2].tobytes()
     assert shown[2].getextrema() == ((0, 0),) * 3
 
 
 def test_tiny_decoder_against_its_teacher_and_the_originals(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
-    results = run([("it", Stage(0.2))], toy_data, tmp_path, judge, pictures=5, decoder=Stage(0.2))
+    results = run([("it", Stage(0.2))], toy_data, tmp_path, judge, images=5, decoder=Stage(0.2))
     teacher, tiny = results["models"]
     assert tiny["of_teacher"]["psnr"]["value"] == pytest.approx(58.92, abs=0.01)
     assert tiny["psnr"] == teacher["psnr"] and "of_teacher" not in teacher
     assert tiny["name"] == "it, tiny decoder" and tiny["times_as_fast"] > 0
-    assert "from the teacher's pictures" in (tmp_path / "results.md").read_text()
+    assert "from the teacher's images" in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_tiny_decoder_against_its_teacher_and_the_originals(judge: Judge, toy_da
         ([("a", Stage())], {"size": 8}, "at least 11"),
         ([("a", Stage()), ("a", Stage())], {}, "named twice"),
         ([("a", Stage()), ("b", Stage())], {"decoder": Stage()}, "give one --model"),
-        ([("a", Stage())], {"pictures": 1}, "two images or more"),
+        ([("a", Stage())], {"images": 1}, "two images or more"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

@@ -33,11 +33,11 @@ class Flat(nn.Module):
         self.lost = nn.Parameter(torch.tensor(0.1))
         self.config = SimpleNamespace(factor=1, codebook=None, latent_channels=3)
 
-    def moments(self, pictures: Tensor) -> Tensor:
-        return pictures
+    def moments(self, images: Tensor) -> Tensor:
+        return images
 
-    def encode(self, pictures: Tensor) -> Any:
-        return SimpleNamespace(mean=pictures)
+    def encode(self, images: Tensor) -> Any:
+        return SimpleNamespace(mean=images)
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents - self.lost
@@ -57,8 +57,8 @@ class Enlarger(nn.Module):
     def device(self) -> torch.device:
         return self.weight.device
 
-    def small(self, picture: Image.Image) -> Image.Image:
-        return picture.resize((self.low_size, self.low_size), Image.Resampling.BICUBIC)
+    def small(self, image: Image.Image) -> Image.Image:
+        return image.resize((self.low_size, self.low_size), Image.Resampling.BICUBIC)
 
     def generate(self, prompts: Any, *, seeds: list[int], low: Any, steps: int | None = None) -> Any:
         lows = low if isinstance(low, list) else [low]
@@ -86,7 +86,7 @@ def truth(toy_data: Path) -> list[np.ndarray]:
 
 
 def run(models: list, data: Path, out: Path, judge: Judge, **options: Any) -> dict[str, Any]:
-    given = {"pictures": 8, "split": "train", "batch": 3, "perceptual": Largest(), **options}
+    given = {"images": 8, "split": "train", "batch": 3, "perceptual": Largest(), **options}
     return evaluate_super_resolution(models, data, out, judge=judge, console=Console(file=io.StringIO()), **given)
 
 
@@ -113,7 +113,7 @@ def test_a_perfect_model_nearest_neighbour_and_bounds(judge: Judge, toy_data: Pa
 
 
 def test_scores_agree_with_those_of_the_saved_images(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> None:
-    """Computed again from the files: means over seeds first, then over pictures, differences in pairs."""
+    """Computed again from the files: means over seeds first, then over images, differences in pairs."""
     found = rows(run([("noisy", Enlarger(truth, noise=30))], toy_data, tmp_path, judge, seeds=3))
     sheets = [np.asarray(Image.open(tmp_path / "painted" / f"noisy-{number}.png")) for number in range(3)]
     chosen = np.random.Generator(np.random.PCG64(0)).permutation(len(truth))[:8]
@@ -136,7 +136,7 @@ def test_saved_images_are_not_generated_again(judge: Judge, toy_data: Path, tmp_
     model = Enlarger(truth, noise=5)
     first = run([("m", model)], toy_data, tmp_path, judge)
     before = list(model.requests)
-    assert len(set(before[:16])) == 16, "two seeds for each picture"
+    assert len(set(before[:16])) == 16, "two seeds for each image"
     again = run([("m", model)], toy_data, tmp_path, judge)
     assert again == first and len(model.requests) == len(before) + 1, "the larger picture alone"
     with pytest.raises(UserError, match="with other settings"):
@@ -154,7 +154,7 @@ def test_written_files(judge: Judge, toy_data: Path, tmp_path: Path, truth) -> N
     results = run([("a/perfect", Enlarger(truth))], toy_data, tmp_path, judge, sheet=2)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     table = (tmp_path / "results.md").read_text()
-    assert "8 -> 16 px, bicubic: 8 train pictures, 2 seeds" in table and "PSNR, to bicubic" in table
+    assert "8 -> 16 px, bicubic: 8 train images, 2 seeds" in table and "PSNR, to bicubic" in table
     assert results["larger"]["low"] == [16, 12] and results["larger"]["size"] == [32, 24]
     with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "larger.png") as larger:
         assert sheet.mode == larger.mode == "P" and sheet.height > 256
@@ -176,7 +176,7 @@ def test_what_cannot_be_compared_is_refused(judge: Judge, toy_data: Path, tmp_pa
     refused("base is no super-resolution model", [("base", base)])
     refused("a upsamples by 2 to 16 px, b upsamples by 4 to 16 px", [("a", Enlarger()), ("b", Enlarger(factor=4))])
     refused("name each model once", [("a", Enlarger()), ("a", Enlarger())])
-    refused("two images", [("a", Enlarger())], pictures=1)
+    refused("two images", [("a", Enlarger())], images=1)
     refused("at least one seed", [("a", Enlarger())], seeds=0)
 
 

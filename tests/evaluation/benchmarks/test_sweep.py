@@ -29,7 +29,7 @@ from diptych.networks.efficient_unet import EfficientUNetConfig
 from tests.evaluation import toys
 
 pytestmark = pytest.mark.usefixtures("no_plot")
-KNOWN = {meta["captions"][1]: picture for _, picture, meta in toys.examples() if meta["kind"] == "single"}
+KNOWN = {meta["captions"][1]: image for _, image, meta in toys.examples() if meta["kind"] == "single"}
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ class Latent(Fading):
         return super().generate(prompts, seeds=seeds, guidance=guidance)
 
 
-def noisy(picture: Image.Image, seed: int, strength: float) -> Image.Image:
-    values = np.asarray(picture, float) + strength * np.random.default_rng(seed).standard_normal((16, 16, 3))
+def noisy(image: Image.Image, seed: int, strength: float) -> Image.Image:
+    values = np.asarray(image, float) + strength * np.random.default_rng(seed).standard_normal((16, 16, 3))
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def guide(model, data: Path, out: Path, judge: Judge, **options) -> dict[str, Any]:
     console = Console(file=io.StringIO(), width=160)
-    return sweep_guidance(model, data, out, **{"judge": judge, "pictures": 20, "console": console, **options})
+    return sweep_guidance(model, data, out, **{"judge": judge, "images": 20, "console": console, **options})
 
 
 def by_key(results: dict[str, Any], *keys: str) -> dict[tuple, dict[str, Any]]:
@@ -130,7 +130,7 @@ def test_written_files_of_a_sweep(with_plot, judge: Judge, toy_data: Path, tmp_p
     for bound in ("none", "static"):
         with Image.open(tmp_path / "cells" / f"{bound}-guidance-4.0.png") as strip:
             assert strip.size == (48, 16)
-    # The sheet: two rows of weights and one of real pictures, twice three prompts; at weight 1 they are the real ones.
+    # The sheet: two rows of weights and one of real images, twice three prompts; at weight 1 they are the real ones.
     with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "cells" / "real.png") as real:
         first = real.crop((0, 0, 16, 16)).resize((96, 96), Image.Resampling.NEAREST)
         for left, top in ((90, 32), (90 + 3 * 100 + 16, 32), (90, 32 + 2 * 100)):
@@ -149,7 +149,7 @@ def test_points_of_the_plot_are_labelled(judge: Judge, toy_data: Path, tmp_path:
     assert [text.get_text() for text in trade.texts] == ["1", "4", "30"] * 2
     assert len({line.get_marker() for line in trade.lines}) == len({line.get_color() for line in trade.lines}) == 2
     assert [tick.get_text() for tick in ends.get_xticklabels()] == ["1", "4", "30"]
-    real = next(line for line in ends.lines if line.get_label() == "real pictures")
+    real = next(line for line in ends.lines if line.get_label() == "real images")
     assert real.get_ydata()[0] == 100 * results["references"]["real"]["saturated"]  # type: ignore[index]
 
 
@@ -171,7 +171,7 @@ def test_a_sweep_resumes(judge: Judge, toy_data: Path, tmp_path: Path) -> None:
     assert [(cell["threshold"], cell["guidance"]) for cell in more["cells"]] == [
         ("none", 1), ("none", 2), ("none", 4), ("static", 1), ("static", 4),
     ]  # fmt: skip
-    # A cell whose pictures were lost is generated again.
+    # A cell whose images were lost is generated again.
     (tmp_path / "a" / "cells" / "none-guidance-2.0.png").unlink()
     model = Fading()
     assert guide(model, toy_data, tmp_path / "a", judge, guidances=(1, 2), thresholds=("none",)) == more
@@ -183,7 +183,7 @@ def test_a_folder_with_another_sweep_is_refused(judge: Judge, toy_data: Path, tm
     guide(Fading(), toy_data, tmp_path, judge, **options)
     before = (tmp_path / "results.json").read_bytes()
     with pytest.raises(UserError, match="pictures 20, not 10"):
-        guide(Fading(), toy_data, tmp_path, judge, pictures=10, **options)
+        guide(Fading(), toy_data, tmp_path, judge, images=10, **options)
     with pytest.raises(UserError, match="seed 0, not 3"):
         guide(Fading(), toy_data, tmp_path, judge, seed=3, **options)
     with pytest.raises(UserError, match="steps None, not 5"):
@@ -209,7 +209,7 @@ def test_a_folder_with_another_sweep_is_refused(judge: Judge, toy_data: Path, tm
         ({"guidances": ("7",)}, "guidances must be a finite number"),
         ({"thresholds": ()}, "thresholds is empty"),
         ({"thresholds": ("none", "loud")}, "loud"),
-        ({"pictures": 1}, "pictures must be at least 2"),
+        ({"images": 1}, "images must be at least 2"),
         ({"stop": 1}, "stop is for cascades"),
     ],
 )
@@ -283,7 +283,7 @@ def cascade() -> Watched:
 
 def augment(model, data: Path, out: Path, judge: Judge, **options) -> dict[str, Any]:
     console = Console(file=io.StringIO(), width=160)
-    return sweep_augmentation(model, data, out, **{"judge": judge, "pictures": 4, "console": console, **options})
+    return sweep_augmentation(model, data, out, **{"judge": judge, "images": 4, "console": console, **options})
 
 
 def test_augmentation_levels_share_low_resolution_images(
@@ -293,7 +293,7 @@ def test_augmentation_levels_share_low_resolution_images(
     first, *rest = cascade.requests
     assert first["stop"] == 1 and "augmentation" not in first
     assert [one["augmentation"] for one in rest] == [[0.0], [0.2], [0.9]]
-    shown = [[picture.tobytes() for picture in one["low"]] for one in rest]
+    shown = [[image.tobytes() for image in one["low"]] for one in rest]
     assert shown[0] == shown[1] == shown[2]
     assert len({tuple(one["seeds"]) for one in cascade.requests}) == 1
     # At the stages' own level the sweep generates what the cascade generates in one call.
@@ -333,8 +333,8 @@ def test_augmentation_sweep_of_a_single_stage_needs_truth(judge: Judge, toy_data
     assert "psnr" in augment(one, toy_data, tmp_path / "a", judge, levels=(0.1,), truth=True)["cells"][0]
     with pytest.raises(UserError, match="super-resolution"):
         augment(stage(8, None), toy_data, tmp_path / "b", judge)
-    # Guidance too: of a stage that enlarges, on real pictures made small.
-    guided = guide(one, toy_data, tmp_path / "c", judge, pictures=4, guidances=(1,), thresholds=("static",))
+    # Guidance too: of a stage that enlarges, on real images made small.
+    guided = guide(one, toy_data, tmp_path / "c", judge, images=4, guidances=(1,), thresholds=("static",))
     assert "psnr" in guided["cells"][0]
 
 
@@ -355,8 +355,8 @@ def test_augmentation_sweep_of_one_stage_of_several(judge: Judge, toy_data: Path
         augment(model, toy_data, out, judge, levels=(0.3,), batch=4, steps=steps, stop=stop)
         assert [one["steps"] for one in model.requests] == expected
     model.requests.clear()
-    guide(model, toy_data, tmp_path / "base", judge, pictures=4, guidances=(3,), thresholds=("static",), stop=1)
-    guide(model, toy_data, tmp_path / "g", judge, pictures=4, guidances=(3,), thresholds=("static",))
+    guide(model, toy_data, tmp_path / "base", judge, images=4, guidances=(3,), thresholds=("static",), stop=1)
+    guide(model, toy_data, tmp_path / "g", judge, images=4, guidances=(3,), thresholds=("static",))
     assert [(one["guidance"], one["threshold"]) for one in model.requests] == [
         ([3.0], ["static"]), ([3.0, None, None], ["static", None, None]),
     ]  # fmt: skip

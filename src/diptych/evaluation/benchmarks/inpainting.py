@@ -61,7 +61,7 @@ def evaluate_inpainting(
     out: Path | str,
     *,
     split: Split = "held-out",
-    pictures: int = 100,
+    images: int = 100,
     seeds: int = 3,
     masks: MaskConfig | None = None,
     perceptual: Any = None,
@@ -77,7 +77,7 @@ def evaluate_inpainting(
     Args:
         models: names and latent models of one size, on one device. Those that were not trained to inpaint do so by
             RePaint, with each image's caption as the prompt.
-        pictures: how many of the data's `split`, drawn by `seed`.
+        images: how many of the data's `split`, drawn by `seed`.
         seeds: how many times over; each time has its own masks and noise. Standard errors are over these.
         masks: how masks are drawn; LaMa's kinds alike if none.
         perceptual: a distance forward(first, second (B, 3, H, W) in [-1, 1]) -> (B,) with a `name`, or none.
@@ -96,7 +96,7 @@ def evaluate_inpainting(
     if seeds < 2:
         raise UserError(f"seeds must be at least 2, not {seeds}: standard errors are over them")
     judge, kinds = open_judge(judge), masks or MaskConfig()
-    indices, examples = draw_examples(data, split, size, pictures, seed)
+    indices, examples = draw_examples(data, split, size, images, seed)
     device = models[0][1].device
 
     def seeds_of(number: int) -> Tensor:
@@ -200,7 +200,7 @@ class Inpainting(MeasuredStudy):
     def tables(self, results: dict[str, Any]) -> list[Table | str]:
         """The paper's table, the measures of pixels, and the margins."""
         settings, lines = results["settings"], results["rows"]
-        about = f"{settings['pictures']} pictures, {results['data']['split']}, {settings['seeds']} seeds"
+        about = f"{settings['pictures']} images, {results['data']['split']}, {settings['seeds']} seeds"
         base, first = lines[0]["row"], [name for name in ("frechet", "perceptual") if name in lines[0]]
         others = [line for line in lines if line["row"] != base]
         return [
@@ -228,10 +228,10 @@ def means_and_margins(cells: Sequence[dict[str, Any]], rows: Sequence[str], seed
     lines = []
     for row in rows:
         for share in dict.fromkeys(cell["share"] for cell in cells):
-            own, first = ([by[name, share, k] for k in range(seeds)] for name in (row, rows[0]))
-            line: dict[str, Any] = {"row": row, "share": share, "hidden": sum(c["hidden"] for c in own) / seeds}
-            for name in (name for name in MEASURES if name in own[0]):
-                values, base = (torch.tensor([cell[name] for cell in these]).double() for these in (own, first))
+            scores, first = ([by[name, share, k] for k in range(seeds)] for name in (row, rows[0]))
+            line: dict[str, Any] = {"row": row, "share": share, "hidden": sum(c["hidden"] for c in scores) / seeds}
+            for name in (name for name in MEASURES if name in scores[0]):
+                values, base = (torch.tensor([cell[name] for cell in these]).double() for these in (scores, first))
                 line[name] = Mean.of(values)._asdict()
                 line[f"{name}_margin"] = Mean.of(values - base)._asdict()
             lines.append(line)
@@ -247,8 +247,8 @@ def share_table(title: str, lines: Sequence[dict[str, Any]], measures: Sequence[
         for name in measures:
             table.add_column(f"{share}: {MEASURES[name][0]}", justify="right", min_width=13)
     for row in dict.fromkeys(line["row"] for line in lines):
-        own = {line["share"]: line for line in lines if line["row"] == row}
-        table.add_row(row, *(number(own[s][name + what], MEASURES[name][1]) for s in names for name in measures))
+        by_share = {line["share"]: line for line in lines if line["row"] == row}
+        table.add_row(row, *(number(by_share[s][name + what], MEASURES[name][1]) for s in names for name in measures))
     return table
 
 
@@ -285,8 +285,8 @@ def by_inpainting(model: Any, steps: int | None) -> Fill:
 
 def mean_fill(images: Tensor, masks: Tensor) -> Tensor:
     """Images (B, 3, H, W) whose masked pixels (B, 1, H, W; 1 where masked) have the mean colour of the others."""
-    seen = 1 - masks
-    mean = (images * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)  # (B, 3, 1, 1)
+    visible = 1 - masks
+    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)  # (B, 3, 1, 1)
     return torch.where(masks.bool(), mean, images)
 
 

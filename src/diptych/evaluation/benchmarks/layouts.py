@@ -1,4 +1,4 @@
-"""Layouts: held-out scenes are generated from their boxes, and the judge names what each box shows.
+"""Layouts: held-out scenes are generated from their boxes, and the judge classifies the crop of each box.
 
 The same boxes on the real scenes are the ceiling. Floors are the generated images seen through the boxes of other
 scenes, and, where a scene has several objects, each looked for in another's box: a model that follows the words but not
@@ -144,8 +144,8 @@ class Layouts(ImageStudy):
     """A cell for each model, all scenes and seeds."""
 
     writes = ("results.json", "results.md", "layouts.png")
-    keeps_images = True
-    closing = "tables, a contact sheet and every picture are in {out}"
+    saves_images = True
+    closing = "tables, a contact sheet and every image are in {out}"
     name: str
     """Of the layout model, for the report."""
     arms: dict[str, LayoutArm]
@@ -234,8 +234,8 @@ class Layouts(ImageStudy):
         settings = results["settings"]
         about = f"{results['boxes']} boxes of {settings['scenes']} held-out scenes, {settings['seeds']} seeds"
         rows = Table(title=f"{about}: named among {results['concepts']} concepts, %", box=box.MARKDOWN)
-        for name in ("pictures, boxes", "boxes", *MEASURES.values(), "over seeds"):
-            rows.add_column(name, justify="left" if name == "pictures, boxes" else "right")
+        for name in ("images, boxes", "boxes", *MEASURES.values(), "over seeds"):
+            rows.add_column(name, justify="left" if name == "images, boxes" else "right")
         for name, row in results["rows"].items():
             seeds = row[list(MEASURES)[-1]]["over_seeds"]
             error = "" if seeds is None else f"±{100 * seeds:.1f}"
@@ -268,7 +268,7 @@ class BoxNaming:
         for scene in self.scenes:
             present = {concept for concept, _ in scene.objects}
             others = [every[n] for n in draw.permutation(len(every)) if every[n] not in present]
-            names = [[own, *sorted(present - {own}), *others][:FEW] for own, _ in scene.objects]
+            names = [[true, *sorted(present - {true}), *others][:FEW] for true, _ in scene.objects]
             yield [[self.numbers[name] for name in row] for row in names]
 
     def chance(self) -> dict[str, float]:
@@ -293,22 +293,22 @@ class BoxNaming:
                         crops.append(crop_box(image, sides, self.judge.config.size))
                         truth.append(self.numbers[concept])
         if keys:
-            vectors = self.judge.pictures(crops)  # (N, D)
+            vectors = self.judge.encode_images(crops)  # (N, D)
             rank = ranks(vectors, self.vectors, torch.tensor(truth)).tolist()
             for (i, j, k), vector, place in zip(keys, vectors, rank, strict=True):
-                own, *others = (self.vectors[self.few[i][k]] @ vector).tolist()
-                hits[i][j, k] = place < 1, place < 5, all(own > other for other in others)
+                true, *others = (self.vectors[self.few[i][k]] @ vector).tolist()
+                hits[i][j, k] = place < 1, place < 5, all(true > other for other in others)
         return hits
 
 
-def other_scenes(own: Sequence[Sequence[Sides | None]], seed: int) -> Places:
+def other_scenes(true_boxes: Sequence[Sequence[Sides | None]], seed: int) -> Places:
     """In the place of each box, one of another scene: all boxes in an order drawn by `seed`, each taken by the box that
     stands half the boxes further on, or by the next one where that is of the same scene."""
-    boxes = [(i, sides) for i, row in enumerate(own) for sides in row]
+    boxes = [(i, sides) for i, row in enumerate(true_boxes) for sides in row]
     boxes = [boxes[n] for n in np.random.Generator(np.random.PCG64(seed)).permutation(len(boxes))]
     places: Places = []
     number = len(boxes) // 2
-    for i, row in enumerate(own):
+    for i, row in enumerate(true_boxes):
         places.append([])
         for _ in row:
             foreign = (boxes[(number + step) % len(boxes)] for step in range(len(boxes)))

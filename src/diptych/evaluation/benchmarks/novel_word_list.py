@@ -1,4 +1,4 @@
-"""Words that no caption of the emoji data says, and the concepts that a person would expect a picture of them to show.
+"""Words that no caption of the emoji data says, and the concepts that a person would expect an image of them to show.
 
 Written by hand, and checked against every caption (`novel_words.py` does it again for the data that it is given). The
 captions say more than the names do: "puppy", "kitty", "infant" and "automobile" are among their keywords, so they
@@ -213,7 +213,7 @@ a [goofy] face = zany face, face with tongue, winking face with tongue, squintin
 """
 
 PAIRS = read_pairs((ANIMALS + PLACES + FOOD + PEOPLE + THINGS + FACES).replace("\\\n", ""))
-"""The list that `diptych unseen` goes by."""
+"""The default list of `diptych evaluate novel-words`."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def compare(
     data: Path | str,
     out: Path | str,
     *,
-    pictures: int = 4,
+    images: int = 4,
     seed: int = 0,
     batch: int = 32,
     judge: Judge | Path | str | None = None,
@@ -73,8 +73,8 @@ def compare(
     Args:
         models: (name, model or what `diptych.load` takes); differences are of the first to each of the others.
         data: the data that all of them were trained on: words in its captions are not new.
-        pictures: images of each wording. They are not independent: shares and errors are over wordings.
-        seed: image j of pair i gets seed + i * pictures + j, in both wordings and for every model.
+        images: images of each wording. They are not independent: shares and errors are over wordings.
+        seed: image j of pair i gets seed + i * images + j, in both wordings and for every model.
         batch: images generated at a time; they do not depend on it.
         judge: another judge than the one that ships with diptych, or its folder.
         steps, guidance, sampler: for `generate`; each model's own defaults if none.
@@ -92,8 +92,8 @@ def compare(
     names = [name for name, _ in models]
     if not names or len(set(names)) < len(names):
         raise UserError(f"give one model or more, each with a name of its own, not {', '.join(names) or 'none'}")
-    if min(pictures, batch) < 1:
-        raise UserError("pictures and batch must be at least 1")
+    if min(images, batch) < 1:
+        raise UserError("images and batch must be at least 1")
     loaded = {name: open_model(model)[0] for name, model in models}
     judge = open_judge(judge)
     _, metas, concepts = open_data(data, judge)
@@ -104,7 +104,7 @@ def compare(
             f"a comparison needs {FEWEST}"
         )
     options = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    settings = {"pictures": pictures, "seed": seed}
+    settings = {"pictures": images, "seed": seed}
     study = NovelWords(
         head={
             "evaluation": "unseen words",
@@ -130,7 +130,7 @@ class NovelWords(ImageStudy):
     """A cell for each model and wording."""
 
     writes = ("results.json", "results.md", "pictures.jsonl", "unseen.png")
-    closing = "every wording, its pictures and what the judge saw in them are in {out}"
+    closing = "every wording, its images and what the judge saw in them are in {out}"
     models: dict[str, Any]
     trials: Sequence[WordTrial]
     dropped: dict[str, list[str]]
@@ -174,10 +174,10 @@ class NovelWords(ImageStudy):
         for name in self.models:
             ranked[name] = {}
             for wording in WORDINGS:
-                seen = self.judge.pictures(images[f"{wording}-{name}"])  # (W * P, D)
-                ranks = word_ranks(seen, vectors, answers)
+                encoded = self.judge.encode_images(images[f"{wording}-{name}"])  # (W * P, D)
+                ranks = word_ranks(encoded, vectors, answers)
                 ranked[name] |= {wording + control: rank for control, rank in ranks.items()}
-                self.record(name, wording, ranks[""].flatten().tolist(), (seen @ vectors.T).argmax(1).tolist())
+                self.record(name, wording, ranks[""].flatten().tolist(), (encoded @ vectors.T).argmax(1).tolist())
             self.images[name] = images[f"unseen-{name}"]
         used = {
             name: settings_used(self.options, (metadata[f"{wording}-{name}"] for wording in WORDINGS))
@@ -217,11 +217,11 @@ class NovelWords(ImageStudy):
     def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
         """Every unseen wording with each model's first images side by side; a green border is a right first guess."""
         many = len(self.numbers)
-        shown = min(SHOWN, many)
+        columns = min(SHOWN, many)
         rows = {n: [r for r in self.scored if r["model"] == n and r["wording"] == "unseen"] for n in self.models}
         cells = []
         for i, trial in enumerate(self.trials):
-            places = [(name, i * many + j) for name in self.models for j in range(shown)]
+            places = [(name, i * many + j) for name in self.models for j in range(columns)]
             cells.append(
                 SheetCell(
                     prompt=f"{trial.prompt} ({trial.concepts[0]})",
@@ -230,8 +230,8 @@ class NovelWords(ImageStudy):
                     notes=[rows[name][place]["guess"] for name, place in places],
                 )
             )
-        page = contact_sheet(cells, columns=max(3, 16 // (shown * len(self.models))), side=64)
-        order = f"left to right, {shown} each: {', '.join(self.models)}"
+        page = contact_sheet(cells, columns=max(3, 16 // (columns * len(self.models))), side=64)
+        order = f"left to right, {columns} each: {', '.join(self.models)}"
         titled = Image.new("RGB", (page.width, page.height + 24), "white")
         font = ImageFont.load_default(size=12)
         head = f"{order}. Beneath: the judge's first guess; the wording (concept)"
@@ -260,9 +260,9 @@ def word_ranks(images: Tensor, concepts: Tensor, answers: Tensor) -> dict[str, T
     concepts: unit vectors (C, D). answers: as `right_answers` gives them.
     """
     many = len(images) // len(answers)
-    own = answers.repeat_interleave(many, 0)  # (W * P, A)
-    other = own.roll(len(answers) // 2 * many, 0)  # half the list away: another sort of thing
-    ranks = {"": best_ranks(images, concepts, own), SHUFFLED: best_ranks(images, concepts, other)}
+    expected = answers.repeat_interleave(many, 0)  # (W * P, A)
+    other = expected.roll(len(answers) // 2 * many, 0)  # half the list away: another sort of thing
+    ranks = {"": best_ranks(images, concepts, expected), SHUFFLED: best_ranks(images, concepts, other)}
     return {control: rank.unflatten(0, (-1, many)) for control, rank in ranks.items()}
 
 
@@ -321,12 +321,12 @@ def summary_table(results: dict[str, Any]) -> Table:
 
 def explained(results: dict[str, Any]) -> list[str]:
     """Explanations of the table, first of the dropped wordings."""
-    said, unknown = (results["dropped"][reason] for reason in ("said", "not shown"))
+    trained, unknown = (results["dropped"][reason] for reason in ("said", "not shown"))
     return [
-        f"{len(said)} wordings were dropped because a training caption says their word, {len(unknown)} because the "
+        f"{len(trained)} wordings were dropped because a training caption says their word, {len(unknown)} because the "
         "data shows nothing of what they mean.",
-        f"Each model painted each unseen wording ({results['settings']['pictures']} pictures) and, from the same "
-        "noise, the seen caption of the concept that it should give. Kept is the share of the seen score that the "
+        f"Each model generated {results['settings']['pictures']} images of each unseen wording and, from the same "
+        "noise, of the seen caption of the concept that it should give. Kept is the share of the seen score that the "
         "unseen wording reaches. Scores are averaged by wording first; errors are standard errors over wordings, those "
         "of kept by bootstrap. Differences are paired by wording. Shuffled: scored as if another had been asked.",
         "The judge reads MiniLM's features as one of the models may. It is asked for the names of concepts only, which "
@@ -338,7 +338,7 @@ def explained(results: dict[str, Any]) -> list[str]:
 def wording_table(results: dict[str, Any]) -> Table:
     """How often each model hit with each wording, unseen and seen."""
     names = list(results["found"])
-    table = Table(title="Pictures with the concept among the first five, %: unseen (seen)", box=box.MARKDOWN)
+    table = Table(title="Images with the concept among the first five, %: unseen (seen)", box=box.MARKDOWN)
     table.add_column("unseen wording", no_wrap=True)
     table.add_column("seen wording", no_wrap=True)
     for name in names:

@@ -45,7 +45,7 @@ def evaluate(
     data: Path | str,
     out: Path | str,
     *,
-    pictures: int = 400,
+    images: int = 400,
     scenes: int = 25,
     steps: int | None = None,
     guidance: float | None = None,
@@ -63,7 +63,7 @@ def evaluate(
     Args:
         model: anything with `generate`, or what `diptych.load` takes.
         data: the data set, with its held-out part.
-        pictures: how many seen and how many held-out (concept, style) pairs, drawn by `seed`.
+        images: how many seen and how many held-out (concept, style) pairs, drawn by `seed`.
         scenes: how many held-out scenes of each category.
         steps, guidance, sampler: for `generate`; the model's own defaults if none.
         stop: for a cascade, how many of its stages to run; all if none.
@@ -83,9 +83,9 @@ def evaluate(
     judge = open_judge(judge)
     model, name = open_model(model, name)
     dataset, metas, concepts = open_data(data, judge)
-    pairs, scene_groups = choose_prompts(metas, pictures, scenes, seed, classes=getattr(model, "classes", ()))
+    pairs, scene_groups = choose_prompts(metas, images, scenes, seed, classes=getattr(model, "classes", ()))
     options = {"steps": steps, "guidance": guidance, "sampler": sampler, "stop": stop}
-    settings = {"pictures": pictures, "scenes": scenes, "seed": seed}
+    settings = {"pictures": images, "scenes": scenes, "seed": seed}
     study = PromptStudy(
         head={
             "evaluation": "prompts",
@@ -112,7 +112,7 @@ class PromptStudy(ImageStudy):
     """A cell for each group of prompts: seen and held-out pairs, and the categories of scenes."""
 
     writes = ("results.json", "results.md", "pictures.jsonl", "seen.png", "held-out.png", "scenes.png")
-    closing = "contact sheets, tables and every picture's score are in {out}"
+    closing = "contact sheets, tables and every image's score are in {out}"
     model: Any
     judge: Judge
     dataset: ImageDataset
@@ -172,7 +172,7 @@ class PromptStudy(ImageStudy):
         """A contact sheet for each group of pairs, the generated image left and the real one right; one for scenes."""
         rows, pages = iter(self.scored), {}
         for group in self.pairs:
-            own = [next(rows) for _ in group.seeds]
+            generated = [next(rows) for _ in group.seeds]
             pages[f"{group.name}.png"] = contact_sheet(
                 [
                     SheetCell(
@@ -181,12 +181,12 @@ class PromptStudy(ImageStudy):
                         correct=(row["rank"] == 0, row["real_rank"] == 0),
                         notes=(row["guesses"][0], row["real_guesses"][0]),
                     )
-                    for i, row in enumerate(own[: self.sheet])
+                    for i, row in enumerate(generated[: self.sheet])
                 ]
             )
         cells = []
         for group in self.scenes:
-            own = [next(rows) for _ in group.seeds]
+            generated = [next(rows) for _ in group.seeds]
             cells += [
                 SheetCell(
                     prompt=row["prompt"],
@@ -194,7 +194,7 @@ class PromptStudy(ImageStudy):
                     correct=(row["right"], row["real_right"]),
                     notes=(group.name, "real"),
                 )
-                for i, row in enumerate(own[: max(1, self.sheet // len(self.scenes))])
+                for i, row in enumerate(generated[: max(1, self.sheet // len(self.scenes))])
             ]
         return pages | ({"scenes.png": contact_sheet(cells)} if cells else {})
 

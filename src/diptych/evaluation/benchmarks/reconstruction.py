@@ -40,7 +40,7 @@ def evaluate_reconstruction(
     out: Path | str,
     *,
     split: Split = "held-out",
-    pictures: int = 400,
+    images: int = 400,
     size: int | None = None,
     perceptual: Any = None,
     judge: Judge | Path | str | None = None,
@@ -54,7 +54,7 @@ def evaluate_reconstruction(
 
     Args:
         models: names and autoencoders (`opening.open_autoencoder`), on one device.
-        data: shards, or a folder of images; so many `pictures` of its `split`, drawn by `seed`.
+        data: shards, or a folder of images; so many `images` of its `split`, drawn by `seed`.
         size: pixels a side; that of the first image, at most 256 and a multiple of all factors, if none.
         perceptual: a distance forward(first, second (B, 3, H, W) in [-1, 1]) -> (B,) with a `name`, or none.
         judge: whose features the Fréchet distance is of: one, its folder, or the one that ships with diptych.
@@ -76,7 +76,7 @@ def evaluate_reconstruction(
         size = side_of(open_dataset(DataConfig(path=str(data), split=split), captions=False)) // unit * unit
     if size % unit or size < WINDOW:
         raise UserError(f"the size must be a multiple of {unit} and at least {WINDOW}, not {size}: set --size")
-    _, examples = draw_examples(data, split, size, pictures, seed, captions=False)
+    _, examples = draw_examples(data, split, size, images, seed, captions=False)
     arms = [FirstStageArm(name, model, model, describe_first_stage(model)) for name, model in models]
     if decoder is not None:
         teacher = arms[0]
@@ -149,7 +149,7 @@ class Reconstruction(ImageStudy):
     writes = ("results.json", "results.md", "pictures.jsonl", "reconstructions.png")
     description = "reconstructing"
     width = 200
-    closing = "the table, every picture's numbers and a contact sheet are in {out}"
+    closing = "the table, every image's numbers and a contact sheet are in {out}"
 
     arms: Sequence[FirstStageArm]
     examples: Sequence[Example]
@@ -218,16 +218,14 @@ class Reconstruction(ImageStudy):
     def tables(self, results: dict[str, Any]) -> list[Table | str]:
         """The models side by side; a tiny decoder once more, against its teacher."""
         settings, rows = results["settings"], results["models"]
-        about = f"{settings['pictures']} pictures of {settings['size']} px, {results['data']['split']}"
+        about = f"{settings['pictures']} images of {settings['size']} px, {results['data']['split']}"
         tables: list[Table | str] = [
             comparison_table(f"Reconstructions of {about}", {row["name"]: model_lines(row) for row in rows})
         ]
         for row in rows:
             if "of_teacher" in row:
                 title = f"The tiny decoder, {row['times_as_fast']:.1f} times as fast as its teacher"
-                tables.append(
-                    comparison_table(title, {"from the teacher's pictures": fidelity_lines(row["of_teacher"])})
-                )
+                tables.append(comparison_table(title, {"from the teacher's images": fidelity_lines(row["of_teacher"])}))
         return tables
 
 

@@ -71,7 +71,7 @@ def evaluate_super_resolution(
     out: Path | str,
     *,
     split: Split = "held-out",
-    pictures: int = 200,
+    images: int = 200,
     seeds: int = 2,
     degradation: Literal["bicubic", "bsr", "bsr-light"] = "bicubic",
     perceptual: Any = None,
@@ -89,7 +89,7 @@ def evaluate_super_resolution(
 
     Args:
         models: names and super-resolution models (latent models, stages), all of one factor and size, on one device.
-        data: shards, or a folder of images; so many `pictures` of its `split`, drawn by `seed`.
+        data: shards, or a folder of images; so many `images` of its `split`, drawn by `seed`.
         seeds: how often each model upsamples each image.
         degradation: how the low-resolution images are made.
         perceptual, judge: as for `evaluate_reconstruction`.
@@ -104,10 +104,10 @@ def evaluate_super_resolution(
         UserError: a model is not for super-resolution, or of another size or factor; fewer than two images; no seed.
     """
     factor, size = common_sizes(models)
-    if seeds < 1 or pictures < 2:
+    if seeds < 1 or images < 2:
         raise UserError("at least one seed and two images are needed: raise --seeds and --images")
     judge = open_judge(judge)
-    indices, examples = draw_examples(data, split, size, pictures, seed)
+    indices, examples = draw_examples(data, split, size, images, seed)
     options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
     settings = {"pictures": len(examples), "seeds": seeds, "seed": seed, "factor": factor, "size": size}
     device = models[0][1].device
@@ -151,11 +151,11 @@ class SuperResolution(ImageStudy):
     """A cell for each model and seed."""
 
     writes = ("results.json", "results.md", "sheet.png", "larger.png", "painted")
-    keeps_images = True
+    saves_images = True
     grows = "models"
     description = "upsampling"
     width = 200
-    closing = "the table, all that was painted and contact sheets are in {out}"
+    closing = "the table, all images and contact sheets are in {out}"
     models: dict[str, Any]
     truth: list[Image.Image]
     captions: list[str]
@@ -208,12 +208,12 @@ class SuperResolution(ImageStudy):
         bicubic = [image.resize(self.truth[0].size, Image.Resampling.BICUBIC) for image in self.low]
         self.arms = [SuperResolutionArm("bicubic", [bicubic], {})]
         for name, about in self.head["models"].items():
-            own = [images[f"{name}-{number}"] for number in range(self.seeds)]
-            self.arms.append(SuperResolutionArm(name, own, about))
+            outputs = [images[f"{name}-{number}"] for number in range(self.seeds)]
+            self.arms.append(SuperResolutionArm(name, outputs, about))
         self.arms += self.first_stages()
         rows, each = zip(*(self.measured(arm) for arm in self.arms), strict=True)
         for row, values in zip(rows[1:], each[1:], strict=True):
-            row["margin"] = {name: Mean.of(values[name] - own)._asdict() for name, own in each[0].items()}
+            row["margin"] = {name: Mean.of(values[name] - outputs)._asdict() for name, outputs in each[0].items()}
         self.ratios = [values["psnr"] for values in each]
         results = {
             "data": self.head["data"],
@@ -254,15 +254,15 @@ class SuperResolution(ImageStudy):
                 for value, one, low in zip(values, again, self.low, strict=True):
                     value["consistency"] = image_psnr(one, low)
             each.append(values)
-        own: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
         for name in MEASURES:
             if name in each[0][0]:
                 values = [[value[name] for value in seed] for seed in each]
-                own[name] = torch.tensor(values, dtype=torch.float64).mean(0)
+                scores[name] = torch.tensor(values, dtype=torch.float64).mean(0)
         frechet = torch.tensor(distances)
         spread = Mean.of(frechet)._asdict() if len(frechet) > 1 else {"value": distances[0], "error": None, "count": 1}
-        means = {name: Mean.of(values)._asdict() for name, values in own.items()}
-        return {"name": arm.name, **arm.about, **means, "frechet": spread}, own
+        means = {name: Mean.of(values)._asdict() for name, values in scores.items()}
+        return {"name": arm.name, **arm.about, **means, "frechet": spread}, scores
 
     def larger_images(self) -> list[tuple[str, Image.Image]]:
         """An image larger than those of training, of another shape, by bicubic and all latent models; before them the
@@ -280,7 +280,7 @@ class SuperResolution(ImageStudy):
         low, truth = low.crop(cut), truth.crop((0, wide * cut[1], wide * cut[2], wide * cut[3]))
         made = [("bicubic", low.resize(truth.size, Image.Resampling.BICUBIC))]
         for name, model in latent.items():
-            made.append((name, model.generate("a larger picture", seeds=[0], low=low, **self.options).images[0]))
+            made.append((name, model.generate("a larger image", seeds=[0], low=low, **self.options).images[0]))
         return [("low", low), *made, ("truth", truth)]
 
     def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
@@ -288,7 +288,9 @@ class SuperResolution(ImageStudy):
         cells = []
         for i in range(min(self.sheet, len(self.low))):
             images = [self.low[i], *(arm.images[0][i] for arm in self.arms), self.truth[i]]
-            notes = [f"{own[i]:.1f} dB {shortened(arm.name)}" for own, arm in zip(self.ratios, self.arms, strict=True)]
+            notes = [
+                f"{ratios[i]:.1f} dB {shortened(arm.name)}" for ratios, arm in zip(self.ratios, self.arms, strict=True)
+            ]
             cells.append(
                 SheetCell(
                     prompt=self.captions[i],
@@ -307,7 +309,7 @@ class SuperResolution(ImageStudy):
         settings = results["settings"]
         low, about = (
             settings["size"] // settings["factor"],
-            f"{settings['pictures']} {results['data']['split']} pictures",
+            f"{settings['pictures']} {results['data']['split']} images",
         )
         title = f"{low} -> {settings['size']} px, {settings['degradation']}: {about}, {settings['seeds']} seeds"
         return [comparison_table(title, {short_name(row["name"]): arm_lines(row) for row in results["models"]})]

@@ -1,7 +1,7 @@
 """Sweeps: guidance weights under each threshold, and augmentation levels (Imagen, sections 2.3 and 2.4, figure 4b).
 
 All cells of a sweep have the same prompts and seeds, so that two cells differ by the swept value alone. A cell is
-written as soon as it is measured; the same command again goes on behind it.
+written as soon as it is measured; the same command resumes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from diptych.core.errors import UserError
 from diptych.core.images import save_png
-from diptych.core.values import wholes
+from diptych.core.values import integers
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.evaluation import plots
 from diptych.evaluation.condition_sweep import THRESHOLDS, ConditionSweep, seen_drawings, sweep_head
@@ -42,7 +42,7 @@ def sweep_guidance(
     *,
     guidances: Sequence[float] = (1, 2, 4, 7, 10, 15, 30),
     thresholds: Sequence[str] = THRESHOLDS,
-    pictures: int = 100,
+    images: int = 100,
     seed: int = 0,
     batch: int = 32,
     judge: Judge | Path | str | None = None,
@@ -61,7 +61,7 @@ def sweep_guidance(
         data: the data set; its seen drawings give the prompts, and the real images of the Fréchet distance.
         guidances: the weights; 1 is no guidance.
         thresholds: "none", "static", "dynamic", "dynamic:0.95" or "dynamic:0.95:1.5"; for latents "none" alone.
-        pictures: prompts, drawn by `seed`, which fixes each image's seed too.
+        images: prompts, drawn by `seed`, which fixes each image's seed too.
         batch: images generated at a time; they do not depend on it.
         judge: another judge than the one that ships with diptych, or its folder.
         steps: sampling steps, as `generate` takes them; the model's own if none.
@@ -87,7 +87,7 @@ def sweep_guidance(
         raise UserError("this model generates latents, which have no bounds to threshold: sweep with thresholds none")
     stages = SweptStages.of(model, stop)
     swept = ("guidance", "threshold") if thresholded else ("guidance",)
-    scores = seen_drawings(data, judge, pictures, seed, stages.sizes[-1][0])
+    scores = seen_drawings(data, judge, images, seed, stages.sizes[-1][0])
     low = stages.sizes[0][1]
     study = Sweep(
         head=sweep_head("guidance", model, name, data, scores, {"seed": seed, "steps": steps, "stop": stop}),
@@ -116,7 +116,7 @@ def sweep_augmentation(
     levels: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5),
     truth: bool = False,
     stage: int | None = None,
-    pictures: int = 50,
+    images: int = 50,
     seed: int = 0,
     batch: int = 8,
     judge: Judge | Path | str | None = None,
@@ -154,7 +154,7 @@ def sweep_augmentation(
     if stages.cascade and isinstance(steps, (list, tuple)):  # stages before the first swept one run apart
         each = list(one_each("steps", steps, range(len(stages.sizes)), len(model.stage_sizes)).values())
         before, behind = each[:first], each[first:]
-    scores = seen_drawings(data, judge, pictures, seed, stages.sizes[-1][0])
+    scores = seen_drawings(data, judge, images, seed, stages.sizes[-1][0])
 
     def low() -> list[Image.Image]:
         if truth:
@@ -197,7 +197,7 @@ class SweptStages:
             if stop is not None:
                 raise UserError("stop is for cascades: this model has no stages to stop after")
             return cls([(getattr(model, "size", None), getattr(model, "low_size", None))], False)
-        (count,) = wholes("stop", [len(sizes) if stop is None else stop])
+        (count,) = integers("stop", [len(sizes) if stop is None else stop])
         if not 1 <= count <= len(sizes):
             raise UserError(f"stop must lie between 1 and {len(sizes)}, the stages of this cascade, not {count}")
         return cls(list(sizes[:count]), True)
@@ -238,7 +238,7 @@ def sweep_table(results: dict[str, Any]) -> Table:
     """The cells of a sweep, and the references."""
     cells, references = results["cells"], results["references"]
     keys = ("threshold", "guidance") if results["sweep"] == "guidance" else ("level",)
-    about = f"{results['model']['name']}: {results['settings']['pictures']} pictures a row"
+    about = f"{results['model']['name']}: {results['settings']['pictures']} images a row"
     table = Table(title=f"{about}, named among {results['concepts']} concepts", box=box.MARKDOWN)
     # Top-1 is in results.json alone: the table fits a terminal of 80 columns.
     for name in (*keys, "alignment", "top-5 %", "Fréchet", "saturated %"):

@@ -86,7 +86,7 @@ DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 
 
 def unet_json(config: UNetConfig, latent_size: int) -> dict[str, Any]:
-    """What diffusers writes of such a U-Net, for pictures whose latents have sides of `latent_size`."""
+    """What diffusers writes of such a U-Net, for images whose latents have sides of `latent_size`."""
     levels = range(len(config.multipliers))
     widths = [config.level_channels(level) for level in levels]
     down, up = _blocks(levels, config.attention_levels)
@@ -138,7 +138,7 @@ def scaling_factor(values: Mapping[str, Any], where: str) -> float:
 
 
 def autoencoder_json(config: AutoencoderConfig, scale: float, size: int) -> dict[str, Any]:
-    """What diffusers writes of such an autoencoder, for pictures with sides of `size`."""
+    """What diffusers writes of such an autoencoder, for images with sides of `size`."""
     levels = len(config.multipliers)
     return {
         "_class_name": "AutoencoderKL",
@@ -172,27 +172,27 @@ def _check(values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], read
 
 
 def _list(values: Mapping[str, Any], field: str, usual: Sequence[Any], where: str) -> Sequence[Any]:
-    found = values.get(field, usual)
-    if not isinstance(found, (list, tuple)) or not found:
-        raise UserError(f"{where}: {field} must be a list, not {found!r}")
-    return found
+    value = values.get(field, usual)
+    if not isinstance(value, (list, tuple)) or not value:
+        raise UserError(f"{where}: {field} must be a list, not {value!r}")
+    return value
 
 
 def _number(values: Mapping[str, Any], field: str, usual: int, where: str) -> int:
-    found = values.get(field, usual)
-    if isinstance(found, bool) or not isinstance(found, int):
-        raise UserError(f"{where}: {field} must be a whole number, not {found!r}")
-    return found
+    value = values.get(field, usual)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{where}: {field} must be a whole number, not {value!r}")
+    return value
 
 
 def _one(values: Mapping[str, Any], field: str, usual: int, levels: Sequence[int], where: str) -> Any:
     """A number for all levels, or the one that a list has at all `levels`."""
-    found = values.get(field, usual)
-    if not isinstance(found, list):
-        return found
-    chosen = {found[level] for level in levels if level < len(found) and isinstance(found[level], int)}
+    value = values.get(field, usual)
+    if not isinstance(value, list):
+        return value
+    chosen = {value[level] for level in levels if level < len(value) and isinstance(value[level], int)}
     if len(chosen) != 1:
-        raise refused(where, field, found)
+        raise refused(where, field, value)
     return chosen.pop()
 
 

@@ -38,9 +38,9 @@ def parts(source: Source) -> Parts:
     index = source.index or {}
     where = {name: f"{source.path / name / 'config.json'}" for name in CLASSES}
     for name, kind in CLASSES.items():
-        found = index.get(name)
-        if not isinstance(found, list) or found[-1:] != [kind]:
-            raise UserError(f"{source.path / 'model_index.json'}: {name} must be a {kind}, not {found!r}")
+        entry = index.get(name)
+        if not isinstance(entry, list) or entry[-1:] != [kind]:
+            raise UserError(f"{source.path / 'model_index.json'}: {name} must be a {kind}, not {entry!r}")
     unet = unet_config(source.config("unet"), where["unet"])
     if extra := [name for name in index if name not in KNOWN and not name.startswith("_") and index[name] != ABSENT]:
         raise UserError(f"{source.path / 'model_index.json'}: {extra[0]} is no part of a Stable Diffusion 1.x or 2.x")
@@ -74,7 +74,7 @@ KNOWN = (
     *CLASSES,
     *("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker"),
 )
-"""What pipelines of 1.x and 2.x list; the last four have no part in painting from words."""
+"""What pipelines of 1.x and 2.x list; the last four are not needed for text-to-image."""
 
 
 def latent_size(values: dict[str, Any], where: str) -> int:

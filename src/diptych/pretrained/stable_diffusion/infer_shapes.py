@@ -44,7 +44,7 @@ class Names:
             raise UserError(f"{self.source}: key {self.prefix + key!r} has the unexpected shape {self.shapes[key]}")
         return rows, columns
 
-    def begins(self, start: str) -> bool:
+    def has_prefix(self, start: str) -> bool:
         """Whether any key begins so: a module of which one tensor is missing is there, and the tensor is missed."""
         return any(key.startswith(start) for key in self.shapes)
 
@@ -70,11 +70,11 @@ def unet_of_shapes(shapes: Shapes, source: str, latent_channels: int = 4, prefix
     attending = set()
     for number in range(1, 1 + has.count(r"input_blocks\.(\d+)\.") - 1):
         block = f"input_blocks.{number}"
-        if has.begins(f"{block}.0.op."):
+        if has.has_prefix(f"{block}.0.op."):
             levels.append([])
             continue
         levels[-1].append(has.size(f"{block}.0.out_layers.3.weight"))
-        if has.begins(f"{block}.1."):
+        if has.has_prefix(f"{block}.1."):
             attending.add(len(levels) - 1)
             transformers.append(f"{block}.1")
     middle = "middle_block.1"
@@ -88,7 +88,7 @@ def unet_of_shapes(shapes: Shapes, source: str, latent_channels: int = 4, prefix
         raise has.error(f"the widths {sorted(widths)} of {prefix}input_blocks are no multiples of {channels}")
     blocks = len(levels[0])
     for level, number in itertools.product(range(len(levels)), range(blocks)):
-        if (level in attending) != has.begins(f"input_blocks.{1 + level * (blocks + 1) + number}.1."):
+        if (level in attending) != has.has_prefix(f"input_blocks.{1 + level * (blocks + 1) + number}.1."):
             raise has.error(f"some blocks of level {level} of {prefix}input_blocks have a transformer, others not")
     projection = has.shapes.get(f"{middle}.proj_in.weight", ())
     linear = len(projection) == 2
@@ -130,8 +130,8 @@ def autoencoder_of_shapes(shapes: Shapes, source: str, prefix: str = FIRST_STAGE
         channels=channels,
         multipliers=tuple(level[-1] // channels for level in levels),
         blocks=len(levels[0]),
-        attention=has.begins("encoder.mid.attn_1."),
-        attention_levels=tuple(i for i in range(len(levels)) if has.begins(f"encoder.down.{i}.attn.")),
+        attention=has.has_prefix("encoder.mid.attn_1."),
+        attention_levels=tuple(i for i in range(len(levels)) if has.has_prefix(f"encoder.down.{i}.attn.")),
         codebook=has.size("quantize.embedding.weight") if quantised else None,
     )
 

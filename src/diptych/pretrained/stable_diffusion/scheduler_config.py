@@ -22,10 +22,10 @@ def sampling_config(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Raises a `UserError` that names the field for a class or a setting that we do not have.
     """
-    found = sampling_fields(values, where)
-    if reason := dict(found["unsupported_samplers"]).get(""):
+    fields = sampling_fields(values, where)
+    if reason := dict(fields["unsupported_samplers"]).get(""):
         raise UserError(reason)
-    return found
+    return fields
 
 
 def sampling_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def sampling_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = schedulers.kind_of(values, where)
     schedulers.check(values, where)
     refused = schedulers.refusals(values, where, latent=True)
-    if schedulers.said(values).get("variance_type") == "learned_range" and kind.sampler == "ddpm":
+    if schedulers.stated_settings(values).get("variance_type") == "learned_range" and kind.sampler == "ddpm":
         reason = f"{where}: variance_type 'learned_range' needs a U-Net that predicts it, and this one does not"
         refused.setdefault("", reason)
     sampler = kind.sampler if "" in refused else schedulers.sampler_of(values, where)
@@ -56,13 +56,13 @@ def scheduler_json(config: LatentConfig) -> dict[str, Any]:
     """
     kinds = {ours: theirs for theirs, ours in schedulers.BETAS.items()}
     predictions = {ours: theirs for theirs, ours in schedulers.PREDICTIONS.items()}
-    for field, value, known in (
+    for field, value, allowed in (
         ("schedule.kind", config.schedule.kind, kinds),
         ("schedule.conditioning", config.schedule.conditioning, ("time",)),
         ("prediction", config.prediction, predictions),
         ("sampler", config.sampler, SAVED),
     ):
-        if value not in known:
+        if value not in allowed:
             raise UserError(f"published Stable Diffusion has no place for LatentConfig.{field} = {value!r}")
     times = config.times
     values = {

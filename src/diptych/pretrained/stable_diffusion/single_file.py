@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x, inpainting among them, as single files in CompVis's layout.
 
-Such a file has tensors and no config. Sizes are told from shapes, and what shapes do not tell is as in the releases;
+Such a file has tensors and no config. Sizes follow from shapes, everything else is as in the releases;
 for 2.x that leaves open what the U-Net predicts, see `prediction_of`. Files that `diptych convert` wrote say it all in
 their header.
 """
@@ -58,7 +58,7 @@ UNREAD = re.compile(
     r"|sqrt_recipm1_alphas_cumprod|log_one_minus_alphas_cumprod|denoiser\.\w+|global_step|scale_factor|v_pred|ztsnr"
     r"|safety_checker\..*|embedding_manager\..*"
 )
-"""Keys with no part in painting: buffers that follow from the schedule, the averages, what only training needs."""
+"""Keys that sampling does not need: buffers that follow from the schedule, the averages, what only training needs."""
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_schedule": "scaled_linear",
@@ -89,29 +89,31 @@ def read(source: Source) -> LatentDiffusion:
 
 def parts(source: Source, tokenizer: bool = True) -> Parts:
     """What the file holds, none of its tensors read yet. `tokenizer` is false for who needs none."""
-    found, name = source.checkpoint, str(source.path)
-    if unknown := [key for key in found if not key.startswith((UNET, FIRST_STAGE, TEXT)) and not UNREAD.fullmatch(key)]:
+    checkpoint, name = source.checkpoint, str(source.path)
+    if unknown := [
+        key for key in checkpoint if not key.startswith((UNET, FIRST_STAGE, TEXT)) and not UNREAD.fullmatch(key)
+    ]:
         raise UserError(f"{name}: unexpected key {min(unknown)!r} ({len(unknown)} in all)")
-    told = header(source)
-    stored = found.only(key for key in found if key.startswith(TEXT))
+    own_header = header(source)
+    stored = checkpoint.only(key for key in checkpoint if key.startswith(TEXT))
     newer = is_open_clip(stored)
-    if told is None:
-        autoencoder = autoencoder_of_shapes(found.shapes, name)
-        said = stated(source)
-        unet = following(unet_of_shapes(unet_shapes(source), name, autoencoder.latent_channels), said, name)
+    if own_header is None:
+        autoencoder = autoencoder_of_shapes(checkpoint.shapes, name)
+        statements = stated(source)
+        unet = following(unet_of_shapes(unet_shapes(source), name, autoencoder.latent_channels), statements, name)
         shape = shape_of_file(stored)
-        prediction = prediction_of(source, unet, said)
+        prediction = prediction_of(source, unet, statements)
         size = 96 if (newer and prediction == "v") else 64
         config = LatentConfig(
             autoencoder=autoencoder,
             unet=unet,
             text=text_config(shape),
             size=size * autoencoder.factor,
-            **sampling_of(said, prediction, name),
+            **sampling_of(statements, prediction, name),
         )
-        scale, scheduler = scale_of(found, said), None
+        scale, scheduler = scale_of(checkpoint, statements), None
     else:
-        config, scale, shape, scheduler = told
+        config, scale, shape, scheduler = own_header
         unet = config.unet
         assert isinstance(unet, UNetConfig)
     return Parts(
@@ -120,7 +122,7 @@ def parts(source: Source, tokenizer: bool = True) -> Parts:
         unet=unet_of(source, compvis_unet(unet)),
         autoencoder=pieces(
             compvis_autoencoder(config.autoencoder),
-            found.only(key for key in found if key.startswith(FIRST_STAGE) and not UNREAD.fullmatch(key)),
+            checkpoint.only(key for key in checkpoint if key.startswith(FIRST_STAGE) and not UNREAD.fullmatch(key)),
         ),
         text=text_of_file(stored, shape),
         shape=shape,
@@ -132,58 +134,64 @@ def parts(source: Source, tokenizer: bool = True) -> Parts:
 
 def unet_of(source: Source, layout: Layout) -> LazyCheckpoint:
     """The U-Net's tensors by our names: those that were trained, or their averages if the user asks for them."""
-    found, ema = source.checkpoint, source.options.ema
-    if ema and not any(key.startswith(AVERAGED) for key in found):
+    checkpoint, ema = source.checkpoint, source.options.ema
+    if ema and not any(key.startswith(AVERAGED) for key in checkpoint):
         raise UserError(f"{source.path} has no EMA weights: none of its keys begins with {AVERAGED!r}")
     layout = averaged(layout) if ema else layout
-    there = {piece.key for piece in layout.values()}
-    return pieces(layout, found.only(key for key in found if key in there or (key.startswith(UNET) and not ema)))
+    keys = {piece.key for piece in layout.values()}
+    return pieces(
+        layout, checkpoint.only(key for key in checkpoint if key in keys or (key.startswith(UNET) and not ema))
+    )
 
 
 def unet_shapes(source: Source) -> Shapes:
     """Shapes by CompVis' names of the U-Net that is read, which the averages have without dots."""
-    found = source.checkpoint
-    if any(key.startswith(UNET) for key in found):
-        return found.shapes
+    checkpoint = source.checkpoint
+    if any(key.startswith(UNET) for key in checkpoint):
+        return checkpoint.shapes
     return {
-        trained_key(key): shape for key, shape in found.shapes.items() if key.startswith(AVERAGED + "diffusion_model")
+        trained_key(key): shape
+        for key, shape in checkpoint.shapes.items()
+        if key.startswith(AVERAGED + "diffusion_model")
     }
 
 
-def following(unet: UNetConfig, said: Stated, name: str) -> UNetConfig:
+def following(unet: UNetConfig, statements: Stated, name: str) -> UNetConfig:
     """The U-Net of these shapes, with what they do not show as it is stated. A `UserError` where the two differ."""
     concatenated(unet.concat_channels, name)
-    shown = {
+    shapes = {
         "in_channels": unet.in_channels + unet.concat_channels,
         "out_channels": unet.out_channels,
         "model_channels": unet.channels,
         "context_dim": unet.context_width,
     }
-    for field, value in shown.items():
-        if field in said.unet and said.unet[field].value != value:
-            raise UserError(f"{said.unet[field].where} states {field} {said.unet[field].value}, and {name} has {value}")
-    heads, width = (said.unet.get(field) for field in ("num_heads", "num_head_channels"))
+    for field, value in shapes.items():
+        if field in statements.unet and statements.unet[field].value != value:
+            raise UserError(
+                f"{statements.unet[field].where} states {field} {statements.unet[field].value}, and {name} has {value}"
+            )
+    heads, width = (statements.unet.get(field) for field in ("num_heads", "num_head_channels"))
     if heads is None and width is None:
         return unet
     stating = {"heads": None if width else heads and heads.value, "head_width": width and width.value}
     return dataclasses.replace(unet, **stating)
 
 
-def sampling_of(said: Stated, prediction: str, name: str) -> dict[str, Any]:
+def sampling_of(statements: Stated, prediction: str, name: str) -> dict[str, Any]:
     """The fields of a `LatentConfig` that say how images are sampled: Stable Diffusion's, or what is stated."""
-    given: dict[str, Any] = {field: statement.value for field, statement in said.schedule.items()}
-    given["prediction_type"] = {"eps": "epsilon", "v": "v_prediction"}[prediction]
-    if said.terminal is None:
-        return sampling_config({**SCHEDULER, **given}, name)
+    fields: dict[str, Any] = {field: statement.value for field, statement in statements.schedule.items()}
+    fields["prediction_type"] = {"eps": "epsilon", "v": "v_prediction"}[prediction]
+    if statements.terminal is None:
+        return sampling_config({**SCHEDULER, **fields}, name)
     try:
         # Sampling is to start at the last step, the one without an image (Lin et al. 2024, section 3.3).
         rescaled = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        return sampling_config({**SCHEDULER, **given, **rescaled}, name)
+        return sampling_config({**SCHEDULER, **fields, **rescaled}, name)
     except UserError as error:
-        raise UserError(f"{said.terminal} says that betas are rescaled to zero terminal SNR: {error}") from None
+        raise UserError(f"{statements.terminal} says that betas are rescaled to zero terminal SNR: {error}") from None
 
 
-def prediction_of(source: Source, unet: UNetConfig, said: Stated) -> Literal["eps", "v"]:
+def prediction_of(source: Source, unet: UNetConfig, statements: Stated) -> Literal["eps", "v"]:
     """What the U-Net predicts, where the user does not say.
 
     All of 1.x and the inpainting models predict the noise. Of 2.x the 512-px base does too, and the 768-px model
@@ -192,8 +200,8 @@ def prediction_of(source: Source, unet: UNetConfig, said: Stated) -> Literal["ep
     """
     if source.options.prediction is not None:
         return source.options.prediction
-    if (known := said.prediction()) is not None:
-        return known
+    if (stated := statements.prediction()) is not None:
+        return stated
     if not unet.linear_projection or unet.concat_channels:
         return "eps"
     biases = [p.key for name, p in compvis_unet(unet).items() if re.fullmatch(LAST_NORM, name)]
@@ -206,11 +214,11 @@ def header(source: Source) -> tuple[LatentConfig, float, CLIPTextConfig, dict[st
     """What `diptych convert` said of the file: config, scale, text model and scheduler. None where it said nothing."""
     from transformers import CLIPTextConfig
 
-    told = metadata(source).get(HEADER)  # of our own writing, and of all else the one that is meant
-    if told is None:
+    text = metadata(source).get(HEADER)  # of our own writing, and of all else the one that is meant
+    if text is None:
         return None
     try:
-        values = json.loads(told)
+        values = json.loads(text)
         config, scheduler = LatentConfig.from_dict(values["config"]), values["scheduler"]
         shape, scale = text_shape(CLIPTextConfig, dict(values["text"]), "text"), float(values["scale"])
         if not (isinstance(config.unet, UNetConfig) and 0 < scale < 1e30 and isinstance(scheduler, (dict, type(None)))):
@@ -223,26 +231,26 @@ def header(source: Source) -> tuple[LatentConfig, float, CLIPTextConfig, dict[st
     return config, scale, shape, scheduler
 
 
-def scale_of(found: LazyCheckpoint, said: Stated | None = None) -> float:
+def scale_of(checkpoint: LazyCheckpoint, statements: Stated | None = None) -> float:
     """Of the latents: what a buffer says, which files have whose scale was measured, or what is stated, or as usual."""
-    if SCALE_KEY not in found:
-        return float(said.scale.value) if said is not None and said.scale is not None else SCALE
-    scale = found[SCALE_KEY]
+    if SCALE_KEY not in checkpoint:
+        return float(statements.scale.value) if statements is not None and statements.scale is not None else SCALE
+    scale = checkpoint[SCALE_KEY]
     if scale.numel() != 1 or not (scale.is_meta or 0 < float(scale) < 1e30):
-        raise UserError(f"{found.source}: {SCALE_KEY} must be one positive number")
+        raise UserError(f"{checkpoint.source}: {SCALE_KEY} must be one positive number")
     return SCALE if scale.is_meta else float(scale)
 
 
 def lost(source: Source, shape: CLIPTextConfig) -> Iterator[str]:
     """What is left out, for who makes another file of it."""
-    found = source.checkpoint
-    averages = any(key.startswith(AVERAGED) for key in found) and any(key.startswith(UNET) for key in found)
+    checkpoint = source.checkpoint
+    averages = any(key.startswith(AVERAGED) for key in checkpoint) and any(key.startswith(UNET) for key in checkpoint)
     if averages and source.options.ema:
         yield f"of {UNET} the weights that were trained: the averages took their place"
     elif averages:
         yield f"{AVERAGED}, the averages: --ema takes them in the place of what was trained"
     beyond = f"{OPEN_CLIP}transformer.resblocks.{shape.num_hidden_layers}."
-    if any(key.startswith(beyond) for key in found):
+    if any(key.startswith(beyond) for key in checkpoint):
         yield f"{beyond[:-1]}, text_projection and logit_scale, which Stable Diffusion 2.x does not read"
 
 

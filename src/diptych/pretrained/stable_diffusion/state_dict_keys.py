@@ -21,7 +21,7 @@ from diptych.pretrained.key_map import Layout, Piece
 
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
-"""What stands before the names of CompVis's networks in a single file."""
+"""Prefixes of CompVis's networks in a single file."""
 
 Words = list[str]
 """A key, or the rest of one, split at its dots."""

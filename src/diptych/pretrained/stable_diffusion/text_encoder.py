@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 PREFIX = "text_model."
 CLIP = "cond_stage_model.transformer."
-"""What stands before the names of transformers in a single file of 1.x."""
+"""Prefix of the names of transformers in a single file of 1.x."""
 OPEN_CLIP = "cond_stage_model.model."
-"""What stands before those of OpenCLIP in one of 2.x."""
+"""Prefix of those of OpenCLIP in one of 2.x."""
 UNREAD = ("text_projection", "logit_scale", "attn_mask")
 """Of OpenCLIP, what only its other half needs."""
 LAYERS = 24
@@ -90,56 +90,56 @@ def open_clip_layout(shape: CLIPTextConfig, prefix: str = OPEN_CLIP) -> Layout:
     return layout
 
 
-def text_of_folder(found: LazyCheckpoint, shape: CLIPTextConfig) -> LazyCheckpoint:
+def text_of_folder(checkpoint: LazyCheckpoint, shape: CLIPTextConfig) -> LazyCheckpoint:
     """The tensors of a folder as transformers saves it, which may lack the prefix, by our names."""
-    prefix = PREFIX if any(key.startswith(PREFIX) for key in found) else ""
-    kept = found.only(key for key in found if not key.endswith("position_ids"))
-    return pieces(clip_layout(shape, prefix), kept)
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in checkpoint) else ""
+    tensors = checkpoint.only(key for key in checkpoint if not key.endswith("position_ids"))
+    return pieces(clip_layout(shape, prefix), tensors)
 
 
-def text_of_file(found: LazyCheckpoint, shape: CLIPTextConfig) -> LazyCheckpoint:
-    """The tensors of a CompVis file by our names; `found` are those of its text encoder alone."""
-    if is_open_clip(found):
+def text_of_file(checkpoint: LazyCheckpoint, shape: CLIPTextConfig) -> LazyCheckpoint:
+    """The tensors of a CompVis file by our names; `checkpoint` are those of its text encoder alone."""
+    if is_open_clip(checkpoint):
         layers = shape.num_hidden_layers
         beyond = f"{OPEN_CLIP}transformer.resblocks.{layers}."
         unread = [OPEN_CLIP + name for name in UNREAD]
-        kept = (key for key in found if key not in unread and not key.startswith(beyond))
-        return pieces(open_clip_layout(shape), found.only(kept))
-    kept = (key for key in found if not key.endswith("position_ids"))
-    return pieces(clip_layout(shape, clip_prefix(found)), found.only(kept))
+        keys = (key for key in checkpoint if key not in unread and not key.startswith(beyond))
+        return pieces(open_clip_layout(shape), checkpoint.only(keys))
+    keys = (key for key in checkpoint if not key.endswith("position_ids"))
+    return pieces(clip_layout(shape, clip_prefix(checkpoint)), checkpoint.only(keys))
 
 
-def is_open_clip(found: Mapping[str, Any]) -> bool:
-    return any(key.startswith(OPEN_CLIP) for key in found)
+def is_open_clip(tensors: Mapping[str, Any]) -> bool:
+    return any(key.startswith(OPEN_CLIP) for key in tensors)
 
 
-def clip_prefix(found: Mapping[str, Any]) -> str:
+def clip_prefix(tensors: Mapping[str, Any]) -> str:
     """Of 1.x in a single file; some of the newest lack "text_model."."""
-    return CLIP + (PREFIX if any(key.startswith(CLIP + PREFIX) for key in found) else "")
+    return CLIP + (PREFIX if any(key.startswith(CLIP + PREFIX) for key in tensors) else "")
 
 
-def shape_of_file(found: LazyCheckpoint) -> CLIPTextConfig:
+def shape_of_file(checkpoint: LazyCheckpoint) -> CLIPTextConfig:
     """The shape of a CompVis file's text encoder. Its heads are 64 wide, as in every CLIP that is used so.
 
     Raises a `UserError` for a key that is missing.
     """
     from transformers import CLIPTextConfig
 
-    newer = is_open_clip(found)
-    prefix = OPEN_CLIP if newer else clip_prefix(found)
+    newer = is_open_clip(checkpoint)
+    prefix = OPEN_CLIP if newer else clip_prefix(checkpoint)
     places = EMBEDDINGS if newer else {name: name for name in EMBEDDINGS}
     block = "transformer.resblocks" if newer else "encoder.layers"
     first = f"{block}.0.{'mlp.c_fc' if newer else 'mlp.fc1'}.weight"
 
     def shape(key: str) -> tuple[int, ...]:
-        if len(found.shapes.get(prefix + key, ())) != 2:
-            raise UserError(f"{found.source}: key {prefix + key!r} is missing, or of an unexpected shape")
-        return found.shapes[prefix + key]
+        if len(checkpoint.shapes.get(prefix + key, ())) != 2:
+            raise UserError(f"{checkpoint.source}: key {prefix + key!r} is missing, or of an unexpected shape")
+        return checkpoint.shapes[prefix + key]
 
     vocabulary, width = shape(places["embeddings.token_embedding.weight"])
-    numbers = {m[1] for key in found if (m := re.match(rf"{re.escape(prefix + block)}\.(\d+)\.", key))}
+    numbers = {m[1] for key in checkpoint if (m := re.match(rf"{re.escape(prefix + block)}\.(\d+)\.", key))}
     layers = len(numbers)
-    if newer and (layers == LAYERS or OPEN_CLIP + "text_projection" in found):
+    if newer and (layers == LAYERS or OPEN_CLIP + "text_projection" in checkpoint):
         layers -= 1  # whole, as it was trained; Stable Diffusion 2.x reads the last layer but one
     return CLIPTextConfig(
         vocab_size=vocabulary,
@@ -187,8 +187,8 @@ def tokenizer_of_file(options: Options, version: int) -> Path:
         folder = inner if inner.is_dir() else options.tokenizer
     else:
         places = ((cached_snapshot(name, None), inner) for name, inner in TOKENIZERS[version])
-        found = (place / inner for place, inner in places if place is not None)
-        folder = next((place for place in found if has_tokenizer(place)), None)
+        folders = (place / inner for place, inner in places if place is not None)
+        folder = next((place for place in folders if has_tokenizer(place)), None)
     if folder is None:
         name, inner = TOKENIZERS[version][0]
         raise UserError(

@@ -16,7 +16,7 @@ from diptych.training.training_config import TrainingConfig
 FEATURES = PerceptualConfig(features="judge", path="runs/emoji-features", weight=0.1)
 """A judge of another seed than the one that measures, so that nothing is measured by what it was trained to please."""
 SMALL_DISCRIMINATOR = DiscriminatorConfig(channels=32, layers=2, norm="group", norm_groups=8)
-"""Patches of 34 pixels, for pictures of 64; each picture is judged by itself."""
+"""Patches of 34 pixels, for images of 64; each image is judged by itself."""
 
 
 def adversarial(start: int) -> AdversarialConfig:
@@ -51,7 +51,7 @@ RECIPES = {
         ),
     ),
     "emoji-vq": Recipe(
-        description="VQ autoencoder, factor 8, 1,024 entries, 64-px emoji pictures: first stage of emoji-codes",
+        description="VQ autoencoder, factor 8, 1,024 entries, 64-px emoji images: first stage of emoji-codes",
         system=FirstStageConfig(
             network=SMALL_VQ,
             l2=1.0,

@@ -1,4 +1,4 @@
-"""The latent default told a class, or told nothing (as Rombach et al. 2022 on ImageNet and LSUN, section 4.3)."""
+"""The latent default, class-conditional or unconditional (as Rombach et al. 2022 on ImageNet and LSUN, section 4.3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diptych.training.experiment_config import Recipe
 DATA = dataclasses.replace(EMOJI_DATA, kinds=("single",), caption_field="concept", least=6)
 """What all six styles drew: 825 concepts. Of a third of them one drawing is held out."""
 CLASSES = ClassConfig(classes=825, null=825, names_from_captions=True)
-"""The concepts and one that stands for none. Their names are in the data, and come from there into the model."""
+"""The concepts and the null class. Their names are in the data, and come from there into the model."""
 SHOWN = (
     *("red apple", "rocket", "evergreen tree", "red heart", "crown", "grinning face", "house", "pizza"),
     *("guitar", "strawberry", "banana", "ghost", "sun", "tulip", "octopus", "bicycle"),
@@ -52,6 +52,6 @@ def _recipe(description: str, text: ClassConfig | None, prompts: tuple[str, ...]
 
 
 RECIPES = {
-    "emoji-class": _recipe("told one of 825 classes", CLASSES, SHOWN, steps=450),
-    "emoji-free": _recipe("told nothing", None, tuple(f"picture {number}" for number in range(16)), steps=300),
+    "emoji-class": _recipe("conditioned on one of 825 classes", CLASSES, SHOWN, steps=450),
+    "emoji-free": _recipe("unconditional", None, tuple(f"picture {number}" for number in range(16)), steps=300),
 }

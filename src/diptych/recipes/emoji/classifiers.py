@@ -21,8 +21,8 @@ from diptych.training.training_config import TrainingConfig
 
 CONCEPTS = CLASSES.classes
 NAMED = ClassConfig(classes=CONCEPTS, names_from_captions=True)
-"""Those that a model of classes is told: concepts that all styles drew, of which a classifier sees five drawings or
-six. Their held-out drawings are of concepts that it knows."""
+"""The classes of a class-conditional model: concepts that all styles drew, with five or six training
+drawings each. Their held-out drawings are of concepts in training."""
 FAVOURED = ObjectiveConfig(times="logit-normal")
 """The times of the latent default: the middle counts most, and the noisiest teach little."""
 
@@ -124,7 +124,7 @@ RECIPES = {
         f"classifier of {CONCEPTS:,} concepts in noise", CONCEPTS, text=None, batch_size=64, steps=4000
     ),
     "emoji-noisy-clip": latents(
-        "contrastive pair of noisy pictures and text", 256, text=MiniLMConfig(), batch_size=256, steps=1000
+        "contrastive pair of noisy images and text", 256, text=MiniLMConfig(), batch_size=256, steps=1000
     ),
     "emoji-classifier-pixels": Recipe(
         description=f"classifier of {CONCEPTS:,} concepts in noise, for the 32-px pixels of the default cascade's base",

@@ -1,4 +1,4 @@
-"""A tiny decoder for the default latent model: previews and quick pictures on a CPU."""
+"""A tiny decoder for the default latent model: previews and quick images on a CPU."""
 
 from __future__ import annotations
 

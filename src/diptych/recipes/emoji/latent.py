@@ -156,7 +156,7 @@ RECIPES = {
         LATENT_TRAINING,
     ),
     "judge": Recipe(
-        description="the judge: pictures and words in one space, trained apart from every generator",
+        description="the judge: images and words in one space, trained apart from every generator",
         system=ContrastConfig(
             judge=JudgeConfig(widths=(24, 48, 96, 192), text_width=192, text_layers=1, embedding=192),
             foils=1,

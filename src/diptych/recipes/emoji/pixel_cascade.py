@@ -17,7 +17,7 @@ from diptych.training.tasks.diffusion import DiffusionTraining
 from diptych.training.training_config import TrainingConfig
 
 OBJECTIVE = ObjectiveConfig(weighting="truncated-snr")
-"""Small networks predict the picture: the noise that eps and v ask for as well has no structure to learn."""
+"""Small networks predict the image: the noise that eps and v ask for as well has no structure to learn."""
 
 
 def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfig:
@@ -36,7 +36,7 @@ def training(steps: int, batch_size: int, learning_rate: float) -> TrainingConfi
 
 
 def enlarging(low_size: int, size: int) -> PixelTraining:
-    """A super-resolution stage that reads pooled text and has no attention, so that it runs on any size of picture."""
+    """A super-resolution stage that reads pooled text and has no attention, so that it runs on any size of image."""
     network = EfficientUNetConfig(
         channels=32,
         multipliers=(1, 2, 2),
@@ -73,7 +73,7 @@ def base(description: str, network: UNetConfig | EfficientUNetConfig) -> Recipe:
         steps=24,
         guidance=7.0,
         sampler="dpmpp-2m",
-        threshold=ThresholdConfig(kind="static"),  # half of a drawing is white: a percentile tells nothing
+        threshold=ThresholdConfig(kind="static"),  # half of a drawing is white: a percentile says nothing
     )
     return Recipe(
         description=f"cascade stage 32: pixel diffusion from frozen MiniLM text, {description}",

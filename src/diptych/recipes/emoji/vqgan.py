@@ -1,4 +1,4 @@
-"""The two-stage forerunner on the emoji data: transformers over codes that are told words, a class, or nothing."""
+"""VQGANs with transformers over their codes on the emoji data: text, class-conditional, unconditional."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ STYLES = ClassConfig(classes=len(SETS), null=len(SETS), names=tuple(one.caption_
 
 
 def _recipe(
-    name: str, told: str, data: DataConfig, prompts: tuple[str, ...], *, steps: int = 8000, **model: Any
+    name: str, conditioning: str, data: DataConfig, prompts: tuple[str, ...], *, steps: int = 8000, **model: Any
 ) -> Recipe:
     config = AutoregressiveConfig(**{"autoencoder": SMALL_VQ, "transformer": SMALL_TRANSFORMER, "size": 64, **model})
     return Recipe(
-        description=f"VQ codes and an autoregressive transformer on 64-px emoji pictures, {told}",
+        description=f"VQ codes and an autoregressive transformer on 64-px emoji images, {conditioning}",
         system=AutoregressiveTraining(
             model=config,
             codes=CodesTraining(prompts=prompts, save_dtype="bfloat16"),
@@ -71,7 +71,7 @@ RECIPES = {
     ),
     "emoji-codes-class": _recipe(
         "emoji-codes-class",
-        "told the style as a class",
+        "conditioned on the style as a class",
         dataclasses.replace(DATA_64, kinds=("single",), caption_field="style"),
         tuple(one.caption_name for one in SETS for _ in range(2)),
         text=STYLES,
@@ -80,7 +80,7 @@ RECIPES = {
     ),
     "emoji-codes-free": _recipe(
         "emoji-codes-free",
-        "told nothing",
+        "unconditional",
         DATA_64,
         tuple(f"picture {number}" for number in range(16)),
         text=None,

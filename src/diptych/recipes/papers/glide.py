@@ -107,7 +107,7 @@ def upsampler(text: JointTransformerConfig, channels: int) -> PixelTraining:
 
 
 def repainting(system: PixelTraining, initial: str) -> PixelTraining:
-    """Told the rest of a picture and a mask in four more channels, which are zeros to begin with (section 4.3). The
+    """Told the rest of an image and a mask in four more channels, which are zeros to begin with (section 4.3). The
     paper erases "random regions": LaMa's are a choice."""
     model = system.model
     network = dataclasses.replace(model.network, concat_channels=model.network.concat_channels + 4)
@@ -118,7 +118,7 @@ def repainting(system: PixelTraining, initial: str) -> PixelTraining:
 def noisy_clip() -> Recipe:
     """A noisy pair at 64 px for the base's noise (section 4.4), trained as CLIP is (Radford et al. 2021, table 18).
 
-    GLIDE's two halves are transformers that both learn from nothing; here the pictures' is the encoder of ADM's U-Net,
+    GLIDE's two halves are transformers that both learn from nothing; here the images' is the encoder of ADM's U-Net,
     and the words' the text half of a CLIP (`system.text.path`), frozen beneath a layer that learns.
     """
     encoder = AdmUNetConfig(channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention_levels=(1, 2, 3))
@@ -193,7 +193,7 @@ RECIPES = {
         "GLIDE as released: 64 -> 256 px, 398 M", upsampler(reader(512, 16), 192), 1_600_000, 512
     ),
     "emoji-glide": Recipe(
-        description="a small GLIDE on 32-px emoji pictures: pixels from a text transformer trained along",
+        description="a small GLIDE on 32-px emoji images: pixels from a text transformer trained along",
         system=_small(),
         data=dataclasses.replace(DATA_64, size=32),
         training=small_training(steps=6000, batch_size=64, learning_rate=5e-4),

@@ -62,7 +62,7 @@ as 0. The average of .9999 and the gradient norm of 1 are NeMo's.
 
 def efficient(**changes: Any) -> EfficientUNetConfig:
     """The super-resolution network of F.2 and F.3. Left open there, and so a choice: 64 heads pool the text as in
-    DeepFloyd IF, and words are attended to as wide as the picture itself (figure A.28 draws self-attention alone)."""
+    DeepFloyd IF, and words are attended to as wide as the image itself (figure A.28 draws self-attention alone)."""
     network = EfficientUNetConfig(
         context_width=WIDTH,
         text_pooling_heads=64,
@@ -84,7 +84,7 @@ def imagen_stage(network: EfficientUNetConfig, schedule: ScheduleConfig, low_siz
         schedule=schedule,
         size=4 * low_size,
         low_size=low_size,
-        augmentation=AugmentationConfig(where="low"),  # the pictures are noised, then enlarged
+        augmentation=AugmentationConfig(where="low"),  # the images are noised, then enlarged
         steps=128,
         guidance=8.0,
         threshold=DYNAMIC,
@@ -93,7 +93,7 @@ def imagen_stage(network: EfficientUNetConfig, schedule: ScheduleConfig, low_siz
 
 
 def sr3(network: AdmUNetConfig, low_size: int, size: int, augmentation: AugmentationConfig) -> PixelTraining:
-    """SR3 (section 2): told gamma, of any value between those of 2000 steps; L1; draws the larger variance."""
+    """SR3 (section 2): conditioned on gamma, continuous between 2000 steps; L1; the larger variance."""
     model = PixelDiffusionConfig(
         network=network,
         text=None,
@@ -158,7 +158,7 @@ RECIPES = {
                 size=64,
                 low_size=None,
                 steps=256,  # a choice
-                guidance=1.35,  # lowest FID; 7 and more for pictures to look at
+                guidance=1.35,  # lowest FID; 7 and more for images to look at
                 threshold=DYNAMIC,
             ),
             diffusion=DiffusionTraining(caption_dropout=0.1),
@@ -198,7 +198,7 @@ RECIPES = {
     "sr3-imagenet": Recipe(
         description="SR3: ImageNet 64 -> 256 without text, 617 M U-Net, blur augmentation (Saharia et al. 2021)",
         # "625M". Blurred at random in training for cascades; the paper gives no strength: up to that of "Cascaded
-        # Diffusion Models", 0.6 pixels of the small picture, and none at sampling. The network is not told it.
+        # Diffusion Models", 0.6 pixels of the small image, and none at sampling. It is no input of the network.
         system=sr3(
             sr3_network((1, 2, 4, 4, 8, 8), attention=4, dropout=0.0),
             64,
@@ -209,7 +209,7 @@ RECIPES = {
         training=training(1_000_000, 256, 1e-4, 10_000),
     ),
     "ddpm": Recipe(
-        description="DDPM: 32-px pictures from noise alone, 36.5 M U-Net as for CIFAR-10 (Ho et al. 2020)",
+        description="DDPM: 32-px images from noise alone, 36.5 M U-Net as for CIFAR-10 (Ho et al. 2020)",
         system=PixelTraining(
             model=PixelDiffusionConfig(
                 network=UNetConfig(  # appendix B, "35.7 million"; each attention there has two projections less

@@ -70,7 +70,7 @@ TEXT_VQ_F4 = UNetConfig(
     attention_levels=(1, 2, 3),
     context_width=640,
 )
-PICTURES = DataConfig(path="data/pictures", size=256)
+IMAGES = DataConfig(path="data/pictures", size=256)
 IMAGENET = DataConfig(path="data/imagenet", size=256, crop=256)
 """Random squares of images whose shorter side is 256 px."""
 FACES = DataConfig(path="data/faces", size=256)
@@ -106,7 +106,7 @@ def _recipe(
     description: str,
     first_stage: str,
     training: TrainingConfig,
-    data: DataConfig = PICTURES,
+    data: DataConfig = IMAGES,
     diffusion: DiffusionTraining | None = None,
     **model: Any,
 ) -> Recipe:
@@ -166,14 +166,14 @@ def analysed(of: Analysed, factor: int) -> Recipe:
         else AdmUNetConfig(**shape, **HEADS_OF_32, scale_shift=False, residual_resampling=False)
     )
     how = training(2_000_000 if classes else 500_000, BATCHES[of][factor], RATES[of][factor])
-    data, told = (IMAGENET, ClassConfig(classes=1000)) if classes else (FACES, None)
+    data, conditioning = (IMAGENET, ClassConfig(classes=1000)) if classes else (FACES, None)
     what = f"LDM-{factor} of table {13 if classes else 14}: " + ("ImageNet by class" if classes else "faces (CelebA)")
     if first_stage is not None:
-        sampled: dict[str, Any] = {"steps": 100, "text": told}
+        sampled: dict[str, Any] = {"steps": 100, "text": conditioning}
         return _recipe(what, f"vq-f{factor}", how, data, autoencoder=first_stage, unet=network, **sampled)
     model = PixelDiffusionConfig(
         network=network,
-        text=told,
+        text=conditioning,
         schedule=BETAS,
         times=TIMES,
         size=256,

@@ -1,6 +1,6 @@
 """The second stages that taming-transformers published, at full size (Esser et al. 2021, section 4.2 and appendix).
 
-Shapes are those of the paper and its repository: a class, or the start, is told by the embedding of a code. The sizes
+Shapes are those of the paper and its repository: a class, or the start, is the embedding of a code. The sizes
 that it states, 1400 M and 801 M, fix all but the number of heads. Batch size, learning rate and steps are ours. Their
 first stages are recipes of first_stages.py.
 """
@@ -51,7 +51,7 @@ RECIPES = {
         ("207", "88", "933", "980"),
     ),
     "ffhq-codes": _recipe(
-        "VQGAN codes of 256-px faces (FFHQ), told nothing, 802 M transformer",
+        "VQGAN codes of 256-px faces (FFHQ), unconditional, 802 M transformer",
         AutoregressiveConfig(autoencoder=VQGAN_F16_1024, transformer=FACES, text=None, size=256, top_k=250),
         "vqgan-ffhq-f16",
         "data/ffhq",

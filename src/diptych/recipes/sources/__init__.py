@@ -1,7 +1,7 @@
 """Where the values of the papers' recipes come from.
 
 Each recipe of a published model has its sources here as data: what a paper, a repository or a model card says of a
-field, and where. What is printed beside it is read from the recipe itself, by the path of the field, so the two cannot
+field, and where. The value printed with it is read from the recipe itself, by the path of the field, so the two cannot
 drift apart unseen: `Citation.problem` names a value that no longer agrees, and the tests ask all of them.
 """
 
@@ -56,9 +56,9 @@ class Citation:
         value = value_of(self.field, recipe, counts)
         agrees = self.kind != "silent" and agree(value, self.says, self.within)
         if self.kind == "same" and not agrees:
-            return f"{self.field} is {spoken(value)}, and {self.where} says {spoken(self.says)}"
+            return f"{self.field} is {as_text(value)}, and {self.where} says {as_text(self.says)}"
         if self.kind == "differs" and agrees:
-            return f"{self.field} is {spoken(value)} as {self.where} says: it no longer differs"
+            return f"{self.field} is {as_text(value)} as {self.where} says: it no longer differs"
         if self.kind != "same" and not self.why:
             return f"{self.field} differs, or has no source, and nothing says why"
         return None
@@ -67,9 +67,9 @@ class Citation:
         """Field and value, source, and where the recipe differs, in Markdown."""
         note = self.why
         if self.kind == "differs" or self.within:
-            said = f"source: {spoken(self.says, self.field)}"
-            note = f"{said}; {note}" if note else said
-        value = spoken(value_of(self.field, recipe, counts), self.field)
+            text = f"source: {as_text(self.says, self.field)}"
+            note = f"{text}; {note}" if note else text
+        value = as_text(value_of(self.field, recipe, counts), self.field)
         return f"`{self.field}` {value}", self.where or "none", note
 
 
@@ -116,8 +116,8 @@ def agree(value: Any, says: Any, within: float = 0.0) -> bool:
     return math.isclose(*numbers, rel_tol=within or 1e-9) if len(numbers) == 2 else value == says
 
 
-def spoken(value: Any, field: str = "") -> str:
-    """A value as people write it."""
+def as_text(value: Any, field: str = "") -> str:
+    """A value as text."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if field.startswith(PARAMETERS) and value >= 1e6 and value % 1e5 == 0:
@@ -127,7 +127,7 @@ def spoken(value: Any, field: str = "") -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (tuple, list)):
-        return ", ".join(map(spoken, value)) or "none"
+        return ", ".join(map(as_text, value)) or "none"
     return str(value)
 
 
@@ -156,9 +156,9 @@ def table(name: str, counts: Mapping[str, int] | None = None) -> str:
     """The sources of one recipe, in Markdown; a `UserError` lists those that have some. counts: parameters of each
     network, where they are known."""
     sources = all_sources()
-    found, recipe = sources[pick("recipe with sources", name, sources)], get(name)
+    citations, recipe = sources[pick("recipe with sources", name, sources)], get(name)
     counts = counted(name) if counts is None else counts
-    cells = [source.cells(recipe, counts) for source in found]
+    cells = [source.cells(recipe, counts) for source in citations]
     rows = []
     for (where, note), group in itertools.groupby(cells, key=lambda cell: cell[1:]):
         rows.append(f"| {'<br>'.join(field for field, *_ in group)} | {where} | {note} |\n")

@@ -1,6 +1,6 @@
 """The adversarial part of a first stage's objective (Rombach et al. 2022, Eq. 25; Esser et al. 2021, Eq. 6 and 7).
 
-A patch discriminator learns to tell images from reconstructions; the autoencoder is rewarded for what it takes for
+A patch discriminator learns to separate images from reconstructions; the autoencoder is rewarded for what it takes for
 real. How much that counts follows from the gradients that both parts of the loss send into the decoder's last layer, so
 that neither drowns the other. Both sides take their step at once, from one backward pass: the reward reaches the
 autoencoder alone, the hinge loss the discriminator alone.
@@ -51,7 +51,7 @@ class AdversarialConfig(Config):
 
 
 class Adversary(nn.Module):
-    """The discriminator of a run, and what is remembered to tell a collapse by."""
+    """The discriminator of a run, and the state of the collapse check."""
 
     averages: Tensor
     """Moving averages of the hinge loss, of the logits of real images and of reconstructions; and their weight."""

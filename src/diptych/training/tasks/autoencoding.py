@@ -1,4 +1,4 @@
-"""Training the autoencoder of the latent panel (Rombach et al. 2022, section 3.1, Eq. 25 and appendix G).
+"""Training the autoencoder of latent diffusion (Rombach et al. 2022, section 3.1, Eq. 25 and appendix G).
 
 Reconstruction, a perceptual distance, a patch discriminator's reward, and a regularised latent: KL or a codebook.
 """
@@ -18,7 +18,7 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
 from diptych.core.random import normal
-from diptych.core.terminal import say
+from diptych.core.terminal import print_err
 from diptych.data.dataset import DataConfig
 from diptych.models.first_stage import save_autoencoder
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
@@ -206,7 +206,7 @@ class FirstStage:
         """Say it, once, when the adversarial training collapses, and when it comes back; 1 while it has, else 0."""
         before, self._collapse = self._collapse, adversary.collapse()
         if (before is None) != (self._collapse is None):
-            say(f"step {step + 1}: {self._collapse or 'the adversarial training is in balance again'}")
+            print_err(f"step {step + 1}: {self._collapse or 'the adversarial training is in balance again'}")
         return torch.tensor(float(self._collapse is not None))
 
     @torch.no_grad()

@@ -132,7 +132,7 @@ class Codebook(nn.Module):
             self.sums[numbers] = points / len(self.use)
 
     def metrics(self) -> dict[str, Tensor]:
-        """What to log: how many entries the latents use as if all were used alike (perplexity), the share of entries
+        """What to log: the perplexity of the entries' use, the share of entries
         that are used at least a tenth as often as that, and restarts."""
         share = self.use / self.use.sum()
         perplexity = torch.exp(-(share * share.clamp(min=1e-12).log()).sum())

@@ -21,7 +21,7 @@ from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import ImageDataset
 from diptych.encoders.configs import MiniLMConfig
 from diptych.models.judge import Judge, JudgeConfig
-from diptych.models.retrieval import concept_vectors, ranks, share_of_right_captions, spoken
+from diptych.models.retrieval import concept_vectors, prompt_ensemble, ranks, share_of_right_captions
 from diptych.models.word_features import WordFeatures
 from diptych.training.system import TrainingData, TrainingSystem, first_weights
 
@@ -118,8 +118,8 @@ def contrast(
         choices.append(wrong.masked_fill((foils == 0).all(-1), -math.inf))
     target = torch.arange(len(logits), device=logits.device)
     to_caption = F.cross_entropy(torch.cat(choices, dim=1), target, reduction="none")
-    to_picture = F.cross_entropy(logits.T, target, reduction="none")
-    return (to_caption + to_picture) / 2
+    to_image = F.cross_entropy(logits.T, target, reduction="none")
+    return (to_caption + to_image) / 2
 
 
 class Contrast(nn.Module):
@@ -160,7 +160,7 @@ class JudgeTrainable:
 
     def start(self, batch: dict[str, Any]) -> None:
         """Read the words of every concept now; scenes' captions are read when they first come."""
-        self.judge.words.prepare([words for c in self.concepts for words in spoken(c)])
+        self.judge.words.prepare([words for c in self.concepts for words in prompt_ensemble(c)])
         if self.concepts:
             self.module.bank.copy_(concept_vectors(self.judge, self.concepts))
 
@@ -172,23 +172,23 @@ class JudgeTrainable:
         scenes = [is_scene(m) for m in metas]
         flips = [self.config.flip and not s and not _ONE_SIDED.search(c) for s, c in zip(scenes, concepts, strict=True)]
         x = augment(batch["picture"], seeds, scenes, flips, self.config)  # (B, 3, H, W)
-        images = self.judge.embed_pictures(x)  # (B, D)
+        images = self.judge.embed_images(x)  # (B, D)
         flat = [foil for row in foils for foil in row]
         words, foil = self.judge.embed_captions([*captions, *flat]).split([len(images), len(flat)])
         device, scale = words.device, self.judge.scale
         draw = np.random.Generator(np.random.PCG64(mix(seeds[0], 12)))
         others = draw.permutation(len(self.concepts))[: self.config.negatives].tolist()
-        own = torch.zeros(len(images), self.config.foils, words.shape[1], device=device)
+        foil_vectors = torch.zeros(len(images), self.config.foils, words.shape[1], device=device)
         if flat:
             place = [(i, j) for i, row in enumerate(foils) for j in range(len(row))]
             rows, columns = torch.tensor(place, device=device).T
-            own = own.index_put((rows, columns), foil.to(own.dtype))
+            foil_vectors = foil_vectors.index_put((rows, columns), foil.to(foil_vectors.dtype))
         same = (equal(concepts, concepts) | equal(captions, captions)).to(device)  # (B, B)
         same_other = equal(concepts, [self.concepts[i] for i in others]).to(device)  # (B, N)
-        losses = contrast(images, words, same, scale, self.module.bank[others], same_other, own)
-        known = {self.place[c]: i for i, c in enumerate(concepts) if c in self.place}  # each once
-        if self.module.training and known:
-            self.module.update_bank(torch.tensor(list(known), device=device), words[list(known.values())])
+        losses = contrast(images, words, same, scale, self.module.bank[others], same_other, foil_vectors)
+        row_of = {self.place[c]: i for i, c in enumerate(concepts) if c in self.place}  # each once
+        if self.module.training and row_of:
+            self.module.update_bank(torch.tensor(list(row_of), device=device), words[list(row_of.values())])
         return losses, {"scale": scale.detach()}
 
     @torch.no_grad()
@@ -197,19 +197,19 @@ class JudgeTrainable:
         was_training = self.judge.training
         self.judge.eval()
         metas = self._metas(batch)
-        images = self.judge.embed_pictures(batch["picture"]).float().cpu()
-        found: dict[str, float] = {}
+        images = self.judge.embed_images(batch["picture"]).float().cpu()
+        metrics: dict[str, float] = {}
         single = [i for i, m in enumerate(metas) if not is_scene(m) and concept_of(m) in self.place]
         if single:
             truth = torch.tensor([self.place[concept_of(metas[i])] for i in single])
             rank = ranks(images[single], self._concept_vectors(), truth)
-            found = {"top1": (rank < 1).double().mean().item(), "top5": (rank < 5).double().mean().item()}
+            metrics = {"top1": (rank < 1).double().mean().item(), "top5": (rank < 5).double().mean().item()}
         scene = [i for i, m in enumerate(metas) if is_scene(m) and m.get("foils")]
         if scene:
             trials = [(metas[i]["captions"][0], metas[i]["foils"]) for i in scene]
-            found["scenes"] = share_of_right_captions(self.judge, images[scene], trials).double().mean().item()
+            metrics["scenes"] = share_of_right_captions(self.judge, images[scene], trials).double().mean().item()
         self.judge.train(was_training)
-        return found
+        return metrics
 
     def samples(self) -> None:
         """A judge generates nothing."""
@@ -226,7 +226,7 @@ class JudgeTrainable:
         """A drawing by its concept, a scene by its plain caption: so no word of style or wording gives it away."""
         if is_scene(meta) or not meta.get("concept"):
             return meta["captions"][0]
-        choices = spoken(meta["concept"])
+        choices = prompt_ensemble(meta["concept"])
         return choices[mix(seed, 14) % len(choices)]
 
     def _foils(self, meta: dict[str, Any], seed: int) -> list[str]:

@@ -22,12 +22,12 @@ PREVIEWS = 8
 
 
 class Diffusable(Protocol):
-    """A system that can be trained by `DiffusionTask`: the latent panel, or one stage of the cascade."""
+    """A model that `DiffusionTask` trains: latent diffusion, or one stage of a cascade."""
 
     denoiser: Denoiser
 
     def start(self, batch: dict[str, Any]) -> None:
-        """Look at a first batch (its scale)."""
+        """Initialise what depends on data, such as the latent scale, from a first batch."""
         ...
 
     def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
@@ -40,15 +40,15 @@ class Diffusable(Protocol):
 
 
 @runtime_checkable
-class Remaking(Protocol):
+class ImageToImage(Protocol):
     """Further methods of models for super-resolution and inpainting."""
 
     @property
-    def remakes(self) -> bool:
+    def image_to_image(self) -> bool:
         """Whether it is such a model; a base model is not."""
         ...
 
-    def remake(self, images: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
+    def sample_from_images(self, images: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """The inputs made of images (B, 3, H, W), which may be smaller, and the outputs (B, 3, H, W)."""
         ...
 
@@ -113,7 +113,7 @@ class DiffusionTask:
         was_training = self.module.training
         self.module.eval()
         try:
-            if isinstance(self.system, Remaking) and self.system.remakes:
+            if isinstance(self.system, ImageToImage) and self.system.image_to_image:
                 if self._examples is None:
                     return None
                 return self._image_to_image_grid(self.system, *self._examples.values())
@@ -125,8 +125,10 @@ class DiffusionTask:
         finally:
             self.module.train(was_training)
 
-    def _image_to_image_grid(self, system: Remaking, images: Tensor, captions: list[str], seeds: Tensor) -> Image.Image:
-        inputs, outputs = system.remake(images, captions, seeds.tolist())
+    def _image_to_image_grid(
+        self, system: ImageToImage, images: Tensor, captions: list[str], seeds: Tensor
+    ) -> Image.Image:
+        inputs, outputs = system.sample_from_images(images, captions, seeds.tolist())
         inputs = nn.functional.interpolate(inputs, images.shape[-2:], mode="nearest")
         return grid([image for row in (inputs, outputs, images) for image in to_images(row)], columns=len(images))
 

@@ -73,8 +73,8 @@ class Distillation:
     def __init__(self, config: DistillationConfig, teacher: Autoencoder, perceptual: nn.Module | None = None) -> None:
         """perceptual: forward(first, second), images (B, 3, H, W) in [-1, 1] -> (B,)."""
         for field in ("latent_channels", "image_channels", "factor"):
-            if (own := getattr(config.network, field)) != (wanted := getattr(teacher.config, field)):
-                raise UserError(f"network.{field} must be {wanted}, as the teacher's, not {own}: set the network")
+            if (value := getattr(config.network, field)) != (expected := getattr(teacher.config, field)):
+                raise UserError(f"network.{field} must be {expected}, as the teacher's, not {value}: set the network")
         self.config = config
         self.module = TinyDecoder(config.network)
         self.teacher = teacher.eval().requires_grad_(False)

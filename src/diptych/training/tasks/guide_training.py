@@ -70,8 +70,8 @@ class GuideTraining(TrainingSystem):
         if (self.classes is None) == (self.text is None):
             raise UserError("GuideTraining: set classes or text, and the other to none")
         if self.classes is not None:
-            known, outputs = self.classes.classes, self.network.classes
-            self.require(known == outputs, "classes", f"be {outputs} in number, as network.classes says")
+            classes, outputs = self.classes.classes, self.network.classes
+            self.require(classes == outputs, "classes", f"be {outputs} in number, as network.classes says")
         if self.objective.loss != "mse" or self.objective.weighting != "none":
             raise UserError("GuideTraining.objective: a guide has no loss or weighting of a denoiser, but times alone")
         self.require(0 <= self.smoothing < 1, "smoothing", "lie between 0 and 1, 1 left out")
@@ -172,32 +172,32 @@ class GuideTask:
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws, captions = Draws(batch["seed"]), batch["caption"]
-        found = self.outputs(batch, training_times(draws.uniform(TIME), self.config.objective, self.module.schedule))
+        outputs = self.outputs(batch, training_times(draws.uniform(TIME), self.config.objective, self.module.schedule))
         if self.config.text is None:
-            wanted = self.module.numbers(captions).to(found.device)
-            right = (found.argmax(-1) == wanted).float().mean()
-            return F.cross_entropy(found, wanted, reduction="none", label_smoothing=self.config.smoothing), {
+            targets = self.module.numbers(captions).to(outputs.device)
+            right = (outputs.argmax(-1) == targets).float().mean()
+            return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config.smoothing), {
                 "top1": right
             }
-        scale, same = self.module.inverse_temperature, equal(captions, captions).to(found.device)
-        return contrast(found, self.module.embed(captions), same, scale), {"scale": scale.detach()}
+        scale, same = self.module.inverse_temperature, equal(captions, captions).to(outputs.device)
+        return contrast(outputs, self.module.embed(captions), same, scale), {"scale": scale.detach()}
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:
         """Shares of the images whose class, or text of all choices, is named first and among five, at 8 equidistant
         times with fixed noise, and their means. A caption that is none of them counts as missed."""
         names = self.module.labels.config.names if self.module.labels is not None else ()
-        known = {normalize_name(name): number for number, name in enumerate(names or self.choices)}
+        numbers = {normalize_name(name): number for number, name in enumerate(names or self.choices)}
         if self.module.labels is not None and not names:
-            known = {str(number): number for number in range(self.config.network.classes)}
-        wanted = torch.tensor([known.get(normalize_name(caption), -1) for caption in batch["caption"]])
+            numbers = {str(number): number for number in range(self.config.network.classes)}
+        targets = torch.tensor([numbers.get(normalize_name(caption), -1) for caption in batch["caption"]])
         texts = None if self.config.text is None else self.module.embed(self.choices)
         shares: dict[str, float] = {}
         for i in range(VALIDATION_TIMES):
             time = (i + 0.5) / VALIDATION_TIMES
-            found = self.outputs(batch, torch.full((len(wanted),), time, dtype=torch.float64))
-            logits = found if texts is None else found @ texts.T  # (B, choices)
-            right = logits.topk(min(TOP, logits.shape[1])).indices.cpu() == wanted[:, None]  # (B, TOP)
+            outputs = self.outputs(batch, torch.full((len(targets),), time, dtype=torch.float64))
+            logits = outputs if texts is None else outputs @ texts.T  # (B, choices)
+            right = logits.topk(min(TOP, logits.shape[1])).indices.cpu() == targets[:, None]  # (B, TOP)
             shares[f"top1_at_{time:.4f}"] = right[:, 0].double().mean().item()
             shares[f"top5_at_{time:.4f}"] = right.any(1).double().mean().item()
         means = {
