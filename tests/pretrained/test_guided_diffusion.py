@@ -24,7 +24,7 @@ from diptych.networks.adm import AdmUNet, AdmUNetConfig
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
 from diptych.pretrained.adm_keys import compvis_adm
 from diptych.pretrained.families import open_published
-from diptych.pretrained.guided_diffusion import LINEAR, PUBLISHED, Facts, classifier_layout, stage_config, told
+from diptych.pretrained.guided_diffusion import LINEAR, PUBLISHED, Facts, classifier_layout, read_facts, stage_config
 from diptych.pretrained.guided_diffusion import classifier_config as read_classifier_config
 from diptych.pretrained.key_map import published
 from diptych.recipes.papers.adm import RECIPES
@@ -69,11 +69,11 @@ def classifier_config(name: str) -> NoisyClassifierConfig:
 def facts(name: str) -> dict[str, Any]:
     """What stands in NAME.json: only what differs from the defaults."""
     kind, options = MODELS[name]
-    told: dict[str, Any] = {"size": SIDE, "heads": options.get("num_heads")}
-    told["head_width"] = options.get("num_head_channels")
-    told |= {"low_size": LOW} if kind == "SuperResModel" else {}
-    told |= {"new_attention_order": True} if options.get("use_new_attention_order") else {}
-    return told | {"noise_schedule": SAMPLED.get(name, "linear")}
+    read_facts: dict[str, Any] = {"size": SIDE, "heads": options.get("num_heads")}
+    read_facts["head_width"] = options.get("num_head_channels")
+    read_facts |= {"low_size": LOW} if kind == "SuperResModel" else {}
+    read_facts |= {"new_attention_order": True} if options.get("use_new_attention_order") else {}
+    return read_facts | {"noise_schedule": SAMPLED.get(name, "linear")}
 
 
 def state(name: str, calm: float = 1.0) -> dict[str, Tensor]:
@@ -331,9 +331,9 @@ def test_what_is_said_takes_the_place_of_what_is_known(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     known = PUBLISHED[3, 192, (1, 2, 3, 4), (1, 2, 3)]
     source: Any = SimpleNamespace(path=path.with_suffix(".pt"))
-    assert told(source, known) == known
+    assert read_facts(source, known) == known
     path.write_text('{"heads": 4, "names": ["cat", "dog"]}')
-    assert told(source, known) == dataclasses.replace(known, heads=4, head_width=None, names=("cat", "dog"))
+    assert read_facts(source, known) == dataclasses.replace(known, heads=4, head_width=None, names=("cat", "dog"))
 
 
 def test_classes_may_have_names(tmp_path: Path) -> None:
