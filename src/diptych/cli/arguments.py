@@ -123,7 +123,7 @@ def add_model(command: Parser) -> None:
         metavar="FILE[:SCALE]",
         type=argument_type(ScaledFile()),
         action="append",
-        help="apply this LoRA to a latent model, at scale 1 unless given; once for each file",
+        help="apply this LoRA to a latent model, scale 1 by default; may be repeated",
     )
 
 
@@ -156,7 +156,7 @@ def add_output(command: Parser, batch: int) -> None:
         help="one or more seeds, such as 7 or 0,4-7; -1 is a random seed (default: 0)",
     )
     add_integer(command, "--count", 1, help="number of seeds, counted up from --seed")
-    add_integer(command, "--batch", 1, default=batch, help=f"images at a time (default: {batch})")
+    add_integer(command, "--batch", 1, default=batch, help=f"batch size (default: {batch})")
     add_device(command)
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="output folder (default: out)")
 
@@ -171,18 +171,22 @@ def add_study(command: Parser, images: str) -> None:
     """What every evaluation takes; `images` says what `--images` counts."""
     add_integer(command, "--images", 1, help=images)
     add_integer(command, "--pictures", 1, help=argparse.SUPPRESS)
-    command.add_argument("--data", metavar="FOLDER", type=Path, required=True, help="shards from `diptych data emoji`")
+    command.add_argument(
+        "--data", metavar="FOLDER", type=Path, required=True, help="data folder, such as data/emoji-128"
+    )
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="output folder of the results")
-    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help="fixes prompts and images")
-    command.add_argument("--judge", metavar="FOLDER", help="run or model folder of another judge than the package's")
+    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help="seed of prompts and images")
+    command.add_argument("--judge", metavar="FOLDER", help="run or model folder of a judge (default: the package's)")
     add_device(command)
-    add_integer(command, "--batch", 1, help="images at a time")
+    add_integer(command, "--batch", 1, help="batch size")
 
 
 def add_recipe(command: Parser) -> None:
     """A recipe and changes of its settings."""
     command.add_argument("recipe", metavar="RECIPE", help="a name from `diptych recipes`")
-    command.add_argument("assignments", metavar="a.b=c", nargs="*", help="settings to change: training.steps=1000")
+    command.add_argument(
+        "assignments", metavar="a.b=c", nargs="*", help="values of the recipe to change, such as training.steps=1000"
+    )
     command.set_defaults(more="assignments")
 
 

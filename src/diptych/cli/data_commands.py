@@ -20,39 +20,45 @@ def add_commands(commands: Any) -> None:
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = kinds.add_parser("emoji", help="captioned shards from six open emoji sets")
     command.add_argument("--out", metavar="FOLDER", type=Path, help="output folder (default: data/emoji-SIZE)")
-    add_integer(command, "--size", 16, 1024, metavar="PIXELS", default=64, help="(default: 64)")
-    add_integer(command, "--scenes", 0, default=0, help="composed scenes besides the single drawings")
+    add_integer(command, "--size", 16, 1024, metavar="PIXELS", default=64, help="side of the images (default: 64)")
+    add_integer(command, "--scenes", 0, default=0, help="number of composed scenes, in addition to the single drawings")
     add_integer(command, "--seed", 0, SEED_LIMIT - 1, default=0, help="(default: 0)")
-    add_integer(command, "--workers", 1, 1024, help="processes (default: one a core)")
+    add_integer(command, "--workers", 1, 1024, help="processes (default: one for each core)")
     command.set_defaults(command=emoji)
 
     command = kinds.add_parser("layouts", help="layouts as captions of images, from the boxes of COCO or OpenImages")
     command.add_argument("annotations", metavar="FILE", type=Path, help="instances_*.json, or *-bbox.csv")
     add_images(command)
     command.add_argument("--classes", metavar="CSV", type=Path, help="OpenImages' class-descriptions-boxable.csv")
-    add_integer(command, "--boxes", 1, help="keep the N largest of an image (default: 30)")
+    add_integer(command, "--boxes", 1, help="largest number of boxes of an image (default: 30)")
     command.set_defaults(command=layouts)
 
-    command = kinds.add_parser("captions", help="captions of images, from COCO's")
+    command = kinds.add_parser("captions", help="captions of images, from COCO's annotations")
     command.add_argument("annotations", metavar="FILE", type=Path, help="captions_*.json")
     add_images(command)
     command.set_defaults(command=captions)
 
-    command = kinds.add_parser("familiar", help="let models warn of prompts that are far from this data")
+    command = kinds.add_parser(
+        "familiar", help="add to models what they need to warn of prompts that are far from this data"
+    )
     command.add_argument("path", metavar="PATH", help="a folder of shards or images")
-    text = "once for each"
+    text = "run or model folder; may be repeated"
     command.add_argument(
         "--model", metavar="FOLDER", type=Path, action="append", dest="models", required=True, help=text
     )
     fraction = argument_type(Number(0, 1))
-    command.add_argument("--least", metavar="X", type=fraction, help="similarity below which they warn")
+    command.add_argument("--least", metavar="X", type=fraction, help="similarity below which a prompt gives a warning")
     command.set_defaults(command=familiar)
 
-    command = kinds.add_parser("check", help="read everything; exit 1 if training would not see all of it")
+    command = kinds.add_parser(
+        "check", help="read all data and list what training would skip; exit code 1 if there is any"
+    )
     command.add_argument("path", metavar="PATH", help="a folder of shards or images")
     command.add_argument("assignments", metavar="a.b=c", nargs="*", help="settings of the recipe to change")
-    command.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does: with captions or without")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument(
+        "--recipe", metavar="RECIPE", help="check for this recipe: with or without captions, limit of its text encoder"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=check, more="assignments")
 
 

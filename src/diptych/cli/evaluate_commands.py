@@ -36,35 +36,37 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("evaluate", help="score generated images of seen and held-out prompts with the judge")
     add_model(command)
     add_opening(command)
-    add_study(command, "seen and held-out prompts, so many of each")
+    add_study(command, "number of seen prompts, and of held-out prompts")
     add_integer(command, "--scenes", 0, help="held-out scenes of each category")
     add_options(command, "sampler", "steps", "guidance", "stop")
     command.set_defaults(command=evaluate)
 
-    command = commands.add_parser("evaluate reconstruction", help="score how well first stages reconstruct images")
+    command = commands.add_parser("evaluate reconstruction", help="score how well autoencoders reconstruct images")
     add_models(
         command,
-        "a first stage: its run or model folder, or what has one, as in generate; once for each (default: latent)",
+        "an autoencoder, or a model that contains one, as in generate; may be repeated (default: latent)",
     )
-    add_study(command, "so many of the data's images (default: 400)")
+    add_study(command, "number of images (default: 400)")
     command.add_argument("--split", metavar="S", choices=SPLITS, help="held-out (default), train or all")
-    add_integer(command, "--size", 1, metavar="PIXELS", help="a side (default: what they have, up to 256)")
+    add_integer(command, "--size", 1, metavar="PIXELS", help="side of the images (default: their own, up to 256)")
     add_perceptual(command)
-    command.add_argument("--decoder", metavar="D", help="a tiny decoder too: its run or model folder")
+    command.add_argument("--decoder", metavar="D", help="also a tiny decoder: its run or model folder")
     command.set_defaults(command=evaluate_reconstruction)
 
     command = commands.add_parser("evaluate inpainting", help="score how well masked regions are filled")
-    add_models(command, "a latent model, as in generate; once for each; latent, not trained to inpaint, is added")
-    add_study(command, "so many of the data's images (default: 100)")
-    add_integer(command, "--seeds", 2, metavar="K", help="masks and noise for each (default: 3)")
+    add_models(command, "a latent model, as in generate; may be repeated; the default model is added")
+    add_study(command, "number of images (default: 100)")
+    add_integer(command, "--seeds", 2, metavar="K", help="seeds for each image: mask and noise (default: 3)")
     add_single_options(command, "steps")
     add_perceptual(command)
     command.set_defaults(command=evaluate_inpainting)
 
-    command = commands.add_parser("evaluate super-resolution", help="score how well small images are enlarged")
-    add_models(command, "a model that enlarges, as in generate; once for each", required=True)
-    add_study(command, "so many of the data's images (default: 200)")
-    add_integer(command, "--seeds", 1, metavar="K", help="noise for each (default: 2)")
+    command = commands.add_parser(
+        "evaluate super-resolution", help="score how well low-resolution images are upsampled"
+    )
+    add_models(command, "a super-resolution model, as in generate; may be repeated", required=True)
+    add_study(command, "number of images (default: 200)")
+    add_integer(command, "--seeds", 1, metavar="K", help="seeds for each image (default: 2)")
     command.add_argument("--split", metavar="S", choices=SPLITS, help="held-out (default), train or all")
     command.add_argument(
         "--degradation", metavar="D", help="how low-resolution images are made: bicubic (default), bsr, bsr-light"
@@ -76,7 +78,7 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("evaluate layout", help="score whether objects are in the boxes of their layout")
     add_model(command)
     add_opening(command)
-    command.add_argument("--words", metavar="M", help="to compare with: a model of captions, such as latent")
+    command.add_argument("--words", metavar="M", help="text-conditional model to compare with, such as latent")
     add_study(command, "held-out scenes (default: all)")
     add_integer(command, "--seeds", 1, metavar="K", help="images of each scene (default: 4)")
     add_options(command, "sampler", "steps", "guidance")
@@ -84,7 +86,7 @@ def add_commands(commands: Any) -> None:
 
     sweeps = commands.add_parser("sweep", help="score a model over guidance scales, or over augmentation levels")
     kinds = sweeps.add_subparsers(title="what to sweep", metavar="SETTING", required=True)
-    command = kinds.add_parser("guidance", help="guidance scales under each threshold, of the first stage that runs")
+    command = kinds.add_parser("guidance", help="guidance scales with each threshold, for the first stage that runs")
     add_model(command)
     add_opening(command)
     add_study(command, "prompts of each cell")
@@ -95,21 +97,21 @@ def add_commands(commands: Any) -> None:
         "--thresholds", metavar="T,T", type=argument_type(Several(Text())), help="(default: none,static,dynamic)"
     )
     add_sweep(command, "guidance", "guidances", "thresholds")
-    command = kinds.add_parser("augmentation", help="augmentation levels of the stages that enlarge")
+    command = kinds.add_parser("augmentation", help="augmentation levels of the stages that upsample")
     add_model(command)
     add_opening(command)
     add_study(command, "images to enlarge at each level")
     command.add_argument(
         "--levels", metavar="L,L", type=argument_type(Several(FRACTION)), help="(default: from 0 to 0.5)"
     )
-    command.add_argument("--truth", **FLAG, help="enlarge real images made small, and compare with the real ones")
-    add_integer(command, "--stage", 0, help="of this one only; the first is 0 (default: all)")
+    command.add_argument("--truth", **FLAG, help="upsample real images that were made small, and compare")
+    add_integer(command, "--stage", 0, help="only this stage, from 0 (default: all)")
     add_sweep(command, "augmentation", "levels", "truth", "stage")
 
     command = commands.add_parser("unseen", help="compare models on words that occur in no training caption")
-    text = "as in generate; once for each model"
+    text = "as in generate; may be repeated"
     command.add_argument("--model", metavar="M", action="append", dest="models", required=True, help=text)
-    add_study(command, "of each wording")
+    add_study(command, "number of images of each wording")
     command.set_defaults(command=unseen)
 
 

@@ -14,13 +14,15 @@ from diptych.core.terminal import print_out
 def add_commands(commands: Any) -> None:
     """Add the commands about models and recipes."""
     command = commands.add_parser("info", help="networks and parameters of a recipe or model, or an image's metadata")
-    command.add_argument("name", metavar="RECIPE|MODEL|PNG", help="a recipe, a model as in generate, or a PNG of ours")
+    command.add_argument(
+        "name", metavar="RECIPE|MODEL|PNG", help="a recipe, a model as in generate, or a generated PNG"
+    )
     add_opening(command)
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=info)
 
     command = commands.add_parser("convert", help="convert a Stable Diffusion model to another layout")
-    command.add_argument("source", metavar="SRC", help="a model as in generate, of ours or published")
+    command.add_argument("source", metavar="SRC", help="a model as in generate")
     command.add_argument("target", metavar="DST", type=Path, help="a folder, or a file that ends in .safetensors")
     command.add_argument(
         "--to",
@@ -29,7 +31,7 @@ def add_commands(commands: Any) -> None:
         "published SRC and diffusers for one of ours)",
     )
     command.add_argument("--overwrite", **FLAG, help="replace DST if it exists")
-    add_opening(command, dtype="of what is written: stored (default), float32, float16 or bfloat16")
+    add_opening(command, dtype="precision to write: stored (default), float32, float16 or bfloat16")
     command.set_defaults(command=convert)
 
     command = commands.add_parser("recipes", help="list the recipes, or where their values come from")
@@ -38,7 +40,7 @@ def add_commands(commands: Any) -> None:
         nargs="?",
         const="",
         metavar="NAME",
-        help="what papers and repositories say of each value, as Markdown, of one recipe or of all that have sources",
+        help="print the source of each value as Markdown, for one recipe or for all",
     )
     command.set_defaults(command=list_recipes)
 
