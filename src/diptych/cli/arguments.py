@@ -170,7 +170,7 @@ def add_device(command: Parser) -> None:
 def add_study(command: Parser, images: str) -> None:
     """What every evaluation takes; `images` says what `--images` counts."""
     add_integer(command, "--images", 1, help=images)
-    add_integer(command, "--pictures", 1, help=argparse.SUPPRESS)
+    add_integer(command, "--pictures", 1, dest="images", help=argparse.SUPPRESS)
     command.add_argument(
         "--data", metavar="FOLDER", type=Path, required=True, help="data folder, such as data/emoji-128"
     )
