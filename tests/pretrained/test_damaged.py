@@ -44,10 +44,10 @@ def tensors_of(file: Path) -> Tensors:
 
 def part_keys(file: Path) -> list[str]:
     """A few keys that are read, of every network in a file: matrices and vectors."""
-    read_facts = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+    prefixes = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
     unread = ("position_ids", "loss.", "to_logits", "resblocks.2.", "text_projection", "logit_scale", "model_ema")
     keys = [key for key in sorted(tensors_of(file)) if not any(part in key for part in unread)]
-    groups = [group for prefix in read_facts if (group := [key for key in keys if key.startswith(prefix)])] or [keys]
+    groups = [group for prefix in prefixes if (group := [key for key in keys if key.startswith(prefix)])] or [keys]
     return [group[at * (len(group) - 1) // 4] for group in groups for at in (0, 3)]
 
 
@@ -67,12 +67,12 @@ def refusal(kind: Kind, folder: Path, **options: Any) -> str:
 def test_info_counts_what_is_read(whole: tuple[Kind, Path]) -> None:
     """Each network by itself, without reading it: as many as are there once it is read."""
     kind, folder = whole
-    read_facts = describe(place(kind, folder), tokenizer=tokenizer(folder))
-    assert tuple(sorted(read_facts["networks"])) == kind.networks
+    described = describe(place(kind, folder), tokenizer=tokenizer(folder))
+    assert tuple(sorted(described["networks"])) == kind.networks
     model = opened(kind, folder)
     read = (model, getattr(model, "autoencoder", None), getattr(getattr(model, "text", None), "model", None))
     counted = {id(p): p.numel() for one in read if isinstance(one, torch.nn.Module) for p in one.parameters()}
-    assert sum(read_facts["networks"].values()) == read_facts["total"] == sum(counted.values())
+    assert sum(described["networks"].values()) == described["total"] == sum(counted.values())
 
 
 def test_a_key_that_is_missing_is_named(whole: tuple[Kind, Path], tmp_path: Path) -> None:

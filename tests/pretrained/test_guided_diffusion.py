@@ -69,11 +69,11 @@ def classifier_config(name: str) -> NoisyClassifierConfig:
 def facts(name: str) -> dict[str, Any]:
     """What stands in NAME.json: only what differs from the defaults."""
     kind, options = MODELS[name]
-    read_facts: dict[str, Any] = {"size": SIDE, "heads": options.get("num_heads")}
-    read_facts["head_width"] = options.get("num_head_channels")
-    read_facts |= {"low_size": LOW} if kind == "SuperResModel" else {}
-    read_facts |= {"new_attention_order": True} if options.get("use_new_attention_order") else {}
-    return read_facts | {"noise_schedule": SAMPLED.get(name, "linear")}
+    stated: dict[str, Any] = {"size": SIDE, "heads": options.get("num_heads")}
+    stated["head_width"] = options.get("num_head_channels")
+    stated |= {"low_size": LOW} if kind == "SuperResModel" else {}
+    stated |= {"new_attention_order": True} if options.get("use_new_attention_order") else {}
+    return stated | {"noise_schedule": SAMPLED.get(name, "linear")}
 
 
 def state(name: str, calm: float = 1.0) -> dict[str, Tensor]:
