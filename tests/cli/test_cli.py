@@ -389,7 +389,7 @@ def test_evaluate_arguments(model: FakeModel, monkeypatch) -> None:
         ((model, Path("d"), Path("o")), {"name": "default"}),
         (
             (model, Path("d"), Path("o")),
-            {"name": "run", "pictures": 5, "scenes": 0, "seed": 4, "steps": 3, "guidance": 2.0, "judge": "j"},
+            {"name": "run", "images": 5, "scenes": 0, "seed": 4, "steps": 3, "guidance": 2.0, "judge": "j"},
         ),
     ]
 
@@ -417,7 +417,7 @@ def test_sweep_arguments(model: FakeModel, monkeypatch, sweep: str, options, set
     assert cli.main(["sweep", sweep, "--model", "run", *places, *options]) == 0
     more = {"thresholds": ["none", "static"]} if "--thresholds" in options else {}
     more |= {"stage": 1} if "--stage" in options else {}
-    given = {"name": "run", "pictures": 5, "seed": 4, **settings, **more}
+    given = {"name": "run", "images": 5, "seed": 4, **settings, **more}
     assert calls == [(sweep, (model, Path("d"), Path("o")), given)]
 
 
@@ -430,7 +430,7 @@ def test_unseen_arguments(model: FakeModel, monkeypatch) -> None:
     models = ["--model", "a", "--model", "b", "--device", "cpu"]
     assert cli.main(["unseen", *models, "--data", "d", "--out", "o", "--pictures", "3", "--judge", "j"]) == 0
     expected = [("a", "a on cpu"), ("b", "b on cpu")]
-    assert calls == [((expected, Path("d"), Path("o")), {"pictures": 3, "judge": "j"})]
+    assert calls == [((expected, Path("d"), Path("o")), {"images": 3, "judge": "j"})]
 
 
 def test_evaluation_functions_have_these_parameters() -> None:
