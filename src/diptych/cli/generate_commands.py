@@ -21,7 +21,6 @@ from diptych.cli.arguments import (
 from diptych.cli.image_list import apply_variations, read_image_list
 from diptych.core.errors import NotFound, UserError
 from diptych.core.terminal import print_err
-from diptych.core.values import unicode_text
 from diptych.models.option_registry import all_options
 
 if TYPE_CHECKING:
@@ -90,8 +89,6 @@ def generate(arguments: argparse.Namespace) -> None:
         recorded.complete(arguments)
     apply_variations(arguments)
     wanted = read_image_list(arguments)
-    for prompt in wanted.prompts:
-        unicode_text(prompt)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     import diptych
@@ -103,8 +100,7 @@ def generate(arguments: argparse.Namespace) -> None:
     check_options(options, lora_files(arguments))
     model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
     options |= open_guides(arguments)
-    if recorded is not None:
-        options = recorded.fitting(model, options)
+    options = options if recorded is None else recorded.fitting(model, options)
     options = accepted_options(model, arguments.model or "latent", options)
     if recorded is not None:
         recorded.verify(model, options)

@@ -8,6 +8,7 @@ from typing import Any
 
 from diptych.cli.argument_values import SEED_LIMIT
 from diptych.core.errors import UserError
+from diptych.core.values import unicode_text
 
 MOST_IMAGES = 1_000_000
 """Of one command: more is a slip of the keyboard."""
@@ -59,6 +60,8 @@ def read_image_list(arguments: argparse.Namespace) -> ImageList:
         raise UserError('give a PROMPT, for example "a red apple", or an image as --image')
     elif any(not prompt.strip() for prompt in arguments.prompts):
         raise UserError('the prompt is empty: say what to draw, for example "a red apple"')
+    for prompt in arguments.prompts:
+        unicode_text(prompt)
     seeds = arguments.seed or [range(1)]
     if arguments.count:
         if sum(map(len, seeds)) > 1:
