@@ -439,7 +439,7 @@ def test_evaluation_functions_have_these_parameters() -> None:
     from diptych.evaluation.benchmarks import prompts as study
     from diptych.evaluation.benchmarks import sweep
 
-    common = {"pictures", "seed", "judge", "batch"}
+    common = {"images", "seed", "judge", "batch"}
     for function, names in (
         (study.evaluate, {*common, "scenes", "sampler", "steps", "guidance", "stop", "name"}),
         (sweep.sweep_guidance, {*common, "guidances", "thresholds", "steps", "stop", "name"}),
