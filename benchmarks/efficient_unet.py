@@ -186,7 +186,7 @@ def timings(stages: dict[str, PixelDiffusion], batch: int, repeats: int) -> dict
         it.denoiser.loss(crops, crops, 0.5, cond[CROP]).mean().backward()
 
     def sample(it: PixelDiffusion) -> None:
-        it.generate("a picture", seeds=[0], steps=STEPS, low=low)
+        it.generate("a picture", seeds=[0], steps=STEPS, low_res=low)
 
     jobs = {f"forward_{SIZE}px": forward, f"forward_backward_{CROP}px_x{batch}": both, f"sample_{SIZE}px": sample}
     return {

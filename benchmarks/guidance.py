@@ -25,14 +25,15 @@ from statistics import mean, stdev
 from typing import Any
 
 import diptych
+from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.evaluation.condition_sweep import ConditionSweep, Key, seen_drawings, sweep_head
 from diptych.evaluation.prompt_sets import PromptGroup, concept_of
 from diptych.evaluation.report import image_table
 from diptych.evaluation.runner import run_study
 from diptych.models.judge import load_judge
-from diptych.pretrained.load_guide import PairGuide, open_guide
-from diptych.weights.files import write_text
+from diptych.models.pair_guide import PairGuide
+from diptych.pretrained.load_guide import open_guide
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
 from benchmarks.common import axes, save
