@@ -208,7 +208,7 @@ def noise_config(source: Source) -> dict[str, Any]:
 
 
 def augmentation_config(source: Source, level: float) -> AugmentationConfig:
-    """How the low-resolution image is spoiled: after it is enlarged, by the noise of a table."""
+    """How the low-resolution image is augmented: after upsampling, by the noise of a table."""
     file = "scheduler_config.json"
     values, where = source.scheduler("image_noising_scheduler"), source.path / "image_noising_scheduler" / file
     schedule = ScheduleConfig.from_dict(schedulers.schedule_values(values, str(where)))
