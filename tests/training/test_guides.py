@@ -172,7 +172,7 @@ def test_what_a_guide_cannot_read_is_said() -> None:
     with pytest.raises(UserError, match="empty prompt"):
         guide.bind([""], space())
     score = guide.bind(["dog"], space())
-    with pytest.raises(UserError, match="mine reads 3 x any x any, and this model paints 4 x 8 x 8"):
+    with pytest.raises(UserError, match="mine reads 3 x any x any, and this model generates 4 x 8 x 8"):
         score(torch.zeros(1, 4, 8, 8), torch.tensor([0.5]))
     with pytest.raises(UserError, match="reads noisy pixels"):
         guide.bind(["dog"], space(first_stage="a", scale=0.5))

@@ -172,7 +172,7 @@ def sr3(multipliers: tuple[int, ...], dropout: float, parameters: float) -> Sour
         *same("table A.1", {"parameters.network": parameters}, 0.025),
         *same("table 5: better than L2 by half a point of FID", {f"{DIFFUSION}.objective.loss": "l1"}),
         *same("section 2.3: 1 - alpha_t", {f"{MODEL}.variance": "fixed-large"}),
-        *same("section 2.2: conditioned on gamma, of any value", under(f"{MODEL}.schedule", steps=2000, conditioning="gamma")),
+        *same("section 2.2: gamma, of any value", under(f"{MODEL}.schedule", steps=2000, conditioning="gamma")),
         *silent("the well-known reimplementation's", f"{MODEL}.schedule.beta_start", f"{MODEL}.schedule.beta_end"),
         *same("section 4: bicubic", {f"{MODEL}.degradation.kind": "bicubic"}),
         *UNCROPPED,
