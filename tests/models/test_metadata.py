@@ -161,7 +161,7 @@ def same(a: Path, b: Path) -> bool:
         ["--image", "init.png", "--model", "small", "--sampler", "ddpm", "--steps", "4"],
         ["--image", "init.png", "--model", "small", "--size", "24x16", "--fit", "pad", "--schedule-type", "karras"],
         ["a (red:1.4) picture", "--model", "small", *WORDS, "--weights", "--guidance", "-2.5"],
-        ["--low", "init.png", "--model", "stage", *WORDS, "--threshold", "dynamic:0.9", "--augmentation", "0.3"],
+        ["--low", "init.png", "--model", "stage", *WORDS, "--threshold", "dynamic:0.9", "--augmentation", "0"],
         ["--low", "init.png", "--model", "three", "--steps", "5", "--schedule-type", ",karras", "--fit", "pad"],
         ["green", "--model", "codes", "--top-k", "3", "--temperature", "0.5", "--guidance", "1.5"],
     ],

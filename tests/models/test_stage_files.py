@@ -41,8 +41,8 @@ def test_the_text_encoder_is_built_when_it_is_asked_for(monkeypatch: pytest.Monk
         "diptych.models.pixel_diffusion.build_encoder", lambda config, device: (built.append(device), Words())[1]
     )
     model = PixelDiffusion(base())
-    assert not model.reads and not built
-    assert model.text is model.text and built == [torch.device("cpu")] and model.reads
+    assert not model.text_loaded and not built
+    assert model.text is model.text and built == [torch.device("cpu")] and model.text_loaded
     assert not model.train().text.model.weight.requires_grad
 
 

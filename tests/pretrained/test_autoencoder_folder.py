@@ -95,7 +95,7 @@ def test_the_command_hands_on_what_was_said(monkeypatch: pytest.MonkeyPatch, fir
     assert [name for name, _ in models] == [str(first_stage)] and (data, out) == (first_stage, Path("o"))
     assert given == {
         "split": "all",
-        "pictures": 9,
+        "images": 9,
         "size": 32,
         "judge": judge,
         "seed": 4,

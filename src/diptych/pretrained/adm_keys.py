@@ -12,7 +12,7 @@ from diptych.core.errors import UserError
 from diptych.networks.adm import AdmEncoder, AdmUNet, AdmUNetConfig
 from diptych.networks.adm_blocks import AdmAttention
 from diptych.pretrained.key_map import Layout, Piece
-from diptych.pretrained.stable_diffusion.infer_shapes import Names
+from diptych.pretrained.stable_diffusion.infer_shapes import PrefixedShapes
 from diptych.pretrained.stable_diffusion.state_dict_keys import COMPVIS_RESIDUAL
 
 BLOCK = {"time": "time_emb_proj", "skip": "conv_shortcut"}
@@ -148,7 +148,7 @@ def adm_of_shapes(
     unseen: fields that shapes do not show, `heads` or `head_width` among them. Raises a `UserError` for a key that is
     missing, and for a network that ours cannot be.
     """
-    has = Names(shapes, prefix, source)
+    has = PrefixedShapes(shapes, prefix, source)
     resampled, blocks = _levels(has)
     trunk = encoder_of_shapes(has, blocks, resampled)
     inputs = has.size("input_blocks.0.0.weight", 1)
@@ -165,7 +165,7 @@ def adm_of_shapes(
         raise has.error(str(error)) from None
 
 
-def _levels(has: Names) -> tuple[bool, list[int]]:
+def _levels(has: PrefixedShapes) -> tuple[bool, list[int]]:
     """Whether a U-Net resamples in residual blocks, and how many blocks each of its levels has, largest level first."""
     last = has.count(r"output_blocks\.(\d+)\.") - 1
     convolved = {n for n in range(last) if any(f"output_blocks.{n}.{i}.conv.weight" in has for i in (1, 2))}
@@ -174,7 +174,7 @@ def _levels(has: Names) -> tuple[bool, list[int]]:
     return bool(residual), [after - before - 1 for before, after in itertools.pairwise(ends)][::-1]
 
 
-def encoder_of_shapes(has: Names, blocks: list[int], resampled: bool) -> dict[str, Any]:
+def encoder_of_shapes(has: PrefixedShapes, blocks: list[int], resampled: bool) -> dict[str, Any]:
     """What the way down and the middle say, with so many residual blocks on each level, as fields of the config."""
     channels, first = has.size("time_embed.0.weight", 1), 1
     widths: list[int] = []

@@ -28,10 +28,15 @@ from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.transformer import TextTransformer, TextTransformerConfig
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.pretrained.adm_keys import adm_of_shapes, compvis_adm
-from diptych.pretrained.file_metadata import Stated, stated
+from diptych.pretrained.file_metadata import FileMetadata, read_file_metadata
 from diptych.pretrained.key_map import Layout, Piece, pieces
 from diptych.pretrained.source import Family, Options, Source
-from diptych.pretrained.stable_diffusion.infer_shapes import Names, Shapes, autoencoder_of_shapes, unet_of_shapes
+from diptych.pretrained.stable_diffusion.infer_shapes import (
+    PrefixedShapes,
+    Shapes,
+    autoencoder_of_shapes,
+    unet_of_shapes,
+)
 from diptych.pretrained.stable_diffusion.single_file import AVERAGED, SCALE_KEY, UNREAD, scale_of, unet_of, unet_shapes
 from diptych.pretrained.stable_diffusion.state_dict_keys import (
     FIRST_STAGE,
@@ -48,7 +53,7 @@ TEXT = CONDITION + "transformer."
 CLASSES = CONDITION + "embedding.weight"
 LOGITS = TEXT + "to_logits."
 """Of the text transformer, what only a language model needs. The 1.45 B count it."""
-BESIDE = ("loss.", "model_ema.", "colorize")
+TRAINING_KEYS = ("loss.", "model_ema.", "colorize")
 """Of a first stage alone, what only its training needs."""
 SIZE = 256
 """Side of the images that all of them were trained on, in pixels."""
@@ -108,14 +113,14 @@ def read(source: Source) -> LatentDiffusion | Autoencoder:
 def first_stage(source: Source) -> Autoencoder:
     """The autoencoder in a file, alone or beside a U-Net."""
     alone = is_first_stage(source)
-    names = [key for key in source.checkpoint if not key.startswith(BESIDE) and not UNREAD.fullmatch(key)]
+    names = [key for key in source.checkpoint if not key.startswith(TRAINING_KEYS) and not UNREAD.fullmatch(key)]
     stored = source.checkpoint.only(key for key in names if alone or key.startswith(FIRST_STAGE))
     return read_first_stage(stored, "" if alone else FIRST_STAGE, source.options.dtype).eval()
 
 
 def config_of(checkpoint: LazyCheckpoint, source: str, origin: Source | None = None) -> LatentConfig:
     """What shapes and buffers say, and what is stated of a `origin` file. A `UserError` names what is none of ours."""
-    statements = Stated() if origin is None else stated(origin)
+    statements = FileMetadata() if origin is None else read_file_metadata(origin)
     shapes = checkpoint.shapes if origin is None else unet_shapes(origin)
     autoencoder = autoencoder_of_shapes(checkpoint.shapes, source)
     text = condition_of(checkpoint)
@@ -162,7 +167,7 @@ def condition_of(checkpoint: LazyCheckpoint) -> Condition:
     """The condition: text, a class, or none."""
     keys = [key for key in checkpoint if key.startswith(CONDITION)]
     if TEXT + "token_emb.weight" in keys:
-        has = Names(checkpoint.shapes, TEXT, checkpoint.source)
+        has = PrefixedShapes(checkpoint.shapes, TEXT, checkpoint.source)
         vocabulary, width = has.matrix("token_emb.weight")
         network = TextTransformerConfig(
             vocabulary=vocabulary,
@@ -174,7 +179,7 @@ def condition_of(checkpoint: LazyCheckpoint) -> Condition:
         )
         return JointTransformerConfig(network=network, padded=True)
     if CLASSES in keys:
-        entries, _ = Names(checkpoint.shapes, "", checkpoint.source).matrix(CLASSES)
+        entries, _ = PrefixedShapes(checkpoint.shapes, "", checkpoint.source).matrix(CLASSES)
         classes = entries - 1 if entries == IMAGENET + 1 else entries
         return ClassConfig(classes=classes, null=classes if classes < entries else None)
     if keys:

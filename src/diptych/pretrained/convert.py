@@ -109,7 +109,7 @@ def convert(
     require_whole(parts, str(source))
     with replacing(target, kind) as partial:
         {"diptych": write_ours, "diffusers": write_folder, "single-file": write_file}[to](parts, partial, cast_to)
-    return [*parts.lost, *unsaid(parts, to)]
+    return [*parts.lost, *unstated(parts, to)]
 
 
 def written_at(target: Path, overwrite: bool) -> Written | None:
@@ -137,7 +137,7 @@ def read_parts(source: Path, options: Options, tokenizer: bool = True) -> Parts:
     """What a folder or file of any of the layouts holds. Raises a `UserError` for another kind of model."""
     if source.is_dir() and not (source / "model_index.json").is_file():
         options.without_effect((), f"{source}, a model of ours")
-        return own_parts(source)
+        return diptych_parts(source)
     found = Source(source, options)
     for family, read in (
         (sd_folder, lambda: sd_folder.parts(found)),
@@ -150,7 +150,7 @@ def read_parts(source: Path, options: Options, tokenizer: bool = True) -> Parts:
     raise UserError(f"{source} is no Stable Diffusion 1.x or 2.x, which is all that is converted")
 
 
-def own_parts(folder: Path) -> Parts:
+def diptych_parts(folder: Path) -> Parts:
     """What a latent model's folder of ours holds. A `UserError` names what published layouts have no place for."""
     path = folder / "config.json"
     values = read_object(path)
@@ -283,7 +283,7 @@ def text_layout(parts: Parts) -> Layout:
     return layouts[parts.shape.hidden_act](parts.shape)
 
 
-def unsaid(parts: Parts, to: str) -> Iterator[str]:
+def unstated(parts: Parts, to: str) -> Iterator[str]:
     """What a single file does not say to other programs."""
     if to != "single-file":
         return

@@ -189,11 +189,11 @@ def noise_config(source: Source) -> dict[str, Any]:
     else:
         clipped = stated.get("clip_sample", values["_class_name"] in schedulers.CLIPPING)
         if clipped:
-            schedulers.only(stated, "clip_sample_range", 1.0, where)
+            schedulers.require_value(stated, "clip_sample_range", 1.0, where)
         threshold = ThresholdConfig(kind="static" if clipped else "none")
     refused = schedulers.refusals(values, where, latent=False)
     if kind.sampler == "ddpm" and stated.get("variance_type") != "learned_range":
-        reason = schedulers.none_of(where, "variance_type", values.get("variance_type"), ("learned_range",))
+        reason = schedulers.unsupported_value(where, "variance_type", values.get("variance_type"), ("learned_range",))
         refused.setdefault("", str(reason))
     return {
         "schedule": ScheduleConfig.from_dict(schedulers.schedule_values(values, where)),

@@ -62,7 +62,7 @@ class Statement(NamedTuple):
 
 
 @dataclass
-class Stated:
+class FileMetadata:
     """All that is stated of a file."""
 
     predictions: list[Statement] = field(default_factory=list)
@@ -87,9 +87,9 @@ class Stated:
         return self.predictions[0].value if self.predictions else None
 
 
-def stated(source: Source) -> Stated:
+def read_file_metadata(source: Source) -> FileMetadata:
     """What is stated of a single file. Raises a `UserError` for what cannot be followed, and where it is stated."""
-    statements = Stated()
+    statements = FileMetadata()
     name = str(source.path)
     header = metadata(source)
     if word := header.get("modelspec.prediction_type"):
@@ -147,7 +147,7 @@ def read_yaml(path: Path) -> Any:
     return read_small(path, parse, "YAML")
 
 
-def merge_config(statements: Stated, values: Any, where: str) -> Stated:
+def merge_config(statements: FileMetadata, values: Any, where: str) -> FileMetadata:
     """What a config beside the file adds to what is found already."""
     if not isinstance(values, Mapping):
         return statements
@@ -162,7 +162,7 @@ def merge_config(statements: Stated, values: Any, where: str) -> Stated:
     return schedule(statements, values, where)
 
 
-def compvis(statements: Stated, params: Any, where: str) -> Stated:
+def compvis(statements: FileMetadata, params: Any, where: str) -> FileMetadata:
     """CompVis' params of a whole model."""
     if not isinstance(params, Mapping):
         raise UserError(f"{where} is no object but {short_repr(params)}")
@@ -198,7 +198,7 @@ def compvis(statements: Stated, params: Any, where: str) -> Stated:
     return schedule(statements, params, where)
 
 
-def schedule(statements: Stated, values: Mapping[str, Any], where: str) -> Stated:
+def schedule(statements: FileMetadata, values: Mapping[str, Any], where: str) -> FileMetadata:
     """How betas are spaced, in the words of CompVis or of diffusers."""
     for word, value in values.items():
         if TERMINAL.fullmatch(str(word)) and value not in (None, False, 0):

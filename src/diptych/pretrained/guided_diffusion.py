@@ -31,7 +31,7 @@ from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierCo
 from diptych.pretrained.adm_keys import adm_of_shapes, compvis_adm, encoder_of_shapes
 from diptych.pretrained.key_map import Layout, Piece, pieces
 from diptych.pretrained.source import Family, Source, read_object
-from diptych.pretrained.stable_diffusion.infer_shapes import Names
+from diptych.pretrained.stable_diffusion.infer_shapes import PrefixedShapes
 from diptych.weights.lazy import fill
 
 PIXELS = 3
@@ -145,7 +145,7 @@ def read_classifier(source: Source) -> NoisyClassifier:
 
 def classifier_config(source: Source) -> tuple[NoisyClassifierConfig, bool]:
     """The classifier, and whether its attention, but for that of the pooling, is in the older order."""
-    has = Names(source.checkpoint.shapes, "", str(source.path))
+    has = PrefixedShapes(source.checkpoint.shapes, "", str(source.path))
     facts = read_facts(source, Facts())
     blocks, resampled = encoder_levels(has)
     size, positions = None, "out.2.positional_embedding"
@@ -197,7 +197,7 @@ def classifier_layout(network: NoisyClassifier, older_attention: bool) -> Layout
     return layout
 
 
-def encoder_levels(has: Names) -> tuple[list[int], bool]:
+def encoder_levels(has: PrefixedShapes) -> tuple[list[int], bool]:
     """How many residual blocks each level of a way down has, and whether the last of each but one also halves.
 
     By shapes, a block that halves is as any other: but a level has one width, and attention after all its blocks or

@@ -180,7 +180,7 @@ class LoRA:
         """Of each layer of this model that it changes, the change. Raises a `UserError` where it does not fit."""
         by_name = {name: layer for names, layer in named_layers(system) for name in names}
         if strange := [name for name in self.pairs if name not in by_name]:
-            raise UserError(self.unfitting(strange, system))
+            raise UserError(self.mismatch_message(strange, system))
         pairs: dict[AdaptableLayer, LowRank] = {}
         for name, each in self.pairs.items():
             if by_name[name] in pairs:
@@ -188,7 +188,7 @@ class LoRA:
             pairs[by_name[name]] = fitted(each, by_name[name], self.name)
         return pairs
 
-    def unfitting(self, strange: Sequence[str], system: Any) -> str:
+    def mismatch_message(self, strange: Sequence[str], system: Any) -> str:
         """Why there are keys for layers that the model does not have."""
         for name in strange:
             for pattern, model in OTHER_MODELS.items():
@@ -273,10 +273,10 @@ def parsed(key: str, source: str) -> tuple[str, str]:
     ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
     if ending is None:
         raise UserError(f"{source}: key {key!r} is no part of a LoRA in kohya's or diffusers' layout")
-    return today(key.removesuffix(ending)), ENDINGS[ending]
+    return current_name(key.removesuffix(ending)), ENDINGS[ending]
 
 
-def today(layer: str) -> str:
+def current_name(layer: str) -> str:
     """The name of a layer without what only older versions of diffusers, PEFT, ComfyUI or OneTrainer wrote."""
     if "." not in layer:
         return layer  # kohya's

@@ -218,7 +218,7 @@ def kind_of(values: Mapping[str, Any], where: str) -> SchedulerKind:
         and not any(word in name for word in OTHERS)
     ):
         return SchedulerKind("ddim", same=False)
-    raise none_of(where, "_class_name", name, sorted(CLASSES))
+    raise unsupported_value(where, "_class_name", name, sorted(CLASSES))
 
 
 def check(values: Mapping[str, Any], where: str) -> None:
@@ -226,7 +226,7 @@ def check(values: Mapping[str, Any], where: str) -> None:
     for field, value in stated_settings(values).items():
         setting = SETTINGS.get(field)
         if setting is not None and not setting.readers and not setting.takes(value):
-            raise none_of(where, field, value, setting.allowed)
+            raise unsupported_value(where, field, value, setting.allowed)
 
 
 def refusals(values: Mapping[str, Any], where: str, latent: bool) -> dict[str, str]:
@@ -235,7 +235,7 @@ def refusals(values: Mapping[str, Any], where: str, latent: bool) -> dict[str, s
     name, reasons, where = values["_class_name"], {}, Path(where).name  # is kept with the model, wherever that goes
     try:
         if name not in CLASSES:
-            raise none_of(where, "_class_name", name, sorted(CLASSES))
+            raise unsupported_value(where, "_class_name", name, sorted(CLASSES))
         require_read(values, name, where, latent)
         sampler_of(values, where)
     except UserError as error:
@@ -258,9 +258,9 @@ def require_read(values: Mapping[str, Any], name: str, where: str, latent: bool,
                 raise UserError(f"{where}: diptych does not know the setting {field} = {value!r}")
         elif name in setting.readers and not (chosen and setting.named):
             if not setting.takes(value):
-                raise none_of(where, field, value, setting.allowed)
+                raise unsupported_value(where, field, value, setting.allowed)
             if field == "thresholding" and latent:
-                only(stated, field, False, where)
+                require_value(stated, field, False, where)
             low = lowest(stated, where) if field == "lambda_min_clipped" else None
             if low is not None and stated.get("timestep_spacing") == "trailing":
                 raise UserError(f"{where}: diptych has no lambda_min_clipped with timestep_spacing trailing")
@@ -275,8 +275,8 @@ def sampler_of(values: Mapping[str, Any], where: str) -> str:
     if name == DPM:
         sampler = dpm_solver(stated, where)
     elif name == UNIPC:
-        only(stated, "solver_order", 2, where)
-        only(stated, "lower_order_final", True, where)
+        require_value(stated, "solver_order", 2, where)
+        require_value(stated, "lower_order_final", True, where)
         sampler = "unipc-bh1" if stated.get("solver_type") == "bh1" else "unipc"
     elif sampler == "ddpm" and stated.get("variance_type") == "fixed_large":
         sampler = "ddpm-fixed-large"
@@ -290,15 +290,15 @@ def dpm_solver(stated: Mapping[str, Any], where: str) -> str:
     heun = stated.get("solver_type") == "heun"
     if order == 1:  # of the ODE it is the same step for both, and of no rule
         if noise and stochastic:
-            raise none_of(where, "solver_order", 1, (2,))
+            raise unsupported_value(where, "solver_order", 1, (2,))
         return "dpmpp-1m-sde" if stochastic else "dpmpp-1m"
     if order == 3 or stated.get("final_sigmas_type") == "sigma_min":  # else the last step is the first order's anyway
-        only(stated, "lower_order_final", True, where)
-        only(stated, "euler_at_final", False, where)
+        require_value(stated, "lower_order_final", True, where)
+        require_value(stated, "euler_at_final", False, where)
     if order == 3 and (noise or stochastic):
-        raise none_of(where, "solver_order", 3, (1, 2))
+        raise unsupported_value(where, "solver_order", 3, (1, 2))
     if heun and (noise or order == 3):
-        raise none_of(where, "solver_type", "heun", ("midpoint",))
+        raise unsupported_value(where, "solver_type", "heun", ("midpoint",))
     if noise:
         return "dpm-2m-sde" if stochastic else "dpm-2m"
     if order == 3:
@@ -311,7 +311,7 @@ def schedule_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     stated, usual = stated_settings(values), CLASSES.get(values.get("_class_name", ""), SchedulerKind("")).betas
     kind = stated.get("beta_schedule", usual[0])
     if kind not in tuple(BETAS):
-        raise none_of(where, "beta_schedule", kind, BETAS)
+        raise unsupported_value(where, "beta_schedule", kind, BETAS)
     return {
         "kind": BETAS[kind],
         "steps": stated.get("num_train_timesteps", 1000),
@@ -357,15 +357,15 @@ def prediction_of(values: Mapping[str, Any], where: str) -> str:
     """What the network predicts, in our word."""
     name = stated_settings(values).get("prediction_type", "epsilon")
     if name not in tuple(PREDICTIONS):
-        raise none_of(where, "prediction_type", name, PREDICTIONS)
+        raise unsupported_value(where, "prediction_type", name, PREDICTIONS)
     return PREDICTIONS[name]
 
 
-def only(stated: Mapping[str, Any], field: str, value: Any, where: str) -> None:
+def require_value(stated: Mapping[str, Any], field: str, value: Any, where: str) -> None:
     """Raise a `UserError` unless a setting has this value, which is its default."""
     if stated.get(field, value) != value:
-        raise none_of(where, field, stated[field], (value,))
+        raise unsupported_value(where, field, stated[field], (value,))
 
 
-def none_of(where: str, field: str, value: Any, supported: Any) -> UserError:
+def unsupported_value(where: str, field: str, value: Any, supported: Any) -> UserError:
     return UserError(f"{where}: {field} {value!r} is none of {', '.join(str(one) for one in supported)}")

@@ -18,7 +18,7 @@ from diptych.core.errors import UserError
 class TrainingConfig(Config):
     """How a model is trained. One step is one optimizer update with one batch."""
 
-    renamed: ClassVar[dict[str, str]] = {"validation_images": "validation_images"}
+    renamed: ClassVar[dict[str, str]] = {"validation_pictures": "validation_images"}
 
     steps: int = 100_000
     """Optimizer steps in all."""

@@ -19,7 +19,7 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import FIRST_STAGE, UNE
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Names:
+class PrefixedShapes:
     """The shapes under a prefix; one that is missing raises a `UserError` with its whole key."""
 
     def __init__(self, shapes: Shapes, prefix: str, source: str) -> None:
@@ -61,7 +61,7 @@ def unet_of_shapes(shapes: Shapes, source: str, latent_channels: int = 4, prefix
 
     Raises a `UserError` for a key that is missing, and for a network that ours cannot be.
     """
-    has = Names(shapes, prefix, source)
+    has = PrefixedShapes(shapes, prefix, source)
     if "label_emb.0.0.weight" in has or "label_emb.weight" in has:
         raise has.error(f"{prefix}label_emb adds classes or sizes to the time, which Stable Diffusion's U-Net lacks")
     inputs, channels = has.size("input_blocks.0.0.weight", 1), has.size("input_blocks.0.0.weight")
@@ -114,7 +114,7 @@ def _heads(linear: bool) -> dict[str, Any]:
 
 def autoencoder_of_shapes(shapes: Shapes, source: str, prefix: str = FIRST_STAGE) -> AutoencoderConfig:
     """The config of a CompVis `AutoencoderKL` or `VQModel`. Raises a `UserError` for a key that is missing."""
-    has = Names(shapes, prefix, source)
+    has = PrefixedShapes(shapes, prefix, source)
     channels = has.size("encoder.conv_in.weight")
     levels = [
         [has.size(f"encoder.down.{level}.block.{number}.conv2.weight") for number in _numbers(has, level)]
@@ -136,5 +136,5 @@ def autoencoder_of_shapes(shapes: Shapes, source: str, prefix: str = FIRST_STAGE
     )
 
 
-def _numbers(has: Names, level: int) -> Iterable[int]:
+def _numbers(has: PrefixedShapes, level: int) -> Iterable[int]:
     return range(has.count(rf"encoder\.down\.{level}\.block\.(\d+)\."))

@@ -17,7 +17,7 @@ from diptych.core.errors import UserError
 from diptych.encoders.frozen import text_shape
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.unet import UNetConfig
-from diptych.pretrained.file_metadata import Stated, metadata, stated
+from diptych.pretrained.file_metadata import FileMetadata, metadata, read_file_metadata
 from diptych.pretrained.key_map import Layout, pieces
 from diptych.pretrained.source import Family, Source
 from diptych.pretrained.stable_diffusion.components import Parts, first_stage, system
@@ -99,8 +99,8 @@ def parts(source: Source, tokenizer: bool = True) -> Parts:
     newer = is_open_clip(stored)
     if own_header is None:
         autoencoder = autoencoder_of_shapes(checkpoint.shapes, name)
-        statements = stated(source)
-        unet = following(unet_of_shapes(unet_shapes(source), name, autoencoder.latent_channels), statements, name)
+        statements = read_file_metadata(source)
+        unet = apply_stated(unet_of_shapes(unet_shapes(source), name, autoencoder.latent_channels), statements, name)
         shape = shape_of_file(stored)
         prediction = prediction_of(source, unet, statements)
         size = 96 if (newer and prediction == "v") else 64
@@ -128,7 +128,7 @@ def parts(source: Source, tokenizer: bool = True) -> Parts:
         shape=shape,
         tokenizer=tokenizer_of_file(source.options, 2 if newer else 1) if tokenizer else None,
         scheduler=scheduler,
-        lost=tuple(lost(source, shape)),
+        lost=tuple(dropped(source, shape)),
     )
 
 
@@ -156,7 +156,7 @@ def unet_shapes(source: Source) -> Shapes:
     }
 
 
-def following(unet: UNetConfig, statements: Stated, name: str) -> UNetConfig:
+def apply_stated(unet: UNetConfig, statements: FileMetadata, name: str) -> UNetConfig:
     """The U-Net of these shapes, with what they do not show as it is stated. A `UserError` where the two differ."""
     concatenated(unet.concat_channels, name)
     shapes = {
@@ -177,7 +177,7 @@ def following(unet: UNetConfig, statements: Stated, name: str) -> UNetConfig:
     return dataclasses.replace(unet, **stating)
 
 
-def sampling_of(statements: Stated, prediction: str, name: str) -> dict[str, Any]:
+def sampling_of(statements: FileMetadata, prediction: str, name: str) -> dict[str, Any]:
     """The fields of a `LatentConfig` that say how images are sampled: Stable Diffusion's, or what is stated."""
     fields: dict[str, Any] = {field: statement.value for field, statement in statements.schedule.items()}
     fields["prediction_type"] = {"eps": "epsilon", "v": "v_prediction"}[prediction]
@@ -191,7 +191,7 @@ def sampling_of(statements: Stated, prediction: str, name: str) -> dict[str, Any
         raise UserError(f"{statements.terminal} says that betas are rescaled to zero terminal SNR: {error}") from None
 
 
-def prediction_of(source: Source, unet: UNetConfig, statements: Stated) -> Literal["eps", "v"]:
+def prediction_of(source: Source, unet: UNetConfig, statements: FileMetadata) -> Literal["eps", "v"]:
     """What the U-Net predicts, where the user does not say.
 
     All of 1.x and the inpainting models predict the noise. Of 2.x the 512-px base does too, and the 768-px model
@@ -200,8 +200,8 @@ def prediction_of(source: Source, unet: UNetConfig, statements: Stated) -> Liter
     """
     if source.options.prediction is not None:
         return source.options.prediction
-    if (stated := statements.prediction()) is not None:
-        return stated
+    if (read_file_metadata := statements.prediction()) is not None:
+        return read_file_metadata
     if not unet.linear_projection or unet.concat_channels:
         return "eps"
     biases = [p.key for name, p in compvis_unet(unet).items() if re.fullmatch(LAST_NORM, name)]
@@ -231,7 +231,7 @@ def header(source: Source) -> tuple[LatentConfig, float, CLIPTextConfig, dict[st
     return config, scale, shape, scheduler
 
 
-def scale_of(checkpoint: LazyCheckpoint, statements: Stated | None = None) -> float:
+def scale_of(checkpoint: LazyCheckpoint, statements: FileMetadata | None = None) -> float:
     """Of the latents: what a buffer says, which files have whose scale was measured, or what is stated, or as usual."""
     if SCALE_KEY not in checkpoint:
         return float(statements.scale.value) if statements is not None and statements.scale is not None else SCALE
@@ -241,7 +241,7 @@ def scale_of(checkpoint: LazyCheckpoint, statements: Stated | None = None) -> fl
     return SCALE if scale.is_meta else float(scale)
 
 
-def lost(source: Source, shape: CLIPTextConfig) -> Iterator[str]:
+def dropped(source: Source, shape: CLIPTextConfig) -> Iterator[str]:
     """What is left out, for who makes another file of it."""
     checkpoint = source.checkpoint
     averages = any(key.startswith(AVERAGED) for key in checkpoint) and any(key.startswith(UNET) for key in checkpoint)
