@@ -59,10 +59,8 @@ MEASURES = {
     "perceptual": ("perceptual", 4),
     "consistency": ("consistency, dB", 1),
 }
-"""Measures of each image: their names in tables, and decimal places. Consistency is the PSNR of the result, downsampled
-again, against the low-resolution input."""
-COLOURS, SIDE, LETTERS = 128, 128, 17
-"""Of the contact sheet: colours, pixels a side of an image, and letters of a name under it."""
+"""Names in tables, and decimal places. Consistency is the PSNR of the result, downsampled again, against the input."""
+COLOURS, SIDE, LETTERS = 128, 128, 17  # of the contact sheet: colours, side of an image, letters of a name
 
 
 def evaluate_super_resolution(
@@ -85,7 +83,7 @@ def evaluate_super_resolution(
 ) -> dict[str, Any]:
     """Upsample the same images by all models; write results.json, results.md, sheet.png, larger.png and painted/.
 
-    Images in `painted/` from an earlier run of the same models and settings are not generated again.
+    Images in `painted/`, of an earlier run with these models and settings, are not generated again.
 
     Args:
         models: names and super-resolution models (latent models, stages), all of one factor and size, on one device.
@@ -106,11 +104,10 @@ def evaluate_super_resolution(
     factor, size = common_sizes(models)
     if seeds < 1 or images < 2:
         raise UserError("at least one seed and two images are needed: raise --seeds and --images")
-    judge = open_judge(judge)
+    judge, device = open_judge(judge), models[0][1].device
     indices, examples = draw_examples(data, split, size, images, seed)
     options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
     settings = {"pictures": len(examples), "seeds": seeds, "seed": seed, "factor": factor, "size": size}
-    device = models[0][1].device
     study = SuperResolution(
         head={
             "evaluation": "super-resolution",
