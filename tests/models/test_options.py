@@ -16,7 +16,7 @@ from diptych.core.errors import UserError
 from diptych.core.image_files import FITS
 from diptych.core.option_fields import options_of, takes
 from diptych.core.values import integers
-from diptych.diffusion.sampler_options import LIMITS
+from diptych.diffusion.sampler_options import LIMITS, sampler_options
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import SCHEDULE_TYPES
@@ -24,6 +24,7 @@ from diptych.encoders.base import LONG_PROMPTS
 from diptych.models import options
 from diptych.models.option_registry import MODELS, all_options
 from diptych.models.options import AutoregressiveOptions, CascadeOptions, LatentOptions, PixelOptions, read_options
+from diptych.models.sampling import SAMPLER_OPTIONS
 
 
 def test_the_lists_are_those_of_the_code() -> None:
@@ -178,3 +179,7 @@ def test_a_list_of_whole_numbers_is_in_order(values: Any) -> None:
 def test_a_list_of_other_things_is_refused(values: Any) -> None:
     with pytest.raises(UserError, match="seeds must be whole numbers"):
         integers("seeds", values)
+
+
+def test_every_option_of_a_sampler_is_an_option_of_generate() -> None:
+    assert set(SAMPLER_OPTIONS) == LIMITS.keys() >= {key for name in SAMPLERS for key in sampler_options(name)}

@@ -20,13 +20,13 @@ from diptych.diffusion.samplers import SAMPLERS, SamplerChoice, read_sampler
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.steps import Callback, NoiseSource
 from diptych.diffusion.times import TimesConfig
-from diptych.models.options import PixelSamplingOptions
+from diptych.models.options import KNOBS, PixelSamplingOptions
 
 if TYPE_CHECKING:
     from diptych.diffusion.thresholding import ThresholdConfig
 
-SAMPLER_OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
-"""Those in `diffusion.sampler_options`."""
+SAMPLER_OPTIONS = tuple(name for name, one in options_of(PixelSamplingOptions).items() if one.group == KNOBS)
+"""eta, s_churn, ...: those that only some samplers take."""
 
 
 class SampledConfig(SamplerChoice, Protocol):
