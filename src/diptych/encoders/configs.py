@@ -273,6 +273,22 @@ LearnedConfig = JointTransformerConfig | LayoutConfig
 TextConfig = FrozenConfig | LearnedConfig
 
 
+class Prompted:
+    """Properties of a model config that follow from its field `text`: a text encoder, classes or none."""
+
+    text: Any
+
+    @property
+    def encoder(self) -> Any:
+        """The config of the text encoder, where there are words and not classes; else none."""
+        return None if isinstance(self.text, ClassConfig) else self.text
+
+    @property
+    def guidable(self) -> bool:
+        """Whether classifier-free guidance is possible: the model reads prompts and has a null condition."""
+        return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
+
+
 def build_encoder(
     config: TextConfig | ClassConfig | None, folder: Path | None = None, device: str | torch.device = "cpu"
 ) -> Any:

@@ -11,13 +11,13 @@ from torch import nn
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
 from diptych.encoders.class_configs import ClassConfig
-from diptych.encoders.configs import TextConfig
+from diptych.encoders.configs import Prompted, TextConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.code_transformer import CodeTransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoregressiveConfig(Config):
+class AutoregressiveConfig(Prompted, Config):
     """A VQ first stage, an autoregressive transformer over its codes, and default sampling options. The defaults are
     the paper's model of ImageNet's classes, with the settings of its samples."""
 
@@ -72,13 +72,3 @@ class AutoregressiveConfig(Config):
         """Each network by its name, to be counted: call it on the meta device."""
         parts = {"transformer": self.transformer.build(), "autoencoder": self.autoencoder.build()}
         return parts if self.encoder is None else {**parts, "text": self.encoder.build_network()}
-
-    @property
-    def encoder(self) -> TextConfig | None:
-        """The text encoder, where there are words and not classes."""
-        return None if isinstance(self.text, ClassConfig) else self.text
-
-    @property
-    def guidable(self) -> bool:
-        """Whether classifier-free guidance is possible: the model reads prompts and has a null condition."""
-        return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None

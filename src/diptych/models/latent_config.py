@@ -15,14 +15,14 @@ from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.class_configs import ClassConfig
-from diptych.encoders.configs import ClipTextConfig, TextConfig
+from diptych.encoders.configs import ClipTextConfig, Prompted, TextConfig
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentConfig(Config):
+class LatentConfig(Prompted, Config):
     """A latent diffusion model: its networks, noise schedule and default sampling options."""
 
     renamed: ClassVar[dict[str, str]] = {
@@ -102,16 +102,6 @@ class LatentConfig(Config):
         """Each network by its name, to be counted: call it on the meta device."""
         parts = {"unet": self.unet.build(), "autoencoder": self.autoencoder.build()}
         return parts if self.encoder is None else {**parts, "text": self.encoder.build_network()}
-
-    @property
-    def encoder(self) -> TextConfig | None:
-        """The text encoder, where there are words and not classes."""
-        return None if isinstance(self.text, ClassConfig) else self.text
-
-    @property
-    def guidable(self) -> bool:
-        """Whether classifier-free guidance is possible: the model reads prompts and has a null condition."""
-        return self.text.null is not None if isinstance(self.text, ClassConfig) else self.text is not None
 
     @property
     def concat_condition(self) -> ConcatConfig | None:

@@ -19,14 +19,14 @@ from diptych.diffusion.schedules import ScheduleConfig
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.diffusion.times import TimesConfig
 from diptych.encoders.class_configs import ClassConfig
-from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
+from diptych.encoders.configs import FrozenConfig, JointTransformerConfig, Prompted
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.unet import UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelDiffusionConfig(Config):
+class PixelDiffusionConfig(Prompted, Config):
     """A pixel diffusion model: its network, noise schedule and default sampling options."""
 
     renamed: ClassVar[dict[str, str]] = {
@@ -109,20 +109,10 @@ class PixelDiffusionConfig(Config):
         if net.augmented and self.low_size is None:
             raise UserError("PixelDiffusionConfig.network.augmented must be false: a base stage enlarges nothing")
 
-    @property
-    def guidable(self) -> bool:
-        """Whether classifier-free guidance is possible: the model reads prompts and has a null condition."""
-        return self.encoder is not None or (isinstance(self.text, ClassConfig) and self.text.null is not None)
-
     def networks(self) -> dict[str, nn.Module]:
         """Each network by its name, to be counted: call it on the meta device."""
         parts: dict[str, nn.Module] = {"network": self.network.build()}
         return parts if self.encoder is None else {**parts, "text": self.encoder.build_network()}
-
-    @property
-    def encoder(self) -> FrozenConfig | JointTransformerConfig | None:
-        """The text encoder, where there are words and not classes."""
-        return None if isinstance(self.text, ClassConfig) else self.text
 
     @property
     def concat_channels(self) -> int:
