@@ -19,7 +19,7 @@ from diptych.data.emoji.drawing_names import drawings
 from diptych.data.emoji.render import draw, on_white, resolve
 from tests.data.tiny import tiny_sources
 
-pytest.importorskip("resvg_py")
+pytest.importorskip("resvg")
 
 
 @pytest.fixture(scope="module")

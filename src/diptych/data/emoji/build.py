@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from diptych.core.hashing import stable_hash
 from diptych.data.emoji import captions as wording
 from diptych.data.emoji.drawing_names import Drawing, drawings
 from diptych.data.emoji.icon_sources import SETS, Sources, load_sources
-from diptych.data.emoji.parallel_render import RenderedDrawing, cores, render_drawings, render_scenes, sample
+from diptych.data.emoji.parallel_render import (
+    Job,
+    RenderedDrawing,
+    cores,
+    render_drawings,
+    render_scenes,
+    sample,
+    scene_workers,
+)
 from diptych.data.emoji.render import fingerprint, require_renderer
 from diptych.data.shards import Shard, write_shard
 
@@ -94,15 +102,28 @@ def build_from(
     held_out = select_held_out(sources, rendered)
     licences = {style: _credit(sources, style)["licence"]["spdx"] for style in sources.icons}
     counts: Counts = collections.defaultdict(collections.Counter)
-    shards = _write(partial, "single", _singles(rendered, drawn, held_out, licences), counts)
     usable: dict[str, dict[str, RenderedDrawing]] = collections.defaultdict(
         dict
     )  # scenes are made of what may be trained on
     for drawing in rendered:
         if (drawing.codes, drawing.style) not in held_out:
             usable[drawing.style].setdefault(wording.clean_name(drawing.name), drawn[drawing.key])
-    parts = render_scenes(dict(usable), CAPTION_NAMES, licences, size, scenes, seed, partial, workers)
-    shards += _write(partial, "scene", _scenes(parts), counts)
+    singles = [
+        (d, drawn[d.key].examples, drawn[d.key].index, (d.codes, d.style) in held_out, licences[d.style])
+        for d in sorted(rendered, key=lambda one: stable_hash("order", one.key))  # every shard holds all styles
+    ]
+    with scene_workers(dict(usable), size, workers) as pool:
+        parts = render_scenes(pool, CAPTION_NAMES, licences, scenes, seed, partial)
+        jobs = [
+            *_shards(partial, "single", write_singles, singles),
+            *_shards(partial, "scene", write_scenes, [(path, i) for path, count in parts for i in range(count)]),
+        ]
+        written = pool.run(_write, jobs, "writing shards")
+    shards = [shard for shard, _ in written]
+    counts: Counts = collections.defaultdict(collections.Counter)
+    for _, counted in written:
+        for name, counter in counted.items():
+            counts[name].update(counter)
     manifest = {
         "format": FORMAT,
         "size": size,
@@ -167,14 +188,18 @@ def select_held_out(sources: Sources, drawn: list[Drawing]) -> set[tuple[str, st
     return {(codes, style) for codes, (_, style) in selected.items()}
 
 
-def _singles(
-    rendered: list[Drawing], drawn: dict[str, RenderedDrawing], held_out: set[tuple[str, str]], licences: dict[str, str]
-) -> Iterator[Sample]:
+def _shards(folder: Path, name: str, samples: Callable[..., Iterator[Sample]], items: list[Any]) -> Iterator[Job]:
+    """Jobs for `_write`: shards of at most `SHARD_SIZE` samples."""
+    for number, start in enumerate(range(0, len(items), SHARD_SIZE)):
+        yield folder / f"{name}-{number:04d}.tar", samples, items[start : start + SHARD_SIZE]
+
+
+def write_singles(items: list[tuple[Drawing, Path, int, bool, str]]) -> Iterator[Sample]:
+    """The examples of single drawings."""
     shards: dict[Path, Shard] = {}
-    for drawing in sorted(rendered, key=lambda one: stable_hash("order", one.key)):  # every shard holds all styles
-        location = drawn[drawing.key]
-        if location.examples not in shards:
-            shards[location.examples] = Shard(location.examples)
+    for drawing, examples, index, held_out, licence in items:
+        if examples not in shards:
+            shards[examples] = Shard(examples)
         concept = wording.clean_name(drawing.name)
         meta = {
             "kind": "single",
@@ -186,41 +211,37 @@ def _singles(
             ),
             "keywords": list(drawing.keywords),
             "group": drawing.group,
-            "split": "held-out" if (drawing.codes, drawing.style) in held_out else "train",
-            "licence": licences[drawing.style],
+            "split": "held-out" if held_out else "train",
+            "licence": licence,
         }
-        yield sample(drawing.key, shards[location.examples].read(location.index, "png"), meta)
+        yield sample(drawing.key, shards[examples].read(index, "png"), meta)
 
 
-def _scenes(parts: list[Path]) -> Iterator[Sample]:
-    for path in parts:
-        shard = Shard(path)
-        for i, entry in enumerate(shard.entries):
-            yield entry.key, {name: shard.read(i, name) for name in entry.members}
+def write_scenes(items: list[tuple[Path, int]]) -> Iterator[Sample]:
+    """The examples of scenes, from their parts."""
+    shards: dict[Path, Shard] = {}
+    for path, index in items:
+        if path not in shards:
+            shards[path] = Shard(path)
+        entry = shards[path].entries[index]
+        yield entry.key, {name: shards[path].read(index, name) for name in entry.members}
 
 
-def _write(folder: Path, name: str, samples: Iterable[Sample], counts: Counts) -> list[dict[str, Any]]:
-    """Shards of at most `SHARD_SIZE` samples each, counted by kind, split, style and category."""
-    shards: list[dict[str, Any]] = []
-    pending: list[Sample] = []
+def _write(path: Path, samples: Callable[[Any], Iterator[Sample]], items: list[Any]) -> tuple[dict[str, Any], Counts]:
+    """One shard: its entry in the manifest, and its examples counted by kind, split, style and category."""
+    counts: Counts = {name: collections.Counter() for name in ("kind", "split", "style", "category")}
 
-    def flush() -> None:
-        shards.append(write_shard(folder / f"{name}-{len(shards):04d}.tar", pending))
-        pending.clear()
+    def counted() -> Iterator[Sample]:
+        for example in samples(items):
+            meta = json.loads(example[1]["json"])
+            counts["kind"][meta["kind"]] += 1
+            counts["split"][f"{meta['kind']} {meta['split']}"] += 1
+            counts["style"][f"{meta['kind']} {meta['style']}"] += 1
+            if "category" in meta:
+                counts["category"][f"{meta['category']} {meta['split']}"] += 1
+            yield example
 
-    for example in samples:
-        meta = json.loads(example[1]["json"])
-        counts["kind"][meta["kind"]] += 1
-        counts["split"][f"{meta['kind']} {meta['split']}"] += 1
-        counts["style"][f"{meta['kind']} {meta['style']}"] += 1
-        if "category" in meta:
-            counts["category"][f"{meta['category']} {meta['split']}"] += 1
-        pending.append(example)
-        if len(pending) == SHARD_SIZE:
-            flush()
-    if pending:
-        flush()
-    return shards
+    return write_shard(path, counted()), {name: counter for name, counter in counts.items() if counter}
 
 
 def _credit(sources: Sources, style: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from PIL import Image
 from diptych.core.progress import track
 from diptych.data.emoji.drawing_names import Drawing
 from diptych.data.emoji.icon_sources import SETS, Sources
-from diptych.data.emoji.render import decode_png, draw, on_white, png_bytes, resolve
+from diptych.data.emoji.render import decode_png, draw_png, on_white, png_bytes, resolve
 from diptych.data.emoji.scenes import SceneRenderer
 from diptych.data.shards import Shard, write_shard
 
@@ -37,31 +37,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_processes(
-    function: Callable[..., None],
-    jobs: Sequence[Job],
-    workers: int,
-    description: str,
-    prepare: Callable[..., None] | None = None,
-    given: Job = (),
-) -> None:
-    """Call `function(*job)` for each job, on so many processes, each of which first calls `prepare(*given)`."""
-    if workers == 1 or len(jobs) < 2:
-        if jobs and prepare is not None:
-            prepare(*given)
-        for job in track(jobs, description):
-            function(*job)
-        return
-    context = multiprocessing.get_context("spawn")  # not fork: threads of this process may hold locks
-    started = (os.getpid(), prepare, given)
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=started) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
-        try:
-            for future in track(as_completed(futures), description, total=len(futures)):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+class Workers:
+    """So many processes, each of which first calls `prepare(*given)`; one is this process itself."""
+
+    def __init__(self, count: int, prepare: Callable[..., None] | None = None, given: Job = ()) -> None:
+        self.count, self.prepare, self.given = count, prepare, given
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self.count == 1:
+            _prepare(self.prepare, self.given)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[..., Any], jobs: Sequence[Job], description: str) -> list[Any]:
+        """The results of `function(*job)` for each job, in order."""
+        if self.count == 1:
+            return [function(*job) for job in track(jobs, description)]
+        if self.pool is None and jobs:
+            context = multiprocessing.get_context("spawn")  # not fork: threads of this process may hold locks
+            started = (os.getpid(), self.prepare, self.given)
+            self.pool = ProcessPoolExecutor(min(self.count, len(jobs)), context, _start, started)
+        futures = [self.pool.submit(function, *job) for job in jobs] if self.pool else []
+        for future in track(as_completed(futures), description, total=len(futures)):
+            future.result()  # the first error ends it
+        return [future.result() for future in futures]
 
 
 def _start(parent: int, prepare: Callable[..., None] | None, given: Job) -> None:
@@ -74,6 +77,10 @@ def _start(parent: int, prepare: Callable[..., None] | None, given: Job) -> None
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    _prepare(prepare, given)
+
+
+def _prepare(prepare: Callable[..., None] | None, given: Job) -> None:
     if prepare is not None:
         prepare(*given)
 
@@ -106,7 +113,8 @@ def render_drawings(
                 for d in drawings[start : start + PART]
             ]
             jobs.append((examples, cutouts, icons, size))
-    in_processes(_draw_part, jobs, workers, "drawing emoji")
+    with Workers(workers) as pool:
+        pool.run(_draw_part, jobs, "drawing emoji")
 
     drawn: dict[str, RenderedDrawing] = {}
     failures: list[dict[str, str]] = []
@@ -142,14 +150,14 @@ def _draw_part(examples: Path, cutouts: Path, icons: Sequence[Job], size: int) -
             if isinstance(resolved, str):
                 raise LookupError
             body, flips = resolved
-            image = draw(body, flips, size, margin)
+            image, png = draw_png(body, flips, size, margin)
         except (ValueError, KeyError, OSError, LookupError) as error:
             reason = resolved if isinstance(resolved, str) else _error_text(error)
             text = json.dumps({"style": style, "icon": icon, "error": reason})
             failed.append((f"failed-{len(failed)}", {"json": text.encode()}))
             continue
         rendered.append((key, {"png": png_bytes(on_white(image))}))
-        transparent.append((key, {"png": png_bytes(image, level=1)}))
+        transparent.append((key, {"png": png}))
     write_shard(cutouts, transparent)
     write_shard(examples, rendered + failed)
 
@@ -179,25 +187,21 @@ _renderer: SceneRenderer | None = None
 """Of this process."""
 
 
+def scene_workers(drawings: Mapping[str, Mapping[str, RenderedDrawing]], size: int, workers: int) -> Workers:
+    """Processes that compose scenes from these drawings: style -> concept -> drawing."""
+    return Workers(workers, _prepare_renderer, (drawings, size))
+
+
 def render_scenes(
-    drawings: Mapping[str, Mapping[str, RenderedDrawing]],
-    caption_names: dict[str, str],
-    licences: dict[str, str],
-    size: int,
-    count: int,
-    seed: int,
-    folder: Path,
-    workers: int,
-) -> list[Path]:
-    """Render the missing scenes in `folder`; returns their parts in order."""
+    pool: Workers, caption_names: dict[str, str], licences: dict[str, str], count: int, seed: int, folder: Path
+) -> list[tuple[Path, int]]:
+    """Render the missing scenes in `folder`; returns their parts in order, and how many scenes each has."""
     paths = [folder / f"scenes-{start // PART:04d}.tar" for start in range(0, count, PART)]
     jobs = [
         (path, range(n * PART, min(count, (n + 1) * PART)), seed, caption_names, licences)
         for n, path in enumerate(paths)
-        if not path.exists()
     ]
-    in_processes(_render_part, jobs, workers, "composing scenes", _prepare_renderer, (drawings, size))
-    return paths
+    return list(zip(paths, pool.run(_render_part, jobs, "composing scenes"), strict=True))
 
 
 def _prepare_renderer(drawings: Mapping[str, Mapping[str, RenderedDrawing]], size: int) -> None:
@@ -206,16 +210,16 @@ def _prepare_renderer(drawings: Mapping[str, Mapping[str, RenderedDrawing]], siz
     _renderer = SceneRenderer({style: Cutouts(places, shards) for style, places in drawings.items()}, size)
 
 
-def _render_part(
-    path: Path, numbers: range, seed: int, caption_names: dict[str, str], licences: dict[str, str]
-) -> None:
+def _render_part(path: Path, numbers: range, seed: int, caption_names: dict[str, str], licences: dict[str, str]) -> int:
+    if path.exists():
+        return len(Shard(path))
     assert _renderer is not None
     samples = []
     for number in numbers:
         if (scene := _renderer.scene(number, seed, caption_names)) is not None:
             key, image, meta = scene
             samples.append(sample(key, png_bytes(image), {**meta, "licence": licences[meta["style"]]}))
-    write_shard(path, samples)
+    return write_shard(path, samples)["samples"]
 
 
 def sample(key: str, png: bytes, meta: dict[str, Any]) -> tuple[str, dict[str, bytes]]:

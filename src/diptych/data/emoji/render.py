@@ -8,6 +8,7 @@ import io
 import json
 import re
 from typing import Any
+from xml.etree import ElementTree
 
 from PIL import Image
 
@@ -37,8 +38,8 @@ def fingerprint(icon_set: dict[str, Any], icon: str) -> str:
 
 def require_renderer() -> None:
     """Raise a `UserError` where SVG cannot be drawn."""
-    if importlib.util.find_spec("resvg_py") is None:
-        raise UserError("resvg-py is needed to draw emoji: `make install` adds it, or `pip install resvg-py`")
+    if importlib.util.find_spec("resvg") is None:
+        raise UserError("resvg is needed to draw emoji: `make install` adds it, or `pip install resvg`")
 
 
 def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float) -> Image.Image:
@@ -46,17 +47,19 @@ def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float)
 
     Raises `ValueError` when it cannot be drawn or is empty.
     """
-    import resvg_py
+    return draw_png(data, flips, size, margin)[0]
 
+
+def draw_png(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float) -> tuple[Image.Image, bytes]:
+    """`draw`, and the same image as a PNG; without flips the renderer's own, since encoding again takes as long."""
     width, height = data["width"], data["height"]
     side = max(width, height)
     pad = side * margin / (1 - 2 * margin)
     left, top, whole = data["left"] - (side - width) / 2 - pad, data["top"] - (side - height) / 2 - pad, side + 2 * pad
-    svg = (
+    png = render_svg(
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="{size}" height="{size}" viewBox="{left:.6g} {top:.6g} {whole:.6g} {whole:.6g}">{data["body"]}</svg>'
     )
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, width=size, height=size))
     image = decode_png(png)
     if image.size != (size, size):
         raise ValueError(f"came out as {image.size[0]} x {image.size[1]} pixels")
@@ -65,7 +68,24 @@ def draw(data: dict[str, Any], flips: tuple[str, ...], size: int, margin: float)
     for flip, how in (("hFlip", Image.Transpose.FLIP_LEFT_RIGHT), ("vFlip", Image.Transpose.FLIP_TOP_BOTTOM)):
         if flip in flips:
             image = image.transpose(how)
-    return image
+    return image, png_bytes(image, level=1) if flips else png
+
+
+def render_svg(svg: str) -> bytes:
+    """An SVG as a PNG. Raises `ValueError` when it cannot be drawn."""
+    import resvg
+    from resvg import usvg
+
+    try:
+        ElementTree.fromstring(svg)  # resvg panics where the XML is wrong, and prints a trace
+    except ElementTree.ParseError as error:
+        raise ValueError(str(error)) from None
+    try:
+        return bytes(resvg.render(usvg.Tree.from_str(svg, usvg.Options.default()), (1, 0, 0, 0, 1, 0)))
+    except BaseException as error:  # a panic is no `Exception`
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from None
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -16,14 +16,14 @@ MAX_FOILS = 6
 def foils(scene: Scene, true: list[str], vocabulary: Vocabulary, rng: random.Random) -> list[str]:
     """Up to six captions worded like the first, each wrong in the tested attribute."""
     candidates: dict[str, None] = {}
-    where = background_phrase(scene)
+    where, content = background_phrase(scene), scene.content()
     if scene.relation in ("left", "above"):
         for line in _turned(scene):
             candidates[line + where] = None
     for other in _alternatives(scene, vocabulary, rng):
         if len({part.concept for part in other.parts}) < len(other.parts):
             continue  # "a cat and a cat"
-        if other.content() != scene.content() or other.background != scene.background:
+        if other.content() != content or other.background != scene.background:
             candidates[wordings(other)[0] + background_phrase(other)] = None
         if len(candidates) >= MAX_FOILS + 2:
             break

@@ -167,12 +167,12 @@ def misspell(name: str, names: list[str], rng: random.Random) -> str | None:
     longest = max(name.split(), key=len)
     if len(longest) < 5 or not longest.isalpha():
         return None
+    others = {word for other in names if other != name for word in other.split()} - set(name.split())
     for _ in range(8):
         at = rng.randrange(1, len(longest) - 1)
         a, b, rest = longest[:at], longest[at], longest[at + 1 :]
         slip = rng.choice((a + rest, a + b + b + rest, a + rest[0] + b + rest[1:], a + rng.choice("aeiou") + rest))
-        others = {word for other in names if other != name for word in other.split()} - set(name.split())
-        if slip != longest and not any(_near(slip, other) for other in others):
+        if slip != longest and not any(abs(len(slip) - len(other)) < 2 and _near(slip, other) for other in others):
             return name.replace(longest, slip)
     return None
 

@@ -57,7 +57,7 @@ class Scene:
         """The content as a tuple, equal for equal scenes of any category, style and (mostly) background."""
         if self.category == "misspellings":
             return ("spelling", self.parts[0].concept)
-        parts = [dataclasses.astuple(part) for part in self.parts]
+        parts = [(part.concept, part.count, part.colour, part.size) for part in self.parts]
         if self.relation is None:
             parts.sort(key=str)
         plain = len(parts) == 1 and not self.word and self.parts[0] == ScenePart(self.parts[0].concept)
