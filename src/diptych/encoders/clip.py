@@ -23,7 +23,7 @@ from diptych.encoders.frozen import (
     load_frozen,
     pretrained_config,
 )
-from diptych.encoders.tokenizers import require_ids, saved_tokenizer, token_ids
+from diptych.encoders.tokenizers import require_ids, saved_tokenizer, sent, token_ids
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.lazy import fill
 from diptych.weights.save import save_weights
@@ -101,8 +101,8 @@ class ClipText(FrozenText):
     def encode(self, prompts: list[str]) -> TextEmbedding:
         rows = token_ids(self.tokenizer, prompts, self.max_tokens)
         ids = torch.tensor([row + [self.pad] * (self.max_tokens - len(row)) for row in rows])  # (B, 77)
-        with torch.autocast(self.device.type, enabled=False):
-            output = self.model(input_ids=ids.to(self.device))
+        with self.precision():
+            output = self.model(input_ids=sent(ids, self.device))
         sequence = output.last_hidden_state.float()  # (B, 77, 768)
         mask = torch.ones(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
         return TextEmbedding(sequence, mask, output.pooler_output.float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.nn import functional as F
 
 from diptych.core.config import Config, read_json
 from diptych.core.errors import UserError
@@ -24,6 +26,8 @@ READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.t
 """Small files of a folder that its embeddings depend on."""
 PATHS = ("path", "tokenizer")
 """Fields of a config with paths."""
+LENGTHS = 8
+"""Tokens by which `encode_at_once` pads."""
 
 
 class FrozenText:
@@ -31,6 +35,10 @@ class FrozenText:
 
     It answers in float32 from wherever `model` lies, with zeros as padding, and is not touched by autocast.
     """
+
+    online = False
+    """Whether it is read in the steps of a training run. A GPU then takes a batch in one pass, padded, in the precision
+    of the run's autocast. The CPU would compute the padding at full price: there, nothing changes."""
 
     def __init__(self, config: Any, folder: Path, model: nn.Module, tokenizer) -> None:
         self.config, self.folder, self.model, self.tokenizer = config, folder, model, tokenizer
@@ -45,8 +53,16 @@ class FrozenText:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """What to wrap the network in: no autocast, or that of the training run around it."""
+        if self.online and self.device.type != "cpu":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
+
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
+        if self.online and self.device.type != "cpu":
+            return self.encode_at_once(prompts)
         ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
         sequence = torch.zeros(*ids.shape, self.width, device=self.device)
         lengths = mask.sum(1)
@@ -54,10 +70,24 @@ class FrozenText:
             None, lengths.unique().tolist()
         ):  # none is padded: what it gives does not depend on the others
             some = lengths == length
-            with torch.autocast(self.device.type, enabled=False):
+            with self.precision():
                 hidden = self.model(input_ids=ids[some, :length], attention_mask=mask[some, :length].long())
             sequence[some, :length] = hidden.last_hidden_state.float()
         return TextEmbedding.from_sequence(sequence, mask)
+
+    @torch.no_grad()
+    def encode_at_once(self, prompts: list[str]) -> TextEmbedding:
+        """As `encode` but for rounding, in one pass: padded to the longest of them, in steps of `LENGTHS` tokens so
+        that few shapes occur. The device is never waited for."""
+        ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
+        behind = (0, min(-ids.shape[1] % LENGTHS, self.max_tokens - ids.shape[1]))
+        ids, mask = F.pad(ids, behind), F.pad(mask, behind)
+        dtype = next(self.model.parameters()).dtype
+        # Ready as attention adds it, (B, 1, 1, L): of another mask transformers asks whether it masks at all.
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        with self.precision():
+            hidden = self.model(input_ids=ids, attention_mask=added[:, None, None]).last_hidden_state
+        return TextEmbedding.from_sequence(hidden.float().masked_fill(~mask[..., None], 0.0), mask)
 
 
 def pretrained_config(kind, folder: Path, width: int | None = None):

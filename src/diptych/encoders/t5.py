@@ -58,7 +58,7 @@ class T5(FrozenText):
         ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
         behind = (0, self.max_tokens - ids.shape[1])
         ids, mask = F.pad(ids, behind), F.pad(mask, behind)  # 0 is the padding of every T5
-        with torch.autocast(self.device.type, enabled=False):
+        with self.precision():
             hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return TextEmbedding.from_sequence(hidden.float(), torch.ones_like(mask))
 

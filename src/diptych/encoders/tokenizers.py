@@ -78,7 +78,12 @@ def tokenize(tokenizer, prompts: list[str], max_tokens: int, device: torch.devic
     rows = [torch.tensor(row) for row in token_ids(tokenizer, prompts, max_tokens)]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
-    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+    return sent(ids, device), sent(torch.arange(ids.shape[1]) < lengths[:, None], device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. A GPU is not waited for: from pinned memory, the copy takes its turn there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @contextlib.contextmanager

@@ -100,16 +100,22 @@ class Team:
             dist.barrier()
 
 
+def own_device(name: str = "auto") -> torch.device:
+    """As `find_device`; of several CUDA devices the one of this process, which torchrun numbers."""
+    chosen = find_device(name)
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return chosen
+
+
 @contextlib.contextmanager
 def team(device: str = "auto") -> Iterator[Team]:
     """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU), or be a team of one."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    chosen = find_device(device)
+    chosen = own_device(device)
     if chosen.type == "mps":  # which has no float64
         raise UserError("training runs on cpu or cuda: mps is for generating alone")
     if chosen.type == "cuda":
-        if chosen.index is None:
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(chosen)
     if size == 1:
         yield Team(0, 1, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from torch import nn
 from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig
-from diptych.encoders.cache import CachedTexts, text_cache
 from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import with_names
 from diptych.encoders.configs import JointTransformerConfig, LearnedConfig, build_encoder
@@ -26,6 +26,7 @@ from diptych.networks.autoencoder import Autoencoder
 from diptych.pretrained.load import open_autoencoder
 from diptych.training.init_from import init_latent, init_pixel, open_pixel_model
 from diptych.training.precompute import Kept
+from diptych.training.read_text import Embedding
 from diptych.training.system import (
     OF_TEXT,
     Precomputing,
@@ -43,6 +44,9 @@ from diptych.training.tasks.distillation import DistillationConfig
 from diptych.training.tasks.guide_training import GuideTraining
 from diptych.training.training_config import TrainingConfig
 
+LEARNED_FROM = 1_000_000
+"""A tokenizer is learned from the captions of at most so many examples."""
+
 
 class ModelTraining(TrainingSystem):
     """Base of the systems that train the model of a config, `model`, whose prompts `model.text` reads."""
@@ -55,6 +59,12 @@ class ModelTraining(TrainingSystem):
 
     def networks(self) -> dict[str, nn.Module]:
         return self.model.networks()
+
+    def learned_from(self, data: TrainingData) -> Callable[..., list[str]]:
+        """The captions from which a text encoder that is trained along learns its tokenizer, of a million examples at
+        most, or the names of its classes, of all."""
+        joint = isinstance(self.model.text, JointTransformerConfig)
+        return functools.partial(data.captions, examples=LEARNED_FROM) if joint else data.captions
 
     def with_class_names(self, captions: Callable[[], list[str]]) -> Self:
         text = self.model.text
@@ -103,8 +113,8 @@ class SecondStageTraining(ModelTraining):
         text = self.model.text
         with first_weights(seed, OF_TEXT):
             if isinstance(text, LearnedConfig):
-                return autoencoder, text.from_captions(data.captions)
-            return autoencoder, data.embedded(build_encoder(text))
+                return autoencoder, text.from_captions(self.learned_from(data))
+            return autoencoder, data.embedded(lambda: build_encoder(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +202,10 @@ class PixelTraining(ModelTraining):
     init_from: str | None = None
     """Model whose network initialises this one, and whose text encoder where that is trained along; none for random
     weights. Input channels that it lacks, such as those of a mask, start at zero."""
+    embed_text: Embedding = "auto"
+    """When a frozen text encoder reads the captions: `ahead`, all before the first step, rounded to half precision and
+    kept for later runs, or `online`, each step its own, on the device of the run. auto: ahead for up to 50,000
+    examples."""
 
     def check(self) -> None:
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
@@ -203,8 +217,8 @@ class PixelTraining(ModelTraining):
         require_multiple(data, math.lcm(self.model.multiple, self.model.factor))
 
     def build(self, data: TrainingData, seed: int, resuming: bool = False) -> DiffusionTask:
-        """Captions and sample prompts of a frozen text encoder are embedded here, unless an earlier run did it; then
-        the encoder is unloaded."""
+        """Where captions are embedded ahead, those and the sample prompts are embedded here, unless an earlier run did
+        it; then the encoder is unloaded."""
         config, text, other = self.model.text, None, None
         joint = isinstance(config, JointTransformerConfig)
         if self.init_from is not None and (not resuming or joint):  # the tokenizer is in no checkpoint
@@ -212,11 +226,9 @@ class PixelTraining(ModelTraining):
         if isinstance(config, JointTransformerConfig):
             tokenizer = None if other is None or other.joint_text is None else other.joint_text.tokenizer
             with first_weights(seed, OF_TEXT):
-                text = config.from_captions(data.captions, tokenizer)
+                text = config.from_captions(self.learned_from(data), tokenizer)
         elif config is not None and not isinstance(config, ClassConfig):
-            text = CachedTexts(config, text_cache())
-            text.read([*data.captions(), *self.diffusion.prompts])
-            text.unload()
+            text = data.read_text(config, self.embed_text, self.diffusion.prompts)
         with first_weights(seed):
             model = PixelDiffusion(self.model, text)
         if other is not None and not resuming:

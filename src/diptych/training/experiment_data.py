@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import mix
@@ -14,8 +17,9 @@ from diptych.core.terminal import print_err
 from diptych.data.dataset import Fit, ImageDataset, open_dataset
 from diptych.data.quarantine import silent
 from diptych.data.stream import SampleStream, make_batch
-from diptych.encoders.configs import JointTransformerConfig
+from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.networks.autoencoder import Autoencoder
+from diptych.training.distributed import own_device
 from diptych.training.precompute import (
     EmbeddedTexts,
     Kept,
@@ -24,6 +28,7 @@ from diptych.training.precompute import (
     read_precomputed,
 )
 from diptych.training.prefetch import BatchAt
+from diptych.training.read_text import Embedding, ahead, embedded_ahead, read_online
 from diptych.training.system import TrainingData
 
 if TYPE_CHECKING:
@@ -36,7 +41,9 @@ def open_data(recipe: Recipe, record: Path) -> TrainingData:
     """The data of a recipe: precomputed where its system names a folder of such, else images; record: the file that
     lists the images that are left out."""
     store = recipe.system.store
-    return ImageData(open_splits(recipe, record)) if store is None else PrecomputedData(recipe, store)
+    if store is not None:
+        return PrecomputedData(recipe, store)
+    return ImageData(open_splits(recipe, record), own_device(recipe.training.device))
 
 
 def split_seed(seed: int, split: str) -> int:
@@ -47,23 +54,29 @@ def split_seed(seed: int, split: str) -> int:
 class ImageData:
     """Images with captions, decoded when a batch is made. A `TrainingData`."""
 
-    def __init__(self, splits: dict[str, ImageDataset]) -> None:
-        self.splits = splits
+    def __init__(self, splits: dict[str, ImageDataset], device: torch.device | None = None) -> None:
+        """device: where captions are embedded, by default on the CPU."""
+        self.splits, self.device = splits, device or torch.device("cpu")
 
     @property
     def images(self) -> ImageDataset:
         return self.splits["train"]
 
-    def captions(self, *splits: str, cut: bool = False) -> list[str]:
-        return all_captions(*(self.splits[split] for split in splits or self.splits))
+    def captions(self, *splits: str, cut: bool = False, examples: int | None = None) -> list[str]:
+        return all_captions(*(self.splits[split] for split in splits or self.splits), examples=examples)
 
     def encoded_by(
         self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
     ) -> None:
         """Nothing is encoded yet."""
 
-    def embedded(self, encoder: Any) -> Any:
-        return encoder
+    def embedded(self, build: Callable[[], Any]) -> Any:
+        return read_online(build)
+
+    def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
+        if ahead(when, sum(map(len, self.splits.values()))):
+            return embedded_ahead(config, [*self.captions(*splits), *prompts], self.device)
+        return read_online(lambda: config.build(device=self.device))
 
     def fit(self, fit: Callable[[], Fit | None]) -> None:
         fit_all(fit(), *self.splits.values())
@@ -77,6 +90,7 @@ class PrecomputedData:
 
     def __init__(self, recipe: Recipe, store: Path) -> None:
         self.store, self.config, self.seed = store, recipe.data, recipe.training.seed
+        self.device = own_device(recipe.training.device)
         self.has_texts = (store / "text.safetensors").is_file()
         self.splits: dict[str, PrecomputedLatents] = {}
         self._fit: Fit | None = None
@@ -85,12 +99,12 @@ class PrecomputedData:
     def images(self) -> ImageDataset:
         raise UserError(f"{self.store} holds precomputed data, and this needs images: set system.precomputed=none")
 
-    def captions(self, *splits: str, cut: bool = False) -> list[str]:
+    def captions(self, *splits: str, cut: bool = False, examples: int | None = None) -> list[str]:
         if not cut:
-            return stored_captions(self.store, *(splits or precomputed_splits(self.store)))
+            return stored_captions(self.store, *(splits or precomputed_splits(self.store)), examples=examples)
         self._cut_captions()
-        rows = [row for split in splits or self.splits for row in self.splits[split].captions]
-        return sorted({caption for row in rows for caption in row})
+        found = [self.splits[split].captions for split in splits or self.splits]
+        return sorted({caption for rows in found for row in spaced(rows, examples) for caption in row})
 
     def encoded_by(
         self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
@@ -106,8 +120,13 @@ class PrecomputedData:
                 f"{self.store} holds {kept} of shape {stored}, not {shape}: make it again with `diptych precompute`"
             )
 
-    def embedded(self, encoder: Any) -> Any:
-        return EmbeddedTexts.load(encoder, self.store) if self.has_texts else encoder
+    def embedded(self, build: Callable[[], Any]) -> Any:
+        return EmbeddedTexts.load(build(), self.store) if self.has_texts else read_online(build)
+
+    def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
+        if ahead(when, sum(len(split.places) for split in self.splits.values())):
+            return embedded_ahead(config, [*self.captions(*splits, cut=True), *prompts], self.device)
+        return read_online(lambda: config.build(device=self.device))
 
     def fit(self, fit: Callable[[], Fit | None]) -> None:
         """The first that is not none counts; embedded captions were cut before they were embedded."""
@@ -197,10 +216,17 @@ def learned_fit(task: Any) -> Fit | None:
     return getattr(getattr(getattr(task, "system", None), "text", None), "fit", None)
 
 
-def stored_captions(store: Path, *splits: str) -> list[str]:
-    """Every caption of these splits of precomputed data, once, sorted."""
-    rows = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits]
-    return sorted({caption for captions in rows for row in captions for caption in row})
+def stored_captions(store: Path, *splits: str, examples: int | None = None) -> list[str]:
+    """Every caption of these splits of precomputed data, or of at most so many examples of each, once, sorted."""
+    found = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits]
+    return sorted({caption for rows in found for row in spaced(rows, examples) for caption in row})
+
+
+def spaced(rows: Sequence[Any], most: int | None) -> Iterator[Any]:
+    """All rows, or so many of them, evenly spaced."""
+    if most is None or len(rows) <= most:
+        return iter(rows)
+    return (rows[number * len(rows) // most] for number in range(most))
 
 
 def batches(dataset: ImageDataset, seed: int) -> BatchAt:
@@ -214,6 +240,20 @@ def batches(dataset: ImageDataset, seed: int) -> BatchAt:
     return batch_at
 
 
-def all_captions(*datasets: ImageDataset) -> list[str]:
-    """Every caption of some datasets once, sorted."""
-    return sorted({caption for dataset in datasets for caption in dataset.all_captions()})
+def all_captions(*datasets: ImageDataset, examples: int | None = None) -> list[str]:
+    """Every caption of some datasets once, sorted; examples: of at most so many of each, evenly spaced, without those
+    that are broken."""
+    found: set[str] = set()
+    for dataset in datasets:
+        if examples is None or len(dataset) <= examples:
+            found.update(dataset.all_captions())
+        else:
+            found.update(some_captions(dataset, examples))
+    return sorted(found)
+
+
+def some_captions(dataset: ImageDataset, examples: int) -> Iterator[str]:
+    """The captions of so many examples, evenly spaced."""
+    for index in spaced(range(len(dataset)), examples):
+        with contextlib.suppress(Exception):  # whatever a reader raises; training will meet it and say so
+            yield from dataset.meta(index)["captions"]

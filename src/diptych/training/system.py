@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -13,9 +13,11 @@ from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.core.random import drawn_apart
 from diptych.data.dataset import DataConfig, Fit, ImageDataset
+from diptych.encoders.configs import FrozenConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.precompute import Kept
 from diptych.training.prefetch import BatchAt
+from diptych.training.read_text import Embedding
 from diptych.training.trainable import Trainable
 
 Shape = tuple[int, ...]
@@ -29,9 +31,10 @@ class TrainingData(Protocol):
         """The training split as images. A `UserError` where data are precomputed."""
         ...
 
-    def captions(self, *splits: str, cut: bool = False) -> list[str]:
-        """Every caption of these splits, by default of all, once, sorted. cut: as the model reads them, also of
-        precomputed data, whose captions are otherwise as they are stored."""
+    def captions(self, *splits: str, cut: bool = False, examples: int | None = None) -> list[str]:
+        """Every caption of these splits, by default of all, once, sorted, in memory. cut: as the model reads them, also
+        of precomputed data, whose captions are otherwise as they are stored. examples: of at most so many of each
+        split, evenly spaced."""
         ...
 
     def encoded_by(
@@ -41,8 +44,14 @@ class TrainingData(Protocol):
         shape."""
         ...
 
-    def embedded(self, encoder: Any) -> Any:
-        """A frozen text encoder, or its stored embeddings where captions are precomputed."""
+    def embedded(self, build: Callable[[], Any]) -> Any:
+        """The frozen text encoder that `build` gives, to be read in the steps of training, or its stored embeddings
+        where captions are precomputed."""
+        ...
+
+    def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
+        """The frozen text encoder of a config on the device of the run, to be read in its steps, or the embeddings of
+        all captions of these splits, by default of all, and of these prompts."""
         ...
 
     def fit(self, fit: Callable[[], Fit | None]) -> None:

@@ -16,7 +16,6 @@ from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.encoders.cache import CachedTexts, text_cache
 from diptych.encoders.class_configs import ClassConfig, normalize_name
 from diptych.encoders.classes import with_names
 from diptych.encoders.configs import FrozenConfig
@@ -24,6 +23,7 @@ from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.noisy_classifier import NoisyClassifierConfig
 from diptych.training.guided_model import Guided, guided_model
+from diptych.training.read_text import FEW, Embedding
 from diptych.training.system import (
     Precomputing,
     TrainingData,
@@ -38,7 +38,8 @@ from diptych.weights.fingerprint import fingerprint
 VALIDATION_TIMES = 8
 TOP = 5
 MOST_CHOICES = 4096
-"""Texts among which a pair is asked for the right one in validation, the first so many of the training data."""
+"""Texts among which a pair is asked for the right one in validation, the first so many of (at most `FEW` examples of)
+the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ class GuideTraining(TrainingSystem):
     """Label smoothing of a classifier: the share of certainty that is spread over all classes."""
     precomputed: str | None = None
     """Folder of latents that `diptych precompute` wrote, or none to encode images at every step."""
+    embed_text: Embedding = "auto"
+    """When the text encoder of a pair reads the captions: `ahead`, all before the first step, or `online`, each step
+    its own. auto: ahead for up to 50,000 examples."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """How the finished model's matrices and kernels are stored."""
 
@@ -107,17 +111,16 @@ class GuideTraining(TrainingSystem):
             data.encoded_by(guided.autoencoder)
             if self.precomputed is None and data.images.config.side % (factor := guided.autoencoder.config.factor):
                 raise UserError(f"data.size must be a multiple of {factor}, not {data.images.config.side}")
-        return guide_task(self, data.captions("train", cut=True), guided, seed)
+        texts = None if self.text is None else data.read_text(self.text, self.embed_text, (), "train")
+        captions = data.captions("train", cut=True, examples=FEW if self.classes is None else None)
+        return guide_task(self, captions, guided, seed, texts)
 
 
-def guide_task(system: GuideTraining, captions: Sequence[str], guided: Guided | None, seed: int = 0) -> GuideTask:
+def guide_task(
+    system: GuideTraining, captions: Sequence[str], guided: Guided | None, seed: int = 0, texts: Any = None
+) -> GuideTask:
     """A guide to train, of the classes or texts that `captions` of the training data are; `seed` decides its first
-    weights. The texts of a pair are embedded before the first step, or were by an earlier run."""
-    texts = None
-    if system.text is not None:
-        texts = CachedTexts(system.text, text_cache())
-        texts.read(sorted(set(captions)))
-        texts.unload()
+    weights. texts: the text encoder of a pair, built when it is first needed where it is none."""
     config = NoisyGuideConfig(
         network=system.network,
         classes=None if system.classes is None else with_names(system.classes, captions),
