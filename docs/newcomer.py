@@ -82,7 +82,7 @@ PARTS = (
         reads={
             "training/trainer.py": (),
         },
-        given="the model's loss, checkpoint files, the logger, EMA",
+        given="the model's loss, checkpoint files, the processes, the logger, EMA, how numbers come from a GPU",
     ),
     Part(
         title="from a prompt to a PNG file",

@@ -63,8 +63,9 @@ def test_a_run_of_two_goes_on_alone(tmp_path: Path, alone: Path) -> None:
 
 
 def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(tmp_path: Path) -> None:
-    assert run_two(tmp_path, CHANGES | {"bad_seed": 14}) == [2, 2]  # the last image of step 3, in the second process
-    assert list(metrics(tmp_path)) == [1, 2]
+    changes = CHANGES | {"bad_seed": 14, "log_every": 2, "lag": 2}  # the last image of step 3, in the second process
+    assert run_two(tmp_path, changes) == [2, 2]
+    assert list(metrics(tmp_path)) == [2]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError
+from diptych.training import readback
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
 from diptych.weights.save import save_weights
@@ -84,6 +85,7 @@ def run(folder: str, changes: dict[str, Any], sleep: float = 0.0, environment: d
     """Train a toy in this process; a user error exits with 2."""
     os.environ.update(environment or {})
     changes = dict(changes)
+    readback.LAG["cpu"] = changes.pop("lag", 0)
     toy = Toy(dropout=changes.pop("dropout", 0.0), bad_seed=changes.pop("bad_seed", None))
 
     def slow_batch_at(positions: list[int]) -> dict[str, Any]:

@@ -31,7 +31,10 @@ class Adafactor(Optimizer):
 
     As in optax's `adafactor` at its defaults, but for weight decay, which is decoupled and scaled by `lr` as AdamW's.
     `lr` is relative: with 1e-4 a parameter moves by up to 1e-4 of its root mean square, or of 1e-3 where that is less.
+    As in PyTorch's fused optimizers, a tensor `found_inf` () of 1.0 lets a step change nothing.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-2, weight_decay: float = 0.0
@@ -47,14 +50,28 @@ class Adafactor(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
+                    kept = self._copies(parameter)
                     self._move(parameter, parameter.grad.float(), group["lr"], group["weight_decay"])
+                    for tensor, before in kept:
+                        tensor.copy_(torch.where(self.found_inf != 0, before, tensor))
         return loss
 
-    def _move(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
-        state = self.state[parameter]
-        if not state:
+    def _copies(self, parameter: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The parameter and its moments with copies, where a step may have to leave them as they were."""
+        if self.found_inf is None:
+            return []
+        moments = [value for name, value in self._state(parameter).items() if name != "step"]
+        return [(tensor, tensor.clone()) for tensor in (parameter, *moments)]
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        if not (state := self.state[parameter]):
             state["step"] = torch.zeros(())
-            state.update({name: gradient.new_zeros(shape) for name, shape in moment_shapes(parameter.shape).items()})
+            shapes = moment_shapes(parameter.shape)
+            state.update({name: parameter.new_zeros(shape, dtype=torch.float32) for name, shape in shapes.items()})
+        return state
+
+    def _move(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+        state = self._state(parameter)
         state["step"] += 1
         fresh = state["step"].item() ** -DECAY  # 1 - beta2: 1 at the first step
         square = gradient.square() + SQUARE_EPS

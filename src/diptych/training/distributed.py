@@ -7,6 +7,7 @@ process with the whole batch, however unevenly the batch splits. Any `Trainable.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from diptych.core.devices import find_device
 from diptych.core.errors import UserError
+from diptych.training.training_config import TrainingConfig
 
 BUCKET = 2**24
 """Numbers a message: 64 MiB in float32."""
@@ -41,6 +43,18 @@ class Team:
         """This process's contiguous slice; sizes differ by at most one."""
         n = len(positions)
         return list(positions[self.rank * n // self.size : (self.rank + 1) * n // self.size])
+
+    def parts(self, step: int, config: TrainingConfig) -> list[list[int]]:
+        """This process's positions of a step's batch, in as many parts as there are accumulated."""
+        size, parts = config.batch_size, config.accumulation
+        mine = self.share(range(step * size, (step + 1) * size))
+        split = [mine[i * len(mine) // parts : (i + 1) * len(mine) // parts] for i in range(parts)]
+        return [part for part in split if part]
+
+    def seed(self, seed: int, moment: int | str) -> None:
+        """Seed PyTorch's own generators (dropout) from the run's seed, the moment and the process."""
+        digest = hashlib.blake2b(f"{seed}/{moment}/{self.rank}".encode(), digest_size=7).digest()
+        torch.manual_seed(int.from_bytes(digest))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
         """Sum `.grad` over the processes in place, in large messages, and return the sum of `extras` (N,).
@@ -68,6 +82,10 @@ class Team:
             for grad, chunk in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 grad.copy_(chunk.view_as(grad))
         return extras
+
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+        """The norm () of all `.grad` together, before they are scaled down to `most`. It may be NaN or infinite."""
+        return nn.utils.clip_grad_norm_(parameters, most)
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Sum numbers over the processes, key by key; a process that lacks a key counts as zero."""

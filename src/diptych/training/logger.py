@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -105,7 +106,13 @@ class Means:
             self.weights[key] = self.weights.get(key, 0) + weight
 
     def take(self, team: Team) -> dict[str, float]:
-        """The means over all processes; starts again from nothing."""
+        """The means over all processes; starts again from nothing. Fetches what is on a device in one copy."""
+        tensors = {key: value for key, value in self.sums.items() if isinstance(value, Tensor)}
+        if tensors:
+            devices = {value.device for value in tensors.values()}
+            device = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+            fetched = torch.stack([value.reshape(()).to(device) for value in tensors.values()]).tolist()
+            self.sums.update(zip(tensors, fetched, strict=True))
         sums, weights = team.sum({key: float(value) for key, value in self.sums.items()}), team.sum(self.weights)
         self.sums, self.weights = {}, {}
         return {key: value / weights[key] for key, value in sums.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,28 @@ from diptych.core.errors import UserError
 from diptych.training.distributed import Team
 
 
-def stop_not_finite(
-    step: int, loss: float, norm: float, parts: Sequence[tuple[list, Tensor]], module: nn.Module, team: Team
-) -> NoReturn:
-    """Stop before the weights are touched, on all processes, and say which examples were in the batch; or, where the
-    step before left weights that are not finite, that.
+class Taken(NamedTuple):
+    """What is kept of a step until the host knows what came of it."""
 
-    parts: of each part of the batch, the keys of its examples and their losses (B,).
-    """
+    step: int
+    """From 0."""
+    rate: float
+    """The learning rate."""
+    parts: Sequence[tuple[list, Tensor]]
+    """Of each part of this process's batch, the keys of its examples and their losses (B,)."""
+
+
+def not_finite_yet(before: Tensor, loss: Tensor, norm: Tensor) -> Tensor:
+    """1.0 once a loss or gradient norm was not finite, else 0.0, as a tensor () on their device: `before` says it of
+    the steps before."""
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
+    return torch.maximum(before, (~finite).to(before))
+
+
+def stop_not_finite(taken: Taken, loss: float, norm: float, module: nn.Module, team: Team) -> NoReturn:
+    """Stop, the weights as they were before that step, on all processes, and say which examples were in the batch; or,
+    where the step before left weights that are not finite, that."""
+    step, parts = taken.step, taken.parts
     require_finite_state(step, module, {}, {})
     bad = [str(key) for keys, losses in parts for key, x in zip(keys, losses.tolist(), strict=True) if x - x != 0]
     every = [str(key) for keys, _ in parts for key in keys]

@@ -37,6 +37,12 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
+def skip_steps(optimizer: Optimizer, where: Tensor) -> None:
+    """Let steps change no weight and no moment where the tensor () is 1.0, not 0.0, when the device comes to them: what
+    `GradScaler` tells fused optimizers, and `Adafactor` reads too."""
+    optimizer.found_inf = where  # type: ignore[attr-defined]
+
+
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as flat tensors named `parameter/state`, for example `conv.weight/exp_avg`."""
     names = {id(p): name for name, p in module.named_parameters()}

@@ -8,7 +8,6 @@ killed and started again ends with the same bits as one that was not.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import signal
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from diptych.core.config import Config
 from diptych.core.disk import replacing
@@ -29,11 +28,13 @@ from diptych.training.ema import EMA
 from diptych.training.interrupt import Interrupt
 from diptych.training.learning_rate import jump, learning_rate_at
 from diptych.training.logger import Journal, Means
-from diptych.training.nan_guard import require_finite_state, stop_not_finite
-from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from diptych.training.nan_guard import Taken, not_finite_yet, require_finite_state, stop_not_finite
+from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, skip_steps
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
+from diptych.training.readback import Readback
 from diptych.training.trainable import Trainable, stepped
 from diptych.training.training_config import TrainingConfig, settle_config
+from diptych.training.validation import validate
 from diptych.weights.lazy import load_into
 from diptych.weights.model_folder import TRAINED
 
@@ -86,8 +87,9 @@ class Run:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = EMA(self.module, config.ema, config.ema_warmup)
         self.autocast = set_precision(config.precision, here.device)
-        self.interrupt = Interrupt()
-        self.step, self.seconds, self.stopping = 0, 0.0, False
+        self.interrupt, self.logged, self.results = Interrupt(), Means(), Readback[Taken](here.device)
+        self.not_finite = torch.zeros((), device=here.device)
+        self.step, self.seconds, self.stopping, self.loss = 0, 0.0, False, math.nan
 
     @property
     def finished(self) -> bool:
@@ -133,7 +135,7 @@ class Run:
 
     def start(self) -> None:
         """Give the model the first images (for example to estimate a scale), and every process the result."""
-        self.seed("start")
+        self.team.seed(self.config.seed, "start")
         batch = self.batch_at(list(range(min(self.config.batch_size, START_IMAGES))))
         with torch.no_grad():
             self.trainable.start(to_device(batch, self.team.device))
@@ -142,90 +144,87 @@ class Run:
 
     def train(self, journal: Journal) -> None:
         """Take steps until the run is finished or a signal came; leave a checkpoint of the last one."""
-        config, logged = self.config, Means()
+        config = self.config
         began = time.monotonic() - self.seconds
-        pieces = (part for step in range(self.step, config.steps) for part in self.parts(step))
+        pieces = (part for step in range(self.step, config.steps) for part in self.team.parts(step, config))
         self.module.train()
         with contextlib.closing(prefetched(self.batch_at, pieces, config.workers)) as batches:
             while not (self.finished or self.stopping):
-                loss = self.take_step(batches, logged, time.monotonic() - began)
-                speed = journal.advance(self.step, loss, config.batch_size)
+                self.take_step(batches, time.monotonic() - began)
+                if self.stopping or self.due(
+                    config.log_every, config.validate_every, config.sample_every, config.checkpoint_every
+                ):
+                    self.settle(wait=True)
+                speed = journal.advance(self.step, self.loss, config.batch_size)
                 if self.due(config.log_every):
-                    journal.metrics(self.step, logged.take(self.team) | {"pictures_per_second": speed})
+                    journal.metrics(self.step, self.logged.take(self.team) | {"pictures_per_second": speed})
                 if self.validation_at and self.due(config.validate_every):
-                    journal.metrics(self.step, self.validate(self.validation_at), "validation")
+                    with self.averaged():
+                        found = validate(self.trainable, self.validation_at, config, self.team)
+                    journal.metrics(self.step, found, "validation")
                 if self.team.main and self.due(config.sample_every):
                     with self.averaged():
                         journal.image(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
                     self.save_checkpoint()
 
-    def take_step(self, batches: Iterator[Batch], logged: Means, seconds: float) -> float:
-        """One optimizer step; returns the loss of the whole batch."""
-        config, total, examples = self.config, torch.zeros((), device=self.team.device), []
+    def take_step(self, batches: Iterator[Batch], seconds: float) -> None:
+        """One optimizer step, `seconds` after the run began. Nothing in it waits for a GPU: the host queues work, and
+        learns in `settle` what came of it."""
+        config, device = self.config, self.team.device
+        total, parts = torch.zeros((), device=device), list[tuple[list, Tensor]]()  # keys and losses (B,)
         rate = learning_rate_at(self.step, config, self.seconds)  # seconds as all processes and a resume know them
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.seed(self.step)
+        self.team.seed(config.seed, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        for part in self.parts(self.step):
-            batch = {**to_device(next(batches), self.team.device), "step": self.step}
+        for part in self.team.parts(self.step, config):
+            batch = {**to_device(next(batches), device), "step": self.step}
             with self.autocast():
                 losses, scalars = self.trainable.loss(batch)  # (B,)
             if losses.shape != (len(part),):
                 raise ValueError(f"loss() must give one loss an image, ({len(part)},), not {tuple(losses.shape)}")
             (losses.sum() / config.batch_size).backward()
             total += losses.detach().sum() / config.batch_size
-            examples.append((batch.get("key", part), losses.detach()))
-            logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
-        sent = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0], device=self.team.device)
-        sums = self.team.sum_gradients(self.parameters, torch.cat([total.reshape(1), sent]))
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or float("inf"))
-        loss, signals, self.seconds, norm = torch.cat([sums, norm.reshape(1)]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            stop_not_finite(self.step, loss, norm, examples, self.module, self.team)
+            parts.append((batch.get("key", part), losses.detach()))
+            self.logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
+        own = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0])
+        extras = torch.cat([total.reshape(1), to_device({"own": own}, device)["own"]])
+        sums = self.team.sum_gradients(self.parameters, extras)  # loss, signals, seconds
+        norm = self.team.clip_gradients(self.parameters, config.clip or math.inf)
+        self.results.send(torch.cat([sums, norm.reshape(1)]), Taken(self.step, rate, parts))
+        if self.results.lag:
+            self.not_finite = not_finite_yet(self.not_finite, sums[0], norm)
+            skip_steps(self.optimizer, self.not_finite)
+        self.settle()  # without a lag a step that is not finite stops here
         self.optimizer.step()
         stepped(self.trainable, self.team)
         self.ema.update(self.step)
         self.team.broadcast(list(self.module.buffers()))
-        logged.add({"grad_norm": norm, "learning_rate": rate}, 1)
-        self.step, self.stopping = self.step + 1, signals > 0  # all processes agree on the step to stop after
-        return loss
+        self.step += 1
 
-    def validate(self, validation_at: BatchAt) -> dict[str, float]:
-        """Metrics over the first validation images, always the same, with the averaged weights."""
-        size = -(-self.config.batch_size // (self.team.size * self.config.accumulation))
-        mine, means = self.team.share(range(self.config.validation_images)), Means()
-        with self.averaged():
-            for i in range(0, len(mine), size):
-                part = mine[i : i + size]
-                means.add(self.trainable.validation(to_device(validation_at(part), self.team.device)), len(part))
-        return means.take(self.team)
+    def settle(self, wait: bool = False) -> None:
+        """Take note of what came of the steps that the host may know of; with `wait` of all, which is done before
+        anything is written or measured. Stops at the first that was not finite."""
+        for (loss, signals, seconds, norm), taken in self.results.read(wait):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                stop_not_finite(taken, loss, norm, self.module, self.team)
+            self.logged.add({"grad_norm": norm, "learning_rate": taken.rate}, 1)
+            self.loss, self.seconds = loss, seconds
+            self.stopping |= signals > 0  # all processes agree on the step to stop after
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Averaged weights, evaluation mode, no gradients, and the same random numbers each time."""
         self.module.eval()
-        self.seed("validation")
+        self.team.seed(self.config.seed, "validation")
         with self.ema.swapped_in(), torch.no_grad(), self.autocast():
             yield
         self.module.train()
 
-    def parts(self, step: int) -> list[list[int]]:
-        """This process's positions of a step's batch, in as many parts as there are accumulated."""
-        size, parts = self.config.batch_size, self.config.accumulation
-        mine = self.team.share(range(step * size, (step + 1) * size))
-        split = [mine[i * len(mine) // parts : (i + 1) * len(mine) // parts] for i in range(parts)]
-        return [part for part in split if part]
-
-    def due(self, every: int) -> bool:
+    def due(self, *every: int) -> bool:
         """Whether something done every so many steps is due after this step; all of it is after the last."""
-        return every > 0 and (self.step % every == 0 or self.finished)
-
-    def seed(self, moment: int | str) -> None:
-        """Seed PyTorch's own generators (dropout) from the run's seed, the moment and the process."""
-        digest = hashlib.blake2b(f"{self.config.seed}/{moment}/{self.team.rank}".encode(), digest_size=7).digest()
-        torch.manual_seed(int.from_bytes(digest))
+        return any(steps > 0 and (self.step % steps == 0 or self.finished) for steps in every)
 
     def save_checkpoint(self) -> None:
         average, moments = self.ema.state_dict(), optimizer_tensors(self.optimizer, self.module)
