@@ -217,7 +217,7 @@ def test_batches_are_prepared_ahead_in_order_and_errors_come_through() -> None:
             raise UserError("broken picture 7")
         return {"position": positions[0]}
 
-    batches = prefetched(slow, ([i] for i in range(10)), workers=2)
+    batches = prefetched(slow, ([i] for i in range(10)), settings(workers=2), torch.device("cpu"))
     assert next(batches)["position"] == 0
     time.sleep(0.05)
     assert len(seen) == 3  # two more are ready

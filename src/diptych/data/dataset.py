@@ -97,11 +97,14 @@ class ImageDataset:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return next(example for _, example in self.tries(index) if example is not None)
+
+    def tries(self, index: int) -> Iterator[tuple[int, Example | None]]:
+        """(number in the source, example, or none if it is broken) of an index, then of those that take its place."""
         tried = index
         for attempt in range(64):
-            example = self._read(int(self._indices[tried]))
-            if example is not None:
-                return example
+            place = int(self._indices[tried])
+            yield place, self._read(place)
             tried = stable_hash("instead", str(index), str(attempt)) % len(self)
         raise UserError(f"{self.config.path}: no readable example found in 64 tries ({self.quarantine.reasons()})")
 
@@ -130,6 +133,10 @@ class ImageDataset:
         self.quarantine.check()
         self.quarantine.restart()
 
+    def key(self, index: int) -> tuple[str, str]:
+        """(shard or folder, key) of an example."""
+        return self.source.key(int(self._indices[index]))
+
     def meta(self, index: int) -> dict[str, Any]:
         """Metadata of an example without decoding its image. Raises whatever a broken one raises."""
         return self._meta(int(self._indices[index]))
@@ -152,15 +159,28 @@ class ImageDataset:
         if index in self._cache:
             image, meta = self._cache[index]
         else:
-            read = self._read_or_quarantine(index, lambda i: (self._meta(i), self._decoded(i)))
-            self._count(index)
+            read = self.counted(index, lambda i: (self._meta(i), self._decoded(i)))
             if read is None:
-                self.quarantine.check()
                 return None
             meta, image = read
             if self.config.in_memory:
                 self._cache[index] = image, meta
         return Example(image=image, captions=tuple(meta["captions"]), meta=meta, key=self.source.key(index)[1])
+
+    def counted(self, index: int, read: Callable[[int], Any]) -> Any:
+        """The result of `read`, counted as one of the examples that were read, or none where it fails: then the
+        example goes into the quarantine. Raises a `UserError` where too many do."""
+        result = self._read_or_quarantine(index, read)
+        if not self._seen[index]:
+            self._seen[index] = 1
+            self.quarantine.seen += 1
+        if result is None:
+            self.quarantine.check()
+        return result
+
+    def is_broken(self, index: int) -> bool:
+        """Whether an example of the source is known to be broken."""
+        return bool(self._broken[index])
 
     def _read_or_quarantine(self, index: int, read: Callable[[int], Any]) -> Any:
         """The result of `read`, or none where it fails: then the example goes into the quarantine."""
@@ -192,26 +212,23 @@ class ImageDataset:
             captions = meta["captions"] if field is None else field_texts(meta, field)
         if not captions:
             raise self.source.missing_caption(index)
-        return {**meta, "captions": captions if opening or self.fit is None else self._fitted(index, captions)}
+        return {**meta, "captions": captions if opening else self.fitted(index, captions)}
 
     def _layout(self, index: int, meta: dict[str, Any]) -> str:
         if index not in self._layouts:
             self._layouts[index] = layout_of(meta, lambda: decode(self.source.image_bytes(index), self.config.size))
         return self._layouts[index]
 
-    def _fitted(self, index: int, captions: list[str]) -> list[str]:
-        assert self.fit is not None
+    def fitted(self, index: int, captions: list[str]) -> list[str]:
+        """The captions of an example as the model reads them. Raises `BrokenExample` where none can be read."""
+        if self.fit is None or not self.captions:
+            return captions
         fitted, change = fit_captions(captions, self.fit, self.config.long_captions)
         if not fitted:
             raise BrokenExample(change)
         if change:
             self.quarantine.record_change(*self.source.key(index), change)
         return fitted
-
-    def _count(self, index: int) -> None:
-        if not self._seen[index]:
-            self._seen[index] = 1
-            self.quarantine.seen += 1
 
     def _select(self) -> tuple[np.ndarray, np.ndarray]:
         """The indices of the examples of the config's kinds and styles, and which of them are held out."""

@@ -5,16 +5,19 @@ So any number of ranks, any accumulation and any resume see the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from diptych.core.hashing import mix
+from diptych.core.hashing import mix, mix_all
 from diptych.data.augment import augment_image
 from diptych.data.dataset import Example, ImageDataset
 from diptych.data.dataset_config import DataConfig
+from diptych.data.worker_pool import Filled, Order, WorkerPool
 
 
 class SampleStream:
@@ -28,11 +31,24 @@ class SampleStream:
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.n_examples)
+        return int(self._permutation(epoch)[place]), mix(self.seed, position, 1)
+
+    def at(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The indices and the seeds of many positions, each int64 (N,)."""
+        at = np.asarray(positions, dtype=np.int64)
+        epochs, places = np.divmod(at, self.n_examples)
+        indices = np.empty_like(at)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            indices[here] = self._permutation(epoch)[places[here]]
+        return indices, mix_all(self.seed, at, 1)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
         current, order = self._order
         if current != epoch:
             order = np.random.Generator(np.random.PCG64(mix(self.seed, epoch))).permutation(self.n_examples)
             self._order = (epoch, order)  # one assignment: several threads may read
-        return int(order[place]), mix(self.seed, position, 1)
+        return order
 
 
 def sample_stream(n_examples: int, seed: int, start: int = 0) -> Iterator[tuple[int, int]]:
@@ -54,15 +70,25 @@ def collate(examples: Sequence[Example], seeds: Sequence[int], config: DataConfi
         example.image if config is None else augment_image(example.image, config, seed)
         for example, seed in zip(examples, seeds, strict=True)
     ]
-    pixels = torch.from_numpy(np.stack(arrays))  # (B, H, W, 3) uint8
     return {
-        "picture": pixels.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0).contiguous(),
-        "caption": [
-            example.captions[mix(seed, 2) % len(example.captions)]
-            for example, seed in zip(examples, seeds, strict=True)
-        ],
-        "seed": torch.tensor(list(seeds), dtype=torch.int64),
-        "key": [example.key for example in examples],
+        "picture": pictures(torch.from_numpy(np.stack(arrays))),
+        **texts([example.captions for example in examples], [example.key for example in examples], seeds),
+    }
+
+
+def pictures(pixels: Tensor) -> Tensor:
+    """Float32 (B, 3, H, W) in [-1, 1] of pixels uint8 (B, H, W, 3), on their device: everywhere the same numbers."""
+    half = torch.full((), 127.5, device=pixels.device)  # by a Python number CUDA would multiply with its reciprocal
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(half).sub_(1.0).contiguous()
+
+
+def texts(captions: Sequence[Sequence[str]], keys: Sequence[str], seeds: Sequence[int] | np.ndarray) -> dict[str, Any]:
+    """What a batch has besides images: of the captions of each example the one that its seed picks."""
+    at = np.asarray(seeds, dtype=np.int64)
+    return {
+        "caption": [some[drawn % len(some)] for some, drawn in zip(captions, mix_all(at, 2).tolist(), strict=True)],
+        "seed": torch.from_numpy(at),
+        "key": list(keys),
     }
 
 
@@ -70,3 +96,47 @@ def make_batch(dataset: ImageDataset, stream: SampleStream, positions: Sequence[
     """The batch of these positions of the stream, cropped and flipped as the data's config says."""
     pairs = [stream[position] for position in positions]
     return collate([dataset[index] for index, _ in pairs], [seed for _, seed in pairs], dataset.config)
+
+
+class ImageBatches:
+    """The batches of a data set by stream positions, with images as "pixels", uint8 (B, H, W, 3)."""
+
+    def __init__(self, dataset: ImageDataset, seed: int) -> None:
+        self.dataset, self.stream = dataset, SampleStream(len(dataset), seed)
+
+    def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
+        """Read the batch of these positions, here and now."""
+        self.dataset.quarantine.flush()  # what was left out at the opening, now that there is a folder
+        order = self.order(positions)
+        pixels = np.empty((len(positions), *order.shape, 3), dtype=np.uint8)
+        captions, keys = [], []
+        for row, (index, seed) in enumerate(order.examples):
+            example = self.dataset[index]
+            pixels[row] = augment_image(example.image, self.dataset.config, seed)
+            captions.append(example.captions)
+            keys.append(example.key)
+        return batch_of(order, Filled(pixels, captions, keys))
+
+    def order(self, positions: Sequence[int]) -> Order:
+        """What is to be read for these positions."""
+        indices, seeds = self.stream.at(positions)
+        side = self.dataset.config.side
+        return Order(list(zip(indices.tolist(), seeds.tolist(), strict=True)), (side, side))
+
+    @property
+    def most_bytes(self) -> int:
+        """Of the pixels of the largest image."""
+        return 3 * self.dataset.config.side**2
+
+    def from_workers(self, pool: WorkerPool, pieces: Iterable[Sequence[int]]) -> Iterator[dict[str, Any]]:
+        """The batches of some pieces of the stream, read by worker processes. "pixels" are valid until the next."""
+        orders = collections.deque[Order]()
+        for filled in pool.batches(orders.append(order) or order for order in map(self.order, pieces)):
+            self.dataset.quarantine.flush()
+            yield batch_of(orders.popleft(), filled)
+
+
+def batch_of(order: Order, filled: Filled) -> dict[str, Any]:
+    """A batch as it is before it comes to the device."""
+    pixels = torch.from_numpy(filled.pixels)
+    return {"pixels": pixels, **texts(filled.captions, filled.keys, [seed for _, seed in order.examples])}

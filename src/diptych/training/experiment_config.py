@@ -270,6 +270,8 @@ class Recipe(Config):
         self.system.check_data(self.data)
         if self.data.drawn and self.system.store is not None:
             raise UserError(f"Recipe: {NOT_PRECOMPUTED}: set system.precomputed=none")
+        if self.data.in_memory and self.training.worker_kind == "processes":
+            raise UserError("Recipe: data.in_memory keeps images in one process: set training.worker_kind=threads")
 
 
 NOT_PRECOMPUTED = "latents are not kept of images of which data.crop or data.center_shift draw another part each time"

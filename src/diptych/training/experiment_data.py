@@ -16,7 +16,7 @@ from diptych.core.hashing import mix
 from diptych.core.terminal import print_err
 from diptych.data.dataset import Fit, ImageDataset, open_dataset
 from diptych.data.quarantine import silent
-from diptych.data.stream import SampleStream, make_batch
+from diptych.data.stream import ImageBatches
 from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.distributed import own_device
@@ -82,7 +82,7 @@ class ImageData:
         fit_all(fit(), *self.splits.values())
 
     def batches(self, seed: int) -> dict[str, BatchAt]:
-        return {split: batches(dataset, split_seed(seed, split)) for split, dataset in self.splits.items()}
+        return {split: ImageBatches(dataset, split_seed(seed, split)) for split, dataset in self.splits.items()}
 
 
 class PrecomputedData:
@@ -227,17 +227,6 @@ def spaced(rows: Sequence[Any], most: int | None) -> Iterator[Any]:
     if most is None or len(rows) <= most:
         return iter(rows)
     return (rows[number * len(rows) // most] for number in range(most))
-
-
-def batches(dataset: ImageDataset, seed: int) -> BatchAt:
-    """A function from stream positions to the batch of them."""
-    stream = SampleStream(len(dataset), seed)
-
-    def batch_at(positions: list[int]) -> dict[str, Any]:
-        dataset.quarantine.flush()  # what was left out at the opening, now that there is a folder
-        return make_batch(dataset, stream, positions)
-
-    return batch_at
 
 
 def all_captions(*datasets: ImageDataset, examples: int | None = None) -> list[str]:

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from diptych.core.disk import Written, make_folder, remove, replacing, sweep, values_of, write_text
 from diptych.core.errors import UserError
-from diptych.core.hashing import mix
 from diptych.core.progress import bar
 from diptych.data.augment import flipped
 from diptych.data.dataset import ImageDataset, fit_captions
 from diptych.data.paths import walk
-from diptych.data.stream import SampleStream, collate
+from diptych.data.stream import SampleStream, collate, texts
 from diptych.encoders.base import TextEncoder
 from diptych.encoders.cache import CachePart, EmbeddedTexts, by_length, encoder_fingerprint, read_precomputed
 from diptych.networks.autoencoder import Autoencoder
@@ -281,13 +280,14 @@ class PrecomputedLatents:
         return changed
 
     def __call__(self, positions: list[int]) -> dict[str, Any]:
-        drawn = [self.stream[position] for position in positions]
-        pairs = [(self.places[place], seed) for place, seed in drawn]
+        drawn, seeds = self.stream.at(positions)
+        places = [self.places[index] for index in drawn.tolist()]
+        at = torch.tensor(places)
+        gathered = self.stored.index_select(0, at)
+        if self.flip:
+            mirrored = torch.tensor([flipped(self.flip, seed) for seed in seeds.tolist()])
+            gathered[mirrored] = self.mirrored.index_select(0, at[mirrored])
         return {
-            self.key: torch.stack(
-                [(self.mirrored if flipped(self.flip, seed) else self.stored)[index] for index, seed in pairs]
-            ),
-            "caption": [self.captions[i][mix(seed, 2) % len(self.captions[i])] for i, seed in pairs],
-            "seed": torch.tensor([seed for _, seed in pairs], dtype=torch.int64),
-            "key": [self.keys[index] for index, _ in pairs],
+            self.key: gathered,
+            **texts([self.captions[place] for place in places], [self.keys[place] for place in places], seeds),
         }

@@ -148,7 +148,7 @@ class Run:
         began = time.monotonic() - self.seconds
         pieces = (part for step in range(self.step, config.steps) for part in self.team.parts(step, config))
         self.module.train()
-        with contextlib.closing(prefetched(self.batch_at, pieces, config.workers)) as batches:
+        with contextlib.closing(prefetched(self.batch_at, pieces, config, self.team.device)) as batches:
             while not (self.finished or self.stopping):
                 self.take_step(batches, time.monotonic() - began)
                 if self.stopping or self.due(

@@ -65,7 +65,12 @@ class TrainingConfig(Config):
     threads: Annotated[int | None, Within(1, 1024)] = None
     """CPU threads of PyTorch; none leaves PyTorch's choice."""
     workers: Annotated[int, Within(0, 256)] = 1
-    """Threads that prepare batches ahead while the device computes; 0 prepares each when it is needed."""
+    """Threads or processes, for each process of the run, that prepare batches ahead while the device computes; 0
+    prepares each when it is needed. Where images are decoded, as many as there are cores for each GPU."""
+    worker_kind: Literal["auto", "threads", "processes"] = "auto"
+    """What prepares them: `threads` that prepare a batch each, or `processes` that decode the images of each batch
+    together; `auto` takes processes for more than one, where there are images to decode that data.in_memory does not
+    keep. The batches are the same."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     validate_every: int = 1000
@@ -105,7 +110,7 @@ class TrainingConfig(Config):
 
 
 CHANGEABLE = {
-    *("steps", "minutes", "accumulation", "device", "threads", "workers", "keep", "validation_images"),
+    *("steps", "minutes", "accumulation", "device", "threads", "workers", "worker_kind", "keep", "validation_images"),
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+
 from diptych.training.distributed import Team
 from diptych.training.logger import Means
-from diptych.training.prefetch import BatchAt, to_device
+from diptych.training.prefetch import BatchAt, prefetched
 from diptych.training.trainable import Trainable
 from diptych.training.training_config import TrainingConfig
 
@@ -14,7 +17,9 @@ def validate(trainable: Trainable, batch_at: BatchAt, config: TrainingConfig, te
     the module has now."""
     size = -(-config.batch_size // (team.size * config.accumulation))
     mine, means = team.share(range(config.validation_images)), Means()
-    for i in range(0, len(mine), size):
-        part = mine[i : i + size]
-        means.add(trainable.validation(to_device(batch_at(part), team.device)), len(part))
+    parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+    threads = dataclasses.replace(config, worker_kind="threads")  # for few images: those of training go on
+    with contextlib.closing(prefetched(batch_at, parts, threads, team.device)) as batches:
+        for part, batch in zip(parts, batches, strict=True):
+            means.add(trainable.validation(batch), len(part))
     return means.take(team)
