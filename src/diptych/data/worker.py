@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from diptych.core.errors import UserError
 from diptych.data.augment import augment_image
 from diptych.data.dataset import ImageDataset
 from diptych.data.quarantine import BrokenExample, Quarantine, reason_of
@@ -128,7 +129,9 @@ def accept(dataset: ImageDataset, index: int, seed: int, row: ReadRow, out: np.n
 
 
 def portable(error: Exception, rows: list[ReadRow], chunk: Chunk) -> Exception:
-    """An error as it can be sent: of its kind where that is possible, with where it was raised as a note."""
+    """An error as it can be sent: of its kind where that is possible, and with its traceback as a note."""
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, MemoryError):
         try:
             reason_of(error, f"example {chunk.examples[len(rows)][0]}")
