@@ -102,7 +102,7 @@ def test_a_worker_that_ends_is_replaced_and_what_kills_each_is_named(tmp_path: P
                 processes[0].send_signal(signal.SIGTERM)  # the trainer's to act on
                 processes[1].kill()
         assert processes[0].poll() is None and processes[1].poll() == -signal.SIGKILL
-        with pytest.raises(UserError, match="out of memory while 000000029 in a.tar was read"):
+        with pytest.raises(UserError, match="out of memory while 000000029 in"):
             next(pool.batches([Order([(29, 0)], (8, 8))]))
         processes = [worker.process for worker in pool._workers]
     assert all(process.poll() == 0 for process in processes)
@@ -115,9 +115,9 @@ def test_a_worker_that_ends_is_replaced_and_what_kills_each_is_named(tmp_path: P
         )
     said = {caption for _, captions, _ in found for (caption,) in captions}
     assert all(caption.startswith("torch False in ") for caption in said) and len(said) == 3  # two, and one in place
-    with WorkerPool(fragile(tmp_path, deadly=13), 1, 8 * 192) as pool:
-        with pytest.raises(UserError, match=r"SIGKILL twice at the same examples, one of .*13.*memory"):
-            list(pool.batches(orders(2)))
+    named = pytest.raises(UserError, match=r"SIGKILL twice at the same examples, one of .*13.*memory")
+    with named, WorkerPool(fragile(tmp_path, deadly=13), 1, 8 * 192) as pool:
+        list(pool.batches(orders(2)))
 
 
 PARENT = """
