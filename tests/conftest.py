@@ -6,10 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from diptych.core import devices
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests keep text embeddings and downloads apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_arithmetic() -> Iterator[None]:
+    """Where a processor has bfloat16, tests compute in float32 all the same, as they do elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "CPU_BF16", ())
         yield

@@ -11,6 +11,8 @@ from diptych.core.errors import UserError, hint
 
 KINDS = ("cpu", "cuda", "mps")
 """Types of devices."""
+CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+"""What `torch.cpu` is asked; versions that lack one of them do not know."""
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -34,6 +36,19 @@ def find_device(name: str = "auto") -> torch.device:
             + (", and mps" if counts["mps"] else ", and no mps" if device.type == "mps" else "")
         )
     return device
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether a device is made for bfloat16: GPUs that have it, processors with AVX512-BF16 or AMX. On others it is
+    emulated, and up to hundreds of times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in CPU_BF16)
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the CPU on a device: the host does not wait until a GPU has come so far, as with a plain `to`."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def require_memory(count: Callable[[], dict[str, int]], device: torch.device) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -146,13 +146,3 @@ def team(device: str = "auto") -> Iterator[Team]:
     finally:
         if started:
             dist.destroy_process_group()
-
-
-def set_precision(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """What to wrap a forward pass in: bfloat16 autocast, or nothing."""
-    cuda = device.type == "cuda"
-    bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported(False))
-    if cuda:
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high" if bf16 else "highest")
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16)

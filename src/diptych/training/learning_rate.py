@@ -40,11 +40,11 @@ def half_cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
-def jump(state: dict[str, Any], step: int, config: TrainingConfig, seconds: float) -> str | None:
-    """One line if the learning rate of `step` is not the one that the checkpoint's state says would have come."""
+def jump(state: dict[str, Any], step: int, config: TrainingConfig, seconds: float) -> str:
+    """A line if the learning rate of `step` is not the one that the checkpoint's state says would have come."""
     by_steps = learning_rate_at(step, dataclasses.replace(config, minutes=None))  # as earlier versions had it, unsaid
     before, now = state.get("learning_rate", by_steps), learning_rate_at(step, config, seconds)
     if abs(now - before) <= NOTICED * config.learning_rate:
-        return None
+        return ""
     limit = f"{config.steps} steps" + ("" if config.minutes is None else f" or {config.minutes:g} minutes")
     return f"the learning rate jumps from {before:.3g} to {now:.3g}: its schedule is laid out anew, over {limit}"

@@ -54,8 +54,8 @@ class Journal:
         self.since = time.perf_counter()
 
     def report(self, line: str) -> None:
-        """A line on standard error, from the main process only."""
-        if self.folder is not None:
+        """A line on standard error, from the main process only; nothing for an empty one."""
+        if self.folder is not None and line:
             print_err(line)
 
     def advance(self, step: int, loss: float, images: int) -> float:

@@ -19,17 +19,19 @@ import torch
 from torch import Tensor
 
 from diptych.core.config import Config
+from diptych.core.devices import sent
 from diptych.core.disk import replacing
 from diptych.core.progress import clock
 from diptych.core.terminal import print_err
 from diptych.training import run_checkpoint as checkpoint
-from diptych.training.distributed import Team, set_precision, team
+from diptych.training.distributed import Team, team
 from diptych.training.ema import EMA
 from diptych.training.interrupt import Interrupt
 from diptych.training.learning_rate import jump, learning_rate_at
 from diptych.training.logger import Journal, Means
 from diptych.training.nan_guard import Taken, not_finite_yet, require_finite_state, stop_not_finite
 from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, skip_steps
+from diptych.training.precision import autocast, settle_precision
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.readback import Readback
 from diptych.training.trainable import Trainable, stepped
@@ -65,7 +67,9 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     with team(config.device) as here:
-        return Run(trainable, batch_at, config, Path(folder), validation_at, here).run(recipe, facts)
+        precision = settle_precision(Path(folder), config, here)
+        run = Run(trainable, batch_at, config, Path(folder), validation_at, here, precision.bf16)
+        return run.run(recipe, {**(facts or {}), **precision.record})
 
 
 class Run:
@@ -79,14 +83,14 @@ class Run:
         folder: Path,
         validation_at: BatchAt | None,
         here: Team,
+        bf16: bool,
     ) -> None:
         self.trainable, self.batch_at, self.validation_at = trainable, batch_at, validation_at
         self.config, self.folder, self.team = config, folder, here
         self.module = trainable.module.to(here.device)
         self.optimizer = build_optimizer(self.module, config)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.ema = EMA(self.module, config.ema, config.ema_warmup)
-        self.autocast = set_precision(config.precision, here.device)
+        self.ema, self.autocast = EMA(self.module, config.ema, config.ema_warmup), autocast(bf16, here.device)
         self.interrupt, self.logged, self.results = Interrupt(), Means(), Readback[Taken](here.device)
         self.not_finite = torch.zeros((), device=here.device)
         self.step, self.seconds, self.stopping, self.loss = 0, 0.0, False, math.nan
@@ -96,7 +100,7 @@ class Run:
         limit = self.config.minutes
         return self.step >= self.config.steps or (limit is not None and self.seconds >= limit * 60)
 
-    def run(self, recipe: Config | None, facts: Mapping[str, Any] | None) -> Path:
+    def run(self, recipe: Config | None, facts: Mapping[str, Any]) -> Path:
         model, changed = self.folder / "model", list[str]()
         with contextlib.ExitStack() as stack:
             if self.team.main:
@@ -116,8 +120,7 @@ class Run:
                 journal.report(f"the run goes on with {', '.join(changed)}")
             if resumed:
                 journal.report(f"going on from step {self.step}")
-                if line := jump(resumed.state, self.step, self.config, self.seconds):
-                    journal.report(line)
+                journal.report(jump(resumed.state, self.step, self.config, self.seconds))
             else:
                 self.start()
             with self.interrupt.watching():
@@ -151,9 +154,7 @@ class Run:
         with contextlib.closing(prefetched(self.batch_at, pieces, config, self.team.device)) as batches:
             while not (self.finished or self.stopping):
                 self.take_step(batches, time.monotonic() - began)
-                if self.stopping or self.due(
-                    config.log_every, config.validate_every, config.sample_every, config.checkpoint_every
-                ):
+                if self.stopping or self.due(*config.intervals):
                     self.settle(wait=True)
                 speed = journal.advance(self.step, self.loss, config.batch_size)
                 if self.due(config.log_every):
@@ -188,8 +189,8 @@ class Run:
             total += losses.detach().sum() / config.batch_size
             parts.append((batch.get("key", part), losses.detach()))
             self.logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
-        own = torch.tensor([float(self.interrupt.number), seconds if self.team.main else 0.0])
-        extras = torch.cat([total.reshape(1), to_device({"own": own}, device)["own"]])
+        own = torch.tensor([self.interrupt.number, seconds if self.team.main else 0.0])
+        extras = torch.cat([total.reshape(1), sent(own, device)])
         sums = self.team.sum_gradients(self.parameters, extras)  # loss, signals, seconds
         norm = self.team.clip_gradients(self.parameters, config.clip or math.inf)
         self.results.send(torch.cat([sums, norm.reshape(1)]), Taken(self.step, rate, parts))

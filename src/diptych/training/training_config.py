@@ -59,7 +59,8 @@ class TrainingConfig(Config):
     seed: Annotated[int, Within(-(2**63), 2**63 - 1)] = 0
     """Seed of everything random in the run."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bfloat16 autocast on CUDA devices that support it, else float32. On most CPUs bf16 is far slower."""
+    """`auto`: bfloat16 autocast on GPUs that have it and on CPUs with AVX512-BF16 or AMX, else float32: on other CPUs
+    bf16 is far slower. A run stays with what it began with."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`."""
     threads: Annotated[int | None, Within(1, 1024)] = None
@@ -83,6 +84,11 @@ class TrainingConfig(Config):
     """Steps between two checkpoints; there is always one at the end."""
     keep: int = 2
     """Newest whole checkpoints that are kept."""
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """Steps between two of everything that is done at intervals."""
+        return self.log_every, self.validate_every, self.sample_every, self.checkpoint_every
 
     def check(self) -> None:
         for field in (
