@@ -144,7 +144,7 @@ def test_codes_computed_once_are_those_computed_at_every_step(
     datasets: dict[str, ImageDataset], tmp_path: Path
 ) -> None:
     store = precompute(datasets, first_stage(), minilm(), tmp_path / "store", CPU, "codes")
-    assert load_safetensors(store / "codes-train.safetensors")["codes"].dtype == torch.int16
+    assert load_safetensors(store / "codes-train-000000.safetensors")["codes"].dtype == torch.int16
     model = system("minilm")
     kept_model = Autoregressive(model.config, first_stage(), EmbeddedTexts.load(minilm(), store), model.transformer)
     for split, dataset in datasets.items():
@@ -158,7 +158,7 @@ def test_codes_computed_once_are_those_computed_at_every_step(
         assert (words["context"] - exact["context"]).abs().max() < 2e-3, "half precision"
     with pytest.raises(UserError, match="made with another autoencoder"):
         PrecomputedLatents(store, "train", 0, first_stage(seed=4), "codes")
-    with pytest.raises(UserError, match=r"latents-train\.safetensors"):
+    with pytest.raises(UserError, match=r"latents-train-000000\.safetensors is missing"):
         PrecomputedLatents(store, "train", 0, first_stage())
 
 

@@ -156,14 +156,10 @@ def spoil(folder: Path, name: str, content: bytes | None) -> None:
     [
         ("config.json", None),
         ("config.json", b"{"),
-        ("examples-train.json", None),
-        ("examples-train.json", b"\xff"),
-        ("latents-train.safetensors", None),
-        ("latents-train.safetensors", b"\x80\x04" + bytes(50)),
-        ("captions.json", None),
-        ("captions.json", b"[]"),
-        ("text.safetensors", None),
-        ("text.safetensors", b"PK\x03\x04" + bytes(50)),
+        ("latents-train-000000.safetensors", None),
+        ("latents-train-000000.safetensors", b"\x80\x04" + bytes(50)),
+        ("text-000000.safetensors", None),
+        ("text-000000.safetensors", b"PK\x03\x04" + bytes(50)),
     ],
 )
 def test_a_damaged_folder_is_refused_by_name(store: Path, tmp_path: Path, name: str, content: bytes | None) -> None:

@@ -115,7 +115,7 @@ class ImageBatches:
             pixels[row] = augment_image(example.image, self.dataset.config, seed)
             captions.append(example.captions)
             keys.append(example.key)
-        return batch_of(order, Filled(pixels, captions, keys))
+        return self.batch(order, Filled(pixels, captions, keys))
 
     def order(self, positions: Sequence[int]) -> Order:
         """What is to be read for these positions."""
@@ -133,10 +133,23 @@ class ImageBatches:
         orders = collections.deque[Order]()
         for filled in pool.batches(orders.append(order) or order for order in map(self.order, pieces)):
             self.dataset.quarantine.flush()
-            yield batch_of(orders.popleft(), filled)
+            yield self.batch(orders.popleft(), filled)
+
+    def batch(self, order: Order, filled: Filled) -> dict[str, Any]:
+        """A batch as it is before it comes to the device."""
+        pixels = torch.from_numpy(filled.pixels)
+        return {"pixels": pixels, **texts(filled.captions, filled.keys, [seed for _, seed in order.examples])}
 
 
-def batch_of(order: Order, filled: Filled) -> dict[str, Any]:
-    """A batch as it is before it comes to the device."""
-    pixels = torch.from_numpy(filled.pixels)
-    return {"pixels": pixels, **texts(filled.captions, filled.keys, [seed for _, seed in order.examples])}
+class EachImage(ImageBatches):
+    """The images of a data set by their numbers, as they are stored, with "captions", all of each."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        super().__init__(dataset.split(dataset.config.split, flip=0.0), 0)
+
+    def order(self, positions: Sequence[int]) -> Order:
+        side = self.dataset.config.side
+        return Order([(index, 0) for index in positions], (side, side))
+
+    def batch(self, order: Order, filled: Filled) -> dict[str, Any]:
+        return {**super().batch(order, filled), "captions": [list(some) for some in filled.captions]}

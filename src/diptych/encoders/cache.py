@@ -13,7 +13,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.config import Config, read_json
-from diptych.core.disk import Written, remove, replacing, write_text
+from diptych.core.disk import Written, remove, replacing, values_of, write_text
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
 from diptych.encoders.base import TextEmbedding, TextEncoder, network_of
 from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.encoders.joint import JointTransformer
+from diptych.encoders.text_store import StoredPart, TextStore
 from diptych.weights.files import load_metadata, load_safetensors
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.save import save_safetensors
@@ -39,6 +40,8 @@ CACHED = Written(
     ("text.safetensors", "captions.json"),
     lambda folder: re.fullmatch("[0-9a-f]{16}", folder.name) is not None and not folder.is_symlink(),
 )
+IN_MEMORY = 2**31
+"""Bytes of a store beyond which its embeddings are read from disk when they are asked for."""
 BATCHES_PER_PART = 16
 """Batches that `CachedTexts` writes at once: the most that a killed run loses."""
 
@@ -185,17 +188,7 @@ class EmbeddedTexts:
     def encode(self, prompts: list[str]) -> TextEmbedding:
         if self.missing(prompts):
             self.read(prompts)
-        places = [self.index[prompt] for prompt in prompts]
-        rows = [part.row(index) for part, index in places]
-        sequence = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
-        lengths = torch.tensor([len(row) for row in rows])
-        embedding = TextEmbedding.from_sequence(sequence, torch.arange(sequence.shape[1]) < lengths[:, None])
-        for i, (part, index) in enumerate(places):
-            if part.pooled is not None:
-                embedding.pooled[i] = part.pooled[index]
-        if not (sequence.isfinite().all() and embedding.pooled.isfinite().all()):
-            raise UserError("a text embedding on disk holds NaN or Inf: delete the folder it lies in and make it again")
-        return embedding
+        return padded([self.index[prompt] for prompt in prompts])
 
     def unload(self) -> None:
         """Free the real encoder if it can be built again."""
@@ -213,12 +206,57 @@ class EmbeddedTexts:
 
     @classmethod
     def load(cls, encoder: TextEncoder, folder: Path) -> EmbeddedTexts:
-        """Read what `save` wrote. A `UserError` where another encoder made it; a file that does not say is trusted."""
-        path = folder / "text.safetensors"
-        made_by = load_metadata(path).get("encoder")
+        """Read what `save` or `diptych precompute` wrote; of a large store, each prompt when it is asked for. A
+        `UserError` where another encoder made it; a file that does not say is trusted."""
+        path, stated = folder / "text.safetensors", values_of(folder / "config.json").get("texts")
+        made_by = load_metadata(path).get("encoder") if stated is None else stated["encoder"]
         if made_by not in (None, encoder_fingerprint(encoder)) and made_by != weights_fingerprint(encoder):
             raise UserError(f"{path} was made with another text encoder: make it again with `diptych precompute`")
-        return cls(encoder, CachePart.load(folder, encoder.width))
+        if stated is None:
+            return cls(encoder, CachePart.load(folder, encoder.width))
+        store = TextStore(folder, stated["bytes"], encoder.width, "make it again with `diptych precompute`")
+        if store.bytes > IN_MEMORY:
+            return StoredTexts(encoder, store)
+        parts = map(store.part, range(len(stated["bytes"])))
+        return cls(
+            encoder, *(CachePart(part.prompts[:], part.tokens, part.ends.tolist(), part.pooled) for part in parts)
+        )
+
+
+def padded(places: Sequence[tuple[CachePart | StoredPart, int]]) -> TextEmbedding:
+    """The embeddings of rows of parts."""
+    rows = [part.row(index) for part, index in places]
+    sequence = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
+    lengths = torch.tensor([len(row) for row in rows])
+    embedding = TextEmbedding.from_sequence(sequence, torch.arange(sequence.shape[1]) < lengths[:, None])
+    for i, (part, index) in enumerate(places):
+        if part.pooled is not None:
+            embedding.pooled[i] = part.pooled[index]
+    if not (sequence.isfinite().all() and embedding.pooled.isfinite().all()):
+        raise UserError("a text embedding on disk holds NaN or Inf: delete the folder it lies in and make it again")
+    return embedding
+
+
+class StoredTexts(EmbeddedTexts):
+    """A text encoder whose embeddings of some prompts are on disk, memory-mapped, and those of others in memory."""
+
+    def __init__(self, encoder: TextEncoder, store: TextStore) -> None:
+        super().__init__(encoder)
+        self.store = store
+
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        unknown = super().missing(prompts)
+        found = self.store.find(unknown)
+        return [prompt for prompt, place in zip(unknown, found, strict=True) if place is None]
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        places = [
+            place or self.index.get(prompt) for prompt, place in zip(prompts, self.store.find(prompts), strict=True)
+        ]
+        if None in places:
+            self.read(prompts)
+            places = [place or self.index[prompt] for prompt, place in zip(prompts, places, strict=True)]
+        return padded(places)  # type: ignore[arg-type]
 
 
 class CachedTexts(EmbeddedTexts):

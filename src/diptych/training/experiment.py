@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from diptych.models.cascade import assemble as assemble_cascade
 from diptych.pretrained.families import open_published
 from diptych.pretrained.load import find, is_published
 from diptych.pretrained.source import Options
+from diptych.training.distributed import Team, set_precision, team
 from diptych.training.experiment_config import NOT_PRECOMPUTED, Recipe
 from diptych.training.experiment_data import QUARANTINE, learned_fit, open_data, open_splits
 from diptych.training.precompute import PRECOMPUTED
@@ -44,15 +47,21 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
 
 def precompute(recipe: Recipe, out: Path) -> Path:
     """Latents or codes and, for a frozen text encoder, embeddings of the recipe's data, in a folder for
-    `system.precomputed`."""
+    `system.precomputed`; under torchrun all processes share the work. The autoencoder runs in float32, or in bfloat16
+    with training.precision=bf16, and `training.workers` decode ahead."""
     if not recipe.system.precomputable:
         recipe.system.precomputing()
     if recipe.data.drawn:
         raise UserError(f"{NOT_PRECOMPUTED}: set data.crop=none and data.center_shift=0, or train without precomputing")
     PRECOMPUTED.require(out)
-    datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
-    autoencoder, text, kept = recipe.system.precomputing()
-    return precompute_data(datasets, autoencoder, text, out, find_device(recipe.training.device), kept)
+    settings = recipe.training
+    with contextlib.ExitStack() as stack:
+        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        here = Team(0, 1, find_device(settings.device)) if alone else stack.enter_context(team(settings.device))
+        datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
+        autoencoder, text, kept = recipe.system.precomputing()
+        bf16 = set_precision("bf16" if settings.precision == "bf16" else "fp32", here.device)
+        return precompute_data(datasets, autoencoder, text, out, here.device, kept, here, settings, bf16)
 
 
 def assemble(sources: Sequence[str], out: Path, allow_pickle: bool = False) -> Path:

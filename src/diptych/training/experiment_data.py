@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diptych.core.disk import values_of
 from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import mix
 from diptych.core.terminal import print_err
@@ -20,13 +21,8 @@ from diptych.data.stream import ImageBatches
 from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.distributed import own_device
-from diptych.training.precompute import (
-    EmbeddedTexts,
-    Kept,
-    PrecomputedLatents,
-    precomputed_splits,
-    read_precomputed,
-)
+from diptych.training.precompute import EmbeddedTexts
+from diptych.training.precomputed import Examples, Kept, PrecomputedLatents, precomputed_splits, spaced
 from diptych.training.prefetch import BatchAt
 from diptych.training.read_text import Embedding, ahead, embedded_ahead, read_online
 from diptych.training.system import TrainingData
@@ -91,7 +87,7 @@ class PrecomputedData:
     def __init__(self, recipe: Recipe, store: Path) -> None:
         self.store, self.config, self.seed = store, recipe.data, recipe.training.seed
         self.device = own_device(recipe.training.device)
-        self.has_texts = (store / "text.safetensors").is_file()
+        self.has_texts = (store / "text.safetensors").is_file() or "texts" in values_of(store / "config.json")
         self.splits: dict[str, PrecomputedLatents] = {}
         self._fit: Fit | None = None
 
@@ -100,11 +96,13 @@ class PrecomputedData:
         raise UserError(f"{self.store} holds precomputed data, and this needs images: set system.precomputed=none")
 
     def captions(self, *splits: str, cut: bool = False, examples: int | None = None) -> list[str]:
-        if not cut:
-            return stored_captions(self.store, *(splits or precomputed_splits(self.store)), examples=examples)
-        self._cut_captions()
-        found = [self.splits[split].captions for split in splits or self.splits]
-        return sorted({caption for rows in found for row in spaced(rows, examples) for caption in row})
+        if cut:
+            self._cut_captions()
+            return sorted({one for split in splits or self.splits for one in self.splits[split].all_captions(examples)})
+        kept: Kept = "latents" if any(self.store.glob("latents-*.safetensors")) else "codes"
+        stored = [Examples(self.store, split, kept) for split in splits or precomputed_splits(self.store)]
+        rows = (rows.captions(row) for rows in stored for row in spaced(range(len(rows)), examples))
+        return sorted({caption for row in rows for caption in row})
 
     def encoded_by(
         self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
@@ -114,7 +112,7 @@ class PrecomputedData:
             self.splits[split] = PrecomputedLatents(
                 self.store, split, split_seed(self.seed, split), autoencoder, kept, flip
             )
-        stored = tuple(self.splits["train"].stored.shape[1:])
+        stored = self.splits["train"].shape
         if shape is not None and stored != shape:
             raise UserError(
                 f"{self.store} holds {kept} of shape {stored}, not {shape}: make it again with `diptych precompute`"
@@ -214,19 +212,6 @@ def fit_all(fit: Fit | None, *datasets: ImageDataset) -> None:
 def learned_fit(task: Any) -> Fit | None:
     """What cuts captions, of a task whose text encoder learned its tokenizer, or classes, from captions."""
     return getattr(getattr(getattr(task, "system", None), "text", None), "fit", None)
-
-
-def stored_captions(store: Path, *splits: str, examples: int | None = None) -> list[str]:
-    """Every caption of these splits of precomputed data, or of at most so many examples of each, once, sorted."""
-    found = [read_precomputed(store / f"examples-{split}.json")["captions"] for split in splits]
-    return sorted({caption for rows in found for row in spaced(rows, examples) for caption in row})
-
-
-def spaced(rows: Sequence[Any], most: int | None) -> Iterator[Any]:
-    """All rows, or so many of them, evenly spaced."""
-    if most is None or len(rows) <= most:
-        return iter(rows)
-    return (rows[number * len(rows) // most] for number in range(most))
 
 
 def all_captions(*datasets: ImageDataset, examples: int | None = None) -> list[str]:

@@ -1,8 +1,9 @@
 """Latents or codes and text embeddings computed once and kept on disk, so that training reads them and nothing else.
 
-A folder holds, for each split, latents (the encoder's moments, so that posteriors are still sampled freshly) or codes
-(of a VQ), `text.safetensors` (every caption's tokens, end to end), `captions.json` and `config.json`. Hashes say which
-autoencoder and text encoder they come from.
+A folder holds, for each split, the examples in parts of `PART`: latents (the encoder's moments, so that posteriors are
+still sampled freshly) or codes (of a VQ), captions and keys; the embeddings of all captions, in parts too; and
+`config.json`, which says how large each part is and which autoencoder and text encoder they come from. Any number of
+processes share the work; each is in memory one part at a time.
 """
 
 from __future__ import annotations
@@ -12,49 +13,63 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.core.disk import Written, make_folder, remove, replacing, sweep, values_of, write_text
+from diptych.core.disk import Written, make_folder, put, remove, sweep, values_of, write_text
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
-from diptych.data.augment import flipped
-from diptych.data.dataset import ImageDataset, fit_captions
+from diptych.core.terminal import print_err
+from diptych.data.dataset import ImageDataset
 from diptych.data.paths import walk
-from diptych.data.stream import SampleStream, collate, texts
-from diptych.encoders.base import TextEncoder
+from diptych.data.stream import EachImage
+from diptych.encoders.base import TextEncoder, network_of
 from diptych.encoders.cache import CachePart, EmbeddedTexts, by_length, encoder_fingerprint, read_precomputed
+from diptych.encoders.text_store import STEM, save_part
 from diptych.networks.autoencoder import Autoencoder
+from diptych.training.distributed import Team
+from diptych.training.precomputed import (
+    FLIPPED,
+    NAMES,
+    Examples,
+    Kept,
+    PrecomputedLatents,
+    part_tensors,
+    precomputed_splits,
+)
+from diptych.training.prefetch import prefetched
+from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import load_safetensors
 from diptych.weights.fingerprint import fingerprint
-from diptych.weights.save import join_safetensors, save_safetensors
+from diptych.weights.packed_texts import PackedTexts, buckets_of, text_hashes
+from diptych.weights.part_files import part_name
+from diptych.weights.save import save_safetensors
 
-__all__ = ["EmbeddedTexts", "PrecomputedLatents", "precompute", "precomputed_splits", "read_precomputed"]
+__all__ = ["EmbeddedTexts", "Kept", "PrecomputedLatents", "precompute", "precomputed_splits", "read_precomputed"]
 
 BATCH = 64
 PART = 16 * BATCH
-"""Images, or captions, of a part: what an interruption loses at most."""
-Kept = Literal["latents", "codes"]
-"""What is kept of an image: the encoder's moments in half precision, or the codes of a VQ."""
-NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes")}
-"""How it is called in its file, and in a batch."""
+"""Images, or about so many captions, of a part: what an interruption of a process loses at most."""
+ALONE = TrainingConfig(workers=0)
+"""Images are decoded when they are needed."""
+GATHERED = 256
+"""Parts of captions that are gathered from the examples at a time."""
 TEXTS = ("text.safetensors", "captions.json")
-FLIPPED = "_flipped"
-"""Behind that name in its file: the same of the mirror images."""
-
+"""Files of earlier versions."""
 
 PRECOMPUTED = Written(
     "precomputed data",
-    ("config.json", "latents-*.safetensors", "codes-*.safetensors", "examples-*.json", *TEXTS),
+    ("config.json", "asked.json", *(f"{name}-*.safetensors" for name in (*NAMES, STEM)), "examples-*.json", *TEXTS),
     lambda folder: {"autoencoder", "examples"} <= values_of(folder / "config.json").keys(),
 )
 UNFINISHED = Written(
     "unfinished work of `diptych precompute`",
-    ("asked.json", "*-*.safetensors", "*-*.json", *(f"text-*/{name}" for name in TEXTS)),
+    ("asked.json", "config.json", "*-*.safetensors", "*-*.json", *(f"text-*/{name}" for name in TEXTS)),
     lambda folder: "precompute" in values_of(folder / "asked.json"),
 )
 
@@ -74,66 +89,117 @@ def precompute(
     out: Path,
     device: torch.device,
     kept: Kept = "latents",
+    team: Team | None = None,
+    settings: TrainingConfig = ALONE,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Path:
     """Write everything that training reads of these datasets (by split) into the folder `out`.
 
-    The work is written in parts, so that memory does not grow with the data, into a folder next to `out`: the same call
-    resumes behind the last part after an interruption, and nothing is at `out` before all is. Raises a `UserError`
-    where `out` holds anything but precomputed data, or another process is at it.
+    The work is done in parts, in a folder next to `out` which becomes `out` when all are there: the same call resumes
+    with the parts that are missing after an interruption, and does nothing where `out` is made of the same. team: the
+    processes that share the work; all call this with the same arguments. settings: how many workers decode images
+    ahead. autocast: what the autoencoder is run in. Raises a `UserError` where `out` holds anything but precomputed
+    data, or another run is at it.
     """
     PRECOMPUTED.require(out)
-    asked = {
-        "precompute": kept,
-        "autoencoder": fingerprint(autoencoder),
-        "text": None if text is None else encoder_fingerprint(text),
-        "data": {split: contents_of(dataset) for split, dataset in datasets.items()},
-    }
-    with unfinished(out, asked) as work:
-        parts, rows = {}, {}
+    team = team or Team(0, 1, device)
+    asked = None
+    if team.main:
+        asked = {
+            "precompute": kept,
+            "part": PART,
+            "autoencoder": fingerprint(autoencoder),
+            "text": None if text is None else encoder_fingerprint(text),
+            "data": {split: contents_of(dataset) for split, dataset in datasets.items()},
+        }
+    asked = agreed(team, asked)
+    if agreed(team, team.main and is_made(out, asked)):
+        if team.main:
+            print_err(f"{out} is made of these data by these models already: nothing to do")
+        return out
+    with unfinished(out, asked, team) as work:
         for split, dataset in datasets.items():
-            parts[split] = encode_dataset(dataset, autoencoder, device, kept, work, split)
-            examples = [read_precomputed(part.with_suffix(".json")) for part in parts[split]]
-            rows[split] = {key: [row for some in examples for row in some[key]] for key in ("captions", "keys")}
-        captions = [caption for split in rows.values() for row in split["captions"] for caption in row]
-        texts = [] if text is None else embed_captions(text, captions, out, work)
-        with replacing(out, PRECOMPUTED) as partial:
-            partial.mkdir()
-            for split in datasets:
-                join_safetensors(parts[split], partial / f"{kept}-{split}.safetensors")
-                write_text(partial / f"examples-{split}.json", json.dumps(rows[split]))
-            if text is not None:
-                join_parts(texts, partial, str(asked["text"]), text.width)
-            counts = {split: len(found["keys"]) for split, found in rows.items()}
-            config = {"autoencoder": asked["autoencoder"], "examples": counts}
-            write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
+            encode_dataset(dataset, autoencoder, device, kept, work, split, team, settings, autocast)
+        agreed(team)  # all parts are there
+        stated: dict[str, Any] = {"autoencoder": asked["autoencoder"]}
+        stated["examples"] = {split: len(dataset) for split, dataset in datasets.items()}
+        sizes = {split: sizes_of(work, f"{kept}-{split}", -(-len(datasets[split]) // PART)) for split in datasets}
+        stated["parts"] = {"size": PART, "bytes": sizes}
+        if text is not None:
+            parts = embed_captions(
+                text, [(f"{kept}-{split}", len(sizes[split])) for split in datasets], out, work, team
+            )
+            agreed(team)
+            stated["texts"] = {"encoder": asked["text"], "bytes": sizes_of(work, STEM, parts)}
+        if team.main:
+            write_text(work / "config.json", json.dumps(stated) + "\n")
+            put(work, out, PRECOMPUTED)
+        agreed(team)
     return out
 
 
+def agreed(team: Team, value: Any = None) -> Any:
+    """What the main process says, once all have come here."""
+    try:
+        return team.gather(value)[0]
+    except RuntimeError as error:  # of torch.distributed
+        raise UserError(
+            "another process of this run has ended; the parts that are finished are kept, and the same command goes on "
+            f"from there ({str(error).splitlines()[0][:100]})"
+        ) from error
+
+
+def is_made(out: Path, asked: dict[str, Any]) -> bool:
+    """Whether a folder is whole and was made of what is asked for. Says what has changed where it was not."""
+    made = values_of(out / "asked.json")
+    if made != asked:
+        names = {"autoencoder": "the autoencoder", "text": "the text encoder", "data": "the data"}
+        changed = [name for key, name in names.items() if key in made and made[key] != asked[key]]
+        if changed:
+            print_err(f"{out} was made before {' and '.join(changed)} changed: it is made again")
+        return False
+    try:
+        for split in (stated := read_precomputed(out / "config.json"))["examples"]:
+            Examples(out, split, asked["precompute"])
+        return "texts" not in stated or sizes_of(out, STEM, len(stated["texts"]["bytes"])) == stated["texts"]["bytes"]
+    except (UserError, OSError) as error:
+        print_err(f"{error}")
+        return False
+
+
 @contextlib.contextmanager
-def unfinished(out: Path, asked: dict[str, Any]) -> Iterator[Path]:
-    """The folder in which work on `out` is kept until it is finished, with what an earlier call left of the same work;
-    it goes afterwards, and stays when the work is broken off. Held by a lock."""
+def unfinished(out: Path, asked: dict[str, Any], team: Team | None = None) -> Iterator[Path]:
+    """The folder in which work on `out` is kept until it is finished, with what an earlier call left of the same work.
+    It stays when the work is broken off. Held by a lock of the main process."""
     place = Path(os.path.realpath(out))
     work = place.with_name(f".{place.name}.unfinished")
-    if work.is_dir():
-        sweep(work)
-    UNFINISHED.require(work)
-    make_folder(work)
-    descriptor = os.open(work, os.O_RDONLY)
+    descriptor = None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is precomputing {out}: wait for it, or name another folder") from None
-        if values_of(work / "asked.json") != asked:
-            for path in work.iterdir():  # of other data, or of another model
-                remove(path)
-            write_text(work / "asked.json", json.dumps(asked, indent=2) + "\n")
+        if team is None or team.main:
+            if work.is_dir():
+                sweep(work)
+            UNFINISHED.require(work)
+            make_folder(work)
+            descriptor = os.open(work, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is precomputing {out}: wait for it, or name another folder") from None
+            if values_of(work / "asked.json") != asked:
+                for path in work.iterdir():  # of other data, or of another model
+                    remove(path)
+                write_text(work / "asked.json", json.dumps(asked, indent=2) + "\n")
+        if team is not None:
+            agreed(team)
         yield work
-        if UNFINISHED.foreign(work) is None:
-            remove(work)
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def sizes_of(folder: Path, stem: str, count: int) -> list[int]:
+    """The bytes of each part."""
+    return [(folder / part_name(stem, number)).stat().st_size for number in range(count)]
 
 
 def contents_of(dataset: ImageDataset) -> str:
@@ -148,146 +214,125 @@ def contents_of(dataset: ImageDataset) -> str:
 
 @torch.no_grad()
 def encode_dataset(
-    dataset: ImageDataset, autoencoder: Autoencoder, device: torch.device, kept: Kept, work: Path, split: str
-) -> list[Path]:
-    """What is kept of every image, in parts: of each a file of tensors, and captions and keys as JSON.
-    Those that are in `work` already are not made again.
+    dataset: ImageDataset,
+    autoencoder: Autoencoder,
+    device: torch.device,
+    kept: Kept,
+    work: Path,
+    split: str,
+    team: Team,
+    settings: TrainingConfig = ALONE,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> None:
+    """What is kept of every image, with captions and keys, in parts; those that are in `work` already are not made
+    again, and each process makes its share of the others.
 
     Where images are flipped, what is kept of each one's mirror image too, as an encoder's latents are not the
     mirrored ones.
     """
     autoencoder.to(device).eval()
-    name, found = NAMES[kept][0], []
-    with bar() as progress:
+    name, stem = NAMES[kept][0], f"{kept}-{split}"
+    parts = [range(start, min(start + PART, len(dataset))) for start in range(0, len(dataset), PART)]
+    mine = team.share(missing_parts(work, stem, len(parts), team))
+
+    pieces = (
+        list(parts[number][first : first + BATCH]) for number in mine for first in range(0, len(parts[number]), BATCH)
+    )
+    with (
+        contextlib.closing(prefetched(EachImage(dataset), pieces, settings, device)) as batches,
+        showing(team) as progress,
+    ):
         task = progress.add_task(f"encoding images ({split})", total=len(dataset))
-        for number, start in enumerate(range(0, len(dataset), PART)):
-            path = work / f"{split}-{number:06d}.safetensors"
-            found.append(path)
-            indices = range(start, min(start + PART, len(dataset)))
-            if path.is_file() and path.with_suffix(".json").is_file():  # both whole: they are renamed to their places
-                progress.reached(task, indices.stop)
-                continue
+        progress.reached(task, max(0, len(dataset) - team.size * sum(len(parts[number]) for number in mine)))
+        for number in mine:
             tensors: dict[str, list[Tensor]] = {}
             captions, keys = [], []
-            for first in indices[::BATCH]:
-                examples = [dataset[index] for index in range(first, min(first + BATCH, indices.stop))]
-                images = collate(examples, [0] * len(examples))["picture"].to(device)
-                tensors.setdefault(name, []).append(encode(autoencoder, images, kept))
-                if dataset.config.flip:
-                    tensors.setdefault(name + FLIPPED, []).append(encode(autoencoder, images.flip(-1), kept))
-                captions += [list(example.captions) for example in examples]
-                keys += [example.key for example in examples]
-                progress.advance(task, len(examples))
-            joined = {key: torch.cat(parts) for key, parts in tensors.items()}
+            while len(keys) < len(parts[number]):
+                batch = next(batches)
+                images = batch["picture"]
+                with autocast():
+                    tensors.setdefault(name, []).append(encode(autoencoder, images, kept))
+                    if dataset.config.flip:
+                        tensors.setdefault(name + FLIPPED, []).append(encode(autoencoder, images.flip(-1), kept))
+                captions += batch["captions"]
+                keys += batch["key"]
+                progress.advance(task, len(images) * team.size)
+            joined = {key: torch.cat(some) for key, some in tensors.items()}
             if not all(torch.isfinite(tensor).all() for tensor in joined.values()):
                 raise UserError(f"the autoencoder gives NaN or Inf for images from {keys[0]} to {keys[-1]}")
-            write_text(path.with_suffix(".json"), json.dumps({"captions": captions, "keys": keys}))
-            save_safetensors(joined, path)
-    return found
+            hashes = text_hashes(caption for row in captions for caption in row)
+            save_safetensors(joined | part_tensors(captions, keys, hashes), work / part_name(stem, number))
 
 
-def embed_captions(text: TextEncoder, captions: list[str], folder: Path, work: Path) -> list[Path]:
-    """Every caption, and the empty one, embedded, in folders of a part each; what an earlier run left in `folder`, or
-    an interrupted one in `work`, is not embedded again."""
+def missing_parts(work: Path, stem: str, count: int, team: Team) -> list[int]:
+    """The parts that are not in `work`, as the main process sees it: those that are there are whole."""
+    missing = [number for number in range(count) if not (work / part_name(stem, number)).is_file()] if team.main else []
+    return agreed(team, missing)
+
+
+@contextlib.contextmanager
+def showing(team: Team) -> Iterator[Any]:
+    """A progress bar of the main process, which counts what all do as if all were as quick."""
+    with bar() if team.main else contextlib.nullcontext(Unseen()) as progress:
+        yield progress
+
+
+class Unseen:
+    """In place of a progress bar."""
+
+    def add_task(self, description: str, total: int) -> int:
+        return 0
+
+    def advance(self, task: int, steps: int) -> None: ...
+
+    def reached(self, task: int, steps: int) -> None: ...
+
+
+@torch.no_grad()
+def embed_captions(text: TextEncoder, examples: Sequence[tuple[str, int]], folder: Path, work: Path, team: Team) -> int:
+    """Every caption of the parts of examples (stem, number of parts) in `work`, and the empty one, embedded, each part
+    of an equal range of hashes; returns how many parts that makes. What an earlier run left in `folder`, or an
+    interrupted one in `work`, is not embedded again."""
     answers: TextEncoder = text
-    if (folder / "captions.json").is_file():
-        with contextlib.suppress(UserError):  # damaged, or of another encoder: made again
-            answers = EmbeddedTexts.load(text, folder)
-    prompts, found = by_length([*captions, ""]), []
-    with bar() as progress:
-        task = progress.add_task("embedding captions", total=len(prompts))
-        for number, start in enumerate(range(0, len(prompts), PART)):
-            some, path = prompts[start : start + PART], work / f"text-{number:06d}"
-            found.append(path)
-            if not path.is_dir():
-                batches = []
-                for first in range(0, len(some), BATCH):
-                    batch = some[first : first + BATCH]
+    with contextlib.suppress(UserError):  # none, damaged, or of another encoder: made again
+        answers = EmbeddedTexts.load(text, folder)
+    if (network := network_of(text)) is not None:
+        network.to(team.device)
+    sources = [work / part_name(stem, number) for stem, count in examples for number in range(count)]
+    total = sum(len(load_safetensors(path, check_finite=False)["hashes"]) for path in sources)
+    count = max(1, -(-total // PART))
+    mine = team.share(missing_parts(work, STEM, count, team))
+    with showing(team) as progress:
+        task = progress.add_task("embedding captions", total=count)
+        progress.reached(task, max(0, count - len(mine) * team.size))
+        for start in range(0, len(mine), GATHERED):
+            for number, captions in gathered(sources, mine[start : start + GATHERED], count):
+                prompts, batches = by_length(captions), []
+                for first in range(0, len(prompts), BATCH):
+                    batch = prompts[first : first + BATCH]
                     batches.append(CachePart.of(batch, answers.encode(batch)))
-                    progress.advance(task, len(batch))
-                with replacing(path) as partial:
-                    partial.mkdir()
-                    CachePart.join(batches).save(partial, encoder_fingerprint(text))
-            progress.reached(task, start + len(some))
-    return found
+                part = (
+                    CachePart.join(batches) if batches else CachePart([], torch.empty(0, text.width).half(), [], None)
+                )
+                save_part(work / part_name(STEM, number), part.prompts, part.tokens, part.ends, part.pooled)
+                progress.advance(task, team.size)
+    return count
 
 
-def join_parts(folders: list[Path], out: Path, encoder: str, width: int) -> None:
-    """All the prompts of several parts, and their embeddings, as one."""
-    if any(CachePart.load(folder, width).pooled is not None for folder in folders):  # then all need their own
-        for folder in folders:
-            part = CachePart.load(folder, width)
-            if part.pooled is None:
-                part._replace(pooled=part.means()).save(folder, encoder)
-    join_safetensors(
-        [folder / "text.safetensors" for folder in folders], out / "text.safetensors", {"encoder": encoder}
-    )
-    prompts = [prompt for folder in folders for prompt in read_precomputed(folder / "captions.json")]
-    write_text(out / "captions.json", json.dumps(prompts))
-
-
-def precomputed_splits(folder: Path) -> list[str]:
-    """The splits that a precomputed folder holds. Raises a `UserError` where there is none."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no precomputed latents in {folder}: make them with `diptych precompute`")
-    return list(read_precomputed(folder / "config.json")["examples"])
-
-
-class PrecomputedLatents:
-    """One split of a precomputed folder, as batches of stream positions; `flip`: with what probability mirrored."""
-
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        seed: int,
-        autoencoder: Autoencoder,
-        kept: Kept = "latents",
-        flip: float = 0.0,
-    ) -> None:
-        splits = precomputed_splits(folder)
-        if read_precomputed(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
-            raise UserError(f"{folder} was made with another autoencoder: make it again with `diptych precompute`")
-        if split not in splits:
-            raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")
-        name, self.key = NAMES[kept]
-        tensors = load_safetensors(folder / f"{kept}-{split}.safetensors")
-        if flip and name + FLIPPED not in tensors:
-            raise UserError(
-                f"{folder} was made without data.flip: make it again with `diptych precompute`, or leave it 0"
-            )
-        self.flip, self.stored = flip, tensors[name]
-        self.mirrored = tensors.get(name + FLIPPED, self.stored)
-        examples = read_precomputed(folder / f"examples-{split}.json")
-        self.captions, self.keys, self.seed = examples["captions"], examples["keys"], seed
-        self.places = list(range(len(self.keys)))
-        self.stream = SampleStream(len(self.places), seed)
-
-    def fit_captions(self, fit: Callable[[str], str], long_captions: str) -> dict[str, str]:
-        """Let captions be as a reader reads them; what does not fit is cut or left out, as `DataConfig.long_captions`
-        says. Returns what was changed or left out: keys, and why. Raises a `UserError` where nothing is left."""
-        changed: dict[str, str] = {}
-        for place in self.places:
-            key = self.keys[place]
-            kept, why = fit_captions(self.captions[place], fit, long_captions)
-            if why:
-                changed[key] = why
-            self.captions[place] = kept
-        self.places = [place for place in self.places if self.captions[place]]
-        if not self.places:
-            raise UserError(f"no example is left ({next(iter(changed.values()))})")
-        self.stream = SampleStream(len(self.places), self.seed)
-        return changed
-
-    def __call__(self, positions: list[int]) -> dict[str, Any]:
-        drawn, seeds = self.stream.at(positions)
-        places = [self.places[index] for index in drawn.tolist()]
-        at = torch.tensor(places)
-        gathered = self.stored.index_select(0, at)
-        if self.flip:
-            mirrored = torch.tensor([flipped(self.flip, seed) for seed in seeds.tolist()])
-            gathered[mirrored] = self.mirrored.index_select(0, at[mirrored])
-        return {
-            self.key: gathered,
-            **texts([self.captions[place] for place in places], [self.keys[place] for place in places], seeds),
-        }
+def gathered(sources: Sequence[Path], numbers: Sequence[int], count: int) -> Iterator[tuple[int, list[str]]]:
+    """The captions of some of `count` equal ranges of hashes, from parts of examples, with the number of each range."""
+    wanted = np.zeros(count, dtype=bool)
+    wanted[numbers] = True
+    found: dict[int, dict[int, str]] = {number: {} for number in numbers}
+    for path in sources:
+        tensors = load_safetensors(path, check_finite=False)
+        hashes = tensors["hashes"].numpy().view(np.uint64)
+        buckets, texts = buckets_of(hashes, count), PackedTexts.read(tensors, "captions")
+        for row in np.nonzero(wanted[buckets])[0].tolist():
+            some, hashed = found[int(buckets[row])], int(hashes[row])
+            if hashed not in some:
+                some[hashed] = texts[row]
+    empty = int(buckets_of(text_hashes([""]), count)[0])
+    for number in numbers:
+        captions = set(found.pop(number).values())
+        yield number, [*captions, *([""] if number == empty else [])]
