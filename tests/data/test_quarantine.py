@@ -20,7 +20,7 @@ from diptych.data.decode import decode
 from diptych.data.openfiles import OpenFiles
 from diptych.data.paths import is_system_file
 from diptych.data.quarantine import BrokenExample
-from diptych.data.shards import IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
+from diptych.data.shard_scan import IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
 from tests.data.tiny import foreign_shard, image_dataset, png
 
 

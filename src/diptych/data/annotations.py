@@ -18,7 +18,7 @@ from diptych.data.box_layouts import LAYOUT_FIELD, Sides, format_layout
 from diptych.data.caption_text import decode_text, one_line, parse_json, texts_of
 from diptych.data.paths import is_system_file
 from diptych.data.quarantine import BrokenExample
-from diptych.data.shards import IMAGE_EXTENSIONS
+from diptych.data.shard_scan import IMAGE_EXTENSIONS
 
 METADATA_FILE = "metadata.jsonl"
 MAX_BOXES = 30

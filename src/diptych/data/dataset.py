@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,17 +15,21 @@ import numpy as np
 from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import stable_hash
 from diptych.core.image_files import opened
-from diptych.core.progress import track
 from diptych.data.box_layouts import LAYOUT_FIELD, layout_of, require_layout
 from diptych.data.caption_text import field_texts, one_line
 from diptych.data.dataset_config import DataConfig, Split
 from diptych.data.decode import decode
+from diptych.data.folder_scan import Listing, index_folder, known_folder
 from diptych.data.folders import FolderSource
-from diptych.data.paths import walk
 from diptych.data.quarantine import BrokenExample, Quarantine, reason_of
-from diptych.data.shards import IMAGE_EXTENSIONS, ShardSource
+from diptych.data.selection import Selection
+from diptych.data.shard_files import LocalShard
+from diptych.data.shard_scan import IMAGE_EXTENSIONS
+from diptych.data.shards import ShardSource
 
 __all__ = ["DataConfig", "Example", "ExampleSource", "ImageDataset", "Split", "open_dataset"]
+MOST_LAYOUTS = 2**16
+"""Layouts that are kept once they were measured."""
 Fit = Callable[[str], str]
 """Cuts a caption to the length that a model reads. Raises a `UserError` for a caption that it cannot read."""
 
@@ -47,6 +52,8 @@ class ExampleSource(Protocol):
 
     skipped: dict[str, str]
     """Files, rows and members that belong to no example: name -> reason."""
+    selection: Selection
+    """Which examples are used, and of which split."""
 
     def __len__(self) -> int: ...
 
@@ -66,9 +73,26 @@ class ExampleSource(Protocol):
         """The error for an example without a caption."""
         ...
 
-    def may_state_split(self, index: int) -> bool:
-        """Whether the metadata of this example may state kind, style and split (if not, it need not be read)."""
-        ...
+
+class Marks:
+    """True or false for each of many numbers: a bit each. Thread-safe."""
+
+    def __init__(self, count: int) -> None:
+        self._bits, self._lock = bytearray(-(-count // 8)), threading.Lock()
+
+    def __getitem__(self, number: int) -> bool:
+        return bool(self._bits[number >> 3] >> (number & 7) & 1)
+
+    def __setitem__(self, number: int, value: bool) -> None:
+        with self._lock:
+            mark = 1 << (number & 7)
+            self._bits[number >> 3] = self._bits[number >> 3] & ~mark | mark * value
+
+    def __getstate__(self) -> bytearray:
+        return self._bits
+
+    def __setstate__(self, bits: bytearray) -> None:
+        self._bits, self._lock = bits, threading.Lock()
 
 
 class ImageDataset:
@@ -85,10 +109,10 @@ class ImageDataset:
         self.fit: Fit | None = None
         """Cuts captions to the length that the model reads; none for whole captions."""
         quarantine.skipped = source.skipped
-        self._seen, self._broken = bytearray(len(source)), bytearray(len(source))
+        self._seen, self._broken = Marks(len(source)), Marks(len(source))
         self._cache: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
         self._layouts: dict[int, str] = {}
-        self._selected, self._held_out = self._select()
+        self._recall()
         self._indices = self._of_split(config.split)
 
     def __len__(self) -> int:
@@ -172,7 +196,7 @@ class ImageDataset:
         example goes into the quarantine. Raises a `UserError` where too many do."""
         result = self._read_or_quarantine(index, read)
         if not self._seen[index]:
-            self._seen[index] = 1
+            self._seen[index] = True
             self.quarantine.seen += 1
         if result is None:
             self.quarantine.check()
@@ -191,7 +215,7 @@ class ImageDataset:
         except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
             where, key = self.source.key(index)
             self.quarantine.add(where, key, reason_of(error, f"{key} in {where}"))
-            self._broken[index] = 1  # it alone: another may have its key
+            self._broken[index] = True  # it alone: another may have its key
             return None
 
     def _decoded(self, index: int) -> np.ndarray:
@@ -200,24 +224,27 @@ class ImageDataset:
     def _meta(self, index: int) -> dict[str, Any]:
         return self._captioned(index, self.source.meta(index))
 
-    def _captioned(self, index: int, meta: dict[str, Any], opening: bool = False) -> dict[str, Any]:
-        """Metadata with the captions of training. With `opening`, layouts are not measured and captions not cut."""
+    def _captioned(self, index: int, meta: dict[str, Any]) -> dict[str, Any]:
+        """Metadata with the captions of training."""
         field = self.config.caption_field
         if not self.captions:
             return {**meta, "captions": meta["captions"] or [""]}
         if field == LAYOUT_FIELD:
             require_layout(meta)
-            captions = [""] if opening else [self._layout(index, meta)]
+            captions = [self._layout(index, meta)]
         else:
             captions = meta["captions"] if field is None else field_texts(meta, field)
         if not captions:
             raise self.source.missing_caption(index)
-        return {**meta, "captions": captions if opening else self.fitted(index, captions)}
+        return {**meta, "captions": self.fitted(index, captions)}
 
     def _layout(self, index: int, meta: dict[str, Any]) -> str:
-        if index not in self._layouts:
-            self._layouts[index] = layout_of(meta, lambda: decode(self.source.image_bytes(index), self.config.size))
-        return self._layouts[index]
+        layout = self._layouts.get(index)
+        if layout is None:
+            layout = layout_of(meta, lambda: decode(self.source.image_bytes(index), self.config.size))
+            if len(self._layouts) < MOST_LAYOUTS:
+                self._layouts[index] = layout
+        return layout
 
     def fitted(self, index: int, captions: list[str]) -> list[str]:
         """The captions of an example as the model reads them. Raises `BrokenExample` where none can be read."""
@@ -230,43 +257,24 @@ class ImageDataset:
             self.quarantine.record_change(*self.source.key(index), change)
         return fitted
 
-    def _select(self) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the examples of the config's kinds and styles, and which of them are held out."""
-        config, source = self.config, self.source
-        chosen: list[int] = []
-        held_out = bytearray()
-        values: list[str] = []  # values of the caption field
-        for index in track(range(len(source)), "reading captions"):
-            meta: dict[str, Any] | None = {}
-            if config.least > 1 or source.may_state_split(index):
-                self.quarantine.seen += 1
-                meta = self._read_or_quarantine(index, lambda i: self._captioned(i, source.meta(i), opening=True))
-            if meta is None:
-                continue
-            if config.kinds and meta.get("kind") not in config.kinds:
-                continue
-            if config.styles and meta.get("kind", "single") == "single" and meta.get("style") not in config.styles:
-                continue
-            hashed = stable_hash("split", source.key(index)[1]) < config.held_out * 2**64
-            chosen.append(index)
-            held_out.append(meta["split"] == "held-out" if meta.get("split") else hashed)
-            if config.least > 1:
-                values.append(str(meta.get(config.caption_field or "", "")))
+    def _recall(self) -> None:
+        """Count what was read to select examples, and put what was broken into the quarantine, as if read now."""
+        selection = self.source.selection
+        self.quarantine.seen += selection.seen
+        for index, reason in selection.broken:
+            where, key = self.source.key(index)
+            self.quarantine.add(where, key, reason)
+            self._broken[index] = True
         self.quarantine.check()
         self.quarantine.restart()
-        if config.least > 1:
-            times = Counter(values)
-            frequent = [place for place, value in enumerate(values) if times[value] >= config.least]
-            chosen, held_out = [chosen[place] for place in frequent], bytearray(held_out[place] for place in frequent)
-        return np.array(chosen, dtype=np.int64), np.frombuffer(held_out, dtype=np.uint8).astype(bool)
 
-    def _of_split(self, split: Split) -> np.ndarray:
+    def _of_split(self, split: Split) -> Sequence[int] | np.ndarray:
         """The indices of the examples of a split. Raises `NotFound`, or a `UserError` where nothing can be read."""
-        config, chosen = self.config, self._selected
-        indices = chosen if split == "all" else chosen[self._held_out == (split == "held-out")]
+        config = self.config
+        indices = self.source.selection.indices(split)
         if len(indices):
             return indices
-        if not len(chosen) and all(self._broken):
+        if len(self.source.selection.broken) == len(self.source):
             raise UserError(
                 f"{config.path}: none of {len(self.source)} examples can be read ({self.quarantine.reasons()})"
             )
@@ -307,12 +315,11 @@ def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | No
     if not path.is_dir() and not (path.is_file() and path.suffix.casefold() == ".tar"):
         raise UserError(f"{path} is a file: give a folder of .tar shards or of images, or one .tar")
     quarantine = Quarantine(Path(config.quarantine) if config.quarantine else record, config.max_failure_rate)
-    source = open_source(path)
+    source = open_source(path, config, captions)
     if isinstance(source, ShardSource):
-        for name, shard in zip(source.names, source.shards, strict=True):
-            if shard.problem:
-                quarantine.seen += 1
-                quarantine.add(name, f"what follows example {len(shard)}", shard.problem)
+        for name, count, problem in source.problems:
+            quarantine.seen += 1
+            quarantine.add(name, f"what follows example {count}", problem)
     if not len(source):
         quarantine.skipped = source.skipped
         reasons = quarantine.reasons()
@@ -322,18 +329,20 @@ def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | No
     return ImageDataset(source, config, quarantine, captions)
 
 
-def open_source(path: Path) -> FolderSource | ShardSource:
+def open_source(path: Path, config: DataConfig, captions: bool) -> FolderSource | ShardSource:
     """The shards under a folder, or else its images; `path` may be one shard."""
-    left: dict[str, str] = {}
     if not path.is_dir():
-        return ShardSource([path], path.parent, left)
-    others: list[Path] = []
-    tars = [file for file in walk(path, left) if file.suffix.casefold() == ".tar" or others.append(file)]
+        return ShardSource([LocalShard(path, one_line(path.name))], str(path.absolute()), {}, config, captions)
+    if (index := known_folder(path)) is not None:
+        return FolderSource(path, index, config, captions)
+    listing = Listing.of(path)
+    tars = sorted(file for file in listing.files if file.suffix.casefold() == ".tar")
     if not tars:
-        return FolderSource(path)
-    for file in others:
+        return FolderSource(path, index_folder(path, listing), config, captions)
+    for file in listing.files:
         if file.suffix.casefold().lstrip(".") in IMAGE_EXTENSIONS:
-            left[one_line(str(file.relative_to(path)))] = (
+            listing.skipped[one_line(str(file.relative_to(path)))] = (
                 "an image beside shards: the shards are read, and nothing else"
             )
-    return ShardSource(sorted(tars), path, left)
+    shards = [LocalShard(file, one_line(os.path.relpath(file, path))) for file in tars]
+    return ShardSource(shards, os.path.abspath(path), listing.skipped, config, captions)

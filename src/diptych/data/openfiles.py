@@ -66,6 +66,13 @@ class OpenFiles:
             with self._lock:
                 file.users -= 1
 
+    def forked(self) -> None:
+        """In a new process: no thread of the old one is there to release the lock, or to end a use. The descriptors
+        are shared, and reads name their places."""
+        self._lock = threading.Lock()
+        for file in self._open.values():
+            file.users = 0
+
     def _new(self, path: Path) -> int:
         """Open one more, after others were closed if there are too many, for this limit or the process's."""
         self._close_idle(self.most - 1)
@@ -113,3 +120,5 @@ def default_limit() -> int:
 
 FILES = OpenFiles()
 """Shared by all shards of the process."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=FILES.forked)

@@ -22,11 +22,11 @@ def is_system_file(name: str) -> bool:
     return (name.startswith(".") and name not in (".", "..")) or name.casefold() in SYSTEM_FILES
 
 
-def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
+def walk(folder: Path, problems: dict[str, str], folders_seen: list[str] | None = None) -> Iterator[Path]:
     """Every regular file under a folder, links to folders followed, each folder once, and none that holds this one.
 
     What cannot be read gets an entry in `problems`: its path from the folder, and why. A pipe or a socket is never
-    opened, so none can stop a reader.
+    opened, so none can stop a reader. `folders_seen` gets the folders, each when all of its files were seen.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -50,6 +50,8 @@ def walk(folder: Path, problems: dict[str, str]) -> Iterator[Path]:
             if os.path.commonpath((root, target)) == target:  # up, to more than was meant: the root of all, perhaps
                 problems[relative_name(os.path.join(place, name))] = "a link to a folder that holds this one"
                 folders.remove(name)
+        if folders_seen is not None:
+            folders_seen.append(place)
         folders[:] = sorted(name for name in folders if not is_system_file(name))
         for name in sorted(files):
             if is_system_file(name):

@@ -6,14 +6,19 @@ Time and memory are linear in the file's size, whatever its headers say.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 BLOCK = 512
 MAX_HEADER_BYTES = 2**20
 """Largest extension header (a long name, pax records), in bytes."""
+MAX_RECORDS = 2**12
+"""Most records in an extension header: tar writes some ten."""
 _EMPTY = bytes(BLOCK)
 _REGULAR = b"0\x007"
 _NO_CONTENT = b"123456"
@@ -28,28 +33,56 @@ _PACKED = (
 OnSkipped = Callable[[str, str], None]
 
 
+class View(Protocol):
+    """The bytes of an archive, or of a part of one that begins with a header: a length, and slices, which may be read
+    from elsewhere."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> Any: ...
+
+
+class Member(NamedTuple):
+    """A regular file in an archive."""
+
+    name: str
+    offset: int
+    """Where its bytes begin."""
+    size: int
+    header: int
+    """Where its first header begins."""
+
+
 def members(path: Path, on_skipped: OnSkipped | None = None) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of each regular file in the archive; `on_skipped(name, reason)` gets the others.
 
     Raises `ValueError` at the first header that is broken or cut off, after all members before it.
     """
-    with open(path, "rb") as file:
-        yield from members_of(file.fileno(), on_skipped)
+    with open(path, "rb") as file, mapped(file.fileno()) as data:
+        yield from (member[:3] for member in archive_members(data, on_skipped))
 
 
-def members_of(number: int, on_skipped: OnSkipped | None = None) -> Iterator[tuple[str, int, int]]:
-    """As `members`, of an open file."""
+@contextlib.contextmanager
+def mapped(number: int) -> Iterator[mmap.mmap]:
+    """The bytes of an open file. Raises `ValueError` for an empty one."""
     if os.fstat(number).st_size == 0:
         raise ValueError("the file is empty")
     with mmap.mmap(number, 0, access=mmap.ACCESS_READ) as data:
-        packed = next((name for mark, name in _PACKED if data[: len(mark)] == mark), None)
-        if packed is not None:
-            raise ValueError(f"it is compressed with {packed}: unpack it")
-        yield from _members(data, on_skipped or (lambda name, reason: None))
+        yield data
 
 
-def _members(data: mmap.mmap, on_skipped: OnSkipped) -> Iterator[tuple[str, int, int]]:
+def archive_members(data: View, on_skipped: OnSkipped | None = None) -> Iterator[Member]:
+    """As `members`, of bytes that are a whole archive."""
+    packed = next((name for mark, name in _PACKED if data[: len(mark)] == mark), None)
+    if packed is not None:
+        raise ValueError(f"it is compressed with {packed}: unpack it")
+    yield from members_of(data, on_skipped or (lambda name, reason: None))
+
+
+def members_of(data: View, on_skipped: OnSkipped = lambda name, reason: None) -> Iterator[Member]:
+    """As `members`, of bytes that begin with a header, such as a part of an archive."""
     at, name, size, sparse = 0, None, None, False  # of the next member, from extension headers
+    first = 0  # header of the next member
     while at < len(data):
         header = data[at : at + BLOCK]
         if header == _EMPTY:
@@ -79,8 +112,9 @@ def _members(data: mmap.mmap, on_skipped: OnSkipped) -> Iterator[tuple[str, int,
             elif kind in b"12":
                 on_skipped(member, "a link: pack the file itself (tar --dereference --hard-dereference)")
             elif kind in _REGULAR and not member.endswith("/"):
-                yield member, start, length
+                yield Member(member, start, length, first)
             name, size, sparse = None, None, False
+            first = start + -(-length // BLOCK) * BLOCK
         at = start + -(-length // BLOCK) * BLOCK
     if at > len(data):
         raise ValueError("the file is cut off")
@@ -94,8 +128,10 @@ def _checked_size(header: bytes, at: int) -> int:
         size = int.from_bytes(raw[1:], "big") if raw[0] == 0x80 else int(raw.strip(b" \0") or b"0", 8)
     except (ValueError, IndexError):
         stated, size = -1, 0
-    # the checksum is taken as if its own eight bytes were spaces
-    if len(header) < BLOCK or stated != sum(header[:148]) + 8 * 32 + sum(header[156:]) or size < 0:
+    # the checksum is the sum of the bytes, its own eight as if they were spaces; Adler-32's lower half is 1 + the sum
+    # modulo 65521, ten times as fast as `sum`
+    total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * 32
+    if len(header) < BLOCK or stated < 0 or (stated - total) % 65521 or stated > 255 * BLOCK or size < 0:
         raise ValueError(f"broken header at byte {at}")
     return size
 
@@ -109,13 +145,14 @@ def _name(header: bytes) -> str:
 def _pax(body: bytes, at: int) -> dict[str, str]:
     """Records of the form "<length> <key>=<value>\\n". Raises `ValueError`."""
     records: dict[str, str] = {}
-    place, end = 0, len(body.rstrip(b"\0"))
+    place, end, read = 0, len(body.rstrip(b"\0")), 0
     while place < end:
         number = body[place : place + 20].partition(b" ")[0]
         length = int(number) if number.isdigit() else 0
         begins, ends = place + len(number) + 1, place + length - 1  # between the blank and the line break
         key, equals, value = body[begins:ends].partition(b"=")
-        if not equals or begins >= ends or ends >= len(body):
+        read += 1
+        if not equals or begins >= ends or ends >= len(body) or read > MAX_RECORDS:
             raise ValueError(f"broken extension header at byte {at}")
         records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         place += length

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diptych.core.caches import cache_folder
 from diptych.core.config import Config, read_json
 from diptych.core.disk import Written, remove, replacing, values_of, write_text
 from diptych.core.errors import UserError
@@ -346,7 +346,7 @@ class NetworkSlot(nn.Module):
 
 def text_cache() -> Path:
     """The folder for `CachedTexts` of all models: $DIPTYCH_CACHE/text, else ~/.cache/diptych/text."""
-    return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych") / "text"
+    return cache_folder("text")
 
 
 def encoder_fingerprint(encoder: TextEncoder) -> str:

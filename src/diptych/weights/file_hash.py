@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 from pathlib import Path
 
+from diptych.core.caches import cache_folder, short_hash
 from diptych.core.errors import UserError
 
 REMEMBERED = 2**24
@@ -47,5 +47,4 @@ def file_sha256(path: Path) -> str:
 
 def remembered(path: Path) -> Path:
     """Where a file's hash is kept: $DIPTYCH_CACHE/hashes, else ~/.cache/diptych/hashes."""
-    home = Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
-    return home / "hashes" / hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return cache_folder("hashes", short_hash(str(path), 32))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diptych.core.caches import cache_folder, short_hash
 from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
@@ -232,5 +233,4 @@ def verify_blob(path: Path) -> None:
 
 def verified_marker(blob: Path) -> Path:
     """The file that records that a blob was verified: $DIPTYCH_CACHE/hub, else ~/.cache/diptych/hub."""
-    home = Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
-    return home / "hub" / hashlib.sha256(str(blob).encode()).hexdigest()[:32]
+    return cache_folder("hub", short_hash(str(blob), 32))

@@ -260,8 +260,8 @@ def test_a_damaged_download_is_named(tmp_path):
 
 def test_the_cache_can_be_moved(tmp_path, monkeypatch):
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
-    assert sources.cache_folder() == tmp_path / "npm"
-    assert sources.cache_folder(tmp_path / "x") == tmp_path / "x"
+    assert sources.npm_folder() == tmp_path / "npm"
+    assert sources.npm_folder(tmp_path / "x") == tmp_path / "x"
 
 
 def test_images_are_rgb_pngs(built):

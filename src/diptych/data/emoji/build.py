@@ -18,13 +18,13 @@ import PIL
 from diptych.core.disk import Written, make_folder, put, remove, values_of, write_text
 from diptych.core.errors import UserError
 from diptych.core.hashing import stable_hash
+from diptych.core.processors import cores
 from diptych.data.emoji import captions as wording
 from diptych.data.emoji.drawing_names import Drawing, drawings
 from diptych.data.emoji.icon_sources import SETS, Sources, load_sources
 from diptych.data.emoji.parallel_render import (
     Job,
     RenderedDrawing,
-    cores,
     render_drawings,
     render_scenes,
     sample,

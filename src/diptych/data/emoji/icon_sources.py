@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diptych.core.caches import cache_folder
 from diptych.core.errors import UserError
 from diptych.core.progress import track
 
@@ -65,11 +66,9 @@ CLDR = (
 )
 
 
-def cache_folder(cache: Path | None = None) -> Path:
+def npm_folder(cache: Path | None = None) -> Path:
     """The folder of downloads: the argument, else $DIPTYCH_CACHE/npm, else ~/.cache/diptych/npm."""
-    if cache is not None:
-        return cache
-    return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych") / "npm"
+    return cache_folder("npm") if cache is None else cache
 
 
 def fetch(package: str, version: str, cache: Path) -> Path:
@@ -97,7 +96,7 @@ def fetch(package: str, version: str, cache: Path) -> Path:
 
 def load_sources(cache: Path | None = None) -> Sources:
     """Fetch and parse all packages. Raises `UserError` when one cannot be downloaded or read."""
-    folder = cache_folder(cache)
+    folder = npm_folder(cache)
     icons: dict[str, dict[str, Any]] = {}
     packages: list[dict[str, str]] = []
 

@@ -32,11 +32,6 @@ PART = 128
 Job = tuple[Any, ...]
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Workers:
     """So many processes, each of which first calls `prepare(*given)`; one is this process itself."""
 
