@@ -15,6 +15,7 @@ class Fragile:
 
     def __init__(self, source: Any, deadly: int = -1, large: int = -1) -> None:
         self.source, self.deadly, self.large, self.skipped = source, deadly, large, {}
+        self.selection = source.selection
 
     def __len__(self) -> int:
         return len(self.source)

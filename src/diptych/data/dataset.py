@@ -115,6 +115,13 @@ class ImageDataset:
         self._recall()
         self._indices = self._of_split(config.split)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_indices"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._indices = self._of_split(self.config.split)  # another process maps the same file
+
     def __len__(self) -> int:
         return len(self._indices)
 
