@@ -1,0 +1,321 @@
+"""A recipe's task on the meta device: the networks and the loss of a real run, in shapes alone.
+
+Weights are not read, so neither first stages nor text encoders need to be there; prompts have as many tokens as their
+encoder reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.errors import UserError
+from diptych.encoders.base import TextEmbedding
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.classes import with_names
+from diptych.encoders.configs import JointTransformerConfig, LayoutConfig
+from diptych.encoders.joint import JointTransformer
+from diptych.models.autoregressive import Autoregressive
+from diptych.models.judge import Judge, judge_config
+from diptych.models.latent_diffusion import LatentDiffusion
+from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
+from diptych.models.pixel_diffusion import PixelDiffusion
+from diptych.networks.lpips import Lpips
+from diptych.training.experiment_config import AutoregressiveTraining, LatentTraining, PixelTraining, Recipe
+from diptych.training.guided_model import guided_model
+from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
+from diptych.training.tasks.codes import CodesTask
+from diptych.training.tasks.contrastive import ContrastConfig, JudgeTrainable
+from diptych.training.tasks.diffusion import DiffusionTask
+from diptych.training.tasks.distillation import Distillation, DistillationConfig
+from diptych.training.tasks.guide_training import GuideTask, GuideTraining
+from diptych.training.tasks.perceptual import JudgeDistance, PerceptualConfig
+from diptych.training.trainable import Trainable
+
+LATE = 10**9
+"""A step at which every part of a loss counts."""
+CONCEPTS = 1577
+"""Things that the judge tells apart in the emoji data."""
+
+
+@dataclass
+class Outline:
+    """What trains, and what its steps run besides."""
+
+    task: Trainable
+    trained: dict[str, nn.Module]
+    """Trained networks by name."""
+    frozen: dict[str, nn.Module] = field(default_factory=dict)
+    """Frozen networks that lie on the device, and run in every step unless they are `idle`."""
+    idle: dict[str, nn.Module] = field(default_factory=dict)
+    """Frozen networks whose results are read from disk."""
+    latent: tuple[int, ...] | None = None
+    """Shape of what is precomputed of an image, where that is read instead of it."""
+    kept: tuple[int, ...] | None = None
+    """Shape of what `diptych precompute` keeps of an image; none where it keeps nothing."""
+    codes: bool = False
+    """Whether that are codes."""
+    tokens: int = 0
+    """Tokens of a caption as its encoder reads it."""
+    token_width: int = 0
+    """Width of the embedding of one, where a frozen encoder reads it; else 0."""
+    caption: str = ""
+
+    def batch(self, recipe: Recipe, images: int) -> dict[str, Any]:
+        """A batch of so many images (on the meta device)."""
+        batch: dict[str, Any] = {
+            "caption": [self.caption] * images,
+            "key": [f"concept {i % CONCEPTS}" for i in range(images)],
+            "seed": torch.arange(images),
+            "step": LATE,
+        }
+        if self.latent is None:
+            side = recipe.data.side
+            return {**batch, "picture": torch.empty(images, 3, side, side, device="meta")}
+        name, dtype = ("codes", torch.int16) if self.codes else ("latent", torch.float16)
+        return {**batch, name: torch.empty(images, *self.latent, dtype=dtype, device="meta")}
+
+
+class FrozenOutline:
+    """A frozen text encoder. With a network it runs that, else embeddings come from a cache."""
+
+    def __init__(self, config: Any, network: nn.Module | None) -> None:
+        self.config, self.model = config, network
+        self.width, self.max_tokens = config.width, config.max_tokens
+        self.own_pooled = config.kind == "clip"
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextEmbedding:
+        shape = (len(prompts), self.max_tokens)
+        mask = torch.ones(shape, dtype=torch.bool, device="meta")
+        if self.model is None:
+            sequence = torch.empty(*shape, self.width, device="meta")
+        else:
+            ids = torch.zeros(shape, dtype=torch.long, device="meta")
+            with torch.autocast("meta", enabled=False):
+                sequence = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+        return TextEmbedding.from_sequence(sequence, mask)
+
+
+class LongestPrompts:
+    """A tokenizer that makes of every prompt as many tokens as are read."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def get_vocab_size(self) -> int:
+        return 0
+
+    def encode(self, prompt: str) -> SimpleNamespace:
+        return SimpleNamespace(ids=[0] * self.tokens)
+
+
+def outlined(recipe: Recipe, device: str = "cuda") -> Outline:
+    """The outline of a recipe. A `UserError` where a folder is missing of which the shape of a network follows."""
+    with torch.device("meta"):
+        outline = outline_of(recipe.system, recipe, device)
+    outline.task.module.to("meta").train()  # a number that a constructor took from a list is on the CPU
+    for network in outline.frozen.values():
+        network.to("meta")
+    return outline
+
+
+@functools.singledispatch
+def outline_of(system: Any, recipe: Recipe, device: str) -> Outline:
+    raise UserError(f"{type(system).__name__} cannot be planned")
+
+
+@outline_of.register
+def _(system: LatentTraining, recipe: Recipe, device: str) -> Outline:
+    config, precomputed = system.model, system.precomputed is not None
+    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, device)
+    model = LatentDiffusion(config, autoencoder, reader.encoder)
+    kept = system.kept_shape() if config.concat_condition is None else None
+    return reader.outline(
+        DiffusionTask(model, system.diffusion), {"unet": model.unet}, autoencoder, kept, kept if precomputed else None
+    )
+
+
+@outline_of.register
+def _(system: AutoregressiveTraining, recipe: Recipe, device: str) -> Outline:
+    config, precomputed = system.model, system.precomputed is not None
+    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, device)
+    model, kept = Autoregressive(config, autoencoder, reader.encoder), system.kept_shape()
+    outline = reader.outline(
+        CodesTask(model, system.codes),
+        {"transformer": model.transformer},
+        autoencoder,
+        kept,
+        kept if precomputed else None,
+    )
+    outline.codes = True
+    return outline
+
+
+@outline_of.register
+def _(system: PixelTraining, recipe: Recipe, device: str) -> Outline:
+    reader = text_of(system.model.text, True, device)
+    model = PixelDiffusion(system.model, reader.encoder)
+    return reader.outline(DiffusionTask(model, system.diffusion), {"network": model.network})
+
+
+@outline_of.register
+def _(system: FirstStageConfig, recipe: Recipe, device: str) -> Outline:
+    distance = distance_of(system.perceptual)
+    task = FirstStage(system, None, distance)
+    trained: dict[str, nn.Module] = {"autoencoder": task.autoencoder}
+    if task.module.adversary is not None:
+        trained["discriminator"] = task.module.adversary.discriminator
+    return Outline(task, trained, {} if distance is None else {"perceptual distance": distance})
+
+
+@outline_of.register
+def _(system: DistillationConfig, recipe: Recipe, device: str) -> Outline:
+    from diptych.pretrained.load import open_autoencoder
+
+    with torch.device("cpu"):
+        teacher = open_autoencoder(system.teacher)
+    distance = distance_of(system.perceptual)
+    task = Distillation(system, teacher, distance)
+    frozen: dict[str, nn.Module] = {"teacher": task.teacher}
+    return Outline(task, {"decoder": task.module}, frozen if distance is None else {**frozen, "perceptual": distance})
+
+
+@outline_of.register
+def _(system: GuideTraining, recipe: Recipe, device: str) -> Outline:
+    with torch.device("cpu"):
+        guided = None if system.guided is None else guided_model(system.guided)
+    reader = text_of(system.text, True, device)
+    classes = None if system.classes is None else with_names(system.classes, numbers(system.classes))
+    config = NoisyGuideConfig(
+        network=system.network,
+        classes=classes,
+        text=system.text,
+        schedule=system.schedule if guided is None else guided.schedule,
+        first_stage=None if guided is None else "any",
+        scale=None if guided is None else guided.scale,
+    )
+    guide = NoisyGuide(config, reader.encoder)
+    task = GuideTask(system, guide, None if guided is None else guided.autoencoder, ["0"])
+    kept = None
+    if guided is not None and system.precomputable:
+        shape = guided.autoencoder.config
+        kept = (shape.moment_channels, recipe.data.side // shape.factor, recipe.data.side // shape.factor)
+    read = kept if system.precomputed is not None else None
+    name = "classifier" if system.text is None else "pictures"
+    outline = reader.outline(task, {name: guide}, task.autoencoder, kept, read)
+    outline.caption = "0"
+    return outline
+
+
+@outline_of.register
+def _(system: ContrastConfig, recipe: Recipe, device: str) -> Outline:
+    config = system.judge
+
+    def words(captions: Sequence[str], device: Any) -> tuple[Tensor, Tensor]:
+        shape = (len(captions), config.tokens)
+        features = torch.empty(*shape, config.token_width, device="meta")
+        return features, torch.ones(shape, dtype=torch.bool, device="meta")
+
+    concepts = [f"concept {i}" for i in range(CONCEPTS)]
+    task = JudgeTrainable(system, Drawings(concepts), words)  # type: ignore[arg-type]
+    return Outline(task, {"judge": task.judge}, tokens=config.tokens, token_width=config.token_width)
+
+
+class Drawings:
+    """Examples of these concepts, one of each, for the judge."""
+
+    def __init__(self, concepts: Sequence[str]) -> None:
+        self.concepts = concepts
+
+    def split(self, name: str, in_memory: bool = False) -> Drawings:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    def __getitem__(self, index: int) -> SimpleNamespace:
+        concept = self.concepts[index]
+        return SimpleNamespace(key=concept, meta={"concept": concept, "captions": [concept]})
+
+
+@dataclass
+class Reader:
+    """What reads the captions of a system."""
+
+    encoder: Any = None
+    network: nn.Module | None = None
+    """The network of a frozen encoder."""
+    trained: nn.Module | None = None
+    online: bool = False
+    tokens: int = 0
+    width: int = 0
+    caption: str = ""
+
+    def outline(
+        self,
+        task: Any,
+        trained: dict[str, nn.Module],
+        autoencoder: nn.Module | None = None,
+        kept: tuple[int, ...] | None = None,
+        latent: tuple[int, ...] | None = None,
+    ) -> Outline:
+        outline = Outline(task, trained, latent=latent, kept=kept, tokens=self.tokens, caption=self.caption)
+        if autoencoder is not None:
+            outline.frozen["autoencoder"] = autoencoder
+        if self.trained is not None:
+            outline.trained["text"] = self.trained
+        if self.network is not None:
+            (outline.frozen if self.online else outline.idle)["text"] = self.network
+            outline.token_width = self.width
+        return outline
+
+
+def text_of(config: Any, cached: bool, device: str) -> Reader:
+    """The reader of captions of a text config, of classes, or of none."""
+    if config is None:
+        return Reader()
+    if isinstance(config, ClassConfig):
+        return Reader(with_names(config, numbers(config)).build(), caption="0")
+    if isinstance(config, LayoutConfig):
+        encoder = config.from_captions(lambda *splits: [])
+        return Reader(encoder, trained=encoder, tokens=config.network.max_tokens)
+    if isinstance(config, JointTransformerConfig):
+        tokens = config.network.max_tokens
+        encoder = JointTransformer(config, LongestPrompts(tokens))
+        return Reader(encoder, trained=encoder, tokens=tokens)
+    network = config.build_network().eval().requires_grad_(False)
+    if config.kind == "t5" and (config.dtype == "bfloat16" or (config.dtype == "auto" and device == "cuda")):
+        network.to(torch.bfloat16)
+    encoder = FrozenOutline(config, None if cached else network)
+    return Reader(encoder, network, online=not cached, tokens=config.max_tokens, width=config.width)
+
+
+def numbers(config: ClassConfig) -> list[str]:
+    """Captions that name classes, where their names would be learned from captions."""
+    return [str(number) for number in range(config.classes)]
+
+
+def distance_of(config: PerceptualConfig | None) -> nn.Module | None:
+    """The shape of a perceptual distance."""
+    if config is None:
+        return None
+    if config.features == "lpips":
+        return Lpips()
+    return MetaDistance(Judge(judge_config(None if config.path is None else config.path)[1]))
+
+
+class MetaDistance(JudgeDistance):
+    """The judge's distance without its weights, and so without their fingerprint."""
+
+    def __init__(self, judge: Judge) -> None:
+        nn.Module.__init__(self)
+        self.name = "judge features"
+        self.tower = judge.picture_tower.requires_grad_(False)
+        self.eval()
