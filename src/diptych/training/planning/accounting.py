@@ -43,6 +43,10 @@ class Meter(TorchDispatchMode):
         for tensor in before:
             self._follow(tensor, None)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and importing dynamo takes longer than all that is counted
+
     @property
     def peak_bytes(self) -> int:
         return sum(self.peak.values())
@@ -176,7 +180,10 @@ class OnMeta(TorchFunctionMode):
             kwargs = {**kwargs, "generator": None, "device": "meta"}
         if torch.is_autocast_enabled("cpu"):  # see `autocast_on_meta`
             if func in LOWER:
-                args, kwargs = self._cast(args, torch.bfloat16), {k: self._cast(v, torch.bfloat16) for k, v in kwargs.items()}
+                args, kwargs = (
+                    self._cast(args, torch.bfloat16),
+                    {k: self._cast(v, torch.bfloat16) for k, v in kwargs.items()},
+                )
             elif func in FLOAT32[self.device]:
                 args = self._cast(args, torch.float32)
         if func is F.scaled_dot_product_attention and args[0].is_meta:
@@ -208,7 +215,7 @@ class OnMeta(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Flash attention; with a mask, or in float32, the memory-efficient one, as PyTorch chooses on either device."""
+        """Flash attention; with a mask, or in float32, the memory-efficient one: as PyTorch chooses."""
         if query.ndim != 4:
             return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         if attn_mask is not None and attn_mask.dtype == torch.bool:

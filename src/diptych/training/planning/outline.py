@@ -6,11 +6,13 @@ encoder reads.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.lpips import Lpips
 from diptych.training.experiment_config import AutoregressiveTraining, LatentTraining, PixelTraining, Recipe
 from diptych.training.guided_model import guided_model
+from diptych.training.read_text import FEW, Embedding, ahead
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from diptych.training.tasks.codes import CodesTask
 from diptych.training.tasks.contrastive import ContrastConfig, JudgeTrainable
@@ -65,10 +68,13 @@ class Outline:
     """Tokens of a caption as its encoder reads it."""
     token_width: int = 0
     """Width of the embedding of one, where a frozen encoder reads it; else 0."""
+    padded: bool = False
+    """Whether that encoder pads every caption to `tokens`."""
     caption: str = ""
+    place: str = "meta"
 
     def batch(self, recipe: Recipe, images: int) -> dict[str, Any]:
-        """A batch of so many images (on the meta device)."""
+        """A batch of so many images."""
         batch: dict[str, Any] = {
             "caption": [self.caption] * images,
             "key": [f"concept {i % CONCEPTS}" for i in range(images)],
@@ -77,29 +83,32 @@ class Outline:
         }
         if self.latent is None:
             side = recipe.data.side
-            return {**batch, "picture": torch.empty(images, 3, side, side, device="meta")}
+            return {**batch, "picture": torch.zeros(images, 3, side, side, device=self.place)}
         name, dtype = ("codes", torch.int16) if self.codes else ("latent", torch.float16)
-        return {**batch, name: torch.empty(images, *self.latent, dtype=dtype, device="meta")}
+        return {**batch, name: torch.zeros(images, *self.latent, dtype=dtype, device=self.place)}
 
 
 class FrozenOutline:
     """A frozen text encoder. With a network it runs that, else embeddings come from a cache."""
 
-    def __init__(self, config: Any, network: nn.Module | None) -> None:
-        self.config, self.model = config, network
+    def __init__(self, config: Any, network: nn.Module | None, run: Run) -> None:
+        self.config, self.model, self.device, self.place = config, network, run.device, run.place
         self.width, self.max_tokens = config.width, config.max_tokens
         self.own_pooled = config.kind == "clip"
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEmbedding:
         shape = (len(prompts), self.max_tokens)
-        mask = torch.ones(shape, dtype=torch.bool, device="meta")
+        mask = torch.ones(shape, dtype=torch.bool, device=self.place)
         if self.model is None:
-            sequence = torch.empty(*shape, self.width, device="meta")
+            sequence = torch.zeros(*shape, self.width, device=self.place)
         else:
-            ids = torch.zeros(shape, dtype=torch.long, device="meta")
-            with torch.autocast("meta", enabled=False):
-                sequence = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+            ids = torch.zeros(shape, dtype=torch.long, device=self.place)
+            added = torch.zeros(len(prompts), 1, 1, self.max_tokens, dtype=next(self.model.parameters()).dtype)
+            added = None if self.config.kind == "clip" else added.to(self.place)  # in which every token is read
+            precision = contextlib.nullcontext() if self.device == "cuda" else torch.autocast(self.place, enabled=False)
+            with precision:  # as `FrozenText.precision`
+                sequence = self.model(input_ids=ids, attention_mask=added).last_hidden_state.float()
         return TextEmbedding.from_sequence(sequence, mask)
 
 
@@ -116,25 +125,44 @@ class LongestPrompts:
         return SimpleNamespace(ids=[0] * self.tokens)
 
 
-def outlined(recipe: Recipe, device: str = "cuda") -> Outline:
-    """The outline of a recipe. A `UserError` where a folder is missing of which the shape of a network follows."""
-    with torch.device("meta"):
-        outline = outline_of(recipe.system, recipe, device)
-    outline.task.module.to("meta").train()  # a number that a constructor took from a list is on the CPU
+def outlined(recipe: Recipe, examples: int | None = None, device: str = "cuda", place: str = "meta") -> Outline:
+    """The outline of a recipe over so many examples (none: many), for a device of that type.
+
+    place: where tensors are; on a real device there are random weights, to measure what was planned.
+
+    Raises a `UserError` where a folder is missing of which the shape of a network follows.
+    """
+    with torch.device(place):
+        outline = outline_of(recipe.system, Run(recipe, examples, device, place))
+    outline.place = place
+    outline.task.module.to(place).train()  # a number that a constructor took from a list is on the CPU
     for network in outline.frozen.values():
-        network.to("meta")
+        network.to(place)
     return outline
 
 
+class Run(NamedTuple):
+    """What an outline depends on beside the system."""
+
+    recipe: Recipe
+    examples: int | None
+    device: str
+    place: str
+
+    def ahead(self, when: Embedding) -> bool:
+        """Whether captions are embedded before the first step."""
+        return ahead(when, FEW + 1 if self.examples is None else self.examples)
+
+
 @functools.singledispatch
-def outline_of(system: Any, recipe: Recipe, device: str) -> Outline:
+def outline_of(system: Any, run: Run) -> Outline:
     raise UserError(f"{type(system).__name__} cannot be planned")
 
 
 @outline_of.register
-def _(system: LatentTraining, recipe: Recipe, device: str) -> Outline:
+def _(system: LatentTraining, run: Run) -> Outline:
     config, precomputed = system.model, system.precomputed is not None
-    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, device)
+    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, run)
     model = LatentDiffusion(config, autoencoder, reader.encoder)
     kept = system.kept_shape() if config.concat_condition is None else None
     return reader.outline(
@@ -143,9 +171,9 @@ def _(system: LatentTraining, recipe: Recipe, device: str) -> Outline:
 
 
 @outline_of.register
-def _(system: AutoregressiveTraining, recipe: Recipe, device: str) -> Outline:
+def _(system: AutoregressiveTraining, run: Run) -> Outline:
     config, precomputed = system.model, system.precomputed is not None
-    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, device)
+    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, run)
     model, kept = Autoregressive(config, autoencoder, reader.encoder), system.kept_shape()
     outline = reader.outline(
         CodesTask(model, system.codes),
@@ -159,14 +187,14 @@ def _(system: AutoregressiveTraining, recipe: Recipe, device: str) -> Outline:
 
 
 @outline_of.register
-def _(system: PixelTraining, recipe: Recipe, device: str) -> Outline:
-    reader = text_of(system.model.text, True, device)
+def _(system: PixelTraining, run: Run) -> Outline:
+    reader = text_of(system.model.text, run.ahead(system.embed_text), run)
     model = PixelDiffusion(system.model, reader.encoder)
     return reader.outline(DiffusionTask(model, system.diffusion), {"network": model.network})
 
 
 @outline_of.register
-def _(system: FirstStageConfig, recipe: Recipe, device: str) -> Outline:
+def _(system: FirstStageConfig, run: Run) -> Outline:
     distance = distance_of(system.perceptual)
     task = FirstStage(system, None, distance)
     trained: dict[str, nn.Module] = {"autoencoder": task.autoencoder}
@@ -176,7 +204,7 @@ def _(system: FirstStageConfig, recipe: Recipe, device: str) -> Outline:
 
 
 @outline_of.register
-def _(system: DistillationConfig, recipe: Recipe, device: str) -> Outline:
+def _(system: DistillationConfig, run: Run) -> Outline:
     from diptych.pretrained.load import open_autoencoder
 
     with torch.device("cpu"):
@@ -188,10 +216,10 @@ def _(system: DistillationConfig, recipe: Recipe, device: str) -> Outline:
 
 
 @outline_of.register
-def _(system: GuideTraining, recipe: Recipe, device: str) -> Outline:
+def _(system: GuideTraining, run: Run) -> Outline:
     with torch.device("cpu"):
         guided = None if system.guided is None else guided_model(system.guided)
-    reader = text_of(system.text, True, device)
+    reader = text_of(system.text, run.ahead("auto"), run)
     classes = None if system.classes is None else with_names(system.classes, numbers(system.classes))
     config = NoisyGuideConfig(
         network=system.network,
@@ -206,7 +234,7 @@ def _(system: GuideTraining, recipe: Recipe, device: str) -> Outline:
     kept = None
     if guided is not None and system.precomputable:
         shape = guided.autoencoder.config
-        kept = (shape.moment_channels, recipe.data.side // shape.factor, recipe.data.side // shape.factor)
+        kept = (shape.moment_channels, *[run.recipe.data.side // shape.factor] * 2)
     read = kept if system.precomputed is not None else None
     name = "classifier" if system.text is None else "pictures"
     outline = reader.outline(task, {name: guide}, task.autoencoder, kept, read)
@@ -215,13 +243,13 @@ def _(system: GuideTraining, recipe: Recipe, device: str) -> Outline:
 
 
 @outline_of.register
-def _(system: ContrastConfig, recipe: Recipe, device: str) -> Outline:
+def _(system: ContrastConfig, run: Run) -> Outline:
     config = system.judge
 
     def words(captions: Sequence[str], device: Any) -> tuple[Tensor, Tensor]:
         shape = (len(captions), config.tokens)
-        features = torch.empty(*shape, config.token_width, device="meta")
-        return features, torch.ones(shape, dtype=torch.bool, device="meta")
+        features = torch.zeros(*shape, config.token_width, device=device)
+        return features, torch.ones(shape, dtype=torch.bool, device=device)
 
     concepts = [f"concept {i}" for i in range(CONCEPTS)]
     task = JudgeTrainable(system, Drawings(concepts), words)  # type: ignore[arg-type]
@@ -256,6 +284,7 @@ class Reader:
     online: bool = False
     tokens: int = 0
     width: int = 0
+    padded: bool = False
     caption: str = ""
 
     def outline(
@@ -273,11 +302,11 @@ class Reader:
             outline.trained["text"] = self.trained
         if self.network is not None:
             (outline.frozen if self.online else outline.idle)["text"] = self.network
-            outline.token_width = self.width
+            outline.token_width, outline.padded = self.width, self.padded
         return outline
 
 
-def text_of(config: Any, cached: bool, device: str) -> Reader:
+def text_of(config: Any, cached: bool, run: Run) -> Reader:
     """The reader of captions of a text config, of classes, or of none."""
     if config is None:
         return Reader()
@@ -291,10 +320,11 @@ def text_of(config: Any, cached: bool, device: str) -> Reader:
         encoder = JointTransformer(config, LongestPrompts(tokens))
         return Reader(encoder, trained=encoder, tokens=tokens)
     network = config.build_network().eval().requires_grad_(False)
-    if config.kind == "t5" and (config.dtype == "bfloat16" or (config.dtype == "auto" and device == "cuda")):
+    if config.kind == "t5" and (config.dtype == "bfloat16" or (config.dtype == "auto" and run.device == "cuda")):
         network.to(torch.bfloat16)
-    encoder = FrozenOutline(config, None if cached else network)
-    return Reader(encoder, network, online=not cached, tokens=config.max_tokens, width=config.width)
+    encoder = FrozenOutline(config, None if cached else network, run)
+    padded = config.kind == "clip" or getattr(config, "padded", False)
+    return Reader(encoder, network, None, not cached, config.max_tokens, config.width, padded)
 
 
 def numbers(config: ClassConfig) -> list[str]:
@@ -308,7 +338,7 @@ def distance_of(config: PerceptualConfig | None) -> nn.Module | None:
         return None
     if config.features == "lpips":
         return Lpips()
-    return MetaDistance(Judge(judge_config(None if config.path is None else config.path)[1]))
+    return MetaDistance(Judge(judge_config(None if config.path is None else Path(config.path))[1]))
 
 
 class MetaDistance(JudgeDistance):

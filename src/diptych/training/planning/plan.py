@@ -5,9 +5,8 @@ Everything but the utilisation is counted: one step of the recipe's own task run
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +20,8 @@ from diptych.training.planning.accounting import Meter, OnMeta
 from diptych.training.planning.cards import Card
 from diptych.training.planning.outline import Outline, outlined
 
-FLOAT32 = 4
+FLOAT32, HALF = 4, 2
+"""Bytes of a number."""
 RESERVED = 1.5 * 2**30
 """Bytes of a card that tensors cannot have: CUDA's context and its libraries' kernels and workspaces (assumed)."""
 FRAGMENTED = 0.05
@@ -49,7 +49,7 @@ class Memory:
     optimizer: int
     average: int
     gradients: int
-    """Those alive at the peak: backward passes make them one by one while they free activations."""
+    """Those alive at the peak: a backward pass makes them one by one while it frees activations."""
     copies: int
     """Weights in bfloat16, by autocast."""
     activations: int
@@ -87,12 +87,20 @@ class Plan:
     memory: Memory
     optimizer_step: int
     """Bytes alive when the optimizer moves the weights."""
+    gradient_bytes: int
+    """Of all gradients."""
     images: int
     """Images that are trained on in all."""
+    examples: int | None = None
+    """Examples of the data set."""
+    caption_tokens: int = 20
+    """Mean tokens of a caption."""
     example_bytes: dict[str, int] = field(default_factory=dict)
-    """Bytes that `diptych precompute` keeps of an example, by kind."""
+    """Bytes that are kept of an example where it is precomputed, by kind."""
     checkpoint_bytes: int = 0
     model_bytes: int = 0
+    advice: list[str] = field(default_factory=list)
+    """What would make it fit, where it does not."""
 
     @property
     def flops(self) -> float:
@@ -112,7 +120,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        return -(-self.images // self.recipe.training.batch_size)
+        return math.ceil(self.images / self.recipe.training.batch_size)
 
     @property
     def seconds(self) -> float:
@@ -153,13 +161,20 @@ def share(recipe: Recipe, gpus: int) -> int:
         raise UserError(
             f"training.batch_size ({training.batch_size}) is less than {gpus} GPUs: raise it, or take fewer of them"
         )
-    return -(-(-(-training.batch_size // gpus)) // training.accumulation)
+    return math.ceil(math.ceil(training.batch_size / gpus) / training.accumulation)
 
 
-def make_plan(recipe: Recipe, cluster: Cluster, images: int | None = None, days: float | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    cluster: Cluster,
+    images: int | None = None,
+    days: float | None = None,
+    examples: int | None = None,
+    caption_tokens: int = 20,
+) -> Plan:
     """The plan of a recipe's run on a cluster; for so many images, or days, instead of `training.steps`."""
     half = computes_half(recipe, cluster.card)
-    outline = outlined(recipe)
+    outline = outlined(recipe, examples)
     step = measure(outline, recipe, share(recipe, cluster.gpus), half)
     memory, optimizer_step = memory_of(outline, recipe, step)
     module = outline.task.module
@@ -174,8 +189,11 @@ def make_plan(recipe: Recipe, cluster: Cluster, images: int | None = None, days:
         step,
         memory,
         optimizer_step,
+        tensor_bytes(p for p in module.parameters() if p.requires_grad),
         images or recipe.training.steps * recipe.training.batch_size,
-        example_bytes(outline, recipe),
+        examples,
+        caption_tokens,
+        example_bytes(outline, recipe, caption_tokens),
         2 * weights + memory.optimizer,
         weights,
     )
@@ -184,9 +202,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, images: int | None = None, days:
     return plan
 
 
-def measure(
-    outline: Outline, recipe: Recipe, images: int, half: bool, device: Literal["cuda", "cpu"] = "cuda"
-) -> Step:
+def measure(outline: Outline, recipe: Recipe, images: int, half: bool, device: Literal["cuda", "cpu"] = "cuda") -> Step:
     """One forward and backward pass over so many images, on the meta device, as on a device of that type."""
     task, module = outline.task, outline.task.module
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -237,17 +253,15 @@ def memory_of(outline: Outline, recipe: Recipe, step: Step) -> tuple[Memory, int
     return memory, memory.weights + memory.frozen + memory.optimizer + memory.average + trained + moving
 
 
-def example_bytes(outline: Outline, recipe: Recipe, tokens: int | None = None) -> dict[str, int]:
-    """Bytes that are kept of an example: latents (or codes) and the embedding of a caption of so many tokens."""
+def example_bytes(outline: Outline, recipe: Recipe, tokens: int) -> dict[str, int]:
+    """Bytes that are kept of an example: latents or codes, and the embedding of a caption of so many tokens, in half
+    precision; an encoder that pads keeps the padding."""
     kept: dict[str, int] = {}
     if outline.kept is not None:
-        numbers = 1
-        for side in outline.kept:
-            numbers *= side
         mirrored = 2 if recipe.data.flip else 1
-        kept["codes" if outline.codes else "latents"] = 2 * numbers * mirrored
+        kept["codes" if outline.codes else "latents"] = HALF * math.prod(outline.kept) * mirrored
     if outline.token_width:
-        kept["text a token"] = 2 * outline.token_width
+        kept["text"] = HALF * outline.token_width * (outline.tokens if outline.padded else min(tokens, outline.tokens))
     return kept
 
 

@@ -1,0 +1,170 @@
+"""The plan of a training run as tables, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from diptych.core.terminal import console, print_out
+from diptych.training.planning.plan import FRAGMENTED, RESERVED, Plan
+
+Row = tuple[str, str, str]
+
+
+def print_plan(name: str, plan: Plan, as_json: bool = False) -> None:
+    """Print the plan of the recipe of that name."""
+    if as_json:
+        print_out(json.dumps(as_values(name, plan), indent=2))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    cluster, training = plan.cluster, plan.recipe.training
+    parts = f", {training.accumulation} parts" if training.accumulation > 1 else ""
+    print_out(f"{name} on {cluster.gpus:,} x {cluster.card.title}: batch {training.batch_size:,}{parts}")
+    sections = (
+        ("parameters", parameter_rows(plan)),
+        ("FLOPs an image", flop_rows(plan)),
+        (f"memory of a GPU, {plan.step.images} images at once", memory_rows(plan)),
+        ("time and price", time_rows(plan)),
+        ("storage", storage_rows(plan)),
+    )
+    table = Table.grid(padding=(0, 2))
+    for title, rows in sections:
+        table.add_row(title)
+        for what, value, note in rows:
+            table.add_row(f"  {what}", Text(value, justify="right"), note)
+    console().print(table)
+    for line in verdict(plan):
+        print_out(line)
+
+
+def parameter_rows(plan: Plan) -> list[Row]:
+    idle = "frozen, read from disk: not run"
+    rows = [(part, f"{number:,}", "trained") for part, number in plan.parameters.items()]
+    rows += [
+        (part, f"{number:,}", idle if part in plan.idle else "frozen, runs in each step")
+        for part, number in plan.frozen_parameters.items()
+    ]
+    return rows
+
+
+def flop_rows(plan: Plan) -> list[Row]:
+    images, rows = plan.step.images, list[Row]()
+    for part, flops in plan.step.forward.items():
+        rows.append((part, tera(flops / images), "frozen" if part in plan.frozen_parameters else "forward"))
+    rows.append(("backward", tera(plan.step.backward / images), ""))
+    return [*rows, ("total", tera(plan.flops), "")]
+
+
+def memory_rows(plan: Plan) -> list[Row]:
+    memory, kind = plan.memory, plan.recipe.training.optimizer
+    rows = [
+        ("weights", memory.weights, "float32"),
+        ("gradients", memory.gradients, f"at the peak of a step; {gib(plan.gradient_bytes)} when whole"),
+        (f"{kind} state", memory.optimizer, ""),
+        ("EMA", memory.average, "float32"),
+        ("frozen networks", memory.frozen, ""),
+        ("weights in bfloat16", memory.copies, "autocast"),
+        ("activations", memory.activations, "and what is there for a moment"),
+    ]
+    shown = [(part, gib(size), note) for part, size, note in rows if size or part == "gradients"]
+    taken = plan.needed_bytes - plan.peak_bytes
+    if plan.optimizer_step > memory.total:
+        shown.append(("while the optimizer steps", gib(plan.optimizer_step - memory.total), "more than that"))
+    assumed = f"assumed: {RESERVED / 2**30:g} GiB and {FRAGMENTED:.0%}"
+    return [*shown, ("libraries, fragmentation", gib(taken), assumed), ("total", gib(plan.needed_bytes), "")]
+
+
+def time_rows(plan: Plan) -> list[Row]:
+    cluster, card = plan.cluster, plan.cluster.card
+    peak, kind = (card.peak, "bfloat16") if plan.half else (card.float32, "float32")
+    rows = [
+        ("utilisation", f"{cluster.utilisation:.0%}", f"assumed, of {peak:g} TFLOP/s {kind} ({card.source})"),
+        ("images a second", number(plan.images_per_second), f"{number(plan.images_per_second / cluster.gpus)} a GPU"),
+        ("steps", f"{plan.steps:,}", f"{plan.images:,} images, {number(plan.steps / plan.seconds)} steps a second"),
+        ("days", number(plan.seconds / 86400), f"{number(plan.seconds / 3600)} hours"),
+        ("GPU-hours", number(plan.gpu_hours), ""),
+    ]
+    if plan.price is not None:
+        rows.append(("price", f"{plan.price:,.0f}", f"{cluster.hour_price:g} a GPU-hour"))
+    return rows
+
+
+def storage_rows(plan: Plan) -> list[Row]:
+    rows = []
+    for kind, size in plan.example_bytes.items():
+        total = f"{gib(size * plan.examples)} of {plan.examples:,} examples" if plan.examples else "--examples for all"
+        note = f", captions of {plan.caption_tokens} tokens" if kind == "text" else ""
+        rows.append((f"{kind} of an example", f"{size / 1024:,.1f} KiB", total + note))
+    keep = plan.recipe.training.keep
+    rows.append(("checkpoint", gib(plan.checkpoint_bytes), f"{keep + 1} while one is written: weights, EMA, optimizer"))
+    return [*rows, ("model", gib(plan.model_bytes), "")]
+
+
+def verdict(plan: Plan) -> list[str]:
+    """Whether it fits the card, and what would."""
+    have = plan.cluster.card.memory * 1e9
+    said = f"{gib(plan.needed_bytes)} of {gib(have)}"
+    if plan.fits:
+        return [f"fits: {said}"]
+    return [f"does not fit: {said}", *(f"- {advice}" for advice in plan.advice)]
+
+
+def as_values(name: str, plan: Plan) -> dict[str, Any]:
+    """The plan as JSON: bytes, seconds, FLOPs."""
+    cluster, images = plan.cluster, plan.step.images
+    return {
+        "recipe": name,
+        "gpus": cluster.gpus,
+        "gpu": cluster.card.title,
+        "peak_tflops": cluster.card.peak if plan.half else cluster.card.float32,
+        "peak_source": cluster.card.source,
+        "utilisation": cluster.utilisation,
+        "precision": "bf16" if plan.half else "fp32",
+        "parameters": {"trained": plan.parameters, "frozen": plan.frozen_parameters, "idle": list(plan.idle)},
+        "flops_an_image": {
+            "forward": {part: flops / images for part, flops in plan.step.forward.items()},
+            "backward": plan.step.backward / images,
+            "total": plan.flops,
+        },
+        "memory": {
+            "images_at_once": images,
+            **{part: getattr(plan.memory, part) for part in plan.memory.__dataclass_fields__},
+            "peak": plan.peak_bytes,
+            "needed": round(plan.needed_bytes),
+            "card": round(cluster.card.memory * 1e9),
+            "fits": plan.fits,
+            "advice": plan.advice,
+        },
+        "images": plan.images,
+        "steps": plan.steps,
+        "images_per_second": plan.images_per_second,
+        "seconds": plan.seconds,
+        "gpu_hours": plan.gpu_hours,
+        "price": plan.price,
+        "storage": {
+            "bytes_an_example": plan.example_bytes,
+            "examples": plan.examples,
+            "checkpoint": plan.checkpoint_bytes,
+            "checkpoints_kept": plan.recipe.training.keep,
+            "model": plan.model_bytes,
+        },
+    }
+
+
+def gib(size: float) -> str:
+    if size >= 2**40:
+        return f"{size / 2**40:,.2f} TiB"
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 / 100 else f"{size / 2**20:,.2f} MiB"
+
+
+def tera(flops: float) -> str:
+    if flops >= 1e11:
+        return f"{flops / 1e12:,.3f} T"
+    return f"{flops / 1e9:,.3f} G"
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

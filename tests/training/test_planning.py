@@ -1,0 +1,168 @@
+"""Plans of training runs: FLOPs by hand, memory of real steps, and the arithmetic from there to days and price."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from diptych.cli import main as cli
+from diptych.cli.plan_report import as_values
+from diptych.recipes import get
+from diptych.training.planning.accounting import Meter, OnMeta
+from diptych.training.planning.cards import CARDS, card
+from diptych.training.planning.outline import outlined
+from diptych.training.planning.plan import Cluster, Plan, make_plan, measure
+
+TINY = (
+    *("system.model.unet.channels=32", "system.model.unet.multipliers=1,2", "system.model.unet.attention_levels=1"),
+    *("system.model.unet.blocks=1", "system.precomputed=cache/any", "training.batch_size=8"),
+)
+
+
+def tiny(*changes: str):
+    return get("emoji-latent").override([*TINY, *changes])
+
+
+def counted(network: nn.Module, *shape: int) -> tuple[int, int]:
+    """FLOPs of a forward pass, and of its backward pass without a gradient for the input."""
+    meter = Meter(network.parameters())
+    with OnMeta("cuda", meter), meter:
+        loss = network(torch.empty(*shape, device="meta")).sum()
+        with meter.counting("backward"):
+            loss.backward()
+    return meter.flops["rest"], meter.flops["backward"]
+
+
+def test_flops_of_layers_are_those_by_hand() -> None:
+    with torch.device("meta"):
+        conv = nn.Conv2d(3, 8, 3, padding=1)
+        two = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 4))
+    assert counted(conv, 2, 3, 10, 10) == (2 * 2 * 8 * 100 * 27, 2 * 2 * 8 * 100 * 27)
+    forward = 2 * 5 * (16 * 32 + 32 * 4)
+    assert counted(two, 5, 16) == (forward, forward + 2 * 5 * 32 * 4)  # the first has no gradient for its input
+
+
+@pytest.mark.parametrize(("device", "masked"), [("cuda", False), ("cuda", True), ("cpu", False)])
+def test_flops_and_memory_of_attention(device, masked: bool) -> None:
+    query = torch.empty(2, 4, 64, 40, device="meta", requires_grad=True)
+    key = torch.empty(2, 4, 16, 40, device="meta")
+    mask = torch.ones(2, 1, 1, 16, dtype=torch.bool, device="meta") if masked else None
+    meter = Meter([query, key])
+    with OnMeta(device, meter), meter:
+        out = F.scaled_dot_product_attention(query, key, key, mask)
+        assert out.shape == query.shape
+        alive = sum(meter.live.values())
+        with meter.counting("backward"):
+            out.sum().backward()
+    product = 2 * 2 * 4 * 64 * 16 * 40
+    assert meter.flops["rest"] == 2 * product
+    assert meter.flops["backward"] == 5 * product  # of which one is computed again
+    assert alive < 1.2 * 4 * query.numel()  # no table of 64 x 16 weights a head is kept
+
+
+def test_the_unet_of_stable_diffusion_has_the_flops_that_are_known() -> None:
+    with torch.device("meta"):
+        unet = get("sd1").system.model.unet.build()  # type: ignore[union-attr]
+        x, time, context = torch.empty(1, 4, 64, 64), torch.empty(1), torch.empty(1, 77, 768)
+    meter = Meter(unet.parameters())
+    with torch.no_grad(), OnMeta("cuda", meter), meter:
+        unet(x, time, context=context)
+    assert meter.flops.total() == pytest.approx(0.803e12, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_planned_memory_is_that_of_a_real_step(precision: str) -> None:
+    recipe, half = tiny(f"training.precision={precision}"), precision == "bf16"
+    planned = measure(outlined(recipe, device="cpu"), recipe, 8, half, "cpu")
+    real = outlined(recipe, device="cpu", place="cpu")
+    module = real.task.module
+    meter = Meter([*module.parameters(), *module.buffers()])
+    meter.gradients_of(module.parameters())
+    with meter:
+        batch = real.batch(recipe, 8)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses, _ = real.task.loss(batch)
+        with meter.counting("backward"):
+            (losses.sum() / 8).backward()
+    assert sum(planned.peak.values()) == pytest.approx(meter.peak_bytes, rel=0.03)
+    forward = sum(planned.forward.values())
+    assert forward == meter.flops.total() - meter.flops["backward"] and planned.backward == meter.flops["backward"]
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(tiny(), Cluster(2, card("A100"), 0.5, 2.0), examples=1000)
+
+
+def test_memory_by_part(plan: Plan) -> None:
+    (trained,) = plan.parameters.values()
+    assert plan.step.images == 4 and set(plan.idle) == {"autoencoder", "text"}
+    assert plan.memory.weights == pytest.approx(4 * trained, rel=0.001)  # and the scale
+    assert plan.memory.optimizer == pytest.approx(8 * trained, rel=0.001) and plan.memory.average == 4 * trained
+    assert plan.memory.frozen == 4 * plan.frozen_parameters["autoencoder"]
+    assert 0 < plan.memory.copies < 2 * trained
+    assert plan.fits and plan.needed_bytes > plan.peak_bytes == max(plan.memory.total, plan.optimizer_step)
+
+
+def test_time_and_price_follow_from_flops(plan: Plan) -> None:
+    assert plan.images_per_second == pytest.approx(2 * 0.5 * 312e12 / plan.flops)
+    assert plan.steps == plan.recipe.training.steps and plan.images == plan.steps * 8
+    assert plan.gpu_hours == pytest.approx(plan.seconds / 3600 * 2) and plan.price == pytest.approx(2 * plan.gpu_hours)
+    assert plan.example_bytes["latents"] == 2 * 16 * 16 * 16  # moments of 8 channels, in half precision
+    assert plan.example_bytes["text"] == 2 * 384 * 20
+    slow = dataclasses.replace(plan, cluster=Cluster(2, CARDS["v100"], 0.5))
+    assert not slow.half and slow.images_per_second == pytest.approx(2 * 0.5 * 15.7e12 / plan.flops)
+
+
+def test_accumulation_saves_activations_and_keeps_gradients_and_days_give_images(plan: Plan) -> None:
+    parts = make_plan(tiny("training.accumulation=4"), plan.cluster, days=2.0)
+    assert parts.step.images == 1 and parts.memory.activations < plan.memory.activations
+    assert parts.memory.gradients >= parts.gradient_bytes
+    assert parts.seconds == pytest.approx(2 * 86400, rel=1e-6)
+    assert parts.images == pytest.approx(2 * 86400 * plan.images_per_second, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["emoji-latnt"], "did you mean emoji-latent?"),
+        (["emoji-latent", "--gpu", "h10"], "did you mean h100?"),
+        (["emoji-latent", "--gpus", "0"], "must be at least 1"),
+        (["emoji-latent", "--utilisation", "40"], "must be more than 0 and at most 1"),
+        (["emoji-latent", "--days", "1", "--images", "5"], "give one of them"),
+        (["emoji-latent", "--gpuss", "2"], "did you mean --gpus?"),
+        (["emoji-latent", "training.bach_size=2"], "did you mean"),
+        (["emoji-latent", *TINY, "--gpus", "9"], "training.batch_size (8) is less than 9 GPUs"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], said: str, capsys) -> None:
+    assert cli.main(["plan", *words]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and said in err, err
+
+
+def test_the_command_prints_what_is_planned(plan: Plan, capsys) -> None:
+    words = ["plan", "emoji-latent", *TINY, "--gpus", "2", "--gpu", "t4", "--hour-price", "1.5", "--examples", "1000"]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "unet",
+        "backward",
+        "weights",
+        "adamw state",
+        "EMA",
+        "activations",
+        "images a second",
+        "days",
+        "price",
+    ):
+        assert part in text
+    assert "float32" in text and "fits" in text
+    values = json.loads(json.dumps(as_values("emoji-latent", plan)))
+    assert values["memory"]["fits"] and values["price"] == pytest.approx(2 * values["gpu_hours"])
+    assert values["precision"] == "bf16" and values["flops_an_image"]["total"] == plan.flops
