@@ -91,7 +91,7 @@ class Outline:
 class FrozenOutline:
     """A frozen text encoder. With a network it runs that, else embeddings come from a cache."""
 
-    def __init__(self, config: Any, network: nn.Module | None, run: Run) -> None:
+    def __init__(self, config: Any, network: nn.Module | None, run: Situation) -> None:
         self.config, self.model, self.device, self.place = config, network, run.device, run.place
         self.width, self.max_tokens = config.width, config.max_tokens
         self.own_pooled = config.kind == "clip"
@@ -133,7 +133,7 @@ def outlined(recipe: Recipe, examples: int | None = None, device: str = "cuda", 
     Raises a `UserError` where a folder is missing of which the shape of a network follows.
     """
     with torch.device(place):
-        outline = outline_of(recipe.system, Run(recipe, examples, device, place))
+        outline = outline_of(recipe.system, Situation(recipe, examples, device, place))
     outline.place = place
     outline.task.module.to(place).train()  # a number that a constructor took from a list is on the CPU
     for network in outline.frozen.values():
@@ -141,7 +141,7 @@ def outlined(recipe: Recipe, examples: int | None = None, device: str = "cuda", 
     return outline
 
 
-class Run(NamedTuple):
+class Situation(NamedTuple):
     """What an outline depends on beside the system."""
 
     recipe: Recipe
@@ -155,12 +155,12 @@ class Run(NamedTuple):
 
 
 @functools.singledispatch
-def outline_of(system: Any, run: Run) -> Outline:
+def outline_of(system: Any, run: Situation) -> Outline:
     raise UserError(f"{type(system).__name__} cannot be planned")
 
 
 @outline_of.register
-def _(system: LatentTraining, run: Run) -> Outline:
+def _(system: LatentTraining, run: Situation) -> Outline:
     config, precomputed = system.model, system.precomputed is not None
     autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, run)
     model = LatentDiffusion(config, autoencoder, reader.encoder)
@@ -171,7 +171,7 @@ def _(system: LatentTraining, run: Run) -> Outline:
 
 
 @outline_of.register
-def _(system: AutoregressiveTraining, run: Run) -> Outline:
+def _(system: AutoregressiveTraining, run: Situation) -> Outline:
     config, precomputed = system.model, system.precomputed is not None
     autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, run)
     model, kept = Autoregressive(config, autoencoder, reader.encoder), system.kept_shape()
@@ -187,14 +187,14 @@ def _(system: AutoregressiveTraining, run: Run) -> Outline:
 
 
 @outline_of.register
-def _(system: PixelTraining, run: Run) -> Outline:
+def _(system: PixelTraining, run: Situation) -> Outline:
     reader = text_of(system.model.text, run.ahead(system.embed_text), run)
     model = PixelDiffusion(system.model, reader.encoder)
     return reader.outline(DiffusionTask(model, system.diffusion), {"network": model.network})
 
 
 @outline_of.register
-def _(system: FirstStageConfig, run: Run) -> Outline:
+def _(system: FirstStageConfig, run: Situation) -> Outline:
     distance = distance_of(system.perceptual)
     task = FirstStage(system, None, distance)
     trained: dict[str, nn.Module] = {"autoencoder": task.autoencoder}
@@ -204,7 +204,7 @@ def _(system: FirstStageConfig, run: Run) -> Outline:
 
 
 @outline_of.register
-def _(system: DistillationConfig, run: Run) -> Outline:
+def _(system: DistillationConfig, run: Situation) -> Outline:
     from diptych.pretrained.load import open_autoencoder
 
     with torch.device("cpu"):
@@ -216,7 +216,7 @@ def _(system: DistillationConfig, run: Run) -> Outline:
 
 
 @outline_of.register
-def _(system: GuideTraining, run: Run) -> Outline:
+def _(system: GuideTraining, run: Situation) -> Outline:
     with torch.device("cpu"):
         guided = None if system.guided is None else guided_model(system.guided)
     reader = text_of(system.text, run.ahead("auto"), run)
@@ -243,7 +243,7 @@ def _(system: GuideTraining, run: Run) -> Outline:
 
 
 @outline_of.register
-def _(system: ContrastConfig, run: Run) -> Outline:
+def _(system: ContrastConfig, run: Situation) -> Outline:
     config = system.judge
 
     def words(captions: Sequence[str], device: Any) -> tuple[Tensor, Tensor]:
@@ -306,7 +306,7 @@ class Reader:
         return outline
 
 
-def text_of(config: Any, cached: bool, run: Run) -> Reader:
+def text_of(config: Any, cached: bool, run: Situation) -> Reader:
     """The reader of captions of a text config, of classes, or of none."""
     if config is None:
         return Reader()
