@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.core.random import NARROW, Draws, generator, seed_default
+from diptych.core.random import NARROW, GeneratorDraws, generator, seed_default
 from diptych.diffusion.steps import NoiseSource
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import stage_seed
@@ -40,7 +40,7 @@ def test_whoever_draws_for_a_user_tells_them_apart() -> None:
     assert distinct(NoiseSource(SAME_LOW_HALF, (4,)).draw())
     assert distinct(GumbelSource(SAME_LOW_HALF, 8).draw())
     like = torch.zeros(len(SAME_LOW_HALF), 4)
-    assert distinct(Draws(torch.tensor(SAME_LOW_HALF), whole=True).normal(like, 4))
+    assert distinct(GeneratorDraws(torch.tensor(SAME_LOW_HALF), whole=True).normal(like, 4))
     first = []
     for seed in SAME_LOW_HALF:
         seed_default(seed)
@@ -54,7 +54,7 @@ def test_streams_of_small_seeds_are_what_they_were() -> None:
     wanted = [torch.Generator().manual_seed((seed * 1_000_003 + 4) % 2**63) for seed in seeds.tolist()]
     wanted = torch.stack([torch.randn(4, generator=one) for one in wanted])
     for whole in (True, False):
-        assert torch.equal(Draws(seeds, whole).normal(like, 4), wanted)
+        assert torch.equal(GeneratorDraws(seeds, whole).normal(like, 4), wanted)
 
 
 def test_a_stage_derives_32_bits_from_a_small_seed_and_more_from_a_large_one() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.core.random import Draws
+from diptych.core.random import GeneratorDraws
 from diptych.diffusion.conditions import cat_conditions
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance
@@ -128,7 +128,7 @@ def test_guidance_tells_half_of_a_batch_the_null_class() -> None:
 def test_training_drops_classes() -> None:
     batch = {"picture": noise(3, 3, 8, 8).clamp(-1, 1), "caption": ["0", "goldfish", "2"], "seed": torch.arange(3)}
     dropped = torch.tensor([False, True, False])
-    draws = Draws(batch["seed"].tolist())
+    draws = GeneratorDraws(batch["seed"])
     for null in ("zeros", "empty"):
         _, cond = PixelDiffusion(painting(null_text=null)).prepare(batch, draws, dropped)
         assert cond["label"].tolist() == [0, 3, 2]

@@ -13,7 +13,7 @@ from diptych.conditioning.concat_config import MaskConcat, MaskConfig
 from diptych.conditioning.masks import smooth_fill
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
-from diptych.core.random import CONCAT, Draws
+from diptych.core.random import CONCAT, GeneratorDraws
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.recipes import get
@@ -59,7 +59,7 @@ def test_what_is_shown_is_the_mask_and_the_rest_of_the_image(fill: Any, fine: bo
 
     def latents(images: torch.Tensor) -> torch.Tensor:
         seen.append(images)
-        return model.encode(images, Draws(given["seed"]), CONCAT)
+        return model.encode(images, GeneratorDraws(given["seed"]), CONCAT)
 
     found = condition.from_training(given["picture"], given["seed"], latents)
     assert found.shape == (2, shape.channels(AUTOENCODER), SIZE // 2, SIZE // 2)
@@ -88,7 +88,7 @@ def test_training_feeds_what_generate_feeds(words: bool) -> None:
     """The same image, mask and seed: the same mask, the same noise of the posterior, to the bit."""
     model, given, rows = repainter(words), batch([3, 8, 12]), []
     none = torch.zeros(3, dtype=torch.bool)
-    x0, cond = model.prepare(given, Draws(given["seed"]), none)
+    x0, cond = model.prepare(given, GeneratorDraws(given["seed"]), none)
     masks = BESIDE.build(AUTOENCODER).masks(given["picture"], given["seed"])
     run_unet = model.unet.forward
 
@@ -109,7 +109,7 @@ def test_what_is_under_the_mask_is_learned_and_not_told() -> None:
     masks = BESIDE.build(AUTOENCODER).masks(given["picture"], given["seed"])
     other = {**given, "picture": torch.where(masks.bool(), -given["picture"], given["picture"])}
     none = torch.zeros(2, dtype=torch.bool)
-    (x0, cond), (x1, seen) = (model.prepare(one, Draws(one["seed"]), none) for one in (given, other))
+    (x0, cond), (x1, seen) = (model.prepare(one, GeneratorDraws(one["seed"]), none) for one in (given, other))
     assert torch.equal(cond["concat"], seen["concat"]) and not torch.allclose(x0, x1)
 
 
@@ -117,7 +117,7 @@ def test_an_example_is_prepared_alike_in_any_batch() -> None:
     model, none = repainter(), torch.zeros(3, dtype=torch.bool)
     together, alone = batch([3, 8, 12]), batch([8])
     (_, cond), (_, own) = (
-        model.prepare(one, Draws(one["seed"]), none[: len(one["seed"])]) for one in (together, alone)
+        model.prepare(one, GeneratorDraws(one["seed"]), none[: len(one["seed"])]) for one in (together, alone)
     )
     torch.testing.assert_close(cond["concat"][1:2], own["concat"], rtol=0, atol=1e-5)
 

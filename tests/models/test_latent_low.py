@@ -19,7 +19,7 @@ from diptych.conditioning.concat_config import DegradationConfig, LowResConcat
 from diptych.conditioning.degradations import degrade
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
-from diptych.core.random import CONCAT, Draws
+from diptych.core.random import CONCAT, GeneratorDraws
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.unet import UNetConfig
@@ -72,7 +72,7 @@ def test_small_pixels_stand_where_the_latents_of_their_square_do() -> None:
 def test_it_learns_from_images_made_small_by_their_own_seeds() -> None:
     how = DegradationConfig(kind="bsr-light")
     model, batch = enlarging(low={"degradation": how}), toy_batch([3, 8])
-    _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
+    _, cond = model.prepare(batch, GeneratorDraws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
     expected = at_latent_size(degrade(batch["picture"], FACTOR, how, batch["seed"]), FACTOR, AUTOENCODER)
     assert list(cond) == ["concat"] and torch.equal(cond["concat"], expected)
 
@@ -81,10 +81,10 @@ def test_it_may_be_shown_the_latent_of_what_is_enlarged_bicubically() -> None:
     """In training and at sampling alike, but for the posterior's noise, which each seed draws."""
     model, batch = enlarging(low={"with_latent": True}), toy_batch([3, 8])
     batch["picture"] = batch["picture"].sign()  # so that bicubic overshoots
-    _, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
+    _, cond = model.prepare(batch, GeneratorDraws(batch["seed"]), torch.zeros(2, dtype=torch.bool))
     low = degrade(batch["picture"], FACTOR, DegradationConfig(), batch["seed"])
     larger = functional.interpolate(low, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
-    latent = model.encode(larger, Draws(batch["seed"]), CONCAT)
+    latent = model.encode(larger, GeneratorDraws(batch["seed"]), CONCAT)
     expected = torch.cat([at_latent_size(low, FACTOR, AUTOENCODER), latent], 1)
     assert torch.equal(cond["concat"], expected) and larger.amax() == 1 and larger.amin() == -1
     asked: list[torch.Tensor] = []

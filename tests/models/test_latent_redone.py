@@ -14,7 +14,7 @@ from PIL import Image
 from diptych.cli import main as cli
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
-from diptych.core.random import POSTERIOR, Draws
+from diptych.core.random import POSTERIOR, GeneratorDraws
 from diptych.diffusion.samplers import SAMPLERS
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.models.autoregressive import Autoregressive
@@ -114,7 +114,7 @@ def test_the_lower_the_strength_the_nearer_the_image() -> None:
             strength=strength,
             callback=lambda step, count, x0, s=strength: seen.setdefault(s, x0),
         )
-    draws = Draws(torch.tensor([0]))
+    draws = GeneratorDraws(torch.tensor([0]))
     known = model.encode(to_tensor([picture()]), draws, POSTERIOR)
     noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
     for strength, x0 in seen.items():
@@ -144,7 +144,7 @@ def test_what_is_known_is_decoded_from_its_own_latent(model: LatentDiffusion) ->
     model.generate(
         CAPTIONS[0], seeds=[3], image=picture(), mask=mask(), callback=lambda i, n, x0: seen.append(x0.clone())
     )
-    known = model.encode(to_tensor([picture()]), Draws(torch.tensor([3])), POSTERIOR)
+    known = model.encode(to_tensor([picture()]), GeneratorDraws(torch.tensor([3])), POSTERIOR)
     where = torch.from_numpy(np.asarray(mask())[::2, ::2] > 0).expand_as(known)
     assert all(torch.equal(x0[~where], known[~where]) for x0 in seen) and len(seen) == 3
     assert not torch.equal(seen[-1][where], known[where])

@@ -13,7 +13,7 @@ from diptych.conditioning.concat_config import MaskConfig
 from diptych.conditioning.masks import sample_masks
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
-from diptych.core.random import Draws
+from diptych.core.random import GeneratorDraws
 from diptych.models.cascade import Cascade
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.training.init_from import init_pixel
@@ -41,12 +41,12 @@ def mask(side: int) -> Tensor:
 def test_training_shows_the_rest_and_the_mask(config: Any) -> None:
     model, seeds = stage(config), [3, 1, 4]
     batch = toy_batch(seeds, config.size)
-    x0, cond = model.prepare(batch, Draws(batch["seed"]), torch.zeros(3, dtype=torch.bool))
+    x0, cond = model.prepare(batch, GeneratorDraws(batch["seed"]), torch.zeros(3, dtype=torch.bool))
     rest, masks = cond["concat"][:, -4:-1], cond["concat"][:, -1:]
     assert torch.equal(masks, sample_masks(MASKS, (config.size, config.size), batch["seed"]))
     assert torch.equal(rest, x0 * (1 - masks)) and 0 < masks.mean() < 1
     alone = toy_batch([1], config.size)
-    _, other = model.prepare(alone, Draws(alone["seed"]), torch.zeros(1, dtype=torch.bool))
+    _, other = model.prepare(alone, GeneratorDraws(alone["seed"]), torch.zeros(1, dtype=torch.bool))
     assert torch.allclose(other["concat"][0], cond["concat"][1], atol=1e-6)
     made = model.sample_from_images(x0, batch["caption"], seeds)
     assert made[1].shape == x0.shape

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.core.random import CONCAT, POSTERIOR, Draws
+from diptych.core.random import CONCAT, POSTERIOR, GeneratorDraws
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.pretrained.convert import convert
 from diptych.pretrained.source import Options
@@ -82,7 +82,7 @@ def masks() -> list[Image.Image]:
 def shared(monkeypatch: pytest.MonkeyPatch, streams: list[int]) -> Tensor:
     """The first noise; both sides draw it, and their encoders draw what ours does, from these streams in this order."""
     start = noise(len(PROMPTS), 4, SIDE, SIDE)
-    draws, left = Draws(torch.tensor(SEEDS)), list(streams)
+    draws, left = GeneratorDraws(torch.tensor(SEEDS)), list(streams)
     module = diffusers.pipelines.stable_diffusion
     for name in ("pipeline_stable_diffusion_img2img", "pipeline_stable_diffusion_inpaint"):
         monkeypatch.setattr(getattr(module, name), "randn_tensor", lambda shape, **_: start.clone().reshape(shape))

@@ -15,7 +15,7 @@ from PIL import Image
 from diptych.cli import main as cli
 from diptych.cli.describe import describe
 from diptych.core.errors import UserError
-from diptych.core.random import Draws
+from diptych.core.random import GeneratorDraws
 from diptych.encoders.class_configs import ClassConfig
 from diptych.models.judge import SHIPPED
 from diptych.models.latent_diffusion import LatentDiffusion
@@ -265,7 +265,7 @@ def test_a_paper_s_recipe_trains_when_it_is_shrunk(name: str) -> None:
     batch = {"picture": images, "caption": ["7", "8"], "seed": torch.tensor([1, 2]), "key": ["a", "b"]}
     model.start(batch)
     dropped = torch.tensor([True, False]) & (system.diffusion.caption_dropout > 0)
-    x0, cond = model.prepare(batch, Draws(batch["seed"]), dropped)
+    x0, cond = model.prepare(batch, GeneratorDraws(batch["seed"]), dropped)
     loss = model.denoiser.loss(x0, torch.randn_like(x0), torch.tensor([0.2, 0.8]), cond)
     assert torch.isfinite(loss).all()
 

@@ -293,6 +293,10 @@ TRAININGS: dict[str, Training] = {
 INTERRUPTED = ("autoencoder-adversarial", "latent", "stage-masked")
 """Those of which a run folder after ten steps is recorded."""
 INTERRUPTED_AT = 10
+GENERATOR = "training.random=generator"
+"""Random numbers as earlier versions drew them, and all records but those of `COUNTER`."""
+COUNTER = ("autoencoder", "tiny-decoder", "latent", "latent-masked", "stage-low", "codes", "noisy-clip")
+"""Those that are recorded a second time, with random numbers by hashing: one of each place where some are drawn."""
 
 
 def workshop(folder: Path) -> None:
@@ -302,8 +306,10 @@ def workshop(folder: Path) -> None:
         shutil.copytree(MODELS, folder / "models")
 
 
-def train(name: str, run: str | None = None) -> Path:
+def train(name: str, run: str | None = None, *changes: str) -> Path:
     """Train in the working directory, a `workshop`, and give the run folder.
+
+    changes: further assignments, such as `GENERATOR`, by which most are recorded.
 
     Each has a cache of text embeddings of its own: their last bits depend on which others were embedded with them.
     """
@@ -311,7 +317,7 @@ def train(name: str, run: str | None = None) -> Path:
     os.environ["DIPTYCH_CACHE"] = str(Path("cache", folder).resolve())
     if training.precompute is not None and not Path(training.precompute).exists():
         assert cli.main(["precompute", *training.arguments, "--out", training.precompute]) == 0
-    assert cli.main(["train", *training.arguments, "--run-dir", folder]) == 0
+    assert cli.main(["train", *training.arguments, *changes, "--run-dir", folder]) == 0
     return Path(folder)
 
 

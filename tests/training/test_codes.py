@@ -13,7 +13,7 @@ import torch
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.core.random import DROP, Draws
+from diptych.core.random import DROP, GeneratorDraws
 from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
 from diptych.data.stream import SampleStream, make_batch
 from diptych.encoders.configs import build_encoder
@@ -44,7 +44,7 @@ def test_the_loss_is_the_stated_one_for_each_image_by_itself(told: str) -> None:
     model = system(told)
     task, given = CodesTask(model, CodesTraining(caption_dropout=0.5)), batch(told, list(range(8)))
     losses, scalars = task.loss(given)
-    dropped = Draws(given["seed"]).uniform(DROP) < 0.5
+    dropped = GeneratorDraws(given["seed"]).uniform(DROP) < 0.5
     assert 0 < dropped.sum() < 8
     right = []
     for i in range(8):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diptych.core.errors import UserError
-from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
+from diptych.core.random import NOISE, POSTERIOR, TIME, GeneratorDraws
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.losses import training_times
 from diptych.diffusion.schedules import ScheduleConfig
@@ -70,7 +70,7 @@ def space(**changes) -> Space:
 def test_the_loss_of_a_classifier_is_the_cross_entropy_of_the_noisy_image() -> None:
     it, batch = task(schedule=ScheduleConfig(kind="flow")), toy_batch([3, 4, 5, 8])
     randomised(it.module.network, 1)
-    schedule, draws = ScheduleConfig(kind="flow").build(), Draws(batch["seed"])
+    schedule, draws = ScheduleConfig(kind="flow").build(), GeneratorDraws(batch["seed"])
     times = training_times(draws.uniform(TIME), it.config.objective, schedule)
     x = Denoiser(lambda x, t: x, schedule).add_noise(batch["picture"], draws.normal(batch["picture"], NOISE), times)
     chances = it.module.network(x, (1000 * times).float()).softmax(-1).tolist()
@@ -91,7 +91,7 @@ def test_latents_are_those_of_the_model_that_it_guides(tmp_path: Path) -> None:
         fingerprint(autoencoder()),
     ) and told.schedule == system().config.schedule
     posterior = autoencoder().encode(batch["picture"])
-    draws = Draws(batch["seed"])
+    draws = GeneratorDraws(batch["seed"])
     sample = 0.5 * posterior.sample(draws.normal(posterior.mean, POSTERIOR))
     stored = {**batch, "latent": autoencoder().moments(batch["picture"])}
     for one in (batch, stored):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from diptych.conditioning.lowres_augmentation import AugmentationConfig, augment
 from diptych.core.errors import UserError
-from diptych.core.random import AUGMENTATION, DROP, LEVEL, NOISE, TIME, Draws, normal, uniform
+from diptych.core.random import AUGMENTATION, DROP, LEVEL, NOISE, TIME, Draws, GeneratorDraws, normal, uniform
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion
@@ -138,7 +138,7 @@ def test_a_crop_of_any_size_is_trained_as_a_whole_image_is() -> None:
 
 
 def draws(seeds: list[int]) -> Draws:
-    return Draws(torch.tensor(seeds))
+    return GeneratorDraws(torch.tensor(seeds))
 
 
 @pytest.mark.parametrize("config", [base(), base(network=plain(pooled_width=WIDTH)), enlarging(network=attentive())])
@@ -168,7 +168,7 @@ def test_levels_are_drawn_for_each_image_and_told_where_the_network_listens() ->
     level = cond["level"].double()
     assert 0.2 <= level.min() < 0.21 and 0.59 < level.max() <= 0.6
     assert level.mean().item() == pytest.approx(0.4, abs=3.5 * 0.4 / (12 * 400) ** 0.5)
-    noise = Draws(torch.tensor(seeds)).normal(cond["concat"], AUGMENTATION)
+    noise = GeneratorDraws(torch.tensor(seeds)).normal(cond["concat"], AUGMENTATION)
     clean = F.interpolate(F.interpolate(batch["picture"], (8, 8), mode="area"), (16, 16), mode="bilinear")
     alpha, sigma = zip(*(closed_form(value) for value in level.tolist()), strict=True)
     expected = torch.tensor(alpha).view(-1, 1, 1, 1) * clean + torch.tensor(sigma).view(-1, 1, 1, 1) * noise

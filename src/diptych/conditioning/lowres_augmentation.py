@@ -7,6 +7,7 @@ Saharia et al. 2022, Sec. 2.4 and its appendix).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,10 +91,10 @@ def augment(
     level: (B,), or one for all. At 0 an image is enlarged and nothing else, unless levels are those of a table.
     noise: `noise(like)` draws normal numbers of the shape of `like`; asked once, and for `kind` noise only.
 
-    Raises `UserError` for a level outside [0, 1].
+    Raises `UserError` for a level outside [0, 1]; levels on a GPU, drawn or checked before, are not read back.
     """
     levels = torch.as_tensor(level).double().expand(len(low))  # (B,)
-    if not ((levels >= 0) & (levels <= 1)).all():
+    if levels.device.type == "cpu" and not ((levels >= 0) & (levels <= 1)).all():
         wrong = next(value for value in levels.tolist() if not 0 <= value <= 1)
         raise UserError(f"the augmentation level must lie between 0 and 1, not {wrong:g}")
     x = upsample(low, size, config) if config.where == "high" else low
@@ -131,11 +132,17 @@ def entries(level: Tensor, table: int) -> Tensor:
     return (level.double() * table).round().clamp(max=table - 1)
 
 
+@functools.cache
+def cosine_table(table: int) -> TableSchedule:
+    """The schedule of so many entries, kept for the copies of its table on devices."""
+    return TableSchedule(cosine_betas(table))
+
+
 def _noised(x: Tensor, levels: Tensor, noise: Tensor, table: int | None = None) -> Tensor:
     """alpha(level) x + sigma(level) noise: the level is a time of the cosine schedule (Imagen, appendix)."""
     schedule = CosineSchedule()
     if table is not None:
-        schedule, levels = TableSchedule(cosine_betas(table)), (entries(levels, table) + 1) / table
+        schedule, levels = cosine_table(table), (entries(levels, table) + 1) / table
     alpha, sigma = (part.view(-1, 1, 1, 1).to(x) for part in schedule.alpha_sigma(levels))
     return alpha * x + sigma * noise  # (B, C, H, W)
 

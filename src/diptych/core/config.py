@@ -57,6 +57,9 @@ class Config:
     others."""
     renamed: ClassVar[dict[str, str]] = {}
     """Former names of fields, by which files and command lines may still give them: {former: present}."""
+    earlier: ClassVar[dict[str, Any]] = {}
+    """Values that fields had in all versions before there were these fields, where that is not the default now: what
+    was saved without the field was made with them."""
     most: ClassVar[float] = 10**9
     """The largest number, and the least below zero, of a field that states no `Within`: beyond it is a slip of the
     keyboard, or a file that would take all memory."""

@@ -12,15 +12,15 @@ from diptych.core.config import Config, plain, present_names
 def differences(before: Any, now: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
     """(path of the field, saved value, value now) where values that were saved are not those of a config, or of a dict.
 
-    A field that came with a later version than the file had its default until then. One that is gone is left out, and
-    so are the fields of configs of two kinds, but for that.
+    A field that came with a later version than the file had its default until then, or what `Config.earlier` says. One
+    that is gone is left out, and so are the fields of configs of two kinds, but for that.
     """
     old, new = (one.get("kind") if isinstance(one, dict) else getattr(one, "kind", None) for one in (before, now))
     if isinstance(before, dict) and old != new:
         yield ".".join((*where, "kind")), old, new
     elif isinstance(before, dict) and isinstance(now, (dict, Config)):
         before = before if isinstance(now, dict) else present_names(type(now), before, ".".join(where) or "the config")
-        defaults = {} if isinstance(now, dict) else {f.name: f.default for f in dataclasses.fields(now)}  # type: ignore
+        defaults = {} if isinstance(now, dict) else former_values(type(now))
         for name, value in now.items() if isinstance(now, dict) else ((name, getattr(now, name)) for name in defaults):
             if name in before:
                 yield from differences(before[name], value, (*where, name))
@@ -28,6 +28,11 @@ def differences(before: Any, now: Any, where: tuple[str, ...] = ()) -> Iterator[
                 yield ".".join((*where, name)), plain(defaults[name]), plain(value)
     elif before != plain(now):
         yield ".".join(where), before, plain(now)
+
+
+def former_values(cls: type[Config]) -> dict[str, Any]:
+    """What each field of a config had before files stated it: the default, or what `Config.earlier` says."""
+    return {f.name: cls.earlier.get(f.name, f.default) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
 def under_first_names(value: Any) -> Any:

@@ -81,8 +81,8 @@ class NoiseSource:
         return torch.stack(draws)
 
 
-DROP, TIME, NOISE, POSTERIOR, LEVEL, AUGMENTATION, CONCAT = 1, 2, 3, 4, 5, 6, 7
-"""Independent streams of an example's random numbers, one a purpose."""
+ANY, DROP, TIME, NOISE, POSTERIOR, LEVEL, AUGMENTATION, CONCAT = range(8)
+"""Independent streams of an example's random numbers, one a purpose; ANY where there is but one."""
 
 
 def generators(seeds: Tensor, stream: int = 0, whole: bool = False) -> list[torch.Generator]:
@@ -108,18 +108,19 @@ def uniform(seeds: Tensor, device: torch.device | str = "cpu", stream: int = 0) 
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The random numbers of a batch whose examples have these seeds, by stream: asked twice, they are the same."""
+class GeneratorDraws:
+    """`Draws` from a generator for each seed, on the CPU: for users' seeds, and runs of earlier versions."""
 
     seeds: Tensor
-    """int64 (B,)."""
     whole: bool = False
     """A user's seeds, as `generators` says."""
 
+    @property
+    def host(self) -> GeneratorDraws:
+        return GeneratorDraws(self.seeds.cpu(), self.whole)
+
     def normal(self, like: Tensor, stream: int) -> Tensor:
-        """Standard normal numbers, float32, of the shape (B, ...) and on the device of `like`."""
         return normal(self.seeds, like.shape[1:], like.device, stream, self.whole)
 
     def uniform(self, stream: int) -> Tensor:
-        """Numbers in [0, 1), float32 (B,) on the CPU."""
         return uniform(self.seeds, stream=stream)

@@ -141,16 +141,25 @@ class TableSchedule(Schedule):
             alpha_squared = ((alpha_squared.sqrt() - last) * first / (first - last)) ** 2
             alpha_squared[-1] = 2.0**-24
         self.table = alpha_squared.log() - torch.log1p(-alpha_squared)  # (T,) log-SNR, falling
+        self._copies = {self.table.device: self.table}
+
+    def table_on(self, device: torch.device) -> Tensor:
+        """The table on a device, copied there once."""
+        if (copied := self._copies.get(device)) is None:
+            copied = self.table.to(device)
+            if type(copied) is Tensor:  # not one of shapes alone, while something is traced
+                self._copies[device] = copied
+        return copied
 
     def log_snr(self, t: Tensor) -> Tensor:
-        table, index = self.table.to(t.device), t.double() * self.steps - 1
+        table, index = self.table_on(t.device), t.double() * self.steps - 1
         low = index.floor().clamp(0, self.steps - 2).long()
         between = torch.lerp(table[low], table[low + 1], index - low)
         # Before the first entry sigma^2 grows in proportion to t, from 0.
         return torch.where(index < 0, self._before_first(index + 1), between)
 
     def _before_first(self, fraction: Tensor) -> Tensor:
-        variance = torch.sigmoid(-self.table[0]).to(fraction.device) * fraction.clamp(0, 1)
+        variance = torch.sigmoid(-self.table_on(fraction.device)[0]) * fraction.clamp(0, 1)
         return torch.log1p(-variance) - variance.log()
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -162,7 +171,7 @@ class TableSchedule(Schedule):
         return index.round() if self.rounding == "nearest" else index
 
     def inverse_log_snr(self, log_snr: Tensor) -> Tensor:
-        rising, target = -self.table.to(log_snr.device), -log_snr.double()
+        rising, target = -self.table_on(log_snr.device), -log_snr.double()
         low = torch.searchsorted(rising, target).clamp(1, self.steps - 1) - 1
         index = low + (target - rising[low]) / (rising[low + 1] - rising[low])
         fraction = target.sigmoid() / rising[0].sigmoid()  # before the first entry, as above

@@ -15,7 +15,7 @@ from diptych.core.checks import remedy
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.core.option_fields import takes
-from diptych.core.random import CONCAT, POSTERIOR, Draws
+from diptych.core.random import CONCAT, POSTERIOR, GeneratorDraws
 from diptych.core.values import short_repr
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
 from diptych.diffusion.steps import NoiseSource
@@ -30,6 +30,7 @@ from diptych.networks.autoencoder import Autoencoder, Posterior
 from diptych.weights.lazy import load_module
 
 if TYPE_CHECKING:
+    from diptych.core.counter_random import Draws
     from diptych.encoders.prompt_domain import PromptDomain
     from diptych.models.init_image import InitImage
     from diptych.networks.adm import AdmUNet
@@ -116,7 +117,7 @@ class LatentDiffusion(OverFirstStage):
         posterior = self.posterior(batch)
         cond = self.embed(self.kept_captions(batch, dropped))
         if (concat := self.concat) is not None:
-            cond["concat"] = concat.from_training(batch["picture"], batch["seed"], self.concat_encoder(draws))
+            cond["concat"] = concat.from_training(batch["picture"], draws.host.seeds, self.concat_encoder(draws))
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
 
     @property
@@ -206,7 +207,7 @@ class LatentDiffusion(OverFirstStage):
         """
         request = LatentRequest.read(self, prompts, options)
         decoder = self.decoder(request.decoder)
-        draws = Draws(torch.tensor(request.seeds), whole=True)
+        draws = GeneratorDraws(torch.tensor(request.seeds), whole=True)
 
         cond, uncond = self.conditions(request, draws)
         init = None if request.init_image is None else self.init_state(request.init_image, draws, request.tiling)

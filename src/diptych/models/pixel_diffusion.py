@@ -14,11 +14,12 @@ from torch import Tensor
 from diptych.conditioning.degradations import degrade
 from diptych.conditioning.lowres_augmentation import augment, downsample, level_condition, training_levels
 from diptych.conditioning.masks import sample_masks
+from diptych.core.counter_random import Draws
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
 from diptych.core.option_fields import takes
-from diptych.core.random import AUGMENTATION, LEVEL, NARROW, Draws
+from diptych.core.random import AUGMENTATION, LEVEL, NARROW
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.steps import Callback, NoiseSource
 from diptych.encoders.base import TextEmbedding, network_of
@@ -101,9 +102,11 @@ class PixelDiffusion(OneLineRepr, FrozenModules):
         cond = {} if self.config.text is None else self.cond(self.read(batch["caption"], dropped))
         if self.config.low_size is not None:
             level = training_levels(draws.uniform(LEVEL), self.config.augmentation).to(x0.device)
-            cond |= self.enlarged(self.reduced(x0, batch["seed"]), level, lambda like: draws.normal(like, AUGMENTATION))
+            cond |= self.enlarged(
+                self.reduced(x0, draws.host.seeds), level, lambda like: draws.normal(like, AUGMENTATION)
+            )
         if self.config.masks is not None:
-            cond = concat_masked(cond, x0, sample_masks(self.config.masks, x0.shape[-2:], batch["seed"]))
+            cond = concat_masked(cond, x0, sample_masks(self.config.masks, x0.shape[-2:], draws.host.seeds))
         return x0, cond
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:

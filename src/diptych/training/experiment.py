@@ -20,9 +20,10 @@ from diptych.models.cascade import assemble as assemble_cascade
 from diptych.pretrained.families import open_published
 from diptych.pretrained.load import find, is_published
 from diptych.pretrained.source import Options
-from diptych.training.distributed import Team, set_precision, team
+from diptych.training.distributed import Team, team
 from diptych.training.experiment_config import NOT_PRECOMPUTED, Recipe
 from diptych.training.experiment_data import QUARANTINE, learned_fit, open_data, open_splits
+from diptych.training.precision import autocast
 from diptych.training.precompute import PRECOMPUTED
 from diptych.training.precompute import precompute as precompute_data
 from diptych.training.run_checkpoint import has_checkpoint, require_run
@@ -60,7 +61,7 @@ def precompute(recipe: Recipe, out: Path) -> Path:
         here = Team(0, 1, find_device(settings.device)) if alone else stack.enter_context(team(settings.device))
         datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
         autoencoder, text, kept = recipe.system.precomputing()
-        bf16 = set_precision("bf16" if settings.precision == "bf16" else "fp32", here.device)
+        bf16 = autocast(settings.precision == "bf16", here.device)
         return precompute_data(datasets, autoencoder, text, out, here.device, kept, here, settings, bf16)
 
 

@@ -28,7 +28,7 @@ def prefetched(
     """The batches of the pieces in order, on the device, prepared as `config.workers` and `config.worker_kind` say: by
     threads, each a batch; by processes, which share each batch; or when they are asked for. They are always the same.
     """
-    copies, workers = Copies(device), config.workers
+    copies, workers = Copies(device, config.random), config.workers
     if workers == 0:
         for piece in pieces:
             yield copies.arrived(copies.begun(copies.prepared(batch_at(piece))))
@@ -92,8 +92,9 @@ class Copies:
     """Brings batches to a device: to CUDA from pinned memory, which PyTorch keeps and uses again, on a stream of its
     own, so that a copy runs beside the step before and neither the host nor that step waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, random: str) -> None:
+        """random: how a batch's random numbers are drawn, as `TrainingConfig.random`; batches say so."""
+        self.device, self.random = device, random
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def enter_thread(self) -> None:
@@ -125,7 +126,7 @@ class Copies:
             for value in copied.batch.values():
                 if isinstance(value, Tensor):
                     value.record_stream(current)  # its memory is not used again before this stream is through with it
-        return copied.batch
+        return {**copied.batch, "random": self.random}
 
 
 def pinned(value: Any) -> Any:
@@ -135,10 +136,12 @@ def pinned(value: Any) -> Any:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move the tensors of a batch, by pinned memory to CUDA; texts and keys stay. "pixels", bytes, become "picture",
-    floating-point numbers, there."""
+    floating-point numbers, there; "seed_on_host" are the seeds where they came from."""
     moved = {}
     for key, value in batch.items():
         if isinstance(value, Tensor):
+            if key == "seed" and value.device.type == "cpu":
+                moved["seed_on_host"] = value.numpy()  # no tensor, so that it stays there
             value = (pinned(value) if device.type == "cuda" else value).to(device, non_blocking=True)
         moved[key] = value
     if "pixels" in moved:

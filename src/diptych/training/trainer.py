@@ -35,7 +35,7 @@ from diptych.training.precision import autocast, settle_precision
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.readback import Readback
 from diptych.training.trainable import Trainable, stepped
-from diptych.training.training_config import TrainingConfig, settle_config
+from diptych.training.training_config import TrainingConfig, as_begun, settle_config
 from diptych.training.validation import validate
 from diptych.weights.lazy import load_into
 from diptych.weights.model_folder import TRAINED
@@ -57,13 +57,13 @@ def train(
 ) -> Path:
     """Train, or go on with, the run in `folder`; returns `folder/model`, the finished model.
 
-    `batch_at` and `validation_at` give the batch of a list of stream positions (called from background threads).
-    `recipe` is the whole config to keep in `config.json`, the training settings under "training", and `facts` what else
-    is kept there and must stay. The caller seeds the first weights. SIGTERM and SIGINT finish the step, save a
-    checkpoint and raise `SystemExit`. Raises a `UserError` for a changed config, a folder in use or with files of
-    something else, checkpoints of which none is whole, a full disk, a loss or gradient that is not finite (before it
-    reaches the weights), or weights that are not (before they are saved); the checkpoints stay as they are.
+    `batch_at` and `validation_at` give the batch of a list of stream positions, from background threads. `recipe` is
+    the config to keep in `config.json`, with the training settings under "training", and `facts` what else is kept and
+    must stay. The caller seeds the first weights. SIGTERM and SIGINT finish the step, save a checkpoint and raise
+    `SystemExit`. Raises a `UserError` for a changed config, a folder in use or with files of something else, no whole
+    checkpoint, a full disk, or a loss, gradient or weights that are not finite; the checkpoints stay as they are.
     """
+    config = as_begun(config, folder)
     if config.threads:
         torch.set_num_threads(config.threads)
     with team(config.device) as here:
@@ -141,7 +141,7 @@ class Run:
         self.team.seed(self.config.seed, "start")
         batch = self.batch_at(list(range(min(self.config.batch_size, START_IMAGES))))
         with torch.no_grad():
-            self.trainable.start(to_device(batch, self.team.device))
+            self.trainable.start({**to_device(batch, self.team.device), "random": self.config.random})
         self.team.broadcast(list(self.module.state_dict().values()))
         self.ema = EMA(self.module, self.config.ema, self.config.ema_warmup)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from diptych.core.config import Config, Within, plain, read_json
-from diptych.core.config_compare import differences
+from diptych.core.config_compare import differences, former_values
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 
@@ -19,6 +21,7 @@ class TrainingConfig(Config):
     """How a model is trained. One step is one optimizer update with one batch."""
 
     renamed: ClassVar[dict[str, str]] = {"validation_pictures": "validation_images"}
+    earlier: ClassVar[dict[str, Any]] = {"random": "generator"}
 
     steps: int = 100_000
     """Optimizer steps in all."""
@@ -58,6 +61,9 @@ class TrainingConfig(Config):
     """Let the average forget the first steps sooner: decay min(ema, (1 + s) / (10 + s))."""
     seed: Annotated[int, Within(-(2**63), 2**63 - 1)] = 0
     """Seed of everything random in the run."""
+    random: Literal["counter", "generator"] = "counter"
+    """How the numbers of an example follow from its seed: `counter` hashes on the device of the run, `generator` seeds
+    a generator on the CPU for each, as earlier versions did. A run keeps what it began with."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bfloat16 autocast on GPUs that have it and on CPUs with AVX512-BF16 or AMX, else float32: on other CPUs
     bf16 is far slower. A run stays with what it began with."""
@@ -120,6 +126,8 @@ CHANGEABLE = {
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
+KEPT = ("random",)
+"""Fields of `TrainingConfig` that a run keeps as it began, whatever is asked for."""
 LISTED = 8
 """So many settings that differ are named in one line."""
 
@@ -129,15 +137,19 @@ def settle_config(
 ) -> list[str]:
     """Save a config as `config.json`, or raise a `UserError` if the run there was started with another.
 
-    config: the recipe, which has the training settings under "training"; those in `CHANGEABLE` may differ. facts: what
-    else is saved with it. Returns those that do differ, as "training.steps=200 (was 100)".
+    config: the recipe, which has the training settings under "training"; those in `CHANGEABLE` may differ, and those in
+    `KEPT` stay as they were. facts: what else is saved with it. Returns those that do differ, as "training.steps=200
+    (was 100)".
     """
     path, changed, refused = folder / "config.json", list[str](), list[tuple[str, Any, Any]]()
     resolved = {**plain(config), **(facts or {})}
     if path.exists():
         before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
+        changed += [f"{field}={json.dumps(old)}, as it began" for field, old in _keep(before, resolved)]
         changes = [*differences(before, config), *differences(before, dict(facts or {}))]
         for field, old, new in changes:
+            if field.startswith("training.") and field.removeprefix("training.") in KEPT:
+                continue
             if field.startswith("training.") and field.removeprefix("training.") in CHANGEABLE:
                 changed.append(f"{field}={json.dumps(new)} (was {json.dumps(old)})")
             elif field != "description":  # the recipe's, which a version may word anew
@@ -155,3 +167,22 @@ def settle_config(
             )
     write_text(path, json.dumps(resolved, indent=2) + "\n")
     return changed
+
+
+def _keep(before: Any, resolved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Set the fields of `KEPT` in the values to save to those saved before; gives those that were others."""
+    saved, now = (values.get("training") if isinstance(values, dict) else None for values in (before, resolved))
+    for name in KEPT if isinstance(saved, dict) and isinstance(now, dict) else ():
+        began = saved.get(name, former_values(TrainingConfig)[name])
+        if name in now and now[name] != began:
+            now[name] = began
+            yield f"training.{name}", began
+
+
+def as_begun(config: TrainingConfig, folder: Path | str) -> TrainingConfig:
+    """The config of a run, with the fields of `KEPT` as the run in the folder began."""
+    with contextlib.suppress(UserError):  # there is none yet, or `settle_config` will complain
+        saved, asked = read_json(Path(folder) / "config.json"), {"training": config.to_dict()}
+        list(_keep(saved, asked))
+        config = dataclasses.replace(config, **{name: asked["training"][name] for name in KEPT})
+    return config

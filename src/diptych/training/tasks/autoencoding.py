@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from diptych.core.counter_random import draws_of
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
-from diptych.core.random import normal
+from diptych.core.random import ANY
 from diptych.core.terminal import print_err
 from diptych.data.dataset import DataConfig
 from diptych.models.first_stage import save_autoencoder
@@ -179,7 +180,7 @@ class FirstStage:
         images, quantise, codebook = batch["picture"], self.autoencoder.quantise, self.module.codebook
         posterior = self.autoencoder.encode(images)
         if quantise is None or codebook is None:
-            latents = posterior.sample(normal(batch["seed"], posterior.mean.shape[1:], images.device))
+            latents = posterior.sample(draws_of(batch).normal(posterior.mean, ANY))
             kl = posterior.kl()
             scalars = {"kl": kl.mean(), "deviation": latents.std()}
             return latents, self.config.kl / images[0].numel() * kl, scalars

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.config import Config
+from diptych.core.counter_random import draws_of
 from diptych.core.images import grid
-from diptych.core.random import DROP, Draws
+from diptych.core.random import DROP
 from diptych.networks.code_transformer import CodeTransformer
 
 
@@ -58,7 +59,7 @@ class CodesTask:
         """Nothing to prepare."""
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        losses, right = self._losses(batch, Draws(batch["seed"]).uniform(DROP) < self.config.caption_dropout)
+        losses, right = self._losses(batch, draws_of(batch).host.uniform(DROP) < self.config.caption_dropout)
         return losses, {"accuracy": right.mean()}
 
     def _losses(self, batch: dict[str, Any], dropped: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.config import Config
+from diptych.core.counter_random import Draws, draws_of
 from diptych.core.images import grid, to_images
-from diptych.core.random import DROP, NOISE, TIME, Draws
+from diptych.core.random import DROP, NOISE, TIME
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 
@@ -31,7 +32,7 @@ class Diffusable(Protocol):
         ...
 
     def prepare(self, batch: dict[str, Any], draws: Draws, dropped: Tensor) -> tuple[Tensor, Cond]:
-        """x0 (B, ...) and its condition; dropped (B,) bool marks captions that are left out."""
+        """x0 (B, ...) and its condition; dropped (B,) bool, on the CPU, marks captions that are left out."""
         ...
 
     def generate(self, prompts: list[str], *, seeds: list[int]) -> Any: ...
@@ -82,13 +83,12 @@ class DiffusionTask:
         self.system.start(batch)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        draws, objective = Draws(batch["seed"]), self.config.objective
-        dropped = draws.uniform(DROP) < self.config.caption_dropout
+        draws, objective = draws_of(batch), self.config.objective
+        dropped = draws.host.uniform(DROP) < self.config.caption_dropout
         times = training_times(draws.uniform(TIME), objective, self.system.denoiser.schedule)
-        return self._losses(batch, times, dropped, objective.weighting), {}
+        return self._losses(batch, draws, times, dropped, objective.weighting), {}
 
-    def _losses(self, batch: dict[str, Any], times: Tensor, dropped: Tensor, weighting) -> Tensor:
-        draws = Draws(batch["seed"])
+    def _losses(self, batch: dict[str, Any], draws: Draws, times: Tensor, dropped: Tensor, weighting) -> Tensor:
         x0, cond = self.system.prepare(batch, draws, dropped)
         noise = draws.normal(x0, NOISE)
         objective = self.config.objective
@@ -99,12 +99,12 @@ class DiffusionTask:
         """The unweighted loss at 8 equidistant times with fixed noise, and their mean: comparable between runs."""
         if self._examples is None and "picture" in batch:
             self._examples = {key: batch[key][:PREVIEWS] for key in ("picture", "caption", "seed")}
-        none = torch.zeros(len(batch["seed"]), dtype=torch.bool)
+        none, draws = torch.zeros(len(batch["seed"]), dtype=torch.bool), draws_of(batch)
         losses = {}
         for i in range(VALIDATION_TIMES):
             time = (i + 0.5) / VALIDATION_TIMES
             times = torch.full((len(batch["seed"]),), time, dtype=torch.float64)
-            losses[f"loss_at_{time:.4f}"] = self._losses(batch, times, none, "none").mean().item()
+            losses[f"loss_at_{time:.4f}"] = self._losses(batch, draws, times, none, "none").mean().item()
         return {"loss": sum(losses.values()) / len(losses), **losses}
 
     def samples(self) -> Image.Image | None:

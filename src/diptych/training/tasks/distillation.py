@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.config import Within
+from diptych.core.counter_random import draws_of
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
-from diptych.core.random import normal
+from diptych.core.random import ANY
 from diptych.data.dataset import DataConfig
 from diptych.models.first_stage import KIND, save_tiny_decoder
 from diptych.networks.autoencoder import Autoencoder
@@ -92,7 +93,7 @@ class Distillation:
         images = batch["picture"]  # (B, 3, H, W)
         self.teacher.to(images.device)
         posterior = self.teacher.encode(images)
-        latents = posterior.sample(normal(batch["seed"], posterior.mean.shape[1:], images.device))
+        latents = posterior.sample(draws_of(batch).normal(posterior.mean, ANY))
         return latents, self.teacher.decode(latents).clamp(-1, 1)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

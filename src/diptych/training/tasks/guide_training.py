@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.core.counter_random import Draws, draws_of
 from diptych.core.errors import UserError
-from diptych.core.random import NOISE, POSTERIOR, TIME, Draws
+from diptych.core.random import NOISE, POSTERIOR, TIME
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 from diptych.diffusion.schedules import ScheduleConfig
@@ -165,17 +166,18 @@ class GuideTask:
             posterior = self.autoencoder.to(batch["picture"].device).encode(batch["picture"])
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * (self.module.config.scale or 1.0)
 
-    def outputs(self, batch: dict[str, Any], times: Tensor) -> Tensor:
+    def outputs(self, batch: dict[str, Any], draws: Draws, times: Tensor) -> Tensor:
         """The network's outputs for the batch with the noise of times (B,): logits, or unit vectors."""
-        draws, schedule = Draws(batch["seed"]), self.module.schedule
+        schedule = self.module.schedule
         x0 = self.clean(batch, draws)
         alpha, sigma = (level.to(x0).view(-1, 1, 1, 1) for level in schedule.alpha_sigma(times))
         x = alpha * x0 + sigma * draws.normal(x0, NOISE)
         return self.module(x, schedule.network_time(times).to(x0))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        draws, captions = Draws(batch["seed"]), batch["caption"]
-        outputs = self.outputs(batch, training_times(draws.uniform(TIME), self.config.objective, self.module.schedule))
+        draws, captions = draws_of(batch), batch["caption"]
+        times = training_times(draws.uniform(TIME), self.config.objective, self.module.schedule)
+        outputs = self.outputs(batch, draws, times)
         if self.config.text is None:
             targets = self.module.numbers(captions).to(outputs.device)
             right = (outputs.argmax(-1) == targets).float().mean()
@@ -195,10 +197,10 @@ class GuideTask:
             numbers = {str(number): number for number in range(self.config.network.classes)}
         targets = torch.tensor([numbers.get(normalize_name(caption), -1) for caption in batch["caption"]])
         texts = None if self.config.text is None else self.module.embed(self.choices)
-        shares: dict[str, float] = {}
+        draws, shares = draws_of(batch), dict[str, float]()
         for i in range(VALIDATION_TIMES):
             time = (i + 0.5) / VALIDATION_TIMES
-            outputs = self.outputs(batch, torch.full((len(targets),), time, dtype=torch.float64))
+            outputs = self.outputs(batch, draws, torch.full((len(targets),), time, dtype=torch.float64))
             logits = outputs if texts is None else outputs @ texts.T  # (B, choices)
             right = logits.topk(min(TOP, logits.shape[1])).indices.cpu() == targets[:, None]  # (B, TOP)
             shares[f"top1_at_{time:.4f}"] = right[:, 0].double().mean().item()
