@@ -10,6 +10,7 @@ from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.encoders.configs import BertTextConfig, MiniLMConfig
+from diptych.encoders.cut_vocabulary import CutTokenizer, kept_tokens, whole_table
 from diptych.encoders.frozen import FrozenText, load_frozen, pretrained_config
 from diptych.encoders.tokenizers import load_tokenizer, require_ids, saved_tokenizer
 
@@ -43,7 +44,15 @@ class Bert(FrozenText):
         if shape.max_position_embeddings < config.max_tokens:
             raise UserError(f"{folder} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
         require_ids(tokenizer, shape.vocab_size, folder)
-        model = load_frozen(lambda: BertModel(shape, add_pooling_layer=False), folder).to(device)
+        if kept := kept_tokens(folder):
+            vocabulary, shape.vocab_size = shape.vocab_size, len(kept)
+            if kept[-1] >= vocabulary:
+                raise UserError(f"{folder} keeps token {kept[-1]} of {vocabulary}: make it again")
+            tokenizer = CutTokenizer(tokenizer, kept, folder)
+        model = load_frozen(lambda: BertModel(shape, add_pooling_layer=False), folder)
+        if kept:
+            whole_table(model, kept, vocabulary)
+        model = model.to(device)
         super().__init__(config, folder, model, tokenizer)
 
 

@@ -46,6 +46,8 @@ def encode_text(tokenizer, prompt: str) -> Any:
         return tokenizer.encode(prompt)
     except TypeError:  # half of a surrogate pair: bytes that were no UTF-8
         raise UserError(f"the prompt {ascii(prompt)[:60]} is not valid Unicode text") from None
+    except UserError:
+        raise
     except Exception as error:  # the library raises bare Exception, for a token that it has no number for
         raise UserError(f"the tokenizer cannot read the prompt {ascii(prompt)[:60]}: {first_line(error)}") from None
 
