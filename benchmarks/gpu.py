@@ -1,185 +1,155 @@
-"""`make gpu BUDGET=25`: everything that wants a GPU, best value first, within so many minutes.
+"""`make gpu BUDGET=13`: everything that wants a GPU, most important first, within so many minutes.
 
-Each job is done once: its result is a JSON file in `benchmarks/results/gpu`, its output a log beside it. A rerun goes
-on where the last one stopped, with a job that was cut too, if that job saves checkpoints. The jobs, and the place to
-add one, are in `jobs.py` and `task_jobs.py`. Nothing is downloaded when $DIPTYCH_CACHE holds the emoji packages.
-`--pack FOLDER` leaves there a tar archive of the results and models in pieces: `cat FOLDER/gpu.tar.* | tar x` unpacks
-it elsewhere.
+The jobs, and the places to add one, are in `loan.py` (the models that diptych ships, all at once), `jobs.py` and
+`task_jobs.py`; the latter two are for budgets of `LONG` minutes or more. Each job is done once: its result is a JSON
+file in `benchmarks/results/gpu`, its output a log beside it. A rerun goes on where the last one stopped, or was cut.
+
+    make gpu-check                        before: gather what travels, say how large it is and what is missing
+    make gpu BUDGET=13 PACK=out           the whole, in the foreground
+    python -m benchmarks.gpu --budget 13 --pack out --start
+                                          the same detached, for machines whose calls end before it does
+    python -m benchmarks.gpu --pack out --collect FOLDER --wait 560
+                                          wait until it is over or so many seconds, then copy what is packed to FOLDER
+    cat FOLDER/gpu.tar.* | tar x          after: unpack at home; `make gpu` there compares with the shipped models
+
+`--toy FOLDER` does all of it on a CPU, at toy size, within FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import signal
+import fcntl
+import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import COMPRESSION, FIRST_STAGES, MODELS, ROOT, RUNS, STUDIES, SWEEPS, WORDS, Job
+from benchmarks import loan
+from benchmarks.jobs import CASCADE_PANEL, COMPRESSION, FIRST_STAGES, LATENT_PANEL, LOAN, RUNS, SWEEPS, WORDS
+from benchmarks.parcel import Parcel, collect
+from benchmarks.schedule import LOCK, ROOT, Job, Schedule, last_line, start_time
 from benchmarks.task_jobs import GUIDANCE, JOBS, TASKS
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
-GRACE = 60.0
-"""Seconds that a job has to save its checkpoint after the budget is spent."""
+LONG = 20.0
+"""Minutes from which on there is time for more than the loan's jobs."""
+LOG = "schedule.txt"
+"""What a detached schedule prints, beside the records."""
+PROCESS = ".schedule.process"
+"""Its process, and when that began."""
 
 
-class Bench:
-    """Does jobs one after another until the budget is spent."""
-
-    def __init__(
-        self, jobs: Sequence[Job], minutes: float, results: Path = RESULTS, about: dict[str, Any] | None = None
-    ):
-        self.jobs, self.results, self.about = jobs, results, about or {}
-        self.began, self.budget = time.monotonic(), minutes * 60
-
-    @property
-    def left(self) -> float:
-        """Seconds of the budget that are left."""
-        return self.budget - (time.monotonic() - self.began)
-
-    def record(self, job: Job) -> dict[str, Any]:
-        """What is known of a job; nothing when it is another job now than it was then."""
-        try:
-            record = json.loads((self.results / f"{job.name}.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return record if record.get("command") == job.identity else {}
-
-    def state(self, job: Job) -> str:
-        return self.record(job).get("status", "to do")
-
-    def run(self) -> bool:
-        """Do what can be done; True when no job is left."""
-        self.results.mkdir(parents=True, exist_ok=True)
-        for job in self.jobs:
-            if self.state(job) == "done":
-                self.say(f"{job.name}: done before")
-                continue
-            waits = [other.name for other in self.jobs if other.name in job.needs and self.state(other) != "done"]
-            if waits:
-                self.say(f"{job.name}: waits for {', '.join(waits)}")
-            elif self.left < 60 * min(job.minutes, 1.0 if job.resumes else job.minutes):
-                self.say(f"{job.name}: takes about {job.minutes:g} minutes, {max(self.left, 0) / 60:.1f} are left")
-            else:
-                self.do(job)
-        return all(self.state(job) == "done" for job in self.jobs)
-
-    def do(self, job: Job) -> None:
-        log = self.results / f"{job.name}.log"
-        self.say(f"{job.name}: started, about {job.minutes:g} minutes, log in {log}")
-        began, before = time.monotonic(), self.record(job).get("minutes", 0.0)
-        record: dict[str, Any] = {"job": job.name, "status": "failed", "command": job.identity, **self.about}
-        try:
-            with log.open("a") as file:
-                if isinstance(job.run, tuple):
-                    record["status"] = run_command((sys.executable, "-m", "diptych", *job.run), file, self.left)
-                else:
-                    record |= {"result": job.run(), "status": "done"}
-            if record["status"] == "done" and job.result:
-                record["result"] = json.loads((ROOT / job.result).read_text())
-        except Exception as error:
-            record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        except KeyboardInterrupt:
-            record["status"] = "stopped"
-            raise
-        finally:
-            record["minutes"] = round(before + (time.monotonic() - began) / 60, 2)
-            partial = self.results / f".{job.name}.partial"
-            partial.write_text(json.dumps(record, indent=2) + "\n")
-            os.replace(partial, self.results / f"{job.name}.json")
-            lines = log.read_text().strip().splitlines() if log.exists() else []
-            told = record.get("error") or (lines[-1] if lines else "no output")
-            self.say(f"{job.name}: {record['status']}" + (f": {told}" if record["status"] == "failed" else ""))
-
-    def say(self, line: str) -> None:
-        spent = (time.monotonic() - self.began) / 60
-        print(f"[{spent:5.1f} of {self.budget / 60:g} min] {line}", flush=True)
-
-
-def run_command(command: Sequence[str], log: Any, seconds: float) -> str:
-    """`done`, `failed`, or `stopped` when the time was over; a stopped one gets `GRACE` seconds to save its state."""
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+def bench(
+    jobs: Sequence[Job],
+    budget: float,
+    results: Path,
+    about: dict[str, Any],
+    pack: Path | None = None,
+    paths: Sequence[Path] = (),
+    root: Path = ROOT,
+) -> int:
+    """Run the jobs and keep the results packed; the exit code."""
+    parcel = None if pack is None else Parcel(pack, [results, *paths], root)
+    schedule = Schedule(jobs, budget, results, about, changed=(lambda: None) if parcel is None else parcel.changed)
     try:
-        return "failed" if process.wait(timeout=max(seconds, 0)) else "done"
-    except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=GRACE)
-        if isinstance(reason, KeyboardInterrupt):
-            raise
-        return "stopped"
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # whatever it has left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-class Pieces:
-    """A file for writing that is cut into `FOLDER/gpu.tar.000`, `.001`, ... of at most `size` bytes."""
-
-    def __init__(self, folder: Path, size: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.size, self.count, self.room = folder, size, 0, 0
-
-    def write(self, data: bytes) -> int:
-        view = memoryview(data)
-        while view:
-            if not self.room:
-                self.count, self.room = self.count + 1, self.size
-            part = view[: self.room]
-            with (self.folder / f"gpu.tar.{self.count - 1:03d}").open("wb" if self.room == self.size else "ab") as file:
-                file.write(part)
-            view, self.room = view[len(part) :], self.room - len(part)
-        return len(data)
-
-
-def pack(folder: Path, paths: Sequence[Path], root: Path, piece: int = 15 * 2**20) -> int:
-    """Archive those of the paths that exist; returns the number of pieces."""
-    pieces = Pieces(folder, piece)
-    with tarfile.open(fileobj=pieces, mode="w|") as tar:  # type: ignore[call-overload]
-        for path in paths:
-            if path.exists():
-                tar.add(path, arcname=str(path.relative_to(root)))
-    return pieces.count
-
-
-def main(argv: Sequence[str] | None = None, jobs: Sequence[Job] = JOBS, results: Path = RESULTS) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--budget", type=float, default=25.0, metavar="MINUTES")
-    parser.add_argument("--list", action="store_true", help="say what is done and what is not")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="archive results and models there in the end")
-    options = parser.parse_args(argv)
-    if options.list:
-        bench = Bench(jobs, options.budget, results)
-        for job in jobs:
-            print(f"{job.name:<16} {bench.state(job):<8} about {job.minutes:g} min")
-        return 0
-    about = device()
-    if isinstance(about, str):
-        print(f"gpu: {about}", file=sys.stderr)
+        if parcel is None:
+            finished = schedule.run()
+        else:
+            with parcel:
+                finished = schedule.run()
+    except BlockingIOError:
+        print(f"gpu: another schedule runs in {results}: wait for it, or stop it", file=sys.stderr)
         return 2
-    bench = Bench(jobs, options.budget, results, about)
-    try:
-        finished = bench.run()
     except KeyboardInterrupt:
         print("gpu: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    finally:
-        if options.pack:
-            studies = (*STUDIES, SWEEPS, f"{WORDS}/unseen", f"{RUNS}/study-codes", FIRST_STAGES, COMPRESSION)
-            studies += (TASKS, GUIDANCE)
-            paths = [ROOT / path for path in (*MODELS, *studies)]
-            count = pack(options.pack, [results, *paths], ROOT)
-            print(f"packed into {count} pieces: cat {options.pack}/gpu.tar.* | tar x")
+    if parcel is not None:
+        print(f"packed: cat {pack}/gpu.tar.* | tar x")
     print("all jobs are done" if finished else "not all jobs are done: the same command goes on with them")
-    return 1 if any(bench.state(job) == "failed" for job in jobs) else 0
+    return 1 if any(schedule.state(job) == "failed" for job in jobs) else 0
+
+
+def main(argv: Sequence[str] | None = None, jobs: Sequence[Job] | None = None, results: Path = RESULTS) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--budget", type=float, default=13.0, metavar="MINUTES")
+    parser.add_argument("--list", action="store_true", help="say what is done and what is not")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="keep results and models packed there, in pieces")
+    parser.add_argument("--start", action="store_true", help="run detached, and return at once")
+    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="copy what is packed there")
+    parser.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="with --collect: for the end, at most")
+    parser.add_argument("--toy", type=Path, metavar="FOLDER", help="try it on a CPU at toy size, all within FOLDER")
+    options = parser.parse_args(argv)
+    root, places = ROOT, loan.HERE
+    if options.toy:
+        root = options.toy.absolute()
+        places, results = loan.Places.within(root), root / "results"
+        jobs = loan.loan(places, toy=True) if jobs is None else jobs
+    if jobs is None:
+        jobs = JOBS if options.budget >= LONG or options.list else LOAN
+    if options.list:
+        schedule = Schedule(jobs, options.budget, results)
+        for job in jobs:
+            print(f"{job.name:<24} {schedule.state(job):<8} about {job.minutes:g} min")
+        return 0
+    if options.collect:
+        if options.pack is None:
+            parser.error("--collect needs --pack, the folder where it is packed")
+        return fetch(options.pack, options.collect, results, options.wait)
+    about = {"device": "toy"} if options.toy else device()
+    if isinstance(about, str):
+        print(f"gpu: {about}", file=sys.stderr)
+        return 2
+    if options.start:
+        return start(list(sys.argv[1:] if argv is None else argv), results)
+    shipped = (LATENT_PANEL.old_study, CASCADE_PANEL.old_study)
+    studies = (*shipped, SWEEPS, f"{WORDS}/unseen", f"{RUNS}/study-codes", FIRST_STAGES, COMPRESSION, TASKS, GUIDANCE)
+    more = () if options.toy else studies
+    paths = [root / path for path in (*places.studies(), *places.models(), *more)]
+    return bench(jobs, options.budget, results, about, options.pack, paths, root)
+
+
+def start(words: list[str], results: Path) -> int:
+    """Run the same command without `--start`, in a session of its own."""
+    results.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu", *(word for word in words if word != "--start")]
+    with (results / LOG).open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+    (results / PROCESS).write_text(f"{process.pid} {start_time(process.pid)}\n")
+    print(f"started as process {process.pid}, log in {results / LOG}")
+    return 0
+
+
+def fetch(pack: Path, out: Path, results: Path, wait: float) -> int:
+    """Wait for the end of a detached schedule, at most so many seconds, and copy what is packed; 3: it still runs."""
+    limit = time.monotonic() + wait
+    while running(results) and time.monotonic() < limit:
+        time.sleep(0.5)
+    copied = collect(pack, out)
+    if (results / LOG).is_file():
+        copied.append(Path(shutil.copy(results / LOG, out)))
+        print(last_line(results / LOG))
+    print(f"{len(copied)} files, {sum(path.stat().st_size for path in copied) / 2**20:.1f} MiB, in {out}")
+    return 3 if running(results) else 0
+
+
+def running(results: Path) -> bool:
+    """Whether a schedule runs there: it was just started, or holds the lock of these results."""
+    with contextlib.suppress(OSError, ValueError):
+        pid, since = (results / PROCESS).read_text().split()
+        if start_time(int(pid)) == since:
+            return True
+    try:
+        with (results / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def device() -> dict[str, Any] | str:

@@ -1,33 +1,26 @@
-"""The jobs of `make gpu`: the models that diptych ships, then the benchmarks and studies, best value first."""
+"""The jobs of `make gpu` after those of `loan.py`: comparisons with the shipped models, benchmarks and studies."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.loan import HERE, SHIPPED, STEADY, loan, settings
+from benchmarks.schedule import ROOT, Job
+
 ASSETS = ROOT / "src" / "diptych" / "assets"
 
-# The recipes and what is other on a GPU: a time limit ends the training, and the learning rate cools down by the clock.
-# The networks stay small, because all the shipped weights together stay below 90 MiB.
-AUTOENCODER, LATENT, JUDGE = "emoji-autoencoder", "emoji-latent", "judge"
 SMALL_AUTOENCODER, SMALL_LATENT = "emoji-64-autoencoder", "emoji-64-latent"
 LIMIT = 90 * 2**20
 """Bytes that all the shipped weights may have together."""
-STEADY = {"steps": "1000000", "schedule": "constant", "cooldown": "0.4", "ema": "0.999", "checkpoint_every": "1000"}
 
 # Where things lie, relative to the root.
-DATA, LARGE_DATA, CACHE, RUNS = "data/emoji-128", "data/emoji-512", "cache/gpu", "runs/gpu"
-AUTOENCODER_RUN, LATENT_RUN, JUDGE_RUN = f"{RUNS}/autoencoder", f"{RUNS}/latent", f"{RUNS}/judge"
-CASCADE = ("emoji-base", "emoji-sr-128", "emoji-sr-512")
-CASCADE_RUNS = tuple(f"{RUNS}/{name}" for name in CASCADE)
+DATA, LARGE_DATA, RUNS = HERE.data, HERE.large_data, HERE.runs
+LATENT_RUN, JUDGE_RUN = f"{RUNS}/latent", f"{RUNS}/judge"
 SHIPPED_JUDGE, CARD = "judge", "MODEL_CARD.md"
 
 
@@ -50,50 +43,14 @@ class Panel:
 
 
 LATENT_PANEL, CASCADE_PANEL = Panel("latent", f"{LATENT_RUN}/model"), Panel("cascade", f"{RUNS}/cascade")
-MODELS = (f"{AUTOENCODER_RUN}/model", f"{LATENT_RUN}/model", f"{JUDGE_RUN}/model", f"{RUNS}/cascade")
-"""Models that are brought back."""
-STUDIES = tuple(study for panel in (LATENT_PANEL, CASCADE_PANEL) for study in (panel.new_study, panel.old_study))
 EFFICIENT, FULL_SIZE = "benchmarks/results/efficient-unet", "benchmarks/results/full-size.json"
 SWEEPS, WORDS = f"{RUNS}/sweeps", f"{RUNS}/words"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One thing to do."""
-
-    name: str
-    minutes: float
-    """About how long it takes."""
-    run: tuple[str, ...] | Callable[[], dict[str, Any]]
-    """Arguments of `diptych`, or a function that gives a result."""
-    needs: tuple[str, ...] = ()
-    """Jobs that must be done before."""
-    resumes: bool = False
-    """Saves its state when stopped, so it is worth starting with less time than it takes."""
-    result: str | None = None
-    """A JSON file that it leaves, kept in its result."""
-
-    @property
-    def identity(self) -> list[str]:
-        """What was done, so that a changed job is done again."""
-        if isinstance(self.run, tuple):
-            return list(self.run)
-        if isinstance(self.run, partial):
-            return [self.run.func.__name__, *map(str, self.run.args)]
-        return [self.run.__name__]
-
-
-def settings(prefix: str, values: dict[str, str]) -> list[str]:
-    return [f"{prefix}.{name}={value}" for name, value in values.items()]
 
 
 def train(recipe: str, run: str, minutes: float, batch: int, rate: float, *more: str) -> tuple[str, ...]:
     limits = [f"training.minutes={minutes:g}", f"training.batch_size={batch}", f"training.learning_rate={rate:g}"]
     data = [f"data.path={DATA}", "data.in_memory=true"]
     return ("train", recipe, "--run-dir", run, *data, *settings("training", STEADY), *limits, *more)
-
-
-LATENT_SETTINGS = (*(f"data.path={DATA}", f"system.autoencoder={AUTOENCODER_RUN}", f"system.precomputed={CACHE}"),)
 
 
 def study(out: str, *model: str) -> tuple[str, ...]:
@@ -145,16 +102,9 @@ def sweep(what: str, *more: str) -> Job:
     return Job(name=f"sweep-{what}", minutes=3, run=(*run, *more), needs=need, result=f"{out}/results.json")
 
 
-def script(name: str, *arguments: str, result: str) -> dict[str, Any]:
-    """What a script beside this one leaves as JSON."""
-    subprocess.run((sys.executable, f"benchmarks/{name}", *arguments), cwd=ROOT, check=True)
-    return json.loads((ROOT / result).read_text())
-
-
-def stage(name: str, data: str, minutes: float, batch: int, *needs: str) -> Job:
-    """A stage of the cascade, trained for so many minutes."""
-    run = train(name, f"{RUNS}/{name}", minutes, batch, 1e-3, f"data.path={data}")
-    return Job(name=name, minutes=minutes + 0.5, run=run, needs=needs, resumes=True)
+def script(name: str, minutes: float, path: str, *arguments: str, result: str, needs: tuple[str, ...] = ()) -> Job:
+    """A script beside this one, which leaves a JSON file."""
+    return Job(name=name, minutes=minutes, run=(f"benchmarks/{path}", *arguments), result=result, needs=needs)
 
 
 def words(recipe: str) -> Job:
@@ -164,82 +114,48 @@ def words(recipe: str) -> Job:
     return Job(name=f"words-{recipe}", minutes=2, run=(*run, *data), needs=("words-precompute",), resumes=True)
 
 
-FIRST = (
-    Job(name="data", minutes=4, run=("data", "emoji", "--size", "128", "--scenes", "20000", "--out", DATA)),
-    Job(
-        name="autoencoder",
-        minutes=5,
-        run=train(AUTOENCODER, AUTOENCODER_RUN, 4.5, 64, 1e-3),
-        needs=("data",),
-        resumes=True,
-    ),
-    Job(
-        name="precompute",
-        minutes=1.5,
-        run=("precompute", LATENT, "--out", CACHE, *LATENT_SETTINGS),
-        needs=("autoencoder",),
-    ),
-    Job(
-        name="latent",
-        minutes=9,
-        run=train(LATENT, LATENT_RUN, 8.5, 512, 1e-3, *LATENT_SETTINGS),
-        needs=("precompute",),
-        resumes=True,
-    ),
-    Job(name="judge", minutes=2, run=train(JUDGE, JUDGE_RUN, 1.5, 256, 1e-3), needs=("data",), resumes=True),
-    Job(
-        name="study-new",
-        minutes=1.5,
-        run=study(LATENT_PANEL.new_study, "--model", LATENT_PANEL.model),
-        needs=("latent", "judge"),
-        result=f"{LATENT_PANEL.new_study}/results.json",
-    ),
-    Job(name="study-shipped", minutes=1.5, run=study(LATENT_PANEL.old_study), needs=("judge",)),
-    Job(name="keep-the-better", minutes=0.1, run=partial(keep_the_better, LATENT_PANEL), needs=("study-new",)),
-)
-"""The latent default: what a first loan of 25 minutes is for."""
-
 THEN = (
-    Job(name="large-data", minutes=4, run=("data", "emoji", "--size", "512", "--scenes", "1000", "--out", LARGE_DATA)),
-    stage("emoji-base", DATA, 4, 512, "data"),
-    stage("emoji-sr-128", LARGE_DATA, 2, 256, "large-data"),
-    stage("emoji-sr-512", LARGE_DATA, 2, 256, "large-data"),
-    Job(name="assemble", minutes=0.2, run=("assemble", *CASCADE_RUNS, "--out", CASCADE_PANEL.model), needs=CASCADE),
     Job(
-        name="study-cascade",
-        minutes=3,
-        run=study(CASCADE_PANEL.new_study, "--model", CASCADE_PANEL.model, "--stop", "2"),
-        needs=("assemble", "judge"),
-        result=f"{CASCADE_PANEL.new_study}/results.json",
+        name="study-shipped",
+        minutes=1.5,
+        run=study(LATENT_PANEL.old_study),
+        needs=("judge",),
+        present=SHIPPED.format("latent"),
+    ),
+    Job(
+        name="keep-the-better",
+        minutes=0.1,
+        run=partial(keep_the_better, LATENT_PANEL),
+        needs=("study-latent", "study-shipped"),
+        gpu=0.0,
     ),
     Job(
         name="study-cascade-shipped",
         minutes=3,
         run=study(CASCADE_PANEL.old_study, "--model", "cascade", "--stop", "2"),
         needs=("judge",),
+        present=SHIPPED.format("cascade"),
     ),
     Job(
         name="keep-the-better-cascade",
         minutes=0.1,
         run=partial(keep_the_better, CASCADE_PANEL),
         needs=("study-cascade", "study-cascade-shipped"),
+        gpu=0.0,
     ),
     sweep("guidance", "--stop", "1"),
     sweep("augmentation", "--stop", "2"),
-    Job(
-        name="efficient-unet-full",
-        minutes=1.5,
-        run=partial(script, "efficient_unet.py", "--size", "full", "--out", EFFICIENT, result=f"{EFFICIENT}/full.json"),
+    script(
+        *("efficient-unet-full", 1.5, "efficient_unet.py", "--size", "full", "--out", EFFICIENT),
+        result=f"{EFFICIENT}/full.json",
     ),
-    Job(
-        name="full-size",
-        minutes=3,
-        run=partial(script, "full_size.py", "--device", "cuda", "--out", FULL_SIZE, result=FULL_SIZE),
-    ),
+    script("full-size", 3, "full_size.py", "--device", "cuda", "--out", FULL_SIZE, result=FULL_SIZE),
     Job(
         name="words-data",
         minutes=1,
         run=("data", "emoji", "--size", "64", "--scenes", "5000", "--out", "data/emoji-64"),
+        cores=8,
+        gpu=0.0,
     ),
     Job(
         name="words-autoencoder",
@@ -267,7 +183,7 @@ THEN = (
         result=f"{WORDS}/unseen/results.json",
     ),
 )
-"""The cascade default, and the studies of the cascade panel."""
+"""Whether the new models are better than the shipped ones, and the studies of the cascade panel."""
 
 FIRST_STAGES, COMPRESSION = "benchmarks/results/first-stages-full", "benchmarks/results/compression-full"
 FEATURES, VQ_RUN, CODES_RUN = f"{RUNS}/features", f"{RUNS}/vq", f"{RUNS}/codes"
@@ -283,24 +199,14 @@ def timed(name: str, run: str, minutes: float, batch: int, *more: str, needs: tu
 
 FORERUNNER = (
     timed("emoji-features", FEATURES, 1, 256, SMALL_DATA, needs=("words-data",)),
-    Job(
-        name="first-stages",
-        minutes=8,
-        run=partial(
-            script,
-            *("first_stages.py", "--size", "full", "--features", FEATURES, "--out", FIRST_STAGES),
-            result=f"{FIRST_STAGES}/results.json",
-        ),
+    script(
+        *("first-stages", 8, "first_stages.py", "--size", "full", "--features", FEATURES, "--out", FIRST_STAGES),
+        result=f"{FIRST_STAGES}/results.json",
         needs=("features",),
     ),
-    Job(
-        name="compression",
-        minutes=14,
-        run=partial(
-            script,
-            *("compression.py", "--size", "full", "--out", COMPRESSION),
-            result=f"{COMPRESSION}/results.json",
-        ),
+    script(
+        *("compression", 14, "compression.py", "--size", "full", "--out", COMPRESSION),
+        result=f"{COMPRESSION}/results.json",
         needs=("words-data",),
     ),
     timed("emoji-vq", VQ_RUN, 3, 64, SMALL_DATA, f"system.perceptual.path={FEATURES}", needs=("features",)),
@@ -321,4 +227,5 @@ FORERUNNER = (
 )
 """First stages by the whole objective, how much to compress, and the forerunner."""
 
-JOBS = (*FIRST, *THEN, *FORERUNNER)
+LOAN = loan()
+JOBS = (*LOAN, *THEN, *FORERUNNER)

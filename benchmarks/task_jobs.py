@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from benchmarks import jobs
-from benchmarks.jobs import FEATURES, RUNS, Job, script, timed
+from benchmarks.jobs import FEATURES, RUNS, script, timed
+from benchmarks.schedule import Job
 
 TASKS, GUIDANCE = f"{RUNS}/tasks", "benchmarks/results/guidance-full"
 CLASS_CACHE, LAYOUT_CACHE = f"{RUNS}/class-cache", f"{RUNS}/layout-cache"
@@ -42,30 +41,20 @@ JOBS = (
     cache("class-precompute", "emoji-class", CLASS_CACHE),  # the guides learn from the same drawings
     timed("emoji-classifier", f"{RUNS}/classifier", 2, 256, CLASSES, needs=("class-precompute",)),
     timed("emoji-noisy-clip", f"{RUNS}/noisy-clip", 2, 1024, CLASSES, needs=("class-precompute",)),
-    Job(
-        name="guidance",
-        minutes=6,
-        run=partial(
-            script,
-            *("guidance.py", "--data", jobs.DATA, "--clip", FEATURES, "--out", GUIDANCE),
-            *("--classifier", f"{RUNS}/classifier", "--noisy-clip", f"{RUNS}/noisy-clip", "--images", "200"),
-            result=f"{GUIDANCE}/results.json",
-        ),
+    script(
+        *("guidance", 6, "guidance.py", "--data", jobs.DATA, "--clip", FEATURES, "--out", GUIDANCE),
+        *("--classifier", f"{RUNS}/classifier", "--noisy-clip", f"{RUNS}/noisy-clip", "--images", "200"),
+        result=f"{GUIDANCE}/results.json",
         needs=("classifier", "noisy-clip", "features"),
     ),
     timed("emoji-class", f"{RUNS}/class", 3, 256, CLASSES, needs=("class-precompute",)),
     timed("emoji-free", f"{RUNS}/free", 2, 256, CLASSES, needs=("class-precompute",)),
     timed("emoji-classifier-pixels", f"{RUNS}/classifier-pixels", 2, 512, needs=DATA),
-    Job(
-        name="guidance-pixels",
-        minutes=4,
-        run=partial(
-            script,
-            *("guidance.py", "--data", jobs.DATA, "--model", "src/diptych/assets/cascade/stage-32"),
-            *("--classifier", f"{RUNS}/classifier-pixels", "--noisy-clip", "none", "--clip", FEATURES),
-            *("--images", "200", "--out", f"{GUIDANCE}-pixels"),
-            result=f"{GUIDANCE}-pixels/results.json",
-        ),
+    script(
+        *("guidance-pixels", 4, "guidance.py", "--data", jobs.DATA, "--model", "src/diptych/assets/cascade/stage-32"),
+        *("--classifier", f"{RUNS}/classifier-pixels", "--noisy-clip", "none", "--clip", FEATURES),
+        *("--images", "200", "--out", f"{GUIDANCE}-pixels"),
+        result=f"{GUIDANCE}-pixels/results.json",
         needs=("classifier-pixels", "features"),
     ),
     timed("emoji-glide", f"{RUNS}/glide", 4, 256, needs=DATA),
