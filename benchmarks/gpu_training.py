@@ -154,7 +154,7 @@ class Theirs:
 
         self.case, self.version = case, diffusers.__version__
         with case.device:
-            self.unet = diffusers.UNet2DConditionModel.from_config(unet_json(case.config.unet, case.size))  # type: ignore[arg-type]
+            self.unet: Any = diffusers.UNet2DConditionModel.from_config(unet_json(case.config.unet, case.size))  # type: ignore[arg-type]
         self.scheduler = diffusers.DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
         )
@@ -218,7 +218,7 @@ def matmul_tflops(device: torch.device, size: int) -> float:
     for _ in range(10):
         synchronize(device)
         began = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         synchronize(device)
         times.append(time.perf_counter() - began)
     return 2 * size**3 / statistics.median(times[3:]) / 1e12
