@@ -1,7 +1,7 @@
 # Everything is made from here, on a machine with Python 3.11 or newer, make and a package index.
 PYTHON ?= python3
 PROMPT ?= a red apple
-BUDGET ?= 25
+BUDGET ?= 13
 OUT ?= out
 MARKED ?= not slow
 # What is imported is compiled then: to compile all of PyTorch and transformers in advance takes a minute.
@@ -19,11 +19,11 @@ override OUT := $(value OUT)
 export PROMPT OUT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test tests test-all lint format gpu wheel default-model default-cascade clean
+.PHONY: help demo install test tests test-all lint format gpu gpu-check wheel default-model default-cascade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
-	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=25'
+	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=13'
 
 demo: $(VENV)/.installed ## install, then generate PROMPT with both default models into OUT
 	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$$OUT"
@@ -53,9 +53,14 @@ wheel: $(VENV)/.installed ## build the wheel into dist/
 	$(BIN)/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
-gpu: ## run what needs a GPU, most important first, within BUDGET minutes; a rerun resumes (no install: uses .venv or PYTHON)
+# What was carried to a machine without an index lies in carry/: packages, unpacked, and the cache of the emoji sets.
+gpu: ## run what needs a GPU, side by side, most important first, within BUDGET minutes, packed in PACK; a rerun resumes (no install: uses .venv or PYTHON)
 	@run="$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo "$$PYTHON")"; \
-	PYTHONPATH="src:.$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" -m benchmarks.gpu --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
+	if [ -d carry/cache ]; then export DIPTYCH_CACHE="$${DIPTYCH_CACHE:-carry/cache}"; fi; \
+	PYTHONPATH="src:.:carry/site$${PYTHONPATH:+:$$PYTHONPATH}" "$$run" -m benchmarks.gpu --budget $(BUDGET) $(if $(PACK),--pack "$(PACK)")
+
+gpu-check: $(VENV)/.installed-dev ## gather what travels to a lent GPU machine in build/loan; say how large it is, what is missing and what to type
+	PYTHONPATH=src:. $(BIN)/python -m benchmarks.gpu_carry
 
 default-model: $(VENV)/.installed-data ## make the data and train the models in src/diptych/assets (a GPU: minutes; a CPU: a day and more)
 	$(BIN)/diptych data emoji --size 64 --scenes 5000 --out data/emoji-64
