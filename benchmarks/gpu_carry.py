@@ -98,7 +98,7 @@ def texts_of(sets: Path, scenes: int) -> Iterator[str]:
     from diptych.data.emoji.drawing_names import drawings
     from diptych.data.emoji.icon_sources import load_sources
     from diptych.data.emoji.scenes import SceneRenderer
-    from diptych.models.retrieval import TEMPLATES
+    from diptych.models.retrieval import prompt_ensemble
 
     class Unseen(SceneRenderer):
         """Says what the scenes are, and draws none."""
@@ -112,7 +112,7 @@ def texts_of(sets: Path, scenes: int) -> Iterator[str]:
     for one in drawn:
         name = wording.clean_name(one.name)
         yield from wording.captions(name, CAPTION_NAMES.get(one.style, one.style), one.keywords, one.key)
-        yield from (template.format(name=name, style=CAPTION_NAMES[one.style]) for template in TEMPLATES)
+        yield from prompt_ensemble(name)
         if (one.codes, one.style) not in held_out:
             styles.setdefault(one.style, {})[name] = None
     for _, _, meta in Unseen(styles, 16).scenes(scenes, 0, CAPTION_NAMES):

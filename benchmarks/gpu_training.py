@@ -155,7 +155,7 @@ class Theirs:
         self.case, self.version = case, diffusers.__version__
         with case.device:
             self.unet: Any = diffusers.UNet2DConditionModel.from_config(unet_json(case.config.unet, case.size))  # type: ignore[arg-type]
-        self.scheduler = diffusers.DDPMScheduler(
+        self.scheduler = diffusers.DDPMScheduler(  # type: ignore[attr-defined]
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
         )
 
