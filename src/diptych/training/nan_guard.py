@@ -25,13 +25,6 @@ class Taken(NamedTuple):
     """Of each part of this process's batch, the keys of its examples and their losses (B,)."""
 
 
-def not_finite_yet(before: Tensor, loss: Tensor, norm: Tensor) -> Tensor:
-    """1.0 once a loss or gradient norm was not finite, else 0.0, as a tensor () on their device: `before` says it of
-    the steps before."""
-    finite = torch.isfinite(loss) & torch.isfinite(norm)
-    return torch.maximum(before, (~finite).to(before))
-
-
 def stop_not_finite(taken: Taken, loss: float, norm: float, module: nn.Module, team: Team) -> NoReturn:
     """Stop, the weights as they were before that step, on all processes, and say which examples were in the batch; or,
     where the step before left weights that are not finite, that."""

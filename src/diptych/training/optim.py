@@ -37,10 +37,12 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
-def skip_steps(optimizer: Optimizer, where: Tensor) -> None:
-    """Let steps change no weight and no moment where the tensor () is 1.0, not 0.0, when the device comes to them: what
-    `GradScaler` tells fused optimizers, and `Adafactor` reads too."""
-    optimizer.found_inf = where  # type: ignore[attr-defined]
+def skip_unless_finite(optimizer: Optimizer, *numbers: Tensor) -> None:
+    """Let this step and all later ones change no weight and no moment, if one of the numbers () is not finite when the
+    device comes to it. Fused optimizers know it by what `GradScaler` tells them, and `Adafactor` reads that too."""
+    now = (~torch.stack(numbers).isfinite().all()).float()
+    before = getattr(optimizer, "found_inf", None)
+    optimizer.found_inf = now if before is None else torch.maximum(before, now)  # type: ignore[attr-defined]
 
 
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -80,6 +82,10 @@ def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Map
             )
         state[index[name]] = values
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, kept in optimizer.state.items():
+        for kind, value in kept.items():  # fused kernels go through the memory of both side by side
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                kept[kind] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return older
 
 

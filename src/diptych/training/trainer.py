@@ -24,13 +24,14 @@ from diptych.core.disk import replacing
 from diptych.core.progress import clock
 from diptych.core.terminal import print_err
 from diptych.training import run_checkpoint as checkpoint
+from diptych.training.acceleration import accelerate
 from diptych.training.distributed import Team, team
 from diptych.training.ema import EMA
 from diptych.training.interrupt import Interrupt
 from diptych.training.learning_rate import jump, learning_rate_at
 from diptych.training.logger import Journal, Means
-from diptych.training.nan_guard import Taken, not_finite_yet, require_finite_state, stop_not_finite
-from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, skip_steps
+from diptych.training.nan_guard import Taken, require_finite_state, stop_not_finite
+from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, skip_unless_finite
 from diptych.training.precision import autocast, settle_precision
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.readback import Readback
@@ -87,12 +88,11 @@ class Run:
     ) -> None:
         self.trainable, self.batch_at, self.validation_at = trainable, batch_at, validation_at
         self.config, self.folder, self.team = config, folder, here
-        self.module = trainable.module.to(here.device)
+        self.module = accelerate(trainable, config, here.device)
         self.optimizer = build_optimizer(self.module, config)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema, self.autocast = EMA(self.module, config.ema, config.ema_warmup), autocast(bf16, here.device)
         self.interrupt, self.logged, self.results = Interrupt(), Means(), Readback[Taken](here.device)
-        self.not_finite = torch.zeros((), device=here.device)
         self.step, self.seconds, self.stopping, self.loss = 0, 0.0, False, math.nan
 
     @property
@@ -195,8 +195,7 @@ class Run:
         norm = self.team.clip_gradients(self.parameters, config.clip or math.inf)
         self.results.send(torch.cat([sums, norm.reshape(1)]), Taken(self.step, rate, parts))
         if self.results.lag:
-            self.not_finite = not_finite_yet(self.not_finite, sums[0], norm)
-            skip_steps(self.optimizer, self.not_finite)
+            skip_unless_finite(self.optimizer, sums[0], norm)
         self.settle()  # without a lag a step that is not finite stops here
         self.optimizer.step()
         stepped(self.trainable, self.team)

@@ -67,6 +67,17 @@ class TrainingConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bfloat16 autocast on GPUs that have it and on CPUs with AVX512-BF16 or AMX, else float32: on other CPUs
     bf16 is far slower. A run stays with what it began with."""
+    compile: Literal["no", "blocks"] = "no"
+    """Compile each block of the networks with torch.compile: faster on GPUs after some minutes; needs a C++ compiler.
+    Texts are padded to the length of the longest that the model reads. Last bits differ."""
+    cuda_graphs: bool = False
+    """Capture the passes of the denoising network as CUDA graphs, so that small networks do not wait for launches.
+    Texts are padded as with `compile`. Last bits differ."""
+    channels_last: bool = False
+    """Lay convolutions out with the channels last, which GPUs compute faster in bfloat16. Last bits differ."""
+    activation_checkpointing: Literal["no", "blocks"] = "no"
+    """Keep only the inputs of each block for the backward pass and compute the rest again there: about a third more
+    work for much less memory. The result is the same."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`."""
     threads: Annotated[int | None, Within(1, 1024)] = None
@@ -118,10 +129,13 @@ class TrainingConfig(Config):
         self.require(0 <= self.cooldown <= 1, "cooldown", "lie between 0 and 1")
         self.require(0 <= self.ema < 1, "ema", "lie between 0 and 1, 1 left out")
         self.require(all(0 <= b < 1 for b in self.betas), "betas", "lie between 0 and 1, 1 left out")
+        one = not self.cuda_graphs or self.accumulation == 1
+        self.require(one, "accumulation", "be 1 with cuda_graphs, whose memory holds one gradient")
         self.require(self.threads is None or self.threads >= 1, "threads", "be at least 1")
 
 
 CHANGEABLE = {
+    *("compile", "cuda_graphs", "channels_last", "activation_checkpointing"),
     *("steps", "minutes", "accumulation", "device", "threads", "workers", "worker_kind", "keep", "validation_images"),
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
