@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +137,14 @@ def test_many_prompts_are_kept_on_the_way(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_process_that_is_killed_while_it_writes_leaves_a_valid_cache(tmp_path: Path) -> None:
     CachedTexts(Letters(), tmp_path).encode(["before"])
     script = (
-        "import os, signal\nfrom pathlib import Path\nfrom diptych.encoders import cache as parts\n"
+        "import os, signal\nfrom pathlib import Path\nfrom diptych.encoders import cache_part as parts\n"
         "from tests.encoders.test_cache import CachedTexts, Letters\n"
         "parts.write_text = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"  # one of two files is written
         f"CachedTexts(Letters(), Path({str(tmp_path)!r})).encode(['before', 'killed'])\n"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment)
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.rglob(".diptych-partial-*/new/*/text.safetensors")), "it had begun"
     encoder = Letters()
@@ -208,6 +211,38 @@ def test_a_prompt_that_is_refused_leaves_the_cache_as_it_was(tmp_path: Path) -> 
         with pytest.raises(UserError, match="shorten it"):
             cached.encode(["x" * 99])
     close(cached.encode(WORDS), Letters().encode(WORDS))
+
+
+def test_processes_that_read_the_same_prompts_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two here, as threads: a claim is one of an open file. What a dead one claimed is nobody's."""
+    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "QUIET", 4)
+    monkeypatch.setattr(module, "BATCHES_PER_PART", 2)
+    monkeypatch.setattr(module, "POLL", 0.01)
+    many = [f"prompt {i}" for i in range(60)]
+    both = threading.Barrier(2)
+
+    class Slow(Letters):
+        def encode(self, prompts: list[str]) -> TextEmbedding:
+            if not self.asked:
+                both.wait()  # both have begun
+            return super().encode(prompts)
+
+    encoders = [Slow(), Slow()]
+    cached = [CachedTexts(encoder, tmp_path) for encoder in encoders]
+    assert cached[0].folder is not None
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CachedTexts, "embed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # killed
+        cached[0].read(many)
+    assert len(list(cached[0].folder.glob(".claim-*"))) == 1
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: one.read(list(many)), cached))
+    assert sorted(encoders[0].read + encoders[1].read) == sorted(many), "each once, by one of them"
+    assert encoders[0].read and encoders[1].read
+    for one in cached:
+        close(one.encode(many), Letters().encode(many))
+    assert sorted(encoders[0].read + encoders[1].read) == sorted(many) and not list(cached[0].folder.glob(".claim-*"))
 
 
 # The real encoder, built late and freed early

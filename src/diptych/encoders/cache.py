@@ -1,36 +1,32 @@
-"""A cache of text embeddings, in memory and on disk, so that a frozen text encoder embeds each prompt once.
-
-Many prompts are two files: `text.safetensors` (the tokens of all, end to end) and `captions.json`.
-"""
+"""A cache of text embeddings, in memory and on disk, so that a frozen text encoder embeds each prompt once."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
-import hashlib
-import itertools
-import json
+import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from diptych.core.caches import cache_folder
-from diptych.core.config import Config, read_json
-from diptych.core.disk import Written, remove, replacing, values_of, write_text
+from diptych.core.config import Config
+from diptych.core.disk import Written, make_folder, remove, replacing, values_of
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
 from diptych.encoders.base import TextEmbedding, TextEncoder, network_of
+from diptych.encoders.cache_part import CachePart, digest
 from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.text_store import StoredPart, TextStore
-from diptych.weights.files import load_metadata, load_safetensors
+from diptych.weights.files import load_metadata
 from diptych.weights.fingerprint import fingerprint
-from diptych.weights.save import save_safetensors
 
 BATCH = 64
 QUIET = BATCH
@@ -42,110 +38,31 @@ CACHED = Written(
 )
 IN_MEMORY = 2**31
 """Bytes of a store beyond which its embeddings are read from disk when they are asked for."""
+POLL = 0.2
+"""Seconds until `CachedTexts` looks again for what other processes embed."""
 BATCHES_PER_PART = 16
 """Batches that `CachedTexts` writes at once: the most that a killed run loses."""
-
-
-def read_precomputed(path: Path) -> Any:
-    """What a JSON file of the folder holds; a `UserError` that says how to make it again where it is damaged."""
-    again = f"{path} is missing or damaged: make it again with `diptych precompute`"
-    return read_json(path, again, again)
-
-
-class CachePart(NamedTuple):
-    """Some prompts and their embeddings, in half precision where they fit and on the CPU."""
-
-    prompts: list[str]
-    tokens: Tensor  # (tokens of all prompts, width)
-    ends: list[int]  # where each prompt's tokens end
-    pooled: Tensor | None  # (prompts, width), or none where it is the tokens' mean
-
-    def row(self, index: int) -> Tensor:
-        """The tokens (L, width) of one prompt."""
-        return self.tokens[self.ends[index - 1] if index else 0 : self.ends[index]]
-
-    @classmethod
-    def of(cls, prompts: list[str], embedding: TextEmbedding) -> CachePart:
-        """Round an embedding of these prompts."""
-        mean = TextEmbedding.from_sequence(embedding.sequence, embedding.mask).pooled
-        tokens, pooled = half(embedding.sequence[embedding.mask]), half(embedding.pooled)
-        return cls(
-            prompts, tokens, ends(embedding.mask.sum(1)), None if torch.equal(mean, embedding.pooled) else pooled
-        )
-
-    @classmethod
-    def join(cls, parts: Iterable[CachePart]) -> CachePart:
-        """All their prompts, in order."""
-        parts = list(parts)
-        lengths = torch.tensor([len(part.row(i)) for part in parts for i in range(len(part.prompts))])
-        has_pooled = any(part.pooled is not None for part in parts)
-        pooled = (
-            torch.cat([part.means() if part.pooled is None else part.pooled for part in parts]) if has_pooled else None
-        )
-        prompts = [prompt for part in parts for prompt in part.prompts]
-        return cls(prompts, torch.cat([part.tokens for part in parts]), ends(lengths), pooled)
-
-    def means(self) -> Tensor:
-        return half(torch.stack([self.row(i).float().mean(0) for i in range(len(self.prompts))]))
-
-    def save(self, folder: Path, encoder: str) -> None:
-        """Write the two files; `encoder` is the fingerprint of the encoder."""
-        tensors = {"tokens": self.tokens, "lengths": torch.tensor(self.ends).diff(prepend=torch.tensor([0]))}
-        if self.pooled is not None:
-            tensors["pooled"] = self.pooled
-        stated = {"encoder": encoder, "content": digest(self.prompts, tensors)}
-        save_safetensors(tensors, folder / "text.safetensors", stated)
-        write_text(folder / "captions.json", json.dumps(self.prompts))
-
-    @classmethod
-    def load(cls, folder: Path, width: int) -> CachePart:
-        """Read what `save` wrote, or raise a `UserError` where it is not that any more. The tokens stay on disk until
-        they are asked for."""
-        path = folder / "text.safetensors"
-        tensors, prompts = load_safetensors(path, check_finite=False), read_precomputed(folder / "captions.json")
-        tokens, lengths, pooled = (tensors.get(key) for key in ("tokens", "lengths", "pooled"))
-        fits = tokens is not None and lengths is not None and tokens.ndim == 2 and tokens.shape[1] == width
-        fits = fits and len(prompts) == len(lengths) and int(lengths.sum()) == len(tokens)  # type: ignore[arg-type]
-        if not fits or (pooled is not None and pooled.shape != (len(prompts), width)):
-            raise UserError(f"{path} does not fit captions or text encoder: make it again with `diptych precompute`")
-        if load_metadata(path).get("content", expected := digest(prompts, tensors)) != expected:
-            raise UserError(f"{path} does not hold what was written: make it again with `diptych precompute`")
-        return cls(prompts, tokens, ends(lengths), pooled)  # type: ignore[arg-type]
-
-
-def digest(prompts: list[str], tensors: Mapping[str, Tensor]) -> str:
-    """A hash of prompts, tensors and their names."""
-    made = hashlib.sha256(json.dumps(prompts).encode())
-    for name, tensor in sorted(tensors.items()):
-        made.update(name.encode())
-        made.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return made.hexdigest()
-
-
-def half(tensor: Tensor) -> Tensor:
-    """On the CPU in float16, or as it is where that would overflow."""
-    tensor = tensor.detach().cpu()
-    if not torch.isfinite(tensor).all():
-        raise UserError("the text encoder gives NaN or Inf: its weights are not usable")
-    rounded = tensor.half()
-    return rounded if torch.isfinite(rounded).all() else tensor.float()
-
-
-def ends(lengths: Tensor) -> list[int]:
-    return lengths.cumsum(0).tolist()
 
 
 def embed_batches(encoder: TextEncoder, prompts: Iterable[str]) -> Iterator[CachePart]:
     """Embeddings of each prompt once, in batches of similar length, with a progress bar if they are many."""
     order = by_length(prompts)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(bar()) if len(order) > QUIET else None
-        task = progress.add_task("embedding captions", total=len(order)) if progress else None
+    with counting(len(order)) as advance:
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             yield CachePart.of(batch, encoder.encode(batch))
-            if progress is not None and task is not None:
-                progress.advance(task, len(batch))
+            advance(len(batch))
+
+
+@contextlib.contextmanager
+def counting(total: int) -> Iterator[Callable[[int], None]]:
+    """A function that counts embedded prompts, with a progress bar if they are many."""
+    if total <= QUIET:
+        yield lambda count: None
+        return
+    with bar() as progress:
+        task = progress.add_task("embedding captions", total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def by_length(prompts: Iterable[str]) -> list[str]:
@@ -298,19 +215,78 @@ class CachedTexts(EmbeddedTexts):
         return self._encoder
 
     def read(self, prompts: list[str]) -> None:
-        """As `EmbeddedTexts.read`, kept in the folder every few batches; the encoder is built if any is not there."""
+        """As `EmbeddedTexts.read`, kept in the folder every few batches; the encoder is built if any is not there.
+
+        Processes that read the same prompts, such as those of one run, each embed what none of the others is at, and
+        read the rest from the folder.
+        """
         self.refresh()
-        unknown = self.missing(prompts)
-        batches = embed_batches(self.encoder, unknown) if unknown else iter(())
-        while some := list(itertools.islice(batches, BATCHES_PER_PART)):
-            part = CachePart.join(some)
-            if self.folder is not None:
-                name = secrets.token_hex(8)  # no other process writes at this name
-                with replacing(self.folder / name) as partial:
-                    partial.mkdir(parents=True)
-                    part.save(partial, self.fingerprint)
-                self.seen.add(name)
-            self.add(part)
+        if not (unknown := self.missing(prompts)):
+            return
+        order, size = by_length(prompts), BATCH * BATCHES_PER_PART  # pieces of all: of what is missing each sees less
+        pieces = [order[start : start + size] for start in range(0, len(order), size)]
+        first = int(os.environ.get("RANK", 0)) * len(pieces) // int(os.environ.get("WORLD_SIZE", 1))
+        pieces = pieces[first:] + pieces[:first]
+        shared = self.folder is not None and len(order) > QUIET
+        with counting(len(unknown)) as advance:
+            while pieces:
+                waiting = []
+                for piece in pieces:
+                    left = len(self.missing(piece))
+                    with self.claimed(piece) if left and shared else contextlib.nullcontext(left > 0) as mine:
+                        if mine and shared:
+                            self.refresh()  # another process may have finished them a moment ago
+                        if mine:
+                            left -= self.embed(piece, advance)
+                    if self.missing(piece):
+                        waiting.append(piece)
+                    else:
+                        advance(left)  # what others have embedded
+                if len(waiting) == len(pieces):  # others are at them
+                    time.sleep(POLL)
+                self.refresh()
+                pieces = waiting
+
+    def embed(self, prompts: list[str], advance: Callable[[int], None]) -> int:
+        """Embed those of some prompts that are not in memory, and keep them; returns how many they are."""
+        order = by_length(self.missing(prompts))
+        if not order:
+            return 0
+        batches = []
+        for batch in (order[start : start + BATCH] for start in range(0, len(order), BATCH)):
+            batches.append(CachePart.of(batch, self.encoder.encode(batch)))
+            advance(len(batch))
+        part = CachePart.join(batches)
+        if self.folder is not None:
+            name = secrets.token_hex(8)  # no other process writes at this name
+            with replacing(self.folder / name) as partial:
+                partial.mkdir(parents=True)
+                part.save(partial, self.fingerprint)
+            self.seen.add(name)
+        self.add(part)
+        return len(order)
+
+    @contextlib.contextmanager
+    def claimed(self, prompts: list[str]) -> Iterator[bool]:
+        """Whether these are this process's to embed: no other has them meanwhile, and one that dies lets go."""
+        assert self.folder is not None
+        make_folder(self.folder)
+        path = self.folder / f".claim-{digest(prompts, {})[:16]}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:  # a file system without locks: some are embedded twice
+                pass
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
     def refresh(self) -> None:
         """Load the parts that were added to the folder, also by other processes."""

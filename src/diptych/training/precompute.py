@@ -29,7 +29,8 @@ from diptych.data.dataset import ImageDataset
 from diptych.data.paths import walk
 from diptych.data.stream import EachImage
 from diptych.encoders.base import TextEncoder, network_of
-from diptych.encoders.cache import CachePart, EmbeddedTexts, by_length, encoder_fingerprint, read_precomputed
+from diptych.encoders.cache import EmbeddedTexts, by_length, encoder_fingerprint
+from diptych.encoders.cache_part import CachePart, read_precomputed
 from diptych.encoders.text_store import STEM, save_part
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.distributed import Team

@@ -15,7 +15,7 @@ from diptych.core.errors import UserError
 from diptych.data.augment import flipped
 from diptych.data.dataset import fit_captions
 from diptych.data.stream import SampleStream, texts
-from diptych.encoders.cache import read_precomputed
+from diptych.encoders.cache_part import read_precomputed
 from diptych.networks.autoencoder import Autoencoder
 from diptych.weights.files import load_safetensors
 from diptych.weights.fingerprint import fingerprint
