@@ -6,7 +6,7 @@ import dataclasses
 import io
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from PIL import Image
 
 from diptych.data.dataset import DataConfig, ImageDataset
 from diptych.data.quarantine import BrokenExample, Quarantine
+from diptych.data.selection import Selection
 from diptych.encoders.cache import CachedTexts
 from diptych.encoders.configs import BertTextConfig, T5Config
 from diptych.encoders.t5 import T5
@@ -28,11 +29,18 @@ NARROW = ("channels=8", "multipliers=1,2", "blocks=1", "attention_levels=1", "no
 WORDS = ("red", "blue", "two", "house", "apple", "dog", "cat")
 
 
+class Chosen(dict[str, np.ndarray]):
+    """Which examples are in which split."""
+
+    notes: ClassVar[dict[str, Any]] = {"seen": 0, "broken": []}
+
+
 class Many:
     """So many captioned images that exist only when they are read."""
 
     def __init__(self, count: int) -> None:
         self.count, self.skipped = count, dict[str, str]()
+        self.selection = Selection(count, Chosen({"train": np.arange(count), "held-out": np.arange(0)}))  # type: ignore
         image = io.BytesIO()
         Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)).save(image, "PNG")
         self.image = image.getvalue()
@@ -51,9 +59,6 @@ class Many:
 
     def missing_caption(self, index: int) -> BrokenExample:
         return BrokenExample("no caption")
-
-    def may_state_split(self, index: int) -> bool:
-        return False
 
 
 def many(count: int) -> ImageData:
