@@ -22,6 +22,7 @@ from diptych.encoders.t5 import T5
 from diptych.recipes import get
 from diptych.training import read_text as module
 from diptych.training.experiment_data import ImageData, all_captions
+from diptych.training.prefetch import to_device
 from diptych.training.system import TrainingSystem
 from tests.encoders.tiny_encoders import PROMPTS, bert_folder, t5_folder
 
@@ -91,7 +92,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def first_loss(system: TrainingSystem, data: ImageData, **changes: Any) -> torch.Tensor:
-    task, batch = system.build(data, 0), {**data.batches(0)["train"]([0, 1, 2, 3]), **changes}
+    task = system.build(data, 0)
+    batch = to_device(data.batches(0)["train"]([0, 1, 2, 3]), torch.device("cpu")) | changes
     task.start(batch)
     for parameter in task.module.parameters():  # its last layer starts at zero, behind which no text is seen
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
