@@ -365,3 +365,13 @@ def test_many_prompts_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch, cap
     assert not capsys.readouterr().err
     CachedTexts(Letters()).encode([f"{i}" for i in range(2 * module.BATCH)])
     assert capsys.readouterr().err.startswith("embedding captions: 64 of 128, ")
+
+
+def test_means_are_those_of_any_embedding_and_a_prompt_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = EmbeddedTexts.compute(Letters(), WORDS)
+    looked, isfinite = [], torch.Tensor.isfinite
+    monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: looked.append(1) or isfinite(tensor))
+    for _ in range(3):
+        found = texts.encode(WORDS)
+        assert torch.equal(found.pooled, TextEmbedding.from_sequence(found.sequence, found.mask).pooled)
+    assert len(looked) == 2, "tokens and means, the first time"

@@ -81,6 +81,8 @@ class EmbeddedTexts:
         self.width, self.max_tokens = encoder.width, encoder.max_tokens
         self.parts: list[CachePart] = []
         self.index: dict[str, tuple[CachePart, int]] = {}
+        self.finite: set[str] = set()
+        """Prompts whose embeddings were looked at, and hold neither NaN nor infinity."""
         for part in parts:
             self.add(part)
 
@@ -105,7 +107,9 @@ class EmbeddedTexts:
     def encode(self, prompts: list[str]) -> TextEmbedding:
         if self.missing(prompts):
             self.read(prompts)
-        return padded([self.index[prompt] for prompt in prompts])
+        embedding = padded([self.index[prompt] for prompt in prompts], check=not self.finite.issuperset(prompts))
+        self.finite.update(prompts)
+        return embedding
 
     def unload(self) -> None:
         """Free the real encoder if it can be built again."""
@@ -140,16 +144,18 @@ class EmbeddedTexts:
         )
 
 
-def padded(places: Sequence[tuple[CachePart | StoredPart, int]]) -> TextEmbedding:
-    """The embeddings of rows of parts."""
+def padded(places: Sequence[tuple[CachePart | StoredPart, int]], check: bool = True) -> TextEmbedding:
+    """The embeddings of rows of parts. With `check`, a `UserError` where they hold NaN or infinity."""
     rows = [part.row(index) for part, index in places]
     sequence = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
     lengths = torch.tensor([len(row) for row in rows])
-    embedding = TextEmbedding.from_sequence(sequence, torch.arange(sequence.shape[1]) < lengths[:, None])
+    mask = torch.arange(sequence.shape[1]) < lengths[:, None]
+    mean = sequence.sum(1) / lengths.clamp(min=1)[:, None]  # as `from_sequence`: padding is zeros
+    embedding = TextEmbedding(sequence, mask, mean)
     for i, (part, index) in enumerate(places):
         if part.pooled is not None:
             embedding.pooled[i] = part.pooled[index]
-    if not (sequence.isfinite().all() and embedding.pooled.isfinite().all()):
+    if check and not (sequence.isfinite().all() and embedding.pooled.isfinite().all()):
         raise UserError("a text embedding on disk holds NaN or Inf: delete the folder it lies in and make it again")
     return embedding
 
