@@ -16,7 +16,7 @@ from diptych.recipes import get
 from diptych.training.planning.accounting import Meter, OnMeta
 from diptych.training.planning.cards import CARDS, card
 from diptych.training.planning.outline import outlined
-from diptych.training.planning.plan import Cluster, Plan, make_plan, measure
+from diptych.training.planning.plan import Cluster, Plan, advice, make_plan, measure
 
 TINY = (
     *("system.model.unet.channels=32", "system.model.unet.multipliers=1,2", "system.model.unet.attention_levels=1"),
@@ -125,6 +125,14 @@ def test_accumulation_saves_activations_and_keeps_gradients_and_days_give_images
     assert parts.memory.gradients >= parts.gradient_bytes
     assert parts.seconds == pytest.approx(2 * 86400, rel=1e-6)
     assert parts.images == pytest.approx(2 * 86400 * plan.images_per_second, rel=1e-6)
+
+
+def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
+    memory = (plan.needed_bytes - 0.5 * plan.memory.activations) / 1e9
+    small = dataclasses.replace(plan, cluster=Cluster(2, card("t4")._replace(memory=memory), 0.5))
+    assert not small.fits
+    said = advice(small)
+    assert any(line.startswith("training.accumulation=") for line in said) and said[-1] == "a GPU of 16 GB"
 
 
 @pytest.mark.parametrize(

@@ -130,11 +130,18 @@ def clip_network(
 
 
 def clip_shape_network(folder: Path | None, width: int) -> nn.Module:
-    """A CLIP text model in the shapes of the config.json in a folder, or ViT-L/14's, with random weights."""
+    """A CLIP text model in the shapes of the config.json in a folder, or of Stable Diffusion's, with random weights:
+    ViT-L/14's, and where the width is 1024 that of version 2, all but the last layer of OpenCLIP's ViT-H/14."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    large = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    return CLIPTextModel(large if folder is None else pretrained_config(CLIPTextConfig, folder, width))
+    if folder is not None:
+        return CLIPTextModel(pretrained_config(CLIPTextConfig, folder, width))
+    hidden, layers, heads = (1024, 23, 16) if width == 1024 else (768, 12, 12)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=heads
+        )
+    )
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

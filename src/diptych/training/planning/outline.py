@@ -320,6 +320,8 @@ def text_of(config: Any, cached: bool, run: Situation) -> Reader:
         encoder = JointTransformer(config, LongestPrompts(tokens))
         return Reader(encoder, trained=encoder, tokens=tokens)
     network = config.build_network().eval().requires_grad_(False)
+    if config.kind == "clip" and config.path is None and config.width not in (768, 1024):
+        raise UserError(f"no CLIP of Stable Diffusion is {config.width} wide: set text.path to the folder of one")
     if config.kind == "t5" and (config.dtype == "bfloat16" or (config.dtype == "auto" and run.device == "cuda")):
         network.to(torch.bfloat16)
     encoder = FrozenOutline(config, None if cached else network, run)

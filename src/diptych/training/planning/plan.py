@@ -17,13 +17,17 @@ from diptych.core.errors import UserError
 from diptych.training.experiment_config import Recipe
 from diptych.training.optim import build_optimizer, state_shapes
 from diptych.training.planning.accounting import Meter, OnMeta
-from diptych.training.planning.cards import Card
+from diptych.training.planning.cards import CARDS, Card
 from diptych.training.planning.outline import Outline, outlined
 
 FLOAT32, HALF = 4, 2
 """Bytes of a number."""
 RESERVED = 1.5 * 2**30
 """Bytes of a card that tensors cannot have: CUDA's context and its libraries' kernels and workspaces (assumed)."""
+MACHINE = 8
+"""GPUs of a machine."""
+ADAFACTOR = 5
+"""Tensors of the size of a parameter that Adafactor needs while it moves it."""
 FRAGMENTED = 0.05
 """Share of the tensors' bytes that the allocator loses between them (assumed)."""
 
@@ -176,7 +180,7 @@ def make_plan(
     half = computes_half(recipe, cluster.card)
     outline = outlined(recipe, examples)
     step = measure(outline, recipe, share(recipe, cluster.gpus), half)
-    memory, optimizer_step = memory_of(outline, recipe, step)
+    memory, optimizer_step = memory_of(outline, recipe, step, shard_group(recipe, cluster.gpus), half)
     module = outline.task.module
     weights = tensor_bytes(module.state_dict().values())
     trained = {name: count(network) for name, network in outline.trained.items()}
@@ -197,6 +201,7 @@ def make_plan(
         2 * weights + memory.optimizer,
         weights,
     )
+    plan = dataclasses.replace(plan, advice=[] if plan.fits else advice(plan))
     if days is not None:
         return dataclasses.replace(plan, images=max(1, int(days * 86400 * plan.images_per_second)))
     return plan
@@ -233,24 +238,81 @@ def measure(outline: Outline, recipe: Recipe, images: int, half: bool, device: L
     return Step(images, forward, meter.flops["backward"], dict(meter.peak))
 
 
-def memory_of(outline: Outline, recipe: Recipe, step: Step) -> tuple[Memory, int]:
-    """Memory at the peak of a step, and when the optimizer moves the weights."""
+def memory_of(outline: Outline, recipe: Recipe, step: Step, group: int = 1, half: bool = True) -> tuple[Memory, int]:
+    """Memory at the peak of a step, and when the optimizer moves the weights.
+
+    group: processes that hold one copy together, each a part of what is trained.
+    """
     module = outline.task.module
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = build_optimizer(module, recipe.training)
-    states = [shape.numel() for p in parameters for shape in state_shapes(optimizer, p.shape).values()]
-    trained = tensor_bytes(parameters)
+    states = sum(shape.numel() for p in parameters for shape in state_shapes(optimizer, p.shape).values())
+    trained, largest = tensor_bytes(parameters), max(p.numel() for p in parameters)
+    fixed = tensor_bytes([*module.parameters(), *module.buffers()]) - trained
     memory = Memory(
-        weights=tensor_bytes([*module.parameters(), *module.buffers()]),
+        weights=fixed + trained // group,
         frozen=sum(tensor_bytes([*n.parameters(), *n.buffers()]) for n in outline.frozen.values()),
-        optimizer=FLOAT32 * sum(states),
-        average=FLOAT32 * sum(p.numel() for p in parameters),
-        gradients=step.peak.get("gradients", 0),
-        copies=step.peak.get("half-precision copies", 0),
+        optimizer=FLOAT32 * states // group,
+        average=FLOAT32 * sum(p.numel() for p in parameters) // group,
+        gradients=step.peak.get("gradients", 0) // group,
+        copies=gathered(module, half) if group > 1 else step.peak.get("half-precision copies", 0),
         activations=step.peak.get("activations", 0),
     )
-    moving = 4 * FLOAT32 * max(p.numel() for p in parameters) if recipe.training.optimizer == "adafactor" else 0
-    return memory, memory.weights + memory.frozen + memory.optimizer + memory.average + trained + moving
+    moving = ADAFACTOR * FLOAT32 * largest if recipe.training.optimizer == "adafactor" else 0
+    lasting = memory.weights + memory.frozen + memory.optimizer + memory.average
+    return memory, lasting + (trained + moving) // group
+
+
+def shard_group(recipe: Recipe, gpus: int) -> int:
+    """Processes that hold one copy of what is trained together, each a part."""
+    training = recipe.training
+    shard = getattr(training, "shard", "no")
+    if shard == "no":
+        return 1
+    return gpus if shard == "fsdp" else min(gpus, getattr(training, "shard_group", None) or MACHINE)
+
+
+def gathered(module: nn.Module, half: bool) -> int:
+    """Bytes of weights that FSDP has gathered at once: those in no unit, the unit that runs, and the one ahead of it;
+    and the gradients of a unit, in float32 as they are reduced."""
+    from diptych.training.sharding import UNITS  # pyright: ignore[reportMissingImports]
+
+    sizes, inside = [0], set[int]()
+    for part in reversed(list(module.modules())):  # those within others first
+        if isinstance(part, UNITS):
+            own = [p for p in part.parameters() if p.requires_grad and id(p) not in inside]
+            inside.update(id(p) for p in own)
+            sizes.append(sum(p.numel() for p in own))
+    rest = sum(p.numel() for p in module.parameters() if p.requires_grad and id(p) not in inside)
+    return (HALF if half else FLOAT32) * (rest + 2 * max(sizes)) + FLOAT32 * max(sizes)
+
+
+def advice(plan: Plan) -> list[str]:
+    """What would make a plan fit its card, by an estimate; nothing where all together is not enough."""
+    memory, training = plan.memory, plan.recipe.training
+    lasting = memory.weights + memory.frozen + memory.optimizer + memory.average
+    room = (plan.cluster.card.memory * 1e9 - RESERVED) / (1 + FRAGMENTED)
+    whole = lasting + memory.copies + plan.gradient_bytes
+    said = list[str]()
+    if (left := room - whole) > 0:
+        images = int(plan.step.images * left / max(memory.activations, 1))
+        if images >= 1:
+            parts = math.ceil(math.ceil(training.batch_size / plan.cluster.gpus) / images)
+            if parts > training.accumulation:
+                said.append(f"training.accumulation={parts}: {images} images at once")
+    if said == [] or whole > room / 2:
+        group = shard_group(plan.recipe, plan.cluster.gpus)
+        if "shard" in training.to_dict() and group == 1 and plan.cluster.gpus > 1:
+            each = (lasting - memory.frozen + plan.gradient_bytes) / plan.cluster.gpus / 2**30
+            said.append(f"training.shard=fsdp: {each:.2f} GiB of each GPU instead of {whole / 2**30:.2f}")
+        elif plan.cluster.gpus == 1:
+            said.append("more GPUs, among which weights and the optimizer's state can be divided")
+    if "activation_checkpointing" in training.to_dict() and not getattr(training, "activation_checkpointing", False):
+        said.append("training.activation_checkpointing=true: activations are computed again, a third more FLOPs")
+    if training.optimizer != "adafactor" and memory.optimizer > room / 10:
+        said.append(f"training.optimizer=adafactor: almost none of {memory.optimizer / 2**30:.2f} GiB")
+    larger = sorted({c.memory for c in CARDS.values() if c.memory * 1e9 >= plan.needed_bytes})
+    return [*said, f"a GPU of {larger[0]:g} GB" if larger else f"fewer images at once than {plan.step.images}"]
 
 
 def example_bytes(outline: Outline, recipe: Recipe, tokens: int) -> dict[str, int]:
