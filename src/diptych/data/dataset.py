@@ -164,6 +164,15 @@ class ImageDataset:
         self.quarantine.check()
         self.quarantine.restart()
 
+    def bounds(self) -> np.ndarray:
+        """The first example of each shard in this split, and the number of all: int64 (shards + 1,). Raises a
+        `UserError` where the data are no shards."""
+        if not isinstance(self.source, ShardSource):
+            raise UserError(f"{self.config.path} holds no shards: set data.shuffle=all")
+        if isinstance(self._indices, range):
+            return self.source.starts
+        return np.searchsorted(self._indices, self.source.starts).astype(np.int64)
+
     def key(self, index: int) -> tuple[str, str]:
         """(shard or folder, key) of an example."""
         return self.source.key(int(self._indices[index]))

@@ -34,6 +34,11 @@ class DataConfig(Config):
     and right, or where words are to be read. 0.5 in most papers without text."""
     split: Split = "train"
     """`train`, `held-out` or `all`."""
+    shuffle: Literal["all", "shards"] = "all"
+    """The order of an epoch: `all` examples in any order, or the `shards` in any order and the examples of
+    `shuffle_window` of them mixed, so that a store that is slow or far away reads each shard within a stretch."""
+    shuffle_window: Annotated[int, Within(1, 2**20)] = 64
+    """Shards whose examples are mixed with `shuffle=shards`."""
     kinds: tuple[str, ...] = ()
     """Keep only these kinds of example ("single", "scene"); empty for all."""
     styles: tuple[str, ...] = ()

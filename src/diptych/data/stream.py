@@ -13,42 +13,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.core.hashing import mix, mix_all
+from diptych.core.hashing import mix_all
 from diptych.data.augment import augment_image
 from diptych.data.dataset import Example, ImageDataset
 from diptych.data.dataset_config import DataConfig
+from diptych.data.stream_order import EpochOrder, GeneratedOrder, KeyedOrder, WindowedOrder
 from diptych.data.worker_pool import Filled, Order, WorkerPool
 
 
 class SampleStream:
     """`stream[p] -> (index, example_seed)`: a new permutation per epoch, fixed by the seed."""
 
-    def __init__(self, n_examples: int, seed: int) -> None:
+    def __init__(self, n_examples: int, seed: int, order: EpochOrder | None = None) -> None:
+        """order: of the examples of an epoch; none for `GeneratedOrder`."""
         if n_examples < 1:
             raise ValueError("a stream needs at least one example")
-        self.n_examples, self.seed = n_examples, seed
-        self._order = (-1, np.empty(0, dtype=np.int64))
+        self.n_examples, self.seed, self.order = n_examples, seed, order or GeneratedOrder(n_examples, seed)
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.n_examples)
-        return int(self._permutation(epoch)[place]), mix(self.seed, position, 1)
+        indices, seeds = self.at([position])
+        return int(indices[0]), int(seeds[0])
 
     def at(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The indices and the seeds of many positions, each int64 (N,)."""
         at = np.asarray(positions, dtype=np.int64)
         epochs, places = np.divmod(at, self.n_examples)
-        indices = np.empty_like(at)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            indices[here] = self._permutation(epoch)[places[here]]
-        return indices, mix_all(self.seed, at, 1)
+        return self.order.at(epochs, places), mix_all(self.seed, at, 1)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        current, order = self._order
-        if current != epoch:
-            order = np.random.Generator(np.random.PCG64(mix(self.seed, epoch))).permutation(self.n_examples)
-            self._order = (epoch, order)  # one assignment: several threads may read
-        return order
+
+def stream_of(dataset: ImageDataset, seed: int, random: str) -> SampleStream:
+    """The stream of a data set; random: "generator" for the order of earlier versions, "counter" for a computed one.
+
+    Raises a `UserError` where shards are to be mixed and the data are none.
+    """
+    config, count = dataset.config, len(dataset)
+    if config.shuffle == "shards":
+        return SampleStream(count, seed, WindowedOrder(dataset.bounds(), seed, config.shuffle_window))
+    return SampleStream(count, seed, KeyedOrder(count, seed) if random == "counter" else None)
 
 
 def sample_stream(n_examples: int, seed: int, start: int = 0) -> Iterator[tuple[int, int]]:
@@ -101,8 +102,9 @@ def make_batch(dataset: ImageDataset, stream: SampleStream, positions: Sequence[
 class ImageBatches:
     """The batches of a data set by stream positions, with images as "pixels", uint8 (B, H, W, 3)."""
 
-    def __init__(self, dataset: ImageDataset, seed: int) -> None:
-        self.dataset, self.stream = dataset, SampleStream(len(dataset), seed)
+    def __init__(self, dataset: ImageDataset, seed: int, random: str = "generator") -> None:
+        """random: how the order of the examples is made, as `stream_of` says."""
+        self.dataset, self.stream = dataset, stream_of(dataset, seed, random)
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Read the batch of these positions, here and now."""

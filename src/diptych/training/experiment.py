@@ -28,6 +28,7 @@ from diptych.training.precompute import PRECOMPUTED
 from diptych.training.precompute import precompute as precompute_data
 from diptych.training.run_checkpoint import has_checkpoint, require_run
 from diptych.training.trainer import train as train_task
+from diptych.training.training_config import as_begun
 
 
 def train(recipe: Recipe, folder: str | Path) -> Path:
@@ -36,7 +37,8 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
     require_run(folder)
     require_memory(lambda: counts(recipe.system.networks())["networks"], find_device(recipe.training.device))
     seed_default(seed)
-    data = open_data(recipe, folder / QUARANTINE)
+    begun = dataclasses.replace(recipe, training=as_begun(recipe.training, folder))  # its order is the run's
+    data = open_data(begun, folder / QUARANTINE)
     system = recipe.system.with_class_names(lambda: data.captions("train"))
     recipe = dataclasses.replace(recipe, system=system)
     data.fit(system.caption_fit)

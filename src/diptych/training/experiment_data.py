@@ -39,7 +39,7 @@ def open_data(recipe: Recipe, record: Path) -> TrainingData:
     store = recipe.system.store
     if store is not None:
         return PrecomputedData(recipe, store)
-    return ImageData(open_splits(recipe, record), own_device(recipe.training.device))
+    return ImageData(open_splits(recipe, record), own_device(recipe.training.device), recipe.training.random)
 
 
 def split_seed(seed: int, split: str) -> int:
@@ -50,9 +50,11 @@ def split_seed(seed: int, split: str) -> int:
 class ImageData:
     """Images with captions, decoded when a batch is made. A `TrainingData`."""
 
-    def __init__(self, splits: dict[str, ImageDataset], device: torch.device | None = None) -> None:
-        """device: where captions are embedded, by default on the CPU."""
-        self.splits, self.device = splits, device or torch.device("cpu")
+    def __init__(
+        self, splits: dict[str, ImageDataset], device: torch.device | None = None, random: str = "generator"
+    ) -> None:
+        """device: where captions are embedded, by default on the CPU. random: `TrainingConfig.random`."""
+        self.splits, self.device, self.random = splits, device or torch.device("cpu"), random
 
     @property
     def images(self) -> ImageDataset:
@@ -78,7 +80,9 @@ class ImageData:
         fit_all(fit(), *self.splits.values())
 
     def batches(self, seed: int) -> dict[str, BatchAt]:
-        return {split: ImageBatches(dataset, split_seed(seed, split)) for split, dataset in self.splits.items()}
+        return {
+            split: ImageBatches(dataset, split_seed(seed, split), self.random) for split, dataset in self.splits.items()
+        }
 
 
 class PrecomputedData:
@@ -86,6 +90,7 @@ class PrecomputedData:
 
     def __init__(self, recipe: Recipe, store: Path) -> None:
         self.store, self.config, self.seed = store, recipe.data, recipe.training.seed
+        self.random = recipe.training.random
         self.device = own_device(recipe.training.device)
         self.has_texts = (store / "text.safetensors").is_file() or "texts" in values_of(store / "config.json")
         self.splits: dict[str, PrecomputedLatents] = {}
@@ -110,7 +115,7 @@ class PrecomputedData:
         for split in ("train", *(name for name in precomputed_splits(self.store) if name == "held-out")):
             flip = self.config.flip if split == "train" else 0.0  # images of validation are not mirrored
             self.splits[split] = PrecomputedLatents(
-                self.store, split, split_seed(self.seed, split), autoencoder, kept, flip
+                self.store, split, split_seed(self.seed, split), autoencoder, kept, flip, self.random
             )
         stored = self.splits["train"].shape
         if shape is not None and stored != shape:

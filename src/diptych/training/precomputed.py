@@ -15,6 +15,7 @@ from diptych.core.errors import UserError
 from diptych.data.augment import flipped
 from diptych.data.dataset import fit_captions
 from diptych.data.stream import SampleStream, texts
+from diptych.data.stream_order import KeyedOrder
 from diptych.encoders.cache_part import read_precomputed
 from diptych.networks.autoencoder import Autoencoder
 from diptych.weights.files import load_safetensors
@@ -154,7 +155,7 @@ def spaced(rows: Sequence[Any], most: int | None) -> Iterator[Any]:
 class PrecomputedLatents:
     """One split of a precomputed folder, as batches of stream positions; `flip`: with what probability mirrored.
 
-    In memory are eight bytes an example, the order of the epoch, whatever the size of the folder.
+    In memory is nothing of most examples, whatever the size of the folder.
     """
 
     def __init__(
@@ -165,7 +166,9 @@ class PrecomputedLatents:
         autoencoder: Autoencoder,
         kept: Kept = "latents",
         flip: float = 0.0,
+        random: str = "generator",
     ) -> None:
+        """random: `TrainingConfig.random`, which decides the order of the examples."""
         splits = precomputed_splits(folder)
         if read_precomputed(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
             raise UserError(f"{folder} was made with another autoencoder: {AGAIN}")
@@ -175,12 +178,16 @@ class PrecomputedLatents:
         self.examples = Examples(folder, split, kept)
         if flip and not self.examples.has(self.name + FLIPPED):
             raise UserError(f"{folder} was made without data.flip: {AGAIN}, or leave it 0")
-        self.flip, self.seed = flip, seed
+        self.flip, self.seed, self.random = flip, seed, random
         self.places: Any = range(len(self.examples))
         """The examples that are read: a range, or an array."""
         self.fitted: dict[int, list[str]] = {}
         """The captions of those whose captions were cut."""
-        self.stream = SampleStream(len(self.places), seed)
+        self.stream = self._stream()
+
+    def _stream(self) -> SampleStream:
+        count = len(self.places)
+        return SampleStream(count, self.seed, KeyedOrder(count, self.seed) if self.random == "counter" else None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -205,7 +212,7 @@ class PrecomputedLatents:
             self.places = np.delete(np.asarray(self.places), left_out)
         if not len(self.places):
             raise UserError(f"no example is left ({next(iter(changed.values()))})")
-        self.stream = SampleStream(len(self.places), self.seed)
+        self.stream = self._stream()
         return changed
 
     def captions(self, place: int) -> list[str]:
