@@ -1,14 +1,15 @@
 """Checkpoints that survive kill -9, a full disk and a cut file: a run goes on from the newest whole one.
 
-`checkpoints/step-00001000/` holds one safetensors file a part (weights, ema, optimizer), `state.json`, and
-`manifest.json` with the size and SHA-256 of each. The folder is written under another name, synced, and renamed when it
-is whole.
+`checkpoints/step-00001000/` holds one safetensors file a part (weights, ema, optimizer), or of a sharded run one a part
+and process, `state.json`, and `manifest.json` with the size and SHA-256 of each. The folder is written under another
+name, synced, and renamed when it is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import json
 import math
@@ -40,7 +41,11 @@ from diptych.weights.save import save_safetensors
 MANIFEST, STATE = "manifest.json", "state.json"
 STEP = re.compile(r"step-\d{8,}")
 PARTS = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors")
-CHECKPOINT = Written("a checkpoint", (*PARTS, STATE, MANIFEST), lambda folder: STEP.fullmatch(folder.name) is not None)
+SHARDS = "shard-*.safetensors"
+"""The files of a sharded run in the place of those."""
+CHECKPOINT = Written(
+    "a checkpoint", (*PARTS, SHARDS, STATE, MANIFEST), lambda folder: STEP.fullmatch(folder.name) is not None
+)
 """A broken one is recognised by its name and what is in it: any of its files may be what is broken."""
 RUN = ("config.json", "metrics.jsonl", "checkpoints", "model", "samples", "tensorboard")
 """What a run writes into its folder."""
@@ -59,8 +64,17 @@ class Checkpoint:
     def step(self) -> int:
         return self.state["step"]
 
+    @property
+    def sharded(self) -> bool:
+        """Whether processes wrote their rows."""
+        return not (self.path / PARTS[0]).exists()
+
     def load(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part, on the CPU."""
+        """The tensors of one part, whole, on the CPU."""
+        if self.sharded:
+            from diptych.training.sharded_files import read_part
+
+            return read_part(self.path, part)
         return load_safetensors(self.path / f"{part}.safetensors", check_finite=False)  # a mask may hold -inf
 
 
@@ -79,16 +93,26 @@ def save(
             for part, tensors in parts.items():
                 save_safetensors(tensors, partial / f"{part}.safetensors")
             (partial / STATE).write_text(json.dumps({**state, "step": step}, indent=2) + "\n")
-            manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            sync_all(partial)
-            if problem := fault(partial):
-                raise UserError(
-                    f"what is read back of {target} is not what was written ({problem}): the disk or the memory is "
-                    "failing; earlier checkpoints are untouched"
-                )
+            seal(partial, target, sizes_and_hashes(partial))
     prune(folder, target, keep)
     return target
+
+
+def sizes_and_hashes(folder: Path, names: str = "*") -> dict[str, dict[str, Any]]:
+    """Entries of a manifest for the files of these names."""
+    return {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.glob(names))}
+
+
+def seal(partial: Path, target: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of what is to be a checkpoint at `target`, sync all and read it back. A `UserError` where that
+    is not what was written."""
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    sync_all(partial)
+    if problem := fault(partial):
+        raise UserError(
+            f"what is read back of {target} is not what was written ({problem}): the disk or the memory is failing; "
+            "earlier checkpoints are untouched"
+        )
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -120,7 +144,8 @@ def fault(path: Path, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint folder, or None when every file is there with its size and hash."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        if missing := [name for name in (*PARTS, STATE) if name not in manifest]:
+        parts = () if any(fnmatch.fnmatchcase(name, SHARDS) for name in manifest) else PARTS
+        if missing := [name for name in (*parts, STATE) if name not in manifest]:
             return f"{MANIFEST} does not list {missing[0]}"
         for name, expected in manifest.items():
             file = path / name

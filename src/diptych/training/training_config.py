@@ -80,6 +80,12 @@ class TrainingConfig(Config):
     work for much less memory. The result is the same."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`."""
+    shard: Literal["no", "fsdp", "hsdp"] = "no"
+    """Under torchrun: each process has all weights, gradients, averages and moments of the optimizer (`no`), a part of
+    them (`fsdp`), or a part among the processes of its machine (`hsdp`: less traffic between machines, more memory).
+    The result is the same."""
+    shard_group: Annotated[int | None, Within(2, 2**20)] = None
+    """With `hsdp`, how many processes hold one copy together; none is those of one machine."""
     threads: Annotated[int | None, Within(1, 1024)] = None
     """CPU threads of PyTorch; none leaves PyTorch's choice."""
     workers: Annotated[int, Within(0, 256)] = 1
@@ -131,12 +137,16 @@ class TrainingConfig(Config):
         self.require(all(0 <= b < 1 for b in self.betas), "betas", "lie between 0 and 1, 1 left out")
         one = not self.cuda_graphs or self.accumulation == 1
         self.require(one, "accumulation", "be 1 with cuda_graphs, whose memory holds one gradient")
+        self.require(self.shard_group is None or self.shard == "hsdp", "shard_group", "be none without shard=hsdp")
+        both = self.shard == "no" or not self.cuda_graphs
+        self.require(both, "cuda_graphs", "be false with shard: weights are gathered anew in each step")
         self.require(self.threads is None or self.threads >= 1, "threads", "be at least 1")
 
 
 CHANGEABLE = {
     *("compile", "cuda_graphs", "channels_last", "activation_checkpointing"),
     *("steps", "minutes", "accumulation", "device", "threads", "workers", "worker_kind", "keep", "validation_images"),
+    *("shard", "shard_group"),
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""

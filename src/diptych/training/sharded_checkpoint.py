@@ -1,0 +1,138 @@
+"""Checkpoints of sharded runs: each process writes its rows while training goes on, and any number of processes reads.
+
+PyTorch's distributed checkpoints (DCP) plan who writes and who reads what; files are safetensors, one for each part and
+process, whose headers say where their rows belong. What makes a checkpoint whole is that of `run_checkpoint`: a folder
+of another name, synced, hashed, read back, and renamed by the main process after all processes have written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from diptych.core.disk import disk_errors, replacing
+from diptych.core.errors import UserError
+from diptych.training import run_checkpoint as checkpoint
+from diptych.training.distributed import Team
+from diptych.training.sharded_files import sharded
+
+T = TypeVar("T")
+
+
+class BackgroundSaves:
+    """Writes checkpoints of a sharded run in a thread of each process, one at a time."""
+
+    def __init__(self, team: Team, mesh: DeviceMesh) -> None:
+        """mesh: that of the sharded tensors. To be called in all processes, as all that follows."""
+        self.team, self.group = team, dist.new_group(backend="gloo")  # of its own: training communicates meanwhile
+        self.mesh = mesh
+        if team.device.type != "cpu":
+            self.mesh = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        keep: int = 2,
+    ) -> None:
+        """Copy tensors, plain or sharded, to memory, and begin to write `folder/step-...` as `run_checkpoint.save`
+        does. What went wrong with the one before is raised here, or in `wait`."""
+        self.wait()
+        files = {part: number for number, part in enumerate(parts, start=1)}
+        tensors = {f"{part}/{name}": self.staged(tensor) for part in parts for name, tensor in parts[part].items()}
+        numbers = {name: files[name.partition("/")[0]] for name in tensors}
+
+        def write() -> None:
+            try:
+                self.write(folder, step, tensors, numbers, state, keep)
+            except BaseException as error:  # raised in `wait`; DCP's is no Exception
+                self.error = error
+
+        self.thread = threading.Thread(target=write, name=f"checkpoint {step}", daemon=True)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Return when no checkpoint is being written. Raises a `UserError` where one could not be: in all processes."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def staged(self, tensor: Tensor) -> Tensor:
+        """A copy on the CPU, of a sharded tensor this process's rows."""
+        if not isinstance(tensor, DTensor):
+            return tensor.detach().to("cpu", copy=True).contiguous()
+        local = tensor.detach().to_local().to("cpu", copy=True).contiguous()
+        return sharded(local, self.mesh, tensor)
+
+    def write(
+        self,
+        folder: Path,
+        step: int,
+        tensors: dict[str, Tensor],
+        files: dict[str, int],
+        state: Mapping[str, Any],
+        keep: int,
+    ) -> None:
+        """In the thread: write, read back, rename, remove older ones."""
+        target, main = folder / f"step-{step:08d}", self.team.main
+        with contextlib.ExitStack() as stack:
+
+            def begin() -> Path | None:
+                if not main or checkpoint.fault(target) is None:  # a whole one of this step is never put at risk
+                    return None
+                partial = stack.enter_context(replacing(target, checkpoint.CHECKPOINT))
+                partial.mkdir()
+                return partial
+
+            partial = self.together(begin)[0]
+            if partial is not None:
+                writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
+                with disk_errors(target):
+                    try:
+                        dcp.save(tensors, storage_writer=writer, process_group=self.group)
+                    except CheckpointException as failed:  # in all processes
+                        raise next(iter(failed.failures.values()))[0] from failed
+                mine = f"shard-{dist.get_rank(self.group) + 1:05d}-"
+                written = self.together(lambda: checkpoint.sizes_and_hashes(partial, f"{mine}*"))
+
+                def finish() -> None:
+                    if not main:
+                        return
+                    (partial / checkpoint.STATE).write_text(json.dumps({**state, "step": step}, indent=2) + "\n")
+                    entries = {name: entry for each in written for name, entry in each.items()}
+                    entries |= checkpoint.sizes_and_hashes(partial, checkpoint.STATE)
+                    checkpoint.seal(partial, target, entries)
+                    stack.close()  # renames
+
+                self.together(finish)
+            self.together(lambda: checkpoint.prune(folder, target, keep) if main else None)
+
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """What `action` gives in each process. Where it failed in one, the error is raised in all."""
+        try:
+            mine = (action(), None)
+        except Exception as error:
+            mine = (None, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        every: list[Any] = [None] * self.team.size
+        dist.all_gather_object(every, mine, group=self.group)
+        if problems := [problem for _, problem in every if problem is not None]:
+            raise UserError(problems[0])
+        return [value for value, _ in every]

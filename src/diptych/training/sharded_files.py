@@ -1,0 +1,52 @@
+"""The files of sharded checkpoints, read by any number of processes.
+
+PyTorch's distributed checkpoints (DCP) in its safetensors form: the header of each file says which rows of its tensors
+it holds. There is no pickle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from diptych.core.errors import UserError
+
+
+def sharded(local: Tensor, mesh: DeviceMesh, like: DTensor) -> DTensor:
+    """Rows of a tensor that has the shape of `like` and is divided as that is."""
+    return DTensor.from_local(local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def stored(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a sharded checkpoint, by `part/name`."""
+    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def read(path: Path, targets: dict[str, Tensor]) -> None:
+    """Fill tensors, plain or sharded over any number of processes, with those of a sharded checkpoint of these names
+    and shapes."""
+    try:
+        dcp.load(dict(targets), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    except CheckpointException as failed:
+        error, _ = next(iter(failed.failures.values()))
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def read_part(path: Path, part: str) -> dict[str, Tensor]:
+    """One part of a sharded checkpoint, its tensors whole, on the CPU."""
+    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    whole = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in found.items()
+        if isinstance(entry, TensorStorageMetadata) and name.startswith(f"{part}/")
+    }
+    read(path, dict(whole))
+    return {name.removeprefix(f"{part}/"): tensor for name, tensor in whole.items()}
