@@ -35,9 +35,20 @@ def finish(process: BaseProcess, seconds: float = 120) -> int | None:
 
 def two_processes(target: Callable[..., None], *arguments: object) -> list[int | None]:
     """Start two with what torchrun puts into the environment, given as the last argument; returns their exit codes."""
+    return processes(2, target, *arguments)
+
+
+def processes(count: int, target: Callable[..., None], *arguments: object) -> list[int | None]:
+    """As `two_processes`, any number of them."""
+    return [finish(process) for process in start_ranks(count, target, *arguments)]
+
+
+def start_ranks(count: int, target: Callable[..., None], *arguments: object) -> list[BaseProcess]:
+    """Processes that have just been started, as torchrun would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    return [finish(process) for process in [start(target, *arguments, rank) for rank in ranks]]
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": port}
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [start(target, *arguments, rank) for rank in ranks]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,6 +20,15 @@ LEAST_SCALE = 1e-3
 """Least root mean square by which a parameter's step is scaled (eps 2)."""
 LARGEST_UPDATE = 1.0
 """Root mean square to which an update is clipped (d, section 6)."""
+
+
+class Rows(NamedTuple):
+    """What a parameter is of which a process has some rows."""
+
+    shape: torch.Size
+    """Of the whole."""
+    group: Any
+    """The processes that have all rows together, each its own."""
 
 
 class Adafactor(Optimizer):
@@ -37,8 +47,15 @@ class Adafactor(Optimizer):
     found_inf: Tensor | None = None
 
     def __init__(
-        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-2, weight_decay: float = 0.0
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        rows: Mapping[Tensor, Rows] | None = None,
     ) -> None:
+        """rows: the parameters of which there are some rows here, and others in other processes: what is averaged over
+        rows is averaged over all of them."""
+        self.rows = dict(rows or {})
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -66,25 +83,26 @@ class Adafactor(Optimizer):
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         if not (state := self.state[parameter]):
             state["step"] = torch.zeros(())
-            shapes = moment_shapes(parameter.shape)
+            rows = self.rows.get(parameter)
+            shapes = moment_shapes(parameter.shape) if rows is None else moment_shapes(rows.shape, len(parameter))
             state.update({name: parameter.new_zeros(shape, dtype=torch.float32) for name, shape in shapes.items()})
         return state
 
     def _move(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
-        state = self._state(parameter)
+        state, rows = self._state(parameter), self.rows.get(parameter)
         state["step"] += 1
         fresh = state["step"].item() ** -DECAY  # 1 - beta2: 1 at the first step
         square = gradient.square() + SQUARE_EPS
-        axes = factored_axes(parameter.shape)
+        axes = factored_axes(parameter.shape if rows is None else rows.shape)
         if axes is None:
             update = gradient * state["moment"].lerp_(square, fresh).rsqrt()
         else:
-            row, column = (state[name].lerp_(square.mean(axis, keepdim=True), fresh) for name, axis in _means(axes))
+            row, column = (state[name].lerp_(_mean(square, axis, rows), fresh) for name, axis in _means(axes))
             # moment = row x column / mean of the rows, of each tap of a kernel
-            update = gradient * (row / row.mean(axes[0], keepdim=True)).rsqrt_() * column.rsqrt()
+            update = gradient * (row / _mean(row, axes[0], rows)).rsqrt_() * column.rsqrt()
         del square
-        update /= (_rms(update) / LARGEST_UPDATE).clamp(min=1.0)
-        scale = _rms(parameter.float()).clamp(min=LEAST_SCALE)
+        update /= (_rms(update, rows) / LARGEST_UPDATE).clamp(min=1.0)
+        scale = _rms(parameter.float(), rows).clamp(min=LEAST_SCALE)
         if weight_decay:
             parameter.mul_(1 - lr * weight_decay)
         parameter.sub_((lr * scale * update).to(parameter))
@@ -98,11 +116,13 @@ def factored_axes(shape: torch.Size) -> tuple[int, int] | None:
     return order[-2], order[-1]
 
 
-def moment_shapes(shape: torch.Size) -> dict[str, torch.Size]:
-    """The moments that are kept of a parameter of that shape, by name; the mean over an axis leaves it 1 long."""
+def moment_shapes(shape: torch.Size, rows: int | None = None) -> dict[str, torch.Size]:
+    """The moments that are kept of a parameter of that shape, or of so many rows of it, by name; the mean over an axis
+    leaves it 1 long."""
+    here = shape if rows is None else torch.Size([rows, *shape[1:]])
     if (axes := factored_axes(shape)) is None:
-        return {"moment": shape}
-    return {name: torch.Size([1 if i == axis else n for i, n in enumerate(shape)]) for name, axis in _means(axes)}
+        return {"moment": here}
+    return {name: torch.Size([1 if i == axis else n for i, n in enumerate(here)]) for name, axis in _means(axes)}
 
 
 def _means(axes: tuple[int, int]) -> tuple[tuple[str, int], tuple[str, int]]:
@@ -110,8 +130,21 @@ def _means(axes: tuple[int, int]) -> tuple[tuple[str, int], tuple[str, int]]:
     return ("row", axes[1]), ("column", axes[0])
 
 
-def _rms(values: Tensor) -> Tensor:
-    return values.square().mean().sqrt()
+def _mean(values: Tensor, axis: int, rows: Rows | None) -> Tensor:
+    """The mean over an axis, which is 1 long then; over rows of those of all processes."""
+    if rows is None or axis != 0:
+        return values.mean(axis, keepdim=True)
+    total = values.sum(0, keepdim=True)
+    dist.all_reduce(total, group=rows.group)
+    return total / rows.shape[0]
+
+
+def _rms(values: Tensor, rows: Rows | None) -> Tensor:
+    if rows is None:
+        return values.square().mean().sqrt()
+    total = values.square().sum()
+    dist.all_reduce(total, group=rows.group)
+    return (total / rows.shape.numel()).sqrt()
 
 
 def translated(state: Mapping[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:

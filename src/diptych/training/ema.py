@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from diptych.training.parallel import Replicated
 
 
 class EMA:
@@ -16,9 +18,9 @@ class EMA:
     d = min(decay, (1 + s) / (10 + s)), so that the first random weights are soon forgotten.
     """
 
-    def __init__(self, module: nn.Module, decay: float, warmup: bool = True) -> None:
-        self.module, self.decay, self.warmup = module, decay, warmup
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+    def __init__(self, module: nn.Module | Replicated, decay: float, warmup: bool = True) -> None:
+        self.parallel, self.decay, self.warmup = Replicated.of(module), decay, warmup
+        self.parameters = list(self.parallel.trained.values())
         self.averages = [p.detach().float().clone() for p in self.parameters]
 
     def decay_at(self, update: int) -> float:
@@ -32,24 +34,15 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's state dict with the averages in place of the trained parameters."""
-        average = {id(p): a for p, a in zip(self.parameters, self.averages, strict=True)}
-        state: dict[str, Tensor] = dict(self.module.state_dict(keep_vars=True))  # type: ignore[arg-type]
-        return {key: average.get(id(value), value.detach()) for key, value in state.items()}
+        return self.parallel.state(self.averages)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the averages from what `state_dict` gave."""
         for key, tensor in self.state_dict().items():
-            tensor.copy_(state[key])
+            self.parallel.fill(tensor, state[key])
 
-    @contextlib.contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Inside the block the module has the averaged weights; afterwards, whatever happens, its own again."""
-        originals = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.averages)  # pyright: ignore
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, originals)  # pyright: ignore
+    def swapped_in(self, saving: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Inside the block the module has the averaged weights; afterwards, whatever happens, its own again. saving: as
+        of `Replicated.holding`."""
+        return self.parallel.holding(self.averages, saving)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diptych.core.errors import UserError
 from diptych.training.distributed import Team
+from diptych.training.parallel import Replicated
 
 
 class Taken(NamedTuple):
@@ -25,7 +26,7 @@ class Taken(NamedTuple):
     """Of each part of this process's batch, the keys of its examples and their losses (B,)."""
 
 
-def stop_not_finite(taken: Taken, loss: float, norm: float, module: nn.Module, team: Team) -> NoReturn:
+def stop_not_finite(taken: Taken, loss: float, norm: float, module: nn.Module | Replicated, team: Team) -> NoReturn:
     """Stop, the weights as they were before that step, on all processes, and say which examples were in the batch; or,
     where the step before left weights that are not finite, that."""
     step, parts = taken.step, taken.parts
@@ -43,14 +44,15 @@ def stop_not_finite(taken: Taken, loss: float, norm: float, module: nn.Module, t
 
 def require_finite_state(
     step: int,
-    module: nn.Module,
+    module: nn.Module | Replicated,
     average: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     read: Path | None = None,
 ) -> None:
     """Raise a `UserError` where what a checkpoint would hold is not finite (`not_finite`), or what one did hold that
     was read. It is the same in all processes."""
-    if not (what := not_finite(module, average, optimizer)):
+    parallel = Replicated.of(module)
+    if not (what := parallel.agree(not_finite(parallel, average, optimizer))):
         return
     if read is not None:
         raise UserError(
@@ -64,13 +66,14 @@ def require_finite_state(
 
 
 @torch.no_grad()
-def not_finite(module: nn.Module, average: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> str | None:
+def not_finite(parallel: Replicated, average: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> str | None:
     """The weights, their average, state of the optimizer or buffer that hold NaN or Inf, as "the weights x hold"; of a
     buffer, which may be a mask, NaN alone."""
+    module = parallel.module
     weights = dict(module.named_parameters())
     averages = {name: tensor for name, tensor in average.items() if name in weights}
     for of, tensors in (("weights", weights), ("averaged weights", averages), ("moments", optimizer)):
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if tensor.is_floating_point() and not torch.isfinite(parallel.local(tensor)).all():
                 return f"the {of} {name} hold"
     return next((f"the buffer {name} holds" for name, tensor in module.named_buffers() if tensor.isnan().any()), None)

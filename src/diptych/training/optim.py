@@ -10,20 +10,23 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from diptych.core.errors import UserError
 from diptych.training.adafactor import Adafactor, moment_shapes, translated
+from diptych.training.parallel import Replicated
 from diptych.training.training_config import TrainingConfig
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
+def build_optimizer(module: nn.Module | Replicated, config: TrainingConfig) -> Optimizer:
     """An optimizer over the parameters that want a gradient.
 
     Weight decay is for matrices and kernels: biases and norms (fewer than two dimensions) get none, unless
     `config.decayed` is `all`. Adafactor keeps little more than two vectors a matrix or kernel, and ignores `betas`.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parallel = Replicated.of(module)
+    parameters = list(parallel.trained.values())
     if not parameters:
-        raise UserError(f"{type(module).__name__} has no parameter that wants a gradient: there is nothing to train")
+        kind = type(parallel.module).__name__
+        raise UserError(f"{kind} has no parameter that wants a gradient: there is nothing to train")
     small = config.weight_decay if config.decayed == "all" else 0.0
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -31,7 +34,7 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adafactor":
-        return Adafactor(groups, lr=config.learning_rate)
+        return Adafactor(groups, lr=config.learning_rate, rows=parallel.row_groups())
     kind = {"adamw": AdamW, "adam": Adam}[config.optimizer]
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
@@ -45,23 +48,24 @@ def skip_unless_finite(optimizer: Optimizer, *numbers: Tensor) -> None:
     optimizer.found_inf = now if before is None else torch.maximum(before, now)  # type: ignore[attr-defined]
 
 
-def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, module: nn.Module | Replicated) -> dict[str, Tensor]:
     """The optimizer's state as flat tensors named `parameter/state`, for example `conv.weight/exp_avg`."""
-    names = {id(p): name for name, p in module.named_parameters()}
-    return {
-        f"{names[id(p)]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for group in optimizer.param_groups
-        for p in group["params"]
-        for key, value in optimizer.state.get(p, {}).items()
-    }
+    parallel, tensors = Replicated.of(module), dict[str, Tensor]()
+    names = {id(p): name for name, p in parallel.trained.items()}
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        name, shapes = names[id(p)], state_shapes(optimizer, parallel.whole(names[id(p)]).shape)
+        for key, value in optimizer.state.get(p, {}).items():
+            value = value if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"{name}/{key}"] = parallel.like(value, name, shapes.get(key, value.shape))
+    return tensors
 
 
-def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module | Replicated, tensors: Mapping[str, Tensor]) -> bool:
     """Put back what `optimizer_tensors` gave; whether it is PyTorch's Adafactor's and was made into ours. Raises a
     `UserError` for what is of another model or optimizer."""
     order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    index = {name: order[id(p)] for name, p in module.named_parameters() if id(p) in order}
-    parameters = dict(module.named_parameters())
+    parallel = Replicated.of(module)
+    index = {name: order[id(p)] for name, p in parallel.trained.items()}
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition("/")
@@ -71,16 +75,17 @@ def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Map
     state: dict[int, dict[str, Tensor]] = {}
     older = False
     for name, values in states.items():
+        shape = parallel.whole(name).shape
         if isinstance(optimizer, Adafactor):
-            values = translated(saved := values, parameters[name].shape)
+            values = translated(saved := values, shape)
             older |= values.keys() != saved.keys()
         shapes = {kind: value.shape for kind, value in values.items()}
-        if shapes != (expected := state_shapes(optimizer, parameters[name].shape)):
+        if shapes != (expected := state_shapes(optimizer, shape)):
             held, needed = (", ".join(f"{kind} {tuple(s)}" for kind, s in each.items()) for each in (shapes, expected))
             raise UserError(
                 f"the optimizer state of {name!r} is that of another optimizer or model: it has {held}, not {needed}"
             )
-        state[index[name]] = values
+        state[index[name]] = {kind: parallel.own(value, name) for kind, value in values.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, kept in optimizer.state.items():
         for kind, value in kept.items():  # fused kernels go through the memory of both side by side

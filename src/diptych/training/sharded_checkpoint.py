@@ -12,12 +12,13 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -25,7 +26,6 @@ from diptych.core.disk import disk_errors, replacing
 from diptych.core.errors import UserError
 from diptych.training import run_checkpoint as checkpoint
 from diptych.training.distributed import Team
-from diptych.training.sharded_files import sharded
 
 T = TypeVar("T")
 
@@ -35,7 +35,8 @@ class BackgroundSaves:
 
     def __init__(self, team: Team, mesh: DeviceMesh) -> None:
         """mesh: that of the sharded tensors. To be called in all processes, as all that follows."""
-        self.team, self.group = team, dist.new_group(backend="gloo")  # of its own: training communicates meanwhile
+        self.team = team
+        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # training communicates meanwhile
         self.mesh = mesh
         if team.device.type != "cpu":
             self.mesh = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
@@ -79,8 +80,10 @@ class BackgroundSaves:
         """A copy on the CPU, of a sharded tensor this process's rows."""
         if not isinstance(tensor, DTensor):
             return tensor.detach().to("cpu", copy=True).contiguous()
-        local = tensor.detach().to_local().to("cpu", copy=True).contiguous()
-        return sharded(local, self.mesh, tensor)
+        local = cast(DTensor, tensor.detach()).to_local().to("cpu", copy=True).contiguous()
+        return DTensor.from_local(
+            local, self.mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        )
 
     def write(
         self,
@@ -107,7 +110,7 @@ class BackgroundSaves:
                 writer = HuggingFaceStorageWriter(str(partial), files, save_distributed=True)
                 with disk_errors(target):
                     try:
-                        dcp.save(tensors, storage_writer=writer, process_group=self.group)
+                        save(tensors, storage_writer=writer, process_group=self.group)
                     except CheckpointException as failed:  # in all processes
                         raise next(iter(failed.failures.values()))[0] from failed
                 mine = f"shard-{dist.get_rank(self.group) + 1:05d}-"

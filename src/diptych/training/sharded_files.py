@@ -9,19 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from diptych.core.errors import UserError
-
-
-def sharded(local: Tensor, mesh: DeviceMesh, like: DTensor) -> DTensor:
-    """Rows of a tensor that has the shape of `like` and is divided as that is."""
-    return DTensor.from_local(local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def stored(path: Path) -> dict[str, tuple[int, ...]]:
@@ -34,7 +28,7 @@ def read(path: Path, targets: dict[str, Tensor]) -> None:
     """Fill tensors, plain or sharded over any number of processes, with those of a sharded checkpoint of these names
     and shapes."""
     try:
-        dcp.load(dict(targets), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+        load(dict(targets), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     except CheckpointException as failed:
         error, _ = next(iter(failed.failures.values()))
         raise UserError(f"{path} cannot be read: {error}") from error

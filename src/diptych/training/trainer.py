@@ -12,6 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,22 @@ from diptych.core.config import Config
 from diptych.core.devices import sent
 from diptych.core.disk import replacing
 from diptych.core.progress import clock
-from diptych.core.terminal import print_err
 from diptych.training import run_checkpoint as checkpoint
 from diptych.training.acceleration import accelerate
 from diptych.training.distributed import Team, team
-from diptych.training.ema import EMA
 from diptych.training.interrupt import Interrupt
 from diptych.training.learning_rate import jump, learning_rate_at
 from diptych.training.logger import Journal, Means
-from diptych.training.nan_guard import Taken, require_finite_state, stop_not_finite
-from diptych.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, skip_unless_finite
+from diptych.training.nan_guard import Taken, stop_not_finite
+from diptych.training.optim import skip_unless_finite
+from diptych.training.parallel import shard_group
 from diptych.training.precision import autocast, settle_precision
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.readback import Readback
+from diptych.training.run_state import RunState
 from diptych.training.trainable import Trainable, stepped
 from diptych.training.training_config import TrainingConfig, as_begun, settle_config
 from diptych.training.validation import validate
-from diptych.weights.lazy import load_into
 from diptych.weights.model_folder import TRAINED
 
 START_IMAGES = 256
@@ -88,10 +88,9 @@ class Run:
     ) -> None:
         self.trainable, self.batch_at, self.validation_at = trainable, batch_at, validation_at
         self.config, self.folder, self.team = config, folder, here
+        shard_group(config, here)  # where these processes cannot be grouped so, nothing begins
         self.module = accelerate(trainable, config, here.device)
-        self.optimizer = build_optimizer(self.module, config)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.ema, self.autocast = EMA(self.module, config.ema, config.ema_warmup), autocast(bf16, here.device)
+        self.bf16, self.autocast = bf16, autocast(bf16, here.device)
         self.interrupt, self.logged, self.results = Interrupt(), Means(), Readback[Taken](here.device)
         self.step, self.seconds, self.stopping, self.loss = 0, 0.0, False, math.nan
 
@@ -123,15 +122,17 @@ class Run:
                 journal.report(jump(resumed.state, self.step, self.config, self.seconds))
             else:
                 self.start()
+            stack.callback(self.state.close)
             with self.interrupt.watching():
                 self.train(journal)
             if not self.finished:
                 journal.report(f"stopped after step {self.step}, checkpoint saved; the same command goes on from there")
                 raise SystemExit(128 + (self.interrupt.number or signal.SIGTERM))
-            if self.team.main:
-                with self.averaged(), replacing(model, TRAINED) as partial:
-                    partial.mkdir()
-                    self.trainable.save(partial)
+            with self.averaged(saving=True):
+                if self.team.main:
+                    with replacing(model, TRAINED) as made:
+                        made.mkdir()
+                        self.trainable.save(made)
             self.team.barrier()
             journal.report(f"finished {self.step} steps, {clock(self.seconds)} of training alone: {model}")
         return model
@@ -143,7 +144,10 @@ class Run:
         with torch.no_grad():
             self.trainable.start({**to_device(batch, self.team.device), "random": self.config.random})
         self.team.broadcast(list(self.module.state_dict().values()))
-        self.ema = EMA(self.module, self.config.ema, self.config.ema_warmup)
+        self.state = self.new_state()
+
+    def new_state(self) -> RunState:
+        return RunState(self.module, self.config, self.team, self.bf16)
 
     def train(self, journal: Journal) -> None:
         """Take steps until the run is finished or a signal came; leave a checkpoint of the last one."""
@@ -163,11 +167,13 @@ class Run:
                     with self.averaged():
                         found = validate(self.trainable, self.validation_at, config, self.team)
                     journal.metrics(self.step, found, "validation")
-                if self.team.main and self.due(config.sample_every):
+                if self.due(config.sample_every):
                     with self.averaged():
-                        journal.image(self.step, self.trainable.samples())
+                        if self.team.main:
+                            journal.image(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
-                    self.save_checkpoint()
+                    self.state.save(self.folder / "checkpoints", self.step, self.seconds)
+            self.state.wait()
 
     def take_step(self, batches: Iterator[Batch], seconds: float) -> None:
         """One optimizer step, `seconds` after the run began. Nothing in it waits for a GPU: the host queues work, and
@@ -175,14 +181,15 @@ class Run:
         config, device = self.config, self.team.device
         total, parts = torch.zeros((), device=device), list[tuple[list, Tensor]]()  # keys and losses (B,)
         rate = learning_rate_at(self.step, config, self.seconds)  # seconds as all processes and a resume know them
-        for group in self.optimizer.param_groups:
+        optimizer, parallel, split = self.state.optimizer, self.state.parallel, self.team.parts(self.step, config)
+        for group in optimizer.param_groups:
             group["lr"] = rate
         self.team.seed(config.seed, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in self.team.parts(self.step, config):
+        optimizer.zero_grad(set_to_none=True)
+        for part in split:
             batch = {**to_device(next(batches), device), "step": self.step}
             with self.autocast():
-                losses, scalars = self.trainable.loss(batch)  # (B,)
+                losses, scalars = parallel.run(partial(self.trainable.loss, batch), part is split[-1])  # (B,)
             if losses.shape != (len(part),):
                 raise ValueError(f"loss() must give one loss an image, ({len(part)},), not {tuple(losses.shape)}")
             (losses.sum() / config.batch_size).backward()
@@ -190,16 +197,15 @@ class Run:
             parts.append((batch.get("key", part), losses.detach()))
             self.logged.add({"loss": losses.detach().mean(), **scalars}, len(part))
         own = torch.tensor([self.interrupt.number, seconds if self.team.main else 0.0])
-        extras = torch.cat([total.reshape(1), sent(own, device)])
-        sums = self.team.sum_gradients(self.parameters, extras)  # loss, signals, seconds
-        norm = self.team.clip_gradients(self.parameters, config.clip or math.inf)
+        sums = parallel.sum_gradients(torch.cat([total.reshape(1), sent(own, device)]))  # loss, signals, seconds
+        norm = parallel.clip_gradients(config.clip or math.inf)
         self.results.send(torch.cat([sums, norm.reshape(1)]), Taken(self.step, rate, parts))
         if self.results.lag:
-            skip_unless_finite(self.optimizer, sums[0], norm)
+            skip_unless_finite(optimizer, sums[0], norm)
         self.settle()  # without a lag a step that is not finite stops here
-        self.optimizer.step()
+        optimizer.step()
         stepped(self.trainable, self.team)
-        self.ema.update(self.step)
+        self.state.ema.update(self.step)
         self.team.broadcast(list(self.module.buffers()))
         self.step += 1
 
@@ -208,17 +214,18 @@ class Run:
         anything is written or measured. Stops at the first that was not finite."""
         for (loss, signals, seconds, norm), taken in self.results.read(wait):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                stop_not_finite(taken, loss, norm, self.module, self.team)
+                stop_not_finite(taken, loss, norm, self.state.parallel, self.team)
             self.logged.add({"grad_norm": norm, "learning_rate": taken.rate}, 1)
             self.loss, self.seconds = loss, seconds
             self.stopping |= signals > 0  # all processes agree on the step to stop after
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Averaged weights, evaluation mode, no gradients, and the same random numbers each time."""
+    def averaged(self, saving: bool = False) -> Iterator[None]:
+        """Averaged weights, evaluation mode, no gradients, and the same random numbers each time. To be entered in all
+        processes; with `saving` the weights are there in the main one alone."""
         self.module.eval()
         self.team.seed(self.config.seed, "validation")
-        with self.ema.swapped_in(), torch.no_grad(), self.autocast():
+        with self.state.ema.swapped_in(saving), torch.no_grad(), self.autocast():
             yield
         self.module.train()
 
@@ -226,24 +233,11 @@ class Run:
         """Whether something done every so many steps is due after this step; all of it is after the last."""
         return any(steps > 0 and (self.step % steps == 0 or self.finished) for steps in every)
 
-    def save_checkpoint(self) -> None:
-        average, moments = self.ema.state_dict(), optimizer_tensors(self.optimizer, self.module)
-        require_finite_state(self.step, self.module, average, moments)
-        if self.team.main:
-            parts = {"weights": self.module.state_dict(), "ema": average, "optimizer": moments}
-            rate = learning_rate_at(self.step, self.config, self.seconds)  # that of the next step
-            state = {"seconds": self.seconds, "learning_rate": rate}
-            checkpoint.save(self.folder / "checkpoints", self.step, parts, state, self.config.keep)
-
     def resume(self) -> checkpoint.Checkpoint | None:
         """Take everything from the newest whole checkpoint, if there is one."""
         latest = self.team.gather(checkpoint.latest(self.folder / "checkpoints") if self.team.main else None)[0]
         if latest is not None:
-            load_into(self.module, latest.load("weights"), str(latest.path))
-            average, moments = latest.load("ema"), latest.load("optimizer")
-            require_finite_state(latest.step, self.module, average, moments, latest.path)
-            self.ema.load_state_dict(average)
-            if load_optimizer_tensors(self.optimizer, self.module, moments) and self.team.main:
-                print_err("Adafactor had other moments in earlier versions: they are converted")
+            self.state = self.new_state()
+            self.state.load(latest)
             self.step, self.seconds = latest.step, latest.state["seconds"]
         return latest
