@@ -9,7 +9,12 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.training.toy", "torch.utils.tensorboard", "torch._dynamo"])
+_context.set_forkserver_preload(
+    [
+        *("tests.training.toy_blocks", "diptych.training.sharding", "diptych.training.sharded_checkpoint"),
+        *("tests.training.toy", "torch.utils.tensorboard", "torch._dynamo"),
+    ]
+)
 
 
 def start(target: Callable[..., None], *arguments: object) -> BaseProcess:

@@ -6,6 +6,7 @@ it holds. There is no pickle.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -18,17 +19,20 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from diptych.core.errors import UserError
 
 
-def stored(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of a sharded checkpoint, by `part/name`."""
+def stored(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and type of the tensors of a sharded checkpoint, by `part/name`."""
     found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    return {name: tuple(entry.size) for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+    entries = {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
 
 
 def read(path: Path, targets: dict[str, Tensor]) -> None:
     """Fill tensors, plain or sharded over any number of processes, with those of a sharded checkpoint of these names
     and shapes."""
     try:
-        load(dict(targets), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            load(dict(targets), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     except CheckpointException as failed:
         error, _ = next(iter(failed.failures.values()))
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -36,11 +40,7 @@ def read(path: Path, targets: dict[str, Tensor]) -> None:
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
     """One part of a sharded checkpoint, its tensors whole, on the CPU."""
-    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    whole = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in found.items()
-        if isinstance(entry, TensorStorageMetadata) and name.startswith(f"{part}/")
-    }
-    read(path, dict(whole))
+    entries = {name: entry for name, entry in stored(path).items() if name.startswith(f"{part}/")}
+    whole: dict[str, Tensor] = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in entries.items()}
+    read(path, whole)
     return {name.removeprefix(f"{part}/"): tensor for name, tensor in whole.items()}

@@ -160,16 +160,16 @@ class Sharded(Replicated):
             return found.load(part)  # mapped, not read: processes of a machine share it
         wanted = dict[str, Tensor]()
         state = self.module.state_dict()
-        for key, shape in stored(found.path).items():
+        for key, (shape, dtype) in stored(found.path).items():
             if not key.startswith(f"{part}/"):
                 continue
             name = key.removeprefix(f"{part}/")
             like = state.get(name if part != "optimizer" else name.rpartition("/")[0])
-            if isinstance(like, DTensor) and divided(torch.Size(shape), like.shape):
-                local = torch.empty(len(like.to_local()), *shape[1:], device=self.team.device)
-                wanted[key] = part_of(local, like, torch.Size(shape))
+            if isinstance(like, DTensor) and divided(shape, like.shape):
+                local = torch.empty(len(like.to_local()), *shape[1:], dtype=dtype, device=self.team.device)
+                wanted[key] = part_of(local, like, shape)
             else:
-                wanted[key] = torch.empty(shape)
+                wanted[key] = torch.empty(shape, dtype=dtype)
         read(found.path, wanted)
         return {key.removeprefix(f"{part}/"): tensor for key, tensor in wanted.items()}
 
