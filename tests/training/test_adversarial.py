@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diptych.networks.discriminator import DiscriminatorConfig
+from diptych.training import readback
 from diptych.training.tasks.adversarial import EPS, MEMORY, MOST, AdversarialConfig, Adversary, adaptive_weight
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from tests.models.latents import AUTOENCODER, toy_batch
@@ -115,8 +116,22 @@ def test_a_collapse_is_told_once_it_lasts(
         it.notice(adversary, step)
     said, told = adversary.collapse(), capsys.readouterr().err
     assert (said is None) == (word is None) and (word or "") in (said or "")
+    assert it.notice(adversary, 202) == (word is not None)
     assert told.count("step 201") == (word is not None) and "step 202" not in told
     assert adversary.averages[0].item() == pytest.approx(hinge * (1 - MEMORY**201), rel=1e-6)
+
+
+def test_a_collapse_is_told_later_where_the_host_runs_ahead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(readback.LAG, "cpu", 2)
+    it = stage()
+    adversary = it.module.adversary
+    assert adversary is not None
+    adversary.averages.copy_(torch.tensor([0.0, 3.0, -3.0, 1.0]))
+    for step, told in ((4, False), (5, False), (6, True), (7, False)):
+        assert it.notice(adversary, step) == 1
+        assert ("step 5: the discriminator separates all" in capsys.readouterr().err) == told
 
 
 def test_what_is_remembered_is_not_changed_by_looking() -> None:

@@ -8,6 +8,7 @@ autoencoder alone, the hinge loss the discriminator alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ MOST = 1e4
 EPS = 1e-4
 MEMORY = 0.98
 """Decay of the moving averages by which a collapse is detected: about the last 50 steps."""
+EARLY = 1 - MEMORY**100
+"""The averages tell nothing before they have this weight."""
 WON, BLIND = 0.02, 0.02
 """A hinge loss below the first: the discriminator separates all and its reward says little. Logits of both kinds that
 differ by less than the second: it separates nothing."""
@@ -104,10 +107,17 @@ class Adversary(nn.Module):
         now = torch.stack([hinge.mean(), real.mean(), fake.mean(), torch.ones_like(hinge[0])]).to(self.averages)
         self.averages.lerp_(now, 1 - MEMORY)
 
-    def collapse(self) -> str | None:
-        """What went wrong between the two, in words; none while both have something to learn."""
-        hinge, real, fake, weight = self.averages.tolist()
-        if weight < 1 - MEMORY**100:  # too early to tell
+    def collapsed(self) -> Tensor:
+        """Whether `collapse` has something to say, as a number () on the device: 1.0 or 0.0."""
+        hinge, real, fake, weight = self.averages
+        wrong = (hinge / weight < WON) | ((real / weight - fake / weight).abs() < BLIND)
+        return (wrong & (weight >= EARLY)).float()
+
+    def collapse(self, averages: Sequence[float] | None = None) -> str | None:
+        """What went wrong between the two, in words, by the averages that were or else are; none while both have
+        something to learn."""
+        hinge, real, fake, weight = averages or self.averages.tolist()
+        if weight < EARLY:
             return None
         hinge, real, fake = hinge / weight, real / weight, fake / weight
         if hinge < WON:

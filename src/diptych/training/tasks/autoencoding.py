@@ -25,6 +25,7 @@ from diptych.models.first_stage import save_autoencoder
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.pretrained.load import open_autoencoder
 from diptych.training.distributed import Team
+from diptych.training.readback import Readback
 from diptych.training.system import TrainingData, TrainingSystem, first_weights, require_multiple
 from diptych.training.tasks.adversarial import AdversarialConfig, Adversary
 from diptych.training.tasks.codebook import Codebook, CodebookConfig
@@ -127,6 +128,7 @@ class FirstStage:
         self.module = Compression(config, autoencoder or Autoencoder(config.network))
         self._perceptual = (perceptual,)  # in a tuple: frozen, no part of the model
         self._examples: Tensor | None = None
+        self._averages: Readback[int] | None = None
         self._collapse: str | None = None
 
     @property
@@ -204,11 +206,15 @@ class FirstStage:
             codebook.learn(quantise, team)
 
     def notice(self, adversary: Adversary, step: int) -> Tensor:
-        """Say it, once, when the adversarial training collapses, and when it comes back; 1 while it has, else 0."""
-        before, self._collapse = self._collapse, adversary.collapse()
-        if (before is None) != (self._collapse is None):
-            print_err(f"step {step + 1}: {self._collapse or 'the adversarial training is in balance again'}")
-        return torch.tensor(float(self._collapse is not None))
+        """Say it, once, when the adversarial training collapses, and when it comes back, as soon as the host may know;
+        1 while it has, else 0."""
+        self._averages = self._averages or Readback[int](adversary.averages.device)
+        self._averages.send(adversary.averages.clone(), step)
+        for averages, at in self._averages.read():
+            before, self._collapse = self._collapse, adversary.collapse(averages)
+            if (before is None) != (self._collapse is None):
+                print_err(f"step {at + 1}: {self._collapse or 'the adversarial training is in balance again'}")
+        return adversary.collapsed()
 
     @torch.no_grad()
     def validation(self, batch: dict[str, Any]) -> dict[str, float]:

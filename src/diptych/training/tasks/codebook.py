@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.config import Config
+from diptych.core.devices import sent
 from diptych.networks.quantizer import VectorQuantizer
 from diptych.training.distributed import Team
 
@@ -75,8 +76,7 @@ class Codebook(nn.Module):
         """Initialise the entries with latents (B, C, h, w) drawn with replacement, if the config says so."""
         if self.config.from_data:
             points = points_of(latents)
-            everyone = torch.arange(len(self.use), device=points.device)
-            self.place(quantiser, everyone, chosen(points, len(everyone)))
+            self.place(quantiser, torch.ones_like(self.use, dtype=torch.bool), chosen(points, len(self.use)))
 
     def losses(self, latents: Tensor, entries: Tensor) -> Tensor:
         """For each image (B,): |sg[z] - e|^2 + commitment |z - sg[e]|^2, means over components (Eq. 4 of VQGAN, with
@@ -117,19 +117,22 @@ class Codebook(nn.Module):
             self.sums.lerp_(sums / total, 1 - c.decay)
             smooth = (self.use + SMOOTHING / count) / (1 + SMOOTHING)  # sums to one
             quantiser.embedding.weight.copy_(self.sums / smooth[:, None])
-        dead = (self.use * count < c.restart).nonzero()[:, 0]
-        if len(dead):  # in all processes alike
-            fresh = torch.zeros_like(quantiser.embedding.weight[dead]) if points is None else chosen(points, len(dead))
+        if c.restart:
+            dead = self.use * count < c.restart  # (N,), in all processes alike; how many, only the device knows
+            fresh = torch.zeros_like(quantiser.embedding.weight) if points is None else chosen(points, count)
+            fresh = fresh[(dead.cumsum(0) - 1).clamp(min=0)]  # the first point for the first of them
             team.broadcast([fresh])
             self.place(quantiser, dead, fresh)
-            self.restarts += len(dead)
+            self.restarts += dead.sum()
 
-    def place(self, quantiser: VectorQuantizer, numbers: Tensor, points: Tensor) -> None:
-        """Put entries at points (n, C), as if each were used as often as any other."""
-        quantiser.embedding.weight[numbers] = points.to(quantiser.embedding.weight)
-        self.use[numbers] = 1 / len(self.use)
+    def place(self, quantiser: VectorQuantizer, which: Tensor, points: Tensor) -> None:
+        """Put the entries that `which` (N,) bool marks at their points (N, C), as if each were used as often as any
+        other."""
+        weight = quantiser.embedding.weight
+        weight.copy_(torch.where(which[:, None], points.to(weight), weight))
+        self.use.copy_(torch.where(which, 1 / len(self.use), self.use))
         if self.config.update == "ema":
-            self.sums[numbers] = points / len(self.use)
+            self.sums.copy_(torch.where(which[:, None], points / len(self.use), self.sums))
 
     def metrics(self) -> dict[str, Tensor]:
         """What to log: the perplexity of the entries' use, the share of entries
@@ -150,4 +153,4 @@ def points_of(latents: Tensor) -> Tensor:
 
 def chosen(points: Tensor, count: int) -> Tensor:
     """So many of the points (n, C), drawn with replacement."""
-    return points[torch.randint(len(points), (count,)).to(points.device)]
+    return points[sent(torch.randint(len(points), (count,)), points.device)]
