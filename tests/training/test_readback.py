@@ -17,7 +17,9 @@ from diptych.training import run_checkpoint as checkpoint
 from diptych.training.adafactor import Adafactor
 from diptych.training.optim import build_optimizer, skip_unless_finite
 from diptych.training.readback import Readback
+from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from diptych.training.trainer import train
+from tests.models.latents import system, toy_batch
 from tests.training.test_resume import outcome
 from tests.training.toy import Toy, batch_at, settings
 
@@ -131,3 +133,15 @@ def test_an_optimizer_that_is_told_so_changes_neither_weights_nor_moments(optimi
     made.found_inf = None  # type: ignore[attr-defined]
     assert not any(map(torch.equal, first[:2], step(1.0)))
     assert isinstance(made, Adafactor) == (optimizer == "adafactor")
+
+
+def test_the_loss_of_a_diffusion_model_reads_nothing_back_from_its_device() -> None:
+    """Tensors of the meta device have no values: what asks for one fails, as it would wait for a GPU."""
+    it, batch = DiffusionTask(system(), DiffusionTraining()), toy_batch([1, 2, 3])
+    moments = it.system.autoencoder.moments(batch["picture"])  # type: ignore[attr-defined]
+    it.module.to("meta")
+    there = {"seed": batch["seed"].to("meta"), "latent": moments.detach().to("meta")}
+    here = {"caption": batch["caption"], "random": "counter", "seed_on_host": batch["seed"].numpy()}
+    losses, _ = it.loss({**there, **here})
+    losses.sum().backward()
+    assert losses.device.type == "meta" and all(p.grad is not None for p in it.module.parameters())
