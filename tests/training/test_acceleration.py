@@ -152,6 +152,8 @@ def test_what_cannot_be_done_is_refused(changes: dict[str, Any], message: str) -
 def test_graphs_are_refused_with_accumulation_and_without_a_denoiser() -> None:
     with pytest.raises(UserError, match="accumulation must be 1 with cuda_graphs"):
         settings(cuda_graphs=True, accumulation=2)
+    with pytest.raises(UserError, match="channels_last must be false with shard"):
+        settings(channels_last=True, shard="fsdp")
     with pytest.raises(UserError, match="is for denoising networks"):
         acceleration.fix_shapes(Toy(), graphs=True)
 

@@ -140,6 +140,8 @@ class TrainingConfig(Config):
         self.require(self.shard_group is None or self.shard == "hsdp", "shard_group", "be none without shard=hsdp")
         both = self.shard == "no" or not self.cuda_graphs
         self.require(both, "cuda_graphs", "be false with shard: weights are gathered anew in each step")
+        plain = self.shard == "no" or not self.channels_last
+        self.require(plain, "channels_last", "be false with shard: rows of weights are divided as they lie in memory")
         self.require(self.threads is None or self.threads >= 1, "threads", "be at least 1")
 
 
