@@ -170,8 +170,11 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, any mode to RGB, transparent parts on white. Reads the pixels where they are not yet."""
+def upright(image: Image.Image, copy: bool = True) -> Image.Image:
+    """Turned as its EXIF says, any mode to RGB, transparent parts on white. Reads the pixels where they are not yet.
+
+    copy: whether an image that is so already is copied.
+    """
     image.load()
     if orientation(image) != 1:  # else it would be copied, all its pixels
         image = ImageOps.exif_transpose(image)
@@ -180,7 +183,7 @@ def upright(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" and not copy else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -28,6 +28,16 @@ def augment_image(image: np.ndarray, config: DataConfig, seed: int) -> np.ndarra
     return image[:, ::-1] if flipped(config.flip, seed) else image
 
 
+def augment_into(out: np.ndarray, image: np.ndarray, config: DataConfig, seed: int) -> None:
+    """Write the training crop of an image into `out`, uint8 (S, S, 3)."""
+    crop = augment_image(image, config, seed)
+    if crop.strides[1] > 0:
+        out[:] = crop
+    else:
+        for channel in range(3):  # of a mirrored image NumPy copies planes much faster than pixels
+            out[..., channel] = crop[..., channel]
+
+
 def flipped(probability: float, seed: int) -> bool:
     """Whether an example of this seed is mirrored."""
     return probability > 0 and mix(seed, FLIP) < probability * MIX_RANGE

@@ -14,19 +14,21 @@ MAX_PIXELS = 2**26
 """Most pixels of an image after its shorter side is resized."""
 
 
-def decode(data: bytes, size: int, square: bool = True) -> np.ndarray:
+def decode(data: bytes, size: int | tuple[int, int], square: bool = True) -> np.ndarray:
     """An RGB image, uint8 (size, size, 3): EXIF turned, alpha on white, shorter side resized, centre cropped; all of
-    it, (H, W, 3) with a shorter side of `size`, where it is not to be `square`.
+    it, (H, W, 3) with a shorter side of `size`, where it is not to be `square`; (height, width, 3) for a `size` of
+    (height, width).
 
     Raises `BrokenExample`: an image that cannot be decoded, more pixels than Pillow's limit (before any is decoded), a
     longer side of more than 16 times the shorter, or more than 67 million pixels once resized. A `MemoryError` passes:
     it says nothing about the image.
     """
+    high, wide = (size, size) if isinstance(size, int) else size
     try:
         with opened(data) as image:
-            check_shape(image.size, size)
-            image.draft("RGB", (size, size))  # JPEG: decode at a fraction where that is still large enough
-            return np.asarray(resize_and_crop(upright(image), size, square))
+            check_shape(image.size, max(high, wide))
+            image.draft("RGB", (wide, high))  # JPEG: decode at a fraction where that is still large enough
+            return covered(upright(image, copy=False), (wide, high), square)
     except (MemoryError, BrokenExample):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -47,15 +49,16 @@ def check_shape(sides: tuple[int, int], size: int) -> None:
         raise BrokenExample(f"{sides[0]} x {sides[1]} pixels: more than {MAX_PIXELS:,} once resized to {size}")
 
 
-def resize_and_crop(image: Image.Image, size: int, square: bool = True) -> Image.Image:
-    """Resize the shorter side to `size` (Lanczos, antialiased), then crop the centre if it is to be `square`."""
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    scale = size / min(width, height)
-    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-    image = image.resize((wide, high), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if not square:
-        return image
-    left, top = (wide - size) // 2, (high - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def covered(image: Image.Image, least: tuple[int, int], crop: bool = True) -> np.ndarray:
+    """Resized (Lanczos, antialiased) to the smallest that is as wide and as high as `least`, then cropped to it at the
+    centre, or not: uint8 (H, W, 3)."""
+    (width, height), (across, down) = image.size, least
+    scale = max(across / width, down / height)
+    wide, high = max(across, round(width * scale)), max(down, round(height * scale))
+    if (wide, high) != (width, height):  # Pillow would copy it
+        image = image.resize((wide, high), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    pixels = np.asarray(image)
+    if not crop:
+        return pixels
+    left, top = (wide - across) // 2, (high - down) // 2
+    return pixels[top : top + down, left : left + across]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.hashing import mix_all
-from diptych.data.augment import augment_image
+from diptych.data.augment import augment_image, augment_into
 from diptych.data.dataset import Example, ImageDataset
 from diptych.data.dataset_config import DataConfig
 from diptych.data.stream_order import EpochOrder, GeneratedOrder, KeyedOrder, WindowedOrder
@@ -114,7 +114,7 @@ class ImageBatches:
         captions, keys = [], []
         for row, (index, seed) in enumerate(order.examples):
             example = self.dataset[index]
-            pixels[row] = augment_image(example.image, self.dataset.config, seed)
+            augment_into(pixels[row], example.image, self.dataset.config, seed)
             captions.append(example.captions)
             keys.append(example.key)
         return self.batch(order, Filled(pixels, captions, keys))

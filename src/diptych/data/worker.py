@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.core.errors import UserError
-from diptych.data.augment import augment_image
+from diptych.data.augment import augment_into
 from diptych.data.dataset import ImageDataset
 from diptych.data.quarantine import BrokenExample, Quarantine, reason_of
 
@@ -101,7 +101,7 @@ def read_row(dataset: ImageDataset, index: int, seed: int, out: np.ndarray) -> R
     failed: list[tuple[int, str]] = []
     for place, example in dataset.tries(index):
         if example is not None:
-            out[:] = augment_image(example.image, dataset.config, seed)
+            augment_into(out, example.image, dataset.config, seed)
             return ReadRow(place, list(example.captions), example.key, failed)
         failed.append((place, dataset.quarantine.broken[dataset.source.key(place)]))
     raise AssertionError("the last of the tries raises")
@@ -124,7 +124,7 @@ def accept(dataset: ImageDataset, index: int, seed: int, row: ReadRow, out: np.n
         if captions is not None:
             return tuple(captions), row.key
     example = dataset[index]
-    out[:] = augment_image(example.image, dataset.config, seed)
+    augment_into(out, example.image, dataset.config, seed)
     return example.captions, example.key
 
 

@@ -42,7 +42,12 @@ POLL = 0.2
 """Seconds after which a pool that waits looks whether it is to end."""
 PATIENCE = 5.0
 """Seconds that workers have to end by themselves."""
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "PILLOW_BLOCKS_MAX": "16",
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+}
+"""Of a worker: NumPy starts no threads; Pillow and the C library keep the memory of images, for the next ones."""
 COMMAND = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from diptych.data.worker import main
@@ -87,7 +92,7 @@ class Worker:
         self.connection, other = Pipe()
         numbers = (other.fileno(), *files)
         command = [sys.executable, "-c", COMMAND, json.dumps(sys.path), *map(str, numbers)]
-        environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
+        environment = {**os.environ, **ENVIRONMENT}
         with other:
             self.process = subprocess.Popen(command, pass_fds=numbers, env=environment, stdin=subprocess.DEVNULL)
         self.chunks: dict[int, Chunk] = {}
