@@ -21,6 +21,7 @@ from diptych.data.dataset_config import DataConfig, Split
 from diptych.data.decode import decode
 from diptych.data.folder_scan import Listing, index_folder, known_folder
 from diptych.data.folders import FolderSource
+from diptych.data.index_files import Arrays
 from diptych.data.quarantine import BrokenExample, Quarantine, reason_of
 from diptych.data.selection import Selection
 from diptych.data.shard_files import LocalShard
@@ -54,6 +55,11 @@ class ExampleSource(Protocol):
     """Files, rows and members that belong to no example: name -> reason."""
     selection: Selection
     """Which examples are used, and of which split."""
+
+    @property
+    def index(self) -> Arrays:
+        """The arrays in which it is kept."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -110,7 +116,7 @@ class ImageDataset:
         """Cuts captions to the length that the model reads; none for whole captions."""
         quarantine.skipped = source.skipped
         self._seen, self._broken = Marks(len(source)), Marks(len(source))
-        self._cache: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
+        self._cache: dict[Any, tuple[np.ndarray, dict[str, Any]]] = {}
         self._layouts: dict[int, str] = {}
         self._recall()
         self._indices = self._of_split(config.split)
@@ -128,14 +134,18 @@ class ImageDataset:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return next(example for _, example in self.tries(index) if example is not None)
+        return self.read(index)
 
-    def tries(self, index: int) -> Iterator[tuple[int, Example | None]]:
+    def read(self, index: int, shape: tuple[int, int] | None = None) -> Example:
+        """An example; shape: the height and width of its image, other than what the config says."""
+        return next(example for _, example in self.tries(index, shape) if example is not None)
+
+    def tries(self, index: int, shape: tuple[int, int] | None = None) -> Iterator[tuple[int, Example | None]]:
         """(number in the source, example, or none if it is broken) of an index, then of those that take its place."""
         tried = index
         for attempt in range(64):
             place = int(self._indices[tried])
-            yield place, self._read(place)
+            yield place, self._read(place, shape)
             tried = stable_hash("instead", str(index), str(attempt)) % len(self)
         raise UserError(f"{self.config.path}: no readable example found in 64 tries ({self.quarantine.reasons()})")
 
@@ -173,6 +183,11 @@ class ImageDataset:
             return self.source.starts
         return np.searchsorted(self._indices, self.source.starts).astype(np.int64)
 
+    @property
+    def indices(self) -> Sequence[int] | np.ndarray:
+        """The number in the source of each example."""
+        return self._indices
+
     def key(self, index: int) -> tuple[str, str]:
         """(shard or folder, key) of an example."""
         return self.source.key(int(self._indices[index]))
@@ -193,18 +208,18 @@ class ImageDataset:
         skipped = [(where, name, reason) for name, reason in self.source.skipped.items()]
         return skipped + [(where, key, reason) for (where, key), reason in self.quarantine.broken.items()]
 
-    def _read(self, index: int) -> Example | None:
+    def _read(self, index: int, shape: tuple[int, int] | None = None) -> Example | None:
         if self._broken[index]:
             return None
-        if index in self._cache:
-            image, meta = self._cache[index]
+        if (index, shape) in self._cache:
+            image, meta = self._cache[index, shape]
         else:
-            read = self.counted(index, lambda i: (self._meta(i), self._decoded(i)))
+            read = self.counted(index, lambda i: (self._meta(i), self._decoded(i, shape)))
             if read is None:
                 return None
             meta, image = read
             if self.config.in_memory:
-                self._cache[index] = image, meta
+                self._cache[index, shape] = image, meta
         return Example(image=image, captions=tuple(meta["captions"]), meta=meta, key=self.source.key(index)[1])
 
     def counted(self, index: int, read: Callable[[int], Any]) -> Any:
@@ -234,8 +249,8 @@ class ImageDataset:
             self._broken[index] = True  # it alone: another may have its key
             return None
 
-    def _decoded(self, index: int) -> np.ndarray:
-        return decode(self.source.image_bytes(index), self.config.resized, square=not self.config.drawn)
+    def _decoded(self, index: int, shape: tuple[int, int] | None) -> np.ndarray:
+        return decode(self.source.image_bytes(index), shape or self.config.resized, square=not self.config.drawn)
 
     def _meta(self, index: int) -> dict[str, Any]:
         return self._captioned(index, self.source.meta(index))

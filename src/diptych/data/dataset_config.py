@@ -29,6 +29,11 @@ class DataConfig(Config):
     center_shift: float = 0.0
     """Move the square from the centre by up to this share of its side, drawn evenly, along the longer side of the
     image and no further than it reaches (DeepFloyd IF: 0.1)."""
+    bucket_step: Annotated[int, Within(0, 4096)] = 0
+    """Aspect buckets: train on images uncut or nearly so, in shapes whose sides are multiples of this and whose area is
+    about that of `size` x `size` (64 in most papers). All images of a step are of one shape. 0 for squares."""
+    bucket_aspect: Annotated[float, Within(1, 16)] = 2.0
+    """The longest bucket: its longer side is at most so many times the shorter."""
     flip: float = 0.0
     """Probability that an image is mirrored, left for right. Captions stay as they are: leave it 0 where they say left
     and right, or where words are to be read. 0.5 in most papers without text."""
@@ -73,6 +78,11 @@ class DataConfig(Config):
         )
         self.require(0 <= self.center_shift <= 0.5, "center_shift", "lie between 0 and 0.5")
         self.require(self.center_shift == 0 or self.crop is None, "center_shift", "be 0 where crop cuts at random")
+        if self.bucket_step:
+            self.require(self.shuffle == "all", "bucket_step", "be 0 where shards are mixed (shuffle)")
+            self.require(not self.drawn, "bucket_step", "be 0 with a crop or center_shift")
+            self.require(self.size % self.bucket_step == 0, "bucket_step", f"divide size ({self.size}), or be 0")
+            self.require(self.caption_field != LAYOUT_FIELD, "bucket_step", "be 0 with layouts, which are of squares")
         self.require(0 <= self.flip <= 1, "flip", "lie between 0 and 1")
         if self.caption_field == LAYOUT_FIELD:  # its boxes are those of the square from the centre
             self.require(self.flip == 0 and not self.drawn, "caption_field", "be no layout with flip, crop or shift")
@@ -98,5 +108,5 @@ class DataConfig(Config):
 
     @property
     def unchanged(self) -> DataConfig:
-        """For validation: images as they are, without flips, shifts or a range of sizes."""
-        return dataclasses.replace(self, flip=0.0, center_shift=0.0, max_size=None)
+        """For validation: images as they are, square, without flips, shifts or a range of sizes."""
+        return dataclasses.replace(self, flip=0.0, center_shift=0.0, max_size=None, bucket_step=0)

@@ -48,6 +48,11 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._index["hashes"])
 
+    @property
+    def index(self) -> Arrays:
+        """The arrays in which it is kept."""
+        return self._index
+
     def key(self, index: int) -> tuple[str, str]:
         return self._folder_name, one_line(self._name("paths", index))
 

@@ -20,7 +20,7 @@ import numpy as np
 from diptych.core.disk import disk_errors
 from diptych.data.caption_text import one_line
 from diptych.data.dataset_config import DataConfig
-from diptych.data.index_files import IndexFolder
+from diptych.data.index_files import Arrays, IndexFolder
 from diptych.data.quarantine import BrokenExample
 from diptych.data.selection import Rules, Selection
 from diptych.data.shard_files import Shard, ShardFile
@@ -78,6 +78,11 @@ class ShardSource:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def index(self) -> Arrays:
+        """The arrays in which it is kept."""
+        return self._index
 
     def key(self, index: int) -> tuple[str, str]:
         name = self._file(index).name

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.core.hashing import mix_all
 from diptych.data.augment import augment_image, augment_into
+from diptych.data.buckets import BucketStream, bucket_shapes, nearest, stored_sides
 from diptych.data.dataset import Example, ImageDataset
 from diptych.data.dataset_config import DataConfig
 from diptych.data.stream_order import EpochOrder, GeneratedOrder, KeyedOrder, WindowedOrder
@@ -102,9 +103,18 @@ def make_batch(dataset: ImageDataset, stream: SampleStream, positions: Sequence[
 class ImageBatches:
     """The batches of a data set by stream positions, with images as "pixels", uint8 (B, H, W, 3)."""
 
-    def __init__(self, dataset: ImageDataset, seed: int, random: str = "generator") -> None:
-        """random: how the order of the examples is made, as `stream_of` says."""
-        self.dataset, self.stream = dataset, stream_of(dataset, seed, random)
+    def __init__(self, dataset: ImageDataset, seed: int, random: str = "generator", batch_size: int = 1) -> None:
+        """random: how the order of the examples is made, as `stream_of` says. batch_size: positions of a step, all of
+        one bucket where the data's config asks for buckets."""
+        self.dataset, config = dataset, dataset.config
+        self.shapes = [(config.side, config.side)]
+        self.stream: SampleStream | BucketStream
+        if not config.bucket_step:
+            self.stream = stream_of(dataset, seed, random)
+        else:
+            self.shapes = bucket_shapes(config.size, config.bucket_step, config.bucket_aspect)
+            sides = stored_sides(dataset)[np.asarray(dataset.indices)]
+            self.stream = BucketStream(nearest(sides, self.shapes), batch_size, seed)
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Read the batch of these positions, here and now."""
@@ -113,7 +123,7 @@ class ImageBatches:
         pixels = np.empty((len(positions), *order.shape, 3), dtype=np.uint8)
         captions, keys = [], []
         for row, (index, seed) in enumerate(order.examples):
-            example = self.dataset[index]
+            example = self.dataset.read(index, None if self.dataset.config.drawn else order.shape)
             augment_into(pixels[row], example.image, self.dataset.config, seed)
             captions.append(example.captions)
             keys.append(example.key)
@@ -121,14 +131,18 @@ class ImageBatches:
 
     def order(self, positions: Sequence[int]) -> Order:
         """What is to be read for these positions."""
-        indices, seeds = self.stream.at(positions)
-        side = self.dataset.config.side
-        return Order(list(zip(indices.tolist(), seeds.tolist(), strict=True)), (side, side))
+        shape = self.shapes[0]
+        if isinstance(self.stream, BucketStream):
+            indices, seeds, bucket = self.stream.at(np.asarray(positions, dtype=np.int64))
+            shape = self.shapes[bucket]
+        else:
+            indices, seeds = self.stream.at(positions)
+        return Order(list(zip(indices.tolist(), seeds.tolist(), strict=True)), shape)
 
     @property
     def most_bytes(self) -> int:
         """Of the pixels of the largest image."""
-        return 3 * self.dataset.config.side**2
+        return max(3 * height * width for height, width in self.shapes)
 
     def from_workers(self, pool: WorkerPool, pieces: Iterable[Sequence[int]]) -> Iterator[dict[str, Any]]:
         """The batches of some pieces of the stream, read by worker processes. "pixels" are valid until the next."""

@@ -99,7 +99,8 @@ def answer(chunk: Chunk, pixels: np.ndarray, dataset: ImageDataset) -> Answer:
 def read_row(dataset: ImageDataset, index: int, seed: int, out: np.ndarray) -> ReadRow:
     """Read an example, and write its crop into `out` (H, W, 3)."""
     failed: list[tuple[int, str]] = []
-    for place, example in dataset.tries(index):
+    shape = None if dataset.config.drawn else (out.shape[0], out.shape[1])
+    for place, example in dataset.tries(index, shape):
         if example is not None:
             augment_into(out, example.image, dataset.config, seed)
             return ReadRow(place, list(example.captions), example.key, failed)
@@ -123,7 +124,7 @@ def accept(dataset: ImageDataset, index: int, seed: int, row: ReadRow, out: np.n
         captions = dataset.counted(row.place, lambda place: dataset.fitted(place, row.captions))
         if captions is not None:
             return tuple(captions), row.key
-    example = dataset[index]
+    example = dataset.read(index, None if dataset.config.drawn else (out.shape[0], out.shape[1]))
     augment_into(out, example.image, dataset.config, seed)
     return example.captions, example.key
 

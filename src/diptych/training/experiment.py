@@ -56,6 +56,8 @@ def precompute(recipe: Recipe, out: Path) -> Path:
         recipe.system.precomputing()
     if recipe.data.drawn:
         raise UserError(f"{NOT_PRECOMPUTED}: set data.crop=none and data.center_shift=0, or train without precomputing")
+    if recipe.data.bucket_step:
+        raise UserError("latents are kept of square images: set data.bucket_step=0, or train without precomputing")
     PRECOMPUTED.require(out)
     settings = recipe.training
     with contextlib.ExitStack() as stack:

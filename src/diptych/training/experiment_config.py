@@ -33,6 +33,7 @@ from diptych.training.system import (
     TrainingData,
     TrainingSystem,
     first_weights,
+    require_buckets,
     require_multiple,
     require_side,
 )
@@ -144,6 +145,10 @@ class LatentTraining(SecondStageTraining):
             raise UserError("LatentTraining.precomputed must be none: what is concatenated is made from the images")
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
 
+    @property
+    def bucket_multiple(self) -> int | None:
+        return self.model.autoencoder.factor if self.model.concat_condition is None else None
+
     def kept_shape(self) -> tuple[int, ...]:
         return (self.model.autoencoder.moment_channels, self.model.latent_size, self.model.latent_size)
 
@@ -210,6 +215,10 @@ class PixelTraining(ModelTraining):
     def check(self) -> None:
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
 
+    @property
+    def bucket_multiple(self) -> int:
+        return math.lcm(self.model.multiple, self.model.factor)
+
     def check_data(self, data: DataConfig) -> None:
         if self.model.size not in (data.size, data.side):  # a crop is of images of its size, or of larger ones to it
             sizes = f"data.size ({data.size}) and system.model.size ({self.model.size})"
@@ -268,6 +277,9 @@ class Recipe(Config):
 
     def check(self) -> None:
         self.system.check_data(self.data)
+        require_buckets(self.system, self.data)
+        if self.data.bucket_step and self.training.cuda_graphs:
+            raise UserError("Recipe: data.bucket_step must be 0 with training.cuda_graphs, which are of one shape")
         if self.data.drawn and self.system.store is not None:
             raise UserError(f"Recipe: {NOT_PRECOMPUTED}: set system.precomputed=none")
         if self.data.in_memory and self.training.worker_kind == "processes":

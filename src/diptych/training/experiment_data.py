@@ -39,7 +39,9 @@ def open_data(recipe: Recipe, record: Path) -> TrainingData:
     store = recipe.system.store
     if store is not None:
         return PrecomputedData(recipe, store)
-    return ImageData(open_splits(recipe, record), own_device(recipe.training.device), recipe.training.random)
+    training = recipe.training
+    device, splits = own_device(training.device), open_splits(recipe, record)
+    return ImageData(splits, device, training.random, training.batch_size)
 
 
 def split_seed(seed: int, split: str) -> int:
@@ -51,10 +53,16 @@ class ImageData:
     """Images with captions, decoded when a batch is made. A `TrainingData`."""
 
     def __init__(
-        self, splits: dict[str, ImageDataset], device: torch.device | None = None, random: str = "generator"
+        self,
+        splits: dict[str, ImageDataset],
+        device: torch.device | None = None,
+        random: str = "generator",
+        batch_size: int = 1,
     ) -> None:
-        """device: where captions are embedded, by default on the CPU. random: `TrainingConfig.random`."""
+        """device: where captions are embedded, by default on the CPU. random: `TrainingConfig.random`. batch_size: of
+        all processes together."""
         self.splits, self.device, self.random = splits, device or torch.device("cpu"), random
+        self.batch_size = batch_size
 
     @property
     def images(self) -> ImageDataset:
@@ -81,7 +89,8 @@ class ImageData:
 
     def batches(self, seed: int) -> dict[str, BatchAt]:
         return {
-            split: ImageBatches(dataset, split_seed(seed, split), self.random) for split, dataset in self.splits.items()
+            split: ImageBatches(dataset, split_seed(seed, split), self.random, self.batch_size)
+            for split, dataset in self.splits.items()
         }
 
 

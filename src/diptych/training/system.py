@@ -98,6 +98,11 @@ class TrainingSystem(Config):
     def check_data(self, data: DataConfig) -> None:
         """Raise a `UserError` where images of this data do not fit the networks."""
 
+    @property
+    def bucket_multiple(self) -> int | None:
+        """What the sides of images of any shape must be a multiple of; none where images must be square."""
+        return None
+
     def caption_fit(self) -> Fit | None:
         """What cuts a caption to what is read of it, without loading weights. None where that is learned from captions
         (a tokenizer, the names of classes), or none are read."""
@@ -140,3 +145,15 @@ def require_multiple(data: DataConfig, multiple: int) -> None:
     if data.side % multiple:
         field = "data.size" if data.crop is None else "data.crop"
         raise UserError(f"Recipe: {field} must be a multiple of {multiple}, not {data.side}")
+
+
+def require_buckets(system: TrainingSystem, data: DataConfig) -> None:
+    """Raise a `UserError` unless what is trained takes images in the buckets of the data."""
+    multiple = system.bucket_multiple
+    if not data.bucket_step:
+        return
+    if multiple is None or system.store is not None:
+        what = "precomputed data is" if system.store is not None else f"images for {type(system).__name__} are"
+        raise UserError(f"Recipe: data.bucket_step must be 0: {what} square")
+    if data.bucket_step % multiple:
+        raise UserError(f"Recipe: data.bucket_step must be a multiple of {multiple}, not {data.bucket_step}")

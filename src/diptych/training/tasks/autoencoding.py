@@ -73,6 +73,10 @@ class FirstStageConfig(TrainingSystem):
     def networks(self) -> dict[str, nn.Module]:
         return self.network.networks()
 
+    @property
+    def bucket_multiple(self) -> int:
+        return self.network.factor
+
     def check_data(self, data: DataConfig) -> None:
         require_multiple(data, self.network.factor)
 

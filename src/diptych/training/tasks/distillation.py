@@ -55,6 +55,10 @@ class DistillationConfig(TrainingSystem):
     def networks(self) -> dict[str, nn.Module]:
         return self.network.networks()
 
+    @property
+    def bucket_multiple(self) -> int:
+        return self.network.factor
+
     def check_data(self, data: DataConfig) -> None:
         require_multiple(data, self.network.factor)
 

@@ -1,0 +1,131 @@
+"""Aspect buckets: their shapes, which image is of which, and that a stream in buckets loses and repeats nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diptych.core.errors import UserError
+from diptych.data import DataConfig, open_dataset
+from diptych.data import buckets as buckets_module
+from diptych.data.buckets import BucketStream, bucket_shapes, nearest, stored_sides
+from diptych.data.stream import ImageBatches
+from diptych.recipes import get
+from diptych.training.distributed import Team
+from diptych.training.prefetch import prefetched
+from tests.training.toy import settings
+
+CPU = torch.device("cpu")
+
+
+def test_buckets_have_about_the_area_of_the_square() -> None:
+    shapes = bucket_shapes(512, 64, 2.0)
+    assert (512, 512) in shapes and (384, 640) in shapes and (640, 384) in shapes
+    assert all(side % 64 == 0 for shape in shapes for side in shape) and len(set(shapes)) == len(shapes)
+    assert all(0.8 * 512**2 < height * width <= 512**2 for height, width in shapes)
+    assert max(height / width for height, width in shapes) <= 2
+    assert bucket_shapes(64, 64, 16.0) == [(64, 64)]
+    sides = np.array([[1000, 1000], [1666, 1000], [1000, 1666], [0, 0], [9000, 1000]])
+    assert [shapes[number] for number in nearest(sides, shapes)][:4] == [(512, 512), (384, 640), (640, 384), (512, 512)]
+    assert shapes[nearest(sides, shapes)[4]] == max(shapes, key=lambda shape: shape[1] / shape[0])
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_every_example_comes_once_a_round_of_its_bucket_and_few_wait_for_the_next_epoch(size: int) -> None:
+    buckets = np.repeat([2, 5, 6], [17, 30, 3])
+    np.random.default_rng(0).shuffle(buckets)
+    stream = BucketStream(buckets, size, seed=3)
+    shown: dict[int, list[int]] = {2: [], 5: [], 6: []}
+    epochs, step, orders = 12, 0, []
+    for epoch in range(epochs):
+        while step < sum(stream.begun(epoch + 1)):
+            indices, seeds, bucket = stream.at(np.arange(step * size, (step + 1) * size))
+            assert (buckets[indices] == bucket).all() and len(set(seeds.tolist())) == size
+            shown[bucket] += indices.tolist()
+            orders.append(bucket)
+            step += 1
+        for bucket, row in shown.items():
+            members = sorted(np.flatnonzero(buckets == bucket).tolist())
+            waiting = (epoch + 1) * len(members) - len(row)
+            assert 0 <= waiting < size  # of an epoch's examples, less than a batch of each bucket comes in the next
+            for start in range(0, len(row) - len(members) + 1, len(members)):
+                assert sorted(row[start : start + len(members)]) == members  # each once
+    assert len({tuple(orders[start : start + 8]) for start in range(0, len(orders) - 8, 8)}) > 1
+    later = BucketStream(buckets, size, seed=3)  # a run that goes on: any step, in any order
+    for at in (step - 1, 3, 0, step // 2):
+        again, whole = later.at(np.arange(at * size, (at + 1) * size)), stream.at(np.arange(at * size, (at + 1) * size))
+        assert all(np.array_equal(one, other) for one, other in zip(again, whole, strict=True))
+    if size > 1:
+        with pytest.raises(ValueError, match="one step"):
+            stream.at(np.arange(1, size + 1))
+
+
+def put(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(20):
+        width, height = [(60, 40), (40, 60), (50, 48), (90, 30)][number % 4]
+        column = np.arange(width, dtype=np.uint8) * 2
+        pixels = np.stack([np.tile(column, (height, 1)), np.full((height, width), number * 10)] * 2, -1)[..., :3]
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"picture {number}")
+    turned = Image.new("RGB", (60, 40))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "20.jpg", exif=exif)
+    (folder / "20.txt").write_text("on its side")
+    (folder / "21.png").write_bytes(b"no image")
+    (folder / "21.txt").write_text("broken")
+
+
+def test_batches_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any number of ranks, parts and workers; the sides are read once."""
+    put(tmp_path / "images")
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    config = DataConfig(path=str(tmp_path / "images"), size=32, bucket_step=8, flip=0.5, max_failure_rate=0.5)
+    dataset = open_dataset(config)
+    sides = stored_sides(dataset)
+    assert sides[[0, 1, 2, 20, 21]].tolist() == [[60, 40], [40, 60], [50, 48], [40, 60], [0, 0]]
+    if dataset.source.index.folder is not None:  # files that are just written may not be known by their time
+        monkeypatch.setattr(buckets_module, "read_sides", lambda _: pytest.fail("read twice"))
+        assert np.array_equal(stored_sides(open_dataset(config)), sides)
+    batches = ImageBatches(dataset, seed=1, batch_size=6)
+    pieces = [list(range(step * 6, step * 6 + 6)) for step in range(12)]
+    wanted = [batches(piece) for piece in pieces]
+    shapes = Counter(tuple(batch["pixels"].shape[1:3]) for batch in wanted)
+    assert {(24, 40), (40, 24), (32, 32)} <= shapes.keys() and all(h * w <= 32**2 for h, w in shapes)
+    for batch, piece in zip(wanted, pieces, strict=True):
+        for rank in range(3):
+            part = ImageBatches(open_dataset(config), 1, batch_size=6)(Team(rank, 3, CPU).share(piece))
+            assert torch.equal(part["pixels"], batch["pixels"][rank * 2 : rank * 2 + 2])
+            assert part["key"] == batch["key"][rank * 2 : rank * 2 + 2]
+    for how in ({"workers": 3, "worker_kind": "threads"}, {"workers": 2}):
+        fresh = ImageBatches(open_dataset(config), 1, batch_size=6)
+        found = list(prefetched(fresh, iter(pieces), settings(**how), CPU))
+        assert [batch["key"] for batch in found] == [batch["key"] for batch in wanted]
+        for batch, other in zip(found, wanted, strict=True):
+            bytes_again = ((batch["picture"] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+            assert torch.equal(bytes_again, other["pixels"])
+    validation = dataset.split("all").config.unchanged
+    assert validation.bucket_step == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "what"),
+    [
+        ("judge", {}, "square"),
+        ("emoji-autoencoder", {"data.crop": 32}, "crop"),
+        ("emoji-autoencoder", {"data.bucket_step": 4}, "multiple of 8"),
+        ("emoji-autoencoder", {"data.bucket_step": 24}, "divide size"),
+    ],
+)
+def test_what_takes_no_buckets_says_so(recipe: str, changes: dict[str, int], what: str) -> None:
+    base = get(recipe).to_dict()
+    for field, value in {"data.bucket_step": 8, **changes}.items():
+        base["data"][field.removeprefix("data.")] = value
+    with pytest.raises(UserError, match=what):
+        type(get(recipe)).from_dict(base)
