@@ -25,17 +25,19 @@ from benchmarks.schedule import ROOT
 LIMIT = 64 * 2**20
 """Bytes that travel in one call."""
 LEFT_OUT = (
-    *("src/diptych/assets/*.safetensors", "benchmarks/results/*", "tests/saved/*", "docs/images/*", "*.png"),
-    *(".github/*", ".ci/*"),
+    *("src/diptych/assets/*.safetensors", "benchmarks/results/*", "docs/images/*", "*.png"),
+    *(".github/*", ".ci/*", "tests/*"),
 )
 """Tracked files that the jobs do not read: committed weights above all."""
 PACKAGES = ("resvg", "diffusers")
 """Beside PyTorch, transformers, safetensors, Pillow and rich, which the machine has; pins are in constraints.txt."""
+UNUSED = ("diffusers/pipelines/*/*",)
+"""Of them: only a network and a scheduler of diffusers are used."""
 PYTHON, PLATFORMS = "3.12", ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 ORDER = """\
 Before (here; nothing of this costs time of the machine):
     make gpu-check                          # again after each change; it must end in "ready"
-    cd {folder}                             # what travels: this folder, or {folder}.tar
+    cd {folder}  # what travels: this folder, or {folder}.tar
 On the machine, first call (at most 600 s; the schedule goes on after it):
     PYTHONPATH=src:.:carry/site DIPTYCH_CACHE=carry/cache python3 -m benchmarks.gpu --budget 13 --pack /tmp/pack --start
     PYTHONPATH=src:.:carry/site python3 -m benchmarks.gpu --pack /tmp/pack --collect "$OUT" --wait 560
@@ -120,11 +122,11 @@ def texts_of(sets: Path, scenes: int) -> Iterator[str]:
     yield from captions()
 
 
-def packages(site: Path, wheels: Path, names: Sequence[str] = PACKAGES) -> list[str]:
+def packages(site: Path, wheels: Path, wanted: Sequence[str] = PACKAGES) -> list[str]:
     """Unpack wheels of these packages for the machine's Python; returns those that could not be had."""
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     missing = []
-    for name in names:
+    for name in wanted:
         command = [
             sys.executable,
             "-m",
@@ -144,7 +146,8 @@ def packages(site: Path, wheels: Path, names: Sequence[str] = PACKAGES) -> list[
             missing.append(f"{name}=={pins[name]}")
         else:
             with zipfile.ZipFile(found) as wheel:
-                wheel.extractall(site)
+                names = [one for one in wheel.namelist() if not any(fnmatch.fnmatchcase(one, out) for out in UNUSED)]
+                wheel.extractall(site, names)
     return missing
 
 
