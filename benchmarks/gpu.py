@@ -51,10 +51,11 @@ def bench(
     pack: Path | None = None,
     paths: Sequence[Path] = (),
     root: Path = ROOT,
+    cores: int | None = None,
 ) -> int:
     """Run the jobs and keep the results packed; the exit code."""
     parcel = None if pack is None else Parcel(pack, [results, *paths], root)
-    schedule = Schedule(jobs, budget, results, about, changed=(lambda: None) if parcel is None else parcel.changed)
+    schedule = Schedule(jobs, budget, results, about, cores, (lambda: None) if parcel is None else parcel.changed)
     try:
         if parcel is None:
             finished = schedule.run()
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None, jobs: Sequence[Job] | None = None, r
     studies = (*shipped, SWEEPS, f"{WORDS}/unseen", f"{RUNS}/study-codes", FIRST_STAGES, COMPRESSION, TASKS, GUIDANCE)
     more = () if options.toy else studies
     paths = [root / path for path in (*places.studies(), *places.models(), *more)]
-    return bench(jobs, options.budget, results, about, options.pack, paths, root)
+    return bench(jobs, options.budget, results, about, options.pack, paths, root, 1 if options.toy else None)
 
 
 def start(words: list[str], results: Path) -> int:

@@ -42,7 +42,7 @@ def packages(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_loan_from_data_to_what_is_brought_back(tmp_path: Path, monkeypatch, capfd) -> None:
+def test_the_loan_from_data_to_what_is_brought_back(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("resvg")
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     packages(tmp_path / "cache" / "npm")
