@@ -121,7 +121,7 @@ class Case:
 def ours(case: Case, model: LatentDiffusion, wanted: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Images a second of the training loop, over so many seconds after it has warmed up."""
     fields = {one.name for one in dataclasses.fields(TrainingConfig)}
-    settings = {name: value for name, value in wanted.items() if name in fields}
+    settings: dict[str, Any] = {name: value for name, value in wanted.items() if name in fields}
     if case.device.type != "cuda":
         settings = {"precision": "fp32"}  # what speeds a GPU up takes minutes on a CPU
     every = 5 if case.device.type == "cuda" else 1

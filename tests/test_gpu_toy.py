@@ -49,9 +49,8 @@ def test_the_loan_from_data_to_what_is_brought_back(tmp_path: Path, monkeypatch)
     place, pack = tmp_path / "toy", tmp_path / "packed"
     code = gpu.main(["--toy", str(place), "--budget", "60", "--pack", str(pack)])
     states = {job.name: json.loads((place / "results" / f"{job.name}.json").read_text()) for job in loan.loan()}
-    assert {name: record["status"] for name, record in states.items()} == dict.fromkeys(states, "done"), (
-        capfd.readouterr()
-    )
+    found = {name: record["status"] for name, record in states.items()}
+    assert found == dict.fromkeys(states, "done")
     assert code == 0
     measured = states["measure-training"]["result"]
     assert measured["sd1-512"]["ours_over_theirs"] > 0 and measured["about"]["toy"]
