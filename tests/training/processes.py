@@ -31,7 +31,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-def finish(process: BaseProcess, seconds: float = 120) -> int | None:
+def finish(process: BaseProcess, seconds: float = 600) -> int | None:
     process.join(seconds)
     if process.exitcode is None:
         process.kill()

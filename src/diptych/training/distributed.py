@@ -143,6 +143,9 @@ def team(device: str = "auto") -> Iterator[Team]:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         yield Team(rank, size, chosen)
+    except BaseException:  # others may wait in NCCL for this process for ever, and so would an orderly end: it aborts
+        started = started and chosen.type != "cuda"
+        raise
     finally:
         if started:
             dist.destroy_process_group()

@@ -26,6 +26,7 @@ from diptych.core.progress import clock
 from diptych.training import run_checkpoint as checkpoint
 from diptych.training.acceleration import accelerate
 from diptych.training.distributed import Team, team
+from diptych.training.faults import named_faults
 from diptych.training.interrupt import Interrupt
 from diptych.training.learning_rate import jump, learning_rate_at
 from diptych.training.logger import Journal, Means
@@ -69,8 +70,9 @@ def train(
         torch.set_num_threads(config.threads)
     with team(config.device) as here:
         precision = settle_precision(Path(folder), config, here)
-        run = Run(trainable, batch_at, config, Path(folder), validation_at, here, precision.bf16)
-        return run.run(recipe, {**(facts or {}), **precision.record})
+        with named_faults(here, config):
+            run = Run(trainable, batch_at, config, Path(folder), validation_at, here, precision.bf16)
+            return run.run(recipe, {**(facts or {}), **precision.record})
 
 
 class Run:
