@@ -22,9 +22,6 @@ from diptych.core.devices import find_device
 from diptych.core.errors import UserError
 from diptych.training.training_config import TrainingConfig
 
-BUCKET = 2**24
-"""Numbers a message: 64 MiB in float32."""
-
 
 @dataclass(frozen=True)
 class Team:
@@ -55,33 +52,6 @@ class Team:
         """Seed PyTorch's own generators (dropout) from the run's seed, the moment and the process."""
         digest = hashlib.blake2b(f"{seed}/{moment}/{self.rank}".encode(), digest_size=7).digest()
         torch.manual_seed(int.from_bytes(digest))
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], extras: Tensor) -> Tensor:
-        """Sum `.grad` over the processes in place, in large messages, and return the sum of `extras` (N,).
-
-        A parameter that got no gradient anywhere keeps None; one that got it somewhere counts as zero elsewhere.
-        """
-        if self.size == 1:
-            return extras
-        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
-        first = torch.cat([extras.float(), used])
-        dist.all_reduce(first)
-        extras, used = first.split([len(extras), len(used)])
-        grads = []
-        for p, count in zip(parameters, used.tolist(), strict=True):
-            if count:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                grads.append(p.grad)
-        while grads:
-            bucket, size = [], 0
-            while grads and (not bucket or size + grads[-1].numel() <= BUCKET):
-                bucket.append(grads.pop())
-                size += bucket[-1].numel()
-            flat = torch.cat([g.flatten() for g in bucket])
-            dist.all_reduce(flat)
-            for grad, chunk in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                grad.copy_(chunk.view_as(grad))
-        return extras
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
         """The norm () of all `.grad` together, before they are scaled down to `most`. It may be NaN or infinite."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diptych.core.errors import UserError
 from diptych.training.adafactor import Rows
 from diptych.training.distributed import Team
+from diptych.training.gradients import GradientSum
 from diptych.training.run_checkpoint import Checkpoint
 from diptych.training.training_config import TrainingConfig
 from diptych.weights.lazy import load_into
@@ -32,6 +33,7 @@ class Replicated:
         self.module, self.team = module, team
         self.trained: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
         """What the optimizer changes, by the names of the module's parameters."""
+        self.gradients = GradientSum(self.summed(), team.device) if team.size > 1 else None
 
     @classmethod
     def of(cls, module: nn.Module | Replicated) -> Replicated:
@@ -45,13 +47,20 @@ class Replicated:
         """The parameters in `trained` that are but some rows of the module's."""
         return {}
 
+    def summed(self) -> list[nn.Parameter]:
+        """Those in `trained` whose gradients `sum_gradients` sums; those of others are sums after the backward pass."""
+        return list(self.trained.values())
+
     def run(self, loss: Callable[[], T], last: bool = True) -> T:
-        """What `loss()` gives, of a part of a step. last: whether it is the step's last."""
+        """What `loss()` gives, of a part of a step. last: whether it is the step's last, and so its gradients may be
+        summed as they are made."""
+        if last and self.gradients is not None:
+            self.gradients.begin()
         return loss()
 
     def sum_gradients(self, extras: Tensor) -> Tensor:
         """Sum the gradients in `trained` over the processes, and return the sum of `extras` (N,)."""
-        return self.team.sum_gradients(list(self.trained.values()), extras)
+        return extras if self.gradients is None else self.gradients.finish(extras)
 
     def clip_gradients(self, most: float) -> Tensor:
         """The norm () of all gradients together, before they are scaled down to `most`. It may be NaN or infinite."""

@@ -91,6 +91,9 @@ class Sharded(Replicated):
     def row_groups(self) -> dict[Tensor, Rows]:
         return {self.trained[name]: Rows(p.shape, self.group) for name, p in self.shards.items()}
 
+    def summed(self) -> list[nn.Parameter]:
+        return [p for p in self.trained.values() if not isinstance(p, DTensor)]
+
     def run(self, loss: Callable[[], T], last: bool = True) -> T:
         root = cast(FSDPModule, self.module)
         if self.mesh.ndim == 2:  # over machines once a step
@@ -101,7 +104,7 @@ class Sharded(Replicated):
         for name, p in self.shards.items():
             grad, p.grad = p.grad, None
             self.trained[name].grad = None if grad is None else cast(DTensor, grad).to_local()
-        return self.team.sum_gradients([p for name, p in self.trained.items() if name not in self.shards], extras)
+        return super().sum_gradients(extras)
 
     def clip_gradients(self, most: float) -> Tensor:
         grads = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
