@@ -100,4 +100,4 @@ def run(folder: str, changes: dict[str, Any], sleep: float = 0.0, environment: d
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], json.loads(sys.argv[2]))
+    run(sys.argv[1], json.loads(sys.argv[2]), *map(float, sys.argv[3:4]))
