@@ -1,4 +1,4 @@
-"""A process of a run is killed at random moments, torchrun starts them all again, and the weights are what they were."""
+"""Processes of a run are killed at random moments, torchrun starts all again, and the weights are what they were."""
 
 from __future__ import annotations
 
