@@ -115,7 +115,7 @@ class SecondStageTraining(ModelTraining):
         with first_weights(seed, OF_TEXT):
             if isinstance(text, LearnedConfig):
                 return autoencoder, text.from_captions(self.learned_from(data))
-            return autoencoder, data.embedded(lambda: build_encoder(text))
+            return autoencoder, data.embedded(text)
 
 
 @dataclass(frozen=True, kw_only=True)

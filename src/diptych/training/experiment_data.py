@@ -18,7 +18,9 @@ from diptych.core.terminal import print_err
 from diptych.data.dataset import Fit, ImageDataset, open_dataset
 from diptych.data.quarantine import silent
 from diptych.data.stream import ImageBatches
-from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
+from diptych.encoders.cache import CachedTexts
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import FrozenConfig, FrozenTextConfig, JointTransformerConfig, TextConfig, build_encoder
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.distributed import own_device
 from diptych.training.precompute import EmbeddedTexts
@@ -76,8 +78,8 @@ class ImageData:
     ) -> None:
         """Nothing is encoded yet."""
 
-    def embedded(self, build: Callable[[], Any]) -> Any:
-        return read_online(build)
+    def embedded(self, config: TextConfig | ClassConfig | None) -> Any:
+        return read_online(lambda: build_encoder(config))
 
     def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
         if ahead(when, sum(map(len, self.splits.values()))):
@@ -132,8 +134,10 @@ class PrecomputedData:
                 f"{self.store} holds {kept} of shape {stored}, not {shape}: make it again with `diptych precompute`"
             )
 
-    def embedded(self, build: Callable[[], Any]) -> Any:
-        return EmbeddedTexts.load(build(), self.store) if self.has_texts else read_online(build)
+    def embedded(self, config: TextConfig | ClassConfig | None) -> Any:
+        if self.has_texts and isinstance(config, FrozenTextConfig):  # the encoder is built for other prompts alone
+            return EmbeddedTexts.load(CachedTexts(config), self.store)  # type: ignore[arg-type]
+        return read_online(lambda: build_encoder(config))
 
     def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
         if ahead(when, sum(len(split.places) for split in self.splits.values())):

@@ -13,7 +13,8 @@ from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.core.random import drawn_apart
 from diptych.data.dataset import DataConfig, Fit, ImageDataset
-from diptych.encoders.configs import FrozenConfig
+from diptych.encoders.class_configs import ClassConfig
+from diptych.encoders.configs import FrozenConfig, TextConfig
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.precompute import Kept
 from diptych.training.prefetch import BatchAt
@@ -44,9 +45,9 @@ class TrainingData(Protocol):
         shape."""
         ...
 
-    def embedded(self, build: Callable[[], Any]) -> Any:
-        """The frozen text encoder that `build` gives, to be read in the steps of training, or its stored embeddings
-        where captions are precomputed."""
+    def embedded(self, config: TextConfig | ClassConfig | None) -> Any:
+        """The frozen text encoder of a config, to be read in the steps of training, or its stored embeddings where
+        captions are precomputed."""
         ...
 
     def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
