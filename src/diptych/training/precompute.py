@@ -60,6 +60,8 @@ ALONE = TrainingConfig(workers=0)
 """Images are decoded when they are needed."""
 GATHERED = 256
 """Parts of captions that are gathered from the examples at a time."""
+LOOSE = ("path", "quarantine", "in_memory", "max_failure_rate", "shuffle", "shuffle_window")
+"""Fields of the data that do not decide what is kept."""
 TEXTS = ("text.safetensors", "captions.json")
 """Files of earlier versions."""
 
@@ -205,7 +207,9 @@ def sizes_of(folder: Path, stem: str, count: int) -> list[int]:
 
 def contents_of(dataset: ImageDataset) -> str:
     """A hash of what decides what is kept of a data set: how it is read, and the files that it lies in."""
-    path, digest = Path(dataset.config.path), hashlib.sha256(json.dumps(dataset.config.to_dict()).encode())
+    usual = type(dataset.config)().to_dict()  # what is not set is left out: a field that came later changes nothing
+    values = {key: value for key, value in dataset.config.to_dict().items() if value != usual[key] and key not in LOOSE}
+    path, digest = Path(dataset.config.path), hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for file in sorted(walk(path, {}) if path.is_dir() else [path]):  # as it is read: links to folders are followed
         if file.name != "quarantine.jsonl":
             stat = file.stat()
