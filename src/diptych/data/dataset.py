@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from diptych.data.folder_scan import Listing, index_folder, known_folder
 from diptych.data.folders import FolderSource
 from diptych.data.index_files import Arrays
 from diptych.data.quarantine import BrokenExample, Quarantine, reason_of
+from diptych.data.remote import is_remote, remote_shards, shards_of_list
 from diptych.data.selection import Selection
 from diptych.data.shard_files import LocalShard
 from diptych.data.shard_scan import IMAGE_EXTENSIONS
@@ -157,6 +158,11 @@ class ImageDataset:
         other.config, other._cache = dataclasses.replace(config, split=name, **changes), {}
         other._indices = other._of_split(name)
         return other
+
+    def fetch(self, indices: Iterable[int]) -> None:
+        """Read what this thread will ask for next at once, where the data lie in a store."""
+        if isinstance(self.source, ShardSource) and self.source.remote:
+            self.source.fetch([int(self._indices[index]) for index in indices])
 
     def readable(self) -> Iterator[Example]:
         """Every readable example, once, in order; broken ones go into the quarantine."""
@@ -331,7 +337,7 @@ def fit_captions(captions: list[str], fit: Fit, long_captions: str) -> tuple[lis
 
 
 def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | None = None) -> ImageDataset:
-    """Open a folder of shards, or of images with captions, at `config.path`.
+    """Open a folder of shards, or of images with captions, at `config.path`, or shards in a store (`remote`).
 
     captions: whether captions are read; if not, images need none.
     record: the quarantine file, where the config names none.
@@ -339,14 +345,22 @@ def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | No
     Raises a `UserError` where there is no example.
     """
     path = Path(config.path)
+    listed = path.suffix.casefold() == ".txt" and path.is_file()
+    if is_remote(config.path) or listed:
+        shards = shards_of_list(path) if listed else remote_shards(config.path)
+        return _open(ShardSource(shards, str(config.path), {}, config, captions), config, captions, record)
     if not path.exists():
         raise UserError(
             f"no data at {path}: give a folder of .tar shards or of images (`diptych data emoji` makes one)"
         )
     if not path.is_dir() and not (path.is_file() and path.suffix.casefold() == ".tar"):
         raise UserError(f"{path} is a file: give a folder of .tar shards or of images, or one .tar")
+    return _open(open_source(path, config, captions), config, captions, record)
+
+
+def _open(source: FolderSource | ShardSource, config: DataConfig, captions: bool, record: Path | None) -> ImageDataset:
+    path = config.path
     quarantine = Quarantine(Path(config.quarantine) if config.quarantine else record, config.max_failure_rate)
-    source = open_source(path, config, captions)
     if isinstance(source, ShardSource):
         for name, count, problem in source.problems:
             quarantine.seen += 1

@@ -16,7 +16,8 @@ class DataConfig(Config):
     """The images of a data set: where they are, how they are cropped, which are used."""
 
     path: str = "data/emoji"
-    """Folder of WebDataset shards (*.tar), or of images with captions."""
+    """Folder of WebDataset shards (*.tar), or of images with captions; or shards in a store: `s3://bucket/prefix`, a
+    pattern such as `https://host/{00000..00999}.tar`, or a .txt file with an address a line."""
     size: Annotated[int, Within(0, 2**16)] = 64
     """Pixels to which the shorter side of each image is resized; without `crop`, the side of the square from its
     centre that is trained on."""

@@ -151,7 +151,8 @@ class Pieces:
 
     def _index(self, number: int) -> ShardPiece:
         file = self.files[number]
-        known = None if not self.keep else self.place(number).load_rows(file.identity or "")
+        local = isinstance(file, LocalShard)  # of a store, all is read from first to last again
+        known = self.place(number).load_rows(file.identity or "") if self.keep and local else None
         piece = index_piece(file, self.rules, known)
         try:
             if self.keep:

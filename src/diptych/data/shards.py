@@ -22,6 +22,7 @@ from diptych.data.caption_text import one_line
 from diptych.data.dataset_config import DataConfig
 from diptych.data.index_files import Arrays, IndexFolder
 from diptych.data.quarantine import BrokenExample
+from diptych.data.remote import RemoteShard, read_spans
 from diptych.data.selection import Rules, Selection
 from diptych.data.shard_files import Shard, ShardFile
 from diptych.data.shard_index import index_shards
@@ -64,6 +65,7 @@ class ShardSource:
         self._index, chosen = index_shards(
             files, IndexFolder(what), Rules.of(config, captions), config.held_out, config.least
         )
+        self.remote = any(isinstance(file, RemoteShard) for file in files)
         self.starts = np.cumsum([0, *self._index.notes["counts"]])
         """Index of the first example of each shard, and the number of all."""
         self.selection = Selection(len(self), chosen)
@@ -122,10 +124,24 @@ class ShardSource:
         last, entry, view = getattr(self._last, "entry", (-1, None, None))
         if last != index or entry is None or view is None:
             row = self._index["rows"][index]
-            view = self._file(index).part(int(row["start"]) * BLOCK, int(row["blocks"]) * BLOCK)
+            view: View | None = getattr(self._last, "ahead", {}).get(index)
+            if view is None:
+                view = self._file(index).part(int(row["start"]) * BLOCK, int(row["blocks"]) * BLOCK)
             entry = entry_of(view)
             self._last.entry = index, entry, view
         return entry, view
+
+    def fetch(self, indices: Sequence[int]) -> None:
+        """Read examples that this thread will ask for next, those in stores with few requests."""
+        spans = []
+        for index in dict.fromkeys(indices):
+            file, row = self._file(index), self._index["rows"][index]
+            if isinstance(file, RemoteShard):
+                spans.append((index, (file, int(row["start"]) * BLOCK, int(row["blocks"]) * BLOCK)))
+        if spans:
+            self._last.ahead = {}  # of the batch before
+            found = read_spans([span for _, span in spans])
+            self._last.ahead = {index: data for (index, _), data in zip(spans, found, strict=True)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_last"}

@@ -1,0 +1,276 @@
+"""WebDataset shards in object stores and behind HTTP, read by ranges of bytes with obstore.
+
+Addresses are `s3://`, `gs://`, `az://`, `http://` or `https://`; credentials and endpoints come from the environment,
+as obstore reads them. No address leads to a local file, and none may hold a secret: addresses are printed and kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from diptych.core.errors import UserError
+from diptych.data.caption_text import one_line
+from diptych.data.tars import View
+
+T = TypeVar("T")
+SCHEMES = ("s3", "gs", "az", "http", "https")
+CHUNK = 8 * 2**20
+"""Bytes of a request while a shard is scanned. Members are often smaller, and a request costs as long as megabytes."""
+GAP = 2**20
+"""Bytes between two examples of a batch that are read along rather than by another request."""
+REQUESTS = 16
+"""Requests at once, of a batch or for what shards there are."""
+TRIES = 5
+"""Attempts at a request, besides those that obstore makes of its own."""
+PAUSE = 0.5
+"""Seconds before the second attempt; each further one waits twice as long."""
+MOST_SHARDS = 10**6
+ABSENT = "absent"
+"""Identity of a shard that is listed and is not there."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a data path is an address, or a pattern of addresses."""
+    return "://" in path
+
+
+def remote_shards(path: str) -> list[RemoteShard]:
+    """The shards at an address: one `.tar`, a pattern such as `s3://bucket/{00000..00999}.tar`, or all `.tar` below a
+    prefix of a store that lists. Raises a `UserError` for an address that cannot be read."""
+    pattern = checked(path)
+    if not pattern.casefold().endswith(".tar"):
+        return listed(pattern)
+    return probed(expanded(pattern))
+
+
+def shards_of_list(file: Path) -> list[RemoteShard]:
+    """The shards whose addresses stand in a text file, one a line."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    addresses = [address for line in lines if line and not line.startswith("#") for address in expanded(checked(line))]
+    if not addresses:
+        raise UserError(f"{file} names no shard: write one address a line, such as s3://bucket/00000.tar")
+    return probed(addresses)
+
+
+def checked(address: str) -> str:
+    """An address of a scheme that is read, without secrets. The error does not repeat them."""
+    parts = urlsplit(address)
+    shown = one_line(f"{parts.scheme}://{parts.hostname or ''}{parts.path}")
+    if parts.scheme not in SCHEMES:
+        raise UserError(f"{shown} is no address of a shard: give {', '.join(f'{name}://' for name in SCHEMES)}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError(f"{shown}: an address with a name, password or query is not read; sign in by the environment")
+    if ".." in parts.path.split("/") or not parts.hostname:
+        raise UserError(f"{shown} is no address of a shard")
+    return address
+
+
+def expanded(pattern: str) -> list[str]:
+    """The addresses of a pattern: `{000..123}` counts, with as many digits, and `{a,b}` names."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    counted = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if counted:
+        first, last, digits = int(counted[1]), int(counted[2]), len(counted[1])
+        if not first <= last < first + MOST_SHARDS:
+            raise UserError(f"{pattern}: {match[0]} must count upwards, to at most {MOST_SHARDS:,} shards")
+        names = [f"{number:0{digits}d}" for number in range(first, last + 1)]
+    else:
+        names = match[1].split(",")
+    found = [one for name in names for one in expanded(pattern[: match.start()] + name + pattern[match.end() :])]
+    if len(found) > MOST_SHARDS:
+        raise UserError(f"{pattern} names more than {MOST_SHARDS:,} shards")
+    return found
+
+
+def probed(addresses: Sequence[str]) -> list[RemoteShard]:
+    """The shards at these addresses, with size and identity; one that is not there has the identity `ABSENT`."""
+
+    def probe(address: str) -> RemoteShard:
+        store, place = store_of(address)
+        try:
+            meta = attempt(lambda: obstore().head(store, place), address)
+        except FileNotFoundError:
+            return RemoteShard(address, 0, ABSENT)
+        return RemoteShard(address, meta["size"], identity_of_meta(meta))
+
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="store") as pool:
+        return list(pool.map(probe, addresses))
+
+
+def listed(prefix: str) -> list[RemoteShard]:
+    """All `.tar` below a prefix."""
+    if urlsplit(prefix).scheme in ("http", "https"):
+        raise UserError(f"{prefix} cannot be listed: give a pattern such as {prefix.rstrip('/')}/{{00000..00099}}.tar")
+    store, place = store_of(prefix)
+    root = prefix[: len(prefix) - len(place)] if place else prefix.rstrip("/") + "/"
+
+    def every() -> list[Any]:
+        return [meta for batch in obstore().list(store, prefix=place.rstrip("/") or None) for meta in batch]
+
+    metas = [meta for meta in attempt(every, prefix) if meta["path"].casefold().endswith(".tar")]
+    if not metas:
+        raise UserError(f"{prefix} holds no .tar shards")
+    return [
+        RemoteShard(root + meta["path"], meta["size"], identity_of_meta(meta))
+        for meta in sorted(metas, key=lambda meta: meta["path"])
+    ]
+
+
+class RemoteShard:
+    """A tar file in a store. A `ShardFile`: it names its store and connects in each process anew."""
+
+    def __init__(self, address: str, size: int, identity: str) -> None:
+        self.address, self.size = address, size
+        self.identity: str | None = identity
+        self.name, self.problem = one_line(address), ""
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[View]:
+        if self.identity == ABSENT:
+            raise ValueError("it is not in the store")
+        if not self.size:
+            raise ValueError("the file is empty")
+        yield Chunks(self)
+
+    def part(self, start: int, size: int) -> View:
+        return self.read(start, min(size, self.size - start))
+
+    def read(self, start: int, size: int) -> bytes:
+        """So many bytes. Raises a `UserError` where the store does not give them, or holds another file meanwhile."""
+        store, place = store_of(self.address)
+
+        def get() -> bytes:
+            result = obstore().get(store, place, options={"range": (start, start + size)})
+            if identity_of_meta(result.meta) != self.identity:
+                raise UserError(f"{self.name} was replaced while it was read: start again")
+            data = bytes(result.bytes())
+            if len(data) != size:
+                raise ConnectionError(f"{len(data)} of {size} bytes came")
+            return data
+
+        try:
+            return attempt(get, self.address)
+        except FileNotFoundError:
+            raise UserError(f"{self.name} is not in the store any more: start again") from None
+
+
+class Chunks:
+    """A shard from first to last, a chunk at a time; what lies within large members is passed over. A `View`."""
+
+    def __init__(self, shard: RemoteShard) -> None:
+        self.shard, self.start, self.data = shard, 0, b""
+        self.before = (0, b"")
+
+    def __len__(self) -> int:
+        return self.shard.size
+
+    def __getitem__(self, place: slice) -> bytes:
+        first, last, _ = place.indices(self.shard.size)
+        if last <= first:
+            return b""
+        for start, data in ((self.start, self.data), self.before):
+            if start <= first and last <= start + len(data):
+                return data[first - start : last - start]
+        size = min(max(CHUNK, last - first), self.shard.size - first)
+        if last - first > CHUNK:  # a large member: not kept
+            return self.shard.read(first, last - first)
+        self.before = self.start, self.data
+        self.start, self.data = first, self.shard.read(first, size)
+        return self.data[: last - first]
+
+
+def read_spans(spans: Sequence[tuple[RemoteShard, int, int]]) -> list[bytes]:
+    """The bytes of many (shard, start, size), several requests at once; neighbours in a shard come with one."""
+    order = sorted(range(len(spans)), key=lambda n: (spans[n][0].address, spans[n][1]))
+    groups: list[list[int]] = []
+    end = 0
+    for number in order:
+        shard, start, size = spans[number]
+        near = groups and spans[groups[-1][0]][0] is shard and start <= end + GAP
+        if near:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+        end = max(end, start + size) if near else start + size
+    found: list[bytes] = [b""] * len(spans)
+
+    def read(group: list[int]) -> None:
+        shard, first, _ = spans[group[0]]
+        data = shard.read(first, max(start + size for _, start, size in (spans[n] for n in group)) - first)
+        for number in group:
+            _, start, size = spans[number]
+            found[number] = data[start - first : start - first + size]
+
+    with ThreadPoolExecutor(min(REQUESTS, len(groups) or 1), thread_name_prefix="store") as pool:
+        list(pool.map(read, groups))
+    return found
+
+
+def attempt(request: Callable[[], T], address: str) -> T:
+    """The answer to a request, tried again with growing pauses. Raises `FileNotFoundError`, or a `UserError` that names
+    the shard in the end."""
+    for number in range(TRIES):
+        try:
+            return request()
+        except (UserError, FileNotFoundError):
+            raise
+        except Exception as error:
+            kind, text = type(error).__name__, " ".join(str(error).split())
+            if kind == "NotFoundError" or "404" in text[:400]:
+                raise FileNotFoundError(address) from None
+            final = kind in ("PermissionDeniedError", "UnauthenticatedError", "InvalidPathError")
+            if final or number == TRIES - 1:
+                text = re.sub(r"\?\S*", "?...", text)[:200]  # a query may hold a signature
+                reason = f"{kind}: {text}"
+                raise UserError(f"{one_line(address)} cannot be read ({reason}); a rerun goes on from here") from None
+            time.sleep(PAUSE * 2**number * random.uniform(0.5, 1.0))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def identity_of_meta(meta: Any) -> str:
+    """Size, and etag or time of change: another file of the same address has others."""
+    return f"{meta['size']} {meta['e_tag'] or meta['last_modified'].isoformat()}"
+
+
+def obstore() -> Any:
+    """The library. Raises a `UserError` where it is not installed."""
+    try:
+        import obstore
+    except ImportError:
+        raise UserError("shards in stores are read by obstore: pip install 'diptych[cloud]'") from None
+    return obstore
+
+
+def store_of(address: str) -> tuple[Any, str]:
+    """The store of an address, and the place in it."""
+    parts = urlsplit(address)
+    return _store(f"{parts.scheme}://{parts.netloc}", os.getpid()), parts.path.lstrip("/")
+
+
+@functools.cache
+def _store(root: str, process: int) -> Any:
+    from datetime import timedelta
+
+    obstore()
+    from obstore.store import from_url
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    plain = root.startswith("http://") or endpoint.startswith("http://")
+    options: Any = {"timeout": "120s", "connect_timeout": "20s", **({"allow_http": True} if plain else {})}
+    retry: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
+    try:
+        return from_url(root, client_options=options, retry_config=retry)
+    except Exception as error:
+        raise UserError(f"{root} cannot be opened ({' '.join(str(error).split())[:200]})") from None

@@ -1,0 +1,221 @@
+"""Shards in stores: the same examples in the same order as on a disk, whatever the store does meanwhile."""
+
+import http.server
+import pickle
+import re
+import threading
+from collections import Counter
+
+import pytest
+
+from diptych.core.errors import UserError
+from diptych.data import DataConfig, open_dataset, remote
+from diptych.data.remote import checked, expanded
+from diptych.data.stream import ImageBatches
+from tests.data.tiny import image_dataset
+
+pytest.importorskip("obstore")
+
+
+class Store(http.server.ThreadingHTTPServer):
+    """Files of a folder by ranges of bytes; `fault(path, range, times asked)` may be an HTTP status, or "cut"."""
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.folder, self.fault, self.asked, self.requests = folder, lambda *_: None, Counter(), []
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body=True):
+        store, file = self.server, self.server.folder / self.path.lstrip("/")
+        span = self.headers.get("Range")
+        store.asked[self.path, span] += 1
+        store.requests.append((self.command, self.path, span))
+        fault = store.fault(self.path, span, store.asked[self.path, span])
+        if isinstance(fault, int) or not file.is_file():
+            self.send_response(fault or 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data = whole = file.read_bytes()
+        if span:
+            first, last = map(int, re.findall(r"\d+", span))
+            data = whole[first : last + 1]
+        self.send_response(206 if span else 200)
+        if span:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(data) - 1}/{len(whole)}")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hash(whole)}"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+        if body:
+            self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+        if fault == "cut":
+            self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(3):
+        image_dataset(folder / f"{number:03d}.tar", 6)
+    server = Store(folder)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def opened(store, **options):
+    return open_dataset(DataConfig(**{"path": f"{store.address}/{{000..002}}.tar", "size": 8, **options}))
+
+
+def everything(data):
+    batches = ImageBatches(data, 3, "counter")
+    batch = batches(range(18))
+    return batch["key"], batch["caption"], batch["pixels"].sum().item()
+
+
+def test_a_store_that_fails_now_and_then_changes_nothing(store):
+    """Answers 500, bodies cut off: every example once, in the order of a local folder."""
+    local = everything(open_dataset(DataConfig(path=str(store.folder), size=8)))
+    assert everything(opened(store)) == local
+    again = pickle.loads(pickle.dumps(opened(store)))
+    store.asked.clear()
+    store.fault = lambda path, span, times: {1: 500, 2: "cut"}.get(times) if span else None
+    assert everything(again) == local
+
+
+def test_an_index_is_made_of_few_requests_and_once(store):
+    opened(store)
+    first = [one for one in store.requests if one[0] == "GET"]
+    assert len(first) == 3  # each shard, smaller than a chunk, at once
+    store.requests.clear()
+    data = opened(store)
+    assert {one[0] for one in store.requests} == {"HEAD"}
+    store.requests.clear()
+    everything(data)
+    assert len(store.requests) == 3  # the examples of a batch that lie near each other
+
+
+def test_what_is_missing_is_named(store):
+    (store.folder / "001.tar").unlink()
+    data = opened(store)
+    assert len(data) == 12
+    assert list(data.quarantine.broken.items()) == [
+        ((f"{store.address}/001.tar", "what follows example 0"), "it is not in the store")
+    ]
+
+
+def test_a_shard_that_is_cut_keeps_its_complete_examples(store):
+    path = store.folder / "001.tar"
+    path.write_bytes(path.read_bytes()[: 512 * 8])
+    data = opened(store)
+    assert 12 < len(data) < 18 and any("cut off" in reason for reason in data.quarantine.broken.values())
+
+
+def test_a_shard_that_changes_or_goes_stops_the_run(store):
+    data = opened(store)
+    image_dataset(store.folder / "000.tar", 7)
+    with pytest.raises(UserError, match=r"000\.tar was replaced while it was read: start again"):
+        data[0]
+    (store.folder / "001.tar").unlink()
+    with pytest.raises(UserError, match=r"001\.tar is not in the store any more: start again"):
+        data[7]
+    assert not data.quarantine.broken
+
+
+def test_a_store_that_stays_broken_is_named_in_the_end(store, monkeypatch):
+    monkeypatch.setattr(remote, "TRIES", 2)
+    data = opened(store)
+    store.fault = lambda path, span, times: 403
+    with pytest.raises(UserError, match=r"000\.tar cannot be read \(.*a rerun goes on from here"):
+        data[0]
+    assert not data.quarantine.broken
+
+
+def test_a_list_of_addresses(store, tmp_path):
+    (tmp_path / "list.txt").write_text(f"# some\n{store.address}/002.tar\n\n{store.address}/{{000..001}}.tar\n")
+    data = opened(store, path=str(tmp_path / "list.txt"))
+    assert [data.key(i)[0][-7:] for i in (0, 6, 12)] == ["002.tar", "000.tar", "001.tar"]
+    (tmp_path / "list.txt").write_text("file:///etc/passwd.tar\n")
+    with pytest.raises(UserError, match="is no address of a shard: give s3://"):
+        opened(store, path=str(tmp_path / "list.txt"))
+    with pytest.raises(UserError, match="cannot be listed: give a pattern"):
+        opened(store, path=store.address)
+
+
+SECRETS = ("https://me:secret@host/a.tar", "https://host/a.tar?sig=secret", "https://host/a.tar#secret")
+
+
+@pytest.mark.parametrize("address", [*SECRETS, "file:///a.tar", "memory://a/b.tar", "s3:///a.tar", "s3://b/../a.tar"])
+def test_addresses_that_are_not_read(address):
+    with pytest.raises(UserError) as error:
+        checked(address)
+    assert "secret" not in str(error.value)
+
+
+def test_patterns():
+    assert expanded("s3://b/{08..11}.tar") == [f"s3://b/{n}.tar" for n in ("08", "09", "10", "11")]
+    assert expanded("s3://b/{x,y}-{0..1}.tar") == [f"s3://b/{n}.tar" for n in ("x-0", "x-1", "y-0", "y-1")]
+    for pattern in ("s3://b/{5..1}.tar", "s3://b/{0..9999999}.tar", "s3://b/{0..9999}{0..9999}.tar"):
+        with pytest.raises(UserError, match=r"must count upwards|names more than"):
+            expanded(pattern)
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+    with pytest.raises(UserError, match=r"pip install 'diptych\[cloud\]'"):
+        open_dataset(DataConfig(path="s3://bucket/0.tar", size=8))
+
+
+def test_s3(tmp_path, monkeypatch):
+    """A prefix, listed, of a bucket, by credentials of the environment."""
+    application = pytest.importorskip("moto.server")
+    make = pytest.importorskip("werkzeug.serving").make_server
+    server = make(
+        "127.0.0.1", 0, application.DomainDispatcherApplication(application.create_backend_app), threaded=True
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        values = {
+            "ENDPOINT_URL": endpoint,
+            "ACCESS_KEY_ID": "a",
+            "SECRET_ACCESS_KEY": "b",
+            "DEFAULT_REGION": "us-east-1",
+        }
+        for name, value in values.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+        remote._store.cache_clear()
+        boto3 = pytest.importorskip("boto3")
+        client = boto3.client("s3", endpoint_url=endpoint)
+        client.create_bucket(Bucket="bucket")
+        for number in range(2):
+            image_dataset(tmp_path / f"{number}.tar", 6)
+            data = (tmp_path / f"{number}.tar").read_bytes()
+            client.put_object(Bucket="bucket", Key=f"some/{number}.tar", Body=data)
+        local = open_dataset(DataConfig(path=str(tmp_path), size=8))
+        for path in ("s3://bucket/some", "s3://bucket/some/{0..1}.tar"):
+            data = open_dataset(DataConfig(path=path, size=8))
+            assert [data[i].key for i in range(12)] == [local[i].key for i in range(12)]
+        with pytest.raises(UserError, match=r"holds no \.tar shards"):
+            open_dataset(DataConfig(path="s3://bucket/other", size=8))
+    finally:
+        server.shutdown()
+        remote._store.cache_clear()
