@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import math
 import os
 import random
 import re
@@ -77,21 +79,21 @@ def checked(address: str) -> str:
 
 def expanded(pattern: str) -> list[str]:
     """The addresses of a pattern: `{000..123}` counts, with as many digits, and `{a,b}` names."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    counted = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if counted:
-        first, last, digits = int(counted[1]), int(counted[2]), len(counted[1])
-        if not first <= last < first + MOST_SHARDS:
-            raise UserError(f"{pattern}: {match[0]} must count upwards, to at most {MOST_SHARDS:,} shards")
-        names = [f"{number:0{digits}d}" for number in range(first, last + 1)]
-    else:
-        names = match[1].split(",")
-    found = [one for name in names for one in expanded(pattern[: match.start()] + name + pattern[match.end() :])]
-    if len(found) > MOST_SHARDS:
+    fixed, *braces = re.split(r"\{([^{}]*)\}", pattern)  # fixed, in braces, fixed, ...
+    choices, after = [names_in(pattern, inner) for inner in braces[::2]], braces[1::2]
+    if math.prod(map(len, choices)) > MOST_SHARDS:  # before any is made
         raise UserError(f"{pattern} names more than {MOST_SHARDS:,} shards")
-    return found
+    return [fixed + "".join(itertools.chain(*zip(names, after, strict=True))) for names in itertools.product(*choices)]
+
+
+def names_in(pattern: str, inner: str) -> Sequence[str]:
+    """What stands in braces of a pattern, one after the other."""
+    if (counted := re.fullmatch(r"(\d+)\.\.(\d+)", inner)) is None:
+        return inner.split(",")
+    first, last, digits = int(counted[1]), int(counted[2]), len(counted[1])
+    if not first <= last < first + MOST_SHARDS:
+        raise UserError(f"{pattern}: {{{inner}}} must count upwards, to at most {MOST_SHARDS:,} shards")
+    return [f"{number:0{digits}d}" for number in range(first, last + 1)]
 
 
 def probed(addresses: Sequence[str]) -> list[RemoteShard]:
