@@ -197,8 +197,11 @@ def settle_config(
 
 def _keep(before: Any, resolved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Set the fields of `KEPT` in the values to save to those saved before; gives those that were others."""
-    saved, now = (values.get("training") if isinstance(values, dict) else None for values in (before, resolved))
-    for name in KEPT if isinstance(saved, dict) and isinstance(now, dict) else ():
+    saved = before.get("training") if isinstance(before, dict) else None
+    now = resolved.get("training")
+    if not (isinstance(saved, dict) and isinstance(now, dict)):
+        return
+    for name in KEPT:
         began = saved.get(name, former_values(TrainingConfig)[name])
         if name in now and now[name] != began:
             now[name] = began
