@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.core.random import NARROW, GeneratorDraws, generator, seed_default
+from diptych.core.random import NARROW, GeneratorDraws, generator
+from diptych.core.seeding import seed_default
 from diptych.diffusion.steps import NoiseSource
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import stage_seed

@@ -54,20 +54,20 @@ def test_what_is_shown_is_the_mask_and_the_rest_of_the_image(fill: Any, fine: bo
     shape = MaskConcat(masks=BESIDE.masks, fill=fill, full_resolution_mask=fine)
     model, given = repainter(), batch([3, 8])
     condition = shape.build(AUTOENCODER)
-    masks = condition.masks(given["picture"], given["seed"])
+    masks = condition.drawn(given["picture"], given["seed"])
     seen: list[torch.Tensor] = []
 
     def latents(images: torch.Tensor) -> torch.Tensor:
         seen.append(images)
         return model.encode(images, GeneratorDraws(given["seed"]), CONCAT)
 
-    found = condition.from_training(given["picture"], given["seed"], latents)
+    found = condition.from_training(given["picture"], masks, latents)
     assert found.shape == (2, shape.channels(AUTOENCODER), SIZE // 2, SIZE // 2)
     hole, own = masks.bool().expand_as(seen[0]), found[:, : 4 if fine else 1]
     assert torch.equal(seen[0][~hole], given["picture"][~hole]) and (fill == "smooth" or (seen[0][hole] == 0).all())
     assert torch.equal(own, torch.nn.functional.pixel_unshuffle(masks, 2) if fine else masks[..., ::2, ::2])
     hidden = torch.where(masks.bool(), -given["picture"], given["picture"])
-    assert torch.equal(condition.from_training(hidden, given["seed"], latents), found), "what is hidden"
+    assert torch.equal(condition.from_training(hidden, masks, latents), found), "what is hidden"
 
 
 def test_a_smooth_fill_takes_the_colours_around() -> None:
@@ -89,7 +89,7 @@ def test_training_feeds_what_generate_feeds(words: bool) -> None:
     model, given, rows = repainter(words), batch([3, 8, 12]), []
     none = torch.zeros(3, dtype=torch.bool)
     x0, cond = model.prepare(given, GeneratorDraws(given["seed"]), none)
-    masks = BESIDE.build(AUTOENCODER).masks(given["picture"], given["seed"])
+    masks = BESIDE.build(AUTOENCODER).drawn(given["picture"], given["seed"])
     run_unet = model.unet.forward
 
     def spy(*positional: Any, concat: torch.Tensor, **more: Any) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_training_feeds_what_generate_feeds(words: bool) -> None:
 
 def test_what_is_under_the_mask_is_learned_and_not_told() -> None:
     model, given = repainter(), batch([3, 8])
-    masks = BESIDE.build(AUTOENCODER).masks(given["picture"], given["seed"])
+    masks = BESIDE.build(AUTOENCODER).drawn(given["picture"], given["seed"])
     other = {**given, "picture": torch.where(masks.bool(), -given["picture"], given["picture"])}
     none = torch.zeros(2, dtype=torch.bool)
     (x0, cond), (x1, seen) = (model.prepare(one, GeneratorDraws(one["seed"]), none) for one in (given, other))
@@ -139,7 +139,7 @@ def test_the_grid_shows_masked_images_painted_ones_and_the_truth() -> None:
     grid = task.samples()
     assert isinstance(grid, Image.Image) and grid.size == (2 * SIZE + 2, 3 * SIZE + 4)
     rows = [to_tensor([grid.crop((0, top, SIZE, top + SIZE))])[0] for top in (0, SIZE + 2, 2 * SIZE + 4)]
-    hole = BESIDE.build(AUTOENCODER).masks(given["picture"], given["seed"])[0, 0].bool()
+    hole = BESIDE.build(AUTOENCODER).drawn(given["picture"], given["seed"])[0, 0].bool()
     torch.testing.assert_close(rows[2], given["picture"][0], rtol=0, atol=1e-6)
     assert torch.equal(rows[0][:, ~hole], rows[2][:, ~hole]) and rows[0][:, hole].abs().max() < 0.01
 

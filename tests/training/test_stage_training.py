@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.lowres_augmentation import AugmentationConfig, augment
+from diptych.core.counter_random import Draws
 from diptych.core.errors import UserError
-from diptych.core.random import AUGMENTATION, DROP, LEVEL, NOISE, TIME, Draws, GeneratorDraws, normal, uniform
+from diptych.core.random import AUGMENTATION, DROP, LEVEL, NOISE, TIME, GeneratorDraws, normal, uniform
 from diptych.diffusion.schedules import ScheduleConfig
 from diptych.models.pixel_config import PixelDiffusionConfig
 from diptych.models.pixel_diffusion import PixelDiffusion

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.conditioning.concat_config import LowResConcat, MaskConcat
+from diptych.core.devices import sent
 from diptych.networks.autoencoder import AutoencoderConfig
 
 Encode = Callable[[Tensor], Tensor]
@@ -23,8 +24,13 @@ Encode = Callable[[Tensor], Tensor]
 class ConcatCondition(Protocol):
     """What a model needs of either."""
 
-    def from_training(self, images: Tensor, seeds: Tensor, encode: Encode) -> Tensor:
-        """The concatenated channels (B, channels, h, w) of training images (B, 3, H, W) in [-1, 1] with seeds (B,)."""
+    def drawn(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """What is drawn for training images (B, 3, H, W) in [-1, 1] with seeds (B,), on the CPU: masks (B, 1, H, W), or
+        low-resolution images (B, 3, h, w)."""
+        ...
+
+    def from_training(self, images: Tensor, drawn: Tensor, encode: Encode) -> Tensor:
+        """The concatenated channels (B, channels, h, w) of training images, and of what was drawn for them."""
         ...
 
     def examples(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -53,19 +59,19 @@ class MaskCondition:
         latent = encode(filled)
         return torch.cat([mask.to(latent).expand(len(latent), -1, -1, -1), latent], 1)
 
-    def masks(self, images: Tensor, seeds: Tensor) -> Tensor:
+    def drawn(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Training masks (B, 1, H, W) for images (B, 3, H, W), 1 where masked; each marks some place of the latent."""
         from diptych.conditioning.masks import sample_masks
 
-        return sample_masks(self.config.masks, images.shape[-2:], seeds, every=self.factor).to(images)
+        return sample_masks(self.config.masks, images.shape[-2:], seeds, every=self.factor)
 
-    def from_training(self, images: Tensor, seeds: Tensor, encode: Encode) -> Tensor:
+    def from_training(self, images: Tensor, drawn: Tensor, encode: Encode) -> Tensor:
         """As `ConcatCondition.from_training`."""
-        return self(images, self.masks(images, seeds), encode)
+        return self(images, sent(drawn, images.device).to(images), encode)
 
     def examples(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """As `ConcatCondition.examples`."""
-        masks = self.masks(images, seeds)
+        masks = self.drawn(images, seeds).to(images)
         return images * (1 - masks), {"image": images, "mask": masks}
 
 
@@ -84,19 +90,19 @@ class LowResCondition:
         enlarged = F.interpolate(low_res, scale_factor=self.config.factor, mode="bicubic").clamp(-1, 1)  # it overshoots
         return torch.cat([pixels, encode(enlarged)], 1)
 
-    def degrade(self, images: Tensor, seeds: Tensor) -> Tensor:
+    def drawn(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Low-resolution images (B, 3, h, w) of training images (B, 3, H, W)."""
         from diptych.conditioning.degradations import degrade
 
         return degrade(images, self.config.factor, self.config.degradation, seeds)
 
-    def from_training(self, images: Tensor, seeds: Tensor, encode: Encode) -> Tensor:
+    def from_training(self, images: Tensor, drawn: Tensor, encode: Encode) -> Tensor:
         """As `ConcatCondition.from_training`."""
-        return self(self.degrade(images, seeds), encode)
+        return self(sent(drawn, images.device).to(images), encode)
 
     def examples(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """As `ConcatCondition.examples`."""
-        low_res = self.degrade(images, seeds)
+        low_res = self.drawn(images, seeds)
         return low_res, {"low_res": low_res}
 
 

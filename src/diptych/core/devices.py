@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from diptych.core.errors import UserError, hint
 
+Module = TypeVar("Module", bound=nn.Module)
 KINDS = ("cpu", "cuda", "mps")
 """Types of devices."""
 CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -47,8 +50,18 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values of the CPU on a device: the host does not wait until a GPU has come so far, as with a plain `to`."""
+    """Values on a device. From the CPU the host does not wait until a GPU has come so far, as with a plain `to`: from
+    pinned memory, the copy takes its turn there."""
+    if values.device.type != "cpu" or device.type == "mps":  # which does not keep what is still to be copied
+        return values.to(device)
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def settled(module: Module, device: torch.device) -> Module:
+    """A frozen module on a device: moved the first time, and later not gone through, which costs more than a step of
+    the host should."""
+    first = next(module.parameters(), None)
+    return module if first is not None and first.device == device else module.to(device)
 
 
 def require_memory(count: Callable[[], dict[str, int]], device: torch.device) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +23,6 @@ def generator(seed: int) -> torch.Generator:
     return seed_generator(torch.Generator(), seed)
 
 
-def seed_default(seed: int) -> None:
-    """Seed PyTorch's default generators, of all devices."""
-    torch.manual_seed(seed)
-    seed_generator(torch.default_generator, seed)
-
-
 def seed_generator(made: torch.Generator, seed: int) -> torch.Generator:
     """Seed a generator on the CPU, and return it."""
     seed = int(seed)
@@ -41,17 +33,6 @@ def seed_generator(made: torch.Generator, seed: int) -> torch.Generator:
         state[WORDS] = torch.from_numpy(key.astype("<u8").view(np.uint8))
         made.set_state(state)
     return made
-
-
-@contextlib.contextmanager
-def drawn_apart(seed: int, what: str) -> Iterator[None]:
-    """Within, PyTorch's default generator on the CPU follows from `seed` and `what` alone; afterwards it goes on as if
-    nothing had been drawn. So the first weights of a network depend on nothing that was built before it.
-    """
-    digest = hashlib.blake2b(f"{seed}/{what}".encode(), digest_size=8).digest()
-    with torch.random.fork_rng(devices=[]):
-        seed_generator(torch.default_generator, int.from_bytes(digest) >> 1)
-        yield
 
 
 class NoiseSource:

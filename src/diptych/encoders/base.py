@@ -41,7 +41,9 @@ class TextEmbedding(NamedTuple):
         equal tokens; where they share a softmax with something else, their number is their weight, and `all` would be
         as many as the longest text of the batch has.
         """
-        dropped = dropped.to(self.mask.device)
+        from diptych.core.devices import sent
+
+        dropped = sent(dropped, self.mask.device)
         read = torch.ones_like(self.mask)
         if tokens == "one":
             read[:, 1:] = False
@@ -62,7 +64,9 @@ class TextEmbedding(NamedTuple):
             cond |= {"context": self.sequence, "context_mask": self.mask}
         if shape.pooled_width is not None:
             cond["pooled"] = self.pooled
-        return {key: value.to(device) for key, value in cond.items()}
+        from diptych.core.devices import sent
+
+        return {key: sent(value, device) for key, value in cond.items()}
 
 
 class TextEncoder(Protocol):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diptych.core.devices import sent
 from diptych.core.errors import UserError
 from diptych.encoders.class_configs import ClassConfig, normalize_name
 
@@ -28,11 +29,11 @@ class LabelEmbedding(NamedTuple):
 
         tokens: as for text; a class is one.
         """
-        dropped = dropped.to(self.label.device)
         if self.nothing is None:
-            if dropped.any():
+            if dropped.any():  # labels and what is dropped are on the CPU
                 raise UserError("there is no null class: set its number as text.null, or drop none")
             return self
+        dropped = sent(dropped, self.label.device)
         return LabelEmbedding(self.label.masked_fill(dropped, self.nothing), self.nothing)
 
     def null(self) -> LabelEmbedding:
@@ -41,7 +42,7 @@ class LabelEmbedding(NamedTuple):
 
     def cond(self, shape: Any, device: torch.device) -> dict[str, Tensor]:
         """The keyword arguments of a network of this config; none where it is not class-conditional."""
-        return {"label": self.label.to(device)} if getattr(shape, "classes", None) is not None else {}
+        return {"label": sent(self.label, device)} if getattr(shape, "classes", None) is not None else {}
 
 
 class ClassLabels:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diptych.core.devices import sent
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
@@ -23,7 +24,7 @@ from diptych.encoders.frozen import (
     load_frozen,
     pretrained_config,
 )
-from diptych.encoders.tokenizers import require_ids, saved_tokenizer, sent, token_ids
+from diptych.encoders.tokenizers import require_ids, saved_tokenizer, token_ids
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.lazy import fill
 from diptych.weights.save import save_weights

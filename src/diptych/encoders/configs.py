@@ -17,7 +17,6 @@ from torch import nn
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError
-from diptych.core.random import drawn_apart
 from diptych.encoders.class_configs import ClassConfig, LayoutConfig, LearnedEncoderConfig
 from diptych.networks.transformer import TextTransformerConfig
 
@@ -53,6 +52,8 @@ class FrozenTextConfig(Config):
     def build(self, folder: Path | None = None, device: str | torch.device = "cpu") -> FrozenText:
         """The encoder with its weights. `folder` is that of a CLIP text model whose config names none. The global
         random generator stays as it was: with cached embeddings no encoder is built at all."""
+        from diptych.core.seeding import drawn_apart
+
         with drawn_apart(0, "frozen"):
             return self._build(folder, device)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.config import read_json
+from diptych.core.devices import sent
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
@@ -131,14 +132,14 @@ class LayoutTransformer(nn.Module):
         rows = [self.tokens(prompt) for prompt in prompts]
         longest = self.config.boxes if self.config.padded else max(1, *map(len, rows))
         nothing, device = (self.config.nothing,) * 3, self.network.position.device
-        ids = torch.tensor([row + [nothing] * (longest - len(row)) for row in rows], device=device)  # (B, N, 3)
-        counts = torch.tensor([len(row) for row in rows], device=device).clamp(min=1)
+        ids = sent(torch.tensor([row + [nothing] * (longest - len(row)) for row in rows]), device)  # (B, N, 3)
+        counts = sent(torch.tensor([max(1, len(row)) for row in rows]), device)
         valid = torch.arange(longest, device=device) < counts[:, None]  # (B, N)
         mask = torch.ones_like(valid) if self.config.padded else valid
         if not self.config.joined:
             ids, mask = ids.flatten(1), mask.repeat_interleave(3, 1)  # (B, 3 N)
         if not self.config.joined and self.config.network.max_tokens > 3 * self.config.boxes:  # the crop's corners
-            ends = torch.tensor([0, self.config.grid**2 - 1], device=device).expand(len(ids), 2)
+            ends = sent(torch.tensor([0, self.config.grid**2 - 1]), device).expand(len(ids), 2)
             ids, mask = torch.cat([ids, ends], 1), nn.functional.pad(mask, (0, 2), value=True)  # (B, 3 N + 2)
         sequence = self.network(ids, mask).float()  # (B, L, width)
         held = sequence[:, :longest] if self.config.joined else sequence[:, : 3 * longest : 3]  # (B, N, width)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.config import read_json
+from diptych.core.devices import sent
 from diptych.core.errors import UserError
 
 TOKENIZER_CLASSES = {
@@ -81,11 +82,6 @@ def tokenize(tokenizer, prompts: list[str], max_tokens: int, device: torch.devic
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return sent(ids, device), sent(torch.arange(ids.shape[1]) < lengths[:, None], device)
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device. A GPU is not waited for: from pinned memory, the copy takes its turn there."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.config import Config, Within, read_json
+from diptych.core.devices import sent
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
@@ -204,7 +205,7 @@ class Judge(nn.Module):
             parts.append(self.word_head(self.word_tower(features, mask)))  # (chunk, embedding)
         place = torch.empty(len(order), dtype=torch.long)
         place[torch.tensor(order)] = torch.arange(len(order))
-        return F.normalize(torch.cat(parts)[place.to(self.device)], dim=-1)
+        return F.normalize(torch.cat(parts)[sent(place, self.device)], dim=-1)
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Image.Image], batch: int = 64) -> Tensor:

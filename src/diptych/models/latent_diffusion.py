@@ -116,9 +116,14 @@ class LatentDiffusion(OverFirstStage):
         """
         posterior = self.posterior(batch)
         cond = self.embed(self.kept_captions(batch, dropped))
-        if (concat := self.concat) is not None:
-            cond["concat"] = concat.from_training(batch["picture"], draws.host.seeds, self.concat_encoder(draws))
+        if self.concat is not None:
+            drawn = batch if "drawn" in batch else self.drawn(batch["picture"], draws.host.seeds)
+            cond["concat"] = self.concat.from_training(batch["picture"], drawn["drawn"], self.concat_encoder(draws))
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * self.scale, cond
+
+    def drawn(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """What concat conditioning draws for images (B, 3, H, W) with seeds (B,), on the CPU: a batch may bring it."""
+        return {} if self.concat is None else {"drawn": self.concat.drawn(images, seeds)}
 
     @property
     def image_to_image(self) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.config import Config
+from diptych.core.devices import sent
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.diffusion.gradient_guidance import Score
@@ -117,11 +118,11 @@ class NoisyGuide(FrozenModules):
 
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of texts, of a pair."""
-        return F.normalize(self.words(self.text.encode(list(captions)).pooled.to(self.device)), dim=-1)
+        return F.normalize(self.words(sent(self.text.encode(list(captions)).pooled, self.device)), dim=-1)
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
         """The classes (B,) that prompts name, by name or number, with an article before it or not."""
-        return torch.tensor([self.number(prompt) for prompt in prompts], device=self.device)
+        return sent(torch.tensor([self.number(prompt) for prompt in prompts]), self.device)
 
     def number(self, prompt: str) -> int:
         """The class that a prompt names; a `UserError` names those that are near."""

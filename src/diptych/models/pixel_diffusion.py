@@ -15,6 +15,7 @@ from diptych.conditioning.degradations import degrade
 from diptych.conditioning.lowres_augmentation import augment, downsample, level_condition, training_levels
 from diptych.conditioning.masks import sample_masks
 from diptych.core.counter_random import Draws
+from diptych.core.devices import sent
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images
@@ -102,12 +103,21 @@ class PixelDiffusion(OneLineRepr, FrozenModules):
         cond = {} if self.config.text is None else self.cond(self.read(batch["caption"], dropped))
         if self.config.low_size is not None:
             level = training_levels(draws.uniform(LEVEL), self.config.augmentation).to(x0.device)
-            cond |= self.enlarged(
-                self.reduced(x0, draws.host.seeds), level, lambda like: draws.normal(like, AUGMENTATION)
-            )
+            low = batch["low_res"] if "low_res" in batch else self.reduced(x0, draws.host.seeds)
+            cond |= self.enlarged(low, level, lambda like: draws.normal(like, AUGMENTATION))
         if self.config.masks is not None:
-            cond = concat_masked(cond, x0, sample_masks(self.config.masks, x0.shape[-2:], draws.host.seeds))
+            drawn = batch if "mask" in batch else self.drawn(x0, draws.host.seeds)
+            cond = concat_masked(cond, x0, drawn["mask"])
         return x0, cond
+
+    def drawn(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """Degraded images and masks of images (B, 3, H, W) with seeds (B,), made on the CPU: a batch may bring them."""
+        made = {}
+        if self.config.low_size is not None and self.config.degradation is not None:
+            made["low_res"] = self.reduced(images, seeds)
+        if self.config.masks is not None:
+            made["mask"] = sample_masks(self.config.masks, images.shape[-2:], seeds)
+        return made
 
     def read(self, captions: list[str], dropped: Tensor) -> TextEmbedding:
         """Embeddings of captions; those that dropped (B,) bool marks are the null condition."""
@@ -311,7 +321,7 @@ class PixelDiffusion(OneLineRepr, FrozenModules):
 
 def concat_masked(cond: Cond, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """A condition with masked images (B, 3, H, W) and their masks (B, 1, H, W) concatenated last."""
-    masks = masks.to(images)
+    masks = sent(masks, images.device).to(images)
     parts = [*([cond["concat"]] if "concat" in cond else []), images * (1 - masks), masks]
     return {**cond, "concat": torch.cat(parts, 1)}
 

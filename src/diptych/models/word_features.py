@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diptych.core.devices import sent
 from diptych.core.progress import track
 from diptych.encoders.cache import CachedTexts, text_cache
 from diptych.encoders.configs import MiniLMConfig
@@ -42,10 +43,11 @@ class WordFeatures:
         """Features (B, L, D) float32 and mask (B, L) bool, padded to the longest caption given."""
         new = self._read([c for c in dict.fromkeys(captions) if c not in self._known])
         rows = [new[c] if c in new else self._known[c] for c in captions]  # each (L_i, D) float16
-        features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
+        features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(features.shape[1]) < lengths[:, None]
-        return features.to(device), mask.to(device)
+        device = torch.device(device)
+        return sent(features, device).float(), sent(mask, device)
 
     def prepare(self, captions: Sequence[str], batch: int = 256) -> None:
         """Read all captions now, similar lengths together, with a progress bar."""

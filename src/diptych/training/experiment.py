@@ -15,7 +15,7 @@ from torch import nn
 from diptych.core.devices import find_device, require_memory
 from diptych.core.disk import real
 from diptych.core.errors import UserError
-from diptych.core.random import seed_default
+from diptych.core.seeding import seed_default
 from diptych.models.cascade import assemble as assemble_cascade
 from diptych.pretrained.families import open_published
 from diptych.pretrained.load import find, is_published

@@ -23,12 +23,18 @@ READY = 2
 
 
 def prefetched(
-    batch_at: BatchAt, pieces: Iterable[list[int]], config: TrainingConfig, device: torch.device
+    batch_at: BatchAt,
+    pieces: Iterable[list[int]],
+    config: TrainingConfig,
+    device: torch.device,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> Generator[Batch, None, None]:
-    """The batches of the pieces in order, on the device, prepared as `config.workers` and `config.worker_kind` say: by
+    """The batches of the pieces in order, on the device, loaded as `config.workers` and `config.worker_kind` say: by
     threads, each a batch; by processes, which share each batch; or when they are asked for. They are always the same.
+
+    prepare: what is done to each before it comes to the device, by threads too.
     """
-    copies, workers = Copies(device, config.random), config.workers
+    copies, workers = Copies(device, config.random, prepare), config.workers
     if workers == 0:
         for piece in pieces:
             yield copies.arrived(copies.begun(copies.prepared(batch_at(piece))))
@@ -92,9 +98,9 @@ class Copies:
     """Brings batches to a device: to CUDA from pinned memory, which PyTorch keeps and uses again, on a stream of its
     own, so that a copy runs beside the step before and neither the host nor that step waits for it."""
 
-    def __init__(self, device: torch.device, random: str) -> None:
+    def __init__(self, device: torch.device, random: str, prepare: Callable[[Batch], Batch] | None = None) -> None:
         """random: how a batch's random numbers are drawn, as `TrainingConfig.random`; batches say so."""
-        self.device, self.random = device, random
+        self.device, self.random, self.prepare = device, random, prepare
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def enter_thread(self) -> None:
@@ -105,8 +111,10 @@ class Copies:
     def prepared(self, batch: Batch) -> Batch:
         """In the thread that made it: a batch with its tensors pinned, or, on the CPU, as the step takes it."""
         if self.stream is None:
-            return to_device(batch, self.device)
-        return {key: pinned(value) for key, value in batch.items()}
+            batch = to_device(batch, self.device)
+        if self.prepare is not None:
+            batch = self.prepare(batch)
+        return batch if self.stream is None else {key: pinned(value) for key, value in batch.items()}
 
     def begun(self, batch: Batch) -> Copied:
         """Begin to copy a batch that is prepared."""

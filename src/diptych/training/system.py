@@ -11,7 +11,7 @@ from torch import nn
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError
-from diptych.core.random import drawn_apart
+from diptych.core.seeding import drawn_apart
 from diptych.data.dataset import DataConfig, Fit, ImageDataset
 from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.configs import FrozenConfig, TextConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -44,12 +45,26 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Preparing(Protocol):
+    """What a model offers besides, if its loss takes something that only the CPU can make."""
+
+    def prepared(self, batch: Batch) -> Batch:
+        """A batch with that, before it comes to a GPU. Called ahead of the step, in the threads that load batches."""
+        ...
+
+
+@runtime_checkable
 class Stepping(Protocol):
     """What a model offers besides, if it learns something by other means than gradients."""
 
     def stepped(self, team: Team) -> None:
         """Called after each optimizer step, on every process: the place to add up over them what `loss` saw."""
         ...
+
+
+def preparation(trainable: Trainable) -> Callable[[Batch], Batch] | None:
+    """`prepared` of a model that has it."""
+    return trainable.prepared if isinstance(trainable, Preparing) else None
 
 
 def stepped(trainable: Trainable, team: Team) -> None:

@@ -37,7 +37,7 @@ from diptych.training.precision import autocast, settle_precision
 from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.readback import Readback
 from diptych.training.run_state import RunState
-from diptych.training.trainable import Trainable, stepped
+from diptych.training.trainable import Trainable, preparation, stepped
 from diptych.training.training_config import TrainingConfig, as_begun, settle_config
 from diptych.training.validation import validate
 from diptych.weights.model_folder import TRAINED
@@ -157,7 +157,8 @@ class Run:
         began = time.monotonic() - self.seconds
         pieces = (part for step in range(self.step, config.steps) for part in self.team.parts(step, config))
         self.module.train()
-        with contextlib.closing(prefetched(self.batch_at, pieces, config, self.team.device)) as batches:
+        ahead = prefetched(self.batch_at, pieces, config, self.team.device, preparation(self.trainable))
+        with contextlib.closing(ahead) as batches:
             while not (self.finished or self.stopping):
                 self.take_step(batches, time.monotonic() - began)
                 if self.stopping or self.due(*config.intervals):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.counter_random import draws_of
+from diptych.core.devices import settled
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
@@ -154,7 +155,7 @@ class FirstStage:
         """Distances (B,), or none."""
         if (distance := self._perceptual[0]) is None:
             return None
-        return distance.to(images.device)(images, rebuilt)
+        return settled(distance, images.device)(images, rebuilt)
 
     @torch.no_grad()
     def start(self, batch: dict[str, Any]) -> None:

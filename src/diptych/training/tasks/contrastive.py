@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.config import Within
+from diptych.core.devices import sent
 from diptych.core.hashing import mix
 from diptych.core.progress import track
 from diptych.data.caption_text import concept_of, is_scene
@@ -69,9 +70,9 @@ def augment(
 ):
     """(B, 3, H, W) in [-1, 1] to the same, each moved, zoomed, recoloured and perhaps mirrored by its own seed."""
     draws = [torch.Generator().manual_seed(mix(seed, 11)) for seed in seeds]
-    u = torch.stack([torch.rand(7, generator=g) for g in draws]).to(images.device) * 2 - 1  # (B, 7) in [-1, 1]
-    scene = torch.tensor(list(scenes), device=u.device)
-    mirror = (u[:, 6] < 0) & torch.tensor(list(flips), device=u.device)
+    u = sent(torch.stack([torch.rand(7, generator=g) for g in draws]), images.device) * 2 - 1  # (B, 7) in [-1, 1]
+    scene, flipped = sent(torch.tensor([list(scenes), list(flips)]), images.device)
+    mirror = (u[:, 6] < 0) & flipped
     # How much of the image an output pixel steps over: above 1 zooms out.
     step = torch.where(scene, 1 + config.scale * u[:, 0].abs(), 1 + config.scale * u[:, 0])
     reach = torch.where(scene, (step - 1).clamp(max=config.shift), torch.full_like(step, config.shift))
@@ -165,7 +166,7 @@ class JudgeTrainable:
             self.module.bank.copy_(concept_vectors(self.judge, self.concepts))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        metas, seeds = self._metas(batch), batch["seed"].tolist()
+        metas, seeds = self._metas(batch), batch.get("seed_on_host", batch["seed"]).tolist()
         concepts = [concept_of(m) for m in metas]
         captions = [self._caption(m, seed) for m, seed in zip(metas, seeds, strict=True)]
         foils = [self._foils(m, seed) for m, seed in zip(metas, seeds, strict=True)]
@@ -181,14 +182,16 @@ class JudgeTrainable:
         foil_vectors = torch.zeros(len(images), self.config.foils, words.shape[1], device=device)
         if flat:
             place = [(i, j) for i, row in enumerate(foils) for j in range(len(row))]
-            rows, columns = torch.tensor(place, device=device).T
+            rows, columns = sent(torch.tensor(place), device).T
             foil_vectors = foil_vectors.index_put((rows, columns), foil.to(foil_vectors.dtype))
-        same = (equal(concepts, concepts) | equal(captions, captions)).to(device)  # (B, B)
-        same_other = equal(concepts, [self.concepts[i] for i in others]).to(device)  # (B, N)
-        losses = contrast(images, words, same, scale, self.module.bank[others], same_other, foil_vectors)
+        same = sent(equal(concepts, concepts) | equal(captions, captions), device)  # (B, B)
+        same_other = sent(equal(concepts, [self.concepts[i] for i in others]), device)  # (B, N)
+        others_said = self.module.bank[sent(torch.tensor(others, dtype=torch.int64), device)]  # (N, D)
+        losses = contrast(images, words, same, scale, others_said, same_other, foil_vectors)
         row_of = {self.place[c]: i for i, c in enumerate(concepts) if c in self.place}  # each once
         if self.module.training and row_of:
-            self.module.update_bank(torch.tensor(list(row_of), device=device), words[list(row_of.values())])
+            places, rows = sent(torch.tensor([list(row_of), list(row_of.values())]), device)
+            self.module.update_bank(places, words[rows])
         return losses, {"scale": scale.detach()}
 
     @torch.no_grad()

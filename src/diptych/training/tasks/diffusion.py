@@ -14,6 +14,7 @@ from diptych.core.config import Config
 from diptych.core.counter_random import Draws, draws_of
 from diptych.core.images import grid, to_images
 from diptych.core.random import DROP, NOISE, TIME
+from diptych.data.stream import pictures
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 
@@ -49,6 +50,10 @@ class ImageToImage(Protocol):
         """Whether it is such a model; a base model is not."""
         ...
 
+    def drawn(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """What `prepare` else makes on the CPU of images (B, 3, H, W) with seeds (B,), for their batch."""
+        ...
+
     def sample_from_images(self, images: Tensor, captions: list[str], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """The inputs made of images (B, 3, H, W), which may be smaller, and the outputs (B, 3, H, W)."""
         ...
@@ -81,6 +86,13 @@ class DiffusionTask:
 
     def start(self, batch: dict[str, Any]) -> None:
         self.system.start(batch)
+
+    def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with what of its condition is made on the CPU: masks, degraded images."""
+        if not (isinstance(self.system, ImageToImage) and self.system.image_to_image):
+            return batch
+        images = batch["picture"] if "picture" in batch else pictures(batch["pixels"])
+        return {**batch, **self.system.drawn(images, batch["seed"])}
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws, objective = draws_of(batch), self.config.objective

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diptych.core.config import Within
 from diptych.core.counter_random import draws_of
+from diptych.core.devices import settled
 from diptych.core.errors import UserError
 from diptych.core.images import grid, psnr, to_images
 from diptych.core.random import ANY
@@ -95,8 +96,7 @@ class Distillation:
     def targets(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) of the batch's images, and what the teacher decodes, clipped as images are."""
         images = batch["picture"]  # (B, 3, H, W)
-        self.teacher.to(images.device)
-        posterior = self.teacher.encode(images)
+        posterior = settled(self.teacher, images.device).encode(images)
         latents = posterior.sample(draws_of(batch).normal(posterior.mean, ANY))
         return latents, self.teacher.decode(latents).clamp(-1, 1)
 
@@ -108,7 +108,7 @@ class Distillation:
         losses = self.config.l1_teacher * after_teacher + self.config.l1_image * after_truth
         scalars = {"after_teacher": after_teacher.mean(), "after_truth": after_truth.mean()}
         if self.perceptual is not None and self.config.perceptual is not None:
-            distance = self.perceptual.to(decoded.device)(decoded, target)  # (B,)
+            distance = settled(self.perceptual, decoded.device)(decoded, target)  # (B,)
             losses, scalars["perceptual"] = losses + self.config.perceptual.weight * distance, distance.mean()
         return losses, scalars
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.core.counter_random import Draws, draws_of
+from diptych.core.devices import sent, settled
 from diptych.core.errors import UserError
 from diptych.core.random import NOISE, POSTERIOR, TIME
 from diptych.data.dataset import DataConfig
@@ -163,7 +164,7 @@ class GuideTask:
         if "latent" in batch:
             posterior = self.autoencoder.posterior(batch["latent"].float())
         else:
-            posterior = self.autoencoder.to(batch["picture"].device).encode(batch["picture"])
+            posterior = settled(self.autoencoder, batch["picture"].device).encode(batch["picture"])
         return posterior.sample(draws.normal(posterior.mean, POSTERIOR)) * (self.module.config.scale or 1.0)
 
     def outputs(self, batch: dict[str, Any], draws: Draws, times: Tensor) -> Tensor:
@@ -179,12 +180,12 @@ class GuideTask:
         times = training_times(draws.uniform(TIME), self.config.objective, self.module.schedule)
         outputs = self.outputs(batch, draws, times)
         if self.config.text is None:
-            targets = self.module.numbers(captions).to(outputs.device)
+            targets = self.module.numbers(captions)
             right = (outputs.argmax(-1) == targets).float().mean()
             return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config.smoothing), {
                 "top1": right
             }
-        scale, same = self.module.inverse_temperature, equal(captions, captions).to(outputs.device)
+        scale, same = self.module.inverse_temperature, sent(equal(captions, captions), outputs.device)
         return contrast(outputs, self.module.embed(captions), same, scale), {"scale": scale.detach()}
 
     @torch.no_grad()
