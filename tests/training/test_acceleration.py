@@ -124,6 +124,29 @@ def test_blocks_are_compiled_in_place_and_learn_the_same(monkeypatch: pytest.Mon
     assert [*compiled.module.state_dict()] == [*eager.module.state_dict()]
 
 
+class Doubled(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_a_block_is_compiled_for_each_shape_of_the_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = list[Any]()
+
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(acceleration, "BACKEND", backend)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # as it is at first
+    block = Doubled()
+    compile_each([block], shapes=2)
+    for side in (*range(4, 14), *range(4, 14)):
+        block(torch.zeros(1, 1, side, 4))
+    assert len(graphs) == 10
+    with pytest.raises(UserError, match=r"one shape.*bucket_step"):
+        accelerate(task(), settings(cuda_graphs=True), torch.device("meta"), shapes=2)
+
+
 def test_blocks_are_the_outermost_that_are_trained() -> None:
     it = task()
     blocks = blocks_of(it.module)

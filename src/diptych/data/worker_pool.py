@@ -46,6 +46,7 @@ ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "PILLOW_BLOCKS_MAX": "16",
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # once one threshold is set, glibc does not raise the other by itself
 }
 """Of a worker: NumPy starts no threads; Pillow and the C library keep the memory of images, for the next ones."""
 COMMAND = """import json, sys

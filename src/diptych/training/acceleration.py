@@ -19,12 +19,14 @@ BACKEND = "inductor"
 """Of torch.compile; tests have one that needs no compiler."""
 
 
-def accelerate(trainable: Trainable, config: TrainingConfig, device: torch.device) -> nn.Module:
+def accelerate(trainable: Trainable, config: TrainingConfig, device: torch.device, shapes: int = 1) -> nn.Module:
     """The trainable's module on the device, as `channels_last`, `activation_checkpointing`, `compile` and `cuda_graphs`
-    of the config say. A `UserError` for what this device or model cannot do.
+    of the config say. A `UserError` for what this device or model cannot do. shapes: of images that it is trained on.
 
     To be called before anything refers to the parameters: an optimizer, an average.
     """
+    if config.cuda_graphs and shapes > 1:
+        raise UserError("training.cuda_graphs needs images of one shape: set it to false, or data.bucket_step to 0")
     module = trainable.module.to(device)
     if config.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -32,7 +34,7 @@ def accelerate(trainable: Trainable, config: TrainingConfig, device: torch.devic
         for block in require_blocks(module, "activation_checkpointing"):
             recompute(block)
     if config.compile == "blocks":
-        compile_each(require_blocks(module, "compile"))
+        compile_each(require_blocks(module, "compile"), shapes)
     if config.cuda_graphs and device.type != "cuda":
         raise UserError(f"training.cuda_graphs is for CUDA devices, and this run is on {device}: set it to false")
     if config.cuda_graphs or config.compile == "blocks":
@@ -65,12 +67,14 @@ def has_dropout(module: nn.Module) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
-def compile_each(blocks: list[nn.Module]) -> None:
-    """Compile each block in place for the shapes that it meets; blocks of equal shape share what is compiled."""
+def compile_each(blocks: list[nn.Module], shapes: int = 1) -> None:
+    """Compile each block in place for the shapes that it meets; blocks of equal shape share what is compiled. shapes:
+    of images; beyond its limit PyTorch would run others as they are."""
     import torch._dynamo
     import torch._functorch.config
 
-    dynamo, most = torch._dynamo.config, 8 * len(blocks)  # train, eval, a last smaller batch; by default 8 in all
+    dynamo = torch._dynamo.config
+    most = 8 * len(blocks) * shapes  # train, eval, a last smaller batch; by default 8 in all
     dynamo.recompile_limit = max(dynamo.recompile_limit, most)  # type: ignore[assignment]
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, most)  # type: ignore[assignment]
     torch._functorch.config.donated_buffer = False  # adaptive weights take several gradients of one graph

@@ -91,7 +91,7 @@ class Run:
         self.trainable, self.batch_at, self.validation_at = trainable, batch_at, validation_at
         self.config, self.folder, self.team = config, folder, here
         shard_group(config, here)  # where these processes cannot be grouped so, nothing begins
-        self.module = accelerate(trainable, config, here.device)
+        self.module = accelerate(trainable, config, here.device, len(getattr(batch_at, "shapes", " ")))
         self.bf16, self.autocast = bf16, autocast(bf16, here.device)
         self.interrupt, self.logged, self.results = Interrupt(), Means(), Readback[Taken](here.device)
         self.step, self.seconds, self.stopping, self.loss = 0, 0.0, False, math.nan
