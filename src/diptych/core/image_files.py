@@ -163,10 +163,13 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def orientation(image: Image.Image) -> int:
-    """How an image is to be turned, 1 to 8 as in EXIF; 1, as it is, where none or a damaged one says so."""
+def orientation(image: Image.Image, before_pixels: bool = False) -> int:
+    """How an image is to be turned, 1 to 8 as in EXIF; 1, as it is, where none or a damaged one says so.
+
+    before_pixels: look at what was read with the header alone. Of a PNG Pillow would read all.
+    """
     with _quiet():
-        value = image.getexif().get(ORIENTATION)
+        value = (Image.Image.getexif(image) if before_pixels else image.getexif()).get(ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

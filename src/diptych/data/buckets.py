@@ -6,18 +6,10 @@ of the square.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from diptych.core.hashing import mix, mix_all
-from diptych.core.image_files import opened, orientation
-from diptych.core.progress import track
-from diptych.data.dataset import ImageDataset
-from diptych.data.index_files import IndexFolder, open_arrays
 
-THREADS, LOT = 16, 2048
-"""Threads that read the headers of images, and how many they read between two lines of progress."""
 ORDER, BUCKET = 5, 6
 """A number for each random choice, mixed with the seed of the stream."""
 Shape = tuple[int, int]
@@ -44,40 +36,6 @@ def nearest(sides: np.ndarray, shapes: list[Shape]) -> np.ndarray:
     for start in range(0, len(sides), 2**16):
         part = wanted[start : start + 2**16]
         found[start : start + 2**16] = np.abs((part[:, 0] - part[:, 1])[:, None] - ratios).argmin(1)
-    return found
-
-
-def stored_sides(dataset: ImageDataset) -> np.ndarray:
-    """Width and height of every image of the data's source, turned as its EXIF says: uint32 (N, 2), 0 where an image
-    cannot be read. Read once from the images' headers, and kept beside the index."""
-    index, source = dataset.source.index, dataset.source
-    if index.folder is None:
-        return read_sides(dataset)
-    home = IndexFolder(dataset.config.path)
-    home.folder, name = index.folder.parent, f"sides-{index.folder.name.split('-')[1]}"
-    with home.locked():
-        kept = open_arrays(home.folder / name)
-        if kept is None or "sides" not in kept or len(kept["sides"]) != 2 * len(source):
-            kept = home.put(name, {"sides": read_sides(dataset).reshape(-1)}, {}, keep=True)
-        return kept["sides"].reshape(-1, 2)
-
-
-def read_sides(dataset: ImageDataset) -> np.ndarray:
-    """As `stored_sides`, read now."""
-
-    def sides(index: int) -> tuple[int, int]:
-        try:
-            with opened(dataset.source.image_bytes(index)) as image:
-                width, height = image.size
-                return (height, width) if orientation(image) >= 5 else (width, height)  # turned by a quarter
-        except Exception:  # whatever a broken image makes of it: training meets it again, and counts it
-            return 0, 0
-
-    found = np.zeros((len(dataset.source), 2), np.uint32)
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in track(range(0, len(found), LOT), "reading the sides of images"):
-            lot = range(start, min(start + LOT, len(found)))
-            found[start : lot.stop] = list(pool.map(sides, lot))
     return found
 
 

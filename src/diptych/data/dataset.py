@@ -76,6 +76,10 @@ class ExampleSource(Protocol):
         """The encoded image. Raises any `Exception` when broken."""
         ...
 
+    def image_start(self, index: int, size: int) -> bytes:
+        """So many bytes from the start of the encoded image, or all of fewer. Raises any `Exception` when broken."""
+        ...
+
     def missing_caption(self, index: int) -> BrokenExample:
         """The error for an example without a caption."""
         ...

@@ -77,6 +77,10 @@ class FolderSource:
     def image_bytes(self, index: int) -> bytes:
         return read_bounded(self.folder / self._name("paths", index))
 
+    def image_start(self, index: int, size: int) -> bytes:
+        with open(self.folder / self._name("paths", index), "rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, 0)
+
     def missing_caption(self, index: int) -> BrokenExample:
         """The error for an image without a caption."""
         file = self._beside(index, "texts") or self._beside(index, "jsons")

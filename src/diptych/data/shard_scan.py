@@ -86,6 +86,14 @@ class Entry:
             raise BrokenExample(NO_IMAGE)
         return self.read(view, extension)
 
+    def image_start(self, view: View, size: int) -> bytes:
+        """So many bytes of the encoded image, or all of fewer. Raises `BrokenExample` where there is none."""
+        extension = next((e for e in IMAGE_EXTENSIONS if e in self.members), None)
+        if extension is None:
+            raise BrokenExample(NO_IMAGE)
+        offset, whole = self.members[extension]
+        return bytes(view[offset : offset + min(size, whole)])
+
 
 class ShardScan:
     """Reads the headers of a shard once: iterate for its entries, then look at what was found on the way."""

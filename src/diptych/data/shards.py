@@ -104,6 +104,10 @@ class ShardSource:
         except BrokenExample as error:
             raise self._hinted(index, NO_IMAGE) if str(error) == NO_IMAGE else error from None
 
+    def image_start(self, index: int, size: int) -> bytes:
+        entry, view = self._entry(index)
+        return entry.image_start(view, size)
+
     def missing_caption(self, index: int) -> BrokenExample:
         return self._hinted(index, NO_CAPTION)
 
