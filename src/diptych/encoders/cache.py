@@ -25,6 +25,7 @@ from diptych.encoders.cache_part import CachePart, digest
 from diptych.encoders.configs import FrozenConfig, JointTransformerConfig
 from diptych.encoders.joint import JointTransformer
 from diptych.encoders.text_store import StoredPart, TextStore
+from diptych.encoders.text_table import TextTable
 from diptych.weights.files import load_metadata
 from diptych.weights.fingerprint import fingerprint
 
@@ -38,6 +39,7 @@ CACHED = Written(
 )
 IN_MEMORY = 2**31
 """Bytes of a store beyond which its embeddings are read from disk when they are asked for."""
+NOT_FINITE = "a text embedding on disk holds NaN or Inf: delete the folder it lies in and make it again"
 POLL = 0.2
 """Seconds until `CachedTexts` looks again for what other processes embed."""
 BATCHES_PER_PART = 16
@@ -83,6 +85,8 @@ class EmbeddedTexts:
         self.index: dict[str, tuple[CachePart, int]] = {}
         self.finite: set[str] = set()
         """Prompts whose embeddings were looked at, and hold neither NaN nor infinity."""
+        self.table: TextTable | None = None
+        """Those that are on a device, too."""
         for part in parts:
             self.add(part)
 
@@ -104,7 +108,18 @@ class EmbeddedTexts:
         for part in embed_batches(self.encoder, self.missing(prompts)):
             self.add(part)
 
+    def keep_on(self, device: torch.device, prompts: Iterable[str] | None = None) -> None:
+        """Bring those of these prompts that are in memory, or all that are, to a device other than the CPU, unless they
+        are too many. `encode` gives their embeddings there; a `UserError` where some hold NaN or infinity."""
+        if device.type != "cpu":
+            chosen = self.index if prompts is None else dict.fromkeys(prompts)
+            self.table = TextTable.of({one: self.index[one] for one in chosen if one in self.index}, device)
+            if self.table is not None and device.type != "meta" and not self.table.finite():
+                raise UserError(NOT_FINITE)
+
     def encode(self, prompts: list[str]) -> TextEmbedding:
+        if self.table is not None and (embedding := self.table.encode(prompts)) is not None:
+            return embedding
         if self.missing(prompts):
             self.read(prompts)
         embedding = padded([self.index[prompt] for prompt in prompts], check=not self.finite.issuperset(prompts))
@@ -147,6 +162,8 @@ class EmbeddedTexts:
 def padded(places: Sequence[tuple[CachePart | StoredPart, int]], check: bool = True) -> TextEmbedding:
     """The embeddings of rows of parts. With `check`, a `UserError` where they hold NaN or infinity."""
     rows = [part.row(index) for part, index in places]
+    if len({row.dtype for row in rows}) > 1:  # some are beyond half precision
+        rows = [row.float() for row in rows]
     sequence = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # (B, L, width)
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(sequence.shape[1]) < lengths[:, None]
@@ -156,7 +173,7 @@ def padded(places: Sequence[tuple[CachePart | StoredPart, int]], check: bool = T
         if part.pooled is not None:
             embedding.pooled[i] = part.pooled[index]
     if check and not (sequence.isfinite().all() and embedding.pooled.isfinite().all()):
-        raise UserError("a text embedding on disk holds NaN or Inf: delete the folder it lies in and make it again")
+        raise UserError(NOT_FINITE)
     return embedding
 
 

@@ -136,7 +136,9 @@ class PrecomputedData:
 
     def embedded(self, config: TextConfig | ClassConfig | None) -> Any:
         if self.has_texts and isinstance(config, FrozenTextConfig):  # the encoder is built for other prompts alone
-            return EmbeddedTexts.load(CachedTexts(config), self.store)  # type: ignore[arg-type]
+            texts = EmbeddedTexts.load(CachedTexts(config), self.store)  # type: ignore[arg-type]
+            texts.keep_on(self.device)
+            return texts
         return read_online(lambda: build_encoder(config))
 
     def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:

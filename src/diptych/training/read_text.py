@@ -22,12 +22,13 @@ def ahead(when: Embedding, examples: int) -> bool:
 
 
 def embedded_ahead(config: FrozenConfig, captions: Sequence[str], device: torch.device) -> CachedTexts:
-    """The encoder with these captions in memory, embedded on the device or by an earlier run, in half precision; the
-    network itself is unloaded."""
+    """The encoder with these captions in memory and on the device, embedded there or by an earlier run, in half
+    precision; the network itself is unloaded."""
     text = CachedTexts(config, text_cache())
     text.model.to(device)
     text.read(list(captions))
     text.unload()
+    text.keep_on(device, [*captions, ""])
     return text
 
 
