@@ -7,15 +7,18 @@ import re
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from diptych.core.devices import find_device
 from diptych.core.errors import UserError
-from diptych.training.distributed import Team, team
+from diptych.training.distributed import Team, own_store, team
 from diptych.weights.lazy import load_weights
 from tests.training.processes import two_processes
 from tests.training.test_trainer import metrics
@@ -66,6 +69,24 @@ def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(tmp_path: Path) 
     changes = CHANGES | {"bad_seed": 14, "log_every": 2, "lag": 2}  # the last image of step 3, in the second process
     assert run_two(tmp_path, changes) == [2, 2]
     assert list(metrics(tmp_path)) == [2]
+
+
+def test_processes_that_start_again_read_nothing_of_those_before_them() -> None:
+    """torchrun keeps its store: here with what processes left that ended at any moment."""
+    kept = dist.HashStore()
+    kept.set("asking/1", "of one that is gone")
+    kept.set("asking/2", "of another")
+    for start in range(3):
+        with ThreadPoolExecutor(3) as threads:
+            joining = [threads.submit(own_store, kept, rank, 3, 60.0) for rank in (0, 2)]
+            time.sleep(0.05)  # the main one has found what was left of the one that is late
+            joining.append(threads.submit(own_store, kept, 1, 3, 60.0))
+            stores = [one.result() for one in joining]
+        assert not any(store.check(["address"]) for store in stores)
+        stores[0].set("address", str(start))
+        assert {store.get("address") for store in stores} == {str(start).encode()}
+    with pytest.raises(UserError, match="did not begin: 1, 2"):
+        own_store(dist.HashStore(), 0, 3, 0.05)
 
 
 @pytest.mark.slow

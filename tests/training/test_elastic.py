@@ -19,8 +19,8 @@ import torch
 from diptych.weights.lazy import load_weights
 
 ROOT = Path(__file__).parent.parent.parent
-KILLS, RUNS = 30, 3
-"""So many kills in all, spread over so many runs of each way to train."""
+KILLS, RUNS = 15, 3
+"""Of each of the two ways to train: so many kills in all, spread over so many runs."""
 CHANGES = {"steps": 120, "batch_size": 6, "checkpoint_every": 3, "validate_every": 60, "sample_every": 60}
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,10 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from diptych.core.devices import find_device
 from diptych.core.errors import UserError
 from diptych.training.training_config import TrainingConfig
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,49 @@ def own_device(name: str = "auto") -> torch.device:
     return chosen
 
 
+def own_store(store: Store, rank: int, size: int, seconds: float) -> Store:
+    """The part of a store that the processes started together share, and none of those before them.
+
+    torchrun may keep the store when it starts all processes again: in it are the addresses of those that are gone, and
+    who reads these before they are overwritten finds nobody there, or waits for ever. So the main process draws a name
+    for this start, and gives it to whoever asks by a name that is its own.
+    """
+    if rank:
+        asking = uuid.uuid4().hex
+        store.set(f"asking/{rank}", asking)
+        name = store.get(f"name-for/{asking}").decode()  # waits
+        store.set(f"{name}/has/{rank}", "")
+        return PrefixStore(name, store)
+    name, without, until = uuid.uuid4().hex, set(range(1, size)), time.monotonic() + seconds
+    while without:
+        if time.monotonic() > until:
+            raise UserError(f"of {size} processes these did not begin: {', '.join(map(str, sorted(without)))}")
+        for other in list(without):
+            if store.check([f"asking/{other}"]):  # it may be of an earlier start, and another one after it
+                store.set(f"name-for/{store.get(f'asking/{other}').decode()}", name)
+            if store.check([f"{name}/has/{other}"]):
+                without.remove(other)
+        time.sleep(0.01)
+    return PrefixStore(name, store)
+
+
+def join(rank: int, size: int, backend: str) -> None:
+    """Begin to communicate with the other processes that torchrun started. A `UserError` where one is gone."""
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            port = int(os.environ["MASTER_PORT"])
+            kept = TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=PATIENCE)
+            store = own_store(kept, rank, size, PATIENCE.total_seconds())
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        else:
+            dist.init_process_group(backend, timeout=PATIENCE)
+    except RuntimeError as error:  # of which those of sockets and stores are some
+        said = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"process {rank} of {size} finds the others of the run no longer, or not yet: {said}"
+        ) from error
+
+
 @contextlib.contextmanager
 def team(device: str = "auto") -> Iterator[Team]:
     """Join the processes that torchrun started (NCCL on CUDA, gloo on the CPU), or be a team of one."""
@@ -110,7 +159,7 @@ def team(device: str = "auto") -> Iterator[Team]:
         return
     started = not dist.is_initialized()
     if started:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        join(rank, size, "nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Team(rank, size, chosen)
     except BaseException:  # others may wait in NCCL for this process for ever, and so would an orderly end: it aborts
