@@ -19,6 +19,7 @@ from diptych.data.box_layouts import LAYOUT_FIELD, layout_of, require_layout
 from diptych.data.caption_text import field_texts, one_line
 from diptych.data.dataset_config import DataConfig, Split
 from diptych.data.decode import decode
+from diptych.data.filters import filters_said
 from diptych.data.folder_scan import Listing, index_folder, known_folder
 from diptych.data.folders import FolderSource
 from diptych.data.index_files import Arrays
@@ -320,6 +321,8 @@ class ImageDataset:
                 f"{config.path}: none of {len(self.source)} examples can be read ({self.quarantine.reasons()})"
             )
         kinds = " with these kinds and styles" if config.kinds or config.styles else ""
+        if filtered := self.source.selection.filtered:
+            kinds += f" that data.keep keeps ({filters_said(filtered)})"
         raise NotFound(f"{config.path} has no example of split {split!r}{kinds}")
 
 

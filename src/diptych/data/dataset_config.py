@@ -6,7 +6,9 @@ import dataclasses
 from typing import Annotated, Literal
 
 from diptych.core.config import Config, Within
+from diptych.core.errors import UserError
 from diptych.data.box_layouts import LAYOUT_FIELD
+from diptych.data.filters import parse_filters
 
 Split = Literal["train", "held-out", "all"]
 
@@ -49,6 +51,10 @@ class DataConfig(Config):
     """Keep only these kinds of example ("single", "scene"); empty for all."""
     styles: tuple[str, ...] = ()
     """Keep only single drawings of these styles; empty for all."""
+    keep: tuple[str, ...] = ()
+    """Keep only examples for which all of these hold, such as `AESTHETIC_SCORE>=5` or `pwatermark<0.5`: numbers in
+    their metadata, of which one that is missing does not hold; or `width`, `height`, `side` (the shorter) and `aspect`
+    (longer over shorter) of the image itself. Read once, and kept beside the index."""
     caption_field: str | None = None
     """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
     classes of a model; `folder` for the name of the folder that its image lies in (`train/n01440764/x.JPEG`: class
@@ -87,6 +93,10 @@ class DataConfig(Config):
         self.require(0 <= self.flip <= 1, "flip", "lie between 0 and 1")
         if self.caption_field == LAYOUT_FIELD:  # its boxes are those of the square from the centre
             self.require(self.flip == 0 and not self.drawn, "caption_field", "be no layout with flip, crop or shift")
+        try:
+            parse_filters(self.keep)
+        except ValueError as error:
+            raise UserError(f"DataConfig.keep: {error}") from None
         self.require(self.least >= 1, "least", "be at least 1")
         self.require(self.least == 1 or self.caption_field is not None, "least", "be 1 where there is no caption_field")
         self.require(0 <= self.held_out < 1, "held_out", "be at least 0 and below 1")

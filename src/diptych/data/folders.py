@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.caches import short_hash
+from diptych.core.image_files import opened
 from diptych.core.progress import track
 from diptych.data.caption_text import (
     MAX_TEXT_BYTES,
@@ -112,10 +113,16 @@ class FolderSource:
             splits = choose(verdict, self._index["hashes"], config.held_out, config.least)
             return Selection(len(self), files.put(name, splits, verdict.notes, keep))
 
+    def _size(self, index: int) -> tuple[int, int]:
+        """The width and height of an image, from its header."""
+        with opened(self.image_bytes(index)) as image:
+            return image.size
+
     def _judge(self, rules: Rules) -> Verdict:
         judge = Selector(rules)
         for index in track(range(len(self)), "reading captions"):
-            judge.read(
-                functools.partial(self.meta, index), functools.partial(self.missing_caption, index), str(self.folder)
+            read, size, missing = (
+                functools.partial(method, index) for method in (self.meta, self._size, self.missing_caption)
             )
+            judge.read(read, size, missing, str(self.folder))
         return judge.verdict()

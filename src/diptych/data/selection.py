@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from diptych.core.hashing import stable_hash
 from diptych.data.box_layouts import LAYOUT_FIELD, require_layout
 from diptych.data.caption_text import field_texts
 from diptych.data.dataset_config import DataConfig, Split
+from diptych.data.filters import Size, first_against, parse_filters
 from diptych.data.index_files import Arrays
 from diptych.data.quarantine import BrokenExample, reason_of
 
@@ -34,10 +36,12 @@ class Rules:
     """Whether captions are read; if so, an example without one is broken."""
     values: bool = False
     """Whether the value of the caption field is kept, to count how often it occurs."""
+    filters: tuple[str, ...] = ()
+    """As `DataConfig.keep` has them."""
 
     @classmethod
     def of(cls, config: DataConfig, captions: bool) -> Rules:
-        return cls(config.kinds, config.styles, config.caption_field, captions, config.least > 1)
+        return cls(config.kinds, config.styles, config.caption_field, captions, config.least > 1, config.keep)
 
     @property
     def name(self) -> str:
@@ -50,12 +54,13 @@ class Rules:
     @classmethod
     def from_json(cls, text: str) -> Rules:
         values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "kinds": tuple(values["kinds"]), "styles": tuple(values["styles"])})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)
 
     @property
     def read_all(self) -> bool:
         """Whether the metadata of every example is needed."""
-        return self.values
+        return self.values or bool(self.filters)
 
     def check_captions(self, meta: dict[str, Any], missing: Callable[[], BrokenExample]) -> None:
         """Raise `BrokenExample` unless there is a caption of the field that is read."""
@@ -82,17 +87,20 @@ class Verdict(NamedTuple):
     values: np.ndarray
     """uint64 (N,): a hash of each one's value of the caption field; (0,) where nothing counts them."""
     notes: dict[str, Any]
-    """"seen": how many were read; "broken": (index, reason) of each that cannot be used."""
+    """"seen": how many were read; "broken": (index, reason) of each that cannot be used; "filtered": rule -> how many
+    it leaves out of those that no rule before it does."""
 
     @classmethod
     def join(cls, parts: Sequence[Verdict]) -> Verdict:
         """The verdict of several lots of examples, one after the other."""
-        notes: dict[str, Any] = {"seen": 0, "broken": []}
+        notes: dict[str, Any] = {"seen": 0, "broken": [], "filtered": Counter()}
         start = 0
         for part in parts:
             notes["seen"] += part.notes["seen"]
             notes["broken"] += [(start + index, reason) for index, reason in part.notes["broken"]]
+            notes["filtered"].update(part.notes["filtered"])
             start += len(part.states)
+        notes["filtered"] = dict(notes["filtered"])
         if not parts:
             return cls(np.zeros(0, np.uint8), np.zeros(0, np.uint64), notes)
         return cls(np.concatenate([p.states for p in parts]), np.concatenate([p.values for p in parts]), notes)
@@ -106,13 +114,17 @@ class Selector:
         self.states = bytearray()
         self.values: list[int] = []
         self.broken: list[tuple[int, str]] = []
+        self.filters, self.filtered = parse_filters(rules.filters), Counter[str]()
 
     def accept(self) -> None:
         """An example whose metadata need not be read."""
         self.states.append(CHOSEN)
 
-    def read(self, read: Callable[[], dict[str, Any]], missing: Callable[[], BrokenExample], what: str) -> None:
-        """An example with the metadata that `read` returns; missing: the error where it has no caption.
+    def read(
+        self, read: Callable[[], dict[str, Any]], size: Size, missing: Callable[[], BrokenExample], what: str
+    ) -> None:
+        """An example with the metadata that `read` returns; size: reads the width and height of its image; missing: the
+        error where it has no caption.
 
         what: its name, for the `UserError` where memory or file descriptors are exhausted.
         """
@@ -120,8 +132,12 @@ class Selector:
         state, value = 0, 0
         try:
             meta = read()
-            self.rules.check_captions(meta, missing)
-            if self.rules.choose(meta):
+            if not self.rules.choose(meta):
+                self.rules.check_captions(meta, missing)
+            elif against := first_against(self.filters, meta, size):
+                self.filtered[str(against)] += 1
+            else:
+                self.rules.check_captions(meta, missing)
                 state = CHOSEN | SPLIT_BITS.get(meta.get("split", ""), 0)
             value = stable_hash(str(meta.get(self.rules.caption_field or "", "")))
         except UserError:
@@ -135,7 +151,8 @@ class Selector:
 
     def verdict(self) -> Verdict:
         states = np.frombuffer(self.states, np.uint8).copy()
-        return Verdict(states, np.array(self.values, np.uint64), {"seen": self.seen, "broken": self.broken})
+        notes = {"seen": self.seen, "broken": self.broken, "filtered": dict(self.filtered)}
+        return Verdict(states, np.array(self.values, np.uint64), notes)
 
 
 def choose(verdict: Verdict, hashes: np.ndarray, held_out: float, least: int) -> dict[str, np.ndarray]:
@@ -180,6 +197,11 @@ class Selection:
     def seen(self) -> int:
         """How many examples were read to decide."""
         return self.splits.notes["seen"]
+
+    @property
+    def filtered(self) -> dict[str, int]:
+        """How many examples each rule leaves out of those that no rule before it does."""
+        return self.splits.notes["filtered"]
 
     @property
     def broken(self) -> list[tuple[int, str]]:

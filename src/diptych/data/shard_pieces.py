@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diptych.core.image_files import opened
+from diptych.data.filters import Size
 from diptych.data.index_files import read_piece, write_piece
 from diptych.data.quarantine import BrokenExample
 from diptych.data.selection import Rules, Selector, Verdict
 from diptych.data.shard_files import ShardFile, scan_shard
-from diptych.data.shard_scan import NO_CAPTION, ShardScan, apart_hint, entry_of
-from diptych.data.tars import BLOCK
+from diptych.data.shard_scan import NO_CAPTION, Entry, ShardScan, apart_hint, entry_of
+from diptych.data.tars import BLOCK, View
 
 Read = Callable[[], dict[str, Any]]
 
@@ -59,11 +61,11 @@ def index_piece(file: ShardFile, rules: Rules, known: tuple[np.ndarray, dict[str
     """Read a shard, or judge it anew where its rows are known. Raises a `UserError` where it is replaced meanwhile."""
     judge, scan, needed = Selector(rules), ShardScan(), rules.read_all
     examples = scanned(file, scan) if known is None else indexed(file, known[0])
-    for number, (what, read) in enumerate(examples):
+    for number, (what, read, size) in enumerate(examples):
         if number == 0 and not needed:  # the first decides, so that a large foreign shard is not read through
             needed = may_state(read)
         if needed:
-            judge.read(read, lambda: BrokenExample(NO_CAPTION), f"{what} in {file.name}")
+            judge.read(read, size, lambda: BrokenExample(NO_CAPTION), f"{what} in {file.name}")
         else:
             judge.accept()
     rows, notes = known or (scan.array(), {"problem": scan.problem, "skipped": scan.skipped})
@@ -75,22 +77,35 @@ def index_piece(file: ShardFile, rules: Rules, known: tuple[np.ndarray, dict[str
     return ShardPiece(rows, notes, judge.verdict())
 
 
-def scanned(file: ShardFile, scan: ShardScan) -> Iterator[tuple[str, Read]]:
-    """A name of each example of a shard, and what reads its metadata."""
+def scanned(file: ShardFile, scan: ShardScan) -> Iterator[tuple[str, Read, Size]]:
+    """A name of each example of a shard, and what reads its metadata and the size of its image."""
     for entry, view in scan_shard(file, scan):
-        yield entry.key, functools.partial(entry.meta, view)
+        yield entry.key, functools.partial(entry.meta, view), functools.partial(image_size, entry, view)
 
 
-def indexed(file: ShardFile, rows: np.ndarray) -> Iterator[tuple[str, Read]]:
+def indexed(file: ShardFile, rows: np.ndarray) -> Iterator[tuple[str, Read, Size]]:
     """As `scanned`, of a shard whose index is known."""
     for number, (start, blocks) in enumerate(zip(rows["start"].tolist(), rows["blocks"].tolist(), strict=True)):
-        yield f"example {number}", functools.partial(read_at, file, start * BLOCK, blocks * BLOCK)
+        place = file, start * BLOCK, blocks * BLOCK
+        yield f"example {number}", functools.partial(read_at, *place), functools.partial(size_at, *place)
 
 
 def read_at(file: ShardFile, start: int, size: int) -> dict[str, Any]:
     """The metadata of the example in these bytes of a shard."""
     view = file.part(start, size)
     return entry_of(view).meta(view)
+
+
+def size_at(file: ShardFile, start: int, size: int) -> tuple[int, int]:
+    """The width and height of the image of the example in these bytes of a shard."""
+    view = file.part(start, size)
+    return image_size(entry_of(view), view)
+
+
+def image_size(entry: Entry, view: View) -> tuple[int, int]:
+    """The width and height of an example's image, from its header."""
+    with opened(entry.image(view)) as image:
+        return image.size
 
 
 def may_state(read: Read) -> bool:

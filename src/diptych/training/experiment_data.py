@@ -16,6 +16,7 @@ from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import mix
 from diptych.core.terminal import print_err
 from diptych.data.dataset import Fit, ImageDataset, open_dataset
+from diptych.data.filters import filters_said
 from diptych.data.quarantine import silent
 from diptych.data.stream import ImageBatches
 from diptych.encoders.cache import CachedTexts
@@ -213,6 +214,8 @@ def described(splits: dict[str, ImageDataset]) -> str:
     """How many examples there are, and how many are known to be left out and for what reason."""
     train = splits["train"]
     counts = f"{len(train):,} examples to train on, {len(splits.get('held-out', ())):,} held out"
+    if filtered := train.source.selection.filtered:
+        counts += f", {filters_said(filtered)}"
     left = train.left_out
     if not left:
         return f"{train.config.path}: {counts}"
