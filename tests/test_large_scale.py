@@ -171,7 +171,7 @@ class Walk:
             command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "diptych", *words]
             path = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(
-                command, cwd=self.folder, env=os.environ | path, capture_output=True, text=True, timeout=300
+                command, cwd=self.folder, env=os.environ | path, capture_output=True, text=True, timeout=1200
             )
             assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
         else:
