@@ -63,7 +63,8 @@ class TrainingConfig(Config):
     """Seed of everything random in the run."""
     random: Literal["counter", "generator"] = "counter"
     """How the numbers of an example follow from its seed: `counter` hashes on the device of the run, `generator` seeds
-    a generator on the CPU for each, as earlier versions did. A run keeps what it began with."""
+    a generator on the CPU for each, as earlier versions did. The order of the examples is computed or drawn accordingly
+    (`data/stream_order.py`). A run keeps what it began with."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bfloat16 autocast on GPUs that have it and on CPUs with AVX512-BF16 or AMX, else float32: on other CPUs
     bf16 is far slower. A run stays with what it began with."""
