@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -10,7 +11,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,6 +25,13 @@ from tests.training.test_trainer import metrics
 from tests.training.toy import run
 
 CHANGES = {"batch_size": 5, "log_every": 1}  # 2 + 3 images
+SHORT = {"steps": 8, "schedule": "constant"}
+RUNS = {
+    "whole": ({}, 0),
+    "begun": (SHORT, 0),
+    "bad": ({"bad_seed": 14, "log_every": 2, "lag": 2}, 2),  # the last image of step 3, in the second process
+}
+"""What is run in two processes, and the code that it ends with."""
 
 
 def free_port() -> str:
@@ -33,8 +40,25 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def run_two(folder: Path, changes: dict[str, Any]) -> list[int | None]:
-    return two_processes(run, str(folder), changes, 0.0)
+def several(folder: str, environment: dict[str, str]) -> None:
+    """What tests look at, in one of two processes; each run ends with the code that is expected."""
+    os.environ |= environment
+    dist.init_process_group("gloo")
+    for name, (changes, code) in RUNS.items():
+        try:
+            run(f"{folder}/{name}", CHANGES | changes)
+        except SystemExit as stop:
+            assert stop.code == code, name
+        else:
+            assert code == 0, name
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    assert two_processes(several, str(folder)) == [0, 0]
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +76,19 @@ def same(folder: Path, alone: Path) -> None:
         torch.testing.assert_close(tensor, load_weights(alone / "model")[key], rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path: Path, alone: Path) -> None:
-    assert run_two(tmp_path, CHANGES) == [0, 0]
-    same(tmp_path, alone)
+def test_two_processes_have_the_losses_and_gradients_of_one(of_two: Path, alone: Path) -> None:
+    same(of_two / "whole", alone)
 
 
-def test_a_run_of_two_goes_on_alone(tmp_path: Path, alone: Path) -> None:
-    assert run_two(tmp_path, CHANGES | {"steps": 20, "schedule": "constant"}) == [0, 0]
-    run(str(tmp_path), CHANGES | {"steps": 22, "schedule": "constant"})
-    whole = tmp_path / "whole"
-    run(str(whole), CHANGES | {"steps": 22, "schedule": "constant"})
-    assert metrics(tmp_path) == pytest.approx(metrics(whole), rel=1e-5)
+def test_a_run_of_two_goes_on_alone(of_two: Path, tmp_path: Path) -> None:
+    folder = of_two / "begun"
+    run(str(folder), CHANGES | SHORT | {"steps": 10})
+    run(str(tmp_path), CHANGES | SHORT | {"steps": 10})
+    assert metrics(folder) == pytest.approx(metrics(tmp_path), rel=1e-5)
 
 
-def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(tmp_path: Path) -> None:
-    changes = CHANGES | {"bad_seed": 14, "log_every": 2, "lag": 2}  # the last image of step 3, in the second process
-    assert run_two(tmp_path, changes) == [2, 2]
-    assert list(metrics(tmp_path)) == [2]
+def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(of_two: Path) -> None:
+    assert list(metrics(of_two / "bad")) == [2]
 
 
 def test_processes_that_start_again_read_nothing_of_those_before_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from diptych.training import gradients
-from diptych.training.distributed import team
+from diptych.training.distributed import Team, team
 from diptych.training.gradients import GradientSum
 from tests.training.processes import two_processes
 
+BUCKETS = (1, 40)
 SHARES = {"whole": ([0, 1, 2], [3, 4, 5]), "uneven": ([0], [1, 2, 3, 4, 5]), "none": ([], [0, 1, 2, 3, 4, 5])}
 
 
@@ -40,43 +42,53 @@ def found(module: nn.Module, extras: Tensor) -> dict[str, Any]:
     return {"grads": grads, "extras": extras.tolist()}
 
 
-def sums(folder: str, bucket: int, environment: dict[str, str]) -> None:
-    """What one process finds, of steps with several shares; the second step of each adds up two parts."""
-    import os
-
+def sums(folder: str, environment: dict[str, str]) -> None:
+    """What one process finds, with buckets of several sizes."""
     os.environ |= environment
-    gradients.BUCKET = bucket
     with team("cpu") as here:
-        module, rows, sent_early = Branches(), {}, {}
-        gradient_sum = GradientSum(list(module.parameters()), here.device)
-        for name, shares in SHARES.items():
-            mine = shares[here.rank]
-            for parts in (1, 2):
-                module.zero_grad(set_to_none=True)
-                pieces = [piece for piece in (mine[: len(mine) // parts], mine[len(mine) // parts :]) if piece]
-                for piece in pieces:
-                    if piece is pieces[-1]:
-                        gradient_sum.begin()
-                    module(piece).backward()
-                    sent_early[f"{name}-{parts}"] = len(gradient_sum._sent)
-                rows[f"{name}-{parts}"] = found(module, gradient_sum.finish(torch.tensor([float(len(mine)), 1.0])))
-        rows["early"], rows["buckets"] = sent_early, len(gradient_sum.buckets)
-        rows["idle"] = len({gradient_sum._bucket_of[id(p)] for p in module.never.parameters()})
-        Path(folder, f"{here.rank}.json").write_text(json.dumps(rows))
+        for bucket in BUCKETS:
+            gradients.BUCKET = bucket
+            Path(folder, f"{bucket}-{here.rank}.json").write_text(json.dumps(sums_of(here)))
 
 
-@pytest.mark.parametrize("bucket", [1, 40])
-def test_sums_are_the_gradients_of_one_process(tmp_path: Path, bucket: int) -> None:
-    assert two_processes(sums, str(tmp_path), bucket) == [0, 0]
+def sums_of(here: Team) -> dict[str, Any]:
+    """Of steps with several shares; the second step of each adds up two parts."""
+    module, rows, sent_early = Branches(), {}, {}
+    gradient_sum = GradientSum(list(module.parameters()), here.device)
+    for name, shares in SHARES.items():
+        mine = shares[here.rank]
+        for parts in (1, 2):
+            module.zero_grad(set_to_none=True)
+            pieces = [piece for piece in (mine[: len(mine) // parts], mine[len(mine) // parts :]) if piece]
+            for piece in pieces:
+                if piece is pieces[-1]:
+                    gradient_sum.begin()
+                module(piece).backward()
+                sent_early[f"{name}-{parts}"] = len(gradient_sum._sent)
+            rows[f"{name}-{parts}"] = found(module, gradient_sum.finish(torch.tensor([float(len(mine)), 1.0])))
+    rows["early"], rows["buckets"] = sent_early, len(gradient_sum.buckets)
+    rows["idle"] = len({gradient_sum._bucket_of[id(p)] for p in module.never.parameters()})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    assert two_processes(sums, str(folder)) == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_sums_are_the_gradients_of_one_process(of_two: Path, bucket: int) -> None:
     module = Branches()
     module(list(range(6))).backward()
     wanted = found(module, torch.tensor([6.0, 2.0]))
     assert wanted["grads"]["never.weight"] is None
     for rank in range(2):
-        rows = json.loads((tmp_path / f"{rank}.json").read_text())
+        rows = json.loads((of_two / f"{bucket}-{rank}.json").read_text())
         for name in (f"{share}-{parts}" for share in SHARES for parts in (1, 2)):
             assert rows[name]["extras"] == wanted["extras"]
             for key, grad in wanted["grads"].items():
                 assert rows[name]["grads"][key] == (None if grad is None else pytest.approx(grad, rel=1e-5, abs=1e-6))
-    rows = json.loads((tmp_path / "1.json").read_text())
+    rows = json.loads((of_two / f"{bucket}-1.json").read_text())
     assert rows["early"]["none-1"] == rows["buckets"] - rows["idle"]  # all within the backward pass

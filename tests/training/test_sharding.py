@@ -18,6 +18,7 @@ from tests.training.test_trainer import metrics
 from tests.training.toy_blocks import many, run, settings
 
 ADAFACTOR = {"optimizer": "adafactor"}
+RECOMPUTED = {"activation_checkpointing": "blocks"}
 
 
 def same(folder: Path, alone: Path) -> None:
@@ -45,7 +46,7 @@ def test_two_processes_do_what_one_does_and_go_on_from_each_others_checkpoints(t
     for name, changes in (("from-one", {}), ("from-one-adafactor", ADAFACTOR)):
         assert run(tmp_path / name, **changes, steps=2) is None
     runs: list[tuple[str, dict[str, Any], str | None]] = [
-        ("adamw", {}, None),
+        ("adamw", RECOMPUTED, None),
         ("adafactor", ADAFACTOR, None),
         ("from-one", {}, None),
         ("from-one-adafactor", ADAFACTOR, None),
@@ -68,6 +69,16 @@ def test_two_processes_do_what_one_does_and_go_on_from_each_others_checkpoints(t
         same(tmp_path / name, alone / "adafactor")
     assert list(metrics(tmp_path / "not-finite")) == [1, 2]
     assert not (tmp_path / "too-few" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_blocks_that_are_compiled(tmp_path: Path, alone: Path) -> None:
+    """By themselves, and where their activations are computed again."""
+    both = {"shard": "fsdp", "compile": "blocks"}
+    runs = [(str(tmp_path / "compiled"), both, None), (str(tmp_path / "recomputed"), RECOMPUTED | both, None)]
+    assert processes(2, many, runs) == [0, 0]
+    for name in ("compiled", "recomputed"):
+        same(tmp_path / name, alone / "adamw")
 
 
 @pytest.mark.slow
