@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from diptych.core.errors import UserError
 from diptych.data import DataConfig, image_sides, open_dataset
 from diptych.data.buckets import BucketStream, bucket_shapes, nearest
 from diptych.data.image_sides import stored_sides
+from diptych.data.shards import write_shard
 from diptych.data.stream import ImageBatches
 from diptych.recipes import get
 from diptych.training.distributed import Team
@@ -129,3 +132,33 @@ def test_what_takes_no_buckets_says_so(recipe: str, changes: dict[str, int], wha
         base["data"][field.removeprefix("data.")] = value
     with pytest.raises(UserError, match=what):
         type(get(recipe)).from_dict(base)
+
+
+def test_filters_held_out_examples_and_buckets_together_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """Counted over epochs: of the examples that are kept each as often as the others of its bucket, and no other."""
+    samples, kept = [], set[str]()
+    for number in range(60):
+        file = io.BytesIO()
+        Image.new("RGB", [(60, 40), (40, 60), (50, 50)][number % 3]).save(file, "PNG")
+        kind = "single" if number % 4 else "scene"
+        meta = {"kind": kind, "caption": f"picture {number}"}
+        samples.append((f"{number:03d}", {"png": file.getvalue(), "json": json.dumps(meta).encode()}))
+        kept |= {f"{number:03d}"} if kind == "single" else set()
+    for shard in range(3):
+        write_shard(tmp_path / f"{shard}.tar", samples[shard * 20 : shard * 20 + 20])
+    config = DataConfig(path=str(tmp_path), size=32, bucket_step=8, kinds=("single",), held_out=0.2)
+    train = open_dataset(config)
+    held = {example.key for example in train.split("held-out").readable()}
+    assert held and held < kept
+    batches = ImageBatches(train, seed=1, batch_size=5)
+    stream = batches.stream
+    assert isinstance(stream, BucketStream) and stream.n_examples == len(kept) - len(held)
+    shown, epochs = Counter[str](), 5
+    for step in range(sum(stream.begun(epochs))):
+        batch = batches(list(range(step * 5, step * 5 + 5)))
+        shapes = {(60, 40): (24, 40), (40, 60): (40, 24), (50, 50): (32, 32)}
+        sides = {[(60, 40), (40, 60), (50, 50)][int(key) % 3] for key in batch["key"]}
+        assert len(sides) == 1 and tuple(batch["pixels"].shape[1:3]) == shapes[sides.pop()]
+        shown.update(batch["key"])
+    assert shown.keys() == kept - held
+    assert set(shown.values()) <= {epochs - 1, epochs} and sum(shown.values()) > epochs * (len(kept - held)) - 15
