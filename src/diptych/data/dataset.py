@@ -175,15 +175,15 @@ class ImageDataset:
             if (example := self._read(index)) is not None:
                 yield example
 
-    def all_captions(self) -> Iterator[str]:
-        """Every caption of every example as training reads it; broken examples go into the quarantine."""
-        for index in map(int, self._indices):
+    def all_captions(self, indices: Iterable[int] | None = None) -> Iterator[str]:
+        """Every caption of these examples, or of all, as training reads it; broken ones go into the quarantine."""
+        for index in map(int, self._indices if indices is None else (self._indices[i] for i in indices)):
             if not self._broken[index]:
                 self.quarantine.seen += 1
-                meta = self._read_or_quarantine(index, lambda i: self._meta(i))
-                yield from () if meta is None else meta["captions"]
+                yield from (self._read_or_quarantine(index, lambda i: self._meta(i)) or {"captions": ()})["captions"]
         self.quarantine.check()
-        self.quarantine.restart()
+        if indices is None:
+            self.quarantine.restart()
 
     def bounds(self) -> np.ndarray:
         """The first example of each shard in this split, and the number of all: int64 (shards + 1,). Raises a

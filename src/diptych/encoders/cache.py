@@ -40,6 +40,7 @@ CACHED = Written(
 IN_MEMORY = 2**31
 """Bytes of a store beyond which its embeddings are read from disk when they are asked for."""
 NOT_FINITE = "a text embedding on disk holds NaN or Inf: delete the folder it lies in and make it again"
+AGAIN = "make it again with `diptych precompute`"
 POLL = 0.2
 """Seconds until `CachedTexts` looks again for what other processes embed."""
 BATCHES_PER_PART = 16
@@ -144,19 +145,32 @@ class EmbeddedTexts:
     def load(cls, encoder: TextEncoder, folder: Path) -> EmbeddedTexts:
         """Read what `save` or `diptych precompute` wrote; of a large store, each prompt when it is asked for. A
         `UserError` where another encoder made it; a file that does not say is trusted."""
-        path, stated = folder / "text.safetensors", values_of(folder / "config.json").get("texts")
-        made_by = load_metadata(path).get("encoder") if stated is None else stated["encoder"]
-        if made_by not in (None, encoder_fingerprint(encoder)) and made_by != weights_fingerprint(encoder):
-            raise UserError(f"{path} was made with another text encoder: make it again with `diptych precompute`")
-        if stated is None:
+        if (store := text_store(encoder, folder)) is None:
+            path = folder / "text.safetensors"
+            made_by = load_metadata(path).get("encoder")
+            if made_by not in (None, encoder_fingerprint(encoder)) and made_by != weights_fingerprint(encoder):
+                raise made_with_another(path)
             return cls(encoder, CachePart.load(folder, encoder.width))
-        store = TextStore(folder, stated["bytes"], encoder.width, "make it again with `diptych precompute`")
         if store.bytes > IN_MEMORY:
             return StoredTexts(encoder, store)
-        parts = map(store.part, range(len(stated["bytes"])))
+        parts = map(store.part, range(len(store.files)))
         return cls(
             encoder, *(CachePart(part.prompts[:], part.tokens, part.ends.tolist(), part.pooled) for part in parts)
         )
+
+
+def text_store(encoder: TextEncoder, folder: Path) -> TextStore | None:
+    """The embeddings that `diptych precompute` wrote into a folder, or none where it holds none in parts. A `UserError`
+    where another encoder made them."""
+    if (stated := values_of(folder / "config.json").get("texts")) is None:
+        return None
+    if stated["encoder"] != encoder_fingerprint(encoder):
+        raise made_with_another(folder)
+    return TextStore(folder, stated["bytes"], encoder.width, AGAIN)
+
+
+def made_with_another(path: Path) -> UserError:
+    return UserError(f"{path} was made with another text encoder: {AGAIN}")
 
 
 def padded(places: Sequence[tuple[CachePart | StoredPart, int]], check: bool = True) -> TextEmbedding:

@@ -26,6 +26,7 @@ from diptych.training.experiment_data import QUARANTINE, learned_fit, open_data,
 from diptych.training.precision import autocast
 from diptych.training.precompute import PRECOMPUTED
 from diptych.training.precompute import precompute as precompute_data
+from diptych.training.precompute_texts import PRECOMPUTED_TEXTS, precompute_texts
 from diptych.training.run_checkpoint import has_checkpoint, require_run
 from diptych.training.trainer import train as train_task
 from diptych.training.training_config import as_begun
@@ -50,23 +51,31 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
 
 def precompute(recipe: Recipe, out: Path) -> Path:
     """Latents or codes and, for a frozen text encoder, embeddings of the recipe's data, in a folder for
-    `system.precomputed`; under torchrun all processes share the work. The autoencoder runs in float32, or in bfloat16
-    with training.precision=bf16, and `training.workers` decode ahead."""
-    if not recipe.system.precomputable:
-        recipe.system.precomputing()
-    if recipe.data.drawn:
-        raise UserError(f"{NOT_PRECOMPUTED}: set data.crop=none and data.center_shift=0, or train without precomputing")
-    if recipe.data.bucket_step:
-        raise UserError("latents are kept of square images: set data.bucket_step=0, or train without precomputing")
-    PRECOMPUTED.require(out)
-    settings = recipe.training
+    `system.precomputed`; of a pixel model the embeddings alone. Under torchrun all processes share the work. The
+    autoencoder runs in float32, or in bfloat16 with training.precision=bf16, and `training.workers` decode ahead."""
+    system, settings = recipe.system, recipe.training
+    if not system.precomputable:
+        system.precomputing()
+    if system.images_precomputable:
+        require_same_images(recipe)
+    (PRECOMPUTED if system.images_precomputable else PRECOMPUTED_TEXTS).require(out)
     with contextlib.ExitStack() as stack:
         alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
         here = Team(0, 1, find_device(settings.device)) if alone else stack.enter_context(team(settings.device))
         datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
-        autoencoder, text, kept = recipe.system.precomputing()
+        autoencoder, text, kept = system.precomputing()
+        if autoencoder is None:
+            return precompute_texts(datasets, text, out, here)
         bf16 = autocast(settings.precision == "bf16", here.device)
         return precompute_data(datasets, autoencoder, text, out, here.device, kept, here, settings, bf16)
+
+
+def require_same_images(recipe: Recipe) -> None:
+    """Raise a `UserError` unless every image is the same square each time that it is read."""
+    if recipe.data.drawn:
+        raise UserError(f"{NOT_PRECOMPUTED}: set data.crop=none and data.center_shift=0, or train without precomputing")
+    if recipe.data.bucket_step:
+        raise UserError("latents are kept of square images: set data.bucket_step=0, or train without precomputing")
 
 
 def assemble(sources: Sequence[str], out: Path, allow_pickle: bool = False) -> Path:

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from torch import nn
@@ -14,9 +15,10 @@ from torch import nn
 from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.data.dataset import DataConfig
+from diptych.encoders.cache import CachedTexts
 from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.classes import with_names
-from diptych.encoders.configs import JointTransformerConfig, LearnedConfig, build_encoder
+from diptych.encoders.configs import FrozenConfig, JointTransformerConfig, LearnedConfig, build_encoder
 from diptych.models.autoregressive import Autoregressive
 from diptych.models.autoregressive_config import AutoregressiveConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
@@ -211,9 +213,32 @@ class PixelTraining(ModelTraining):
     """When a frozen text encoder reads the captions: `ahead`, all before the first step, rounded to half precision and
     kept for later runs, or `online`, each step its own, on the device of the run. auto: ahead for up to 50,000
     examples."""
+    precomputed: str | None = None
+    """Folder of the embeddings of all captions that `diptych precompute` wrote, for a frozen text encoder, or none to
+    embed them as `embed_text` says. Images are read as they are."""
 
     def check(self) -> None:
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
+        if self.precomputed is not None:
+            self.require(self.precomputable, "precomputed", "be none: there is no frozen text encoder")
+            self.require(self.embed_text == "auto", "embed_text", "be auto where captions are precomputed")
+
+    @property
+    def precomputable(self) -> bool:
+        return isinstance(self.model.text, FrozenConfig)
+
+    @property
+    def images_precomputable(self) -> bool:
+        return False
+
+    @property
+    def store(self) -> None:
+        return None
+
+    def precomputing(self) -> Precomputing:
+        if not isinstance(text := self.model.text, FrozenConfig):
+            return super().precomputing()
+        return Precomputing(None, CachedTexts(text))  # built when there is something to embed
 
     @property
     def bucket_multiple(self) -> int:
@@ -237,7 +262,11 @@ class PixelTraining(ModelTraining):
             with first_weights(seed, OF_TEXT):
                 text = config.from_captions(self.learned_from(data), tokenizer)
         elif config is not None and not isinstance(config, ClassConfig):
-            text = data.read_text(config, self.embed_text, self.diffusion.prompts)
+            prompts = self.diffusion.prompts
+            if self.precomputed is not None:
+                text = data.stored_text(config, Path(self.precomputed), prompts)
+            else:
+                text = data.read_text(config, self.embed_text, prompts)
         with first_weights(seed):
             model = PixelDiffusion(self.model, text)
         if other is not None and not resuming:

@@ -27,13 +27,15 @@ from diptych.training.distributed import own_device
 from diptych.training.precompute import EmbeddedTexts
 from diptych.training.precomputed import Examples, Kept, PrecomputedLatents, precomputed_splits, spaced
 from diptych.training.prefetch import BatchAt
-from diptych.training.read_text import Embedding, ahead, embedded_ahead, read_online
+from diptych.training.read_text import Embedding, PrecomputedTexts, ahead, embedded_ahead, read_online
 from diptych.training.system import TrainingData
 
 if TYPE_CHECKING:
     from diptych.training.experiment_config import Recipe
 
 QUARANTINE = "quarantine.jsonl"
+LOOKED_UP = 1000
+"""Examples whose captions are looked up in a store of texts before the first step."""
 
 
 def open_data(recipe: Recipe, record: Path) -> TrainingData:
@@ -86,6 +88,11 @@ class ImageData:
         if ahead(when, sum(map(len, self.splits.values()))):
             return embedded_ahead(config, [*self.captions(*splits), *prompts], self.device)
         return read_online(lambda: config.build(device=self.device))
+
+    def stored_text(self, config: FrozenConfig, folder: Path, prompts: Sequence[str] = ()) -> Any:
+        text = PrecomputedTexts(config, folder, prompts, self.device)
+        text.read(self.captions(examples=LOOKED_UP))  # a few of each split: where the data are others it is said now
+        return text
 
     def fit(self, fit: Callable[[], Fit | None]) -> None:
         fit_all(fit(), *self.splits.values())
@@ -146,6 +153,9 @@ class PrecomputedData:
         if ahead(when, sum(len(split.places) for split in self.splits.values())):
             return embedded_ahead(config, [*self.captions(*splits, cut=True), *prompts], self.device)
         return read_online(lambda: config.build(device=self.device))
+
+    def stored_text(self, config: FrozenConfig, folder: Path, prompts: Sequence[str] = ()) -> Any:
+        return PrecomputedTexts(config, folder, prompts, self.device)
 
     def fit(self, fit: Callable[[], Fit | None]) -> None:
         """The first that is not none counts; embedded captions were cut before they were embedded."""

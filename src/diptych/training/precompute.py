@@ -27,10 +27,12 @@ from diptych.core.progress import bar
 from diptych.core.terminal import print_err
 from diptych.data.dataset import ImageDataset
 from diptych.data.paths import walk
+from diptych.data.shards import ShardSource
 from diptych.data.stream import EachImage
 from diptych.encoders.base import TextEncoder, network_of
 from diptych.encoders.cache import EmbeddedTexts, by_length, encoder_fingerprint
 from diptych.encoders.cache_part import CachePart, read_precomputed
+from diptych.encoders.frozen import FrozenText
 from diptych.encoders.text_store import STEM, save_part
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.distributed import Team
@@ -104,23 +106,18 @@ def precompute(
     ahead. autocast: what the autoencoder is run in. Raises a `UserError` where `out` holds anything but precomputed
     data, or another run is at it.
     """
-    PRECOMPUTED.require(out)
     team = team or Team(0, 1, device)
-    asked = None
-    if team.main:
-        asked = {
+
+    def asked() -> dict[str, Any]:
+        return {
             "precompute": kept,
             "part": PART,
             "autoencoder": fingerprint(autoencoder),
             "text": None if text is None else encoder_fingerprint(text),
             "data": {split: contents_of(dataset) for split, dataset in datasets.items()},
         }
-    asked = agreed(team, asked)
-    if agreed(team, team.main and is_made(out, asked)):
-        if team.main:
-            print_err(f"{out} is made of these data by these models already: nothing to do")
-        return out
-    with unfinished(out, asked, team) as work:
+
+    def make(work: Path, asked: dict[str, Any]) -> dict[str, Any]:
         for split, dataset in datasets.items():
             encode_dataset(dataset, autoencoder, device, kept, work, split, team, settings, autocast)
         agreed(team)  # all parts are there
@@ -129,14 +126,33 @@ def precompute(
         sizes = {split: sizes_of(work, f"{kept}-{split}", -(-len(datasets[split]) // PART)) for split in datasets}
         stated["parts"] = {"size": PART, "bytes": sizes}
         if text is not None:
-            parts = embed_captions(
-                text, [(f"{kept}-{split}", len(sizes[split])) for split in datasets], out, work, team
-            )
-            agreed(team)
-            stated["texts"] = {"encoder": asked["text"], "bytes": sizes_of(work, STEM, parts)}
+            sources = [(f"{kept}-{split}", len(sizes[split])) for split in datasets]
+            stated["texts"] = embed_captions(text, sources, out, work, team)
+        return stated
+
+    return made_once(out, PRECOMPUTED, team, asked, make)
+
+
+def made_once(
+    out: Path,
+    kind: Written,
+    team: Team,
+    asked: Callable[[], dict[str, Any]],
+    make: Callable[[Path, dict[str, Any]], dict[str, Any]],
+) -> Path:
+    """Let `out` be of what is asked for: all processes call `make`, with the folder in which they write the parts that
+    are missing, and what it returns becomes its `config.json`. Nothing where `out` is made of the same already."""
+    kind.require(out)
+    wanted = agreed(team, asked() if team.main else None)
+    if agreed(team, team.main and is_made(out, wanted)):
+        if team.main:
+            print_err(f"{out} is made of these data by these models already: nothing to do")
+        return out
+    with unfinished(out, wanted, team) as work:
+        stated = make(work, wanted)
         if team.main:
             write_text(work / "config.json", json.dumps(stated) + "\n")
-            put(work, out, PRECOMPUTED)
+            put(work, out, kind)
         agreed(team)
     return out
 
@@ -163,7 +179,8 @@ def is_made(out: Path, asked: dict[str, Any]) -> bool:
         return False
     try:
         for split in (stated := read_precomputed(out / "config.json"))["examples"]:
-            Examples(out, split, asked["precompute"])
+            if asked["precompute"] in NAMES:
+                Examples(out, split, asked["precompute"])
         return "texts" not in stated or sizes_of(out, STEM, len(stated["texts"]["bytes"])) == stated["texts"]["bytes"]
     except (UserError, OSError) as error:
         print_err(f"{error}")
@@ -205,11 +222,16 @@ def sizes_of(folder: Path, stem: str, count: int) -> list[int]:
     return [(folder / part_name(stem, number)).stat().st_size for number in range(count)]
 
 
-def contents_of(dataset: ImageDataset) -> str:
-    """A hash of what decides what is kept of a data set: how it is read, and the files that it lies in."""
+def contents_of(dataset: ImageDataset, loose: Sequence[str] = LOOSE) -> str:
+    """A hash of what decides what is kept of a data set: how it is read, but for some fields, and the files or objects
+    that it lies in."""
     usual = type(dataset.config)().to_dict()  # what is not set is left out: a field that came later changes nothing
-    values = {key: value for key, value in dataset.config.to_dict().items() if value != usual[key] and key not in LOOSE}
+    values = {key: value for key, value in dataset.config.to_dict().items() if value != usual[key] and key not in loose}
     path, digest = Path(dataset.config.path), hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    if isinstance(source := dataset.source, ShardSource) and source.remote:
+        for file in source.files:
+            digest.update(f"{file.name} {file.identity}\n".encode())
+        return digest.hexdigest()
     for file in sorted(walk(path, {}) if path.is_dir() else [path]):  # as it is read: links to folders are followed
         if file.name != "quarantine.jsonl":
             stat = file.stat()
@@ -294,13 +316,15 @@ class Unseen:
 
 
 @torch.no_grad()
-def embed_captions(text: TextEncoder, examples: Sequence[tuple[str, int]], folder: Path, work: Path, team: Team) -> int:
+def embed_captions(
+    text: TextEncoder, examples: Sequence[tuple[str, int]], folder: Path, work: Path, team: Team
+) -> dict[str, Any]:
     """Every caption of the parts of examples (stem, number of parts) in `work`, and the empty one, embedded, each part
-    of an equal range of hashes; returns how many parts that makes. What an earlier run left in `folder`, or an
+    of an equal range of hashes; returns what `config.json` says of them. What an earlier run left in `folder`, or an
     interrupted one in `work`, is not embedded again."""
-    answers: TextEncoder = text
+    known: EmbeddedTexts | None = None
     with contextlib.suppress(UserError):  # none, damaged, or of another encoder: made again
-        answers = EmbeddedTexts.load(text, folder)
+        known = EmbeddedTexts.load(text, folder)
     if (network := network_of(text)) is not None:
         network.to(team.device)
     sources = [work / part_name(stem, number) for stem, count in examples for number in range(count)]
@@ -312,16 +336,28 @@ def embed_captions(text: TextEncoder, examples: Sequence[tuple[str, int]], folde
         progress.reached(task, max(0, count - len(mine) * team.size))
         for start in range(0, len(mine), GATHERED):
             for number, captions in gathered(sources, mine[start : start + GATHERED], count):
-                prompts, batches = by_length(captions), []
-                for first in range(0, len(prompts), BATCH):
-                    batch = prompts[first : first + BATCH]
-                    batches.append(CachePart.of(batch, answers.encode(batch)))
-                part = (
-                    CachePart.join(batches) if batches else CachePart([], torch.empty(0, text.width).half(), [], None)
-                )
-                save_part(work / part_name(STEM, number), part.prompts, part.tokens, part.ends, part.pooled)
+                save_part(work / part_name(STEM, number), *embedded(captions, text, known))
                 progress.advance(task, team.size)
-    return count
+    agreed(team)
+    return {"encoder": encoder_fingerprint(text), "bytes": sizes_of(work, STEM, count)}
+
+
+def embedded(captions: Sequence[str], text: TextEncoder, known: EmbeddedTexts | None) -> CachePart:
+    """The embeddings of captions: of those that are known as they are, of others by the encoder, which keeps nothing in
+    memory. On a GPU it takes a batch in one pass."""
+    missing = set(captions) if known is None else set(known.missing(captions))
+    batches = list[CachePart]()
+    for encoder, some in ((text, missing), (known, set(captions) - missing)):
+        if isinstance(encoder, EmbeddedTexts) and encoder is text and some:  # built when it is needed
+            encoder = encoder.encoder
+        if isinstance(encoder, FrozenText):
+            encoder.online = True
+        order = by_length(some)
+        for first in range(0, len(order), BATCH):
+            assert encoder is not None
+            batch = order[first : first + BATCH]
+            batches.append(CachePart.of(batch, encoder.encode(batch)))
+    return CachePart.join(batches) if batches else CachePart([], torch.empty(0, text.width).half(), [], None)
 
 
 def gathered(sources: Sequence[Path], numbers: Sequence[int], count: int) -> Iterator[tuple[int, list[str]]]:

@@ -20,7 +20,7 @@ from diptych.encoders.cache_part import read_precomputed
 from diptych.networks.autoencoder import Autoencoder
 from diptych.weights.files import load_safetensors
 from diptych.weights.fingerprint import fingerprint
-from diptych.weights.packed_texts import PackedTexts
+from diptych.weights.packed_texts import PackedTexts, text_hashes
 from diptych.weights.part_files import MAPPED, PartFiles
 
 Kept = Literal["latents", "codes"]
@@ -61,13 +61,17 @@ class ExamplePart(NamedTuple):
 
 def part_tensors(captions: Sequence[Sequence[str]], keys: Sequence[str], hashes: np.ndarray) -> dict[str, Tensor]:
     """Captions and keys of examples, and the hashes of all the captions, as a part's file holds them."""
-    texts = PackedTexts.of(caption for row in captions for caption in row)
     return {
-        **texts.tensors("captions"),
+        **caption_tensors([caption for row in captions for caption in row], hashes),
         **PackedTexts.of(keys).tensors("keys"),
         "example_ends": torch.tensor([len(row) for row in captions]).cumsum(0),
-        "hashes": torch.from_numpy(hashes.view(np.int64)),
     }
+
+
+def caption_tensors(captions: Sequence[str], hashes: np.ndarray | None = None) -> dict[str, Tensor]:
+    """Captions and their hashes, as a part's file holds them."""
+    hashes = text_hashes(captions) if hashes is None else hashes
+    return {**PackedTexts.of(captions).tensors("captions"), "hashes": torch.from_numpy(hashes.view(np.int64))}
 
 
 class Examples:
@@ -170,7 +174,10 @@ class PrecomputedLatents:
     ) -> None:
         """random: `TrainingConfig.random`, which decides the order of the examples."""
         splits = precomputed_splits(folder)
-        if read_precomputed(folder / "config.json")["autoencoder"] != fingerprint(autoencoder):
+        made_by = read_precomputed(folder / "config.json").get("autoencoder")
+        if made_by is None:
+            raise UserError(f"{folder} holds texts alone, and no {kept}: name another folder")
+        if made_by != fingerprint(autoencoder):
             raise UserError(f"{folder} was made with another autoencoder: {AGAIN}")
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")

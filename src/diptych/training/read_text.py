@@ -1,13 +1,17 @@
-"""When a frozen text encoder reads the captions of training: all of them before the first step, or in each step."""
+"""When a frozen text encoder reads the captions of training: all of them before the first step, in each step, or in an
+earlier call of `diptych precompute`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from diptych.encoders.cache import CachedTexts, text_cache
+from diptych.core.errors import UserError
+from diptych.core.values import short_repr
+from diptych.encoders.cache import CachedTexts, StoredTexts, text_cache, text_store
 from diptych.encoders.configs import FrozenConfig
 from diptych.encoders.frozen import FrozenText
 
@@ -30,6 +34,32 @@ def embedded_ahead(config: FrozenConfig, captions: Sequence[str], device: torch.
     text.unload()
     text.keep_on(device, [*captions, ""])
     return text
+
+
+class PrecomputedTexts(StoredTexts):
+    """A frozen text encoder that training reads from a folder of `diptych precompute`: its captions, memory-mapped, and
+    nothing else but the prompts given first, for which alone the encoder is built. Raises a `UserError` for others."""
+
+    def __init__(self, config: FrozenConfig, folder: Path, prompts: Sequence[str], device: torch.device) -> None:
+        if not (folder / "config.json").is_file():
+            raise UserError(f"no precomputed texts in {folder}: make them with `diptych precompute`")
+        encoder = CachedTexts(config, text_cache())
+        if (store := text_store(encoder, folder)) is None:
+            raise UserError(f"{folder} holds no texts in parts: make them with `diptych precompute`")
+        super().__init__(encoder, store)
+        self.folder = folder
+        encoder.model.to(device)
+        if others := self.missing(prompts):
+            super().read(others)
+            encoder.unload()
+
+    def read(self, prompts: list[str]) -> None:
+        if others := self.missing(prompts):
+            more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+            raise UserError(
+                f"the caption {short_repr(others[0])}{more} is not in {self.folder}: it was made before the data "
+                "changed; the same call of `diptych precompute` embeds what is missing"
+            )
 
 
 def read_online(build: Callable[[], Any]) -> Any:

@@ -55,6 +55,11 @@ class TrainingData(Protocol):
         all captions of these splits, by default of all, and of these prompts."""
         ...
 
+    def stored_text(self, config: FrozenConfig, folder: Path, prompts: Sequence[str] = ()) -> Any:
+        """The embeddings of the captions that `diptych precompute` wrote into a folder, and of these prompts. A
+        `UserError` where another encoder made them, or captions are not there."""
+        ...
+
     def fit(self, fit: Callable[[], Fit | None]) -> None:
         """Cut captions as what `fit()` gives does; none changes nothing. Not called where captions are embedded."""
         ...
@@ -67,7 +72,8 @@ class TrainingData(Protocol):
 class Precomputing(NamedTuple):
     """What `diptych precompute` runs."""
 
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder | None
+    """None where images are read as they are, and the text encoder's embeddings are all that is kept."""
     text: Any
     """The frozen text encoder; none where captions are not embedded."""
     kept: Kept = "latents"
@@ -87,8 +93,13 @@ class TrainingSystem(Config):
         return False
 
     @property
+    def images_precomputable(self) -> bool:
+        """Whether it does something with images; else captions alone are embedded."""
+        return self.precomputable
+
+    @property
     def store(self) -> Path | None:
-        """The folder of precomputed data that is trained on, if one is named."""
+        """The folder of precomputed latents or codes that is trained on, if one is named."""
         folder = getattr(self, "precomputed", None)
         return None if folder is None else Path(folder)
 
@@ -115,7 +126,9 @@ class TrainingSystem(Config):
 
     def precomputing(self) -> Precomputing:
         """The models that `diptych precompute` runs, opened."""
-        raise UserError("only recipes over latents or codes have something to precompute")
+        raise UserError(
+            "only recipes over latents or codes, or with a frozen text encoder, have something to precompute"
+        )
 
     def build(self, data: TrainingData, seed: int, resuming: bool = False) -> Trainable:
         """The task that the loop trains.

@@ -188,7 +188,8 @@ def _(system: AutoregressiveTraining, run: Situation) -> Outline:
 
 @outline_of.register
 def _(system: PixelTraining, run: Situation) -> Outline:
-    reader = text_of(system.model.text, run.ahead(system.embed_text), run)
+    stored = system.precomputed is not None or run.ahead(system.embed_text)
+    reader = text_of(system.model.text, stored, run)
     model = PixelDiffusion(system.model, reader.encoder)
     return reader.outline(DiffusionTask(model, system.diffusion), {"network": model.network})
 
