@@ -1,11 +1,13 @@
-"""Memory that `diptych plan` foresees beside what a training run takes: three recipes and variants of them.
+"""Memory that `diptych plan` foresees beside what a training run takes, of different kinds of recipes.
 
     python benchmarks/plan_memory.py --out benchmarks/results/plan
 
-Each is trained for two steps in a process of its own, by the training loop itself, with random weights and images of
-zeros: on a GPU, where there is one, the peak of PyTorch's allocator (`torch.cuda.max_memory_allocated`); on the CPU the
-peak of the process's resident memory (VmHWM) less what it had before the networks were built. The CPU's libraries take
-room of their own for convolutions, which the plan does not count. Writes memory-cpu.md, or memory-cuda.md, and .json.
+Each is trained for two steps and a half in processes of its own by the training loop itself, with random weights and
+images of zeros. Measured is the second step: the most bytes that PyTorch's allocator has given out at a time. On a GPU
+that is `torch.cuda.max_memory_allocated`; on the CPU the running sum of allocations that PyTorch's profiler follows,
+which has tensors and the buffers of kernels, as a GPU's allocator does. Beside that, from another run, the peak of the
+process's resident memory less what it had before the networks were built: with pages that were freed and are kept, code
+that was loaded meanwhile, and what libraries take by themselves. Writes memory-cpu.md, or memory-cuda.md, and .json.
 """
 
 from __future__ import annotations
@@ -15,28 +17,41 @@ import contextlib
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CASES: dict[str, dict[str, tuple[str, ...]]] = {
-    "cpu": {
-        "emoji-latent": ("training.batch_size=16", "system.precomputed=cache/any"),
-        "ldm-celebahq": ("training.batch_size=1",),
-        "adm-64": ("training.batch_size=1",),
-        "emoji-sr-128": ("training.batch_size=4",),
-        "emoji-64-autoencoder": ("training.batch_size=32",),
-    },
-    "cuda": {
-        "sd1": ("training.batch_size=16", "system.precomputed=cache/any"),
-        "imagen-base": ("training.batch_size=32", "system.embed_text=ahead"),
-        "adm-256": ("training.batch_size=16",),
-        "kl-f8": ("training.batch_size=8",),
-    },
+LATENT = ("emoji-64-latent", "training.batch_size=4", "system.precomputed=cache/any")
+FIRST_STAGE = (
+    *("kl-f8", "training.batch_size=1", "system.network.channels=32", "system.adversarial.start=0"),
+    *("data.size=128", "data.crop=128"),
+)
+UPSAMPLER = ("emoji-sr-128", "training.batch_size=4")
+BLOCKS, SHARDED, BF16 = "training.activation_checkpointing=blocks", "training.shard=fsdp", "training.precision=bf16"
+CASES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "cpu": (
+        LATENT,
+        (*LATENT, BF16),
+        (*LATENT, BLOCKS),
+        (*LATENT, SHARDED),
+        FIRST_STAGE,
+        (*FIRST_STAGE, BLOCKS),
+        UPSAMPLER,
+        (*UPSAMPLER, SHARDED, BLOCKS),
+    ),
+    "cuda": (
+        ("sd1", "training.batch_size=16", "system.precomputed=cache/any", BF16),
+        ("sd1", "training.batch_size=16", "system.precomputed=cache/any", BF16, BLOCKS),
+        ("imagen-base", "training.batch_size=32", "system.embed_text=ahead", BF16),
+        ("adm-256", "training.batch_size=16", BF16),
+        ("kl-f8", "training.batch_size=8", BF16),
+    ),
 }
-"""Recipes, and what is changed of them so that they fit the machine."""
+"""Recipes, and what is changed of them so that they fit the machine. Sharded runs have two processes."""
 COMMON = ("training.steps=3", "training.accumulation=1", "training.workers=0", "training.warmup=0")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """glibc returns the memory of each tensor when it is freed."""
@@ -45,8 +60,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/plan"), metavar="FOLDER")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--only", metavar="RECIPE", help="one of them alone")
+    parser.add_argument("--only", metavar="WORD", help="the cases with that word alone; others stay")
     parser.add_argument("--one", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.one:
@@ -55,76 +69,139 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = "bf16" if kind == "cuda" else arguments.precision
-    rows = []
-    for name, changes in CASES[kind].items():
-        if arguments.only in (None, name):
-            words = [name, kind, *COMMON, *changes, f"training.precision={precision}", f"training.device={kind}"]
-            done = subprocess.run(
-                [sys.executable, __file__, "--one", *words],
-                env={**os.environ, **ALLOCATOR},
-                stdout=subprocess.PIPE,
-                check=True,
-                text=True,
-            )
-            rows.append({**json.loads(done.stdout.splitlines()[-1]), "changes": [*changes, precision]})
-            print(line(rows[-1]), flush=True)
     where = torch.cuda.get_device_name() if kind == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    if arguments.only is None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / f"memory-{kind}.json").write_text(
-            json.dumps({"machine": where, "rows": rows}, indent=2) + "\n"
-        )
-        text = [f"Measured on {where}, PyTorch {torch.__version__}.", "", *HEAD, *map(line, rows), ""]
-        (arguments.out / f"memory-{kind}.md").write_text("\n".join(text))
-    return 0
+    machine, kept = f"{where}, PyTorch {torch.__version__}", arguments.out / f"memory-{kind}.json"
+    before = json.loads(kept.read_text()) if arguments.only and kept.is_file() else {}
+    rows = before["rows"] if before.get("machine") == machine else []
+    for name, *changes in CASES[kind]:
+        if arguments.only in (None, name, *changes):
+            precision = [] if BF16 in changes else ["training.precision=fp32"]
+            words = [name, *COMMON, *changes, *precision, f"training.device={kind}"]
+            found = run(2 if SHARDED in changes else 1, "allocator", kind, words)
+            if kind == "cpu" and not {SHARDED, BLOCKS, BF16} & {*changes}:
+                found["resident"] = run(1, "resident", kind, words)["measured"]
+            row = {**found, "changes": [*changes, *precision]}
+            rows = [*(one for one in rows if (one["recipe"], one["changes"]) != (name, row["changes"])), row]
+            print(line(row), flush=True)
+            write(arguments.out, kind, machine, rows)
+    return int(any(abs(row["planned"] / row["measured"] - 1) > 0.1 for row in rows))
 
 
-HEAD = ("| recipe | changed | planned GiB | measured GiB | planned / measured |", "|-|-|-:|-:|-:|")
+def write(out: Path, kind: str, machine: str, rows: list[dict[str, Any]]) -> None:
+    """Keep what was measured so far."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"memory-{kind}.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    (out / f"memory-{kind}.md").write_text("\n".join([f"Measured on {machine}.", "", *HEAD, *map(line, rows), ""]))
+
+
+def run(processes: int, how: str, kind: str, words: list[str]) -> dict[str, Any]:
+    """What the first of so many processes found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, **ALLOCATOR, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, __file__, "--one", str(processes), how, kind, *words]
+    started = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(processes)
+    ]
+    printed = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit(f"failed: {' '.join(words)}")
+    return json.loads(printed[0].splitlines()[-1])
+
+
+HEAD = (
+    "| recipe | changed | planned MiB | allocated MiB | planned / allocated | resident MiB |",
+    "|-|-|-:|-:|-:|-:|",
+)
 
 
 def line(row: dict[str, Any]) -> str:
-    ratio = row["planned"] / row["measured"]
     changes = ", ".join(change.replace("training.", "").replace("system.", "") for change in row["changes"])
-    return (
-        f"| {row['recipe']} | {changes} | {row['planned'] / 2**30:.2f} | {row['measured'] / 2**30:.2f} | {ratio:.3f} |"
-    )
+    resident = f"{row['resident'] / 2**20:,.0f}" if "resident" in row else ""
+    planned, measured = row["planned"] / 2**20, row["measured"] / 2**20
+    return f"| {row['recipe']} | {changes} | {planned:,.0f} | {measured:,.0f} | {planned / measured:.3f} | {resident} |"
 
 
-def compared(name: str, kind: str, *assignments: str) -> dict[str, Any]:
+def compared(processes: str, how: str, kind: str, name: str, *assignments: str) -> dict[str, Any]:
     """Bytes as planned and as measured, in this process."""
     import torch
 
     from diptych.recipes import get
     from diptych.training.planning.outline import outlined
-    from diptych.training.planning.plan import measure, memory_of
+    from diptych.training.planning.plan import measure, memory_of, share
     from diptych.training.trainer import train
 
-    recipe = get(name).override(assignments)
+    recipe, gpus = get(name).override(assignments), int(processes)
     outline = outlined(recipe, device=kind)
     half = recipe.training.precision == "bf16"
-    step = measure(outline, recipe, recipe.training.batch_size, half, kind)  # type: ignore[arg-type]
-    memory, optimizer_step = memory_of(outline, recipe, step)
+    step = measure(outline, recipe, share(recipe, gpus), half, kind, gpus)  # type: ignore[arg-type]
+    planned = max(memory.total for memory in memory_of(outline, recipe, step, gpus))
     del outline
     torch.manual_seed(0)
     before = resident("VmRSS")
     if kind == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-    real = outlined(recipe, device=kind, place=kind)
-    peak, calls, loss = [0], [0], real.task.loss
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        follow = stack.enter_context(allocations()) if (how, kind) == ("allocator", "cpu") else None
+        real = outlined(recipe, device=kind, place=kind)
+        real.idle.clear()  # a run does not have them on its device
+        calls, loss = [0], real.task.loss
 
-    def counted(batch: dict[str, Any]) -> Any:
-        calls[0] += 1
-        if calls[0] == 3:  # two whole steps are behind, and no checkpoint is written yet
-            peak[0] = torch.cuda.max_memory_allocated() if kind == "cuda" else resident("VmHWM") - before
-            raise Measured
-        return loss(batch)
+        def counted(batch: dict[str, Any]) -> Any:
+            calls[0] += 1
+            if follow is not None and calls[0] > 1:
+                follow(f"{MARK} {calls[0]}")
+            if kind == "cuda" and calls[0] == 2:
+                torch.cuda.reset_peak_memory_stats()
+            if calls[0] == 3:  # two whole steps are behind, and no checkpoint is written yet
+                raise Measured
+            return loss(batch)
 
-    real.task.loss = counted  # type: ignore[method-assign]
-    batch = real.batch(recipe, recipe.training.batch_size)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Measured):
-        train(real.task, lambda positions: batch, recipe.training, Path(folder) / "run")
-    return {"recipe": name, "planned": max(memory.total, optimizer_step), "measured": peak[0]}
+        real.task.loss = counted  # type: ignore[method-assign]
+        with contextlib.suppress(Measured):
+            train(
+                real.task, lambda positions: real.batch(recipe, len(positions)), recipe.training, Path(folder) / "run"
+            )
+        peak = torch.cuda.max_memory_allocated() if kind == "cuda" else resident("VmHWM") - before
+    return {"recipe": name, "planned": planned, "measured": peak if follow is None else follow.peak}
+
+
+MARK = "step begins"
+
+
+class Allocations:
+    """Marks moments among the profiler's events; `peak` are the most bytes allocated at a time between the marks."""
+
+    peak = 0
+
+    def __call__(self, name: str) -> None:
+        import torch
+
+        with torch.profiler.record_function(name):
+            pass
+
+
+@contextlib.contextmanager
+def allocations() -> Iterator[Allocations]:
+    """Within, PyTorch's allocations on the CPU are followed; afterwards the peak is known."""
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    follow = Allocations()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield follow
+    assert profiler.profiler is not None
+    events, marks, sizes = list(profiler.profiler.kineto_results.experimental_event_tree()), list[int](), []
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            sizes.append((event.start_time_ns, event.extra_fields.total_allocated))
+        elif event.name.startswith(MARK):
+            marks.append(event.start_time_ns)
+    follow.peak = max(size for time, size in sizes if min(marks) <= time <= max(marks))
 
 
 class Measured(Exception):

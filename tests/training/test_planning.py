@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.plan_memory import COMMON, SHARDED, run
 from diptych.cli import main as cli
 from diptych.cli.plan_report import as_values
 from diptych.recipes import get
 from diptych.training.planning.accounting import Meter, OnMeta
 from diptych.training.planning.cards import CARDS, card
 from diptych.training.planning.outline import outlined
-from diptych.training.planning.plan import Cluster, Plan, advice, make_plan, measure
+from diptych.training.planning.plan import Cluster, Plan, advice, make_plan, measure, memory_of
+from diptych.training.trainer import train
 
 TINY = (
     *("system.model.unet.channels=32", "system.model.unet.multipliers=1,2", "system.model.unet.attention_levels=1"),
-    *("system.model.unet.blocks=1", "system.precomputed=cache/any", "training.batch_size=8"),
+    *("system.model.unet.blocks=1", "system.model.autoencoder.channels=32", "system.precomputed=cache/any"),
+    "training.batch_size=8",
 )
+BLOCKS = "training.activation_checkpointing=blocks"
 
 
 def tiny(*changes: str):
-    return get("emoji-latent").override([*TINY, *changes])
+    return get("emoji-class").override([*TINY, *changes])
 
 
 def counted(network: nn.Module, *shape: int) -> tuple[int, int]:
@@ -65,6 +72,7 @@ def test_flops_and_memory_of_attention(device, masked: bool) -> None:
     assert alive < 1.2 * 4 * query.numel()  # no table of 64 x 16 weights a head is kept
 
 
+@pytest.mark.slow
 def test_the_unet_of_stable_diffusion_has_the_flops_that_are_known() -> None:
     with torch.device("meta"):
         unet = get("sd1").system.model.unet.build()  # type: ignore[union-attr]
@@ -75,23 +83,41 @@ def test_the_unet_of_stable_diffusion_has_the_flops_that_are_known() -> None:
     assert meter.flops.total() == pytest.approx(0.803e12, rel=0.01)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_planned_memory_is_that_of_a_real_step(precision: str) -> None:
-    recipe, half = tiny(f"training.precision={precision}"), precision == "bf16"
-    planned = measure(outlined(recipe, device="cpu"), recipe, 8, half, "cpu")
-    real = outlined(recipe, device="cpu", place="cpu")
-    module = real.task.module
-    meter = Meter([*module.parameters(), *module.buffers()])
-    meter.gradients_of(module.parameters())
-    with meter:
-        batch = real.batch(recipe, 8)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            losses, _ = real.task.loss(batch)
-        with meter.counting("backward"):
-            (losses.sum() / 8).backward()
-    assert sum(planned.peak.values()) == pytest.approx(meter.peak_bytes, rel=0.03)
-    forward = sum(planned.forward.values())
-    assert forward == meter.flops.total() - meter.flops["backward"] and planned.backward == meter.flops["backward"]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["training.precision=bf16", BLOCKS],
+        pytest.param(["training.precision=bf16"], marks=pytest.mark.slow),
+        pytest.param(["training.precision=fp32"], marks=pytest.mark.slow),
+    ],
+)
+def test_planned_memory_is_that_of_a_real_run(changes: list[str], tmp_path: Path) -> None:
+    size = ("system.model.size=32", "data.size=32", "training.batch_size=4", "training.steps=3", "training.workers=0")
+    recipe = tiny(*size, *changes, "training.device=cpu", "training.warmup=0")
+    half = recipe.training.precision == "bf16"
+    outline = outlined(recipe, device="cpu")
+    step = measure(outline, recipe, 4, half, "cpu")
+    planned = max(memory.total for memory in memory_of(outline, recipe, step))
+    with Meter() as meter, contextlib.suppress(StopIteration):
+        real = outlined(recipe, device="cpu", place="cpu")
+        calls, loss = iter((meter.peak.clear, list)), real.task.loss
+
+        def second(batch: dict[str, Any]) -> Any:
+            next(calls)()  # none is left at the third step
+            return loss(batch)
+
+        real.task.loss = second  # type: ignore[method-assign]
+        train(real.task, lambda positions: real.batch(recipe, len(positions)), recipe.training, tmp_path / "run")
+    assert planned == pytest.approx(meter.peak_bytes, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], [BLOCKS, "training.accumulation=2"]])
+def test_planned_memory_is_that_of_two_processes(more: list[str]) -> None:
+    words = ["emoji-latent", *TINY, *COMMON, SHARDED, "training.device=cpu", "training.precision=fp32", *more]
+    words += ["system.model.unet.channels=64", "system.model.unet.attention_levels=0,1"]
+    found = run(2, "allocator", "cpu", words)
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +127,23 @@ def plan() -> Plan:
 
 def test_memory_by_part(plan: Plan) -> None:
     (trained,) = plan.parameters.values()
-    assert plan.step.images == 4 and set(plan.idle) == {"autoencoder", "text"}
+    assert plan.step.images == 4 and plan.idle == ("autoencoder",)
     assert plan.memory.weights == pytest.approx(4 * trained, rel=0.001)  # and the scale
     assert plan.memory.optimizer == pytest.approx(8 * trained, rel=0.001) and plan.memory.average == 4 * trained
     assert plan.memory.frozen == 4 * plan.frozen_parameters["autoencoder"]
     assert 0 < plan.memory.copies < 2 * trained
-    assert plan.fits and plan.needed_bytes > plan.peak_bytes == max(plan.memory.total, plan.optimizer_step)
+    assert plan.update.gradients == 4 * trained and plan.update.copies == 0
+    assert plan.fits and plan.needed_bytes > plan.peak_bytes == max(plan.memory.total, plan.update.total)
+
+
+def test_shards_are_rows_of_what_is_trained_and_blocks_are_gathered(plan: Plan) -> None:
+    sharded = make_plan(tiny("training.shard=fsdp", BLOCKS), plan.cluster)
+    for field in ("weights", "optimizer", "average"):
+        part = getattr(sharded.memory, field) / getattr(plan.memory, field)
+        assert part == pytest.approx(0.5, abs=0.01)
+    assert 0 < sharded.memory.copies < plan.memory.weights / 2
+    assert sharded.memory.activations < 0.7 * plan.memory.activations
+    assert sharded.step.forward == plan.step.forward and sharded.step.backward > 1.2 * plan.step.backward
 
 
 def test_time_and_price_follow_from_flops(plan: Plan) -> None:
@@ -114,7 +151,6 @@ def test_time_and_price_follow_from_flops(plan: Plan) -> None:
     assert plan.steps == plan.recipe.training.steps and plan.images == plan.steps * 8
     assert plan.gpu_hours == pytest.approx(plan.seconds / 3600 * 2) and plan.price == pytest.approx(2 * plan.gpu_hours)
     assert plan.example_bytes["latents"] == 2 * 16 * 16 * 16  # moments of 8 channels, in half precision
-    assert plan.example_bytes["text"] == 2 * 384 * 20
     slow = dataclasses.replace(plan, cluster=Cluster(2, CARDS["v100"], 0.5))
     assert not slow.half and slow.images_per_second == pytest.approx(2 * 0.5 * 15.7e12 / plan.flops)
 
@@ -122,7 +158,7 @@ def test_time_and_price_follow_from_flops(plan: Plan) -> None:
 def test_accumulation_saves_activations_and_keeps_gradients_and_days_give_images(plan: Plan) -> None:
     parts = make_plan(tiny("training.accumulation=4"), plan.cluster, days=2.0)
     assert parts.step.images == 1 and parts.memory.activations < plan.memory.activations
-    assert parts.memory.gradients >= parts.gradient_bytes
+    assert parts.memory.gradients >= parts.update.gradients
     assert parts.seconds == pytest.approx(2 * 86400, rel=1e-6)
     assert parts.images == pytest.approx(2 * 86400 * plan.images_per_second, rel=1e-6)
 
@@ -141,11 +177,16 @@ def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
         (["emoji-latnt"], "did you mean emoji-latent?"),
         (["emoji-latent", "--gpu", "h10"], "did you mean h100?"),
         (["emoji-latent", "--gpus", "0"], "must be at least 1"),
+        (["emoji-latent", "--gpus", "2000000"], "must be at most"),
+        (["emoji-latent", "--hour-price", "nan"], "argument --hour-price"),
+        (["emoji-latent", "--hour-price", "-1"], "must lie between"),
+        (["emoji-latent", "--days", "inf"], "argument --days"),
+        (["emoji-class", *TINY, "--gpus", "12", "training.batch_size=24", "training.shard=hsdp"], "groups of equal"),
         (["emoji-latent", "--utilisation", "40"], "must be more than 0 and at most 1"),
         (["emoji-latent", "--days", "1", "--images", "5"], "give one of them"),
         (["emoji-latent", "--gpuss", "2"], "did you mean --gpus?"),
         (["emoji-latent", "training.bach_size=2"], "did you mean"),
-        (["emoji-latent", *TINY, "--gpus", "9"], "training.batch_size (8) is less than 9 GPUs"),
+        (["emoji-class", *TINY, "--gpus", "9"], "training.batch_size (8) is less than 9 GPUs"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], said: str, capsys) -> None:
@@ -155,7 +196,7 @@ def test_mistakes_are_one_line(words: list[str], said: str, capsys) -> None:
 
 
 def test_the_command_prints_what_is_planned(plan: Plan, capsys) -> None:
-    words = ["plan", "emoji-latent", *TINY, "--gpus", "2", "--gpu", "t4", "--hour-price", "1.5", "--examples", "1000"]
+    words = ["plan", "emoji-class", *TINY, "--gpus", "3", "--gpu", "t4", "--hour-price", "1.5", "--examples", "1000"]
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     for part in (
@@ -170,7 +211,18 @@ def test_the_command_prints_what_is_planned(plan: Plan, capsys) -> None:
         "price",
     ):
         assert part in text
-    assert "float32" in text and "fits" in text
+    assert "float32" in text and "fits" in text and "some GPUs compute 3 images" in text
+
+
+@pytest.mark.slow  # the text encoder's network takes seconds to import
+def test_a_frozen_text_encoder_and_values_for_programs(capsys) -> None:
+    assert cli.main(["plan", "emoji-latent", *TINY, "--hour-price", "2", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert set(values["parameters"]["idle"]) == {"autoencoder", "text"}
+    assert values["storage"]["bytes_an_example"]["text"] == 2 * 384 * 20
+
+
+def test_values_for_programs(plan: Plan) -> None:
     values = json.loads(json.dumps(as_values("emoji-latent", plan)))
     assert values["memory"]["fits"] and values["price"] == pytest.approx(2 * values["gpu_hours"])
     assert values["precision"] == "bf16" and values["flops_an_image"]["total"] == plan.flops

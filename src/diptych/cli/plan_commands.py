@@ -7,6 +7,7 @@ from typing import Any
 
 from diptych.cli.arguments import add_integer, add_recipe, argument_type
 from diptych.core.errors import UserError
+from diptych.core.progress import waiting
 from diptych.core.values import Number
 
 MANY = 10**15
@@ -30,7 +31,7 @@ def add_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_recipe(command)
-    add_integer(command, "--gpus", 1, default=1, help="number of GPUs (default: 1)")
+    add_integer(command, "--gpus", 1, 10**6, default=1, help="number of GPUs (default: 1)")
     command.add_argument(
         "--gpu", metavar="NAME", default="h100", help="a100, h100 (default), h200, b200, l40s, 4090, v100, ..."
     )
@@ -41,13 +42,15 @@ def add_commands(commands: Any) -> None:
         default=0.4,
         help="share of the GPU's peak that training reaches (default: 0.4)",
     )
-    command.add_argument("--hour-price", metavar="X", type=argument_type(Number(0)), help="price of a GPU for an hour")
+    command.add_argument(
+        "--hour-price", metavar="X", type=argument_type(Number(0, 1e6)), help="price of a GPU for an hour"
+    )
     add_integer(command, "--images", 1, MANY, help="images to train on (default: training.steps x training.batch_size)")
     command.add_argument(
         "--days", metavar="X", type=argument_type(Number(0, 1e5, above=True)), help="days to train, instead of --images"
     )
     add_integer(command, "--examples", 1, MANY, help="examples of the data set, for the storage of what is precomputed")
-    add_integer(command, "--caption-tokens", 1, default=20, help="mean tokens of a caption (default: 20)")
+    add_integer(command, "--caption-tokens", 1, 10**6, default=20, help="mean tokens of a caption (default: 20)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=plan)
 
@@ -62,7 +65,7 @@ def plan(arguments: argparse.Namespace) -> None:
         raise UserError("--images and --days both say how long to train: give one of them")
     recipe = get(arguments.recipe).override(arguments.assignments)
     cluster = Cluster(arguments.gpus, card(arguments.gpu), arguments.utilisation, arguments.hour_price)
-    made = make_plan(
-        recipe, cluster, arguments.images, arguments.days, arguments.examples, caption_tokens=arguments.caption_tokens
-    )
+    tokens = arguments.caption_tokens
+    with waiting(f"counting a step of {arguments.recipe}"):
+        made = make_plan(recipe, cluster, arguments.images, arguments.days, arguments.examples, caption_tokens=tokens)
     print_plan(arguments.recipe, made, as_json=arguments.json)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from typing import Any
 
 from diptych.core.terminal import console, print_out
@@ -22,10 +24,12 @@ def print_plan(name: str, plan: Plan, as_json: bool = False) -> None:
     cluster, training = plan.cluster, plan.recipe.training
     parts = f", {training.accumulation} parts" if training.accumulation > 1 else ""
     print_out(f"{name} on {cluster.gpus:,} x {cluster.card.title}: batch {training.batch_size:,}{parts}")
+    if training.batch_size % cluster.gpus:
+        most = math.ceil(training.batch_size / cluster.gpus)
+        print_out(f"the batch does not divide evenly: some GPUs compute {most:,} images, and others wait for them")
     sections = (
         ("parameters", parameter_rows(plan)),
         ("FLOPs an image", flop_rows(plan)),
-        (f"memory of a GPU, {plan.step.images} images at once", memory_rows(plan)),
         ("time and price", time_rows(plan)),
         ("storage", storage_rows(plan)),
     )
@@ -34,7 +38,10 @@ def print_plan(name: str, plan: Plan, as_json: bool = False) -> None:
         table.add_row(title)
         for what, value, note in rows:
             table.add_row(f"  {what}", Text(value, justify="right"), note)
-    console().print(table)
+    memory = Table.grid(padding=(0, 2))
+    for what, *values, note in memory_rows(plan):
+        memory.add_row(what, *(Text(value, justify="right") for value in values), note)
+    console().print(memory, table)
     for line in verdict(plan):
         print_out(line)
 
@@ -57,23 +64,28 @@ def flop_rows(plan: Plan) -> list[Row]:
     return [*rows, ("total", tera(plan.flops), "")]
 
 
-def memory_rows(plan: Plan) -> list[Row]:
-    memory, kind = plan.memory, plan.recipe.training.optimizer
+def memory_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
+    """What a GPU holds when passes take most, and when the optimizer moves the weights."""
+    step, update, training = plan.memory, plan.update, plan.recipe.training
+    divided = plan.cluster.gpus > 1 and training.shard != "no"
     rows = [
-        ("weights", memory.weights, "float32"),
-        ("gradients", memory.gradients, f"at the peak of a step; {gib(plan.gradient_bytes)} when whole"),
-        (f"{kind} state", memory.optimizer, ""),
-        ("EMA", memory.average, "float32"),
-        ("frozen networks", memory.frozen, ""),
-        ("weights in bfloat16", memory.copies, "autocast"),
-        ("activations", memory.activations, "and what is there for a moment"),
+        ("weights", "weights", "float32" + (", this GPU's part" if divided else "")),
+        ("gradients", "gradients", "of the parts before, and those made while activations are freed"),
+        (f"{training.optimizer} state", "optimizer", ""),
+        ("EMA", "average", "float32"),
+        ("frozen networks", "frozen", ""),
+        *([("gathered weights", "copies", "")] if divided else [("weights in bfloat16", "copies", "autocast")]),
+        ("activations", "activations", "and what is there for a moment"),
     ]
-    shown = [(part, gib(size), note) for part, size, note in rows if size or part == "gradients"]
-    taken = plan.needed_bytes - plan.peak_bytes
-    if plan.optimizer_step > memory.total:
-        shown.append(("while the optimizer steps", gib(plan.optimizer_step - memory.total), "more than that"))
-    assumed = f"assumed: {RESERVED / 2**30:g} GiB and {FRAGMENTED:.0%}"
-    return [*shown, ("libraries, fragmentation", gib(taken), assumed), ("total", gib(plan.needed_bytes), "")]
+    images = "1 image" if plan.step.images == 1 else f"{plan.step.images:,} images"
+    shown = [(f"memory of a GPU, {images} at once", "forward, backward", "optimizer step", "")]
+    for part, name, note in rows:
+        passes, moving = getattr(step, name), getattr(update, name)
+        if passes or moving:
+            shown.append((f"  {part}", gib(passes) if passes else "-", gib(moving) if moving else "-", note))
+    shown.append(("  at the peak", gib(step.total), gib(update.total), ""))
+    more = f"the larger, {FRAGMENTED:.0%} for fragmentation, {RESERVED / 2**30:g} GiB for CUDA and libraries (assumed)"
+    return [*shown, ("  needed", gib(plan.needed_bytes), "", more)]
 
 
 def time_rows(plan: Plan) -> list[Row]:
@@ -130,7 +142,8 @@ def as_values(name: str, plan: Plan) -> dict[str, Any]:
         },
         "memory": {
             "images_at_once": images,
-            **{part: getattr(plan.memory, part) for part in plan.memory.__dataclass_fields__},
+            **dataclasses.asdict(plan.memory),
+            "update": dataclasses.asdict(plan.update),
             "peak": plan.peak_bytes,
             "needed": round(plan.needed_bytes),
             "card": round(cluster.card.memory * 1e9),

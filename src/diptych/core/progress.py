@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -104,6 +106,18 @@ def bar() -> Display:
         TimeRemainingColumn(),
     )
     return Display(*columns, console=Console(stderr=True))
+
+
+@contextlib.contextmanager
+def waiting(description: str) -> Iterator[None]:
+    """Within, a line says what is waited for, if that takes longer than the first line of a count would."""
+    timer = threading.Timer(FIRST, print_err, [description])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

@@ -55,10 +55,7 @@ class Sharded(Replicated):
     def __init__(self, module: nn.Module, team: Team, group: int, bf16: bool) -> None:
         """Shard a module, whose weights are the same in all processes, over groups of so many processes. bf16: gather
         weights in that type; gradients are reduced in float32 in any case."""
-        whole = {p for p in module.parameters() if not p.requires_grad or p.ndim == 0}
-        for part in module.modules():
-            if isinstance(part, CHANGED_OUTSIDE):
-                whole.update(part.parameters())
+        whole = kept_whole(module)
         require_shardable(module, whole)
         mesh = (group,) if group == team.size else (team.size // group, group)
         names = ("shard",) if len(mesh) == 1 else ("replicate", "shard")
@@ -71,9 +68,8 @@ class Sharded(Replicated):
             "mp_policy": policy if bf16 else MixedPrecisionPolicy(),
             "ignored_params": whole,
         }
-        for part in reversed(list(module.modules())):  # those within others first
-            if part is module or (isinstance(part, UNITS) and any(p not in whole for p in part.parameters())):
-                fully_shard(part, **options)
+        for part in units_of(module, whole):
+            fully_shard(part, **options)
         self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
         for unit in self.units:  # the loss is divided by the whole batch: gradients are sums
             unit.set_gradient_divide_factor(1.0)
@@ -191,6 +187,21 @@ class Sharded(Replicated):
 
     def agree(self, what: str | None) -> str | None:
         return next((found for found in self.team.gather(what) if found is not None), None)
+
+
+def kept_whole(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters of a module that each process has whole."""
+    whole = {p for p in module.parameters() if not p.requires_grad or p.ndim == 0}
+    for part in module.modules():
+        if isinstance(part, CHANGED_OUTSIDE):
+            whole.update(part.parameters())
+    return whole
+
+
+def units_of(module: nn.Module, whole: set[nn.Parameter]) -> list[nn.Module]:
+    """What is gathered by itself, those within others first, and the module, which is last."""
+    inside = reversed(list(module.modules())[1:])
+    return [*(p for p in inside if isinstance(p, UNITS) and any(own not in whole for own in p.parameters())), module]
 
 
 def divided(shape: torch.Size, of: torch.Size) -> bool:

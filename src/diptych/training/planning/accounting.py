@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-Kind = Literal["activations", "gradients", "half-precision copies"]
+Kind = Literal["activations", "gradients", "half-precision copies", "gathered weights"]
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -34,7 +34,9 @@ class Meter(TorchDispatchMode):
 
     def __init__(self, before: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.row, self.kind = "rest", "activations"
+        self.row = "rest"
+        self.kind: Kind | None = "activations"
+        """Of what is made; none is not counted."""
         self.flops: Counter[str] = Counter()
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
@@ -104,7 +106,7 @@ class Meter(TorchDispatchMode):
                 self._follow(tensor, self.kind)
         return out
 
-    def _follow(self, tensor: Tensor, kind: str | None) -> None:
+    def _follow(self, tensor: Tensor, kind: Kind | None) -> None:
         storage = tensor.untyped_storage()
         place = storage._cdata
         if place in self._known:
@@ -157,8 +159,10 @@ class OnMeta(TorchFunctionMode):
     - Noise of an example has a shape and no numbers, and what the host reads of a tensor is zero, or true.
     """
 
-    def __init__(self, device: Literal["cuda", "cpu"], meter: Meter) -> None:
+    def __init__(self, device: Literal["cuda", "cpu"], meter: Meter, copies: bool = True) -> None:
+        """copies: whether autocast has to copy weights; those that were gathered are in bfloat16 already."""
         super().__init__()
+        self.kind: Kind | None = "half-precision copies" if copies else None
         self.device, self.meter = device, meter
         self.copies: dict[int, Tensor] = {}
         """Of weights in bfloat16, as autocast keeps them."""
@@ -190,6 +194,18 @@ class OnMeta(TorchFunctionMode):
             return self._attention(*args, **kwargs)
         return func(*args, **kwargs)
 
+    def within(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward pass that also is on this device where it runs in a backward pass: PyTorch leaves modes there."""
+
+        def inside(*inputs: Any, **options: Any) -> Any:
+            super(OnMeta, self).__enter__()
+            try:
+                return forward(*inputs, **options)
+            finally:
+                super(OnMeta, self).__exit__(None, None, None)
+
+        return inside
+
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, (tuple, list)):
             return type(value)(self._cast(one, dtype) for one in value)
@@ -199,7 +215,7 @@ class OnMeta(TorchFunctionMode):
         if not (dtype == torch.bfloat16 and value.is_leaf and value.requires_grad):
             return value.to(dtype)
         if id(value) not in self.copies:
-            before, self.meter.kind = self.meter.kind, "half-precision copies"
+            before, self.meter.kind = self.meter.kind, self.kind
             self.copies[id(value)] = value.to(dtype)
             self.meter.kind = before
         return self.copies[id(value)]
@@ -234,6 +250,11 @@ class OnMeta(TorchFunctionMode):
             attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
         efficient = aten._scaled_dot_product_efficient_attention
         return efficient(query, key, value, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]
+
+
+def own_rows(shape: torch.Size, group: int) -> int:
+    """Numbers of a tensor that is divided by rows which the first of so many processes has: it has most."""
+    return -(-shape[0] // group) * shape[1:].numel()
 
 
 def host_value(tensor: Tensor) -> Any:

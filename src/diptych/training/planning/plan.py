@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diptych.core.errors import UserError
+from diptych.training.acceleration import recompute, require_blocks
+from diptych.training.adafactor import Adafactor
+from diptych.training.distributed import BUCKET
 from diptych.training.experiment_config import Recipe
 from diptych.training.optim import build_optimizer, state_shapes
-from diptych.training.planning.accounting import Meter, OnMeta
+from diptych.training.parallel import ALONE
+from diptych.training.parallel import shard_group as processes_of_a_copy
+from diptych.training.planning.accounting import Meter, OnMeta, own_rows
 from diptych.training.planning.cards import CARDS, Card
 from diptych.training.planning.outline import Outline, outlined
 
@@ -26,8 +32,6 @@ RESERVED = 1.5 * 2**30
 """Bytes of a card that tensors cannot have: CUDA's context and its libraries' kernels and workspaces (assumed)."""
 MACHINE = 8
 """GPUs of a machine."""
-ADAFACTOR = 5
-"""Tensors of the size of a parameter that Adafactor needs while it moves it."""
 FRAGMENTED = 0.05
 """Share of the tensors' bytes that the allocator loses between them (assumed)."""
 
@@ -46,18 +50,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at the peak of its step."""
+    """Bytes of one process at a moment of its step."""
 
     weights: int
     frozen: int
     optimizer: int
     average: int
     gradients: int
-    """Those alive at the peak: a backward pass makes them one by one while it frees activations."""
+    """A backward pass makes them one by one while it frees activations."""
     copies: int
-    """Weights in bfloat16, by autocast."""
+    """Weights in bfloat16, by autocast; of sharded runs those that are gathered."""
     activations: int
-    """Also what is there for a moment alone."""
+    """And whatever else is there for a moment."""
 
     @property
     def total(self) -> int:
@@ -89,10 +93,9 @@ class Plan:
     """Frozen networks whose results are read from disk."""
     step: Step
     memory: Memory
-    optimizer_step: int
-    """Bytes alive when the optimizer moves the weights."""
-    gradient_bytes: int
-    """Of all gradients."""
+    """At the peak of forward and backward passes."""
+    update: Memory
+    """When the optimizer moves the weights."""
     images: int
     """Images that are trained on in all."""
     examples: int | None = None
@@ -113,9 +116,10 @@ class Plan:
 
     @property
     def images_per_second(self) -> float:
-        """Of all GPUs together."""
+        """Of all GPUs together, which wait for those that have an image more than others."""
         peak = self.cluster.card.peak if self.half else self.cluster.card.float32
-        return self.cluster.gpus * self.cluster.utilisation * peak * 1e12 / self.flops
+        batch = self.recipe.training.batch_size
+        return batch * self.cluster.utilisation * peak * 1e12 / (self.flops * math.ceil(batch / self.cluster.gpus))
 
     @property
     def half(self) -> bool:
@@ -141,7 +145,7 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """The most that is alive in a step of one process."""
-        return max(self.memory.total, self.optimizer_step)
+        return max(self.memory.total, self.update.total)
 
     @property
     def needed_bytes(self) -> float:
@@ -177,10 +181,10 @@ def make_plan(
     caption_tokens: int = 20,
 ) -> Plan:
     """The plan of a recipe's run on a cluster; for so many images, or days, instead of `training.steps`."""
-    half = computes_half(recipe, cluster.card)
+    half, at_once = computes_half(recipe, cluster.card), share(recipe, cluster.gpus)
     outline = outlined(recipe, examples)
-    step = measure(outline, recipe, share(recipe, cluster.gpus), half)
-    memory, optimizer_step = memory_of(outline, recipe, step, shard_group(recipe, cluster.gpus), half)
+    step = measure(outline, recipe, at_once, half, gpus=cluster.gpus)
+    memory, update = memory_of(outline, recipe, step, cluster.gpus)
     module = outline.task.module
     weights = tensor_bytes(module.state_dict().values())
     trained = {name: count(network) for name, network in outline.trained.items()}
@@ -192,13 +196,12 @@ def make_plan(
         tuple(outline.idle) + (("autoencoder",) if outline.latent is not None else ()),
         step,
         memory,
-        optimizer_step,
-        tensor_bytes(p for p in module.parameters() if p.requires_grad),
+        update,
         images or recipe.training.steps * recipe.training.batch_size,
         examples,
         caption_tokens,
         example_bytes(outline, recipe, caption_tokens),
-        2 * weights + memory.optimizer,
+        2 * weights + FLOAT32 * sum(moments(outline, recipe)),
         weights,
     )
     plan = dataclasses.replace(plan, advice=[] if plan.fits else advice(plan))
@@ -207,84 +210,116 @@ def make_plan(
     return plan
 
 
-def measure(outline: Outline, recipe: Recipe, images: int, half: bool, device: Literal["cuda", "cpu"] = "cuda") -> Step:
-    """One forward and backward pass over so many images, on the meta device, as on a device of that type."""
+def measure(
+    outline: Outline, recipe: Recipe, images: int, half: bool, device: Literal["cuda", "cpu"] = "cuda", gpus: int = 1
+) -> Step:
+    """One forward and backward pass over so many images on the meta device, as on a device of that type, by one of so
+    many processes. To be called once for an outline."""
     task, module = outline.task, outline.task.module
+    group = shard_group(recipe, gpus)
     parameters = [p for p in module.parameters() if p.requires_grad]
-    networks = {**outline.trained, **outline.frozen}
     before = [*module.parameters(), *module.buffers()]
     for network in outline.frozen.values():
         before += [*network.parameters(), *network.buffers()]
-    meter = Meter(before)
-    for name, network in networks.items():
+    meter, gathering = Meter(before), None
+    for name, network in (outline.trained | outline.frozen).items():
         meter.watch(name, network)
-    if recipe.training.accumulation > 1:  # those of the parts before
+    if group > 1:
+        from diptych.training.planning.gathering import Gathering  # FSDP takes a second to import
+
+        gathering = Gathering(module, meter, group, half and device == "cuda")
+        parameters = [p for p in parameters if p in gathering.whole]
+    mode = OnMeta(device, meter, copies=not (gathering and half and device == "cuda"))
+    if recipe.training.activation_checkpointing == "blocks":
+        for block in require_blocks(module, "activation_checkpointing"):
+            block.forward = mode.within(block.forward)
+            recompute(block)
+    if recipe.training.accumulation > 1:  # gradients of the parts before
         with meter:
             meter.kind = "gradients"
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
+            if gathering:
+                gathering.accumulate()
             meter.kind = "activations"
     meter.gradients_of(parameters)
-    with OnMeta(device, meter), meter:
+    with mode, meter:
         batch = outline.batch(recipe, images)
+        if gathering:
+            gathering.start()
         with torch.autocast("meta", torch.bfloat16, enabled=half):
             losses, scalars = task.loss(batch)
         forward = dict(meter.flops)
+        if gathering:
+            gathering.turn()
         with meter.counting("backward"):
             (losses.sum() / images).backward()
+        if gathering:
+            gathering.finish()
     del losses, scalars, batch
     for parameter in parameters:
         parameter.grad = None
     return Step(images, forward, meter.flops["backward"], dict(meter.peak))
 
 
-def memory_of(outline: Outline, recipe: Recipe, step: Step, group: int = 1, half: bool = True) -> tuple[Memory, int]:
-    """Memory at the peak of a step, and when the optimizer moves the weights.
-
-    group: processes that hold one copy together, each a part of what is trained.
-    """
-    module = outline.task.module
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = build_optimizer(module, recipe.training)
-    states = sum(shape.numel() for p in parameters for shape in state_shapes(optimizer, p.shape).values())
-    trained, largest = tensor_bytes(parameters), max(p.numel() for p in parameters)
-    fixed = tensor_bytes([*module.parameters(), *module.buffers()]) - trained
+def memory_of(outline: Outline, recipe: Recipe, step: Step, gpus: int = 1) -> tuple[Memory, Memory]:
+    """Memory of the first of so many processes, which has most: at the peak of a step, and when the optimizer moves the
+    weights."""
+    module, group = outline.task.module, shard_group(recipe, gpus)
+    sizes = {p: own_size(p.shape, p, group) for p in module.parameters() if p.requires_grad}
+    trained = FLOAT32 * sum(sizes.values())
+    fixed = tensor_bytes([*module.parameters(), *module.buffers()]) - tensor_bytes(sizes)
     memory = Memory(
-        weights=fixed + trained // group,
+        weights=fixed + trained,
         frozen=sum(tensor_bytes([*n.parameters(), *n.buffers()]) for n in outline.frozen.values()),
-        optimizer=FLOAT32 * states // group,
-        average=FLOAT32 * sum(p.numel() for p in parameters) // group,
-        gradients=step.peak.get("gradients", 0) // group,
-        copies=gathered(module, half) if group > 1 else step.peak.get("half-precision copies", 0),
+        optimizer=FLOAT32 * sum(moments(outline, recipe, group)),
+        average=trained,
+        gradients=step.peak.get("gradients", 0),
+        copies=step.peak.get("half-precision copies", 0) + step.peak.get("gathered weights", 0),
         activations=step.peak.get("activations", 0),
     )
-    moving = ADAFACTOR * FLOAT32 * largest if recipe.training.optimizer == "adafactor" else 0
-    lasting = memory.weights + memory.frozen + memory.optimizer + memory.average
-    return memory, lasting + (trained + moving) // group
+    largest = max(sizes, key=lambda p: sizes[p])
+    moved = adafactor_bytes(sizes[largest], largest.shape) if recipe.training.optimizer == "adafactor" else 0
+    summed = FLOAT32 * min(BUCKET, sum(sizes.values())) if gpus > 1 and group == 1 else 0
+    return memory, dataclasses.replace(memory, gradients=trained, copies=0, activations=max(moved, summed))
+
+
+def moments(outline: Outline, recipe: Recipe, group: int = 1) -> Iterator[int]:
+    """Numbers that the optimizer keeps of each parameter."""
+    module = outline.task.module
+    optimizer = build_optimizer(module, recipe.training)
+    for p in module.parameters():
+        if p.requires_grad:
+            yield sum(own_size(shape, p, group) for shape in state_shapes(optimizer, p.shape).values())
+
+
+def own_size(shape: torch.Size, parameter: nn.Parameter, group: int) -> int:
+    """Numbers that the first of so many processes that hold a copy together has of a tensor that belongs to a
+    parameter."""
+    if group == 1 or parameter.ndim == 0 or shape[:1] != parameter.shape[:1]:
+        return shape.numel()
+    return own_rows(shape, group)
+
+
+def adafactor_bytes(size: int, shape: torch.Size) -> int:
+    """What Adafactor needs for a moment to move so many numbers of a parameter of that shape."""
+    rows = max(1, size // max(1, shape[1:].numel())) if len(shape) > 1 else size
+    p = nn.Parameter(torch.empty(rows, *shape[1:], device="meta"))
+    optimizer, p.grad = Adafactor([p]), torch.empty_like(p)
+    optimizer.found_inf = torch.zeros((), device="meta")
+    for _ in range(2):  # the first makes its state
+        meter = Meter([p, p.grad, *(t for t in optimizer.state[p].values() if isinstance(t, Tensor))])
+        with OnMeta("cuda", meter), meter:
+            optimizer.step()
+    return meter.peak_bytes
 
 
 def shard_group(recipe: Recipe, gpus: int) -> int:
-    """Processes that hold one copy of what is trained together, each a part."""
+    """Processes that hold one copy of what is trained together, each a part. A `UserError` where they cannot."""
     training = recipe.training
-    shard = getattr(training, "shard", "no")
-    if shard == "no":
-        return 1
-    return gpus if shard == "fsdp" else min(gpus, getattr(training, "shard_group", None) or MACHINE)
-
-
-def gathered(module: nn.Module, half: bool) -> int:
-    """Bytes of weights that FSDP has gathered at once: those in no unit, the unit that runs, and the one ahead of it;
-    and the gradients of a unit, in float32 as they are reduced."""
-    from diptych.training.sharding import UNITS  # pyright: ignore[reportMissingImports]
-
-    sizes, inside = [0], set[int]()
-    for part in reversed(list(module.modules())):  # those within others first
-        if isinstance(part, UNITS):
-            own = [p for p in part.parameters() if p.requires_grad and id(p) not in inside]
-            inside.update(id(p) for p in own)
-            sizes.append(sum(p.numel() for p in own))
-    rest = sum(p.numel() for p in module.parameters() if p.requires_grad and id(p) not in inside)
-    return (HALF if half else FLOAT32) * (rest + 2 * max(sizes)) + FLOAT32 * max(sizes)
+    if training.shard == "hsdp" and training.shard_group is None and gpus > 1:
+        training = dataclasses.replace(training, shard_group=min(gpus, MACHINE))
+    return processes_of_a_copy(training, dataclasses.replace(ALONE, size=gpus)) or 1
 
 
 def advice(plan: Plan) -> list[str]:
@@ -292,7 +327,7 @@ def advice(plan: Plan) -> list[str]:
     memory, training = plan.memory, plan.recipe.training
     lasting = memory.weights + memory.frozen + memory.optimizer + memory.average
     room = (plan.cluster.card.memory * 1e9 - RESERVED) / (1 + FRAGMENTED)
-    whole = lasting + memory.copies + plan.gradient_bytes
+    whole = lasting + memory.copies + plan.update.gradients
     said = list[str]()
     if (left := room - whole) > 0:
         images = int(plan.step.images * left / max(memory.activations, 1))
@@ -302,13 +337,17 @@ def advice(plan: Plan) -> list[str]:
                 said.append(f"training.accumulation={parts}: {images} images at once")
     if said == [] or whole > room / 2:
         group = shard_group(plan.recipe, plan.cluster.gpus)
-        if "shard" in training.to_dict() and group == 1 and plan.cluster.gpus > 1:
-            each = (lasting - memory.frozen + plan.gradient_bytes) / plan.cluster.gpus / 2**30
-            said.append(f"training.shard=fsdp: {each:.2f} GiB of each GPU instead of {whole / 2**30:.2f}")
+        if group == 1 and plan.cluster.gpus > 1:
+            held = lasting - memory.frozen + plan.update.gradients
+            each, all_of_it = (size / 2**30 for size in (held / plan.cluster.gpus, held))
+            said.append(
+                f"training.shard=fsdp: weights, gradients, EMA and optimizer take {each:.2f} GiB of each GPU, "
+                f"not {all_of_it:.2f}"
+            )
         elif plan.cluster.gpus == 1:
             said.append("more GPUs, among which weights and the optimizer's state can be divided")
-    if "activation_checkpointing" in training.to_dict() and not getattr(training, "activation_checkpointing", False):
-        said.append("training.activation_checkpointing=true: activations are computed again, a third more FLOPs")
+    if training.activation_checkpointing == "no":
+        said.append("training.activation_checkpointing=blocks: activations are computed again, a third more FLOPs")
     if training.optimizer != "adafactor" and memory.optimizer > room / 10:
         said.append(f"training.optimizer=adafactor: almost none of {memory.optimizer / 2**30:.2f} GiB")
     larger = sorted({c.memory for c in CARDS.values() if c.memory * 1e9 >= plan.needed_bytes})
