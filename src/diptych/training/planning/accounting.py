@@ -38,6 +38,8 @@ class Meter(TorchDispatchMode):
         self.kind: Kind | None = "activations"
         """Of what is made; none is not counted."""
         self.flops: Counter[str] = Counter()
+        self.messages: list[Tensor] = []
+        """Of gradients, to other processes."""
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         """What was alive, by kind, when that was most."""
@@ -87,6 +89,17 @@ class Meter(TorchDispatchMode):
 
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(whole)
+
+    def messages_of(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gradients of these are copied into what is sent to other processes, when they are whole."""
+
+        def copied(parameter: nn.Parameter) -> None:
+            before, self.kind = self.kind, "gradients"
+            self.messages.append(torch.empty_like(parameter))
+            self.kind = before
+
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(copied)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

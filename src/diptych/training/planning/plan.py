@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from diptych.core.errors import UserError
 from diptych.training.acceleration import recompute, require_blocks
 from diptych.training.adafactor import Adafactor
-from diptych.training.distributed import BUCKET
 from diptych.training.experiment_config import Recipe
 from diptych.training.optim import build_optimizer, state_shapes
 from diptych.training.parallel import ALONE
@@ -243,6 +242,8 @@ def measure(
                 gathering.accumulate()
             meter.kind = "activations"
     meter.gradients_of(parameters)
+    if gpus > 1 and group == 1:
+        meter.messages_of(parameters)
     with mode, meter:
         batch = outline.batch(recipe, images)
         if gathering:
@@ -257,6 +258,7 @@ def measure(
         if gathering:
             gathering.finish()
     del losses, scalars, batch
+    meter.messages.clear()
     for parameter in parameters:
         parameter.grad = None
     return Step(images, forward, meter.flops["backward"], dict(meter.peak))
@@ -280,7 +282,7 @@ def memory_of(outline: Outline, recipe: Recipe, step: Step, gpus: int = 1) -> tu
     )
     largest = max(sizes, key=lambda p: sizes[p])
     moved = adafactor_bytes(sizes[largest], largest.shape) if recipe.training.optimizer == "adafactor" else 0
-    summed = FLOAT32 * min(BUCKET, sum(sizes.values())) if gpus > 1 and group == 1 else 0
+    summed = trained if gpus > 1 and group == 1 else 0  # all messages are there when the last one is
     return memory, dataclasses.replace(memory, gradients=trained, copies=0, activations=max(moved, summed))
 
 
