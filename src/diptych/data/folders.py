@@ -121,8 +121,6 @@ class FolderSource:
     def _judge(self, rules: Rules) -> Verdict:
         judge = Selector(rules)
         for index in track(range(len(self)), "reading captions"):
-            read, size, missing = (
-                functools.partial(method, index) for method in (self.meta, self._size, self.missing_caption)
-            )
-            judge.read(read, size, missing, str(self.folder))
+            read, size = functools.partial(self.meta, index), functools.partial(self._size, index)
+            judge.read(read, size, functools.partial(self.missing_caption, index), str(self.folder))
         return judge.verdict()
