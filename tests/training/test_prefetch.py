@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from diptych.core.errors import UserError
 from diptych.core.hashing import mix, mix_all
 from diptych.data import DataConfig, ImageDataset, Quarantine, collate, open_dataset
 from diptych.data.stream import ImageBatches
+from diptych.data.worker import accept, packed, read_row
 from diptych.data.worker_pool import Order, WorkerPool
 from diptych.training.prefetch import prefetched
 from tests.data.fragile import Fragile
@@ -80,6 +82,18 @@ def test_threads_and_processes_give_the_batches_of_neither(tmp_path: Path) -> No
     pairs = [stream[position] for position in pieces[0]]
     made = collate([dataset[index] for index, _ in pairs], [seed for _, seed in pairs], dataset.config)
     assert same(made, {key: wanted[0][key] for key in made})
+
+
+def test_a_worker_passes_over_what_was_broken_before_it_began(tmp_path: Path) -> None:
+    image_dataset(tmp_path / "a.tar", 8, {2: b"nothing"})
+    dataset = opened(tmp_path)
+    wanted = dataset[2]  # another, in its place
+    worker_has, _ = pickle.loads(packed(dataset))
+    row = np.empty((8, 8, 3), np.uint8)
+    read = read_row(worker_has, 2, 0, row)
+    assert read.key == wanted.key
+    accept(dataset, 2, 0, read, row)
+    assert list(dataset.quarantine.broken.values()) == [dataset.left_out[0][2]]
 
 
 def fragile(folder: Path, **traps: int) -> ImageDataset:

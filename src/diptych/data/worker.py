@@ -105,7 +105,8 @@ def read_row(dataset: ImageDataset, index: int, seed: int, out: np.ndarray) -> R
         if example is not None:
             augment_into(out, example.image, dataset.config, seed)
             return ReadRow(place, list(example.captions), example.key, failed)
-        failed.append((place, dataset.quarantine.broken[dataset.source.key(place)]))
+        # One that was known to be broken before this worker began is not in its own record.
+        failed.append((place, dataset.quarantine.broken.get(dataset.source.key(place), "it cannot be read")))
     raise AssertionError("the last of the tries raises")
 
 
