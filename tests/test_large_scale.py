@@ -66,6 +66,8 @@ PLANNED = {
 """Plans are made without the folders of text encoders, from the shapes of published ones."""
 SIZES = {"256": "32", "512": "64", "640x384": "80x48"}
 """Sides of the page's images, and those of the toys."""
+KEEP = {"side>=512": "side>=64", "side>=1024": "side>=64"}
+"""What leaves one of the toy images out."""
 LESS = {
     "training.batch_size": "4",
     "training.workers": "1",  # starting processes takes seconds
@@ -108,6 +110,8 @@ def toy_settings(name: str, given: dict[str, str], steps: int) -> list[str]:
             added.append(f"{field}={SIZES[value]}")
         elif field == "data.bucket_step":
             added.append("data.bucket_step=16")
+        elif field == "data.keep":
+            added.append(f"data.keep={KEEP[value]}")
         elif field == "data.held_out":
             added.append("data.held_out=0.1")
         elif LESS.get(field) is not None:
@@ -213,7 +217,7 @@ def own_things(folder: Path) -> None:
         place = folder / "my-images" / str(number % 4) / f"{number:03d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         size = (66, 66), (84, 66), (66, 90)
-        width, height = size[number % 3]
+        width, height = size[number % 3] if number else (48, 48)
         image = Image.fromarray(pixels.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         image.resize((width, height)).save(place)
         place.with_suffix(".txt").write_text(f"a {WORDS[number % 7]}")
