@@ -102,9 +102,9 @@ def sweep(what: str, *more: str) -> Job:
     return Job(name=f"sweep-{what}", minutes=3, run=(*run, *more), needs=need, result=f"{out}/results.json")
 
 
-def script(name: str, minutes: float, path: str, *arguments: str, result: str, needs: tuple[str, ...] = ()) -> Job:
+def script(name: str, minutes: float, path: str, *arguments: str, result: str, **more: Any) -> Job:
     """A script beside this one, which leaves a JSON file."""
-    return Job(name=name, minutes=minutes, run=(f"benchmarks/{path}", *arguments), result=result, needs=needs)
+    return Job(name=name, minutes=minutes, run=(f"benchmarks/{path}", *arguments), result=result, **more)
 
 
 def words(recipe: str) -> Job:

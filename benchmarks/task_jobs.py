@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import jobs
 from benchmarks.jobs import FEATURES, RUNS, script, timed
+from benchmarks.loan import SHIPPED
 from benchmarks.schedule import Job
 
 TASKS, GUIDANCE = f"{RUNS}/tasks", "benchmarks/results/guidance-full"
@@ -56,6 +57,7 @@ JOBS = (
         *("--images", "200", "--out", f"{GUIDANCE}-pixels"),
         result=f"{GUIDANCE}-pixels/results.json",
         needs=("classifier-pixels", "features"),
+        present=SHIPPED.format("cascade"),
     ),
     timed("emoji-glide", f"{RUNS}/glide", 4, 256, needs=DATA),
 )
