@@ -57,7 +57,10 @@ class Team:
     def seed(self, seed: int, moment: int | str) -> None:
         """Seed PyTorch's own generators (dropout) from the run's seed, the moment and the process."""
         digest = hashlib.blake2b(f"{seed}/{moment}/{self.rank}".encode(), digest_size=7).digest()
-        torch.manual_seed(int.from_bytes(digest))
+        number = int.from_bytes(digest)
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)  # torch.manual_seed prepares all devices, each time
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
         """The norm () of all `.grad` together, before they are scaled down to `most`. It may be NaN or infinite."""

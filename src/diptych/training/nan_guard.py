@@ -60,8 +60,8 @@ def require_finite_state(
             "from the checkpoint before"
         )
     raise UserError(
-        f"after step {step} {what} NaN or Inf: the run stops, and the checkpoint before stays as it is. Lower "
-        "training.learning_rate (or training.precision=fp32) and go on from there in a copy"
+        f"after step {step} {what} NaN or Inf: the run stops, and the checkpoint before stays as it is. Train in "
+        "another folder with a lower training.learning_rate (or training.precision=fp32)"
     )
 
 
