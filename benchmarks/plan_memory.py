@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LATENT = ("emoji-64-latent", "training.batch_size=4", "system.precomputed=cache/any")
+LATENT = ("emoji-64-latent", "training.batch_size=32", "system.precomputed=cache/any")
 FIRST_STAGE = (
     *("kl-f8", "training.batch_size=1", "system.network.channels=32", "system.adversarial.start=0"),
     *("data.size=128", "data.crop=128"),
