@@ -153,7 +153,9 @@ def test_a_data_set_of_many_examples_takes_few_bytes_of_each(tmp_path, monkeypat
     def many(file, *_):
         rows = np.zeros(count // 4, ROW)
         rows["hash"] = np.random.default_rng(int(file.name[0])).integers(0, 2**64, len(rows), np.uint64)
-        verdict = Verdict(np.full(len(rows), CHOSEN, np.uint8), np.zeros(0, np.uint64), {"seen": 0, "broken": []})
+        verdict = Verdict(
+            np.full(len(rows), CHOSEN, np.uint8), np.zeros(0, np.uint64), {"seen": 0, "broken": [], "filtered": {}}
+        )
         return ShardPiece(rows, {"problem": None, "skipped": {}}, verdict)
 
     monkeypatch.setattr(shard_index, "index_piece", many)

@@ -91,7 +91,7 @@ def test_a_run_that_resumes_does_not_open_the_model_it_was_initialised_from(
     FirstStage(FirstStageConfig(network=config().autoencoder), autoencoder()).save(first)
     training = LatentTraining(model=repainter().config, autoencoder=str(first), init_from=str(source))
     data = ImageData({})
-    monkeypatch.setattr(data, "captions", lambda *splits, cut=False: CAPTIONS)
+    monkeypatch.setattr(data, "captions", lambda *splits, **how: CAPTIONS)
     initialised = training.build(data, seed=0)
     monkeypatch.setattr(init_from, "open_model", None)  # an error where it is called
     resumed = training.build(data, seed=0, resuming=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 from diptych.cli.arguments import add_integer, add_recipe, argument_type
 from diptych.core.errors import UserError
-from diptych.core.progress import waiting
 from diptych.core.values import Number
 
 MANY = 10**15
@@ -57,6 +56,7 @@ def add_commands(commands: Any) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     from diptych.cli.plan_report import print_plan
+    from diptych.core.progress import waiting
     from diptych.recipes import get
     from diptych.training.planning.cards import card
     from diptych.training.planning.plan import Cluster, make_plan

@@ -142,7 +142,8 @@ def portable(error: Exception, rows: list[ReadRow], chunk: Chunk) -> Exception:
             return told
     note = f"in a worker process:\n{''.join(traceback.format_exception(error)).rstrip()}"
     try:
-        same = pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        same = copy.copy(error)  # made again as the other process will
     except Exception:
         same = RuntimeError(f"{type(error).__name__}: {error}")
     same.add_note(note)
