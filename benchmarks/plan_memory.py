@@ -5,9 +5,10 @@
 Each is trained for two steps and a half in processes of its own by the training loop itself, with random weights and
 images of zeros. Measured is the second step: the most bytes that PyTorch's allocator has given out at a time. On a GPU
 that is `torch.cuda.max_memory_allocated`; on the CPU the running sum of allocations that PyTorch's profiler follows,
-which has tensors and the buffers of kernels, as a GPU's allocator does. Beside that, from another run, the peak of the
-process's resident memory less what it had before the networks were built: with pages that were freed and are kept, code
-that was loaded meanwhile, and what libraries take by themselves. Writes memory-cpu.md, or memory-cuda.md, and .json.
+which has tensors and the buffers of kernels, as a GPU's allocator does; the copies that gloo makes of what it sends are
+left out, since NCCL makes none. Beside that, from another run, the peak of the process's resident memory less what it
+had before the networks were built: with pages that were freed and are kept, code that was loaded meanwhile, and what
+libraries take by themselves. Writes memory-cpu.md, or memory-cuda.md, and .json.
 """
 
 from __future__ import annotations
@@ -151,11 +152,12 @@ def compared(processes: str, how: str, kind: str, name: str, *assignments: str) 
 
         def counted(batch: dict[str, Any]) -> Any:
             calls[0] += 1
-            if follow is not None and calls[0] > 1:
-                follow(f"{MARK} {calls[0]}")
-            if kind == "cuda" and calls[0] == 2:
+            step, part = divmod(calls[0] - 1, recipe.training.accumulation)
+            if follow is not None and step > 0 and part == 0:
+                follow(f"{MARK} {step}")
+            if kind == "cuda" and (step, part) == (1, 0):
                 torch.cuda.reset_peak_memory_stats()
-            if calls[0] == 3:  # two whole steps are behind, and no checkpoint is written yet
+            if step == 2:  # two whole steps are behind, and no checkpoint is written yet
                 raise Measured
             return loss(batch)
 
@@ -193,14 +195,26 @@ def allocations() -> Iterator[Allocations]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield follow
     assert profiler.profiler is not None
-    events, marks, sizes = list(profiler.profiler.kineto_results.experimental_event_tree()), list[int](), []
+    events, marks, found = list(profiler.profiler.kineto_results.experimental_event_tree()), list[int](), []
     while events:
         event = events.pop()
         events.extend(event.children)
         if event.tag == _EventType.Allocation:
-            sizes.append((event.start_time_ns, event.extra_fields.total_allocated))
+            what, parent = event.extra_fields, event.parent
+            while parent is not None and not parent.name.startswith("c10d::"):
+                parent = parent.parent
+            found.append((event.start_time_ns, what.total_allocated, what.alloc_size, what.ptr, parent is not None))
         elif event.name.startswith(MARK):
             marks.append(event.start_time_ns)
+    copies, lost, sizes = dict[int, int](), 0, list[tuple[int, int]]()
+    for time, total, size, place, copy in sorted(found):
+        if size > 0:  # what was freed in a thread of gloo's is still in the total, and its place taken again
+            lost += copies.pop(place, 0)
+            if copy:
+                copies[place] = size
+        else:
+            copies.pop(place, None)
+        sizes.append((time, total - lost - sum(copies.values())))
     follow.peak = max(size for time, size in sizes if min(marks) <= time <= max(marks))
 
 
