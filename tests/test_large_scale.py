@@ -25,6 +25,8 @@ from tests.cli.test_page_commands import briefly, lines
 from tests.encoders.tiny_encoders import WORDS, t5_folder
 from tests.pretrained.sd_models import text_encoder, tokenizer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "large-scale.md"
 COMMANDS = lines(PAGE)

@@ -97,6 +97,7 @@ def test_checkpointed_activations_are_the_same_bits_in_less_memory(tmp_path: Pat
     assert kept["blocks"] < 0.5 * kept["no"]
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_in_place_and_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.backends.registry import lookup_backend
 

@@ -23,6 +23,8 @@ from diptych.training.planning.outline import outlined
 from diptych.training.planning.plan import Cluster, Plan, advice, make_plan, measure, memory_of
 from diptych.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     *("system.model.unet.channels=32", "system.model.unet.multipliers=1,2", "system.model.unet.attention_levels=1"),
     *("system.model.unet.blocks=1", "system.model.autoencoder.channels=32", "system.precomputed=cache/any"),
