@@ -94,4 +94,4 @@ def whole_table(network: Any, kept: list[int], vocabulary: int) -> None:
     table = network.embeddings.word_embeddings.weight
     whole = torch.zeros(vocabulary, table.shape[1], dtype=table.dtype, device=table.device)
     whole[torch.tensor(kept, device=table.device)] = table.detach()
-    network.embeddings.word_embeddings = nn.Embedding(*whole.shape, _weight=whole, _freeze=True)
+    network.embeddings.word_embeddings = nn.Embedding(vocabulary, table.shape[1], _weight=whole, _freeze=True)
