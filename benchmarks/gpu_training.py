@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.stand_ins import Nothing, RandomText
 from diptych.core.errors import UserError
-from diptych.encoders.base import TextEmbedding
 from diptych.encoders.cache import EmbeddedTexts
 from diptych.models.latent_config import LatentConfig
 from diptych.models.latent_diffusion import LatentDiffusion
@@ -54,30 +54,6 @@ CAPTIONS = 512
 
 class Enough(Exception):
     """Raised from the data when a measurement is over, so that no checkpoint of it is saved."""
-
-
-class RandomText:
-    """Stands for a frozen text encoder: random embeddings of a fixed number of tokens."""
-
-    fingerprint = "random"
-
-    def __init__(self, width: int, tokens: int) -> None:
-        self.width, self.max_tokens = width, tokens
-
-    def encode(self, prompts: list[str]) -> TextEmbedding:
-        sequence = torch.randn(len(prompts), self.max_tokens, self.width)
-        return TextEmbedding.from_sequence(sequence, torch.ones(sequence.shape[:2], dtype=torch.bool))
-
-
-class Nothing(nn.Module):
-    """A network without work, to time the host: x times one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor, time: Tensor, **cond: Any) -> Tensor:
-        return x * self.weight
 
 
 @dataclasses.dataclass

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.stand_ins import Nothing, RandomText
 from diptych.core.counter_random import draws_of
 from diptych.core.random import DROP, NOISE, POSTERIOR, TIME
-from diptych.encoders.base import TextEmbedding
 from diptych.encoders.cache import CachePart, EmbeddedTexts
 from diptych.encoders.configs import MiniLMConfig
 from diptych.encoders.text_table import TextTable
@@ -45,30 +45,6 @@ from diptych.training.training_config import TrainingConfig
 
 BATCH, CHANNELS, TOKENS = 512, 8, 20
 SIDE, WIDTH = {"cpu": 16, "host": 1}, {"cpu": 384, "host": 2}
-
-
-class Reader:
-    """A text encoder of random embeddings."""
-
-    max_tokens = TOKENS
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def encode(self, prompts: list[str]) -> TextEmbedding:
-        shape = (len(prompts), TOKENS)
-        return TextEmbedding.from_sequence(torch.randn(*shape, self.width), torch.ones(shape, dtype=torch.bool))
-
-
-class Nothing(nn.Module):
-    """A network that does nothing: one weight, so that there is a gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
-        return x * self.weight
 
 
 class Unread:
@@ -93,7 +69,7 @@ def run_of(kind: str, random: str) -> tuple[Run, dict[str, Any]]:
     )  # fmt: skip
     config = LatentConfig(autoencoder=shape, unet=unet, text=MiniLMConfig(), size=side * shape.factor)
     captions = [f"caption {i}" for i in range(BATCH)]
-    reader = Reader(width)
+    reader = RandomText(width, TOKENS)
     texts = EmbeddedTexts(reader, CachePart.of(["", *captions], reader.encode(["", *captions])))
     if kind == "host":
         texts.table = TextTable.of(texts.index, device)

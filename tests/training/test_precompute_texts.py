@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from diptych.core.errors import UserError
-from diptych.encoders.t5 import T5
 from diptych.recipes import get
 from diptych.training import precompute as module
 from diptych.training.experiment import precompute
@@ -40,19 +39,6 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "user"))
     for name, value in {"BATCH": 2, "PART": 4}.items():
         monkeypatch.setattr(module, name, value)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The prompts that the real T5 reads."""
-    read, encode = [], T5.encode
-
-    def recorded(self: T5, prompts: list[str]) -> Any:
-        read.extend(prompts)
-        return encode(self, prompts)
-
-    monkeypatch.setattr(T5, "encode", recorded)
-    return read
 
 
 def recipe(t5: Path, images: Path, *changes: str) -> Recipe:

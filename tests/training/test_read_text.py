@@ -78,19 +78,6 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> TrainingSystem:
     )
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The prompts that the real T5 reads."""
-    read, encode = [], T5.encode
-
-    def recorded(self: T5, prompts: list[str]) -> Any:
-        read.extend(prompts)
-        return encode(self, prompts)
-
-    monkeypatch.setattr(T5, "encode", recorded)
-    return read
-
-
 def first_loss(system: TrainingSystem, data: ImageData, **changes: Any) -> torch.Tensor:
     task = system.build(data, 0)
     batch = to_device(data.batches(0)["train"]([0, 1, 2, 3]), torch.device("cpu")) | changes

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diptych.core.devices import sent
 from diptych.data.stream import ImageBatches, pictures
 from diptych.data.worker_pool import WorkerPool
 from diptych.training.training_config import TrainingConfig
@@ -150,7 +151,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         if isinstance(value, Tensor):
             if key == "seed" and value.device.type == "cpu":
                 moved["seed_on_host"] = value.numpy()  # no tensor, so that it stays there
-            value = (pinned(value) if device.type == "cuda" else value).to(device, non_blocking=True)
+            value = sent(value, device)
         moved[key] = value
     if "pixels" in moved:
         moved["picture"] = pictures(moved.pop("pixels"))

@@ -21,13 +21,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diptych.core.errors import UserError
-from diptych.networks.adm_blocks import AdmAttention
-from diptych.networks.code_transformer import CodeTransformerBlock
+from diptych.networks.blocks import BLOCKS
 from diptych.networks.efficient_unet import PixelShuffle
-from diptych.networks.layers import Downsample, SpatialTransformer, TransformerBlock, Upsample
+from diptych.networks.layers import Downsample, TransformerBlock, Upsample
 from diptych.networks.quantizer import VectorQuantizer
-from diptych.networks.residual import ResidualBlock
-from diptych.networks.transformer import TextTransformerBlock
 from diptych.training.adafactor import Rows
 from diptych.training.distributed import Team
 from diptych.training.parallel import Replicated
@@ -36,10 +33,7 @@ from diptych.training.sharded_files import read, stored
 from diptych.weights.lazy import require_shapes
 
 T = TypeVar("T")
-UNITS = (
-    *(ResidualBlock, Downsample, Upsample, PixelShuffle, SpatialTransformer, TransformerBlock, AdmAttention),
-    *(TextTransformerBlock, CodeTransformerBlock),
-)
+UNITS = (*BLOCKS, TransformerBlock, Downsample, Upsample, PixelShuffle)
 """Modules that are gathered by themselves: nothing reads their weights but their own `forward`."""
 CHANGED_OUTSIDE = (VectorQuantizer,)
 """Modules whose weights a task changes by other means than gradients: they stay whole in each process."""

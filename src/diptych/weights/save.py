@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.weights.files import open_safetensors
 
 SHARD_BYTES = 15 * 2**20
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16"}
-"""How safetensors calls the types that are written in parts."""
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -48,38 +43,6 @@ def _sort_metadata(path: Path) -> None:
         if len(ordered) <= length:  # as long as before, but where a text was escaped otherwise
             file.seek(8)
             file.write(ordered.ljust(length))
-
-
-def join_safetensors(parts: Sequence[Path], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write one file of several that hold tensors of the same names: these, end to end along the first dimension.
-
-    A single part is in memory at a time. Where their types differ, the wider one is written.
-    """
-    from diptych.core.disk import replacing
-
-    types: dict[str, torch.dtype] = {}
-    shapes: dict[str, list[int]] = {}
-    for part in parts:
-        with open_safetensors(part) as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                rows = file.get_slice(name)
-                one, shape = rows[:0].dtype, rows.get_shape()
-                types[name] = torch.promote_types(types[name], one) if name in types else one
-                shapes[name] = [shapes.get(name, [0])[0] + shape[0], *shape[1:]]
-    header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
-    end = 0
-    for name in sorted(types, key=lambda name: (-types[name].itemsize, name)):  # aligned, as the library writes them
-        begin, end = end, end + math.prod(shapes[name]) * types[name].itemsize
-        header[name] = {"dtype": _NAMES[types[name]], "shape": shapes[name], "data_offsets": [begin, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    with replacing(path) as partial, partial.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
-        for name in list(header)[1:]:
-            for part in parts:
-                with open_safetensors(part) as file:
-                    tensor = file.get_tensor(name).to(types[name]).contiguous()
-                out.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def save_weights(
