@@ -1,8 +1,8 @@
 """How much a first stage should compress: LDM-{1,4,8,16} for equal compute (Rombach et al. 2022, section 4.1).
 
-    python benchmarks/compression.py --data data/emoji-64
-    python benchmarks/compression.py --size full            wider, longer: on a GPU
-    python benchmarks/compression.py --report               table and plot again, from what is stored
+    python -m benchmarks.compression --data data/emoji-64
+    python -m benchmarks.compression --size full            wider, longer: on a GPU
+    python -m benchmarks.compression --report               table and plot again, from what is stored
 
 Each factor's first stage is trained for the same time, then its diffusion model for the same time; factor 1 has no
 first stage and works on pixels. All U-Nets have the same shape, but for what goes in and out, and are told nothing.

@@ -1,7 +1,7 @@
 """The Efficient U-Net against a plain U-Net of as many parameters, trained for as many steps on the same images.
 
-    python benchmarks/efficient_unet.py --data data/emoji-128 --steps 400 --out benchmarks/results/efficient-unet
-    python benchmarks/efficient_unet.py --size full         times the networks of the paper's size, on a GPU
+    python -m benchmarks.efficient_unet --data data/emoji-128 --steps 400 --out benchmarks/results/efficient-unet
+    python -m benchmarks.efficient_unet --size full         times the networks of the paper's size, on a GPU
 
 Both are the stage 32 -> 128 without words, trained on 64-px crops by the common loop: the same data, seeds, batches,
 learning rate and schedule. A rerun goes on where the last one stopped. Seconds are taken with both networks in turn, so

@@ -1,8 +1,8 @@
 """What each term of a first stage's objective is good for: the same network, data and steps, term after term.
 
-    python benchmarks/first_stages.py --data data/emoji-64 --features runs/emoji-features
-    python benchmarks/first_stages.py --size full                    wider, longer: on a GPU
-    python benchmarks/first_stages.py --report                       the plot again, from what is stored
+    python -m benchmarks.first_stages --data data/emoji-64 --features runs/emoji-features
+    python -m benchmarks.first_stages --size full                    wider, longer: on a GPU
+    python -m benchmarks.first_stages --report                       the plot again, from what is stored
 
 Three autoencoders are trained by the common loop: L1 and KL alone; with a perceptual distance; with a patch
 discriminator besides, which begins half-way, as it only confuses what cannot draw yet, and learns for a while before

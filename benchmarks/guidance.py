@@ -1,8 +1,8 @@
 """Three ways to be guided, on one model: by a classifier, by CLIP, and free of a classifier (Dhariwal & Nichol 2021,
 section 4; GLIDE: Nichol et al. 2021, figure 6; Ho & Salimans 2022).
 
-    python benchmarks/guidance.py --data data/emoji-64
-    python benchmarks/guidance.py --report                  table, plot and sheet again, from what is stored
+    python -m benchmarks.guidance --data data/emoji-64
+    python -m benchmarks.guidance --report                  table, plot and sheet again, from what is stored
 
 The model is told concepts ("red apple") of drawings that it has seen. A noisy classifier (`diptych train
 emoji-classifier`), a noisy pair (`emoji-noisy-clip`) and an ordinary pair that sees the decoded estimates

@@ -1,12 +1,13 @@
 """Host time of a training step whose network does nothing: 512 latents of 8 x 16 x 16, texts of 20 tokens, 384 wide.
 
-    OMP_NUM_THREADS=1 python benchmarks/host_time.py [--out benchmarks/results/host-time] [--profile]
+    OMP_NUM_THREADS=1 python -m benchmarks.host_time [--out benchmarks/results/host-time] [--profile]
 
-One thread; of the time that it computes, the least and the median of many steps, since other work on the machine adds
-to it. `cpu` computes everything. `host` is an estimate of what holds up a GPU: the same step of 512 examples on latents
-of 8 x 1 x 1 and texts 2 wide, so that Python, look-ups and calls of kernels are left, and the kernels themselves cost
-next to nothing; texts are gathered as they are on a GPU. (Tensors of the meta device do not serve: PyTorch computes
-their shapes in Python.) The parts are those of a step; `all` is the whole of `Run.take_step`.
+One thread; of the CPU time of the process, which other work on the machine hardly changes, the least and the median of
+many steps, and beside them the least time by the clock. `cpu` computes everything. `host` is an estimate of what holds
+up a GPU: the same step of 512 examples on latents of 8 x 1 x 1 and texts 2 wide, so that Python, look-ups and calls of
+kernels are left, and the kernels themselves cost next to nothing; texts are gathered as they are on a GPU. (Tensors of
+the meta device do not serve: PyTorch computes their shapes in Python.) The parts are those of a step; `all` is the
+whole of `Run.take_step`.
 """
 
 from __future__ import annotations
@@ -118,13 +119,15 @@ def parts(run: Run, batch: dict[str, Any]) -> dict[str, Callable[[], object]]:
 
 
 def timed(work: Callable[[], object], repetitions: int) -> dict[str, float]:
-    """Milliseconds of the thread: the least and the median."""
-    times = []
+    """Milliseconds: the least and the median of the process's CPU time, and the least by the clock."""
+    computed, passed = list[float](), list[float]()
     for _ in range(repetitions + 3):
-        start = time.thread_time()
+        start, began = time.process_time(), time.perf_counter()
         work()
-        times.append((time.thread_time() - start) * 1000)
-    return {"least": round(min(times[3:]), 3), "median": round(statistics.median(times[3:]), 3)}
+        computed.append((time.process_time() - start) * 1000)
+        passed.append((time.perf_counter() - began) * 1000)
+    found = {"least": min(computed[3:]), "median": statistics.median(computed[3:]), "clock": min(passed[3:])}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def main() -> None:
@@ -137,7 +140,7 @@ def main() -> None:
     torch.manual_seed(0)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    print(f"{cpu}, one thread, PyTorch {torch.__version__}: milliseconds a step of {BATCH}, least and median")
+    print(f"{cpu}, one thread, PyTorch {torch.__version__}: ms a step of {BATCH}: least, median, by the clock")
     found: dict[str, Any] = {}
     for kind, random in itertools.product(("host", "cpu"), ("counter", "generator")):
         run, batch = run_of(kind, random)
@@ -146,7 +149,8 @@ def main() -> None:
         count = arguments.repetitions if kind == "host" else max(3, arguments.repetitions // 6)
         for part, work in named.items():
             found[f"{kind}, {random}: {part}"] = took = timed(work, count)
-            print(f"{took['least']:9.2f} {took['median']:9.2f}  {kind}, {random}: {part}", flush=True)
+            numbers = " ".join(f"{number:8.2f}" for number in took.values())
+            print(f"{numbers}  {kind}, {random}: {part}", flush=True)
         if arguments.profile and kind == "host" and random == "counter":
             with cProfile.Profile() as profile:
                 for _ in range(50):

@@ -158,9 +158,9 @@ class Denoiser:
 
     def weight(self, t: Tensor, weighting: Weighting, gamma: float = 5.0) -> Tensor:
         """(B,) float64 weight of each image's loss at its time t (B,)."""
-        alpha, sigma = self.schedule.alpha_sigma(t.double())
         if pick("weighting", weighting, ("none", "min-snr", "truncated-snr")) == "none":
-            return torch.ones_like(alpha)
+            return torch.ones_like(t, dtype=torch.float64)
+        alpha, sigma = self.schedule.alpha_sigma(t.double())
         # min(SNR, gamma) weighs the error of x_0; dividing by |d output / d x_0|^2 weighs that of the output.
         least = sigma**2 if weighting == "truncated-snr" else torch.zeros_like(sigma)
         bounded = torch.minimum(torch.maximum(alpha**2, least), gamma * sigma**2)  # sigma^2 min(max(SNR, .), gamma)

@@ -47,7 +47,7 @@ class TextTable:
     def encode(self, prompts: Sequence[str]) -> TextEmbedding | None:
         """The embeddings of prompts, on the device; none where it has not all of them. The host waits for nothing."""
         try:
-            rows = np.fromiter((self.numbers[prompt] for prompt in prompts), np.int64, len(prompts))
+            rows = np.array([self.numbers[prompt] for prompt in prompts], dtype=np.int64)
         except KeyError:
             return None
         lengths = self.lengths[rows]
