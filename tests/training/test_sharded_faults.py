@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from diptych.training import run_checkpoint as checkpoint
-from diptych.training.sharded_checkpoint import BackgroundSaves
+from diptych.training.sharded_checkpoint import ShardedSaves
 from tests.training.processes import processes
 from tests.training.test_sharding import same
 from tests.training.toy_blocks import many, run
@@ -65,14 +65,14 @@ SAID = {"full": "disk is full", "failing": os.strerror(errno.EIO)}
 
 def meet(patch: pytest.MonkeyPatch, fault: str) -> None:
     """Let this process meet a fault, from the moment when its thread begins to write the checkpoint of `STEP`."""
-    write = BackgroundSaves.write
+    write = ShardedSaves.write
 
-    def writing(saves: BackgroundSaves, folder: Path, step: int, *rest: Any) -> None:
+    def writing(saves: ShardedSaves, folder: Path, step: int, *rest: Any) -> None:
         if step == STEP:
             patch.setattr(*FAULTS[fault])
         write(saves, folder, step, *rest)
 
-    patch.setattr(BackgroundSaves, "write", writing)
+    patch.setattr(ShardedSaves, "write", writing)
 
 
 def fall(folder: str, faults: list[tuple[str, int]], environment: dict[str, str]) -> None:

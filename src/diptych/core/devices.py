@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -62,6 +64,28 @@ def settled(module: Module, device: torch.device) -> Module:
     the host should."""
     first = next(module.parameters(), None)
     return module if first is not None and first.device == device else module.to(device)
+
+
+LIMITS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Of a container's memory: the files of the limit and of what is in use, and of that what can be given up."""
+
+
+def free_memory(system: Path = Path("/")) -> int | None:
+    """Bytes of memory that can be had on the host, in its container if it is in one; none where Linux does not say."""
+    free = list[int]()
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = (system / "proc/meminfo").read_text().splitlines()
+        free.append(int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024)
+    for limit, used, stat, cached in LIMITS:
+        with contextlib.suppress(OSError, KeyError, ValueError):  # of which "max" is one
+            groups = system / "sys/fs/cgroup"
+            entries = dict(line.split() for line in (groups / stat).read_text().splitlines())
+            most, now = (int((groups / name).read_text()) for name in (limit, used))
+            free.append(most - now + int(entries[cached]))
+    return max(min(free), 0) if free else None
 
 
 def require_memory(count: Callable[[], dict[str, int]], device: torch.device) -> None:

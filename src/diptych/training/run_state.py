@@ -9,6 +9,7 @@ from torch import nn
 
 from diptych.core.terminal import print_err
 from diptych.training import run_checkpoint as checkpoint
+from diptych.training.background_saves import BackgroundSaves
 from diptych.training.distributed import Team
 from diptych.training.ema import EMA
 from diptych.training.learning_rate import learning_rate_at
@@ -27,38 +28,24 @@ class RunState:
         self.config, self.team = config, team
         group = shard_group(config, team)
         if group is None:
-            self.parallel, self.background = Replicated(module, team), None
+            self.parallel, self.saves = Replicated(module, team), BackgroundSaves(team)
         else:
-            from diptych.training.sharded_checkpoint import BackgroundSaves  # FSDP takes a second to import
+            from diptych.training.sharded_checkpoint import ShardedSaves  # FSDP takes a second to import
             from diptych.training.sharding import Sharded
 
             self.parallel = Sharded(module, team, group, bf16 and team.device.type == "cuda")
-            self.background = BackgroundSaves(team, self.parallel.mesh)
+            self.saves = ShardedSaves(team, self.parallel.mesh)
         self.optimizer = build_optimizer(self.parallel, config)
         self.ema = EMA(self.parallel, config.ema, config.ema_warmup)
 
     def save(self, folder: Path, step: int, seconds: float) -> None:
-        """Write a checkpoint into `folder`; of a sharded run it is begun here. To be called in all processes. Raises a
-        `UserError` where that is not possible, or was not with the one before, or numbers are not finite."""
+        """Begin to write a checkpoint into `folder`. To be called in all processes. Raises a `UserError` where that is
+        not possible, or was not with the one before, or numbers are not finite; `saves` has those that came later."""
         average, moments = self.ema.state_dict(), optimizer_tensors(self.optimizer, self.parallel)
         require_finite_state(step, self.parallel, average, moments)
         parts = {"weights": self.parallel.module.state_dict(), "ema": average, "optimizer": moments}
         rate = learning_rate_at(step, self.config, seconds)  # that of the next step
-        state = {"seconds": seconds, "learning_rate": rate}
-        if self.background is not None:
-            self.background.save(folder, step, parts, state, self.config.keep)
-        elif self.team.main:
-            checkpoint.save(folder, step, parts, state, self.config.keep)
-
-    def wait(self) -> None:
-        """Return when what `save` began is whole. Raises a `UserError` where it could not be written."""
-        if self.background is not None:
-            self.background.wait()
-
-    def close(self) -> None:
-        """Let what `save` began come to its end, whatever it is: for when the run stops for another reason."""
-        if self.background is not None and self.background.thread is not None:
-            self.background.thread.join()
+        self.saves.save(folder, step, parts, {"seconds": seconds, "learning_rate": rate}, self.config.keep)
 
     @torch.no_grad()
     def load(self, latest: checkpoint.Checkpoint) -> None:

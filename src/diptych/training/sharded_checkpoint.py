@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,77 +24,44 @@ from torch.distributed.tensor import DTensor
 from diptych.core.disk import disk_errors, replacing
 from diptych.core.errors import UserError
 from diptych.training import run_checkpoint as checkpoint
+from diptych.training.background_saves import BackgroundSaves, Parts
 from diptych.training.distributed import Team
 
 T = TypeVar("T")
 
 
-class BackgroundSaves:
-    """Writes checkpoints of a sharded run in a thread of each process, one at a time."""
+class ShardedSaves(BackgroundSaves):
+    """Writes checkpoints of a sharded run, in a thread of each process. To be called in all processes."""
 
     def __init__(self, team: Team, mesh: DeviceMesh) -> None:
-        """mesh: that of the sharded tensors. To be called in all processes, as all that follows."""
-        self.team = team
+        """mesh: that of the sharded tensors."""
+        super().__init__(team)
         self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))  # training communicates meanwhile
         self.mesh = mesh
         if team.device.type != "cpu":
             self.mesh = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
-        self.thread: threading.Thread | None = None
-        self.error: BaseException | None = None
 
-    def save(
-        self,
-        folder: Path,
-        step: int,
-        parts: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
-        keep: int = 2,
-    ) -> None:
-        """Copy tensors, plain or sharded, to memory, and begin to write `folder/step-...` as `run_checkpoint.save`
-        does. What went wrong with the one before is raised here, or in `wait`."""
+    def save(self, folder: Path, step: int, parts: Parts, state: Mapping[str, Any], keep: int = 2) -> None:
         self.wait()
-        files = {part: number for number, part in enumerate(parts, start=1)}
-        tensors = {f"{part}/{name}": self.staged(tensor) for part in parts for name, tensor in parts[part].items()}
-        numbers = {name: files[name.partition("/")[0]] for name in tensors}
+        copies = {part: {n: self.staged(f"{part}/{n}", t) for n, t in parts[part].items()} for part in parts}
+        self.begin(step, lambda: self.write(folder, step, copies, state, keep))
 
-        def write() -> None:
-            try:
-                self.write(folder, step, tensors, numbers, state, keep)
-            except BaseException as error:  # raised in `wait`; DCP's is no Exception
-                self.error = error
+    def check(self) -> None:
+        """All processes learn of an error, but not in the same step: each says it in `wait`."""
 
-        self.thread = threading.Thread(target=write, name=f"checkpoint {step}", daemon=True)
-        self.thread.start()
-
-    def wait(self) -> None:
-        """Return when no checkpoint is being written. Raises a `UserError` where one could not be: in all processes."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
-
-    def staged(self, tensor: Tensor) -> Tensor:
+    def staged(self, key: str, tensor: Tensor) -> Tensor:
         """A copy on the CPU, of a sharded tensor this process's rows."""
         if not isinstance(tensor, DTensor):
-            return tensor.detach().to("cpu", copy=True).contiguous()
-        local = cast(DTensor, tensor.detach()).to_local().to("cpu", copy=True).contiguous()
+            return self.copied(key, tensor)
+        local = self.copied(key, cast(DTensor, tensor.detach()).to_local())
         return DTensor.from_local(
             local, self.mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
         )
 
-    def write(
-        self,
-        folder: Path,
-        step: int,
-        tensors: dict[str, Tensor],
-        files: dict[str, int],
-        state: Mapping[str, Any],
-        keep: int,
-    ) -> None:
-        """In the thread: write, read back, rename, remove older ones."""
+    def write(self, folder: Path, step: int, parts: Parts, state: Mapping[str, Any], keep: int) -> None:
         target, main = folder / f"step-{step:08d}", self.team.main
+        tensors = {f"{part}/{name}": tensor for part in parts for name, tensor in parts[part].items()}
+        files = {f"{part}/{name}": number for number, part in enumerate(parts, start=1) for name in parts[part]}
         with contextlib.ExitStack() as stack:
 
             def begin() -> Path | None:

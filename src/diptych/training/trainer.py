@@ -124,7 +124,7 @@ class Run:
                 journal.report(jump(resumed.state, self.step, self.config, self.seconds))
             else:
                 self.start()
-            stack.callback(self.state.close)
+            stack.callback(self.state.saves.close)
             with self.interrupt.watching():
                 self.train(journal)
             if not self.finished:
@@ -176,7 +176,8 @@ class Run:
                             journal.image(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
                     self.state.save(self.folder / "checkpoints", self.step, self.seconds)
-            self.state.wait()
+                self.state.saves.check()
+            self.state.saves.wait()
 
     def take_step(self, batches: Iterator[Batch], seconds: float) -> None:
         """One optimizer step, `seconds` after the run began. Nothing in it waits for a GPU: the host queues work, and
