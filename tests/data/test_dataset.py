@@ -163,7 +163,7 @@ def test_images_in_memory_are_decoded_once(tmp_path, monkeypatch):
     image_dataset(tmp_path / "a.tar", 3)
     data = open_dataset(DataConfig(path=str(tmp_path), size=8, in_memory=True))
     first = [data[i] for i in range(3)]
-    monkeypatch.setattr("diptych.data.dataset.decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("diptych.data.dataset.decode_image", lambda *_: pytest.fail("decoded again"))
     for one, again in zip(first, (data[i] for i in range(3)), strict=True):
         np.testing.assert_array_equal(one.image, again.image)
 

@@ -183,7 +183,7 @@ def test_a_machine_that_has_no_more_sets_nothing_aside(tmp_path, monkeypatch, er
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("diptych.data.dataset.decode", fail)
+    monkeypatch.setattr("diptych.data.dataset.decode_image", fail)
     with pytest.raises(UserError, match=r"out of memory while|too many open files while"):
         data[0]
     assert not data.quarantine.broken

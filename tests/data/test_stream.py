@@ -52,13 +52,13 @@ def test_a_batch(tmp_path):
 def test_pixels_run_from_minus_one_to_one_channels_first():
     image = np.zeros((2, 2, 3), dtype=np.uint8)
     image[0, 1] = (255, 0, 51)
-    got = collate([Example(image=image, captions=("x",), meta={}, key="k")], [0])["picture"][0]
+    got = collate([Example(decoded=image, captions=("x",), meta={}, key="k")], [0])["picture"][0]
     assert got[:, 0, 1].tolist() == [1.0, -1.0, -0.6000000238418579]
     assert got[:, 1, 0].tolist() == [-1.0, -1.0, -1.0]
 
 
 def test_the_seed_picks_among_the_captions_evenly():
-    example = Example(image=np.zeros((1, 1, 3), dtype=np.uint8), captions=("a", "b", "c"), meta={}, key="k")
+    example = Example(decoded=np.zeros((1, 1, 3), dtype=np.uint8), captions=("a", "b", "c"), meta={}, key="k")
     seeds = [SampleStream(9, 0)[p][1] for p in range(3000)]
     told = collate([example] * 3000, seeds)["caption"]
     assert all(abs(count - 1000) < 120 for count in Counter(told).values())
@@ -72,7 +72,7 @@ def numbered(height=6, width=6, key="k"):
     """Each pixel tells its row in red and its column in green."""
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
-    return Example(image=image, captions=("x",), meta={}, key=key)
+    return Example(decoded=image, captions=("x",), meta={}, key=key)
 
 
 def cutting(crop, size=6, **options):
@@ -113,7 +113,7 @@ def test_a_crop_of_the_whole_size_is_the_whole_image():
 
 
 def test_a_crop_has_the_caption_of_the_whole_image():
-    example = Example(image=numbered().image, captions=("a", "b", "c"), meta={}, key="k")
+    example = Example(decoded=numbered().image, captions=("a", "b", "c"), meta={}, key="k")
     assert collate([example] * 50, range(50), cutting(2))["caption"] == collate([example] * 50, range(50))["caption"]
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
+from diptych.core.errors import UserError
 from diptych.core.terminal import printable
 from diptych.data.quarantine import BrokenExample
 
@@ -29,6 +31,8 @@ MAX_TEXT_BYTES = 16 * 2**20
 """Largest size of a caption file or of a JSON file beside an image, in bytes."""
 INVISIBLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*")
 """Text without a visible character: blanks, control characters, direction and zero-width marks."""
+Fit = Callable[[str], str]
+"""Cuts a caption to the length that a model reads. Raises a `UserError` for a caption that it cannot read."""
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the beginning of this one
@@ -146,3 +150,20 @@ def is_scene(meta: dict[str, Any]) -> bool:
 def concept_of(meta: dict[str, Any]) -> str:
     """The concept of an example, or its first caption where the data names none (and for scenes)."""
     return meta["captions"][0] if is_scene(meta) or not meta.get("concept") else meta["concept"]
+
+
+def fit_captions(captions: list[str], fit: Fit, long_captions: str) -> tuple[list[str], str]:
+    """Captions as a model reads them, and the last change: too long captions are cut or dropped (empty: none were)."""
+    fitted, change = [], ""
+    for caption in captions:
+        try:
+            shorter = fit(caption)
+        except UserError as error:
+            change = f"its caption cannot be read by this model: {error}"
+            continue
+        if shorter != caption:
+            cut = f"cut after {shorter[-30:]!r}" if long_captions == "cut" and shorter else "left out"
+            change = f"its caption is longer than the text encoder reads: {cut}"
+        if shorter == caption or (long_captions == "cut" and shorter):
+            fitted.append(shorter)
+    return fitted, change

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,14 +15,15 @@ from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import stable_hash
 from diptych.core.image_files import opened
 from diptych.data.box_layouts import LAYOUT_FIELD, layout_of, require_layout
-from diptych.data.caption_text import field_texts, one_line
+from diptych.data.caption_text import Fit, field_texts, fit_captions, one_line
 from diptych.data.dataset_config import DataConfig, Split
-from diptych.data.decode import decode
+from diptych.data.decode import decode, decode_image
 from diptych.data.filters import filters_said
 from diptych.data.folder_scan import Listing, index_folder, known_folder
 from diptych.data.folders import FolderSource
 from diptych.data.index_files import Arrays
-from diptych.data.quarantine import BrokenExample, Quarantine, reason_of
+from diptych.data.pixels import Pixels, Region, array_of
+from diptych.data.quarantine import BrokenExample, Marks, Quarantine, reason_of
 from diptych.data.remote import is_remote, remote_shards, shards_of_list
 from diptych.data.selection import Selection
 from diptych.data.shard_files import LocalShard
@@ -33,21 +33,24 @@ from diptych.data.shards import ShardSource
 __all__ = ["DataConfig", "Example", "ExampleSource", "ImageDataset", "Split", "open_dataset"]
 MOST_LAYOUTS = 2**16
 """Layouts that are kept once they were measured."""
-Fit = Callable[[str], str]
-"""Cuts a caption to the length that a model reads. Raises a `UserError` for a caption that it cannot read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One captioned image."""
 
-    image: np.ndarray
-    """uint8 (H, W, 3): the centre crop of the config, or the whole image where `augment_image` crops at random."""
+    decoded: Pixels
+    """The centre crop of the config, or the whole image where `augment_image` crops at random."""
     captions: tuple[str, ...]
     """At least one; the empty caption where captions are not read."""
     meta: dict[str, Any]
     """Metadata: concept, style, objects, foils, ..."""
     key: str
+
+    @property
+    def image(self) -> np.ndarray:
+        """`decoded` as an array, uint8 (H, W, 3)."""
+        return array_of(self.decoded)
 
 
 class ExampleSource(Protocol):
@@ -84,27 +87,6 @@ class ExampleSource(Protocol):
     def missing_caption(self, index: int) -> BrokenExample:
         """The error for an example without a caption."""
         ...
-
-
-class Marks:
-    """True or false for each of many numbers: a bit each. Thread-safe."""
-
-    def __init__(self, count: int) -> None:
-        self._bits, self._lock = bytearray(-(-count // 8)), threading.Lock()
-
-    def __getitem__(self, number: int) -> bool:
-        return bool(self._bits[number >> 3] >> (number & 7) & 1)
-
-    def __setitem__(self, number: int, value: bool) -> None:
-        with self._lock:
-            mark = 1 << (number & 7)
-            self._bits[number >> 3] = self._bits[number >> 3] & ~mark | mark * value
-
-    def __getstate__(self) -> bytearray:
-        return self._bits
-
-    def __setstate__(self, bits: bytearray) -> None:
-        self._bits, self._lock = bits, threading.Lock()
 
 
 class ImageDataset:
@@ -229,9 +211,9 @@ class ImageDataset:
             if read is None:
                 return None
             meta, image = read
-            if self.config.in_memory:
-                self._cache[index, shape] = image, meta
-        return Example(image=image, captions=tuple(meta["captions"]), meta=meta, key=self.source.key(index)[1])
+            if self.config.in_memory:  # as an array, of three bytes a pixel and not four
+                image = self._cache.setdefault((index, shape), (array_of(image), meta))[0]
+        return Example(decoded=image, captions=tuple(meta["captions"]), meta=meta, key=self.source.key(index)[1])
 
     def counted(self, index: int, read: Callable[[int], Any]) -> Any:
         """The result of `read`, counted as one of the examples that were read, or none where it fails: then the
@@ -260,8 +242,8 @@ class ImageDataset:
             self._broken[index] = True  # it alone: another may have its key
             return None
 
-    def _decoded(self, index: int, shape: tuple[int, int] | None) -> np.ndarray:
-        return decode(self.source.image_bytes(index), shape or self.config.resized, square=not self.config.drawn)
+    def _decoded(self, index: int, shape: tuple[int, int] | None) -> Region:
+        return decode_image(self.source.image_bytes(index), shape or self.config.resized, square=not self.config.drawn)
 
     def _meta(self, index: int) -> dict[str, Any]:
         return self._captioned(index, self.source.meta(index))
@@ -324,23 +306,6 @@ class ImageDataset:
         if filtered := self.source.selection.filtered:
             kinds += f" that data.keep keeps ({filters_said(filtered)})"
         raise NotFound(f"{config.path} has no example of split {split!r}{kinds}")
-
-
-def fit_captions(captions: list[str], fit: Fit, long_captions: str) -> tuple[list[str], str]:
-    """Captions as a model reads them, and the last change: too long captions are cut or dropped (empty: none were)."""
-    fitted, change = [], ""
-    for caption in captions:
-        try:
-            shorter = fit(caption)
-        except UserError as error:
-            change = f"its caption cannot be read by this model: {error}"
-            continue
-        if shorter != caption:
-            cut = f"cut after {shorter[-30:]!r}" if long_captions == "cut" and shorter else "left out"
-            change = f"its caption is longer than the text encoder reads: {cut}"
-        if shorter == caption or (long_captions == "cut" and shorter):
-            fitted.append(shorter)
-    return fitted, change
 
 
 def open_dataset(config: DataConfig, *, captions: bool = True, record: Path | None = None) -> ImageDataset:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.core.image_files import opened, upright
+from diptych.data.pixels import Region, array_of
 from diptych.data.quarantine import BrokenExample
 
 MAX_ASPECT_RATIO = 16
@@ -15,9 +16,13 @@ MAX_PIXELS = 2**26
 
 
 def decode(data: bytes, size: int | tuple[int, int], square: bool = True) -> np.ndarray:
-    """An RGB image, uint8 (size, size, 3): EXIF turned, alpha on white, shorter side resized, centre cropped; all of
-    it, (H, W, 3) with a shorter side of `size`, where it is not to be `square`; (height, width, 3) for a `size` of
-    (height, width).
+    """`decode_image` as an array, uint8 (H, W, 3)."""
+    return array_of(decode_image(data, size, square))
+
+
+def decode_image(data: bytes, size: int | tuple[int, int], square: bool = True) -> Region:
+    """An RGB image of `size` x `size` pixels: EXIF turned, alpha on white, shorter side resized, centre cropped; all
+    of it, with a shorter side of `size`, where it is not to be `square`; of (height, width) for such a `size`.
 
     Raises `BrokenExample`: an image that cannot be decoded, more pixels than Pillow's limit (before any is decoded), a
     longer side of more than 16 times the shorter, or more than 67 million pixels once resized. A `MemoryError` passes:
@@ -49,16 +54,13 @@ def check_shape(sides: tuple[int, int], size: int) -> None:
         raise BrokenExample(f"{sides[0]} x {sides[1]} pixels: more than {MAX_PIXELS:,} once resized to {size}")
 
 
-def covered(image: Image.Image, least: tuple[int, int], crop: bool = True) -> np.ndarray:
+def covered(image: Image.Image, least: tuple[int, int], crop: bool = True) -> Region:
     """Resized (Lanczos, antialiased) to the smallest that is as wide and as high as `least`, then cropped to it at the
-    centre, or not: uint8 (H, W, 3)."""
+    centre, or not."""
     (width, height), (across, down) = image.size, least
     scale = max(across / width, down / height)
     wide, high = max(across, round(width * scale)), max(down, round(height * scale))
     if (wide, high) != (width, height):  # Pillow would copy it
         image = image.resize((wide, high), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    pixels = np.asarray(image)
-    if not crop:
-        return pixels
-    left, top = (wide - across) // 2, (high - down) // 2
-    return pixels[top : top + down, left : left + across]
+    left, top = ((wide - across) // 2, (high - down) // 2) if crop else (0, 0)
+    return Region(image, left, top, *(least if crop else (wide, high)))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import logging
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -144,3 +145,24 @@ class Quarantine:
             log.warning("%s", line)
         elif number == MAX_LOGGED + 1:
             log.warning("more %s%s", more, f": {self.path} lists all" if self.path else "")
+
+
+class Marks:
+    """True or false for each of many numbers: a bit each. Thread-safe."""
+
+    def __init__(self, count: int) -> None:
+        self._bits, self._lock = bytearray(-(-count // 8)), threading.Lock()
+
+    def __getitem__(self, number: int) -> bool:
+        return bool(self._bits[number >> 3] >> (number & 7) & 1)
+
+    def __setitem__(self, number: int, value: bool) -> None:
+        with self._lock:
+            mark = 1 << (number & 7)
+            self._bits[number >> 3] = self._bits[number >> 3] & ~mark | mark * value
+
+    def __getstate__(self) -> bytearray:
+        return self._bits
+
+    def __setstate__(self, bits: bytearray) -> None:
+        self._bits, self._lock = bits, threading.Lock()

@@ -80,8 +80,7 @@ class FilePart:
         first, last, _ = place.indices(self.size)
         if last <= first:
             return b""
-        with FILES.opened(self.path, self.file) as number:
-            return os.pread(number, last - first, self.start + first)
+        return FILES.read(self.path, self.file, self.start + first, last - first)
 
 
 class Shard:

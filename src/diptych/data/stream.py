@@ -126,7 +126,7 @@ class ImageBatches:
         self.dataset.fetch(index for index, _ in order.examples)
         for row, (index, seed) in enumerate(order.examples):
             example = self.dataset.read(index, None if self.dataset.config.drawn else order.shape)
-            augment_into(pixels[row], example.image, self.dataset.config, seed)
+            augment_into(pixels[row], example.decoded, self.dataset.config, seed)
             captions.append(example.captions)
             keys.append(example.key)
         return self.batch(order, Filled(pixels, captions, keys))

@@ -7,6 +7,7 @@ context is unsafe. It ends when its parent closes the connection, or ends itself
 from __future__ import annotations
 
 import copy
+import gc
 import mmap
 import pickle
 import signal
@@ -103,7 +104,7 @@ def read_row(dataset: ImageDataset, index: int, seed: int, out: np.ndarray) -> R
     shape = None if dataset.config.drawn else (out.shape[0], out.shape[1])
     for place, example in dataset.tries(index, shape):
         if example is not None:
-            augment_into(out, example.image, dataset.config, seed)
+            augment_into(out, example.decoded, dataset.config, seed)
             return ReadRow(place, list(example.captions), example.key, failed)
         # One that was known to be broken before this worker began is not in its own record.
         failed.append((place, dataset.quarantine.broken.get(dataset.source.key(place), "it cannot be read")))
@@ -127,7 +128,7 @@ def accept(dataset: ImageDataset, index: int, seed: int, row: ReadRow, out: np.n
         if captions is not None:
             return tuple(captions), row.key
     example = dataset.read(index, None if dataset.config.drawn else (out.shape[0], out.shape[1]))
-    augment_into(out, example.image, dataset.config, seed)
+    augment_into(out, example.decoded, dataset.config, seed)
     return example.captions, example.key
 
 
@@ -162,6 +163,7 @@ def main(connection_number: int, memory_number: int, data_number: int) -> None:
         with mmap.mmap(data_number, 0, access=mmap.ACCESS_READ) as data:
             dataset, Image.MAX_IMAGE_PIXELS = pickle.loads(data)
         memory: Any = mmap.mmap(memory_number, 0)
+        gc.freeze()  # what is there now stays: collections need not look through it
         connection.send(None)  # started
         work(connection, memory, dataset)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has finished, or is no more

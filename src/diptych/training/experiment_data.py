@@ -15,7 +15,8 @@ from diptych.core.disk import values_of
 from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import mix
 from diptych.core.terminal import print_err
-from diptych.data.dataset import Fit, ImageDataset, open_dataset
+from diptych.data.caption_text import Fit
+from diptych.data.dataset import ImageDataset, open_dataset
 from diptych.data.filters import filters_said
 from diptych.data.quarantine import silent
 from diptych.data.stream import ImageBatches

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.data.augment import flipped
-from diptych.data.dataset import fit_captions
+from diptych.data.caption_text import fit_captions
 from diptych.data.stream import SampleStream, texts
 from diptych.data.stream_order import KeyedOrder
 from diptych.encoders.cache_part import read_precomputed

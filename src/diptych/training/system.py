@@ -12,7 +12,8 @@ from torch import nn
 from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.core.seeding import drawn_apart
-from diptych.data.dataset import DataConfig, Fit, ImageDataset
+from diptych.data.caption_text import Fit
+from diptych.data.dataset import DataConfig, ImageDataset
 from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.configs import FrozenConfig, TextConfig
 from diptych.networks.autoencoder import Autoencoder
