@@ -5,6 +5,7 @@ import pickle
 import re
 import threading
 from collections import Counter
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -33,7 +34,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.do_GET(body=False)
 
     def do_GET(self, body=True):
-        store, file = self.server, self.server.folder / self.path.lstrip("/")
+        store, file = self.server, self.server.folder / unquote(urlsplit(self.path).path.lstrip("/"))
         span = self.headers.get("Range")
         store.asked[self.path, span] += 1
         store.requests.append((self.command, self.path, span))
@@ -155,8 +156,62 @@ def test_a_list_of_addresses(store, tmp_path):
     (tmp_path / "list.txt").write_text("file:///etc/passwd.tar\n")
     with pytest.raises(UserError, match="is no address of a shard: give s3://"):
         opened(store, path=str(tmp_path / "list.txt"))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{store.address}/002.tar\r\n".encode())
+    assert len(opened(store, path=str(tmp_path / "list.txt"))) == 6
+    (tmp_path / "list.txt").write_bytes(b"https://\xe4.example/a.tar\n")
+    with pytest.raises(UserError, match=r"list\.txt is not UTF-8"):
+        opened(store, path=str(tmp_path / "list.txt"))
     with pytest.raises(UserError, match="cannot be listed: give a pattern"):
         opened(store, path=store.address)
+
+
+def test_a_number_in_a_name_is_no_answer(store, tmp_path):
+    """A store that fails for a moment at shard 404 does not lose it."""
+    image_dataset(store.folder / "00404.tar", 6)
+    store.fault = lambda path, span, times: 500 if times < 6 else None
+    assert len(opened(store, path=f"{store.address}/00404.tar")) == 6
+
+
+def test_signed_addresses(store, tmp_path, capfd):
+    """Read by their queries, which nothing prints or keeps; HEAD, which their signature does not cover, is not asked."""
+    (store.folder / "001.tar").rename(store.folder / "a b.tar")
+    secret = "s3cr3t%2Fx%3D"
+
+    def signed(path, span, times):
+        return None if parse_qs(urlsplit(path).query).get("sig") == [unquote(secret)] and span else 403
+
+    store.fault, names = signed, ("000.tar", "a%20b.tar", "002.tar")
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{store.address}/{name}?sig={secret}&to=1\n" for name in names))
+    data = opened(store, path=str(listed))
+    local = [("%03d" % (index % 6)).rjust(9, "0") for index in range(18)]
+    assert [data[index].key for index in range(18)] == local
+    again = pickle.loads(pickle.dumps(data))  # as workers get it
+    assert everything(again) == everything(data)
+    store.fault = lambda path, span, times: 403
+    with pytest.raises(UserError, match=r"a%20b\.tar cannot be read \(Perm.*write new addresses into the list") as error:
+        pickle.loads(pickle.dumps(data))[6]
+    listed.write_text(listed.read_text().replace(secret, "other"))  # signed anew: the same index
+    store.fault = lambda path, span, times: None
+    store.requests.clear()
+    assert opened(store, path=str(listed))[6].key == local[6] and len(store.requests) == 4
+    kept = b"".join(file.read_bytes() for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    shown = str(error.value) + "".join(map(str, capfd.readouterr())) + str(data.quarantine.broken) + data.key(0)[0]
+    assert b"s3cr3t" not in kept and "s3cr3t" not in shown
+
+
+@pytest.mark.parametrize("line", ["http://h:x/a.tar", "https://me:secret@[::1/a.tar?sig=secret", "s3://b/a.tar?s=secret"])
+def test_addresses_of_a_list_that_are_not_read(tmp_path, line):
+    (tmp_path / "list.txt").write_text(line)
+    with pytest.raises(UserError) as error:
+        open_dataset(DataConfig(path=str(tmp_path / "list.txt"), size=8))
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_shard_is_listed_once(store, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{store.address}/{{000..001}}.tar\n{store.address}/001.tar?sig=1\n")
+    with pytest.raises(UserError, match=r"001\.tar is there twice: its examples would come twice"):
+        opened(store, path=str(tmp_path / "list.txt"))
 
 
 SECRETS = ("https://me:secret@host/a.tar", "https://host/a.tar?sig=secret", "https://host/a.tar#secret")

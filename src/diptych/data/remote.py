@@ -1,7 +1,8 @@
 """WebDataset shards in object stores and behind HTTP, read by ranges of bytes with obstore.
 
 Addresses are `s3://`, `gs://`, `az://`, `http://` or `https://`; credentials and endpoints come from the environment,
-as obstore reads them. No address leads to a local file, and none may hold a secret: addresses are printed and kept.
+as obstore reads them. No address leads to a local file. The path of data is printed and kept, so it holds no secret; a
+list of addresses may have signed ones, whose queries are neither printed nor kept.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from diptych.core.errors import UserError
-from diptych.data.caption_text import one_line
+from diptych.data.caption_text import decode_text, one_line
+from diptych.data.quarantine import BrokenExample
 from diptych.data.tars import View
 
 T = TypeVar("T")
@@ -32,11 +35,15 @@ GAP = 2**20
 """Bytes between two examples of a batch that are read along rather than by another request."""
 REQUESTS = 16
 """Requests at once, of a batch or for what shards there are."""
-TRIES = 5
-"""Attempts at a request, besides those that obstore makes of its own."""
+TRIES = 8
+"""Attempts at a request, besides those that obstore makes of its own: a store that is away for a minute ends no run."""
 PAUSE = 0.5
 """Seconds before the second attempt; each further one waits twice as long."""
 MOST_SHARDS = 10**6
+SIGNED = 64
+"""Connections to signed addresses, each of which needs its own, that are kept."""
+NOT_THERE = re.compile(r"status code: 404\b|\b404 Not Found\b")
+"""What an answer says of an address without an object. The number alone may be part of a shard's name."""
 ABSENT = "absent"
 """Identity of a shard that is listed and is not there."""
 
@@ -56,22 +63,50 @@ def remote_shards(path: str) -> list[RemoteShard]:
 
 
 def shards_of_list(file: Path) -> list[RemoteShard]:
-    """The shards whose addresses stand in a text file, one a line."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    addresses = [address for line in lines if line and not line.startswith("#") for address in expanded(checked(line))]
+    """The shards whose addresses stand in a text file, one a line; of http and https also signed ones, with a query."""
+    try:
+        lines = [line.strip() for line in decode_text(file.read_bytes(), file.name).splitlines()]
+    except BrokenExample as error:
+        raise UserError(str(error)) from None
+    addresses = [address for line in lines if line and not line.startswith("#") for address in listed_in(line)]
     if not addresses:
         raise UserError(f"{file} names no shard: write one address a line, such as s3://bucket/00000.tar")
+    twice = [name for name, times in Counter(map(unsigned, addresses)).items() if times > 1]
+    if twice:
+        more = f", and so are {len(twice) - 1:,} more" if len(twice) > 1 else ""
+        raise UserError(f"{file}: {one_line(twice[0])} is there twice{more}: its examples would come twice an epoch")
     return probed(addresses)
+
+
+def listed_in(line: str) -> list[str]:
+    """The addresses of a line of a list: one with a query, or those of a pattern."""
+    address, _, query = line.partition("?")
+    if not query or address.partition("://")[0].lower() not in ("http", "https"):
+        return expanded(checked(line))
+    return [f"{checked(address)}?{query}"]
+
+
+def unsigned(address: str) -> str:
+    """An address without its query, which may be a secret."""
+    return address.partition("?")[0]
 
 
 def checked(address: str) -> str:
     """An address of a scheme that is read, without secrets. The error does not repeat them."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError as error:  # a port that is none, half of an IPv6 address
+        shown = one_line(unsigned(address).rpartition("@")[2])
+        raise UserError(f"{shown} is no address of a shard ({error})") from None
     shown = one_line(f"{parts.scheme}://{parts.hostname or ''}{parts.path}")
     if parts.scheme not in SCHEMES:
         raise UserError(f"{shown} is no address of a shard: give {', '.join(f'{name}://' for name in SCHEMES)}")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(f"{shown}: an address with a name, password or query is not read; sign in by the environment")
+        raise UserError(
+            f"{shown}: an address with a name, password or query is not read here, since it would be kept with the run: "
+            "sign in by the environment, or write signed https addresses into a .txt file, one a line"
+        )
     if ".." in parts.path.split("/") or not parts.hostname:
         raise UserError(f"{shown} is no address of a shard")
     return address
@@ -101,8 +136,14 @@ def probed(addresses: Sequence[str]) -> list[RemoteShard]:
 
     def probe(address: str) -> RemoteShard:
         store, place = store_of(address)
+
+        def ask() -> Any:
+            if address == unsigned(address):
+                return obstore().head(store, place)
+            return obstore().get(store, place, options={"range": (0, 1)}).meta  # a signature is for one method
+
         try:
-            meta = attempt(lambda: obstore().head(store, place), address)
+            meta = attempt(ask, address)
         except FileNotFoundError:
             return RemoteShard(address, 0, ABSENT)
         return RemoteShard(address, meta["size"], identity_of_meta(meta))
@@ -136,7 +177,7 @@ class RemoteShard:
     def __init__(self, address: str, size: int, identity: str) -> None:
         self.address, self.size = address, size
         self.identity: str | None = identity
-        self.name, self.problem = one_line(address), ""
+        self.name, self.problem = one_line(unsigned(address)), ""
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[View]:
@@ -230,13 +271,15 @@ def attempt(request: Callable[[], T], address: str) -> T:
             raise
         except Exception as error:
             kind, text = type(error).__name__, " ".join(str(error).split())
-            if kind == "NotFoundError" or "404" in text[:400]:
-                raise FileNotFoundError(address) from None
+            if kind == "NotFoundError" or NOT_THERE.search(text[:600]):
+                raise FileNotFoundError(unsigned(address)) from None
             final = kind in ("PermissionDeniedError", "UnauthenticatedError", "InvalidPathError")
             if final or number == TRIES - 1:
                 text = re.sub(r"\?\S*", "?...", text)[:200]  # a query may hold a signature
-                reason = f"{kind}: {text}"
-                raise UserError(f"{one_line(address)} cannot be read ({reason}); a rerun goes on from here") from None
+                reason, then = f"{kind}: {text}", "a rerun goes on from here"
+                if final and address != unsigned(address):
+                    then = "if its signature is too old, write new addresses into the list; a rerun goes on from here"
+                raise UserError(f"{one_line(unsigned(address))} cannot be read ({reason}); {then}") from None
             time.sleep(PAUSE * 2**number * random.uniform(0.5, 1.0))
     raise AssertionError("the last attempt returns or raises")
 
@@ -256,13 +299,27 @@ def obstore() -> Any:
 
 
 def store_of(address: str) -> tuple[Any, str]:
-    """The store of an address, and the place in it."""
+    """The store of an address, and the place in it. A signed address has a store of its own, with its query."""
     parts = urlsplit(address)
-    return _store(f"{parts.scheme}://{parts.netloc}", os.getpid()), parts.path.lstrip("/")
+    root, place = f"{parts.scheme}://{parts.netloc}", parts.path.lstrip("/")
+    if parts.scheme in ("http", "https"):
+        place = unquote(place)  # obstore quotes it
+    if parts.query:
+        return _signed_store(f"{root}/?{parts.query}", os.getpid()), place
+    return _store(root, os.getpid()), place
 
 
 @functools.cache
 def _store(root: str, process: int) -> Any:
+    return opened_store(root)
+
+
+@functools.lru_cache(SIGNED)
+def _signed_store(root: str, process: int) -> Any:
+    return opened_store(root)
+
+
+def opened_store(root: str) -> Any:
     from datetime import timedelta
 
     obstore()
@@ -275,4 +332,5 @@ def _store(root: str, process: int) -> Any:
     try:
         return from_url(root, client_options=options, retry_config=retry)
     except Exception as error:
-        raise UserError(f"{root} cannot be opened ({' '.join(str(error).split())[:200]})") from None
+        said = " ".join(unsigned(str(error)).split())[:200]
+        raise UserError(f"{unsigned(root)} cannot be opened ({said})") from None
