@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -66,6 +67,58 @@ def test_every_example_comes_once_a_round_of_its_bucket_and_few_wait_for_the_nex
     if size > 1:
         with pytest.raises(ValueError, match="one step"):
             stream.at(np.arange(1, size + 1))
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_buckets_go_through_the_shards_in_one_order(window: int) -> None:
+    """Every example once a round; at any time the examples of a few neighbouring shards are read."""
+    rng, sizes = np.random.default_rng(1), [40, 0, 25, 60, 5, 44, 30, 51, 20, 33]
+    bounds = np.cumsum([0, *sizes])
+    total, size, seed = int(bounds[-1]), 4, 5
+    buckets = rng.choice([0, 3, 7], total, p=[0.6, 0.35, 0.05])
+    stream = BucketStream(buckets, size, seed, bounds, window)
+    shown: dict[int, list[int]] = {0: [], 3: [], 7: []}
+    for step in range(sum(stream.begun(6))):
+        indices, _, bucket = stream.at(np.arange(step * size, (step + 1) * size))
+        shown[bucket] += indices.tolist()
+    rounds = []
+    for bucket, row in shown.items():
+        members = np.flatnonzero(buckets == bucket).tolist()
+        whole = [row[start : start + len(members)] for start in range(0, len(row) - len(members) + 1, len(members))]
+        assert len(whole) >= 4 and all(sorted(part) == members for part in whole)
+        rounds.append([[int(np.searchsorted(bounds, i, "right")) - 1 for i in part] for part in whole])
+        assert whole[0] != whole[1]
+    for together in zip(*rounds, strict=False):  # a round of each bucket: the same windows of shards, one after another
+        windows: list[set[int]] = []
+        for shards in together:
+            firsts = list(dict.fromkeys(shards))
+            for shard in firsts:
+                span = [at for at, other in enumerate(shards) if other == shard]
+                between = set(shards[span[0] : span[-1] + 1])
+                assert len(between) <= window
+            windows.append(set(firsts))
+        if window == 1:
+            first = list(dict.fromkeys(together[0]))
+            for shards in together[1:]:
+                assert list(dict.fromkeys(shards)) == [shard for shard in first if shard in shards]
+
+
+def test_a_stream_in_buckets_holds_few_bytes_an_example() -> None:
+    count, base = 2**20, 2**19
+    sides = np.tile(np.array([[4, 3], [3, 4], [1, 1], [2, 1]], np.uint32), (count // 4, 1))
+    shapes = bucket_shapes(512, 64, 2.0)
+
+    def most(bounds: np.ndarray | None) -> int:
+        tracemalloc.start()
+        try:
+            stream = BucketStream(nearest(sides, shapes), 8, 0, bounds, 4)
+            for step in range(0, count // 8, count // 80):
+                stream.at(np.arange(step * 8, step * 8 + 8))
+            return tracemalloc.get_traced_memory()[0] - base
+        finally:
+            tracemalloc.stop()
+
+    assert most(None) <= 8 * count and most(np.arange(0, count + 1, 4096)) <= 4 * count
 
 
 def put(folder: Path) -> None:

@@ -77,6 +77,7 @@ class DataConfig(Config):
     """Keep decoded images in memory (3 bytes a pixel) after their first use."""
 
     def check(self) -> None:
+        self.require(self.path != "", "path", "name a folder, a shard or an address (. is this folder)")
         self.require(self.size >= 1, "size", "be at least 1")
         self.require(self.crop is None or 1 <= self.crop <= self.size, "crop", f"lie between 1 and size {self.size}")
         self.require(
@@ -86,7 +87,6 @@ class DataConfig(Config):
         self.require(0 <= self.center_shift <= 0.5, "center_shift", "lie between 0 and 0.5")
         self.require(self.center_shift == 0 or self.crop is None, "center_shift", "be 0 where crop cuts at random")
         if self.bucket_step:
-            self.require(self.shuffle == "all", "bucket_step", "be 0 where shards are mixed (shuffle)")
             self.require(not self.drawn, "bucket_step", "be 0 with a crop or center_shift")
             self.require(self.size % self.bucket_step == 0, "bucket_step", f"divide size ({self.size}), or be 0")
             self.require(self.caption_field != LAYOUT_FIELD, "bucket_step", "be 0 with layouts, which are of squares")

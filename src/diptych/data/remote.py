@@ -104,7 +104,7 @@ def checked(address: str) -> str:
         raise UserError(f"{shown} is no address of a shard: give {', '.join(f'{name}://' for name in SCHEMES)}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(
-            f"{shown}: an address with a name, password or query is not read here, since it would be kept with the run: "
+            f"{shown}: an address with a name, password or query is not read here, since it would be kept: "
             "sign in by the environment, or write signed https addresses into a .txt file, one a line"
         )
     if ".." in parts.path.split("/") or not parts.hostname:

@@ -114,8 +114,10 @@ class ImageBatches:
             self.stream = stream_of(dataset, seed, random)
         else:
             self.shapes = bucket_shapes(config.size, config.bucket_step, config.bucket_aspect)
-            sides = stored_sides(dataset)[np.asarray(dataset.indices)]
-            self.stream = BucketStream(nearest(sides, self.shapes), batch_size, seed)
+            bounds = dataset.bounds() if config.shuffle == "shards" else None  # an error for a folder, first of all
+            sides, used = stored_sides(dataset), dataset.indices
+            which = nearest(sides if isinstance(used, range) else sides[used], self.shapes)
+            self.stream = BucketStream(which, batch_size, seed, bounds, config.shuffle_window)
 
     def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Read the batch of these positions, here and now."""

@@ -59,9 +59,10 @@ class WindowedOrder:
     """The shards in a new order each epoch, and the examples of so many neighbours in it mixed: a shard is read within
     one stretch of the epoch. Eight bytes a shard in memory."""
 
-    def __init__(self, bounds: np.ndarray, seed: int, window: int) -> None:
-        """bounds: int64 (shards + 1,), the first example of each shard, and the number of all."""
-        filled = np.flatnonzero(np.diff(bounds))
+    def __init__(self, bounds: np.ndarray, seed: int, window: int, every: bool = False) -> None:
+        """bounds: int64 (shards + 1,), the first example of each shard, and the number of all. every: shards without
+        examples have their turn, so that the order is the same as that of other examples of these shards."""
+        filled = np.arange(len(bounds) - 1) if every else np.flatnonzero(np.diff(bounds))
         self.starts, self.sizes = bounds[filled], np.diff(bounds)[filled]
         self.seed, self.window = seed, window
         self._epoch = (-1, self.starts, self.starts)
