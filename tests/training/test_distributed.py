@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from diptych.core.devices import find_device
 from diptych.core.errors import UserError
-from diptych.training.distributed import Team, own_store, team
+from diptych.training.distributed import Team, own_store, require_same_data, team
 from diptych.weights.lazy import load_weights
 from tests.training.processes import two_processes
 from tests.training.test_trainer import metrics
@@ -32,6 +32,15 @@ RUNS = {
     "bad": ({"bad_seed": 14, "log_every": 2, "lag": 2}, 2),  # the last image of step 3, in the second process
 }
 """What is run in two processes, and the code that it ends with."""
+
+
+def test_processes_with_other_data_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [({"count": 9, "keys": "a"}, "one"), ({"count": 9, "keys": "a"}, "one"), ({"count": 7, "keys": "b"}, "two")]
+    monkeypatch.setattr(Team, "gather", lambda self, value: rows)
+    with pytest.raises(UserError, match="process 2 on two finds other data than process 0 on one .7 examples, and 9"):
+        require_same_data(Team(0, 3, torch.device("cpu")), {"examples": rows[0][0]})
+    monkeypatch.setattr(Team, "gather", lambda self, value: rows[:2])
+    require_same_data(Team(0, 2, torch.device("cpu")), {"examples": rows[0][0]})
 
 
 def free_port() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 from PIL import Image
 
 from diptych.core.errors import UserError
+from diptych.data import DataConfig, open_dataset
+from diptych.data.shards import write_shard
+from diptych.data.stream import ImageBatches
 from diptych.recipes import get
 from diptych.training import run_checkpoint as checkpoint
 from diptych.training.prefetch import prefetched
@@ -20,6 +24,7 @@ from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig, settle_config
 from diptych.weights import save as weights_save
 from diptych.weights.lazy import load_weights
+from tests.data.tiny import png
 from tests.training.toy import Toy, batch_at, settings
 
 
@@ -290,3 +295,38 @@ def test_a_finished_model_is_replaced_only_while_it_is_ours(tmp_path: Path) -> N
     (tmp_path / "model" / "notes.txt").unlink()
     train(Toy(), batch_at, settings(steps=8, schedule="constant"), tmp_path)
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.safetensors"]
+
+
+def test_a_run_whose_data_have_changed_stops_unless_told_otherwise(tmp_path: Path) -> None:
+    """The order of an epoch follows from how many examples there are, and from which: kept, and compared."""
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        write_shard(tmp_path / "data" / f"{number}.tar", [(f"{number}-{k}", {"png": png()}) for k in range(4)])
+
+    def facts(**changes: Any) -> dict[str, Any]:
+        dataset = open_dataset(DataConfig(path=str(tmp_path / "data"), size=8, **changes), captions=False)
+        return {"examples": ImageBatches(dataset, 0).identity}
+
+    def resume(found: dict[str, Any], **training: Any) -> list[str]:
+        return settle_config(tmp_path / "run", {"training": settings(**training).to_dict()}, found)
+
+    first = facts()
+    assert first["examples"]["count"] == 12 and resume(first) == [] == resume(facts())
+    os.rename(tmp_path / "data" / "0.tar", tmp_path / "data" / "3.tar")  # the same examples at other places
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match=r"it began with 12 examples, and there are as many others now; bring back"):
+        resume(facts())
+    os.remove(tmp_path / "data" / "3.tar")
+    with pytest.raises(UserError, match=r"it began with 12 examples, and there are 8 now.*training\.changed_data=true"):
+        resume(facts())
+    assert contents(tmp_path / "run") == before
+    said = resume(facts(), changed_data=True)
+    assert said == ["other data, 8 examples (were 12)", "training.changed_data=true (was false)"]
+    assert resume(facts(), changed_data=True) == []
+    with pytest.raises(UserError, match="there are 7 now"):
+        resume({"examples": {**facts()["examples"], "count": 7}})
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    del saved["examples"]  # of an earlier version
+    (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
+    resume(first)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["examples"] == first["examples"]

@@ -6,6 +6,8 @@ So any number of ranks, any accumulation and any resume see the same numbers.
 from __future__ import annotations
 
 import collections
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,8 +21,12 @@ from diptych.data.buckets import BucketStream, bucket_shapes, nearest
 from diptych.data.dataset import Example, ImageDataset
 from diptych.data.dataset_config import DataConfig
 from diptych.data.image_sides import stored_sides
+from diptych.data.shards import ShardSource
 from diptych.data.stream_order import EpochOrder, GeneratedOrder, KeyedOrder, WindowedOrder
 from diptych.data.worker_pool import Filled, Order, WorkerPool
+
+SAMPLED = 4096
+"""Examples whose keys tell the data of a run from others: a page of memory each."""
 
 
 class SampleStream:
@@ -132,6 +138,20 @@ class ImageBatches:
             captions.append(example.captions)
             keys.append(example.key)
         return self.batch(order, Filled(pixels, captions, keys))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which example stands where in an epoch: how many there are, and a hash of the names of shards
+        and of the keys of at most `SAMPLED` examples, evenly spaced."""
+        index, used, count = self.dataset.source.index, self.dataset.indices, len(self.dataset)
+        digest, sharded = hashlib.sha256(), isinstance(self.dataset.source, ShardSource)
+        if isinstance(self.dataset.source, ShardSource):
+            digest.update(json.dumps([file.name for file in self.dataset.source.files]).encode())
+            digest.update(self.dataset.bounds().tobytes())
+        hashes = index["rows"]["hash"] if sharded else index["hashes"]
+        for number in range(min(count, SAMPLED)):
+            digest.update(hashes[int(used[number * count // min(count, SAMPLED)])].tobytes())
+        return {"count": count, "keys": digest.hexdigest()[:16]}
 
     def order(self, positions: Sequence[int]) -> Order:
         """What is to be read for these positions."""

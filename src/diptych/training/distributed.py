@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,7 +24,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from diptych.core.devices import find_device
 from diptych.core.errors import UserError
-from diptych.training.training_config import TrainingConfig
+from diptych.training.training_config import EXAMPLES, TrainingConfig
 
 PATIENCE = timedelta(minutes=30)
 """How long processes wait for each other."""
@@ -95,6 +96,18 @@ class Team:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+def require_same_data(team: Team, facts: Mapping[str, Any]) -> None:
+    """Raise a `UserError`, in all processes, unless all have the same data: each reads its own copy, perhaps."""
+    rows = team.gather((facts.get(EXAMPLES), socket.gethostname()))
+    for rank, (found, host) in enumerate(rows):
+        if found != rows[0][0]:
+            other, first = (one["count"] if one else 0 for one in (found, rows[0][0]))
+            raise UserError(
+                f"process {rank} on {host} finds other data than process 0 on {rows[0][1]} ({other:,} examples, and "
+                f"{first:,}): give all machines the same"
+            )
 
 
 def own_device(name: str = "auto") -> torch.device:

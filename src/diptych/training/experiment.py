@@ -29,7 +29,7 @@ from diptych.training.precompute import precompute as precompute_data
 from diptych.training.precompute_texts import PRECOMPUTED_TEXTS, precompute_texts
 from diptych.training.run_checkpoint import has_checkpoint, require_run
 from diptych.training.trainer import train as train_task
-from diptych.training.training_config import as_begun
+from diptych.training.training_config import EXAMPLES, as_begun
 
 
 def train(recipe: Recipe, folder: str | Path) -> Path:
@@ -45,7 +45,8 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
     data.fit(system.caption_fit)
     task = system.build(data, seed, resuming=has_checkpoint(folder))
     data.fit(lambda: learned_fit(task))
-    splits, facts = data.batches(seed), getattr(task, "facts", {})
+    splits = data.batches(seed)
+    facts = {EXAMPLES: getattr(splits["train"], "identity", {}), **getattr(task, "facts", {})}
     return train_task(task, splits["train"], recipe.training, folder, splits.get("held-out"), recipe, facts)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -29,6 +31,8 @@ NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes")}
 """How it is called in its file, and in a batch."""
 FLIPPED = "_flipped"
 """Behind that name in its file: the same of the mirror images."""
+SAMPLED = 64
+"""Examples whose keys tell the data of a run from others: a file of the store each."""
 AGAIN = "make it again with `diptych precompute`"
 
 
@@ -200,6 +204,14 @@ class PrecomputedLatents:
     def shape(self) -> tuple[int, ...]:
         """Of what is kept of an image."""
         return self.examples.shape
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """As `ImageBatches.identity`."""
+        digest = hashlib.sha256()
+        for place in spaced(self.places, SAMPLED):
+            digest.update(json.dumps(self.examples.key(int(place))).encode())
+        return {"count": len(self.places), "keys": digest.hexdigest()[:16]}
 
     def fit_captions(self, fit: Callable[[str], str], long_captions: str) -> dict[str, str]:
         """Let captions be as a reader reads them; what does not fit is cut or left out, as `DataConfig.long_captions`

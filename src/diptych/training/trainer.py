@@ -25,7 +25,7 @@ from diptych.core.disk import replacing
 from diptych.core.progress import clock
 from diptych.training import run_checkpoint as checkpoint
 from diptych.training.acceleration import accelerate
-from diptych.training.distributed import Team, team
+from diptych.training.distributed import Team, require_same_data, team
 from diptych.training.faults import named_faults
 from diptych.training.interrupt import Interrupt
 from diptych.training.learning_rate import jump, learning_rate_at
@@ -103,6 +103,7 @@ class Run:
 
     def run(self, recipe: Config | None, facts: Mapping[str, Any]) -> Path:
         model, changed = self.folder / "model", list[str]()
+        require_same_data(self.team, facts)
         with contextlib.ExitStack() as stack:
             if self.team.main:
                 checkpoint.require_run(self.folder)

@@ -108,6 +108,9 @@ class TrainingConfig(Config):
     """Steps between two checkpoints; there is always one at the end."""
     keep: int = 2
     """Newest whole checkpoints that are kept."""
+    changed_data: bool = False
+    """Go on with a run whose data have changed. The order of their examples is another then: in the epoch that it was
+    stopped in, some come twice and some not at all."""
 
     @property
     def intervals(self) -> tuple[int, ...]:
@@ -149,12 +152,14 @@ class TrainingConfig(Config):
 CHANGEABLE = {
     *("compile", "cuda_graphs", "channels_last", "activation_checkpointing"),
     *("steps", "minutes", "accumulation", "device", "threads", "workers", "worker_kind", "keep", "validation_images"),
-    *("shard", "shard_group"),
+    *("shard", "shard_group", "changed_data"),
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
 KEPT = ("random",)
 """Fields of `TrainingConfig` that a run keeps as it began, whatever is asked for."""
+EXAMPLES = "examples"
+"""The fact in config.json that says what a run is trained on: how many examples, and which."""
 LISTED = 8
 """So many settings that differ are named in one line."""
 
@@ -174,6 +179,12 @@ def settle_config(
         before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
         changed += [f"{field}={json.dumps(old)}, as it began" for field, old in _keep(before, resolved)]
         changes = [*differences(before, config), *differences(before, dict(facts or {}))]
+        began, now = (values.get(EXAMPLES) for values in (before, resolved))
+        if began and now and began != now:
+            changes = [one for one in changes if one[0].partition(".")[0] != EXAMPLES]
+            changed.append(f"other data, {now['count']:,} examples (were {began['count']:,})")
+            if not resolved["training"]["changed_data"]:
+                refuse_data(folder, began, now)
         for field, old, new in changes:
             if field.startswith("training.") and field.removeprefix("training.") in KEPT:
                 continue
@@ -194,6 +205,16 @@ def settle_config(
             )
     write_text(path, json.dumps(resolved, indent=2) + "\n")
     return changed
+
+
+def refuse_data(folder: Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise the `UserError` for a run whose data are others than those that it began with."""
+    others = f"{now['count']:,} now" if began["count"] != now["count"] else "as many others now"
+    raise UserError(
+        f"the data of {folder} have changed: it began with {began['count']:,} examples, and there are {others}; bring "
+        "back what was there, or go on with what is there by training.changed_data=true (in this epoch some then come "
+        "twice, and some not at all)"
+    )
 
 
 def _keep(before: Any, resolved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
