@@ -37,7 +37,7 @@ RUNS = {
 def test_processes_with_other_data_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [({"count": 9, "keys": "a"}, "one"), ({"count": 9, "keys": "a"}, "one"), ({"count": 7, "keys": "b"}, "two")]
     monkeypatch.setattr(Team, "gather", lambda self, value: rows)
-    with pytest.raises(UserError, match="process 2 on two finds other data than process 0 on one .7 examples, and 9"):
+    with pytest.raises(UserError, match=r"process 2 on two finds other data than process 0 on one \(7 examples, and 9"):
         require_same_data(Team(0, 3, torch.device("cpu")), {"examples": rows[0][0]})
     monkeypatch.setattr(Team, "gather", lambda self, value: rows[:2])
     require_same_data(Team(0, 2, torch.device("cpu")), {"examples": rows[0][0]})
