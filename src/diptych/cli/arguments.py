@@ -156,7 +156,7 @@ def add_output(command: Parser, batch: int) -> None:
         help="one or more seeds, such as 7 or 0,4-7; -1 is a random seed (default: 0)",
     )
     add_integer(command, "--count", 1, help="number of seeds, counted up from --seed")
-    add_integer(command, "--batch", 1, default=batch, help=f"batch size (default: {batch})")
+    add_integer(command, "--batch", 1, help=f"batch size (default: {batch})")
     add_device(command)
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="output folder (default: out)")
 

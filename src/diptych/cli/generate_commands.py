@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODELS = ("latent", "cascade")
 """The embedded models, by the names that `diptych.load` has for them."""
+BATCH, DEMO_BATCH = 8, 4
+"""Images generated at a time, where `--batch` does not say."""
 MOST_ON_A_SHEET = 100
 """Images of each model on the sheet of `demo`."""
 EXAMPLES = """\
@@ -59,8 +61,9 @@ def add_commands(commands: Any) -> None:
         help="generate this image again from its metadata; other options replace their values in it",
     )
     add_model(command)
-    add_output(command, batch=8)
+    add_output(command, BATCH)
     add_integer(command, "--variations", 1, help="N images like --image: --count N with --strength 0.6")
+    add_set(command)
     add_options(command)
     add_opening(command)
     command.set_defaults(command=generate, more="prompts", warns=True)
@@ -69,8 +72,29 @@ def add_commands(commands: Any) -> None:
 
     command = commands.add_parser("demo", help="generate the same prompts with both default models, side by side")
     command.add_argument("prompts", metavar="PROMPT", nargs="+", help="prompts, each generated with each seed")
-    add_output(command, batch=4)
+    add_output(command, DEMO_BATCH)
     command.set_defaults(command=demo, more="prompts", warns=True)
+
+
+def add_set(command: Parser) -> None:
+    """What asks for a set of images."""
+    group = command.add_argument_group(
+        "sets of images",
+        "for evaluation, in a folder of their own; the same command goes on where one was interrupted, and torchrun "
+        "divides a set among processes",
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        dest="prompt_file",
+        help="the prompts: .txt, .csv, .tsv, .jsonl, .json (COCO's captions too) or .parquet",
+    )
+    add_integer(group, "--images-per-prompt", 1, help="images of each prompt (default: 1)")
+    group.add_argument("--shard", metavar="I/N", help="make the I-th of N shares alone, from 1/N to N/N")
+    group.add_argument("--format", metavar="F", choices=("png", "jpeg"), help="png (default) or jpeg")
+    add_integer(group, "--quality", 1, 100, help="of jpeg (default: 95)")
+    add_integer(group, "--limit", 1, help="the first N prompts alone; may be raised later")
 
 
 def per_stage_help() -> str:
@@ -81,6 +105,10 @@ def per_stage_help() -> str:
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    if arguments.prompt_file is not None:
+        from diptych.cli.generate_set_command import generate_set
+
+        return generate_set(arguments)
     recorded = None
     if arguments.from_png is not None:
         from diptych.cli.regenerate import Recorded
@@ -104,7 +132,7 @@ def generate(arguments: argparse.Namespace) -> None:
     options = accepted_options(model, arguments.model or "latent", options)
     if recorded is not None:
         recorded.verify(model, options)
-    for image, metadata, earlier in generate_images(model, wanted, arguments.batch, **options):
+    for image, metadata, earlier in generate_images(model, wanted, arguments.batch or BATCH, **options):
         name = file_stem(metadata)
         if recorded is not None and recorded.kept:
             (image, metadata), earlier = recorded.kept_image(metadata, earlier, image), []
@@ -150,7 +178,7 @@ def demo(arguments: argparse.Namespace) -> None:
             print_err(f"diptych: {error}")
             continue
         images[name] = []
-        for image, metadata, _ in generate_images(model, wanted, arguments.batch, f"generating: {name}"):
+        for image, metadata, _ in generate_images(model, wanted, arguments.batch or DEMO_BATCH, f"generating: {name}"):
             save_image(image, arguments.out, f"{file_stem(metadata)}-{name}", metadata)
             images[name].append(image)
     if not images:

@@ -13,6 +13,8 @@ from diptych.core.values import unicode_text
 MOST_IMAGES = 1_000_000
 """Of one command: more is a slip of the keyboard."""
 VARIATION_STRENGTH = 0.6
+SET_OPTIONS = ("images_per_prompt", "shard", "format", "quality", "limit")
+"""Arguments that are for a set of images alone."""
 
 
 class ImageList(Sequence[tuple[str, int]]):
@@ -54,6 +56,9 @@ def apply_variations(arguments: argparse.Namespace) -> None:
 
 def read_image_list(arguments: argparse.Namespace) -> ImageList:
     """Each prompt with each seed. With an image to start from, no prompt is the empty one."""
+    for name in SET_OPTIONS:
+        if getattr(arguments, name, None) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is for a set of images: give a file of prompts as --prompts")
     if not arguments.prompts and any(getattr(arguments, name, None) for name in ("image", "low_res")):
         arguments.prompts = [""]
     elif not arguments.prompts:

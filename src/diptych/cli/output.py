@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
-from PIL.PngImagePlugin import PngInfo
 
 from diptych.core.disk import write_new
+from diptych.core.images import png_info
 from diptych.core.progress import bar
 from diptych.core.terminal import print_out
 from diptych.models.metadata import png_texts
@@ -49,10 +49,7 @@ def save_image(image: Image, folder: Path, stem: str, metadata: dict[str, Any]) 
 
 def write_png(image: Image, folder: Path, stem: str, texts: Mapping[str, str]) -> Path:
     """Write a PNG with texts inside, under the first name with this stem that is not taken yet: whole or not at all."""
-    info = PngInfo()
-    for key, text in texts.items():
-        info.add_text(key, text)
-    return write_new(folder, stem, ".png", lambda path: image.save(path, "PNG", pnginfo=info))
+    return write_new(folder, stem, ".png", lambda path: image.save(path, "PNG", pnginfo=png_info(texts)))
 
 
 def file_stem(metadata: Mapping[str, Any]) -> str:

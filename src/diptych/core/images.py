@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diptych.core.checks import require_finite
@@ -48,6 +49,14 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     for index, image in enumerate(images):
         sheet.paste(image, ((index % columns) * (width + gap), (index // columns) * (height + gap)))
     return sheet
+
+
+def png_info(texts: Mapping[str, str]) -> PngInfo:
+    """Texts as the `pnginfo` with which Pillow writes a PNG."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    return info
 
 
 def save_png(image: Image.Image, path: Path, **options: Any) -> None:

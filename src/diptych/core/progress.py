@@ -13,12 +13,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from diptych.core.terminal import print_err
 
@@ -39,7 +41,6 @@ class Display(Progress):
         self.began: dict[TaskID, tuple[float, float]] = {}
         """Start time of each task, and its count then."""
         self.printed: dict[TaskID, float] = {}
-        """Time of each task's last line."""
         """Time of each task's last line."""
 
     def add_task(self, description: str, *arguments: Any, **options: Any) -> TaskID:
@@ -76,17 +77,37 @@ class Display(Progress):
             self.printed[task_id] = now
             print_err(self.line(task, now))
 
+    def rate(self, task: Task, now: float) -> float:
+        """Steps a second since the task began; what was done before is left out."""
+        since, before = self.began[task.id]
+        return (task.completed - before) / max(now - since, 1e-9)
+
     def line(self, task: Task, now: float) -> str:
         """`embedding captions: 1,280 of 41,000, 31.2/s, 21:13 left`."""
-        since, before = self.began[task.id]
-        rate = (task.completed - before) / max(now - since, 1e-9)
+        rate = self.rate(task, now)
         text = f"{task.description}: {task.completed:,.0f}"
         if task.total is not None:
             text += f" of {task.total:,.0f}"
-        text += f", {rate:.3g}/s" if rate < 100 else f", {rate:,.0f}/s"
+        text += f", {per_second(rate)}"
         if task.total is not None and rate > 0:
             text += f", {clock((task.total - task.completed) / rate)} left"
         return text
+
+
+class RateColumn(ProgressColumn):
+    """`31.2/s`, since the task began."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__()
+        self.display = display
+
+    def render(self, task: Task) -> Text:
+        return Text(per_second(self.display.rate(task, time.monotonic())))
+
+
+def per_second(rate: float) -> str:
+    """`0.0312/s`, `31.2/s`, `1,234/s`."""
+    return f"{rate:.3g}/s" if rate < 100 else f"{rate:,.0f}/s"
 
 
 def clock(seconds: float) -> str:
@@ -96,8 +117,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def bar() -> Display:
-    """A display for tasks whose steps are counted by hand: `with bar() as progress: progress.add_task(...)`."""
+def bar(rate: bool = False) -> Display:
+    """A display for tasks whose steps are counted by hand: `with bar() as progress: progress.add_task(...)`.
+
+    rate: show steps a second beside the bar; lines always have them.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -105,7 +129,10 @@ def bar() -> Display:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Display(*columns, console=Console(stderr=True))
+    display = Display(*columns, console=Console(stderr=True))
+    if rate:
+        display.columns = (*columns, RateColumn(display))
+    return display
 
 
 @contextlib.contextmanager

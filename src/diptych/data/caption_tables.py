@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from diptych.data.caption_text import MAX_TEXT_BYTES, parse_json
@@ -37,9 +37,14 @@ def json_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
                 yield line, error
 
 
-def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str] | BrokenExample]]:
+def csv_rows(
+    text: str, named: Sequence[str] = NAME_FIELDS, exact: bool = False
+) -> Iterator[tuple[int, dict[str, str] | BrokenExample]]:
     """(first line, row) of a table with a header, separated by commas, semicolons or tabs: whichever gives a header
-    with a field that names the image. Raises `csv.Error`, or `BrokenExample` where no head does."""
+    with one of the fields `named`. Raises `csv.Error`, or `BrokenExample` where no head does.
+
+    exact: a row of more values than the header has is broken; else what is beyond is left out.
+    """
     lines = io.StringIO(text, newline="")
     before, header, separator = 0, "", ","
     for header in lines:
@@ -48,11 +53,15 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str] | BrokenExample]]:
             break
     for separator in ",;\t":
         fields = [field.strip() for field in next(csv.reader([header], delimiter=separator), [])]
-        if not {field.casefold() for field in fields}.isdisjoint(NAME_FIELDS):
+        if not {field.casefold() for field in fields}.isdisjoint(named):
             break
     else:
         if header.strip():
-            raise BrokenExample("its first line names no field file_name (the image's path from the table's folder)")
+            if named is NAME_FIELDS:
+                raise BrokenExample(
+                    "its first line names no field file_name (the image's path from the table's folder)"
+                )
+            raise BrokenExample(f"its first line names none of the fields {', '.join(named)}")
         return
     consumed: list[str] = []
     reader = csv.reader((consumed.append(line) or line for line in lines), delimiter=separator, skipinitialspace=True)
@@ -65,5 +74,8 @@ def csv_rows(text: str) -> Iterator[tuple[int, dict[str, str] | BrokenExample]]:
             return
         if len(consumed) > 1 and "".join(consumed).count('"') % 2:
             yield line, BrokenExample("its quotation mark is never closed: what follows would be its caption")
+        elif exact and len(row) > len(fields):
+            count = f"{len(row)} values, and the first line {len(fields)}"
+            yield line, BrokenExample(f"it has {count}: put what holds a separator in quotation marks")
         elif row:
             yield line, dict(zip(fields, row, strict=False))

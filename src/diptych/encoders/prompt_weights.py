@@ -105,11 +105,7 @@ def parts_of(encoder: Any, prompt: str, request: Prompts) -> Iterator[Part]:
         text = "".join(run for run, _ in section)
         stops = list(chunk_ends(encoder.tokenizer, text, encoder.max_tokens))
         if len(stops) > 1 and chosen.long == "refuse":
-            count = len(encode_text(encoder.tokenizer, text).ids)
-            raise UserError(
-                f"the prompt has {count} tokens and this model reads {encoder.max_tokens}: shorten it, or choose "
-                f"--long-prompts cut or chunks; what does not fit begins at {text[stops[0] :].lstrip()[:40]!r}"
-            )
+            raise too_long(encoder, text)
         if len(stops) > 1 and chosen.long == "cut":
             note["cut"] = text[stops[0] :].strip()
             lost = short_repr(note["cut"])
@@ -117,6 +113,26 @@ def parts_of(encoder: Any, prompt: str, request: Prompts) -> Iterator[Part]:
             stops = stops[:1]
         if text.strip() or number == 0:
             yield from (slice_part(section, start, end) for start, end in zip([0, *stops], stops, strict=False))
+
+
+def too_long(encoder: Any, text: str) -> UserError:
+    """What to raise for a prompt beyond the encoder's limit."""
+    count = len(encode_text(encoder.tokenizer, text).ids)
+    rest = text[next(chunk_ends(encoder.tokenizer, text, encoder.max_tokens)) :]
+    return UserError(
+        f"the prompt has {count} tokens and this model reads {encoder.max_tokens}: shorten it, or choose "
+        f"--long-prompts cut or chunks; what does not fit begins at {rest.lstrip()[:40]!r}"
+    )
+
+
+def require_encodable(encoder: Any, prompt: str, reading: PromptOptions) -> None:
+    """Raise the `UserError` that `encode_prompts` would raise for a prompt; a text encoder computes nothing."""
+    if getattr(encoder, "tokenizer", None) is None:
+        encoder.encode([prompt])
+        return
+    text = "".join(run for run, _ in parse_weights(prompt)) if reading.weights else prompt
+    if len(encode_text(encoder.tokenizer, text).ids) > encoder.max_tokens and reading.long == "refuse":
+        raise too_long(encoder, text)
 
 
 def unsupported_syntax(prompt: str, request: Prompts) -> list[str]:

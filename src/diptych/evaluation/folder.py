@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if old == value:
             continue
         changed = []
-        if name == "settings" and isinstance(old, dict):
-            pairs = ((key, old.get(key), one) for key, one in value.items() if not isinstance(one, (list, dict)))
-            changed = [f"{key} {earlier}, not {one}" for key, earlier, one in pairs if earlier != one]
+        if isinstance(value, dict) and isinstance(old, dict):
+            pairs = ((key, old.get(key), value.get(key)) for key in {**value, **old})
+            plain = ((key, *each) for key, *each in pairs if not any(isinstance(one, (list, dict)) for one in each))
+            changed = [f"{key} {_short(earlier)}, not {_short(one)}" for key, earlier, one in plain if earlier != one]
         entries.append(f"{name} [{', '.join(changed)}]" if changed else name)
     return " and ".join(entries)
+
+
+def _short(value: Any) -> str:
+    """A value in a few letters; of a hash the first."""
+    return str(value)[:12] if re.fullmatch(r"[0-9a-f]{16,64}", str(value)) else str(value)[:60]
 
 
 def as_json(values: Any) -> Any:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from diptych.core.disk import values_of, write_text
-from diptych.core.images import grid, save_png
+from diptych.core.images import grid, png_info, save_png
 
 ACROSS = 16
 """Images in a row of an `ImageSheet`."""
@@ -72,9 +71,7 @@ class ImageSheet:
     def save(self, numbers: Sequence[int], images: Sequence[Image.Image], metadata: dict[str, Any]) -> None:
         self.images += images
         if len(self.images) == self.count:
-            text = PngInfo()
-            text.add_text("made", self.made)
-            save_png(grid(self.images, ACROSS, gap=0), self.path, pnginfo=text)
+            save_png(grid(self.images, ACROSS, gap=0), self.path, pnginfo=png_info({"made": self.made}))
 
 
 def read_image(path: Path) -> Image.Image | None:

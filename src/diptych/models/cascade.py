@@ -92,6 +92,20 @@ class Cascade(OneLineRepr):
             self._open[number] = open_stage(self.folders[number]).to(self.device)
         return self._open[number]
 
+    def encoder(self, text: Any) -> Any:
+        """The frozen text encoder of a config, opened if it is not in memory."""
+        if text not in self._encoders:
+            self._encoders[text] = build_encoder(text, device=self.device)
+        return self._encoders[text]
+
+    @property
+    def text(self) -> Any:
+        """The text encoder of the first stage, or none."""
+        text = self.configs[0].text
+        if text is None or isinstance(text, JointTransformerConfig):
+            return None if text is None else self.stage(0).text
+        return self.encoder(text)
+
     @property
     def networks(self) -> list[nn.Module]:
         """The networks of all stages."""
@@ -171,15 +185,14 @@ class Cascade(OneLineRepr):
         """The embeddings of stages with the same frozen text encoder."""
         if request.one_at_a_time:
             self._encoders.clear()
-        if text not in self._encoders:
-            self._encoders[text] = build_encoder(text, device=self.device)
+        encoder = self.encoder(text)
         embeddings: dict[int, Any] = {}
         shared: dict[tuple[str, str, bool], Any] = {}
         for number in numbers:
             stage = self.configs[number]
             key = (stage.null_text, stage.null_tokens, stage.guidable)
             if key not in shared:
-                shared[key] = embed_prompts(self._encoders[text], request, stage, self.familiar)
+                shared[key] = embed_prompts(encoder, request, stage, self.familiar)
             embeddings[number] = shared[key]
         return embeddings
 

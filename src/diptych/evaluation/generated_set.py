@@ -1,0 +1,341 @@
+"""Large sets of images from a list of prompts, for evaluation: resumable, by any number of processes, never in memory.
+
+An image of the set is what `generate` makes of its prompt and seed. Images are generated in batches of consecutive
+numbers, which are the same whichever process takes them and whatever is there already: the last bits of an image depend
+on the batch that it is computed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diptych.core.disk import PARTIAL_PREFIX, values_of, write_text
+from diptych.core.errors import DiptychWarning, UserError
+from diptych.core.hashing import stable_hash
+from diptych.core.option_fields import options_of
+from diptych.core.progress import bar
+from diptych.core.terminal import print_err
+from diptych.core.values import MOST, ImageFile, Integer, checked
+from diptych.data.prompt_files import PromptRow, read_prompts
+from diptych.encoders.base import PromptOptions
+from diptych.encoders.prompt_weights import require_encodable
+from diptych.evaluation.folder import differences, locked, require_folder
+from diptych.evaluation.runner import config_hash, model_fingerprint
+from diptych.evaluation.set_files import present, stored_row, write_image
+from diptych.evaluation.set_plan import PlannedImage, SetPlan
+from diptych.models.option_registry import MODELS
+from diptych.weights.identity import Origin
+
+MARK, MANIFEST = "set.json", "manifest.jsonl"
+COMPARED = ("prompts", "model", "settings")
+"""Entries of `MARK` that must be equal for a set to be continued."""
+BATCH, QUALITY = 8, 95
+OFTEN = 5.0
+"""Seconds between two counts of what other processes have made."""
+WITHOUT_EFFECT = ("keep_stages", "one_at_a_time")
+SHOWN = 5
+"""Warnings of single prompts that are printed."""
+
+
+@dataclass
+class GeneratedSet:
+    """What a call of `generate_set` did."""
+
+    out: Path
+    total: int
+    """Images of the set, as far as it was asked for."""
+    generated: int = 0
+    """By this process, now."""
+    kept: int = 0
+    """Of this process's share, from earlier."""
+    damaged: list[str] = field(default_factory=list)
+    """Files that were not whole, and were made again."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """How many of the images made now have a note, by kind: `unread` words, `cut` prompts, little `likeness`."""
+    complete: bool = False
+    """Whether all images are there, by whichever process, and the manifest with them."""
+
+
+def generate_set(
+    model: Any,
+    prompts: Sequence[PromptRow | str] | Path,
+    out: Path | str,
+    *,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    batch: int | None = None,
+    limit: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    format: str = "png",
+    quality: int = QUALITY,
+    source: str | None = None,
+    counted: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> GeneratedSet:
+    """Generate the images of all prompts into the folder `out`, those that are there already left out.
+
+    Image c of prompt r has the seed that its row states, plus c, or else `set_plan.image_seed(seed, r, c)`. Files are
+    `00000/00012-3.png` (image 3 of prompt 12). `manifest.jsonl` lists them once all are there; `set.json` says what
+    they were made from. A call with the same arguments goes on after any interruption.
+
+    Args:
+        prompts: texts, rows, or a file as `read_prompts` reads it.
+        batch: images generated at a time; none is that with which the set was begun, or 8. Of another one than the set
+            was begun with, the last bits of images differ.
+        limit: take only the first so many prompts. It may be raised later.
+        shard: (k, n), the share k, from 0, of n processes.
+        format: "png" or "jpeg", with `quality`.
+        source: a name of the prompts for `set.json`.
+        counted: whether progress counts what other processes make too.
+        quiet: show no progress.
+        options: those of the model's `generate`, the same for all images.
+
+    Raises:
+        UserError: an argument or a prompt that the model cannot take, before any image; a folder with other images, or
+            a set made from something else. What is there stays as it is.
+    """
+    out = Path(out)
+    if isinstance(prompts, Path):
+        source, prompts = source or prompts.name, read_prompts(prompts)
+    rows = [PromptRow(row.strip()) if isinstance(row, str) else row for row in prompts]
+    options = {key: value for key, value in options.items() if value is not None and value is not False}
+    for name in ("seeds", "callback", "noise", "keep_stages"):
+        if name in options:
+            raise UserError(f"{name} is not for a set of images: leave it out")
+    negative = options.pop("negative", "")
+    if not isinstance(negative, str):
+        raise UserError("a set of images has one negative prompt, or those of its rows")
+    plan = SetPlan(rows=rows, copies=images_per_prompt, seed=seed, negative=negative, format=format)
+    wanted = len(rows) if limit is None else min(checked("limit", Integer(1, MOST).check, limit), len(rows))
+    (place, shares) = shard
+    if not 0 <= place < shares:
+        raise UserError(f"a share is a number from 0 to {shares - 1} of {shares}, not {place}")
+    settings = {"images_per_prompt": images_per_prompt, "seed": seed, "format": format}
+    settings |= {"quality": quality} if format == "jpeg" else {}
+    settings |= {"negative": negative} if negative else {}
+    deciding = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+    settings |= {name: described_option(model, name, value) for name, value in deciding.items()}
+    head = {"prompts": {"rows": len(rows), "sha256": plan.sha256}, "model": model_state(model), "settings": settings}
+    about = {"source": source, "model_source": getattr(getattr(model, "origin", None), "source", None)}
+    head = json.loads(json.dumps(head, default=str))  # as it is when it is read again
+    check_prompts(model, rows[:wanted], options, source)
+    batch = begin(out, head, about, batch)
+    run = _Run(model, plan, out, head, options, quality, wanted * plan.copies)
+    return run.run(range(place * batch, len(plan), shares * batch), batch, counted, quiet)
+
+
+@dataclass
+class _Run:
+    """One process at work."""
+
+    model: Any
+    plan: SetPlan
+    out: Path
+    head: dict[str, Any]
+    options: dict[str, Any]
+    quality: int
+    total: int
+    """The images that are asked for are those of numbers below this."""
+
+    def run(self, starts: range, batch: int, counted: bool, quiet: bool) -> GeneratedSet:
+        done = GeneratedSet(self.out, self.total)
+        batches = [range(start, min(start + batch, len(self.plan))) for start in starts if start < self.total]
+        missing = self.missing(batches, done)
+        share = sum(min(each.stop, self.total) - each.start for each in batches)
+        count = _Count(self, share if not counted else self.total, done.kept, counted)
+        with few_warnings(), contextlib.nullcontext() if quiet else bar(rate=True) as display:
+            task = None if display is None else display.add_task("generating", total=count.total, completed=count())
+
+            def advance(images: int, step: int, steps: int) -> None:
+                if display is not None and task is not None:
+                    display.update(task, completed=min(count() + images * (step + 1) / steps, count.total))
+
+            for numbers in batches:
+                if todo := missing.get(numbers.start):
+                    done.generated += self.generate(numbers, todo, done.notes, advance)
+                    count.own = done.kept + done.generated
+            if display is not None and task is not None:
+                display.update(task, completed=count(now=True))
+        done.complete = self.finish()
+        return done
+
+    def missing(self, batches: Sequence[range], done: GeneratedSet) -> dict[int, list[int]]:
+        """The numbers of a share's images that are not there, by the first of their batch. Those that are, are
+        verified: one that is damaged is missing, and one of another set raises a `UserError`."""
+        there, missing = present(self.out, self.plan.suffix), dict[int, list[int]]()
+        for numbers in batches:
+            for number in range(numbers.start, min(numbers.stop, self.total)):
+                image = self.plan[number]
+                if image.file in there:
+                    row = stored_row(self.out / image.file)
+                    if row is not None:
+                        self.require_same(image, row)
+                        done.kept += 1
+                        continue
+                    done.damaged.append(image.file)
+                missing.setdefault(numbers.start, []).append(number)
+        return missing
+
+    def require_same(self, image: PlannedImage, row: Mapping[str, Any]) -> None:
+        expected = {"prompt": image.prompt, "seed": image.seed, "negative": image.negative or None, "set": self.digest}
+        for name, value in expected.items():
+            if row.get(name) != value:
+                what = "of another set" if name == "set" else f"made with {name} {row.get(name)!r}, not {value!r}"
+                raise UserError(
+                    f"{self.out / image.file} is no image of this set ({what}): move it, or take a new folder"
+                )
+
+    def generate(
+        self, numbers: range, todo: Sequence[int], notes: Counter[str], advance: Callable[[int, int, int], None]
+    ) -> int:
+        """Generate a batch, and write those of its images that are missing."""
+        images = [self.plan[number] for number in numbers]
+        negatives = [image.negative for image in images]
+        options = {**self.options, **({"negative": negatives} if any(negatives) else {})}
+        result = self.model.generate(
+            [image.prompt for image in images],
+            seeds=[image.seed for image in images],
+            callback=lambda step, steps, x0: advance(len(todo), step, steps),
+            **options,
+        )
+        for number in todo:
+            row = result.metadata[number - numbers.start]
+            notes.update(kind for each in row.get("notes", {}).values() for kind in each)
+            image = images[number - numbers.start]
+            made = result.images[number - numbers.start]
+            write_image(made, self.out / image.file, {**row, "set": self.digest}, self.quality)
+        return len(todo)
+
+    def finish(self) -> bool:
+        """Write the manifest where all images are there. Whichever process is the last does so; all write the same."""
+        there = present(self.out, self.plan.suffix)
+        if any(self.plan[number].file not in there for number in range(self.total)):
+            return False
+        with contextlib.suppress(OSError), open(self.out / MANIFEST, encoding="utf-8") as file:
+            if sum(1 for _ in file) > self.total:  # of a run that was not limited
+                return True
+        write_text(self.out / MANIFEST, "".join(self.plan.manifest(self.total // self.plan.copies)))
+        return True
+
+    @property
+    def digest(self) -> str:
+        """Written into each image: of all that decides the set's pixels."""
+        return f"{stable_hash(json.dumps(self.head, sort_keys=True)):016x}"
+
+
+class _Count:
+    """How many images there are: a process's own, or those of all, counted on the disk from time to time."""
+
+    def __init__(self, run: _Run, total: int, own: int, everywhere: bool) -> None:
+        self.run, self.total, self.own, self.everywhere = run, total, own, everywhere
+        self.counted, self.seen = 0, -OFTEN
+
+    def __call__(self, now: bool = False) -> int:
+        if not self.everywhere:
+            return self.own
+        if now or time.monotonic() - self.seen > OFTEN:
+            self.counted, self.seen = len(present(self.run.out, self.run.plan.suffix)), time.monotonic()
+        return min(max(self.counted, self.own), self.total)
+
+
+def begin(out: Path, head: Mapping[str, Any], about: Mapping[str, Any], batch: int | None) -> int:
+    """Make `out` the folder of a set, or go on with the same one. Returns the size of its batches."""
+    require_folder(out)
+    with locked(out):
+        before = values_of(out / MARK)
+        same = {name: before.get(name) for name in COMPARED}
+        if same != head and not present(out):  # new, or begun with what no image could be made of
+            others = (name for name in sorted(os.listdir(out)) if name != MARK and not name.startswith(PARTIAL_PREFIX))
+            if other := next((name for name in others if not name.isdecimal()), None):
+                raise UserError(f"{out} holds {other}, which is no set of images: name a new folder as --out")
+            begun: int = BATCH if batch is None else checked("batch", Integer(1, MOST).check, batch)
+            write_text(out / MARK, json.dumps({"set": 1, **head, "batch": begun, **about}, indent=2) + "\n")
+            return begun
+    if not before:
+        raise UserError(f"{out} holds images and no {MARK}: name a new folder as --out")
+    if same != head:
+        raise UserError(f"{out} holds a set of other {differences(same, head)}: name another folder as --out")
+    begun = before.get("batch", BATCH)
+    if batch is not None and batch != begun:
+        print_err(
+            f"{out} was begun in batches of {begun}: images of batches of {batch} may differ from those of one run "
+            "in their last bits"
+        )
+    return batch or begun
+
+
+def model_state(model: Any) -> dict[str, Any]:
+    """What decides a model's images, apart from options: files, how they were read, LoRA, device."""
+    origin: Origin | None = getattr(model, "origin", None)
+    if origin is None:
+        state = {"class": type(model).__name__, "fingerprint": model_fingerprint(model), "config": config_hash(model)}
+    else:
+        state = {key: value for key, value in origin.metadata().items() if key != "source"}
+    if adapters := getattr(model, "adapters", None):
+        from diptych.weights.file_hash import named_file
+
+        state["lora"] = [{"sha256": named_file(name)["sha256"], "scale": scale} for name, scale in adapters.items()]
+    device = getattr(model, "device", None)
+    return {**state, **({} if device is None else {"device": str(device).partition(":")[0]})}
+
+
+def described_option(model: Any, name: str, value: Any) -> Any:
+    """An option as `set.json` has it: files by their content."""
+    option = next((table[name] for kind in MODELS.values() if name in (table := options_of(kind))), None)
+    if option is not None and isinstance(option.value, ImageFile):
+        from diptych.models.request import given_metadata
+
+        return [one.get("sha256") for one in given_metadata(value, 1)]
+    if name == "guides":
+        from diptych.models.guides import guides_metadata
+
+        return guides_metadata(tuple(value))
+    if name == "decoder" and hasattr(model, "decoder"):
+        from diptych.weights.fingerprint import fingerprint
+
+        return fingerprint(model.decoder(value))
+    return value
+
+
+def check_prompts(model: Any, rows: Sequence[PromptRow], options: Mapping[str, Any], source: str | None) -> None:
+    """Raise a `UserError` that names the first prompt that the model's text encoder cannot read, before any image."""
+    if (encoder := getattr(model, "text", None)) is None:
+        return
+    reading = PromptOptions.read(options.get("prompt_weights", False), options.get("long_prompts", "refuse"))
+    for number, row in enumerate(rows, 1):
+        try:
+            require_encodable(encoder, row.prompt, reading)
+            if row.negative:
+                require_encodable(encoder, row.negative, reading)
+        except UserError as error:
+            raise UserError(f"prompt {number}{f' of {source}' if source else ''}: {error}") from None
+
+
+@contextlib.contextmanager
+def few_warnings(most: int = SHOWN) -> Iterator[None]:
+    """Within, only the first warnings about prompts are shown: a set has thousands."""
+    seen, usual = set[str](), warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DiptychWarning):
+            if str(message) in seen or len(seen) > most:
+                return
+            seen.add(str(message))
+            if len(seen) > most:
+                print_err("more warnings are not shown: `notes` in the metadata of each image says what they are about")
+                return
+        usual(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
