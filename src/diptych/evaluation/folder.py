@@ -18,6 +18,8 @@ from diptych.core.terminal import console
 
 MARK = "evaluation.json"
 """Everything that decides a study's results, written before its first image."""
+STATED = ("settings", "model", "prompts")
+"""Entries of a head of which a message names the values that differ."""
 
 
 def claimed(out: Path, head: dict[str, Any], writes: Sequence[str], grows: str | None = None) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if old == value:
             continue
         changed = []
-        if isinstance(value, dict) and isinstance(old, dict):
+        if name in STATED and isinstance(value, dict) and isinstance(old, dict):
             pairs = ((key, old.get(key), value.get(key)) for key in {**value, **old})
             plain = ((key, *each) for key, *each in pairs if not any(isinstance(one, (list, dict)) for one in each))
             changed = [f"{key} {_short(earlier)}, not {_short(one)}" for key, earlier, one in plain if earlier != one]
