@@ -44,6 +44,7 @@ def generate_set(arguments: argparse.Namespace) -> None:
     rows = read_prompts(arguments.prompt_file)
 
     from diptych.evaluation import generated_set
+    from diptych.evaluation.prompt_draws import draw_record
     from diptych.training.distributed import own_device
 
     device = str(own_device(arguments.device)) if torchrun else arguments.device
@@ -56,6 +57,7 @@ def generate_set(arguments: argparse.Namespace) -> None:
         seed=seed,
         shard=(place, shares),
         source=arguments.prompt_file.name,
+        drawn=draw_record(arguments.prompt_file),
         counted=torchrun,
         quiet=place > 0 and torchrun,
         **given(arguments, "images_per_prompt", "batch", "limit", "format", "quality"),

@@ -11,6 +11,7 @@ from diptych.cli import (
     generate_commands,
     model_commands,
     plan_commands,
+    prompts_commands,
     train_commands,
 )
 from diptych.cli.arguments import Parser
@@ -35,7 +36,10 @@ def build_parser() -> Parser:
     parser = Parser(prog="diptych", description="Text to image: latent diffusion and cascaded pixel diffusion.")
     parser.add_argument("--version", action=Version, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate_commands, train_commands, plan_commands, evaluate_commands, model_commands, data_commands):
+    for module in (
+        *(generate_commands, prompts_commands, train_commands, plan_commands),
+        *(evaluate_commands, model_commands, data_commands),
+    ):
         module.add_commands(commands)
     parser.commands = commands.choices.keys()
     return parser

@@ -78,6 +78,7 @@ def generate_set(
     format: str = "png",
     quality: int = QUALITY,
     source: str | None = None,
+    drawn: Mapping[str, Any] | None = None,
     counted: bool = False,
     quiet: bool = False,
     **options: Any,
@@ -95,7 +96,7 @@ def generate_set(
         limit: take only the first so many prompts. It may be raised later.
         shard: (k, n), the share k, from 0, of n processes.
         format: "png" or "jpeg", with `quality`.
-        source: a name of the prompts for `set.json`.
+        source: a name of the prompts for `set.json`, and how they were `drawn`.
         counted: whether progress counts what other processes make too.
         quiet: show no progress.
         options: those of the model's `generate`, the same for all images.
@@ -126,7 +127,11 @@ def generate_set(
     deciding = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
     settings |= {name: described_option(model, name, value) for name, value in deciding.items()}
     head = {"prompts": {"rows": len(rows), "sha256": plan.sha256}, "model": model_state(model), "settings": settings}
-    about = {"source": source, "model_source": getattr(getattr(model, "origin", None), "source", None)}
+    about = {
+        "source": source,
+        "drawn": drawn or None,
+        "model_source": getattr(getattr(model, "origin", None), "source", None),
+    }
     head = json.loads(json.dumps(head, default=str))  # as it is when it is read again
     check_prompts(model, rows[:wanted], options, source)
     batch = begin(out, head, about, batch)
