@@ -118,7 +118,7 @@ def test_what_is_missing_is_named(store):
     data = opened(store)
     assert len(data) == 12
     assert list(data.quarantine.broken.items()) == [
-        ((f"{store.address}/001.tar", "what follows example 0"), "it is not in the store")
+        ((f"{store.address}/001.tar", "all examples"), "it is not in the store")
     ]
 
 
@@ -126,7 +126,10 @@ def test_a_shard_that_is_cut_keeps_its_complete_examples(store):
     path = store.folder / "001.tar"
     path.write_bytes(path.read_bytes()[: 512 * 8])
     data = opened(store)
-    assert 12 < len(data) < 18 and any("cut off" in reason for reason in data.quarantine.broken.values())
+    whole = len(data) - 12
+    assert 0 < whole < 6
+    (((_, what), reason),) = data.quarantine.broken.items()
+    assert what == f"all after its first {whole} examples" and "cut off" in reason
 
 
 def test_a_shard_that_changes_or_goes_stops_the_run(store):
@@ -147,6 +150,43 @@ def test_a_store_that_stays_broken_is_named_in_the_end(store, monkeypatch):
     with pytest.raises(UserError, match=r"000\.tar cannot be read \(.*a rerun goes on from here"):
         data[0]
     assert not data.quarantine.broken
+
+
+def test_a_store_that_does_not_answer_is_said_once(store, caplog, monkeypatch):
+    """Before the last attempt, for all requests together, without what obstore says of its own attempts."""
+    monkeypatch.setattr(remote, "TRIES", 2)
+    monkeypatch.setattr(remote, "_said", [-remote.SELDOM])
+    store.server_close()
+    with pytest.raises(UserError, match=r"cannot be read \((?!.*(max_retries|Debug))"):
+        opened(store)
+    lines = [record.getMessage() for record in caplog.records if record.name == remote.__name__]
+    assert len(lines) == 1 and "did not answer (" in lines[0] and "max_retries" not in lines[0]
+
+
+@pytest.mark.parametrize("endpoint", ["", "localhost:9000", "http://"])
+def test_an_endpoint_that_is_no_address_is_named(endpoint, monkeypatch):
+    """obstore's Rust code panics at it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    remote._store.cache_clear()
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL is '.*': give an address such as"):
+        open_dataset(DataConfig(path="s3://bucket/some", size=8))
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL is '.*': give an address such as"):
+        open_dataset(DataConfig(path="s3://bucket/{0..3}.tar", size=8))
+
+
+def test_a_panic_of_the_library_is_an_error_of_one_line():
+    class PanicException(BaseException):
+        """As pyo3 derives it."""
+
+    def request():
+        raise PanicException("called `Result::unwrap()` on an `Err` value")
+
+    with pytest.raises(UserError, match=r"s3://b/0\.tar cannot be read \(PanicException: called"):
+        remote.attempt(request, "s3://b/0.tar")
+    with pytest.raises(KeyboardInterrupt):
+        remote.attempt(lambda: (_ for _ in ()).throw(KeyboardInterrupt()), "s3://b/0.tar")
 
 
 def test_a_list_of_addresses(store, tmp_path):
@@ -271,6 +311,8 @@ def test_s3(tmp_path, monkeypatch):
             assert [data[i].key for i in range(12)] == [local[i].key for i in range(12)]
         with pytest.raises(UserError, match=r"holds no \.tar shards"):
             open_dataset(DataConfig(path="s3://bucket/other", size=8))
+        with pytest.raises(UserError, match=r"s3://elsewhere is not in the store: no bucket has this name"):
+            open_dataset(DataConfig(path="s3://elsewhere/some", size=8))
     finally:
         server.shutdown()
         remote._store.cache_clear()

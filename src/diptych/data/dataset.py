@@ -336,7 +336,7 @@ def _open(source: FolderSource | ShardSource, config: DataConfig, captions: bool
     if isinstance(source, ShardSource):
         for name, count, problem in source.problems:
             quarantine.seen += 1
-            quarantine.add(name, f"what follows example {count}", problem)
+            quarantine.add(name, f"all after its first {count:,} examples" if count else "all examples", problem)
     if not len(source):
         quarantine.skipped = source.skipped
         reasons = quarantine.reasons()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import math
 import os
 import random
@@ -27,6 +28,7 @@ from diptych.data.caption_text import decode_text, one_line
 from diptych.data.quarantine import BrokenExample
 from diptych.data.tars import View
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "http", "https")
 CHUNK = 8 * 2**20
@@ -39,6 +41,10 @@ TRIES = 8
 """Attempts at a request, besides those that obstore makes of its own: a store that is away for a minute ends no run."""
 PAUSE = 0.5
 """Seconds before the second attempt; each further one waits twice as long."""
+SELDOM = 10.0
+"""Seconds between two lines that say that a store is asked again."""
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+"""Variables of the environment that name the store behind `s3://`."""
 MOST_SHARDS = 10**6
 SIGNED = 64
 """Connections to signed addresses, each of which needs its own, that are kept."""
@@ -162,7 +168,10 @@ def listed(prefix: str) -> list[RemoteShard]:
     def every() -> list[Any]:
         return [meta for batch in obstore().list(store, prefix=place.rstrip("/") or None) for meta in batch]
 
-    metas = [meta for meta in attempt(every, prefix) if meta["path"].casefold().endswith(".tar")]
+    try:
+        metas = [meta for meta in attempt(every, prefix) if meta["path"].casefold().endswith(".tar")]
+    except FileNotFoundError:  # a prefix that names nothing is listed as empty: it is the bucket
+        raise UserError(f"{root.rstrip('/')} is not in the store: no bucket has this name") from None
     if not metas:
         raise UserError(f"{prefix} holds no .tar shards")
     return [
@@ -269,19 +278,41 @@ def attempt(request: Callable[[], T], address: str) -> T:
             return request()
         except (UserError, FileNotFoundError):
             raise
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
+                raise
             kind, text = type(error).__name__, " ".join(str(error).split())
             if kind == "NotFoundError" or NOT_THERE.search(text[:600]):
                 raise FileNotFoundError(unsigned(address)) from None
-            final = kind in ("PermissionDeniedError", "UnauthenticatedError", "InvalidPathError")
+            final = kind in ("PermissionDeniedError", "UnauthenticatedError", "InvalidPathError", "PanicException")
+            reason, shown = f"{kind}: {cleaned(text)}", one_line(unsigned(address))
             if final or number == TRIES - 1:
-                text = re.sub(r"\?\S*", "?...", text)[:200]  # a query may hold a signature
-                reason, then = f"{kind}: {text}", "a rerun goes on from here"
+                then = "a rerun goes on from here"
                 if final and address != unsigned(address):
-                    then = "if its signature is too old, write new addresses into the list; a rerun goes on from here"
-                raise UserError(f"{one_line(unsigned(address))} cannot be read ({reason}); {then}") from None
+                    then = f"if its signature is too old, write new addresses into the list; {then}"
+                raise UserError(f"{shown} cannot be read ({reason}); {then}") from None
+            asked_again(shown, reason)
             time.sleep(PAUSE * 2**number * random.uniform(0.5, 1.0))
     raise AssertionError("the last attempt returns or raises")
+
+
+def cleaned(text: str) -> str:
+    """What obstore says of a failure, without queries, which may hold a signature, and its own counts of attempts."""
+    text = re.sub(r"\?\S*", "?...", text)
+    text = re.sub(r" in [\d.]+\S*, after \d+ retries, max_retries: \d+, retry_timeout: \S+", "", text)
+    return text.partition("Debug source:")[0].strip()[:200]
+
+
+_said = [-math.inf]
+"""When a line last said that a store is asked again."""
+
+
+def asked_again(shown: str, reason: str) -> None:
+    """A line that says why nothing comes, for all requests together seldom."""
+    now = time.monotonic()
+    if now - _said[0] >= SELDOM:
+        _said[0] = now
+        log.warning(f"{shown} did not answer ({reason}): asked again")
 
 
 def identity_of_meta(meta: Any) -> str:
@@ -325,8 +356,11 @@ def opened_store(root: str) -> Any:
     obstore()
     from obstore.store import from_url
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-    plain = root.startswith("http://") or endpoint.startswith("http://")
+    endpoints = {name: os.environ[name] for name in ENDPOINTS if name in os.environ} if root.startswith("s3:") else {}
+    for name, endpoint in endpoints.items():
+        if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
+            raise UserError(f"{name} is {one_line(endpoint)!r}: give an address such as https://host, or unset it")
+    plain = any(one.startswith("http://") for one in (root, *endpoints.values()))
     options: Any = {"timeout": "120s", "connect_timeout": "20s", **({"allow_http": True} if plain else {})}
     retry: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
     try:
