@@ -241,7 +241,7 @@ def summary(turns: list[dict[str, Speed]]) -> dict[str, Any]:
     """Medians of the turns, and of the ratios within each."""
     found: dict[str, Any] = {
         name: {
-            "pictures_per_second": round(statistics.median(turn[name].rate for turn in turns), 1),
+            "images_per_second": round(statistics.median(turn[name].rate for turn in turns), 1),
             "cpu_ms": round(1e3 * statistics.median(turn[name].cpu for turn in turns), 2),
         }
         for name in turns[0]

@@ -128,7 +128,7 @@ def recipe(network: Network, options: argparse.Namespace) -> Recipe:
 def learnt(folder: Path, batch: int) -> dict[str, Any]:
     """What the run in a folder told: its validation losses by step, and the median seconds of a step."""
     lines = logged(folder)
-    speeds = [line["pictures_per_second"] for line in lines if line["kind"] == "train"]
+    speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"]
     return {
         "validation": [[line["step"], line["loss"]] for line in lines if line["kind"] == "validation"],
         "training_step_seconds": batch / statistics.median(speeds),

@@ -117,7 +117,7 @@ def history(run_folder: Path) -> dict[str, Any]:
         ]
         for kind in ("train", "validation")
     }
-    return {**kept, "pictures_per_second": max(line.get("pictures_per_second", 0) for line in lines)}
+    return {**kept, "images_per_second": max(line.get("images_per_second", 0) for line in lines)}
 
 
 def plot(told: dict[str, Any], path: Path) -> None:

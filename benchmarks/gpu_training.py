@@ -119,7 +119,7 @@ def ours(case: Case, model: LatentDiffusion, settings: dict[str, Any], seconds: 
         with contextlib.suppress(Enough):
             train(task, batch_at, config, Path(folder) / "run")
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["pictures_per_second"] for line in lines[2:]]
+    rates = [line["images_per_second"] for line in lines[2:]]
     found = {"images_per_second": statistics.median(rates), "best": max(rates), "steps": len(lines) * every}
     return {**found, "settings": settings}
 

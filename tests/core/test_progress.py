@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from diptych.core import progress
-from diptych.core.progress import bar, clock, track
+from diptych.core.progress import bar, clock, track, waiting
 
 
 class Clock:
@@ -64,3 +66,20 @@ def test_work_of_unknown_length_is_counted(clocked: Clock, capsys: pytest.Captur
 
 def test_times_are_read_at_a_glance() -> None:
     assert [clock(seconds) for seconds in (0, 75, 3700)] == ["0:00", "1:15", "1:01:40"]
+
+
+@pytest.mark.parametrize(("terminal", "in_files", "said"), [(0, True, True), (0, False, False), (1, False, True)])
+def test_what_is_waited_for_is_said_where_somebody_waits(
+    terminal: int, in_files: bool, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: bool(terminal))
+    before = set(threading.enumerate())
+    with waiting("loading latent", in_files=in_files):
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+    assert capsys.readouterr().err == ("loading latent\n" if said else "")
+    monkeypatch.setattr(progress, "FIRST", 60.0)
+    with waiting("loading latent"):
+        pass
+    assert capsys.readouterr().err == ""

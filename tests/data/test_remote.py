@@ -170,9 +170,9 @@ def test_an_endpoint_that_is_no_address_is_named(endpoint, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     remote._store.cache_clear()
-    with pytest.raises(UserError, match="AWS_ENDPOINT_URL is '.*': give an address such as"):
+    with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL is '.*': give an address such as"):
         open_dataset(DataConfig(path="s3://bucket/some", size=8))
-    with pytest.raises(UserError, match="AWS_ENDPOINT_URL is '.*': give an address such as"):
+    with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL is '.*': give an address such as"):
         open_dataset(DataConfig(path="s3://bucket/{0..3}.tar", size=8))
 
 

@@ -23,7 +23,7 @@ RECORDED = Path(__file__).parent / "runs"
 MODELS = RECORDED / "models"
 """Small model folders on which trainings stand: first stages, a latent model, a stage."""
 STEPS, SIZE = 20, 16
-NOT_RECORDED = {"step", "kind", "pictures_per_second"}
+NOT_RECORDED = {"step", "kind", "images_per_second", "pictures_per_second"}
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (20, 160, 60)}
 
 

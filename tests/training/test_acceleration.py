@@ -35,7 +35,7 @@ def task(dropout: float = 0.0) -> DiffusionTask:
 
 def lines(folder: Path) -> list[dict[str, float]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("kind", "pictures_per_second")} for line in found]
+    return [{key: value for key, value in line.items() if key not in ("kind", "images_per_second")} for line in found]
 
 
 def learned(folder: Path, steps: int = 3, dropout: float = 0.0, **changes: Any) -> list[dict[str, float]]:
@@ -129,6 +129,11 @@ def test_blocks_are_compiled_in_place_and_learn_the_same(monkeypatch: pytest.Mon
     count = len(blocks_of(compiled.module))
     assert count - 1 <= len(graphs) <= count  # the two residual blocks of the middle are of one shape
     assert [*compiled.module.state_dict()] == [*eager.module.state_dict()]
+
+
+def test_a_run_says_that_it_compiles() -> None:
+    assert "minutes before the first step" in acceleration.compiling(settings(compile="blocks"))
+    assert acceleration.compiling(settings()) == ""
 
 
 class Doubled(torch.nn.Module):

@@ -23,7 +23,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*.png")):
         result[str(path.relative_to(folder))] = path.read_bytes()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    result["metrics"] = [{k: v for k, v in line.items() if k != "pictures_per_second"} for line in lines]
+    result["metrics"] = [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,15 +120,16 @@ def generate(arguments: argparse.Namespace) -> None:
     wanted = read_image_list(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    import diptych
-    from diptych.cli.option_checks import accepted_options, check_options
-    from diptych.cli.output import file_stem, generate_images, save_image
-    from diptych.models.metadata import of_stage, stage_suffix
+    with loading(arguments.model or "latent"):
+        import diptych
+        from diptych.cli.option_checks import accepted_options, check_options
+        from diptych.cli.output import file_stem, generate_images, save_image
+        from diptych.models.metadata import of_stage, stage_suffix
 
-    options = options_given(arguments)
-    check_options(options, lora_files(arguments))
-    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
-    options |= open_guides(arguments)
+        options = options_given(arguments)
+        check_options(options, lora_files(arguments))
+        model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+        options |= open_guides(arguments)
     options = options if recorded is None else recorded.fitting(model, options)
     options = accepted_options(model, arguments.model or "latent", options)
     if recorded is not None:
@@ -143,6 +145,13 @@ def generate(arguments: argparse.Namespace) -> None:
         for number, stage_image in enumerate(earlier, 1):
             row = of_stage(metadata, number, stage_image)
             save_image(stage_image, arguments.out, path.stem + stage_suffix(row), row)
+
+
+def loading(model: str) -> contextlib.AbstractContextManager[None]:
+    """Within, PyTorch is imported and a model opened: seconds, which a terminal is told of."""
+    from diptych.core.progress import waiting
+
+    return waiting(f"loading {model}", in_files=False)
 
 
 def open_guides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -167,13 +176,15 @@ def demo(arguments: argparse.Namespace) -> None:
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    import diptych
-    from diptych.cli.output import comparison_sheet, file_stem, generate_images, save_image
+    with loading(DEFAULT_MODELS[0]):
+        import diptych
+        from diptych.cli.output import comparison_sheet, file_stem, generate_images, save_image
 
     images: dict[str, list[Image]] = {}
     for name in DEFAULT_MODELS:
         try:
-            model = diptych.load(name, arguments.device)
+            with loading(name):
+                model = diptych.load(name, arguments.device)
         except NotFound as error:
             print_err(f"diptych: {error}")
             continue

@@ -31,16 +31,22 @@ def add_commands(commands: Any) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    from diptych.recipes import get
-    from diptych.training import experiment
+    from diptych.core.progress import waiting
+
+    with waiting("loading PyTorch", in_files=False):
+        from diptych.recipes import get
+        from diptych.training import experiment
 
     recipe = get(arguments.recipe).override(arguments.assignments)
     experiment.train(recipe, arguments.run_dir or Path("runs") / arguments.recipe)
 
 
 def precompute(arguments: argparse.Namespace) -> None:
-    from diptych.recipes import get
-    from diptych.training import experiment
+    from diptych.core.progress import waiting
+
+    with waiting("loading PyTorch", in_files=False):
+        from diptych.recipes import get
+        from diptych.training import experiment
 
     recipe = get(arguments.recipe).override(arguments.assignments)
     experiment.precompute(recipe, arguments.out or Path("cache") / arguments.recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -136,8 +137,12 @@ def bar(rate: bool = False) -> Display:
 
 
 @contextlib.contextmanager
-def waiting(description: str) -> Iterator[None]:
-    """Within, a line says what is waited for, if that takes longer than the first line of a count would."""
+def waiting(description: str, *, in_files: bool = True) -> Iterator[None]:
+    """Within, a line says what is waited for, if that takes longer than the first line of a count would; without
+    `in_files` only on a terminal, where somebody waits."""
+    if not (in_files or sys.stderr.isatty()):
+        yield
+        return
     timer = threading.Timer(FIRST, print_err, [description])
     timer.daemon = True
     timer.start()

@@ -40,7 +40,9 @@ class Filter(NamedTuple):
     def parse(cls, text: str) -> Filter:
         """Raises `ValueError` for a text that is no rule."""
         if (match := RULE.fullmatch(text)) is None:
-            raise ValueError(f"{text!r} is not FIELD, one of {' '.join(COMPARISONS)}, NUMBER")
+            raise ValueError(
+                f"{text!r} is no rule: write a field, one of {' '.join(COMPARISONS)}, and a number: side>=512"
+            )
         field, comparison, number = match.groups()
         try:
             bound = float(number)

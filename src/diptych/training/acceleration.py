@@ -67,6 +67,11 @@ def has_dropout(module: nn.Module) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
+def compiling(config: TrainingConfig) -> str:
+    """A line on why the first step takes long, or none."""
+    return "compiling the blocks of the networks: minutes before the first step" if config.compile == "blocks" else ""
+
+
 def compile_each(blocks: list[nn.Module], shapes: int = 1) -> None:
     """Compile each block in place for the shapes that it meets; blocks of equal shape share what is compiled. shapes:
     of images; beyond its limit PyTorch would run others as they are."""

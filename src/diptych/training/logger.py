@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from diptych.core.disk import disk_errors, write_text
 from diptych.core.images import save_png
-from diptych.core.progress import bar
+from diptych.core.progress import bar, waiting
 from diptych.core.terminal import print_err
 from diptych.training.distributed import Team
 
@@ -65,6 +66,20 @@ class Journal:
         if self.folder is not None:
             self.bar.update(self.task, completed=step, description=f"loss {loss:.4f}  {rate:.1f} images/s")
         return rate
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Within, the bar says what is done between steps; elsewhere a line does, if it takes a while."""
+        if self.folder is None:
+            yield
+        elif self.bar.disable:
+            with waiting(what):
+                yield
+        else:
+            before = self.bar.tasks[self.task].description
+            self.bar.update(self.task, description=what)
+            yield
+            self.bar.update(self.task, description=before)
 
     def metrics(self, step: int, values: dict[str, float], kind: str = "train") -> None:
         """Append one line to metrics.jsonl, add to TensorBoard, and print unless a bar shows it."""

@@ -24,7 +24,7 @@ from diptych.core.devices import sent
 from diptych.core.disk import replacing
 from diptych.core.progress import clock
 from diptych.training import run_checkpoint as checkpoint
-from diptych.training.acceleration import accelerate
+from diptych.training.acceleration import accelerate, compiling
 from diptych.training.distributed import Team, require_same_data, team
 from diptych.training.faults import named_faults
 from diptych.training.interrupt import Interrupt
@@ -118,6 +118,7 @@ class Run:
                 journal.report(f"{model} is finished ({self.step} steps); raise training.{limit} to train on")
                 return model
             journal.open()
+            journal.report(compiling(self.config))
             if changed:
                 journal.report(f"the run goes on with {', '.join(changed)}")
             if resumed:
@@ -166,13 +167,13 @@ class Run:
                     self.settle(wait=True)
                 speed = journal.advance(self.step, self.loss, config.batch_size)
                 if self.due(config.log_every):
-                    journal.metrics(self.step, self.logged.take(self.team) | {"pictures_per_second": speed})
+                    journal.metrics(self.step, self.logged.take(self.team) | {"images_per_second": speed})
                 if self.validation_at and self.due(config.validate_every):
-                    with self.averaged():
+                    with self.averaged(), journal.doing("validating"):
                         found = validate(self.trainable, self.validation_at, config, self.team)
                     journal.metrics(self.step, found, "validation")
                 if self.due(config.sample_every):
-                    with self.averaged():
+                    with self.averaged(), journal.doing("generating samples"):
                         if self.team.main:
                             journal.image(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
