@@ -52,6 +52,7 @@ def main(steps: int = 3000, out: str = "spiral.png") -> Tensor:
     with torch.no_grad():
         samples = SAMPLERS["heun"](denoiser, torch.randn(2000, 2), timesteps(schedule, steps=30), schedule)
     Image.fromarray(torch.cat([plot(spiral(2000)), plot(samples)], 1).numpy()).save(out)
+    print(f"{out}: data on the left, samples on the right")
     return samples
 
 

@@ -30,5 +30,6 @@ def test_train_and_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     data = example.spiral(2000)
     assert distance(trained, data) < 0.1 < 0.2 < distance(example.main(steps=0, out=str(tmp_path / "noise.png")), data)
     assert Image.open(tmp_path / "spiral.png").size == (512, 256)
-    assert "step   500   loss" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "step   500   loss" in printed and f"{tmp_path / 'spiral.png'}: data on the left" in printed
     assert len((EXAMPLES / "train_and_sample.py").read_text().splitlines()) <= 60

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.plan_memory import COMMON, SHARDED, run
 from diptych.cli import main as cli
-from diptych.cli.plan_report import as_values
+from diptych.cli.plan_report import as_values, time_rows
 from diptych.recipes import get
 from diptych.training.planning.accounting import Meter, OnMeta
 from diptych.training.planning.cards import CARDS, card
@@ -224,7 +224,22 @@ def test_a_frozen_text_encoder_and_values_for_programs(capsys) -> None:
     assert values["storage"]["bytes_an_example"]["text"] == 2 * 384 * 20
 
 
+def test_what_a_gpu_sends_for_its_gradients(plan: Plan) -> None:
+    """Two GPUs: each sends half of its sums and half of the results; sharded, half of its sums in each part."""
+    (trained,) = plan.parameters.values()
+    assert plan.sent_bytes == 4 * trained
+    training = dataclasses.replace(plan.recipe.training, shard="fsdp", accumulation=3)
+    sharded = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, training=training))
+    assert sharded.sent_bytes == 3 * 4 * trained / 2
+    (row,) = [row for row in time_rows(plan) if row[0] == "gradients sent"]
+    rate = float(row[2].split(" GB/s")[0].rsplit(" ", 1)[1].replace(",", ""))
+    assert 1e9 * rate * plan.seconds == pytest.approx(plan.sent_bytes * plan.steps, rel=0.01)
+    alone = dataclasses.replace(plan, cluster=dataclasses.replace(plan.cluster, gpus=1))
+    assert "gradients sent" not in [row[0] for row in time_rows(alone)]
+
+
 def test_values_for_programs(plan: Plan) -> None:
     values = json.loads(json.dumps(as_values("emoji-latent", plan)))
+    assert values["gradient_bytes_sent"] == plan.sent_bytes
     assert values["memory"]["fits"] and values["price"] == pytest.approx(2 * values["gpu_hours"])
     assert values["precision"] == "bf16" and values["flops_an_image"]["total"] == plan.flops

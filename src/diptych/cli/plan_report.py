@@ -75,7 +75,7 @@ def memory_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
         ("EMA", "average", "float32"),
         ("frozen networks", "frozen", ""),
         *([("gathered weights", "copies", "")] if divided else [("weights in bfloat16", "copies", "autocast")]),
-        ("activations", "activations", "and what is there for a moment"),
+        ("activations", "activations", "and temporary tensors"),
     ]
     images = "1 image" if plan.step.images == 1 else f"{plan.step.images:,} images"
     shown = [(f"memory of a GPU, {images} at once", "forward, backward", "optimizer step", "")]
@@ -98,6 +98,9 @@ def time_rows(plan: Plan) -> list[Row]:
         ("days", number(plan.seconds / 86400), f"{number(plan.seconds / 3600)} hours"),
         ("GPU-hours", number(plan.gpu_hours), ""),
     ]
+    if cluster.gpus > 1:
+        rate = plan.sent_bytes * plan.steps / plan.seconds / 1e9
+        rows.append(("gradients sent", gib(plan.sent_bytes), f"a GPU and step: {number(rate)} GB/s for these days"))
     if plan.price is not None:
         rows.append(("price", f"{plan.price:,.0f}", f"{cluster.hour_price:g} a GPU-hour"))
     return rows
@@ -156,6 +159,7 @@ def as_values(name: str, plan: Plan) -> dict[str, Any]:
         "seconds": plan.seconds,
         "gpu_hours": plan.gpu_hours,
         "price": plan.price,
+        "gradient_bytes_sent": round(plan.sent_bytes),
         "storage": {
             "bytes_an_example": plan.example_bytes,
             "examples": plan.examples,

@@ -100,13 +100,20 @@ class Plan:
     examples: int | None = None
     """Examples of the data set."""
     caption_tokens: int = 20
-    """Mean tokens of a caption."""
+    """Mean tokens of a caption as it is kept: with the padding of an encoder that pads."""
     example_bytes: dict[str, int] = field(default_factory=dict)
     """Bytes that are kept of an example where it is precomputed, by kind."""
     checkpoint_bytes: int = 0
     model_bytes: int = 0
     advice: list[str] = field(default_factory=list)
     """What would make it fit, where it does not."""
+
+    @property
+    def sent_bytes(self) -> float:
+        """What a GPU sends in a step for its gradients in float32, at least: around a ring of all GPUs twice (sums, and
+        all of them back); sharded, once for each part of the batch, and the weights that are gathered come on top."""
+        rounds = 2 if self.recipe.training.shard == "no" else self.recipe.training.accumulation
+        return rounds * FLOAT32 * sum(self.parameters.values()) * (1 - 1 / self.cluster.gpus)
 
     @property
     def flops(self) -> float:
@@ -198,7 +205,7 @@ def make_plan(
         update,
         images or recipe.training.steps * recipe.training.batch_size,
         examples,
-        caption_tokens,
+        kept_tokens(outline, caption_tokens),
         example_bytes(outline, recipe, caption_tokens),
         2 * weights + FLOAT32 * sum(moments(outline, recipe)),
         weights,
@@ -364,8 +371,13 @@ def example_bytes(outline: Outline, recipe: Recipe, tokens: int) -> dict[str, in
         mirrored = 2 if recipe.data.flip else 1
         kept["codes" if outline.codes else "latents"] = HALF * math.prod(outline.kept) * mirrored
     if outline.token_width:
-        kept["text"] = HALF * outline.token_width * (outline.tokens if outline.padded else min(tokens, outline.tokens))
+        kept["text"] = HALF * outline.token_width * kept_tokens(outline, tokens)
     return kept
+
+
+def kept_tokens(outline: Outline, tokens: int) -> int:
+    """Tokens that are kept of a caption of so many."""
+    return outline.tokens if outline.padded else min(tokens, outline.tokens)
 
 
 def tensor_bytes(tensors: Any) -> int:
