@@ -1,4 +1,4 @@
-"""How many pictures a second are loaded to training batches, and how many Pillow alone makes on all cores.
+"""How many images a second are loaded to training batches, and how many Pillow alone makes on all cores.
 
     python benchmarks/data_loading.py --out benchmarks/results/data-loading
 
@@ -14,7 +14,7 @@ short turns, in as many processes as there are cores:
 - "floats": the same with the conversion to floating-point numbers on the CPU, where a GPU would do it.
 
 At 256 px from 512 libjpeg decodes at a half. Ratios of the rates count on a machine that does nothing else; those of
-the CPU time for a picture, in all processes together, are disturbed less by other work. Both are medians of
+the CPU time for an image, in all processes together, are disturbed less by other work. Both are medians of
 the ratios within a turn.
 """
 
@@ -112,7 +112,7 @@ class Speed(NamedTuple):
     rate: float
     """Pictures a second."""
     cpu: float
-    """Seconds of all processes for a picture."""
+    """Seconds of all processes for an image."""
 
 
 class Pillow:

@@ -1,5 +1,6 @@
-"""Three ways to be guided, on one model: by a classifier, by CLIP, and free of a classifier (Dhariwal & Nichol 2021,
-section 4; GLIDE: Nichol et al. 2021, figure 6; Ho & Salimans 2022).
+"""Three kinds of guidance of one model: by a classifier, by CLIP, and without a classifier.
+
+Dhariwal & Nichol 2021, section 4; GLIDE: Nichol et al. 2021, figure 6; Ho & Salimans 2022.
 
     python -m benchmarks.guidance --data data/emoji-64
     python -m benchmarks.guidance --report                  table, plot and sheet again, from what is stored

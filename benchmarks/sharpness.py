@@ -1,6 +1,6 @@
 """How sharp a model's images are beside real ones: the share of their power in fine detail.
 
-    python benchmarks/sharpness.py --model latent --data data/emoji-128 --pictures 32
+    python benchmarks/sharpness.py --model latent --data data/emoji-128 --images 32
 
 Prompts are held-out drawings; image and real drawing are brought to the data's size (bicubic), and the power of
 their luminance above a quarter of a cycle a pixel (structures of four pixels and finer) is compared. 1 is as sharp as
