@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -139,8 +140,8 @@ def bar(rate: bool = False) -> Display:
 @contextlib.contextmanager
 def waiting(description: str, *, in_files: bool = True) -> Iterator[None]:
     """Within, a line says what is waited for, if that takes longer than the first line of a count would; without
-    `in_files` only on a terminal, where somebody waits."""
-    if not (in_files or sys.stderr.isatty()):
+    `in_files` only on a terminal, where somebody waits, and of torchrun's processes by the first."""
+    if not in_files and (os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty()):
         yield
         return
     timer = threading.Timer(FIRST, print_err, [description])

@@ -15,6 +15,7 @@ from torch import nn
 from diptych.core.devices import find_device, require_memory
 from diptych.core.disk import real
 from diptych.core.errors import UserError
+from diptych.core.progress import waiting
 from diptych.core.seeding import seed_default
 from diptych.models.cascade import assemble as assemble_cascade
 from diptych.pretrained.families import open_published
@@ -43,7 +44,8 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
     system = recipe.system.with_class_names(lambda: data.captions("train"))
     recipe = dataclasses.replace(recipe, system=system)
     data.fit(system.caption_fit)
-    task = system.build(data, seed, resuming=has_checkpoint(folder))
+    with waiting("building the model", in_files=False):
+        task = system.build(data, seed, resuming=has_checkpoint(folder))
     data.fit(lambda: learned_fit(task))
     splits = data.batches(seed)
     facts = {EXAMPLES: getattr(splits["train"], "identity", {}), **getattr(task, "facts", {})}
@@ -64,7 +66,8 @@ def precompute(recipe: Recipe, out: Path) -> Path:
         alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
         here = Team(0, 1, find_device(settings.device)) if alone else stack.enter_context(team(settings.device))
         datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
-        autoencoder, text, kept = system.precomputing()
+        with waiting("loading the frozen networks", in_files=False):
+            autoencoder, text, kept = system.precomputing()
         if autoencoder is None:
             return precompute_texts(datasets, text, out, here)
         bf16 = autocast(settings.precision == "bf16", here.device)
