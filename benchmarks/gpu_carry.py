@@ -172,6 +172,11 @@ def try_out(folder: Path, texts: Sequence[str]) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
 
 
+def say(what: str) -> None:
+    """What is done next: all of it takes minutes."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "loan", metavar="FOLDER")
@@ -182,13 +187,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     for one in (folder / "carry" / "site", work / "wheels"):
         one.mkdir(parents=True, exist_ok=True)
+    say("copying sources and emoji sets")
     left_out = copy_sources(ROOT, folder)
     sets, site = folder / "carry" / "cache" / "npm", folder / "carry" / "site"
     emoji_sets(sets)
+    say("gathering the texts of the data, and cutting MiniLM to their tokens: a minute or two")
     texts = list(dict.fromkeys(texts_of(sets, options.scenes)))
     tokens = minilm(folder / "carry" / "minilm", texts)
+    say("unpacking packages")
     missing = [] if options.offline else packages(site, work / "wheels")
     problems = [f"{name} could not be downloaded" for name in missing]
+    say("trying what was gathered, from its folder alone")
     if problem := try_out(folder, texts[:: max(1, len(texts) // 50)]):
         problems.append(f"it does not run from {folder}: {problem}")
     shutil.copytree(folder / "carry" / "minilm", site, dirs_exist_ok=True)
