@@ -17,6 +17,7 @@ from diptych.data.stream import SampleStream, make_batch
 from diptych.encoders.base import TextEmbedding
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.training import precompute as module
+from diptych.training import precompute_folder as folders
 from diptych.training.precompute import EmbeddedTexts, PrecomputedLatents, precompute
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
 from diptych.training.trainer import train
@@ -263,7 +264,7 @@ def test_only_precomputed_data_is_replaced(
 
 def test_other_data_or_models_do_not_go_on_with_what_is_left(datasets: dict[str, ImageDataset], tmp_path: Path) -> None:
     asked = {"precompute": "latents"}
-    with pytest.raises(KeyboardInterrupt), module.unfinished(tmp_path / "store", asked) as work:
+    with pytest.raises(KeyboardInterrupt), folders.unfinished(tmp_path / "store", asked) as work:
         (work / "train-000000.safetensors").write_text("of something else")
         (work / "train-000000.json").write_text("{}")
         with pytest.raises(UserError, match="another process is precomputing"):

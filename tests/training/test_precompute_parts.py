@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import signal
@@ -167,10 +168,9 @@ def test_a_store_of_many_examples_is_opened_without_being_read(tmp_path: Path) -
         path = tmp_path / part_name("latents-train", number)
         save_safetensors(tensors | {"moments": moments}, path)
         sizes.append(path.stat().st_size)
-    stated = {"autoencoder": fingerprint(first), "examples": {"train": count}}
-    module.write_text(
-        tmp_path / "config.json", module.json.dumps({**stated, "parts": {"size": size, "bytes": {"train": sizes}}})
-    )
+    stated: dict[str, Any] = {"autoencoder": fingerprint(first), "examples": {"train": count}}
+    stated |= {"parts": {"size": size, "bytes": {"train": sizes}}}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
     np.unique(np.zeros(1))  # imports what it needs
     tracemalloc.start()
     try:

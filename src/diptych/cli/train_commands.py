@@ -18,7 +18,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--run", dest="run_dir", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(command=train)
 
-    command = commands.add_parser("precompute", help="compute a recipe's latents and text embeddings in advance")
+    command = commands.add_parser(
+        "precompute",
+        help="compute a recipe's latents and text embeddings in advance",
+        description="Compute a recipe's latents or codes and text embeddings once, for system.precomputed. The same "
+        "command goes on after an interruption, alone or under torchrun. With system.embed_text=online no text is "
+        "embedded: train with the same, and the text encoder reads the captions of each step.",
+    )
     add_recipe(command)
     command.add_argument("--out", metavar="FOLDER", type=Path, help="output folder (default: cache/RECIPE)")
     command.set_defaults(command=precompute)

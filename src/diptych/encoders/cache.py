@@ -88,6 +88,8 @@ class EmbeddedTexts:
         """Prompts whose embeddings were looked at, and hold neither NaN nor infinity."""
         self.table: TextTable | None = None
         """Those that are on a device, too."""
+        self.packing: torch.device | None = None
+        """Where embeddings are padded, when they are too many for a table: they come there as they are kept."""
         for part in parts:
             self.add(part)
 
@@ -110,11 +112,13 @@ class EmbeddedTexts:
             self.add(part)
 
     def keep_on(self, device: torch.device, prompts: Iterable[str] | None = None) -> None:
-        """Bring those of these prompts that are in memory, or all that are, to a device other than the CPU, unless they
-        are too many. `encode` gives their embeddings there; a `UserError` where some hold NaN or infinity."""
+        """Bring those of these prompts that are in memory, or all that are, to a device other than the CPU. Where they
+        are too many, those of each call come there when they are asked for. `encode` gives their embeddings there; a
+        `UserError` where some hold NaN or infinity."""
         if device.type != "cpu":
             chosen = self.index if prompts is None else dict.fromkeys(prompts)
             self.table = TextTable.of({one: self.index[one] for one in chosen if one in self.index}, device)
+            self.packing = device if self.table is None else None
             if self.table is not None and device.type != "meta" and not self.table.finite():
                 raise UserError(NOT_FINITE)
 
@@ -123,8 +127,25 @@ class EmbeddedTexts:
             return embedding
         if self.missing(prompts):
             self.read(prompts)
-        embedding = padded([self.index[prompt] for prompt in prompts], check=not self.finite.issuperset(prompts))
+        check = not self.finite.issuperset(prompts)
+        embedding = self.joined(prompts, [self.index[prompt] for prompt in prompts], check)
         self.finite.update(prompts)
+        return embedding
+
+    def joined(
+        self, prompts: list[str], places: Sequence[tuple[CachePart | StoredPart, int]], check: bool = True
+    ) -> TextEmbedding:
+        """The embeddings of prompts at these places: padded here, or on the device of `keep_on`."""
+        if self.packing is None:
+            return padded(places, check)
+        if (table := TextTable.of(named := dict(zip(prompts, places, strict=True)), self.packing)) is None:
+            return padded(places, check)  # of no tokens, or of more than a device should hold
+        if check and not all(part.row(i).isfinite().all() for part, i in named.values()):
+            raise UserError(NOT_FINITE)
+        if check and not all(part.pooled is None or part.pooled[i].isfinite().all() for part, i in named.values()):
+            raise UserError(NOT_FINITE)
+        embedding = table.encode(prompts)
+        assert embedding is not None
         return embedding
 
     def unload(self) -> None:
@@ -210,7 +231,7 @@ class StoredTexts(EmbeddedTexts):
         if None in places:
             self.read(prompts)
             places = [place or self.index[prompt] for prompt, place in zip(prompts, places, strict=True)]
-        return padded(places)  # type: ignore[arg-type]
+        return self.joined(prompts, places)  # type: ignore[arg-type]
 
 
 class CachedTexts(EmbeddedTexts):

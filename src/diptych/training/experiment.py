@@ -17,6 +17,7 @@ from diptych.core.disk import real
 from diptych.core.errors import UserError
 from diptych.core.progress import waiting
 from diptych.core.seeding import seed_default
+from diptych.encoders.configs import FrozenConfig
 from diptych.models.cascade import assemble as assemble_cascade
 from diptych.pretrained.families import open_published
 from diptych.pretrained.load import find, is_published
@@ -24,7 +25,6 @@ from diptych.pretrained.source import Options
 from diptych.training.distributed import Team, team
 from diptych.training.experiment_config import NOT_PRECOMPUTED, Recipe
 from diptych.training.experiment_data import QUARANTINE, learned_fit, open_data, open_splits
-from diptych.training.precision import autocast
 from diptych.training.precompute import PRECOMPUTED
 from diptych.training.precompute import precompute as precompute_data
 from diptych.training.precompute_texts import PRECOMPUTED_TEXTS, precompute_texts
@@ -62,6 +62,8 @@ def precompute(recipe: Recipe, out: Path) -> Path:
     if system.images_precomputable:
         require_same_images(recipe)
     (PRECOMPUTED if system.images_precomputable else PRECOMPUTED_TEXTS).require(out)
+    if Path(recipe.data.path).is_dir() and real(out).is_relative_to(real(Path(recipe.data.path))):
+        raise UserError(f"{out} lies in the data, {recipe.data.path}: name a folder outside of it")
     with contextlib.ExitStack() as stack:
         alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
         here = Team(0, 1, find_device(settings.device)) if alone else stack.enter_context(team(settings.device))
@@ -70,8 +72,9 @@ def precompute(recipe: Recipe, out: Path) -> Path:
             autoencoder, text, kept = system.precomputing()
         if autoencoder is None:
             return precompute_texts(datasets, text, out, here)
-        bf16 = autocast(settings.precision == "bf16", here.device)
-        return precompute_data(datasets, autoencoder, text, out, here.device, kept, here, settings, bf16)
+        bf16, reader = settings.precision == "bf16", system.text_config
+        fitted = reader.fingerprint() if text is None and isinstance(reader, FrozenConfig) else None
+        return precompute_data(datasets, autoencoder, text, out, here.device, kept, here, settings, bf16, fitted)
 
 
 def require_same_images(recipe: Recipe) -> None:

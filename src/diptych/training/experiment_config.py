@@ -81,12 +81,33 @@ class SecondStageTraining(ModelTraining):
     """Base of the systems that train a model over a first stage, `autoencoder`, that is already trained."""
 
     autoencoder: str
+    precomputed: str | None
+    embed_text: Embedding
     kept: ClassVar[Kept]
     """What is precomputed of an image."""
 
     @property
     def precomputable(self) -> bool:
         return True
+
+    @property
+    def texts_precomputable(self) -> bool:
+        return super().texts_precomputable and self.embed_text == "auto"
+
+    @property
+    def texts_stored(self) -> bool:
+        """Whether a step finds embeddings of its captions, by a plan in which all is precomputed that can be."""
+        return self.embed_text == "ahead" or (self.precomputed is not None and self.embed_text == "auto")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the samples."""
+        raise NotImplementedError
+
+    def require_frozen(self) -> None:
+        """Raise a `UserError` where it is said when captions are embedded, and they are not."""
+        frozen = self.embed_text == "auto" or isinstance(self.model.text, FrozenConfig)
+        self.require(frozen, "embed_text", "be auto: there is no frozen text encoder")
 
     def check_data(self, data: DataConfig) -> None:
         require_side(data, "system.model.size", self.model.size)
@@ -105,8 +126,7 @@ class SecondStageTraining(ModelTraining):
         raise NotImplementedError
 
     def precomputing(self) -> Precomputing:
-        encoder = self.model.encoder
-        text = None if encoder is None or isinstance(encoder, LearnedConfig) else build_encoder(encoder)
+        text = build_encoder(self.model.text) if self.texts_precomputable else None
         return Precomputing(self.first_stage(), text, self.kept)
 
     def parts(self, data: TrainingData, seed: int) -> tuple[Autoencoder, Any]:
@@ -117,7 +137,9 @@ class SecondStageTraining(ModelTraining):
         with first_weights(seed, OF_TEXT):
             if isinstance(text, LearnedConfig):
                 return autoencoder, text.from_captions(self.learned_from(data))
-            return autoencoder, data.embedded(text)
+            if isinstance(text, FrozenConfig) and self.embed_text == "ahead":
+                return autoencoder, data.read_text(text, "ahead", self.prompts)
+            return autoencoder, data.embedded(text, online=self.embed_text == "online")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +160,10 @@ class LatentTraining(SecondStageTraining):
     `model.autoencoder`."""
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode images and captions at every step."""
+    embed_text: Embedding = "auto"
+    """When a frozen text encoder reads the captions. auto: in `diptych precompute`, or in each step where the folder
+    holds no embeddings, or there is none. `online`: in each step, and `ahead`: all before the first step, rounded to
+    half precision and kept for later runs; of both, `diptych precompute` keeps no embeddings."""
     init_from: str | None = None
     """Latent model whose U-Net initialises this one, or none for random weights. Tensors that do not fit are left out;
     input channels that it lacks, such as those of a mask, start at zero."""
@@ -145,7 +171,12 @@ class LatentTraining(SecondStageTraining):
     def check(self) -> None:
         if self.model.concat_condition is not None and self.precomputed is not None:
             raise UserError("LatentTraining.precomputed must be none: what is concatenated is made from the images")
+        self.require_frozen()
         require_null("diffusion", self.model.text, self.diffusion.caption_dropout)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.diffusion.prompts
 
     @property
     def bucket_multiple(self) -> int | None:
@@ -180,9 +211,18 @@ class AutoregressiveTraining(SecondStageTraining):
     `model.autoencoder`."""
     precomputed: str | None = None
     """Folder that `diptych precompute` wrote, or none to encode images and captions at every step."""
+    embed_text: Embedding = "auto"
+    """When a frozen text encoder reads the captions. auto: in `diptych precompute`, or in each step where the folder
+    holds no embeddings, or there is none. `online`: in each step, and `ahead`: all before the first step, rounded to
+    half precision and kept for later runs; of both, `diptych precompute` keeps no embeddings."""
 
     def check(self) -> None:
+        self.require_frozen()
         require_null("codes", self.model.text, self.codes.caption_dropout)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.codes.prompts
 
     def kept_shape(self) -> tuple[int, ...]:
         return (self.model.side, self.model.side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ class ImageData:
     ) -> None:
         """Nothing is encoded yet."""
 
-    def embedded(self, config: TextConfig | ClassConfig | None) -> Any:
+    def embedded(self, config: TextConfig | ClassConfig | None, online: bool = False) -> Any:
         return read_online(lambda: build_encoder(config))
 
     def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
@@ -112,7 +113,8 @@ class PrecomputedData:
         self.store, self.config, self.seed = store, recipe.data, recipe.training.seed
         self.random = recipe.training.random
         self.device = own_device(recipe.training.device)
-        self.has_texts = (store / "text.safetensors").is_file() or "texts" in values_of(store / "config.json")
+        self.stated, self.text = values_of(store / "config.json"), recipe.system.text_config
+        self.has_texts = (store / "text.safetensors").is_file() or "texts" in self.stated
         self.splits: dict[str, PrecomputedLatents] = {}
         self._fit: Fit | None = None
 
@@ -143,14 +145,17 @@ class PrecomputedData:
                 f"{self.store} holds {kept} of shape {stored}, not {shape}: make it again with `diptych precompute`"
             )
 
-    def embedded(self, config: TextConfig | ClassConfig | None) -> Any:
-        if self.has_texts and isinstance(config, FrozenTextConfig):  # the encoder is built for other prompts alone
+    def embedded(self, config: TextConfig | ClassConfig | None, online: bool = False) -> Any:
+        if self.has_texts and isinstance(config, FrozenTextConfig) and not online:
+            # the encoder is built for other prompts alone
             texts = EmbeddedTexts.load(CachedTexts(config), self.store)  # type: ignore[arg-type]
             texts.keep_on(self.device)
             return texts
         return read_online(lambda: build_encoder(config))
 
     def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
+        if when == "auto" and self.stated.get("texts", {}).get("encoder") == config.fingerprint():
+            return self.embedded(config)
         if ahead(when, sum(len(split.places) for split in self.splits.values())):
             return embedded_ahead(config, [*self.captions(*splits, cut=True), *prompts], self.device)
         return read_online(lambda: config.build(device=self.device))
@@ -159,8 +164,18 @@ class PrecomputedData:
         return PrecomputedTexts(config, folder, prompts, self.device)
 
     def fit(self, fit: Callable[[], Fit | None]) -> None:
-        """The first that is not none counts; embedded captions were cut before they were embedded."""
-        self._fit = self._fit or (None if self.has_texts else fit())
+        """The first that is not none counts; captions are kept as the encoder reads them that read them then."""
+        if self._fit is None and not self.fitted:
+            self._fit = fit()
+
+    @functools.cached_property
+    def fitted(self) -> bool:
+        """Whether the captions in the folder are cut to what is read of them. To go through all of them takes hours
+        where there are a hundred million."""
+        if not isinstance(self.text, FrozenTextConfig):
+            return self.has_texts
+        cut_for = self.stated.get("captions") or self.stated.get("texts", {}).get("encoder")
+        return self.has_texts if cut_for is None else cut_for == self.text.fingerprint()
 
     def batches(self, seed: int) -> dict[str, BatchAt]:
         self._cut_captions()

@@ -9,11 +9,8 @@ processes share the work; each is in memory one part at a time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.core.disk import Written, make_folder, put, remove, sweep, values_of, write_text
+from diptych.core.disk import Written, values_of
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
-from diptych.core.terminal import print_err
 from diptych.data.dataset import ImageDataset
-from diptych.data.paths import walk
-from diptych.data.shards import ShardSource
 from diptych.data.stream import EachImage
 from diptych.encoders.base import TextEncoder, network_of
 from diptych.encoders.cache import EmbeddedTexts, by_length, encoder_fingerprint
@@ -36,15 +30,9 @@ from diptych.encoders.frozen import FrozenText
 from diptych.encoders.text_store import STEM, save_part
 from diptych.networks.autoencoder import Autoencoder
 from diptych.training.distributed import Team
-from diptych.training.precomputed import (
-    FLIPPED,
-    NAMES,
-    Examples,
-    Kept,
-    PrecomputedLatents,
-    part_tensors,
-    precomputed_splits,
-)
+from diptych.training.precision import autocast
+from diptych.training.precompute_folder import TEXTS, agreed, contents_of, made_once, missing_parts, sizes_of, take_over
+from diptych.training.precomputed import FLIPPED, NAMES, Kept, PrecomputedLatents, part_tensors, precomputed_splits
 from diptych.training.prefetch import prefetched
 from diptych.training.training_config import TrainingConfig
 from diptych.weights.files import load_safetensors
@@ -62,29 +50,20 @@ ALONE = TrainingConfig(workers=0)
 """Images are decoded when they are needed."""
 GATHERED = 256
 """Parts of captions that are gathered from the examples at a time."""
-LOOSE = ("path", "quarantine", "in_memory", "max_failure_rate", "shuffle", "shuffle_window")
-"""Fields of the data that do not decide what is kept."""
-TEXTS = ("text.safetensors", "captions.json")
-"""Files of earlier versions."""
-
 PRECOMPUTED = Written(
     "precomputed data",
     ("config.json", "asked.json", *(f"{name}-*.safetensors" for name in (*NAMES, STEM)), "examples-*.json", *TEXTS),
     lambda folder: {"autoencoder", "examples"} <= values_of(folder / "config.json").keys(),
 )
-UNFINISHED = Written(
-    "unfinished work of `diptych precompute`",
-    ("asked.json", "config.json", "*-*.safetensors", "*-*.json", *(f"text-*/{name}" for name in TEXTS)),
-    lambda folder: "precompute" in values_of(folder / "asked.json"),
-)
 
 
 def encode(autoencoder: Autoencoder, images: Tensor, kept: Kept) -> Tensor:
-    """What is kept of images (B, 3, H, W): (B, moment_channels, h, w) float16 or (B, h, w) of a small integer."""
+    """What is kept of images (B, 3, H, W), on their device: (B, moment_channels, h, w) float16 or (B, h, w) of a small
+    integer."""
     if kept == "latents":
-        return autoencoder.moments(images).to("cpu", torch.float16)
+        return autoencoder.moments(images).half()
     small = (autoencoder.config.codebook or 0) <= 2**15
-    return autoencoder.codes(images).to("cpu", torch.int16 if small else torch.int32)
+    return autoencoder.codes(images).to(torch.int16 if small else torch.int32)
 
 
 def precompute(
@@ -96,15 +75,17 @@ def precompute(
     kept: Kept = "latents",
     team: Team | None = None,
     settings: TrainingConfig = ALONE,
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    bf16: bool = False,
+    fitted: str | None = None,
 ) -> Path:
     """Write everything that training reads of these datasets (by split) into the folder `out`.
 
     The work is done in parts, in a folder next to `out` which becomes `out` when all are there: the same call resumes
     with the parts that are missing after an interruption, and does nothing where `out` is made of the same. team: the
     processes that share the work; all call this with the same arguments. settings: how many workers decode images
-    ahead. autocast: what the autoencoder is run in. Raises a `UserError` where `out` holds anything but precomputed
-    data, or another run is at it.
+    ahead. bf16: whether the autoencoder runs in bfloat16. fitted: the fingerprint of the encoder to whose limit
+    captions are cut, where none embeds them. Raises a `UserError` where `out` holds anything but precomputed data, or
+    another run is at it.
     """
     team = team or Team(0, 1, device)
 
@@ -113,15 +94,18 @@ def precompute(
             "precompute": kept,
             "part": PART,
             "autoencoder": fingerprint(autoencoder),
+            "precision": "bf16" if bf16 else "fp32",
             "text": None if text is None else encoder_fingerprint(text),
+            **({} if fitted is None else {"captions": fitted}),
             "data": {split: contents_of(dataset) for split, dataset in datasets.items()},
         }
 
     def make(work: Path, asked: dict[str, Any]) -> dict[str, Any]:
+        take_over(out, work, asked, team)
         for split, dataset in datasets.items():
-            encode_dataset(dataset, autoencoder, device, kept, work, split, team, settings, autocast)
+            encode_dataset(dataset, autoencoder, device, kept, work, split, team, settings, bf16)
         agreed(team)  # all parts are there
-        stated: dict[str, Any] = {"autoencoder": asked["autoencoder"]}
+        stated: dict[str, Any] = {key: asked[key] for key in ("autoencoder", "captions") if key in asked}
         stated["examples"] = {split: len(dataset) for split, dataset in datasets.items()}
         sizes = {split: sizes_of(work, f"{kept}-{split}", -(-len(datasets[split]) // PART)) for split in datasets}
         stated["parts"] = {"size": PART, "bytes": sizes}
@@ -131,112 +115,6 @@ def precompute(
         return stated
 
     return made_once(out, PRECOMPUTED, team, asked, make)
-
-
-def made_once(
-    out: Path,
-    kind: Written,
-    team: Team,
-    asked: Callable[[], dict[str, Any]],
-    make: Callable[[Path, dict[str, Any]], dict[str, Any]],
-) -> Path:
-    """Let `out` be of what is asked for: all processes call `make`, with the folder in which they write the parts that
-    are missing, and what it returns becomes its `config.json`. Nothing where `out` is made of the same already."""
-    kind.require(out)
-    wanted = agreed(team, asked() if team.main else None)
-    if agreed(team, team.main and is_made(out, wanted)):
-        if team.main:
-            print_err(f"{out} is made of these data by these models already: nothing to do")
-        return out
-    with unfinished(out, wanted, team) as work:
-        stated = make(work, wanted)
-        if team.main:
-            write_text(work / "config.json", json.dumps(stated) + "\n")
-            put(work, out, kind)
-        agreed(team)
-    return out
-
-
-def agreed(team: Team, value: Any = None) -> Any:
-    """What the main process says, once all have come here."""
-    try:
-        return team.gather(value)[0]
-    except RuntimeError as error:  # of torch.distributed
-        raise UserError(
-            "another process of this run has ended; the parts that are finished are kept, and the same command goes on "
-            f"from there ({str(error).splitlines()[0][:100]})"
-        ) from error
-
-
-def is_made(out: Path, asked: dict[str, Any]) -> bool:
-    """Whether a folder is whole and was made of what is asked for. Says what has changed where it was not."""
-    made = values_of(out / "asked.json")
-    if made != asked:
-        names = {"autoencoder": "the autoencoder", "text": "the text encoder", "data": "the data"}
-        changed = [name for key, name in names.items() if key in made and made[key] != asked[key]]
-        if changed:
-            print_err(f"{out} was made before {' and '.join(changed)} changed: it is made again")
-        return False
-    try:
-        for split in (stated := read_precomputed(out / "config.json"))["examples"]:
-            if asked["precompute"] in NAMES:
-                Examples(out, split, asked["precompute"])
-        return "texts" not in stated or sizes_of(out, STEM, len(stated["texts"]["bytes"])) == stated["texts"]["bytes"]
-    except (UserError, OSError) as error:
-        print_err(f"{error}")
-        return False
-
-
-@contextlib.contextmanager
-def unfinished(out: Path, asked: dict[str, Any], team: Team | None = None) -> Iterator[Path]:
-    """The folder in which work on `out` is kept until it is finished, with what an earlier call left of the same work.
-    It stays when the work is broken off. Held by a lock of the main process."""
-    place = Path(os.path.realpath(out))
-    work = place.with_name(f".{place.name}.unfinished")
-    descriptor = None
-    try:
-        if team is None or team.main:
-            if work.is_dir():
-                sweep(work)
-            UNFINISHED.require(work)
-            make_folder(work)
-            descriptor = os.open(work, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is precomputing {out}: wait for it, or name another folder") from None
-            if values_of(work / "asked.json") != asked:
-                for path in work.iterdir():  # of other data, or of another model
-                    remove(path)
-                write_text(work / "asked.json", json.dumps(asked, indent=2) + "\n")
-        if team is not None:
-            agreed(team)
-        yield work
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def sizes_of(folder: Path, stem: str, count: int) -> list[int]:
-    """The bytes of each part."""
-    return [(folder / part_name(stem, number)).stat().st_size for number in range(count)]
-
-
-def contents_of(dataset: ImageDataset, loose: Sequence[str] = LOOSE) -> str:
-    """A hash of what decides what is kept of a data set: how it is read, but for some fields, and the files or objects
-    that it lies in."""
-    usual = type(dataset.config)().to_dict()  # what is not set is left out: a field that came later changes nothing
-    values = {key: value for key, value in dataset.config.to_dict().items() if value != usual[key] and key not in loose}
-    path, digest = Path(dataset.config.path), hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    if isinstance(source := dataset.source, ShardSource) and source.remote:
-        for file in source.files:
-            digest.update(f"{file.name} {file.identity}\n".encode())
-        return digest.hexdigest()
-    for file in sorted(walk(path, {}) if path.is_dir() else [path]):  # as it is read: links to folders are followed
-        if file.name != "quarantine.jsonl":
-            stat = file.stat()
-            digest.update(f"{os.fsencode(file.relative_to(path))} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -249,16 +127,16 @@ def encode_dataset(
     split: str,
     team: Team,
     settings: TrainingConfig = ALONE,
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    bf16: bool = False,
 ) -> None:
     """What is kept of every image, with captions and keys, in parts; those that are in `work` already are not made
     again, and each process makes its share of the others.
 
     Where images are flipped, what is kept of each one's mirror image too, as an encoder's latents are not the
-    mirrored ones.
+    mirrored ones. A part is written while the next one is encoded: two are in memory.
     """
     autoencoder.to(device).eval()
-    name, stem = NAMES[kept][0], f"{kept}-{split}"
+    name, stem, within = NAMES[kept][0], f"{kept}-{split}", autocast(bf16, device)
     parts = [range(start, min(start + PART, len(dataset))) for start in range(0, len(dataset), PART)]
     mine = team.share(missing_parts(work, stem, len(parts), team))
 
@@ -268,6 +146,7 @@ def encode_dataset(
     with (
         contextlib.closing(prefetched(EachImage(dataset), pieces, settings, device)) as batches,
         showing(team) as progress,
+        writing() as write,
     ):
         task = progress.add_task(f"encoding images ({split})", total=len(dataset))
         progress.reached(task, max(0, len(dataset) - team.size * sum(len(parts[number]) for number in mine)))
@@ -277,24 +156,40 @@ def encode_dataset(
             while len(keys) < len(parts[number]):
                 batch = next(batches)
                 images = batch["picture"]
-                with autocast():
+                with within():
                     tensors.setdefault(name, []).append(encode(autoencoder, images, kept))
                     if dataset.config.flip:
                         tensors.setdefault(name + FLIPPED, []).append(encode(autoencoder, images.flip(-1), kept))
                 captions += batch["captions"]
                 keys += batch["key"]
                 progress.advance(task, len(images) * team.size)
-            joined = {key: torch.cat(some) for key, some in tensors.items()}
-            if not all(torch.isfinite(tensor).all() for tensor in joined.values()):
-                raise UserError(f"the autoencoder gives NaN or Inf for images from {keys[0]} to {keys[-1]}")
-            hashes = text_hashes(caption for row in captions for caption in row)
-            save_safetensors(joined | part_tensors(captions, keys, hashes), work / part_name(stem, number))
+            joined = {key: torch.cat(some).cpu() for key, some in tensors.items()}  # until here a GPU is not waited for
+            write(save_examples, joined, captions, keys, work / part_name(stem, number))
 
 
-def missing_parts(work: Path, stem: str, count: int, team: Team) -> list[int]:
-    """The parts that are not in `work`, as the main process sees it: those that are there are whole."""
-    missing = [number for number in range(count) if not (work / part_name(stem, number)).is_file()] if team.main else []
-    return agreed(team, missing)
+def save_examples(tensors: dict[str, Tensor], captions: list[list[str]], keys: list[str], path: Path) -> None:
+    """Write a part of the examples."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise UserError(f"the autoencoder gives NaN or Inf for images from {keys[0]} to {keys[-1]}")
+    hashes = text_hashes(caption for row in captions for caption in row)
+    save_safetensors(tensors | part_tensors(captions, keys, hashes), path)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[Callable[..., None]]:
+    """A function that runs another one in a thread, once what it was given before is done; its errors come with the
+    next call, or at the end."""
+    last: list[Future[None]] = []
+    with ThreadPoolExecutor(1, "write") as thread:
+
+        def write(work: Callable[..., None], *given: Any) -> None:
+            while last:
+                last.pop().result()
+            last.append(thread.submit(work, *given))
+
+        yield write
+        while last:
+            last.pop().result()
 
 
 @contextlib.contextmanager

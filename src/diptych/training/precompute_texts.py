@@ -16,6 +16,7 @@ from diptych.encoders.cache import encoder_fingerprint
 from diptych.encoders.text_store import STEM
 from diptych.training import precompute as parts
 from diptych.training.distributed import Team
+from diptych.training.precompute_folder import LOOSE, agreed, contents_of, made_once, missing_parts
 from diptych.training.precomputed import caption_tensors
 from diptych.weights.part_files import part_name
 from diptych.weights.save import save_safetensors
@@ -24,7 +25,7 @@ TEXTS = "texts"
 """What is kept, as `asked.json` says."""
 OF_IMAGES = (
     *("size", "max_size", "crop", "center_shift", "bucket_step", "bucket_aspect", "flip"),
-    *parts.LOOSE,
+    *LOOSE,
 )
 """Fields of the data that do not decide which captions there are."""
 
@@ -44,12 +45,12 @@ def precompute_texts(datasets: dict[str, ImageDataset], text: TextEncoder, out: 
     """
 
     def asked() -> dict[str, Any]:
-        data = {split: parts.contents_of(dataset, OF_IMAGES) for split, dataset in datasets.items()}
+        data = {split: contents_of(dataset, OF_IMAGES) for split, dataset in datasets.items()}
         return {"precompute": TEXTS, "part": parts.PART, "text": encoder_fingerprint(text), "data": data}
 
     def make(work: Path, asked: dict[str, Any]) -> dict[str, Any]:
         sources = [(f"captions-{split}", read_captions(datasets[split], work, split, team)) for split in datasets]
-        parts.agreed(team)  # all captions are there
+        agreed(team)  # all captions are there
         texts = parts.embed_captions(text, sources, out, work, team)
         if team.main:
             for stem, count in sources:
@@ -57,14 +58,14 @@ def precompute_texts(datasets: dict[str, ImageDataset], text: TextEncoder, out: 
                     remove(work / part_name(stem, number))
         return {"examples": {split: len(dataset) for split, dataset in datasets.items()}, TEXTS: texts}
 
-    return parts.made_once(out, PRECOMPUTED_TEXTS, team, asked, make)
+    return made_once(out, PRECOMPUTED_TEXTS, team, asked, make)
 
 
 def read_captions(dataset: ImageDataset, work: Path, split: str, team: Team) -> int:
     """The captions of a data set, in parts of `PART` examples, each caption once; returns how many parts that makes.
     Those that are in `work` already are not read again, and each process reads its share of the others."""
     stem, count, size = f"captions-{split}", -(-len(dataset) // parts.PART), parts.PART
-    mine = team.share(parts.missing_parts(work, stem, count, team))
+    mine = team.share(missing_parts(work, stem, count, team))
     with parts.showing(team) as progress:
         task = progress.add_task(f"reading captions ({split})", total=len(dataset))
         progress.reached(task, max(0, len(dataset) - team.size * size * len(mine)))

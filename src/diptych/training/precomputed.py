@@ -78,6 +78,17 @@ def caption_tensors(captions: Sequence[str], hashes: np.ndarray | None = None) -
     return {**PackedTexts.of(captions).tensors("captions"), "hashes": torch.from_numpy(hashes.view(np.int64))}
 
 
+def read_part(tensors: dict[str, Tensor], kept: str, count: int) -> ExamplePart | None:
+    """The tensors of a file as so many examples; none where they are not."""
+    try:
+        captions = CaptionRows(PackedTexts.read(tensors, "captions"), tensors["example_ends"])
+        part = ExamplePart(tensors, captions, PackedTexts.read(tensors, "keys"))
+        whole = {len(captions), len(part.keys), len(tensors[NAMES[kept][0]])} == {count}
+    except (ValueError, KeyError):
+        return None
+    return part if whole else None
+
+
 class Examples:
     """The examples of a split on disk, in parts of equal size but for the last."""
 
@@ -101,14 +112,7 @@ class Examples:
             tensors = load_safetensors(self.folder / f"{self.kept}-{self.split}.safetensors")
             rows = read_precomputed(self.folder / f"examples-{self.split}.json")
             return ExamplePart(tensors, rows["captions"], rows["keys"])
-        tensors, count = self.files[number], min(self.size, self.count - number * self.size)
-        try:
-            captions = CaptionRows(PackedTexts.read(tensors, "captions"), tensors["example_ends"])
-            part = ExamplePart(tensors, captions, PackedTexts.read(tensors, "keys"))
-            whole = {len(captions), len(part.keys), len(tensors[NAMES[self.kept][0]])} == {count}
-        except (ValueError, KeyError):
-            whole, part = False, None
-        if part is None or not whole:
+        if (part := read_part(self.files[number], self.kept, min(self.size, self.count - number * self.size))) is None:
             raise self.files.damaged(number)
         return part
 

@@ -30,9 +30,10 @@ def embedded_ahead(config: FrozenConfig, captions: Sequence[str], device: torch.
     precision; the network itself is unloaded."""
     text = CachedTexts(config, text_cache())
     text.model.to(device)
-    text.read(list(captions))
+    prompts = [*captions, ""]  # a dropped caption is the empty one
+    text.read(prompts)
     text.unload()
-    text.keep_on(device, [*captions, ""])
+    text.keep_on(device, prompts)
     return text
 
 

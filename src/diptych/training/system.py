@@ -46,14 +46,15 @@ class TrainingData(Protocol):
         shape."""
         ...
 
-    def embedded(self, config: TextConfig | ClassConfig | None) -> Any:
+    def embedded(self, config: TextConfig | ClassConfig | None, online: bool = False) -> Any:
         """The frozen text encoder of a config, to be read in the steps of training, or its stored embeddings where
-        captions are precomputed."""
+        captions are precomputed and are not to be read online all the same."""
         ...
 
     def read_text(self, config: FrozenConfig, when: Embedding, prompts: Sequence[str] = (), *splits: str) -> Any:
         """The frozen text encoder of a config on the device of the run, to be read in its steps, or the embeddings of
-        all captions of these splits, by default of all, and of these prompts."""
+        all captions of these splits, by default of all, and of these prompts. auto: those that are precomputed, if it
+        made them; else by the number of examples."""
         ...
 
     def stored_text(self, config: FrozenConfig, folder: Path, prompts: Sequence[str] = ()) -> Any:
@@ -97,6 +98,11 @@ class TrainingSystem(Config):
     def images_precomputable(self) -> bool:
         """Whether it does something with images; else captions alone are embedded."""
         return self.precomputable
+
+    @property
+    def texts_precomputable(self) -> bool:
+        """Whether it embeds captions."""
+        return self.precomputable and isinstance(self.text_config, FrozenConfig)
 
     @property
     def store(self) -> Path | None:

@@ -29,7 +29,13 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.lpips import Lpips
-from diptych.training.experiment_config import AutoregressiveTraining, LatentTraining, PixelTraining, Recipe
+from diptych.training.experiment_config import (
+    AutoregressiveTraining,
+    LatentTraining,
+    PixelTraining,
+    Recipe,
+    SecondStageTraining,
+)
 from diptych.training.guided_model import guided_model
 from diptych.training.read_text import FEW, Embedding, ahead
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
@@ -135,6 +141,8 @@ def outlined(recipe: Recipe, examples: int | None = None, device: str = "cuda", 
     with torch.device(place):
         outline = outline_of(recipe.system, Situation(recipe, examples, device, place))
     outline.place = place
+    if isinstance(recipe.system, (SecondStageTraining, GuideTraining)) and not recipe.system.texts_precomputable:
+        outline.token_width = 0
     outline.task.module.to(place).train()  # a number that a constructor took from a list is on the CPU
     for network in outline.frozen.values():
         network.to(place)
@@ -162,7 +170,7 @@ def outline_of(system: Any, run: Situation) -> Outline:
 @outline_of.register
 def _(system: LatentTraining, run: Situation) -> Outline:
     config, precomputed = system.model, system.precomputed is not None
-    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, run)
+    autoencoder, reader = config.autoencoder.build(), text_of(config.text, system.texts_stored, run)
     model = LatentDiffusion(config, autoencoder, reader.encoder)
     kept = system.kept_shape() if config.concat_condition is None else None
     return reader.outline(
@@ -173,7 +181,7 @@ def _(system: LatentTraining, run: Situation) -> Outline:
 @outline_of.register
 def _(system: AutoregressiveTraining, run: Situation) -> Outline:
     config, precomputed = system.model, system.precomputed is not None
-    autoencoder, reader = config.autoencoder.build(), text_of(config.text, precomputed, run)
+    autoencoder, reader = config.autoencoder.build(), text_of(config.text, system.texts_stored, run)
     model, kept = Autoregressive(config, autoencoder, reader.encoder), system.kept_shape()
     outline = reader.outline(
         CodesTask(model, system.codes),
@@ -220,7 +228,8 @@ def _(system: DistillationConfig, run: Situation) -> Outline:
 def _(system: GuideTraining, run: Situation) -> Outline:
     with torch.device("cpu"):
         guided = None if system.guided is None else guided_model(system.guided)
-    reader = text_of(system.text, run.ahead("auto"), run)
+    stored = system.precomputed is not None and system.embed_text == "auto"
+    reader = text_of(system.text, stored or run.ahead(system.embed_text), run)
     classes = None if system.classes is None else with_names(system.classes, numbers(system.classes))
     config = NoisyGuideConfig(
         network=system.network,

@@ -18,6 +18,7 @@ from diptych.core.random import NOISE, POSTERIOR, TIME
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.losses import ObjectiveConfig, training_times
 from diptych.diffusion.schedules import ScheduleConfig
+from diptych.encoders.cache import CachedTexts
 from diptych.encoders.class_configs import ClassConfig, normalize_name
 from diptych.encoders.classes import with_names
 from diptych.encoders.configs import FrozenConfig
@@ -65,10 +66,12 @@ class GuideTraining(TrainingSystem):
     smoothing: float = 0.0
     """Label smoothing of a classifier: the share of certainty that is spread over all classes."""
     precomputed: str | None = None
-    """Folder of latents that `diptych precompute` wrote, or none to encode images at every step."""
+    """Folder that `diptych precompute` wrote, or none to encode images and captions anew: latents where a latent model
+    is guided, and the embeddings of a pair's captions."""
     embed_text: Embedding = "auto"
     """When the text encoder of a pair reads the captions: `ahead`, all before the first step, or `online`, each step
-    its own. auto: ahead for up to 50,000 examples."""
+    its own; of both, `diptych precompute` keeps latents alone. auto: in `diptych precompute`, or else ahead for up to
+    50,000 examples."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """How the finished model's matrices and kernels are stored."""
 
@@ -81,9 +84,10 @@ class GuideTraining(TrainingSystem):
         if self.objective.loss != "mse" or self.objective.weighting != "none":
             raise UserError("GuideTraining.objective: a guide has no loss or weighting of a denoiser, but times alone")
         self.require(0 <= self.smoothing < 1, "smoothing", "lie between 0 and 1, 1 left out")
-        self.require(
-            self.precomputed is None or self.guided is not None, "precomputed", "be none where pixels are read"
-        )
+        if self.precomputed is not None:
+            self.require(self.precomputable, "precomputed", "be none where pixels are read and no text")
+            here = self.images_precomputable or self.embed_text == "auto"
+            self.require(here, "embed_text", "be auto where captions are precomputed")
 
     @property
     def text_config(self) -> Any:
@@ -91,7 +95,19 @@ class GuideTraining(TrainingSystem):
 
     @property
     def precomputable(self) -> bool:
+        return self.images_precomputable or self.text is not None
+
+    @property
+    def images_precomputable(self) -> bool:
         return self.guided is not None
+
+    @property
+    def texts_precomputable(self) -> bool:
+        return self.text is not None and (self.embed_text == "auto" or not self.images_precomputable)
+
+    @property
+    def store(self) -> Path | None:
+        return super().store if self.images_precomputable else None
 
     def networks(self) -> dict[str, nn.Module]:
         return {"classifier" if self.text is None else "pictures": self.network.build()}
@@ -103,9 +119,10 @@ class GuideTraining(TrainingSystem):
             require_multiple(data, 2 ** (len(self.network.encoder.multipliers) - 1))
 
     def precomputing(self) -> Precomputing:
-        if self.guided is None:
+        if not self.precomputable:
             return super().precomputing()
-        return Precomputing(guided_model(self.guided).autoencoder, None)
+        text = CachedTexts(self.text) if self.text is not None and self.texts_precomputable else None  # built if needed
+        return Precomputing(None if self.guided is None else guided_model(self.guided).autoencoder, text)
 
     def build(self, data: TrainingData, seed: int, resuming: bool = False) -> GuideTask:
         guided = None if self.guided is None else guided_model(self.guided)
@@ -113,7 +130,11 @@ class GuideTraining(TrainingSystem):
             data.encoded_by(guided.autoencoder)
             if self.precomputed is None and data.images.config.side % (factor := guided.autoencoder.config.factor):
                 raise UserError(f"data.size must be a multiple of {factor}, not {data.images.config.side}")
-        texts = None if self.text is None else data.read_text(self.text, self.embed_text, (), "train")
+        texts: Any = None
+        if self.text is not None and self.guided is None and self.precomputed is not None:
+            texts = data.stored_text(self.text, Path(self.precomputed))
+        elif self.text is not None:
+            texts = data.read_text(self.text, self.embed_text, (), "train")
         captions = data.captions("train", cut=True, examples=FEW if self.classes is None else None)
         return guide_task(self, captions, guided, seed, texts)
 
