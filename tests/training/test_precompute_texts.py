@@ -41,17 +41,19 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def recipe(t5: Path, images: Path, *changes: str) -> Recipe:
-    """Imagen's base in miniature, on random crops."""
+def changes(t5: Path, images: Path) -> list[str]:
+    """What makes Imagen's base small, on random crops."""
     network = [*NARROW, "head_width=4", "context_width=24", "text_pooling_heads=4"]
-    return get("imagen-base").override(
-        [
-            *(f"system.model.network.{change}" for change in network),
-            *(f"system.model.size={SIZE}", f"data.size={SIZE}", f"data.crop={SIZE}", f"data.max_size={SIZE + 4}"),
-            *(f"system.model.text.path={t5}", "system.model.text.width=24", f"system.diffusion.prompts={PROMPT}"),
-            *(f"data.path={images}", "training.device=cpu", "training.batch_size=4", *changes),
-        ]
-    )
+    return [
+        *(f"system.model.network.{change}" for change in network),
+        *(f"system.model.size={SIZE}", f"data.size={SIZE}", f"data.crop={SIZE}", f"data.max_size={SIZE + 4}"),
+        *(f"system.model.text.path={t5}", "system.model.text.width=24", f"system.diffusion.prompts={PROMPT}"),
+        *(f"data.path={images}", "training.device=cpu", "training.batch_size=4"),
+    ]
+
+
+def recipe(t5: Path, images: Path, *more: str) -> Recipe:
+    return get("imagen-base").override([*changes(t5, images), *more])
 
 
 def loss(recipe: Recipe, folder: Path, positions: tuple[int, ...] = (0, 1, 2, 3)) -> torch.Tensor:

@@ -34,17 +34,20 @@ UNET = "channels=8 multipliers=1,2 blocks=1 attention_levels=1 heads=2 context_w
 LONG = "a red apple and a blue house and a cat and a dog"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(folder: Path, count: int = 12) -> Path:
     """Images, a text encoder, a first stage, and a model to be guided."""
-    folder = tmp_path_factory.mktemp("sd1")
-    images = write_images(folder / "images")
+    images = write_images(folder / "images", count)
     for number in (0, 1):
         (images / f"{number:02d}.json").write_text(json.dumps({"captions": [LONG], "split": "train"}))
     FirstStage(FirstStageConfig(network=AUTOENCODER), autoencoder()).save(folder / "first")
     t5_folder(folder / "t5")
     system().save(folder / "guided")
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("sd1"))
 
 
 @pytest.fixture(autouse=True)
@@ -58,18 +61,19 @@ def text(place: Path) -> dict[str, Any]:
     return {"kind": "t5", "path": str(place / "t5"), "width": 24, "max_tokens": 12}
 
 
-def sd1(place: Path, *changes: str) -> Recipe:
-    """Stable Diffusion 1 in miniature, of which a T5 reads the captions."""
-    shape = [f"system.model.autoencoder={json.dumps(AUTOENCODER.to_dict())}", f"system.autoencoder={place / 'first'}"]
-    return get("sd1").override(
-        [
-            *shape,
-            *(f"system.model.unet.{change}" for change in UNET),
-            *(f"system.model.text={json.dumps(text(place))}", f"system.model.size={SIZE}", f"data.size={SIZE}"),
-            *(f"data.path={place / 'images'}", "data.held_out=0", "system.diffusion.prompts=a dog"),
-            *("training.device=cpu", "training.batch_size=4", *changes),
-        ]
-    )
+def changes(place: Path) -> list[str]:
+    """What makes Stable Diffusion 1 small, and lets a T5 read its captions."""
+    return [
+        *(f"system.model.autoencoder={json.dumps(AUTOENCODER.to_dict())}", f"system.autoencoder={place / 'first'}"),
+        *(f"system.model.unet.{change}" for change in UNET),
+        *(f"system.model.text={json.dumps(text(place))}", f"system.model.size={SIZE}", f"data.size={SIZE}"),
+        *(f"data.path={place / 'images'}", "data.held_out=0", "system.diffusion.prompts=a dog"),
+        *("training.device=cpu", "training.batch_size=4"),
+    ]
+
+
+def sd1(place: Path, *more: str) -> Recipe:
+    return get("sd1").override([*changes(place), *more])
 
 
 def opened(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
