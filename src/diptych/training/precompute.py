@@ -163,6 +163,7 @@ def encode_dataset(
                 captions += batch["captions"]
                 keys += batch["key"]
                 progress.advance(task, len(images) * team.size)
+            dataset.quarantine.check()  # also where the last image is whole
             joined = {key: torch.cat(some).cpu() for key, some in tensors.items()}  # until here a GPU is not waited for
             write(save_examples, joined, captions, keys, work / part_name(stem, number))
 
