@@ -33,7 +33,8 @@ class RunState:
             from diptych.training.sharded_checkpoint import ShardedSaves  # FSDP takes a second to import
             from diptych.training.sharding import Sharded
 
-            self.parallel = Sharded(module, team, group, bf16 and team.device.type == "cuda")
+            half, compiled = bf16 and team.device.type == "cuda", config.compile == "blocks"
+            self.parallel = Sharded(module, team, group, half, compiled)
             self.saves = ShardedSaves(team, self.parallel.mesh)
         self.optimizer = build_optimizer(self.parallel, config)
         self.ema = EMA(self.parallel, config.ema, config.ema_warmup)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diptych.core.errors import UserError
-from diptych.networks.blocks import BLOCKS
+from diptych.networks.blocks import BLOCKS, blocks_of
 from diptych.networks.efficient_unet import PixelShuffle
 from diptych.networks.layers import Downsample, TransformerBlock, Upsample
 from diptych.networks.quantizer import VectorQuantizer
@@ -46,9 +46,9 @@ class Sharded(Replicated):
     Some parameters stay whole: frozen ones, scalars, and those of `CHANGED_OUTSIDE`.
     """
 
-    def __init__(self, module: nn.Module, team: Team, group: int, bf16: bool) -> None:
+    def __init__(self, module: nn.Module, team: Team, group: int, bf16: bool, compiled: bool = False) -> None:
         """Shard a module, whose weights are the same in all processes, over groups of so many processes. bf16: gather
-        weights in that type; gradients are reduced in float32 in any case."""
+        weights in that type; gradients are reduced in float32 in any case. compiled: whether its blocks are."""
         whole = kept_whole(module)
         require_shardable(module, whole)
         mesh = (group,) if group == team.size else (team.size // group, group)
@@ -62,7 +62,7 @@ class Sharded(Replicated):
             "mp_policy": policy if bf16 else MixedPrecisionPolicy(),
             "ignored_params": whole,
         }
-        for part in units_of(module, whole):
+        for part in units_of(module, whole, compiled):
             fully_shard(part, **options)
         self.units = [part for part in module.modules() if isinstance(part, FSDPModule)]
         for unit in self.units:  # the loss is divided by the whole batch: gradients are sums
@@ -192,10 +192,13 @@ def kept_whole(module: nn.Module) -> set[nn.Parameter]:
     return whole
 
 
-def units_of(module: nn.Module, whole: set[nn.Parameter]) -> list[nn.Module]:
-    """What is gathered by itself, those within others first, and the module, which is last."""
-    inside = reversed(list(module.modules())[1:])
-    return [*(p for p in inside if isinstance(p, UNITS) and any(own not in whole for own in p.parameters())), module]
+def units_of(module: nn.Module, whole: set[nn.Parameter], compiled: bool = False) -> list[nn.Module]:
+    """What is gathered by itself, those within others first, and the module, which is last. compiled: whether blocks
+    are; the units within one would break its graph, or leave it as it is, and so are gathered with it."""
+    blocks = blocks_of(module) if compiled else []
+    within = {part for block in blocks for part in block.modules()} - set(blocks)
+    inside = [p for p in reversed(list(module.modules())[1:]) if isinstance(p, UNITS) and p not in within]
+    return [*(p for p in inside if any(own not in whole for own in p.parameters())), module]
 
 
 def divided(shape: torch.Size, of: torch.Size) -> bool:

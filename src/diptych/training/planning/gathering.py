@@ -32,8 +32,8 @@ class Gathering:
     to the end of the backward pass.
     """
 
-    def __init__(self, module: nn.Module, meter: Meter, group: int, half: bool) -> None:
-        """group: processes that hold one copy together. half: gather in bfloat16."""
+    def __init__(self, module: nn.Module, meter: Meter, group: int, half: bool, compiled: bool = False) -> None:
+        """group: processes that hold one copy together. half: gather in bfloat16. compiled: whether blocks are."""
         self.whole = whole = kept_whole(module)
         """Parameters that are not divided."""
         require_shardable(module, whole)
@@ -46,7 +46,7 @@ class Gathering:
         self.rows: dict[nn.Parameter, Tensor] = {}
         """This process's rows of gradients."""
         owners, self.units = dict[nn.Parameter, Unit](), list[Unit]()
-        for part in units_of(module, whole):
+        for part in units_of(module, whole, compiled):
             own = [p for p in part.parameters() if p not in whole and p not in owners]
             unit = Unit(part, own)
             owners.update(dict.fromkeys(own, unit))

@@ -188,6 +188,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a recipe's run on a cluster; for so many images, or days, instead of `training.steps`."""
     half, at_once = computes_half(recipe, cluster.card), share(recipe, cluster.gpus)
+    shard_group(recipe, cluster.gpus)  # what cannot be is said before anything is counted
     outline = outlined(recipe, examples)
     step = measure(outline, recipe, at_once, half, gpus=cluster.gpus)
     memory, update = memory_of(outline, recipe, step, cluster.gpus)
@@ -233,7 +234,8 @@ def measure(
     if group > 1:
         from diptych.training.planning.gathering import Gathering  # FSDP takes a second to import
 
-        gathering = Gathering(module, meter, group, half and device == "cuda")
+        compiled = recipe.training.compile == "blocks"
+        gathering = Gathering(module, meter, group, half and device == "cuda", compiled)
         parameters = [p for p in parameters if p in gathering.whole]
     mode = OnMeta(device, meter, copies=not (gathering and half and device == "cuda"))
     if recipe.training.activation_checkpointing == "blocks":
