@@ -375,3 +375,55 @@ def test_classes_of_shards(tmp_path):
     data = open_dataset(config)
     assert [one.captions for one in data.readable()] == [("3",)]
     assert [one.captions for one in open_dataset(DataConfig(path=str(tmp_path), size=8), captions=False).readable()]
+
+
+@pytest.mark.parametrize("change", ["cut", "written over", "removed", "its folder removed"])
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_shard_that_changes_under_a_run_stops_it_and_loses_nothing(tmp_path, monkeypatch, change, opened):
+    """What is damaged since the opening is no broken example: it would be left out without need."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(2):
+        image_dataset(shards / f"{number}.tar", 30)
+    data = open_dataset(DataConfig(path=str(shards), size=8))
+    if opened:
+        assert data[40].key == f"{10:09d}"
+    else:
+        monkeypatch.setattr("diptych.data.shard_files.FILES", OpenFiles())  # as in a process that has read nothing yet
+    if change == "cut":
+        os.truncate(shards / "1.tar", 512)
+    elif change == "written over":
+        (shards / "1.tar").write_bytes(b"x" * (shards / "1.tar").stat().st_size)
+    elif change == "removed":
+        os.remove(shards / "1.tar")
+    else:
+        os.rename(shards, tmp_path / "away")
+    if opened and "removed" in change:
+        assert data[41].key == f"{11:09d}"  # a file that is open stays whole
+    else:
+        with pytest.raises(
+            UserError, match=r"1\.tar (was replaced while it was read|cannot be read any more \(No such)"
+        ):
+            data[41]
+    assert not data.quarantine.broken
+
+
+def test_a_disk_that_does_not_answer_sets_nothing_aside(tmp_path, monkeypatch):
+    for number in range(30):
+        put(tmp_path, **{f"{number}.png": png(), f"{number}.txt": b"x"})
+    data = open_dataset(DataConfig(path=str(tmp_path), size=8))
+
+    def stale(index):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(data.source, "image_bytes", stale)
+    with pytest.raises(UserError, match=r"its disk does not answer \(Stale file handle\); a rerun goes on"):
+        data[3]
+    monkeypatch.undo()
+    os.rename(tmp_path, f"{tmp_path}-away")
+    try:
+        with pytest.raises(UserError, match="is not there any more: bring it back"):
+            data[4]
+    finally:
+        os.rename(f"{tmp_path}-away", tmp_path)
+    assert not data.quarantine.broken and data[4].key == "12.png"

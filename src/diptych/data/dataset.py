@@ -88,6 +88,11 @@ class ExampleSource(Protocol):
         """The error for an example without a caption."""
         ...
 
+    def require_same(self, index: int) -> None:
+        """Raise a `UserError` where the file of an example that cannot be read went or changed since the opening: then
+        good examples are lost, and none is broken."""
+        ...
+
 
 class ImageDataset:
     """Captioned images by index. Another example, always the same one, replaces a broken one.
@@ -238,7 +243,9 @@ class ImageDataset:
             raise
         except Exception as error:  # whatever a decoder raises on a broken file, a run must go on
             where, key = self.source.key(index)
-            self.quarantine.add(where, key, reason_of(error, f"{key} in {where}"))
+            reason = reason_of(error, f"{key} in {where}")
+            self.source.require_same(index)
+            self.quarantine.add(where, key, reason)
             self._broken[index] = True  # it alone: another may have its key
             return None
 

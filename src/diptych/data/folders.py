@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.caches import short_hash
+from diptych.core.errors import UserError
 from diptych.core.image_files import opened
 from diptych.core.progress import track
 from diptych.data.caption_text import (
@@ -81,6 +82,11 @@ class FolderSource:
     def image_start(self, index: int, size: int) -> bytes:
         with open(self.folder / self._name("paths", index), "rb", buffering=0) as file:
             return os.pread(file.fileno(), size, 0)
+
+    def require_same(self, index: int) -> None:
+        """A file of its own is one example, so that only the folder may not go."""
+        if not self.folder.is_dir():
+            raise UserError(f"{self._folder_name} is not there any more: bring it back; a rerun goes on from here")
 
     def missing_caption(self, index: int) -> BrokenExample:
         """The error for an image without a caption."""

@@ -19,6 +19,8 @@ MAX_LOGGED = 5
 """Examples that are logged one by one; the others are in the file."""
 RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of exhausted resources, which say nothing about the file."""
+AWAY_ERRORS = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV)
+"""Errors of a file system that does not answer, which say nothing about the file either."""
 
 
 class BrokenExample(ValueError):
@@ -26,8 +28,8 @@ class BrokenExample(ValueError):
 
 
 def reason_of(error: Exception, what: str) -> str:
-    """Why an example cannot be read, in words. Raises a `UserError` where memory or file descriptors are exhausted:
-    good data must not go into the quarantine for that.
+    """Why an example cannot be read, in words. Raises a `UserError` where memory or file descriptors are exhausted, or
+    a file system is away: good data must not go into the quarantine for that.
 
     what: the name of what was read, for that error.
     """
@@ -35,6 +37,8 @@ def reason_of(error: Exception, what: str) -> str:
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise UserError(f"too many open files while {what} was read: raise the limit (`ulimit -n`)") from None
         raise UserError(f"out of memory while {what} was read: free some, or lower training.workers") from None
+    if isinstance(error, OSError) and error.errno in AWAY_ERRORS:
+        raise UserError(f"{what}: its disk does not answer ({error.strerror}); a rerun goes on from here") from None
     if isinstance(error, BrokenExample):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from diptych.core.errors import UserError
 from diptych.data.openfiles import FILES, Identity, identity_of
 from diptych.data.quarantine import reason_of
 from diptych.data.shard_scan import Entry, ShardScan
@@ -57,6 +58,17 @@ class LocalShard:
     def modified(self) -> int:
         """Time of the last change, in nanoseconds."""
         return self.file[3]
+
+    def require_same(self) -> None:
+        """Raise a `UserError` where the file is gone, or another one now, or was changed."""
+        try:
+            now = identity_of(os.stat(self.path))
+        except OSError as error:
+            raise UserError(
+                f"{self.name} cannot be read any more ({error.strerror}): bring it back; a rerun goes on from here"
+            ) from None
+        if now != self.file:
+            raise UserError(f"{self.name} was replaced while it was read: start again")
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[View]:

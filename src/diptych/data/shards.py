@@ -24,7 +24,7 @@ from diptych.data.index_files import Arrays, IndexFolder
 from diptych.data.quarantine import BrokenExample
 from diptych.data.remote import RemoteShard, read_spans
 from diptych.data.selection import Rules, Selection
-from diptych.data.shard_files import Shard, ShardFile
+from diptych.data.shard_files import LocalShard, Shard, ShardFile
 from diptych.data.shard_index import index_shards
 from diptych.data.shard_scan import NO_CAPTION, NO_IMAGE, Entry, apart_hint, entry_of
 from diptych.data.tars import BLOCK, View
@@ -107,6 +107,11 @@ class ShardSource:
     def image_start(self, index: int, size: int) -> bytes:
         entry, view = self._entry(index)
         return entry.image_start(view, size)
+
+    def require_same(self, index: int) -> None:
+        file = self._file(index)
+        if isinstance(file, LocalShard):  # those in stores are compared at each request
+            file.require_same()
 
     def missing_caption(self, index: int) -> BrokenExample:
         return self._hinted(index, NO_CAPTION)
