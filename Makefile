@@ -28,7 +28,7 @@ help: ## list the targets
 demo: $(VENV)/.installed ## install, then generate PROMPT with both default models into OUT
 	$(BIN)/diptych demo "$$PROMPT" --count 2 --out "$$OUT"
 
-install: $(VENV)/.installed-data ## install, with the packages for the emoji data and plots
+install: $(VENV)/.installed-data ## install, with the packages for the emoji data, plots and pages
 
 test: $(VENV)/.installed-dev ## install, then check style, types and the fast tests
 	@$(MAKE) --jobs 2 lint tests
@@ -112,7 +112,7 @@ $(VENV)/.installed: $(PINS) | $(BIN)/python
 	$(call install,)
 
 $(VENV)/.installed-data: $(PINS) | $(BIN)/python
-	$(call install,[data$(COMMA)evaluate])
+	$(call install,[data$(COMMA)evaluate$(COMMA)serve])
 
 # The reference for our LPIPS goes in without what it asks for: torchvision has no CPU build beside CPU torch.
 LPIPS := lpips==0.1.4

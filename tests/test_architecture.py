@@ -18,10 +18,11 @@ MAY_IMPORT = {
     "conditioning": {"core", "networks", "diffusion"},
     "encoders": {"core", "weights", "networks"},
     "data": {"core"},
+    "serving": {"core"},
     "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
     "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
     "training": {"core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"},
-    "evaluation": {"core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained"},
+    "evaluation": {"core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained", "serving"},
     "recipes": {
         "core",
         "diffusion",
@@ -45,7 +46,7 @@ MAY_IMPORT = {
 ROOT_FILES = {"__init__.py", "__main__.py"}
 """What may lie beside the rooms."""
 
-KINDS = ("generate", "prompts", "train", "plan", "evaluate", "model", "data")
+KINDS = ("generate", "prompts", "train", "plan", "evaluate", "study", "model", "data")
 AT_START = ("main", "parser", "arguments", "argument_values", "image_list", *(f"{kind}_commands" for kind in KINDS))
 """These modules of the command line import core and the table of options alone; functions import the rest."""
 
