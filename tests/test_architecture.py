@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
     "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
     "training": {"core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"},
-    "evaluation": {"core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained", "serving"},
+    "evaluation": {
+        *("core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained"),
+        "serving",
+    },
     "recipes": {
         "core",
         "diffusion",

@@ -12,6 +12,7 @@ from diptych.cli import (
     model_commands,
     plan_commands,
     prompts_commands,
+    study_commands,
     train_commands,
 )
 from diptych.cli.arguments import Parser
@@ -38,7 +39,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
         *(generate_commands, prompts_commands, train_commands, plan_commands),
-        *(evaluate_commands, model_commands, data_commands),
+        *(evaluate_commands, study_commands, model_commands, data_commands),
     ):
         module.add_commands(commands)
     parser.commands = commands.choices.keys()

@@ -76,11 +76,14 @@ class FolderSource:
         row = {key: value for key, value in rows[0].items() if key != "captions"} if rows else {}
         return with_captions({**fields, **meta, **row}, text)
 
+    def path(self, index: int) -> Path:
+        return self.folder / self._name("paths", index)
+
     def image_bytes(self, index: int) -> bytes:
-        return read_bounded(self.folder / self._name("paths", index))
+        return read_bounded(self.path(index))
 
     def image_start(self, index: int, size: int) -> bytes:
-        with open(self.folder / self._name("paths", index), "rb", buffering=0) as file:
+        with open(self.path(index), "rb", buffering=0) as file:
             return os.pread(file.fileno(), size, 0)
 
     def require_same(self, index: int) -> None:
@@ -102,7 +105,7 @@ class FolderSource:
     def _beside(self, index: int, column: str) -> Path | None:
         """A file in the folder of an image."""
         name = self._name(column, index)
-        return (self.folder / self._name("paths", index)).with_name(name) if name else None
+        return self.path(index).with_name(name) if name else None
 
     def _select(self, rules: Rules, config: DataConfig) -> Selection:
         """Selector every image, or open what an earlier run found."""

@@ -20,7 +20,7 @@ GREY = "#555555"
 
 def require() -> None:
     """Raise a `UserError` when there is no matplotlib: better before hours of sampling than after."""
-    _figure(1.0)
+    page_of(1.0)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -36,7 +36,7 @@ def plot_guidance(results: dict[str, Any]) -> Figure:
     """
     from matplotlib.patheffects import withStroke
 
-    figure, (trade, ends) = _figure(1.5, 1)
+    figure, (trade, ends) = page_of(1.5, 1)
     cells, real = results["cells"], results["references"]["real"]
     for i, bound in enumerate(dict.fromkeys(cell["threshold"] for cell in cells)):
         colour, marker, dashes = LINE_STYLES[i % len(LINE_STYLES)]
@@ -71,7 +71,7 @@ def plot_augmentation(results: dict[str, Any]) -> Figure:
     measures = [("alignment", "alignment: cosine of image and concept"), ("frechet", "Fréchet distance")]
     if "psnr" in cells[0]:
         measures.append(("psnr", "PSNR against the truth, dB"))
-    figure, axes = _figure(*[1.0] * len(measures))
+    figure, axes = page_of(*[1.0] * len(measures))
     colour, marker, _ = LINE_STYLES[1]
     for i, (axis, (measure, label)) in enumerate(zip(axes, measures, strict=True)):
         means = [cell[measure] if isinstance(cell[measure], dict) else {"value": cell[measure]} for cell in cells]
@@ -98,13 +98,13 @@ def plot_augmentation(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def _figure(*widths: float) -> tuple[Figure, list[Axes]]:
+def page_of(*widths: float, height: float = 4.6) -> tuple[Figure, list[Axes]]:
     """A page of empty panels side by side; made without pyplot, whose state belongs to whoever calls us."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("plots need matplotlib: `make install` adds it, or `pip install matplotlib`") from None
-    figure = Figure(figsize=(5.2 * sum(widths), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.2 * sum(widths), height), layout="constrained")
     places = figure.add_gridspec(1, len(widths), width_ratios=widths)
     return figure, [figure.add_subplot(place) for place in places]
 

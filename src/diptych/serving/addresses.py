@@ -44,7 +44,7 @@ class Address:
         is allowed where the server listens at all addresses.
         """
         public = urlsplit(self.public or "").netloc
-        return self._allows_direct(authority) or bool(public) and authority.casefold() == public.casefold()
+        return self._allows_direct(authority) or (bool(public) and authority.casefold() == public.casefold())
 
     def _allows_direct(self, authority: str) -> bool:
         """Whether it is this server's, without what stands before it."""
