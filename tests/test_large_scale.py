@@ -25,8 +25,6 @@ from tests.cli.test_page_commands import briefly, lines
 from tests.encoders.tiny_encoders import WORDS, t5_folder
 from tests.pretrained.sd_models import text_encoder, tokenizer
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "large-scale.md"
 COMMANDS = lines(PAGE)
@@ -244,6 +242,25 @@ def walk(folder: Path, monkeypatch: pytest.MonkeyPatch, torchrun: bool) -> None:
     assert walking.trained["runs/sd1-256"] == 2
 
 
+def test_every_command_has_a_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose words are read, and whose recipe is built: `test_every_command_runs_at_toy_size` runs them."""
+    asked = list[str]()
+
+    def read(words: list[str]) -> int:
+        asked.append(words[0])
+        recipe_of(words)
+        return 0
+
+    monkeypatch.setattr(cli, "main", read)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    walking = Walk(tmp_path, torchrun=False)
+    for line in COMMANDS:
+        walking.run(line)
+    assert {*walking.trained} >= {"runs/kl-f8", "runs/imagen-sr-1024"} and walking.trained["runs/sd1-256"] == 2
+    assert {"data", "plan", "precompute", "evaluate", "generate", "assemble"} <= {*asked}
+
+
+@pytest.mark.slow
 def test_every_command_runs_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of torchrun in one process: `test_torchrun_runs_them_in_two_processes` has two."""
     walk(tmp_path, monkeypatch, torchrun=False)

@@ -69,14 +69,20 @@ def test_every_training_is_recorded() -> None:
     assert SAVED["trainings"].keys() == TRAININGS.keys()
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+TWICE = {*COUNTER, *INTERRUPTED}
+"""Trainings of which the fast tests below see each step as well: with hashed numbers, or ten from a checkpoint on."""
+ONCE = "training.checkpoint_every=20"
+"""Checkpoints change no number and cost as much as some steps: runs that nobody interrupts write one."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in TWICE else []) for n in TRAININGS])
 def test_twenty_steps_have_the_losses_that_they_had(here: Path, name: str) -> None:
-    compare(history(train(name, None, GENERATOR)), name)
+    compare(history(train(name, None, GENERATOR, ONCE)), name)
 
 
 @pytest.mark.parametrize("name", COUNTER)
 def test_twenty_steps_with_hashed_numbers_have_the_losses_that_they_had(here: Path, name: str) -> None:
-    compare(history(train(name, f"runs/counter/{name}")), name, HASHED)
+    compare(history(train(name, f"runs/counter/{name}", ONCE)), name, HASHED)
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)

@@ -105,6 +105,15 @@ def test_bert_gives_the_reference_tokens(bert: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_no_weights_are_drawn_for_what_a_file_fills(kind: str, request: pytest.FixtureRequest) -> None:
+    config = {"t5": small_t5, "bert": small_bert}[kind](request.getfixturevalue(kind))
+    before = torch.get_rng_state()
+    model = config.build().model
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_a_prompt_gives_the_same_bits_among_any_others(kind: str, request: pytest.FixtureRequest) -> None:
     small = {"t5": small_t5, "bert": small_bert}[kind]
     encoder = small(request.getfixturevalue(kind)).build()

@@ -149,11 +149,11 @@ def test_a_block_is_compiled_for_each_shape_of_the_buckets(monkeypatch: pytest.M
         return graph.forward
 
     monkeypatch.setattr(acceleration, "BACKEND", backend)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # as it is at first
     block = Doubled()
-    compile_each([block], shapes=2)
-    for side in (*range(4, 14), *range(4, 14)):
-        block(torch.zeros(1, 1, side, 4))
+    with torch._dynamo.config.patch(recompile_limit=8):  # as it is at first; `monkeypatch` would delete it in the end
+        compile_each([block], shapes=2)
+        for side in (*range(4, 14), *range(4, 14)):
+            block(torch.zeros(1, 1, side, 4))
     assert len(graphs) == 10
     with pytest.raises(UserError, match=r"one shape.*bucket_step"):
         accelerate(task(), settings(cuda_graphs=True), torch.device("meta"), shapes=2)

@@ -23,8 +23,6 @@ from diptych.training.planning.outline import outlined
 from diptych.training.planning.plan import Cluster, Plan, advice, make_plan, measure, memory_of
 from diptych.training.trainer import train
 
-pytestmark = pytest.mark.slow
-
 TINY = (
     *("system.model.unet.channels=32", "system.model.unet.multipliers=1,2", "system.model.unet.attention_levels=1"),
     *("system.model.unet.blocks=1", "system.model.autoencoder.channels=32", "system.precomputed=cache/any"),
@@ -74,7 +72,6 @@ def test_flops_and_memory_of_attention(device, masked: bool) -> None:
     assert alive < 1.2 * 4 * query.numel()  # no table of 64 x 16 weights a head is kept
 
 
-@pytest.mark.slow
 def test_the_unet_of_stable_diffusion_has_the_flops_that_are_known() -> None:
     with torch.device("meta"):
         unet = get("sd1").system.model.unet.build()  # type: ignore[union-attr]
@@ -216,7 +213,6 @@ def test_the_command_prints_what_is_planned(plan: Plan, capsys) -> None:
     assert "float32" in text and "fits" in text and "some GPUs compute 3 images" in text
 
 
-@pytest.mark.slow  # the text encoder's network takes seconds to import
 def test_a_frozen_text_encoder_and_values_for_programs(capsys) -> None:
     assert cli.main(["plan", "emoji-latent", *TINY, "--hour-price", "2", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -43,12 +43,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_do_what_one_does_and_go_on_from_each_others_checkpoints(tmp_path: Path, alone: Path) -> None:
-    for name, changes in (("from-one", {}), ("from-one-adafactor", ADAFACTOR)):
+    """Steps 1 to 4 are sharded in runs that go to one process, 3 to 6 in those that come from one."""
+    for name, changes in (("from-one", RECOMPUTED), ("from-one-adafactor", ADAFACTOR)):
         assert run(tmp_path / name, **changes, steps=2) is None
     runs: list[tuple[str, dict[str, Any], str | None]] = [
-        ("adamw", RECOMPUTED, None),
-        ("adafactor", ADAFACTOR, None),
-        ("from-one", {}, None),
+        ("from-one", RECOMPUTED, None),
         ("from-one-adafactor", ADAFACTOR, None),
         ("to-one", {"steps": 4}, None),
         ("to-one-adafactor", {**ADAFACTOR, "steps": 4}, None),
@@ -63,9 +62,9 @@ def test_two_processes_do_what_one_does_and_go_on_from_each_others_checkpoints(t
         assert found.sharded
         assert len(list(found.path.glob("shard-*.safetensors"))) == 6  # of three parts, in two processes
         assert run(tmp_path / name, **changes) is None
-    for name in ("adamw", "from-one", "to-one"):
+    for name in ("from-one", "to-one"):
         same(tmp_path / name, alone / "adamw")
-    for name in ("adafactor", "from-one-adafactor", "to-one-adafactor"):
+    for name in ("from-one-adafactor", "to-one-adafactor"):
         same(tmp_path / name, alone / "adafactor")
     assert list(metrics(tmp_path / "not-finite")) == [1, 2]
     assert not (tmp_path / "too-few" / "metrics.jsonl").exists()

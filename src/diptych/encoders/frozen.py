@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from diptych.core.config import Config, read_json
 from diptych.core.errors import UserError
@@ -197,9 +198,20 @@ def load_frozen(
     shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
     tensors = LazyCheckpoint(read, shapes, checkpoint.source)
     require_shapes(state, tensors, checkpoint.source, "the text model")
-    model = build()
+    with Unallocated():
+        model = build()
     fill(model, tensors, checkpoint.source, dtype)
     return model.eval().requires_grad_(False)
+
+
+class Unallocated(TorchFunctionMode):
+    """Within, weights have no memory: they are about to be replaced, and to draw first ones takes longer than to read
+    those of a file. Layers make weights by `torch.empty`; tables that no file holds, such as positions, are made of
+    values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def build_on_meta(build: Callable[[], nn.Module], folder: Path | str) -> nn.Module:
