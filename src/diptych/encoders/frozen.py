@@ -205,9 +205,9 @@ def load_frozen(
 
 
 class Unallocated(TorchFunctionMode):
-    """Within, weights have no memory: they are about to be replaced, and to draw first ones takes longer than to read
-    those of a file. Layers make weights by `torch.empty`; tables that no file holds, such as positions, are made of
-    values.
+    """Within, weights have no memory: they are about to be replaced, an XXL twice would not fit, and to draw first ones
+    takes longer than to read those of a file. Layers make weights by `torch.empty`; tables that no file holds, such as
+    positions, are made of values.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -36,13 +36,8 @@ class T5(FrozenText):
         tokenizer = config.load_tokenizer()
         shape = pretrained_config(Shape, folder, config.width)
         require_ids(tokenizer, shape.vocab_size, folder if config.tokenizer is None else Path(config.tokenizer))
-
-        def build() -> nn.Module:
-            with torch.device("meta"):  # an XXL twice would not fit
-                return T5EncoderModel(shape)
-
-        dtype = compute_dtype(config, torch.device(device))
-        model: Any = load_frozen(build, folder, dtype, tied=("shared.weight", "encoder.embed_tokens.weight"))
+        dtype, tied = compute_dtype(config, torch.device(device)), ("shared.weight", "encoder.embed_tokens.weight")
+        model: Any = load_frozen(lambda: T5EncoderModel(shape), folder, dtype, tied)
         model.set_input_embeddings(model.shared)  # one tensor again, wherever it moves
         super().__init__(config, folder, model.to(device), tokenizer)
 
