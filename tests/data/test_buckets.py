@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from diptych.core.errors import UserError
-from diptych.data import DataConfig, image_sides, open_dataset
+from diptych.data import DataConfig, open_dataset
 from diptych.data.buckets import BucketStream, bucket_shapes, nearest
-from diptych.data.image_sides import stored_sides
 from diptych.data.shards import write_shard
+from diptych.data.stored_sides import stored_sides
 from diptych.data.stream import ImageBatches
 from diptych.recipes import get
 from diptych.training.distributed import Team
@@ -147,7 +147,7 @@ def test_batches_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     sides = stored_sides(dataset)
     assert sides[[0, 1, 2, 20, 21]].tolist() == [[60, 40], [40, 60], [50, 48], [40, 60], [0, 0]]
     if dataset.source.index.folder is not None:  # files that are just written may not be known by their time
-        monkeypatch.setattr(image_sides, "read_sides", lambda *_: pytest.fail("read twice"))
+        monkeypatch.setattr("diptych.data.stored_sides.read_sides", lambda *_: pytest.fail("read twice"))
         assert np.array_equal(stored_sides(open_dataset(config)), sides)
     batches = ImageBatches(dataset, seed=1, batch_size=6)
     pieces = [list(range(step * 6, step * 6 + 6)) for step in range(12)]

@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diptych.core.caches import short_hash
 from diptych.core.image_files import opened, orientation
-from diptych.data import DataConfig, image_sides, open_dataset, remote
-from diptych.data.image_sides import FIRST, read_sides, sides_of, stored_sides
+from diptych.data import DataConfig, open_dataset, remote
+from diptych.data import stored_sides as stored
+from diptych.data.decode import decode
+from diptych.data.image_sides import FIRST, image_size, sides_of
+from diptych.data.quarantine import BrokenExample
+from diptych.data.selection import Rules
 from diptych.data.shards import write_shard
+from diptych.data.stored_sides import read_sides, stored_sides
 from tests.data.test_remote import Store
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
@@ -94,13 +100,68 @@ def put(folder: Path, shards: int) -> list[tuple[int, int]]:
     return wanted
 
 
+BROKEN = {name for name, data in IMAGES.items() if whole(data) == (0, 0)}
+
+
+@pytest.mark.parametrize("place", ["folder", "shard", "store"])
+def test_rules_see_images_turned_as_training_does_and_read_headers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    samples, path, store = [], str(tmp_path / "data"), None
+    for name, data in IMAGES.items():
+        stem, _, extension = name.partition(".")
+        samples.append((f"{stem}-{extension}", {extension: data, "txt": b"text"}))
+        if place == "folder":
+            (tmp_path / "data" / f"{stem}-{extension}.{extension}").write_bytes(data)
+            (tmp_path / "data" / f"{stem}-{extension}.txt").write_text("text")
+    if place != "folder":
+        write_shard(tmp_path / "data" / "0.tar", samples)
+    if place == "store":
+        pytest.importorskip("obstore")
+        store = Store(tmp_path / "data")
+        threading.Thread(target=store.serve_forever, daemon=True).start()
+        path = f"{store.address}/0.tar"
+    for source in ("folders.FolderSource.image_bytes", "shard_scan.Entry.image"):
+        monkeypatch.setattr(f"diptych.data.{source}", lambda *_: pytest.fail("a whole image was read"))
+    try:
+        for rule, kept in (("width>=250", {300}), ("height>=250", {200}), ("side>=200", {200, 300})):
+            dataset = open_dataset(DataConfig(path=path, keep=(rule,), max_failure_rate=1.0))
+            wanted = {name: whole(data) for name, data in IMAGES.items() if whole(data)[0] in kept}
+            names = [Path(dataset.key(index)[1]).stem.replace("-", ".") for index in range(len(dataset))]
+            assert sorted(names) == sorted(name.replace("-", ".") for name in wanted) and len(wanted) > 3
+            sides = {name.replace("-", "."): size for name, size in wanted.items()}
+            assert [dataset.sides(index) for index in range(len(dataset))] == [sides[name] for name in names]
+            reasons = {Path(key).stem.replace("-", "."): reason for _, key, reason in dataset.left_out}
+            assert set(reasons) == {name.replace("-", ".") for name in BROKEN}
+            assert all(reason.startswith(("not a PNG", "a damaged image (")) for reason in reasons.values())
+    finally:
+        if store is not None:
+            store.shutdown()
+            store.server_close()
+
+
+def test_what_earlier_versions_found_by_other_sides_is_not_used_again() -> None:
+    names = {rule: Rules(filters=(rule,)).name for rule in ("width>1", "height>1", "side>1")}
+    for rule, name in names.items():
+        assert (name == short_hash(Rules(filters=(rule,)).to_json())) == (rule == "side>1")
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_a_broken_image_is_called_the_same_by_its_header_and_by_its_pixels(name: str) -> None:
+    with pytest.raises(BrokenExample) as by_pixels:
+        decode(IMAGES[name], 8)
+    with pytest.raises(BrokenExample) as by_header:
+        image_size(lambda size: IMAGES[name][:size])
+    assert str(by_header.value) == str(by_pixels.value)
+
+
 def test_shards_on_a_disk_and_in_a_store_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("obstore")
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     wanted, asked = put(tmp_path / "data", 2), list[int]()
     monkeypatch.setattr("diptych.data.shard_index.settled", lambda *_: True)  # files that were just written
-    plain = image_sides.sides_of
-    monkeypatch.setattr(image_sides, "sides_of", lambda start: asked.append(1) or plain(start))
+    monkeypatch.setattr(stored, "sides_of", lambda start: asked.append(1) or sides_of(start))
     store = Store(tmp_path / "data")
     threading.Thread(target=store.serve_forever, daemon=True).start()
     monkeypatch.setattr(remote, "PAUSE", 0.01)

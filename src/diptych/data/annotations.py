@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections import Counter
@@ -12,11 +13,11 @@ from typing import Any
 
 from diptych.core.disk import replacing
 from diptych.core.errors import UserError
-from diptych.core.image_files import opened, orientation
 from diptych.core.progress import track
 from diptych.data.box_layouts import LAYOUT_FIELD, Sides, format_layout
 from diptych.data.caption_text import decode_text, one_line, parse_json, texts_of
-from diptych.data.paths import is_system_file
+from diptych.data.image_sides import image_size
+from diptych.data.paths import is_system_file, read_start
 from diptych.data.quarantine import BrokenExample
 from diptych.data.shard_scan import IMAGE_EXTENSIONS
 
@@ -56,7 +57,7 @@ def write_layouts(
     counts: Counter[str] = Counter()
 
     def row(stem: str) -> dict[str, Any]:
-        boxes = crop_boxes(annotated[stem], image_size(paths[stem]))
+        boxes = crop_boxes(annotated[stem], sides_in_file(paths[stem]))
         boxes = sorted(boxes, key=lambda box: area(box[1]), reverse=True)[:most]
         names = [name for name, _ in boxes]
         counts.update(names)
@@ -178,14 +179,13 @@ def csv_rows(path: Path) -> Iterator[list[str]]:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image after its EXIF rotation. A `UserError` where it cannot be read."""
+def sides_in_file(path: Path) -> tuple[int, int]:
+    """Width and height of an image, turned as its EXIF says. A `UserError` where it cannot be read."""
     try:
-        with opened(path.read_bytes()) as image:
-            width, height = image.size
-            return (height, width) if orientation(image) >= 5 else (width, height)  # turned by a quarter
-    except Exception as error:  # whatever a decoder raises on a broken file
-        raise UserError(f"cannot read {path} ({type(error).__name__}): take it out of the folder") from None
+        return image_size(functools.partial(read_start, path))
+    except Exception as error:
+        reason = str(error) if isinstance(error, BrokenExample) else type(error).__name__
+        raise UserError(f"cannot read {path} ({reason}): take it out of the folder") from None
 
 
 def crop_boxes(boxes: list[tuple[str, Sides]], size: tuple[int, int]) -> list[tuple[str, Sides]]:

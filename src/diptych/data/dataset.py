@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 
 from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import stable_hash
-from diptych.core.image_files import opened
 from diptych.data.box_layouts import LAYOUT_FIELD, layout_of, require_layout
 from diptych.data.caption_text import Fit, field_texts, fit_captions, one_line
 from diptych.data.dataset_config import DataConfig, Split
@@ -21,6 +21,7 @@ from diptych.data.decode import decode, decode_image
 from diptych.data.filters import filters_said
 from diptych.data.folder_scan import Listing, index_folder, known_folder
 from diptych.data.folders import FolderSource
+from diptych.data.image_sides import image_size
 from diptych.data.index_files import Arrays
 from diptych.data.pixels import Pixels, Region, array_of
 from diptych.data.quarantine import BrokenExample, Marks, Quarantine, reason_of
@@ -195,9 +196,8 @@ class ImageDataset:
         return self._meta(int(self._indices[index]))
 
     def sides(self, index: int) -> tuple[int, int]:
-        """Width and height of an image as it is stored. Raises whatever a broken one raises."""
-        with opened(self.source.image_bytes(int(self._indices[index]))) as image:
-            return image.size
+        """Width and height of a stored image, turned as its EXIF says. Raises whatever a broken one raises."""
+        return image_size(functools.partial(self.source.image_start, int(self._indices[index])))
 
     @property
     def left_out(self) -> list[tuple[str, str, str]]:

@@ -54,7 +54,7 @@ class DataConfig(Config):
     keep: tuple[str, ...] = ()
     """Keep only examples for which all of these hold, such as `AESTHETIC_SCORE>=5` or `pwatermark<0.5`: numbers in
     their metadata, of which one that is missing does not hold; or `width`, `height`, `side` (the shorter) and `aspect`
-    (longer over shorter) of the image itself. Read once, and kept beside the index."""
+    (longer over shorter) of the image itself, turned as its EXIF says. Read once, and kept beside the index."""
     caption_field: str | None = None
     """Field of an example's metadata that takes the place of its captions, such as `style`, whose values may be the
     classes of a model; `folder` for the name of the folder that its image lies in (`train/n01440764/x.JPEG`: class

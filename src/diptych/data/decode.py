@@ -7,7 +7,7 @@ from PIL import Image
 
 from diptych.core.image_files import opened, upright
 from diptych.data.pixels import Region, array_of
-from diptych.data.quarantine import BrokenExample
+from diptych.data.quarantine import BrokenExample, broken_image
 
 MAX_ASPECT_RATIO = 16
 """Largest ratio of the sides of an image: a strip of one pixel by thousands would be enlarged to gigabytes."""
@@ -36,11 +36,8 @@ def decode_image(data: bytes, size: int | tuple[int, int], square: bool = True) 
             return covered(upright(image, copy=False), (wide, high), square)
     except (MemoryError, BrokenExample):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BrokenExample(f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels") from None
     except Exception as error:  # whatever a decoder raises on a broken file
-        reason = " ".join(str(error).split())[:120]
-        raise BrokenExample(reason if reason.startswith("not a ") else f"a damaged image ({reason})") from None
+        raise broken_image(error) from None
 
 
 def check_shape(sides: tuple[int, int], size: int) -> None:

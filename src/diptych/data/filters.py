@@ -22,7 +22,10 @@ OF_IMAGE: dict[str, Callable[[int, int], float]] = {
     "side": lambda width, height: min(width, height),
     "aspect": lambda width, height: max(width, height) / min(width, height),
 }
-"""Fields of the image itself: its sides in pixels, the shorter one, and the longer over the shorter."""
+"""Fields of the image itself, turned as its EXIF says: its sides in pixels, the shorter one, and the longer over the
+shorter."""
+TURNED = "width", "height"
+"""Those that such a turn changes."""
 Size = Callable[[], tuple[int, int]]
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from diptych.core.caches import short_hash
 from diptych.core.errors import UserError
-from diptych.core.image_files import opened
 from diptych.core.progress import track
 from diptych.data.caption_text import (
     MAX_TEXT_BYTES,
@@ -27,8 +26,9 @@ from diptych.data.caption_text import (
     with_captions,
 )
 from diptych.data.dataset_config import DataConfig
+from diptych.data.image_sides import image_size
 from diptych.data.index_files import Arrays, IndexFolder, open_arrays, text_at
-from diptych.data.paths import read_bounded
+from diptych.data.paths import read_bounded, read_start
 from diptych.data.quarantine import BrokenExample
 from diptych.data.selection import Rules, Selection, Selector, Verdict, choose
 
@@ -83,8 +83,7 @@ class FolderSource:
         return read_bounded(self.path(index))
 
     def image_start(self, index: int, size: int) -> bytes:
-        with open(self.path(index), "rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, 0)
+        return read_start(self.path(index), size)
 
     def require_same(self, index: int) -> None:
         """A file of its own is one example, so that only the folder may not go."""
@@ -122,14 +121,10 @@ class FolderSource:
             splits = choose(verdict, self._index["hashes"], config.held_out, config.least)
             return Selection(len(self), files.put(name, splits, verdict.notes, keep))
 
-    def _size(self, index: int) -> tuple[int, int]:
-        """The width and height of an image, from its header."""
-        with opened(self.image_bytes(index)) as image:
-            return image.size
-
     def _judge(self, rules: Rules) -> Verdict:
         judge = Selector(rules)
         for index in track(range(len(self)), "reading captions"):
-            read, size = functools.partial(self.meta, index), functools.partial(self._size, index)
+            read, start = functools.partial(self.meta, index), functools.partial(self.image_start, index)
+            size = functools.partial(image_size, start)
             judge.read(read, size, functools.partial(self.missing_caption, index), str(self.folder))
         return judge.verdict()

@@ -74,3 +74,9 @@ def read_bounded(path: Path, most: int = MAX_IMAGE_BYTES) -> bytes:
         if os.fstat(file.fileno()).st_size > most:
             raise BrokenExample(f"larger than {most // 2**20} MiB")
         return file.readall()
+
+
+def read_start(path: Path, size: int) -> bytes:
+    """So many bytes from the start of a file, or all of a shorter one. Raises `OSError`."""
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, 0)

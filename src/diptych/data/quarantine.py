@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from PIL import Image
+
 from diptych.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,14 @@ AWAY_ERRORS = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, e
 
 class BrokenExample(ValueError):
     """An example cannot be used; the message says why."""
+
+
+def broken_image(error: Exception) -> BrokenExample:
+    """What becomes of an error that Pillow raises for an encoded image."""
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return BrokenExample(f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels")
+    reason = " ".join(str(error).split())[:120]
+    return BrokenExample(reason if reason.startswith("not a ") else f"a damaged image ({reason})")
 
 
 def reason_of(error: Exception, what: str) -> str:

@@ -16,7 +16,7 @@ from diptych.core.hashing import stable_hash
 from diptych.data.box_layouts import LAYOUT_FIELD, require_layout
 from diptych.data.caption_text import field_texts
 from diptych.data.dataset_config import DataConfig, Split
-from diptych.data.filters import Size, first_against, parse_filters
+from diptych.data.filters import TURNED, Size, first_against, parse_filters
 from diptych.data.index_files import Arrays
 from diptych.data.quarantine import BrokenExample, reason_of
 
@@ -46,7 +46,8 @@ class Rules:
     @property
     def name(self) -> str:
         """Of files that were made by these rules."""
-        return short_hash(self.to_json())
+        turned = any(rule.field in TURNED for rule in parse_filters(self.filters))
+        return short_hash(self.to_json() + (" turned" if turned else ""))  # earlier ones knew nothing of EXIF
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diptych.core.image_files import opened
 from diptych.data.filters import Size
+from diptych.data.image_sides import image_size
 from diptych.data.index_files import read_piece, write_piece
 from diptych.data.quarantine import BrokenExample
 from diptych.data.selection import Rules, Selector, Verdict
@@ -80,7 +80,7 @@ def index_piece(file: ShardFile, rules: Rules, known: tuple[np.ndarray, dict[str
 def scanned(file: ShardFile, scan: ShardScan) -> Iterator[tuple[str, Read, Size]]:
     """A name of each example of a shard, and what reads its metadata and the size of its image."""
     for entry, view in scan_shard(file, scan):
-        yield entry.key, functools.partial(entry.meta, view), functools.partial(image_size, entry, view)
+        yield entry.key, functools.partial(entry.meta, view), functools.partial(sides_in, entry, view)
 
 
 def indexed(file: ShardFile, rows: np.ndarray) -> Iterator[tuple[str, Read, Size]]:
@@ -99,13 +99,12 @@ def read_at(file: ShardFile, start: int, size: int) -> dict[str, Any]:
 def size_at(file: ShardFile, start: int, size: int) -> tuple[int, int]:
     """The width and height of the image of the example in these bytes of a shard."""
     view = file.part(start, size)
-    return image_size(entry_of(view), view)
+    return sides_in(entry_of(view), view)
 
 
-def image_size(entry: Entry, view: View) -> tuple[int, int]:
-    """The width and height of an example's image, from its header."""
-    with opened(entry.image(view)) as image:
-        return image.size
+def sides_in(entry: Entry, view: View) -> tuple[int, int]:
+    """The width and height of an example's image."""
+    return image_size(functools.partial(entry.image_start, view))
 
 
 def may_state(read: Read) -> bool:

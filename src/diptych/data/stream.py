@@ -20,8 +20,8 @@ from diptych.data.augment import augment_image, augment_into
 from diptych.data.buckets import BucketStream, bucket_shapes, nearest
 from diptych.data.dataset import Example, ImageDataset
 from diptych.data.dataset_config import DataConfig
-from diptych.data.image_sides import stored_sides
 from diptych.data.shards import ShardSource
+from diptych.data.stored_sides import stored_sides
 from diptych.data.stream_order import EpochOrder, GeneratedOrder, KeyedOrder, WindowedOrder
 from diptych.data.worker_pool import Filled, Order, WorkerPool
 
