@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -22,17 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import processor
+
 OUT = Path("benchmarks/results/emoji-data")
-
-
-def processor() -> str:
-    """The model of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def build(size: int, scenes: int, workers: int, out: Path) -> dict[str, float]:

@@ -16,7 +16,6 @@ import argparse
 import cProfile
 import itertools
 import json
-import platform
 import pstats
 import statistics
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common import processor
 from benchmarks.stand_ins import Nothing, RandomText
 from diptych.core.counter_random import draws_of
 from diptych.core.random import DROP, NOISE, POSTERIOR, TIME
@@ -138,9 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    print(f"{cpu}, one thread, PyTorch {torch.__version__}: ms a step of {BATCH}: least, median, by the clock")
+    print(f"{processor()}, one thread, PyTorch {torch.__version__}: ms a step of {BATCH}: least, median, by the clock")
     found: dict[str, Any] = {}
     for kind, random in itertools.product(("host", "cpu"), ("counter", "generator")):
         run, batch = run_of(kind, random)
@@ -158,7 +156,7 @@ def main() -> None:
             pstats.Stats(profile).sort_stats("tottime").print_stats(35)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        told = {"cpu": cpu, "torch": torch.__version__, "batch": BATCH, "milliseconds": found}
+        told = {"cpu": processor(), "torch": torch.__version__, "batch": BATCH, "milliseconds": found}
         (arguments.out / "results.json").write_text(json.dumps(told, indent=2) + "\n")
 
 

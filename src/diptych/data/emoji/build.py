@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def prepare_folder(partial: Path, sources: Sources, size: int, scenes: int, seed
         "sources": hashlib.sha256(icons.encode()).hexdigest(),
         "code": code.hexdigest(),
         "pillow": PIL.__version__,
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
     }
     mark = partial / "build.json"
     if values_of(mark) == wanted:

@@ -7,12 +7,18 @@ import importlib.util
 import io
 import json
 import re
+import struct
+import zlib
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 from PIL import Image
 
 from diptych.core.errors import UserError
+
+COLOUR_TYPES = {"RGB": 2, "RGBA": 6}
+"""How a PNG's header names a mode."""
 
 
 def resolve(icon_set: dict[str, Any], icon: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -94,11 +100,20 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, image).convert("RGB")
 
 
-def png_bytes(image: Image.Image, level: int = 6) -> bytes:
-    """The image as a PNG without any metadata, compressed at `level` of zlib."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=level)
-    return buffer.getvalue()
+def png_bytes(image: Image.Image, level: int = 3) -> bytes:
+    """An RGB or RGBA image as a PNG without any metadata, compressed at `level` of zlib.
+
+    Its lines are not filtered (PNG's type 0): flat drawings become hardly larger for that, and Pillow, which tries all
+    five filters on each line, takes four times as long.
+    """
+    width, height, channels = *image.size, len(image.getbands())
+    lines = np.zeros((height, 1 + channels * width), np.uint8)  # the type of each line's filter, then its pixels
+    lines[:, 1:] = np.asarray(image).reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[image.mode], 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(lines, level)), (b"IEND", b"")
+    ends = (struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    parts = (struct.pack(">I", len(data)) + kind + data + end for (kind, data), end in zip(chunks, ends, strict=True))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def decode_png(png: bytes) -> Image.Image:
