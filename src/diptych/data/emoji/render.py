@@ -110,7 +110,7 @@ def png_bytes(image: Image.Image, level: int = 3) -> bytes:
     lines = np.zeros((height, 1 + channels * width), np.uint8)  # the type of each line's filter, then its pixels
     lines[:, 1:] = np.asarray(image).reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[image.mode], 0, 0, 0)
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(lines, level)), (b"IEND", b"")
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(lines.data, level)), (b"IEND", b"")
     ends = (struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
     parts = (struct.pack(">I", len(data)) + kind + data + end for (kind, data), end in zip(chunks, ends, strict=True))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
