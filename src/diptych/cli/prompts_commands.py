@@ -7,10 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cli.argument_values import SEED_LIMIT
-from diptych.cli.arguments import add_integer, argument_type, given
+from diptych.cli.arguments import (
+    OPENING,
+    add_device,
+    add_integer,
+    add_models,
+    add_options,
+    argument_type,
+    given,
+    options_given,
+)
 from diptych.core.errors import UserError
 from diptych.core.terminal import print_out
 from diptych.core.values import Integer
+
+SAMPLING = (
+    *(
+        "steps",
+        "guidance",
+        "sampler",
+        "schedule_type",
+        "eta",
+        "threshold",
+        "negative",
+        "prompt_weights",
+        "long_prompts",
+    ),
+    *("size", "stop", "temperature", "top_k", "top_p"),
+)
+"""Options of `generate` that `evaluate drawbench` takes."""
 
 
 class OrAll(Integer):
@@ -50,6 +75,33 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--out", metavar="FILE", type=Path, help="write diptych's prompts, as .csv")
     command.add_argument("--check", metavar="FILE", type=Path, help="count the categories of the published table")
     command.set_defaults(command=drawbench)
+
+    command = commands.add_parser(
+        "evaluate drawbench", help="images of prompts by category, scored, on a page to look at"
+    )
+    add_models(command, "a model, as in generate; may be given twice, to compare two (default: latent)")
+    command.add_argument(
+        "--prompts", metavar="FILE", type=Path, help="table with the columns Prompts,Category (default: diptych's own)"
+    )
+    add_integer(command, "--images", 1, help="images of each prompt (default: 8)")
+    command.add_argument(
+        "--scorer", metavar="M", help="judge (default), a judge's folder, or a CLIP: a folder or its id on the hub"
+    )
+    command.add_argument(
+        "--ocr",
+        metavar="WHEN",
+        choices=("auto", "on", "off"),
+        help="read the words that prompts of the category Text ask for: auto (default), where RapidOCR is installed; "
+        "on or off",
+    )
+    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help="seed of the images (default: 0)")
+    add_integer(command, "--batch", 1, help="batch size (default: 8)")
+    add_device(command)
+    command.add_argument(
+        "--out", metavar="FOLDER", type=Path, required=True, help="output folder of images and results"
+    )
+    add_options(command, *SAMPLING)
+    command.set_defaults(command=evaluate_drawbench)
 
 
 def coco(arguments: argparse.Namespace) -> None:
@@ -92,3 +144,35 @@ def write_own(text: str, out: Path) -> None:
     if out.is_dir() or (out.exists() and out.read_bytes() != text.encode()):
         raise UserError(f"{out} is there already and holds something else: name another file")
     write_text(out, text)
+
+
+def evaluate_drawbench(arguments: argparse.Namespace) -> None:
+    import diptych
+    from diptych.cli.option_checks import accepted_options, check_options
+    from diptych.evaluation.benchmarks.drawbench import evaluate_drawbench, read_categories
+    from diptych.evaluation.folder import require_same
+    from diptych.evaluation.text_image_scorer import open_scorer
+    from diptych.evaluation.written_text import open_reader, require_reader
+
+    names = arguments.models or ["latent"]
+    if len(names) > 2 or len(set(names)) < len(names):
+        raise UserError("give one --model, or two different ones to compare")
+    options = options_given(arguments)
+    check_options(options)
+    require_same(arguments.out, "drawbench")
+    read_categories(arguments.prompts)
+    reader = {"on": require_reader, "off": lambda: None}.get(arguments.ocr or "auto", open_reader)()
+    opening = given(arguments, *OPENING)
+    where = given(arguments, "revision", "offline", "allow_pickle") if arguments.scorer else {}
+    scorer = open_scorer(arguments.scorer or "judge", arguments.device, **where)
+
+    def opener(name: str) -> Any:
+        def opened() -> tuple[Any, dict[str, Any]]:
+            model = diptych.load(name, arguments.device, **opening)
+            return model, accepted_options(model, name, options)
+
+        return opened
+
+    models = {name: opener(name) for name in names}
+    settings = given(arguments, "prompts", "images", "seed", "batch")
+    evaluate_drawbench(models, arguments.out, scorer, reader=reader, options=options, **settings)
