@@ -136,7 +136,7 @@ def test_a_set_that_is_killed_at_any_moment_goes_on(
         for k in range(shares):
             make(out, shard=(k, shares))
         assert make(out).complete
-        assert content(out) == whole
+        assert content(out) == whole and not list(out.glob("**/.diptych*"))
     assert not killed(lambda: make(tmp_path / "done"), 10**6, monkeypatch)  # there are more moments than were tried
     assert content(tmp_path / "done") == whole
 

@@ -24,6 +24,7 @@ PROMPT_FIELDS = ("prompt", "prompts", "caption", "text")
 """Fields that may hold the prompt, in any case: the first of them that a row has."""
 ID_FIELDS = ("id", "key", "caption_id")
 NEGATIVE_FIELDS = ("negative", "negative_prompt")
+SURROGATE = re.compile("[\ud800-\udfff]")
 SEEDS = range(2**63)
 MOST_BYTES = 2**32
 """Of a file of prompts: all captions of COCO's training set are 60 MB."""
@@ -191,7 +192,7 @@ def readable(name: str, text: Any) -> str:
 
 def unicode(text: str) -> bool:
     """Whether a text can be written; JSON can state half a character."""
-    return not re.search("[\ud800-\udfff]", text)
+    return text.isascii() or not SURROGATE.search(text)
 
 
 def read_seed(value: Any) -> int | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diptych.core.disk import PARTIAL_PREFIX, values_of, write_text
+from diptych.core.disk import PARTIAL_PREFIX, sweep, values_of, write_text
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.core.hashing import stable_hash
 from diptych.core.option_fields import options_of
@@ -229,6 +229,8 @@ class _Run:
         with contextlib.suppress(OSError), open(self.out / MANIFEST, encoding="utf-8") as file:
             if sum(1 for _ in file) > self.total:  # of a run that was not limited
                 return True
+        for folder in {Path(self.plan[number].file).parent for number in range(0, self.total, self.plan.copies)}:
+            sweep(self.out / folder)  # what a process that was killed has left
         write_text(self.out / MANIFEST, "".join(self.plan.manifest(self.total // self.plan.copies)))
         return True
 

@@ -64,6 +64,7 @@ class DrawBenchStudy(Study):
     """Models over prompts by category. Images are those of `generate_set`, in images/MODEL."""
 
     writes = ("results.md", "scores.jsonl", "index.html", "images")
+    width = 260
     closing = "the images by prompt are in {out}/index.html, the numbers in {out}/results.json"
     models: Mapping[str, Callable[[], Opened]]
     """Name -> opens it. One at a time is in memory."""
