@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,3 +219,33 @@ def test_a_model_is_saved_over_nothing_but_a_model(tmp_path: Path, name: str) ->
     assert (tmp_path / "notes.txt").read_text() == "mine"
     with pytest.raises(UserError, match="a file where a folder"):
         latents.system().save(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_folder_that_another_sweeps_before_it_is_held_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool
+) -> None:
+    real, sweepers = disk.tempfile.mkdtemp, list[threading.Thread]()
+
+    def made(**how: Any) -> str:
+        path = real(**how)
+        if not sweepers:  # the first is swept: at once, or by one that holds it and takes a while
+            descriptor = os.open(path, os.O_RDONLY)
+            disk.fcntl.flock(descriptor, disk.fcntl.LOCK_EX)
+
+            def sweep() -> None:
+                time.sleep(0.2 if locked else 0)
+                shutil.rmtree(path)
+                os.close(descriptor)
+
+            sweepers.append(threading.Thread(target=sweep))
+            sweepers[0].start()
+            if not locked:
+                sweepers[0].join()
+        return path
+
+    monkeypatch.setattr(disk.tempfile, "mkdtemp", made)
+    with replacing(tmp_path / "a.txt") as partial:
+        sweepers[0].join()
+        partial.write_text("whole")
+    assert tree(tmp_path) == {"a.txt": "whole"}

@@ -141,6 +141,36 @@ def test_a_set_that_is_killed_at_any_moment_goes_on(
     assert content(tmp_path / "done") == whole
 
 
+def test_images_that_are_one_object_have_their_own_texts(tmp_path: Path) -> None:
+    class Same(RoundingModel):
+        def generate(self, prompts: list[str], **more: Any) -> Any:
+            result = super().generate(prompts, **more)
+            result.images = [Image.new("RGB", (64, 64))] * len(prompts)
+            return result
+
+    make(tmp_path, Same(), images_per_prompt=20, batch=140)
+    for line in map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines()):
+        assert read_metadata(tmp_path / line["file"])["seed"] == line["seed"]
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(
+    tmp_path: Path, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, left = generated_set.write_image, [10]
+
+    def full(*arguments: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise UserError("the disk is full")
+        write(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk is full"):
+        patch.setattr(generated_set, "write_image", full)
+        make(tmp_path)
+    assert not (tmp_path / "manifest.jsonl").exists()
+    assert make(tmp_path).kept == 10 and content(tmp_path) == whole
+
+
 def test_a_batch_with_one_image_missing_is_computed_whole_and_the_others_stay(
     tmp_path: Path, whole: dict[str, str]
 ) -> None:

@@ -201,10 +201,13 @@ def _holding(parent: Path) -> Iterator[Path]:
         sweep(parent)
     while True:
         holding = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=parent))
-        descriptor = os.open(holding, os.O_RDONLY)
+        try:
+            descriptor = os.open(holding, os.O_RDONLY)
+        except FileNotFoundError:  # swept by another process or thread already
+            continue
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if holding.is_dir():  # not swept by another process before the lock was there
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for one that is sweeping it
+        if holding.is_dir():  # not swept before the lock was there
             break
         os.close(descriptor)
     try:

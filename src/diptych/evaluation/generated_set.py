@@ -14,7 +14,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from diptych.core.disk import PARTIAL_PREFIX, sweep, values_of, write_text
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.core.hashing import stable_hash
 from diptych.core.option_fields import options_of
-from diptych.core.progress import bar
+from diptych.core.progress import bar, waiting
 from diptych.core.terminal import print_err
 from diptych.core.values import MOST, ImageFile, Integer, checked
 from diptych.data.prompt_files import PromptRow, read_prompts
@@ -42,6 +44,8 @@ BATCH, QUALITY = 8, 95
 OFTEN = 5.0
 """Seconds between two counts of what other processes have made."""
 WITHOUT_EFFECT = ("keep_stages", "one_at_a_time")
+WRITERS = 4
+"""Threads that write images."""
 SHOWN = 5
 """Warnings of single prompts that are printed."""
 
@@ -155,7 +159,8 @@ class _Run:
     def run(self, starts: range, batch: int, counted: bool, quiet: bool) -> GeneratedSet:
         done = GeneratedSet(self.out, self.total)
         batches = [range(start, min(start + batch, len(self.plan))) for start in starts if start < self.total]
-        missing = self.missing(batches, done)
+        with contextlib.nullcontext() if quiet else waiting(f"verifying the images that are in {self.out}"):
+            missing = self.missing(batches, done)
         share = sum(min(each.stop, self.total) - each.start for each in batches)
         count = _Count(self, share if not counted else self.total, done.kept, counted)
         with few_warnings(), contextlib.nullcontext() if quiet else bar(rate=True) as display:
@@ -165,10 +170,18 @@ class _Run:
                 if display is not None and task is not None:
                     display.update(task, completed=min(count() + images * (step + 1) / steps, count.total))
 
-            for numbers in batches:
-                if todo := missing.get(numbers.start):
-                    done.generated += self.generate(numbers, todo, done.notes, advance)
-                    count.own = done.kept + done.generated
+            writing: list[Future[None]] = []
+            with ThreadPoolExecutor(WRITERS) as writers:  # a batch is written while the next is generated
+                for numbers in batches:
+                    if todo := missing.get(numbers.start):
+                        calls = self.generate(numbers, todo, done.notes, advance)
+                        for one in writing:
+                            one.result()
+                        writing = [writers.submit(call) for call in calls]
+                        done.generated += len(todo)
+                        count.own = done.kept + done.generated
+                for one in writing:
+                    one.result()
             if display is not None and task is not None:
                 display.update(task, completed=count(now=True))
         done.complete = self.finish()
@@ -202,8 +215,8 @@ class _Run:
 
     def generate(
         self, numbers: range, todo: Sequence[int], notes: Counter[str], advance: Callable[[int, int, int], None]
-    ) -> int:
-        """Generate a batch, and write those of its images that are missing."""
+    ) -> list[Callable[[], None]]:
+        """Generate a batch. Returns what writes those of its images that are missing."""
         images = [self.plan[number] for number in numbers]
         negatives = [image.negative for image in images]
         options = {**self.options, **({"negative": negatives} if any(negatives) else {})}
@@ -213,13 +226,15 @@ class _Run:
             callback=lambda step, steps, x0: advance(len(todo), step, steps),
             **options,
         )
+        calls: list[Callable[[], None]] = []
         for number in todo:
             row = result.metadata[number - numbers.start]
             notes.update(kind for each in row.get("notes", {}).values() for kind in each)
             image = images[number - numbers.start]
-            made = result.images[number - numbers.start]
-            write_image(made, self.out / image.file, {**row, "set": self.digest}, self.quality)
-        return len(todo)
+            made = result.images[number - numbers.start].copy()  # Pillow notes in an image how it is being saved
+            row = {**row, "set": self.digest}
+            calls.append(partial(write_image, made, self.out / image.file, row, self.quality))
+        return calls
 
     def finish(self) -> bool:
         """Write the manifest where all images are there. Whichever process is the last does so; all write the same."""
