@@ -115,6 +115,18 @@ def test_bodies_are_limited(parts: tuple[bytes, ...], headers: dict[str, str], s
     assert ask(Guard(echo, HERE, most=10), "POST", parts, **headers)[0] == status
 
 
+def test_no_more_than_is_allowed_is_read() -> None:
+    """The application gets no piece of a body that is too long, and nothing of what follows is asked for."""
+    read: list[int] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            read.append(len((await receive())["body"]))
+
+    assert ask(Guard(application, HERE, most=10), "POST", (b"x" * 6, b"x" * 6, b"x" * 6))[0] == 413
+    assert read == [6]
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE"])
 def test_other_methods_are_refused(method: str) -> None:
     assert ask(Guard(echo, HERE), method)[0] == 405

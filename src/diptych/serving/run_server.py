@@ -10,7 +10,7 @@ from diptych.core.errors import UserError
 
 NEEDS = ("fastapi", "uvicorn")
 HOW = "make install, or pip install 'diptych[serve]'"
-MOST_REQUESTS = 256
+MOST_REQUESTS = 1024
 """Requests at once; more get status 503."""
 
 

@@ -49,11 +49,14 @@ def report_text(results: Mapping[str, Any]) -> str:
     left_out = sum(not rater["kept"] for rater in raters)
     threshold = results["settings"]["threshold"]
     ratings = results["ratings"]
+    controls = "the study has no control questions"
+    if results["settings"]["controls"]:
+        share = f"less than {threshold:.0%} of their control questions correctly"
+        controls = f"{left_out} raters are left out, who answered {share}"
     parts = [
         f"# Human study: {cell(', '.join(results['models']))} ({results['protocol']})\n",
-        f"{ratings['counted']:,} ratings of {len(raters) - left_out} raters; {left_out} raters are left out, who "
-        f"answered less than {threshold:.0%} of their control questions correctly. In brackets: 95 % intervals by a "
-        f"bootstrap over prompts ({results['settings']['resamples']:,} resamples).\n",
+        f"{ratings['counted']:,} ratings of {len(raters) - left_out} raters; {controls}. In brackets: 95 % intervals "
+        f"by a bootstrap over prompts ({results['settings']['resamples']:,} resamples).\n",
     ]
     if results["protocol"] == "coco":
         parts += coco_tables(results)

@@ -35,9 +35,13 @@ export class ServerAnswers {
   }
 
   async load(name) {
-    const response = await fetch(`api/images/${name}`, { headers: this.headers });
-    if (!response.ok) throw new Error("An image cannot be loaded. Reload this page to try again.");
-    return URL.createObjectURL(await response.blob());
+    for (const wait of [...WAITS, null]) {
+      const response = await fetch(`api/images/${name}`, { headers: this.headers }).catch(() => null);
+      if (response?.ok) return URL.createObjectURL(await response.blob());
+      if (wait === null || (response && response.status < 500)) break;
+      await new Promise((resolve) => setTimeout(resolve, wait));
+    }
+    throw new Error("An image cannot be loaded. Reload this page to try again.");
   }
 
   /** Forget all images but these. */
