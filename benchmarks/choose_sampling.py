@@ -18,7 +18,7 @@ import torch
 import diptych
 from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.evaluation.metrics import frechet_distance
+from diptych.metrics.frechet import frechet_distance
 from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
 from diptych.evaluation.runner import generate_group
 from diptych.evaluation.scores import real_images

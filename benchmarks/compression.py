@@ -31,7 +31,7 @@ from diptych.core.progress import track
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.diffusion.losses import ObjectiveConfig
 from diptych.diffusion.schedules import ScheduleConfig
-from diptych.evaluation.metrics import frechet_distance
+from diptych.metrics.frechet import frechet_distance
 from diptych.models.judge import load_judge
 from diptych.models.latent_diffusion import LatentConfig
 from diptych.models.pixel_config import PixelDiffusionConfig

@@ -21,10 +21,11 @@ MAY_IMPORT = {
     "serving": {"core"},
     "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
     "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
+    "metrics": {"core", "weights", "networks", "data", "models", "pretrained"},
     "training": {"core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"},
     "evaluation": {
         *("core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained"),
-        "serving",
+        *("serving", "metrics"),
     },
     "recipes": {
         "core",
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "diptych": {"core", "models", "pretrained"},
     "cli": {
         *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"),
-        *("training", "evaluation", "recipes", "diptych"),
+        *("metrics", "training", "evaluation", "recipes", "diptych"),
     },
     "__main__": {"cli"},
 }
@@ -49,7 +50,7 @@ MAY_IMPORT = {
 ROOT_FILES = {"__init__.py", "__main__.py"}
 """What may lie beside the rooms."""
 
-KINDS = ("generate", "prompts", "train", "plan", "evaluate", "study", "model", "data")
+KINDS = ("generate", "prompts", "train", "plan", "evaluate", "measure", "study", "model", "data")
 AT_START = ("main", "parser", "arguments", "argument_values", "image_list", *(f"{kind}_commands" for kind in KINDS))
 """These modules of the command line import core and the table of options alone; functions import the rest."""
 

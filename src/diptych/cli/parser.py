@@ -9,6 +9,7 @@ from diptych.cli import (
     data_commands,
     evaluate_commands,
     generate_commands,
+    measure_commands,
     model_commands,
     plan_commands,
     prompts_commands,
@@ -17,6 +18,19 @@ from diptych.cli import (
 )
 from diptych.cli.arguments import Parser
 from diptych.core.terminal import print_out
+
+COMMANDS = (
+    generate_commands,
+    prompts_commands,
+    train_commands,
+    plan_commands,
+    evaluate_commands,
+    measure_commands,
+    study_commands,
+    model_commands,
+    data_commands,
+)
+"""Modules of commands, in the order of the help."""
 
 
 class Version(argparse.Action):
@@ -37,10 +51,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="diptych", description="Text to image: latent diffusion and cascaded pixel diffusion.")
     parser.add_argument("--version", action=Version, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
-        *(generate_commands, prompts_commands, train_commands, plan_commands),
-        *(evaluate_commands, study_commands, model_commands, data_commands),
-    ):
+    for module in COMMANDS:
         module.add_commands(commands)
     parser.commands = commands.choices.keys()
     return parser

@@ -20,7 +20,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.evaluation.benchmarks.reconstruction import codebook, evaluate_reconstruction
-from diptych.evaluation.metrics import frechet_distance
+from diptych.metrics.frechet import frechet_distance
 from diptych.models.judge import Judge
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from tests.networks.reference import randomised

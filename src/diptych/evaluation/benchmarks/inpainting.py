@@ -27,7 +27,6 @@ from diptych.core.images import save_png, to_images, to_tensor
 from diptych.data.caption_text import is_scene
 from diptych.data.dataset import Split
 from diptych.evaluation.measured_cells import MeasuredCells
-from diptych.evaluation.metrics import WINDOW
 from diptych.evaluation.prompt_sets import draw_examples, prompt_of
 from diptych.evaluation.report import image_table, number, short_name
 from diptych.evaluation.runner import (
@@ -39,6 +38,7 @@ from diptych.evaluation.runner import (
     run_study,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
+from diptych.metrics.pixels import WINDOW
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.data.dataset import ImageDataset
-from diptych.evaluation.metrics import frechet_distance
 from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
 from diptych.evaluation.report import SheetCell, contact_sheet, percent, plain
 from diptych.evaluation.runner import (
@@ -36,6 +35,7 @@ from diptych.evaluation.runner import (
     settings_used,
 )
 from diptych.evaluation.scores import ROWS, pooled, real_images, score_pairs, score_scenes, share_of
+from diptych.metrics.frechet import frechet_distance
 from diptych.models.judge import Judge
 from diptych.models.retrieval import concept_vectors
 

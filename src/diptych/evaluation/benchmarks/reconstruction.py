@@ -22,11 +22,11 @@ from torch import Tensor
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.data.dataset import DataConfig, Example, ImageDataset, Split, open_dataset
-from diptych.evaluation.metrics import WINDOW
 from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name
 from diptych.evaluation.runner import ImageStudy, StudyCell, describe_data, open_judge, parameter_count, run_study
 from diptych.evaluation.scores import Fidelity, fidelity
+from diptych.metrics.pixels import WINDOW
 from diptych.models.judge import Judge
 from diptych.weights.fingerprint import fingerprint
 

@@ -26,7 +26,6 @@ from diptych.core.images import grid, to_images, to_tensor
 from diptych.data.dataset import Split
 from diptych.evaluation.benchmarks.reconstruction import FirstStageArm
 from diptych.evaluation.image_store import ImageSheet
-from diptych.evaluation.metrics import image_psnr
 from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import (
     SheetCell,
@@ -49,6 +48,7 @@ from diptych.evaluation.runner import (
     safe_letters,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
+from diptych.metrics.pixels import image_psnr
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean
 from diptych.weights.fingerprint import fingerprint

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
+from diptych.core.errors import UserError
 from diptych.core.images import psnr
-from diptych.evaluation.metrics import frechet_distance, image_psnr, saturated, ssim, trace_sqrt_product
+from diptych.metrics.frechet import frechet_distance, trace_sqrt_product
+from diptych.metrics.pixels import image_psnr, saturated, ssim
 
 rng = np.random.default_rng(0)
 
@@ -51,7 +53,7 @@ def test_frechet_distance_with_fewer_images_than_dimensions(count: int) -> None:
 
 
 def test_frechet_distance_of_one_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="two images"):
+    with pytest.raises(UserError, match="two images"):
         frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
 
 

@@ -1,4 +1,4 @@
-"""Distances between sets of feature vectors, and measures of pixels."""
+"""Measures of pixels: PSNR, SSIM, saturation."""
 
 from __future__ import annotations
 
@@ -12,37 +12,6 @@ from diptych.core.images import psnr
 
 WINDOW = 11  # pixels a side of that of SSIM
 ROUNDING = 1 / 12  # the variance of the error of rounding to whole numbers
-
-
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Squared Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, equation 6).
-
-        |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)
-
-    Args:
-        one, other: features (N, D) and (M, D), two or more of each. Covariances are unbiased (divided by N - 1).
-    """
-    if min(len(one), len(other)) < 2:
-        raise ValueError("a Fréchet distance needs at least two images on each side")
-    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    shift = one.mean(0) - other.mean(0)
-    first, second = np.atleast_2d(np.cov(one, rowvar=False)), np.atleast_2d(np.cov(other, rowvar=False))
-    distance = shift @ shift + np.trace(first) + np.trace(second) - 2 * trace_sqrt_product(first, second)
-    return max(float(distance), 0.0)
-
-
-def trace_sqrt_product(first: np.ndarray, second: np.ndarray) -> float:
-    """tr((A B)^½) of covariances (D, D), without a matrix square root.
-
-    With A = L Lᵀ the product A B has the eigenvalues of Lᵀ B L, which is symmetric. Cholesky gives L, and where A has
-    not full rank (fewer images than dimensions) its eigenvectors do.
-    """
-    try:
-        factor = np.linalg.cholesky(first)
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(first)
-        factor = vectors * np.sqrt(values.clip(min=0))
-    return float(np.sqrt(np.linalg.eigvalsh(factor.T @ second @ factor).clip(min=0)).sum())
 
 
 def image_psnr(one: Image.Image, other: Image.Image) -> float:

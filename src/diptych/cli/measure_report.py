@@ -1,0 +1,92 @@
+"""Results of `diptych evaluate images` as JSON and as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from diptych.core.disk import write_text
+from diptych.core.errors import UserError
+from diptych.core.terminal import console
+from diptych.metrics.records import differing
+
+Results = list[dict[str, Any]]
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write results as JSON, in one step."""
+    write_text(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """The results in a file. Raises a `UserError` where it holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as results: {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(values, list) or not all(isinstance(one, dict) and "metric" in one for one in values):
+        raise UserError(f"{path} holds no results of `diptych evaluate images`")
+    return values
+
+
+def print_results(results: Results) -> None:
+    """A line for each number, and below what they depend on."""
+    out = console()
+    table = Table(box=box.MARKDOWN)
+    for heading in ("measure", "value", "images", "features"):
+        table.add_column(heading, justify="right" if heading in ("value", "images") else "left", overflow="fold")
+    for result in results:
+        sides = (result.get(side, {}) for side in ("generated", "reference"))
+        counts = " / ".join(str(side["images"]) for side in sides if "images" in side)
+        table.add_row(result["metric"], said_value(result), counts, said_features(result))
+    out.print(table)
+    for result in results:
+        if result.get("fewer_images_than_dimensions"):
+            out.print(
+                f"{result['metric']}: fewer images than the features have dimensions ({result['features']['width']}): "
+                "the estimate is biased upwards",
+                soft_wrap=True,
+            )
+        if result.get("unknown"):
+            out.print(f"{result['metric']}: not known: {', '.join(result['unknown'])}", soft_wrap=True)
+
+
+def said_value(result: dict[str, Any]) -> str:
+    """The number, with its deviation or standard error if there is one."""
+    spread = result.get("deviation") if result.get("deviation") is not None else result.get("error")
+    return f"{result['value']:.6g}" + ("" if spread is None else f" ± {spread:.2g}")
+
+
+def said_features(result: dict[str, Any]) -> str:
+    features = result.get("features", {})
+    return ", ".join(str(features[name]) for name in ("network", "weights", "resize") if name in features)
+
+
+def print_comparison(files: Sequence[tuple[Path, Results]]) -> None:
+    """A table of the measures that all files have, and below it which do not compare, and why."""
+    out = console()
+    first = {result["metric"]: result for result in files[0][1]}
+    table = Table(box=box.MARKDOWN)
+    table.add_column("measure")
+    for path, _ in files:
+        table.add_column(str(path), justify="right", overflow="fold")
+    lines = []
+    for metric, base in first.items():
+        cells = [said_value(base)]
+        for path, results in files[1:]:
+            other = next((result for result in results if result["metric"] == metric), None)
+            reasons = ["has none"] if other is None else differing(base, other)
+            cells.append("–" if reasons or other is None else said_value(other))
+            if reasons:
+                lines.append(f"{metric}: {path} does not compare: {'; '.join(reasons)}")
+        table.add_row(metric, *cells)
+    out.print(table)
+    for line in lines:
+        out.print(line, soft_wrap=True, highlight=False)

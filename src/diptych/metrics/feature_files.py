@@ -1,0 +1,100 @@
+"""Features on disk, computed once: what was interrupted goes on, and 30,000 images never fill the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diptych.core.caches import cache_folder, short_hash
+from diptych.core.disk import disk_errors, make_folder, write_text
+from diptych.core.progress import bar
+from diptych.metrics.feature_networks import FeatureNetwork
+from diptych.metrics.image_set import ImageSet
+
+DIGEST = 32
+"""Bytes of the hash of an image."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a set."""
+
+    values: np.ndarray
+    """(N, D) float32, memory-mapped."""
+    sha256: str
+    """Of the pixels of all images, in whatever order: two sets of the same images have the same."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def extract(images: ImageSet, network: FeatureNetwork, batch: int = 32, folder: Path | None = None) -> Features:
+    """The features of all images of a set, read from disk where they were computed before.
+
+    Args:
+        folder: where features are kept; if none, under $DIPTYCH_CACHE/features. A run that is killed goes on there.
+
+    Raises:
+        UserError: an image is broken, or the disk is full.
+    """
+    about = {"images": images.identity(), "processing": images.processing.to_dict(), **network.describe()}
+    text = json.dumps(about, sort_keys=True)
+    place = (folder or cache_folder("features")) / short_hash(text)
+    make_folder(place)
+    with locked(place), disk_errors(place):
+        if not (place / "about.json").exists():
+            write_text(place / "about.json", text + "\n")
+        done = whole_rows(place, network.width)
+        if done < len(images):
+            _append(images, network, batch, place, done)
+        values = np.memmap(place / "features.f32", np.float32, "r", shape=(len(images), network.width))
+        digests = np.fromfile(place / "hashes.bin", np.uint8).reshape(-1, DIGEST)[: len(images)]
+    combined = sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()[:16]
+    return Features(values, combined)
+
+
+def whole_rows(place: Path, width: int) -> int:
+    """Images of which all was written. What is left of more is cut off: that write was interrupted."""
+    files = ((place / "features.f32", 4 * width), (place / "hashes.bin", DIGEST))
+    rows = min(path.stat().st_size // size if path.exists() else 0 for path, size in files)
+    for path, size in files:
+        if path.exists() and path.stat().st_size != rows * size:
+            os.truncate(path, rows * size)
+    return rows
+
+
+def _append(images: ImageSet, network: FeatureNetwork, batch: int, place: Path, done: int) -> None:
+    stream = images.stream(done, network.prepare)
+    with open(place / "features.f32", "ab") as file, open(place / "hashes.bin", "ab") as hashes, bar() as progress:
+        task = progress.add_task(f"{network.kind} features", total=len(images))
+        progress.reached(task, done)
+        while done < len(images):
+            rows = [next(stream) for _ in range(min(batch, len(images) - done))]
+            values = network(torch.stack([image for image, _ in rows]))
+            file.write(values.numpy().tobytes())
+            hashes.write(b"".join(digest for _, digest in rows))
+            file.flush()
+            hashes.flush()
+            done += len(rows)
+            progress.advance(task, len(rows))
+
+
+@contextlib.contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Within, no other process computes these features; it is waited for."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
