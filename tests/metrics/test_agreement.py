@@ -88,6 +88,8 @@ def test_all_metrics_of_two_folders_are_those_of_torch_fidelity(
             kid_subsets=8,
             isc_splits=5,
             batch_size=8,
+            feature_extractor="inception-v3-compat",
+            save_cpu_ram=True,
             **dict.fromkeys(("cuda", "verbose", "cache"), False),
             feature_extractor_weights_path=str(weights),
         )
