@@ -18,10 +18,10 @@ import torch
 import diptych
 from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import DataConfig, open_dataset
-from diptych.metrics.frechet import frechet_distance
 from diptych.evaluation.prompt_sets import PromptGroup, choose_prompts
 from diptych.evaluation.runner import generate_group
 from diptych.evaluation.scores import real_images
+from diptych.metrics.frechet import frechet_distance
 from diptych.models.judge import load_judge
 from diptych.models.retrieval import Mean, Share, concept_vectors, ranks
 
