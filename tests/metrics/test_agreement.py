@@ -19,7 +19,7 @@ from diptych.metrics.inception_score import inception_score
 from diptych.metrics.kernels import cmmd, kernel_inception_distance
 from diptych.metrics.measure import MeasureConfig, measure_images
 from diptych.metrics.neighbours import manifolds
-from diptych.metrics.pixels import image_psnr, ssim
+from diptych.metrics.pixel_measures import image_psnr, ssim
 from tests.metrics.torchfidelity import inception_file, torch_fidelity
 
 

@@ -13,7 +13,7 @@ from scipy.linalg import sqrtm
 from diptych.core.errors import UserError
 from diptych.core.images import psnr
 from diptych.metrics.frechet import frechet_distance, trace_sqrt_product
-from diptych.metrics.pixels import image_psnr, saturated, ssim
+from diptych.metrics.pixel_measures import image_psnr, saturated, ssim
 
 rng = np.random.default_rng(0)
 

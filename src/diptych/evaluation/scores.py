@@ -21,7 +21,7 @@ from diptych.data.caption_text import concept_of
 from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
 from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.metrics.frechet import frechet_distance
-from diptych.metrics.pixels import image_psnr, saturated, ssim
+from diptych.metrics.pixel_measures import image_psnr, saturated, ssim
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean, Share, concept_vectors, ranks, share_of_right_captions
 

@@ -24,7 +24,7 @@ from diptych.metrics.image_set import ImageSet, Processing
 from diptych.metrics.inception_score import inception_score
 from diptych.metrics.kernels import SEED, cmmd, kernel_inception_distance
 from diptych.metrics.neighbours import manifolds
-from diptych.metrics.pixels import image_psnr, ssim
+from diptych.metrics.pixel_measures import image_psnr, ssim
 from diptych.metrics.statistics_files import is_statistics, read_statistics, write_statistics
 
 METRICS = {

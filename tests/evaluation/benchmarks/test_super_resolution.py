@@ -19,7 +19,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution, shortened
-from diptych.metrics.pixels import image_psnr
+from diptych.metrics.pixel_measures import image_psnr
 from diptych.models.judge import Judge
 
 FACTOR, SIZE = 2, 16

@@ -20,7 +20,7 @@ from diptych.core.errors import UserError
 from diptych.core.image_files import square
 from diptych.evaluation import plots
 from diptych.evaluation.benchmarks.sweep import sweep_augmentation, sweep_guidance
-from diptych.metrics.pixels import image_psnr
+from diptych.metrics.pixel_measures import image_psnr
 from diptych.models.cascade import Cascade
 from diptych.models.judge import Judge
 from diptych.models.pixel_config import PixelDiffusionConfig

@@ -38,7 +38,7 @@ from diptych.evaluation.runner import (
     run_study,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
-from diptych.metrics.pixels import WINDOW
+from diptych.metrics.pixel_measures import WINDOW
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean
 

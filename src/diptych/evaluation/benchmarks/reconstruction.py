@@ -26,7 +26,7 @@ from diptych.evaluation.prompt_sets import draw_examples
 from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, number, short_name
 from diptych.evaluation.runner import ImageStudy, StudyCell, describe_data, open_judge, parameter_count, run_study
 from diptych.evaluation.scores import Fidelity, fidelity
-from diptych.metrics.pixels import WINDOW
+from diptych.metrics.pixel_measures import WINDOW
 from diptych.models.judge import Judge
 from diptych.weights.fingerprint import fingerprint
 

@@ -48,7 +48,7 @@ from diptych.evaluation.runner import (
     safe_letters,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
-from diptych.metrics.pixels import image_psnr
+from diptych.metrics.pixel_measures import image_psnr
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean
 from diptych.weights.fingerprint import fingerprint
