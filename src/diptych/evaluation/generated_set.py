@@ -354,8 +354,7 @@ def few_warnings(most: int = SHOWN) -> Iterator[None]:
                 return
             seen.add(str(message))
             if len(seen) > most:
-                print_err("more warnings are not shown: `notes` in the metadata of each image says what they are about")
-                return
+                message = DiptychWarning("more warnings are not shown: `notes` in each image's metadata has them")
         usual(message, category, *where, **more)
 
     with warnings.catch_warnings():
