@@ -232,5 +232,23 @@ def test_the_command(tmp_path: Path, table: Path, judge: Judge, scorer: TextImag
     assert not (tmp_path / "new").exists()
 
 
+def test_a_set_that_was_made_before_is_taken(tmp_path: Path, scorer: TextImageScorer, table: Path, monkeypatch) -> None:
+    monkeypatch.setattr(diptych, "load", lambda source, device: Painter(0.0))
+    out = tmp_path / "out"
+    words = ["generate", "--prompts", str(table), "--images-per-prompt", "6", "--batch", "6", "--steps", "2"]
+    assert cli.main([*words, "--model", "good", "--out", str(out / "images" / "good")]) == 0
+    painter = Painter(0.0)
+    monkeypatch.setattr(painter, "generate", lambda *_, **__: pytest.fail("it generated"))
+    models = {"good": lambda: (painter, {"steps": 2})}
+    evaluate_drawbench(models, out, scorer, prompts=table, images=6, batch=6, options={"steps": 2})
+    assert len((out / "scores.jsonl").read_text().splitlines()) == 42
+    (tmp_path / "other").mkdir()
+    (out / "images").rename(tmp_path / "other" / "images")
+    with pytest.raises(UserError, match=r"images/good holds a set of other settings \[steps 2, not 3\]"):
+        evaluate_drawbench(
+            {"good": lambda: (painter, {"steps": 3})}, tmp_path / "other", scorer, prompts=table, images=6
+        )
+
+
 def test_our_prompts_are_the_default() -> None:
     assert len(drawbench.read_categories()) == 200

@@ -63,7 +63,7 @@ class ModelScores:
 class DrawBenchStudy(Study):
     """Models over prompts by category. Images are those of `generate_set`, in images/MODEL."""
 
-    writes = ("results.md", "scores.jsonl", "index.html", "images")
+    writes = ("results.md", "scores.jsonl", "index.html")  # each folder in images/ guards itself
     width = 260
     closing = "the images by prompt are in {out}/index.html, the numbers in {out}/results.json"
     models: Mapping[str, Callable[[], Opened]]
