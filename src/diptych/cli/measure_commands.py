@@ -23,7 +23,7 @@ says what each measure depends on.
 """
 NETWORKS = ("inception", "vgg16", "clip", "judge")
 METRICS = ("fid", "kid", "is", "precision-recall", "clip-score", "cmmd", "psnr", "ssim", "lpips")
-RESIZES = ("tf1", "torch-bilinear", "clean", "clip", "torch-bicubic")
+RESIZES = ("tf1", "torch-bilinear", "clean", "clip", "torch-bicubic", "torch-antialiased")
 
 
 def add_commands(commands: Any) -> None:
@@ -67,6 +67,7 @@ def add_commands(commands: Any) -> None:
     add_integer(images, "--jpeg", 1, 100, metavar="Q", help="encode generated images as JPEG of this quality first")
     add_integer(images, "--reference-jpeg", 1, 100, metavar="Q", help="the same for real ones")
     add_integer(images, "--limit", 1, help="the first N generated images alone")
+    add_integer(images, "--reference-limit", 1, help="the first N real images alone")
     settings = command.add_argument_group("settings")
     add_integer(settings, "--splits", 1, help="parts of the Inception Score (default: 10)")
     add_integer(settings, "--subsets", 1, help="draws of KID (default: 100)")
@@ -96,8 +97,12 @@ def measure(arguments: argparse.Namespace) -> None:
     for path in (arguments.out, arguments.statistics):
         if path is not None:
             require_place(path.parent)
+            if path.is_dir():
+                raise UserError(f"{path} is a folder: name a file")
     if arguments.statistics is not None and not real:
         raise UserError("--statistics saves those of REAL: name both sets")
+    if arguments.statistics is not None and arguments.statistics.suffix.casefold() != ".npz":
+        raise UserError(f"--statistics writes an .npz: name one, not {arguments.statistics}")
     processing = Processing(**given(arguments, "size", "crop", "resize", "jpeg"))
     if processing.size is None and given(arguments, "crop", "resize"):
         raise UserError("--crop and --resize say how images are brought to --size: name one")
@@ -112,9 +117,14 @@ def measure(arguments: argparse.Namespace) -> None:
         resize=arguments.network_resize,
         **given(arguments, "features", "splits", "subsets", "subset_size", "k", "seed", "batch"),
     )
+    made = ImageSet(generated, processing, arguments.limit)
+    images, statistics = open_reference(real[0] if real else None, reference, arguments.reference_limit)
+    if arguments.statistics is not None and images is None:
+        raise UserError(f"--statistics saves those of images, and {real[0]} holds statistics already")
     measurement = Measurement(
-        ImageSet(generated, processing, arguments.limit),
-        open_reference(real[0], reference) if real else None,
+        made,
+        images,
+        statistics,
         config,
         weights,
         find_device(arguments.device),

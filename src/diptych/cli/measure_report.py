@@ -29,11 +29,22 @@ def read_results(path: Path) -> Results:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as results: {' '.join(str(error).split())[:120]}") from None
-    if not isinstance(values, list) or not all(isinstance(one, dict) and "metric" in one for one in values):
+    if not isinstance(values, list) or not values or not all(map(is_result, values)):
         raise UserError(f"{path} holds no results of `diptych evaluate images`")
     return values
+
+
+def is_result(value: Any) -> bool:
+    """Whether a value out of JSON has what tables need."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("metric"), str)
+        and isinstance(value.get("value"), float | int)
+        and all(isinstance(value.get(name), float | int | None) for name in ("deviation", "error"))
+        and all(isinstance(value.get(name, {}), dict) for name in ("features", "settings", "generated", "reference"))
+    )
 
 
 def print_results(results: Results) -> None:
@@ -45,7 +56,7 @@ def print_results(results: Results) -> None:
     for result in results:
         sides = (result.get(side, {}) for side in ("generated", "reference"))
         counts = " / ".join(str(side["images"]) for side in sides if "images" in side)
-        table.add_row(result["metric"], said_value(result), counts, said_features(result))
+        table.add_row(result["metric"], value_text(result), counts, features_text(result))
     out.print(table)
     for result in results:
         if result.get("fewer_images_than_dimensions"):
@@ -58,35 +69,41 @@ def print_results(results: Results) -> None:
             out.print(f"{result['metric']}: not known: {', '.join(result['unknown'])}", soft_wrap=True)
 
 
-def said_value(result: dict[str, Any]) -> str:
+def value_text(result: dict[str, Any]) -> str:
     """The number, with its deviation or standard error if there is one."""
     spread = result.get("deviation") if result.get("deviation") is not None else result.get("error")
     return f"{result['value']:.6g}" + ("" if spread is None else f" ± {spread:.2g}")
 
 
-def said_features(result: dict[str, Any]) -> str:
+def features_text(result: dict[str, Any]) -> str:
     features = result.get("features", {})
     return ", ".join(str(features[name]) for name in ("network", "weights", "resize") if name in features)
 
 
 def print_comparison(files: Sequence[tuple[Path, Results]]) -> None:
-    """A table of the measures that all files have, and below it which do not compare, and why."""
-    out = console()
-    first = {result["metric"]: result for result in files[0][1]}
+    """A table of the first file's measures in all files, and below it which do not compare, and why.
+
+    Raises a `UserError` where nothing compares.
+    """
     table = Table(box=box.MARKDOWN)
     table.add_column("measure")
     for path, _ in files:
         table.add_column(str(path), justify="right", overflow="fold")
-    lines = []
-    for metric, base in first.items():
-        cells = [said_value(base)]
+    lines, compared = [], 0
+    for base in files[0][1]:
+        metric = base["metric"]
+        cells = [value_text(base)]
         for path, results in files[1:]:
             other = next((result for result in results if result["metric"] == metric), None)
             reasons = ["has none"] if other is None else differing(base, other)
-            cells.append("–" if reasons or other is None else said_value(other))
-            if reasons:
+            if reasons or other is None:
                 lines.append(f"{metric}: {path} does not compare: {'; '.join(reasons)}")
+            cells.append("–" if reasons or other is None else value_text(other))
+            compared += not reasons
         table.add_row(metric, *cells)
+    if not compared:
+        raise UserError(f"these results do not compare: {' | '.join(lines)}")
+    out = console()
     out.print(table)
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)

@@ -16,10 +16,14 @@ import torch
 
 from diptych.core.caches import cache_folder, short_hash
 from diptych.core.disk import disk_errors, make_folder, write_text
+from diptych.core.errors import UserError
 from diptych.core.progress import bar
 from diptych.metrics.feature_networks import FeatureNetwork
 from diptych.metrics.image_set import ImageSet
+from diptych.metrics.rows import RowsFile
 
+FORMAT = 1
+"""Of what is written, and of how images are read: features of another one are computed anew."""
 DIGEST = 32
 """Bytes of the hash of an image."""
 
@@ -28,8 +32,8 @@ DIGEST = 32
 class Features:
     """The features of a set."""
 
-    values: np.ndarray
-    """(N, D) float32, memory-mapped."""
+    values: RowsFile
+    """(N, D) float32."""
     sha256: str
     """Of the pixels of all images, in whatever order: two sets of the same images have the same."""
 
@@ -44,9 +48,10 @@ def extract(images: ImageSet, network: FeatureNetwork, batch: int = 32, folder: 
         folder: where features are kept; if none, under $DIPTYCH_CACHE/features. A run that is killed goes on there.
 
     Raises:
-        UserError: an image is broken, or the disk is full.
+        UserError: an image is broken, a feature is not finite, or the disk is full.
     """
-    about = {"images": images.identity(), "processing": images.processing.to_dict(), **network.describe()}
+    about = {"format": FORMAT, "images": images.identity(), "processing": images.processing.to_dict()}
+    about |= network.describe()
     text = json.dumps(about, sort_keys=True)
     place = (folder or cache_folder("features")) / short_hash(text)
     make_folder(place)
@@ -56,7 +61,7 @@ def extract(images: ImageSet, network: FeatureNetwork, batch: int = 32, folder: 
         done = whole_rows(place, network.width)
         if done < len(images):
             _append(images, network, batch, place, done)
-        values = np.memmap(place / "features.f32", np.float32, "r", shape=(len(images), network.width))
+        values = RowsFile(place / "features.f32", (len(images), network.width))
         digests = np.fromfile(place / "hashes.bin", np.uint8).reshape(-1, DIGEST)[: len(images)]
     combined = sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()[:16]
     return Features(values, combined)
@@ -80,6 +85,9 @@ def _append(images: ImageSet, network: FeatureNetwork, batch: int, place: Path, 
         while done < len(images):
             rows = [next(stream) for _ in range(min(batch, len(images) - done))]
             values = network(torch.stack([image for image, _ in rows]))
+            if not (finite := torch.isfinite(values).all(1)).all():
+                name = images.name(done + int((~finite).nonzero()[0]))
+                raise UserError(f"{network.title} gives NaN or Inf for {name} of {images.path}: use other weights")
             file.write(values.numpy().tobytes())
             hashes.write(b"".join(digest for _, digest in rows))
             file.flush()

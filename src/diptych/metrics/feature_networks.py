@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,9 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError, pick
-from diptych.metrics.resizing import resize_named
+from diptych.metrics.resizing import RESIZES
+from diptych.metrics.rows import Rows
 from diptych.models.judge import Judge, load_judge
-from diptych.networks.inception import FEATURES, SIDE
+from diptych.networks.inception import CLASSES, FEATURES, SIDE, InceptionV3
 from diptych.networks.lpips import SCALE, SHIFT
 from diptych.networks.vgg import VGG_SIDE, WIDTH
 from diptych.weights.fingerprint import fingerprint
@@ -26,36 +30,42 @@ class FeatureNetwork(ABC):
 
     kind: ClassVar[str]
     """Its name for users."""
-    title: ClassVar[str]
-    """Its name in results."""
     resizes: ClassVar[tuple[str, ...]]
     """Filters that may bring images to its side, the default first."""
 
-    def __init__(self, network: nn.Module, side: int, width: int, resize: str | None = None) -> None:
-        """side: pixels of the square that it reads; width: of its features; resize: one of `resizes`."""
-        self.network, self.side, self.width = network, side, width
-        self.resize = pick("resize", resize or self.resizes[0], self.resizes)
+    def __init__(self, network: nn.Module, title: str, side: int, width: int, resize: str | None = None) -> None:
+        """title: its name in results; side: pixels of the square that it reads; width: of its features; resize: one of
+        `resizes`."""
+        self.network, self.title, self.side, self.width = network, title, side, width
         self.weights = fingerprint(network)
         """A hash of its weights."""
-        self._resized = resize_named(self.resize)
+        self.resize = self._resize_or_default(resize)
+
+    def with_resize(self, resize: str | None) -> Self:
+        """The same network, not copied, behind another filter; the default if none."""
+        other = copy.copy(self)
+        other.resize = self._resize_or_default(resize)
+        return other
+
+    def _resize_or_default(self, resize: str | None) -> str:
+        return pick(f"resize of {self.kind}", resize or self.resizes[0], self.resizes)
 
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def to(self, device: torch.device | str) -> FeatureNetwork:
+    def to(self, device: torch.device | str) -> Self:
         self.network.to(device)
         return self
 
     def describe(self) -> dict[str, Any]:
         """What its features depend on; only such with the same entries compare."""
-        return {"network": self.title, "weights": self.weights, "width": self.width, "side": self.side} | {
-            "resize": self.resize
-        }
+        about = {"network": self.title, "weights": self.weights, "width": self.width}
+        return about | {"side": self.side, "resize": self.resize}
 
     def prepare(self, image: Image.Image) -> Tensor:
         """An RGB image -> (side, side, 3), float32 from 0 to 255."""
-        return self._resized(image, self.side)
+        return RESIZES[self.resize](image, self.side)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -68,88 +78,107 @@ class FeatureNetwork(ABC):
         """(B, 3, side, side), from 0 to 255."""
 
 
+def normalised(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """Images (B, 3, H, W), less the mean of each channel, by its deviation."""
+    shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (mean, deviation))
+    return (images - shift) / scale
+
+
 class InceptionFeatures(FeatureNetwork):
     """The 2,048 averages of InceptionV3: FID, KID and, by its logits, the Inception Score."""
 
-    kind, title, resizes = "inception", "InceptionV3 2015-12-05, pool3", ("tf1", "torch-bilinear", "clean")
+    kind, resizes = "inception", ("tf1", "torch-bilinear", "clean")
 
     def __init__(self, path: str | Path, resize: str | None = None, allow_pickle: bool = False) -> None:
         from diptych.pretrained.inception_weights import read_inception
 
-        super().__init__(read_inception(path, allow_pickle), SIDE, FEATURES, resize)
+        self.inception = read_inception(path, allow_pickle)
+        super().__init__(self.inception, "InceptionV3 2015-12-05, pool3", SIDE, FEATURES, resize)
 
     def _features(self, images: Tensor) -> Tensor:
         # In TensorFlow's graph -1 is 0 and 1 would be 256; pytorch-fid has 255 there.
         centre = 127.5 if self.resize == "torch-bilinear" else 128.0
-        return self.network((images - centre) / centre)
+        return self.inception((images - centre) / centre)
+
+    def logits(self, features: Rows) -> Rows:
+        """Of the 1,008 classes, (N, 1008), from features (N, 2048): computed where they are asked for."""
+        return InceptionLogits(self.inception, features)
+
+
+@dataclass(frozen=True)
+class InceptionLogits:
+    """(N, 1008), computed from features part by part."""
+
+    inception: InceptionV3
+    features: Rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.features), CLASSES
+
+    def __len__(self) -> int:
+        return len(self.features)
 
     @torch.inference_mode()
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        """Of the 1,008 classes, (N, 1008), from features (N, 2048)."""
-        return self.network.logits(torch.from_numpy(np.array(features)).to(self.device)).cpu().numpy()  # type: ignore
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        features = torch.from_numpy(np.array(self.features[rows])).to(self.inception.fc.weight.device)
+        return self.inception.logits(features).cpu().numpy()
 
 
 class VggFeatures(FeatureNetwork):
     """VGG16's second hidden layer: precision and recall as in their paper."""
 
-    kind, title, resizes = "vgg16", "VGG16, fc2 after ReLU", ("tf1", "torch-bilinear", "clean")
+    kind, resizes = "vgg16", ("tf1", "torch-bilinear", "clean")
 
     def __init__(self, path: str | Path, resize: str | None = None, allow_pickle: bool = False) -> None:
         from diptych.pretrained.vgg_weights import read_vgg16
 
-        super().__init__(read_vgg16(path, allow_pickle), VGG_SIDE, WIDTH, resize)
-        self._shift, self._scale = (torch.tensor(values).view(3, 1, 1) for values in (SHIFT, SCALE))
+        super().__init__(read_vgg16(path, allow_pickle), "VGG16, fc2 after ReLU", VGG_SIDE, WIDTH, resize)
 
     def _features(self, images: Tensor) -> Tensor:
-        shift, scale = (values.to(images.device) for values in (self._shift, self._scale))
-        return self.network((images / 127.5 - 1 - shift) / scale)
+        return self.network(normalised(images / 127.5 - 1, SHIFT, SCALE))
 
 
 class ClipFeatures(FeatureNetwork):
     """CLIP's embeddings of images and of captions at length 1: CLIP score and CMMD."""
 
-    kind, title, resizes = "clip", "CLIP", ("clip", "torch-bicubic")
+    kind, resizes = "clip", ("clip", "torch-bicubic")
 
     def __init__(self, path: str | Path, resize: str | None = None, offline: bool = False) -> None:
         from diptych.pretrained.clip_model import read_clip
 
-        model, self.tokenizer, shift, scale = read_clip(path, offline)
-        vision = model.config.vision_config
-        super().__init__(model, vision.image_size, model.config.projection_dim, resize)
-        self.title = f"CLIP ViT-{vision.hidden_size}x{vision.num_hidden_layers}/{vision.patch_size}"  # type: ignore
-        self._shift, self._scale = (torch.tensor(values).view(3, 1, 1) for values in (shift, scale))
+        self.clip = read_clip(path, offline)
+        vision = self.clip.model.config.vision_config
+        title = f"CLIP ViT-{vision.hidden_size}x{vision.num_hidden_layers}/{vision.patch_size}"
+        super().__init__(self.clip.model, title, vision.image_size, self.clip.model.config.projection_dim, resize)
 
     def _features(self, images: Tensor) -> Tensor:
-        shift, scale = (values.to(images.device) for values in (self._shift, self._scale))
-        return F.normalize(clip_embedding(self.network.get_image_features((images / 255 - shift) / scale)), dim=-1)  # type: ignore[operator]
+        pixels = normalised(images / 255, self.clip.mean, self.clip.deviation)
+        return F.normalize(embedding(self.clip.model.get_image_features(pixels)), dim=-1)
 
     @torch.inference_mode()
-    def captions(self, captions: list[str], batch: int = 256) -> np.ndarray:
-        """Embeddings (N, width) of captions at length 1; those beyond CLIP's 77 tokens are cut."""
-        rows = []
-        for start in range(0, len(captions), batch):
-            tokens = self.tokenizer(captions[start : start + batch], padding=True, truncation=True, return_tensors="pt")
-            embedded = clip_embedding(self.network.get_text_features(**tokens.to(self.device)))  # type: ignore[operator]
-            rows.append(F.normalize(embedded, dim=-1).float().cpu().numpy())
-        return np.concatenate(rows) if rows else np.empty((0, self.width), np.float32)
+    def captions(self, captions: list[str]) -> tuple[np.ndarray, int]:
+        """Embeddings (N, width) of captions at length 1, and how many of them were cut: CLIP reads 77 tokens."""
+        most = self.clip.model.config.text_config.max_position_embeddings
+        lengths = [len(tokens) for tokens in self.clip.tokenizer(captions)["input_ids"]]
+        tokens = self.clip.tokenizer(captions, padding=True, truncation=True, max_length=most, return_tensors="pt")
+        embedded = embedding(self.clip.model.get_text_features(**tokens.to(self.device)))
+        return F.normalize(embedded, dim=-1).float().cpu().numpy(), sum(length > most for length in lengths)
+
+
+def embedding(output: Any) -> Tensor:
+    """CLIP's projected embedding, which newer releases of transformers wrap."""
+    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 class JudgeFeatures(FeatureNetwork):
     """The judge's features: small, trained on drawings, and comparable with nothing published."""
 
-    kind, title, resizes = "judge", "diptych's judge", ("torch-bilinear",)
+    kind, resizes = "judge", ("torch-antialiased",)
 
     def __init__(self, path: str | Path | None = None, resize: str | None = None) -> None:
         self.judge: Judge = load_judge(None if path is None else Path(path))
-        super().__init__(self.judge, self.judge.config.size, self.judge.config.widths[-1], resize)
-        self.resize = "antialiased bilinear"
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        values = torch.from_numpy(np.array(image.convert("RGB"), np.float32)).permute(2, 0, 1)[None]
-        sides = (self.side, self.side)
-        if values.shape[-2:] != sides:
-            values = F.interpolate(values, sides, mode="bilinear", antialias=True, align_corners=False)
-        return values[0].permute(1, 2, 0).contiguous()
+        super().__init__(self.judge, "diptych's judge", self.judge.config.size, self.judge.config.widths[-1], resize)
 
     def _features(self, images: Tensor) -> Tensor:
         return self.judge.picture_tower(images / 127.5 - 1)
@@ -187,9 +216,4 @@ def open_features(
         )
     if kind == "clip":
         return ClipFeatures(weights, resize, offline).to(device)
-    return NETWORKS[kind](weights, resize, allow_pickle).to(device)  # type: ignore[call-arg,arg-type]
-
-
-def clip_embedding(output: Any) -> Tensor:
-    """The projected embedding; newer releases of transformers wrap it."""
-    return output if isinstance(output, Tensor) else output.pooler_output
+    return (InceptionFeatures if kind == "inception" else VggFeatures)(weights, resize, allow_pickle).to(device)

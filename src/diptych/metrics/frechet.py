@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.core.errors import UserError
+from diptych.metrics.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Gaussian:
     """Features that they were estimated from; none where a file does not say."""
 
     @classmethod
-    def of(cls, features: np.ndarray, rows: int = 4096) -> Gaussian:
+    def of(cls, features: Rows, rows: int = 4096) -> Gaussian:
         """The mean, and the unbiased covariance (divided by N - 1), of features (N, D), which may lie on disk: so many
         rows are read at a time. N is 2 or more."""
         moments = Moments(features.shape[1])
@@ -66,7 +67,7 @@ class Moments:
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
-def frechet_distance(one: np.ndarray | Gaussian, other: np.ndarray | Gaussian) -> float:
+def frechet_distance(one: Rows | Gaussian, other: Rows | Gaussian) -> float:
     """Squared Fréchet distance between Gaussians, or those fitted to features (Heusel et al. 2017, equation 6).
 
         |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)
@@ -74,7 +75,7 @@ def frechet_distance(one: np.ndarray | Gaussian, other: np.ndarray | Gaussian) -
     Args:
         one, other: features (N, D) and (M, D), two or more of each, or their means and covariances.
     """
-    first, second = (side if isinstance(side, Gaussian) else Gaussian.of(np.asarray(side)) for side in (one, other))
+    first, second = (side if isinstance(side, Gaussian) else Gaussian.of(side) for side in (one, other))
     if first.mean.shape != second.mean.shape:
         raise UserError(f"features of {len(first.mean)} and of {len(second.mean)} dimensions: another network")
     shift = first.mean - second.mean

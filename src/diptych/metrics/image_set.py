@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
 from PIL import Image
 
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError
 from diptych.core.image_files import opened, upright
 from diptych.data.dataset import DataConfig, open_dataset
+from diptych.data.folder_scan import stamps_of
+from diptych.data.folders import FolderSource
+from diptych.data.quarantine import reason_of
 from diptych.data.remote import is_remote
+from diptych.data.shard_scan import IMAGE_EXTENSIONS
+from diptych.data.shards import ShardSource
+from diptych.metrics.npz_files import SamplesFile, is_npz
 from diptych.models.metadata import KEY
 
 T = TypeVar("T")
@@ -28,8 +34,6 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-SAMPLES = "arr_0"
-"""Name of the images in an .npz."""
 THREADS = 4
 """That read and decode ahead."""
 
@@ -89,17 +93,20 @@ class ImageSet:
         self.path, self.processing = str(path), processing or Processing()
         self.left_out: dict[str, str] = {}
         """Files beside the images that are none, or of kinds that are not read: name -> reason."""
-        if Path(path).suffix.casefold() == ".npz":
-            self._array = read_array(Path(path))
+        self._samples: SamplesFile | None = None
+        if is_npz(path):
+            self._samples = SamplesFile(Path(path))
         else:
             if not is_remote(self.path) and not Path(path).exists():
                 raise UserError(f"no images at {path}: give a folder of images or of .tar shards")
             dataset = open_dataset(DataConfig(path=self.path, split="all"), captions=False)
             self._source, self._places = dataset.source, dataset.indices
             self.left_out = dict(dataset.source.skipped)
-        self.count = len(self._array if hasattr(self, "_array") else self._places)
+        self.count = len(self._samples if self._samples is not None else self._places)
         if limit is not None and limit > self.count:
             raise UserError(f"{path} has {self.count:,} images, fewer than the {limit:,} asked for")
+        self.limited = limit is not None
+        """Whether it is the beginning of a set alone."""
         self.count = limit or self.count
 
     def __len__(self) -> int:
@@ -107,25 +114,28 @@ class ImageSet:
 
     def name(self, number: int) -> str:
         """Of an image, for errors and tables."""
-        if hasattr(self, "_array"):
-            return f"{self.path}[{number}]"
-        return self._source.key(int(self._places[number]))[1]
+        return str(number) if self._samples is not None else self._source.key(int(self._places[number]))[1]
+
+    def stem(self, number: int) -> str:
+        """The name without the ending of an image file: the same for an image and its pair. Of an .npz, the number."""
+        name = self.name(number)
+        stem, dot, ending = name.rpartition(".")
+        return stem if dot and ending.casefold() in IMAGE_EXTENSIONS else name
 
     def read(self, number: int) -> tuple[Image.Image, bytes]:
         """An image, RGB and processed, and the SHA-256 of its pixels before that. Thread-safe."""
         try:
-            if hasattr(self, "_array"):
-                image = Image.fromarray(np.ascontiguousarray(self._array[number]))
+            if self._samples is not None:
+                image = Image.fromarray(self._samples[number])
             else:
                 with opened(self._source.image_bytes(int(self._places[number]))) as image:
                     image = upright(image)
-        except MemoryError:
+        except (MemoryError, UserError):
             raise
         except Exception as error:  # whatever a decoder raises on a broken file
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = reason_of(error, f"{self.path}: {self.name(number)}")
             raise UserError(
-                f"{self.path}: {self.name(number)} cannot be read ({reason}): mend or remove it, a set without it is "
-                "another set"
+                f"{self.path}: {self.name(number)} {reason}: mend or remove it, a set without it is another set"
             ) from None
         digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
         return self.processing.apply(image), digest
@@ -136,7 +146,7 @@ class ImageSet:
         Raises a `UserError` where there is neither.
         """
         captions: list[str] = []
-        if not hasattr(self, "_array"):
+        if self._samples is None:
             place = int(self._places[number])
             try:
                 captions = self._source.meta(place).get("captions") or []
@@ -161,16 +171,22 @@ class ImageSet:
         return prepare(image), digest
 
     def identity(self) -> str:
-        """A hash of where the files are and what they are, without reading them: it names what was computed of them."""
-        digest = hashlib.sha256(f"{Path(self.path).absolute()} {len(self)} {self.processing.to_dict()}".encode())
-        if hasattr(self, "_array"):
-            status = Path(self.path).stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        """A hash of where the files are, and of their sizes and times, without reading them: it names what was computed
+        of them. A file that is written anew has another."""
+        place = self.path if is_remote(self.path) else str(Path(self.path).absolute())
+        digest = hashlib.sha256(f"{place} {len(self)}".encode("utf-8", "surrogateescape"))
+        if self._samples is not None:
+            digest.update(stamps_of(Path(), [self.path])[0].tobytes())
+        elif isinstance(self._source, FolderSource):
+            paths = [str(self._source.path(int(index))) for index in self._places[: len(self)]]
+            digest.update("\0".join(paths).encode("utf-8", "surrogateescape"))
+            digest.update(stamps_of(Path(), paths)[0].tobytes())
+        elif isinstance(self._source, ShardSource):
+            # What cannot be told apart from a changed shard is not read again: a name that never comes back.
+            identities = [(file.name, file.identity or uuid.uuid4().hex) for file in self._source.files]
+            digest.update(json.dumps(identities).encode())
         else:
-            digest.update(json.dumps(self._source.index.notes, sort_keys=True, default=str).encode())
-            for name, values in sorted(self._source.index.items()):
-                digest.update(name.encode())
-                digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+            raise TypeError(f"no identity of {type(self._source).__name__}")
         return digest.hexdigest()[:24]
 
 
@@ -189,20 +205,3 @@ def ahead(work: Callable[[int], T], numbers: range, threads: int = THREADS) -> I
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def read_array(path: Path) -> np.ndarray:
-    """The images of an .npz, uint8 (N, H, W, 3)."""
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays)
-            images = arrays[SAMPLES] if SAMPLES in names else None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as .npz: {' '.join(str(error).split())[:120]}") from None
-    if images is None:
-        raise UserError(f"{path} has no {SAMPLES}, where ADM has its images, but {', '.join(names) or 'nothing'}")
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
-        raise UserError(f"{path}: arr_0 must be images, uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
-    return images

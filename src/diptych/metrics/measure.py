@@ -5,43 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from diptych.core.config import Config, Within
 from diptych.core.errors import UserError, pick, warn
-from diptych.core.images import to_tensor
-from diptych.core.progress import track
 from diptych.core.version import version
 from diptych.metrics.feature_files import Features, extract
 from diptych.metrics.feature_networks import ClipFeatures, FeatureNetwork, InceptionFeatures, open_features
 from diptych.metrics.frechet import Gaussian, frechet_distance
 from diptych.metrics.image_set import ImageSet, Processing
 from diptych.metrics.inception_score import inception_score
-from diptych.metrics.kernels import SEED, cmmd, kernel_inception_distance
+from diptych.metrics.kernels import SCALE, SEED, SIGMA, cmmd, kernel_inception_distance
 from diptych.metrics.neighbours import manifolds
-from diptych.metrics.pixel_measures import image_psnr, ssim
-from diptych.metrics.statistics_files import is_statistics, read_statistics, write_statistics
+from diptych.metrics.npz_files import SAMPLES, npz_names
+from diptych.metrics.pairs import mean_and_error, measure_pairs, numbered_pairs, open_lpips
+from diptych.metrics.rows import Rows
+from diptych.metrics.statistics_files import has_statistics, read_statistics, write_statistics
+from diptych.networks.lpips import Lpips
 
 METRICS = {
-    "fid": "fid",
-    "kid": "kid",
-    "is": "inception score",
-    "precision-recall": "precision and recall, density and coverage",
+    "fid": "Fréchet Inception distance",
+    "kid": "kernel Inception distance",
+    "is": "Inception Score",
+    "precision-recall": "improved precision and recall, density and coverage",
     "clip-score": "cosine of image and caption under CLIP, times 100",
-    "cmmd": "CMMD",
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
+    "cmmd": "maximum mean discrepancy of CLIP's embeddings",
+    "psnr": "peak signal-to-noise ratio in dB",
+    "ssim": "structural similarity",
+    "lpips": "learned perceptual image patch similarity, a distance",
 }
 """Name -> what it is. The last three compare images in pairs, by name."""
+Side = Literal["generated", "real"]
+CAPTIONS = 256
+"""That CLIP reads at a time."""
 PAIRED = ("psnr", "ssim", "lpips")
 ALONE = ("is", "clip-score")
 """Metrics that need no reference."""
+ORIGINAL_RESIZE = {"clip-score": "clip", "cmmd": "torch-bicubic"}
+"""Filters of metrics on CLIP, unless --features clip says another."""
 OWN_NETWORK = {"is": "inception", "clip-score": "clip", "cmmd": "clip"}
 """Metrics that are defined on one network alone."""
 
@@ -73,8 +79,10 @@ class Measurement:
     """One comparison of generated images with a reference. Networks are opened, and features read, once."""
 
     generated: ImageSet
-    real: ImageSet | Path | None
-    """The reference: images, or an .npz of their statistics."""
+    real: ImageSet | None
+    """The images of the reference."""
+    statistics: Path | None
+    """An .npz of the reference's statistics, which `fid` takes in place of the images."""
     config: MeasureConfig
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     """Kind of network -> where its weights lie."""
@@ -86,13 +94,13 @@ class Measurement:
 
     def __post_init__(self) -> None:
         self._networks: dict[str, FeatureNetwork] = {}
-        self._features: dict[tuple[str, str], Features] = {}
+        self._features: dict[tuple[Side, str, str], Features] = {}
 
     def measure(self, metrics: Iterable[str]) -> list[dict[str, Any]]:
         """The results, in the order of `metrics`.
 
-        Raises a `UserError`, before anything is computed, for a metric that is unknown or lacks its reference, weights
-        or pairs.
+        Raises a `UserError`, before anything is computed, for a metric that is unknown, lacks its reference, weights,
+        captions or pairs, or has too few images.
         """
         metrics = [pick("metric", name, METRICS) for name in dict.fromkeys(metrics)]
         for name in metrics:
@@ -111,132 +119,152 @@ class Measurement:
             results |= self._paired(paired)
         return [result for name in metrics for result in results[name]]
 
-    def save_statistics(self, path: Path, of: Literal["generated", "real"]) -> None:
+    def save_statistics(self, path: Path, side: Side) -> None:
         """Write mean and covariance of one side's features as an .npz."""
-        images = self._images(of)
-        network = self._network(self.config.features)
-        about = {"features": network.describe(), "images": self._said(images, self._extracted(of, network))}
-        write_statistics(path, Gaussian.of(self._extracted(of, network).values), about)
+        network = self._network(self.config.features, self.config.resize)
+        features = self._extracted(side, network)
+        about = {"features": network.describe(), "images": self._about_images(side, network)}
+        write_statistics(path, Gaussian.of(features.values), about)
 
     def warn_of_left_out(self) -> None:
         """Say which files beside the images are not read."""
         for side in (self.generated, self.real):
-            if isinstance(side, ImageSet) and side.left_out:
+            if side is not None and side.left_out:
                 name, reason = next(iter(side.left_out.items()))
                 warn(f"{side.path}: {len(side.left_out)} files are left out, such as {name} ({reason})")
 
     def _check(self, name: str) -> None:
         if name not in ALONE and self.real is None:
-            raise UserError(f"{name} compares with a reference: name a folder of real images, or statistics (.npz)")
-        if isinstance(self.real, Path) and name not in (*ALONE, "fid"):
-            raise UserError(f"{name} needs the images of the reference: {self.real} holds statistics alone, for fid")
-        if name == "lpips" and "vgg16" not in self.weights:
-            raise UserError("lpips needs VGG16: name torchvision's file as --weights vgg16=PATH")
+            if self.statistics is None:
+                raise UserError(f"{name} compares with a reference: name a folder of real images, or statistics (.npz)")
+            if name != "fid":
+                raise UserError(f"{name} needs the images of the reference: {self.statistics} holds statistics alone")
+        counts = [len(side) for side in (self.generated, None if name in ALONE else self.real) if side is not None]
+        config = self.config
+        least, setting = {
+            "fid": (2, ""),
+            "kid": (config.subset_size, f", or a smaller subset size than {config.subset_size}"),
+            "is": (config.splits, f", or fewer splits than {config.splits}"),
+            "precision-recall": (config.k + 1, f", or a smaller k than {config.k}"),
+        }.get(name, (1, ""))
+        if min(counts) < least:
+            raise UserError(f"{name} needs {least:,} images or more on each side, not {min(counts):,}{setting}")
+        if name == "lpips":
+            self._lpips  # noqa: B018
         if name in PAIRED:
             self._pairs  # noqa: B018
         else:
-            self._network(self._kind(name))
+            self._network_of(name)
         if name == "clip-score":
             self._captions  # noqa: B018
 
-    def _kind(self, name: str) -> str:
-        return OWN_NETWORK.get(name, self.config.features)
+    def _network_of(self, metric: str) -> FeatureNetwork:
+        kind = OWN_NETWORK.get(metric, self.config.features)
+        chosen = self.config.resize if kind == self.config.features else None
+        return self._network(kind, chosen or ORIGINAL_RESIZE.get(metric))
 
-    def _network(self, kind: str, resize: str | None = None) -> FeatureNetwork:
-        resize = resize or (self.config.resize if kind == self.config.features else None)
-        key = f"{kind} {resize}"
-        if key not in self._networks:
-            self._networks[key] = open_features(
-                kind, self.weights.get(kind), resize, self.device, self.allow_pickle, self.offline
+    def _network(self, kind: str, resize: str | None) -> FeatureNetwork:
+        if kind not in self._networks:
+            self._networks[kind] = open_features(
+                kind, self.weights.get(kind), None, self.device, self.allow_pickle, self.offline
             )
-        return self._networks[key]
+        return self._networks[kind].with_resize(resize)
 
-    def _images(self, side: Literal["generated", "real"]) -> ImageSet:
+    def _images(self, side: Side) -> ImageSet:
         images = self.generated if side == "generated" else self.real
-        assert isinstance(images, ImageSet), "checked before"
+        assert images is not None, "checked before"
         return images
 
-    def _extracted(self, side: Literal["generated", "real"], network: FeatureNetwork) -> Features:
-        key = side, f"{network.kind} {network.resize}"
+    def _extracted(self, side: Side, network: FeatureNetwork) -> Features:
+        key = side, network.kind, network.resize
         if key not in self._features:
             self._features[key] = extract(self._images(side), network, self.config.batch, self.cache)
         return self._features[key]
 
-    def _both(self, network: FeatureNetwork) -> tuple[Features, Features]:
-        return self._extracted("generated", network), self._extracted("real", network)
+    def _both(self, network: FeatureNetwork) -> tuple[Rows, Rows]:
+        return self._extracted("generated", network).values, self._extracted("real", network).values
 
     def _result(
-        self, metric: str, value: float, network: FeatureNetwork | None, settings: Mapping[str, Any], **more: Any
+        self,
+        metric: str,
+        values: Mapping[str, Any],
+        features: Mapping[str, Any] | FeatureNetwork | None,
+        settings: Mapping[str, Any],
     ) -> dict[str, Any]:
-        result: dict[str, Any] = {"metric": metric, "value": value, **more}
-        if network is not None:
-            result["features"] = network.describe()
-        result["settings"] = dict(settings)
-        result["generated"] = self._said(self.generated, self._known("generated", network))
-        if isinstance(self.real, ImageSet) and metric not in ALONE:
-            result["reference"] = self._said(self.real, self._known("real", network))
+        """What is printed and written: the number with all that it depends on."""
+        network = features if isinstance(features, FeatureNetwork) else None
+        about = network.describe() if network is not None else features
+        result = {"metric": metric, **values, **({} if about is None else {"features": about}), "settings": settings}
+        result["generated"] = self._about_images("generated", network)
+        if self.real is not None and metric not in ALONE:
+            result["reference"] = self._about_images("real", network)
         return result | {"diptych": version()}
 
-    def _known(self, side: str, network: FeatureNetwork | None) -> Features | None:
-        return None if network is None else self._features.get((side, f"{network.kind} {network.resize}"))
-
-    def _said(self, images: ImageSet, features: Features | None) -> dict[str, Any]:
-        said = {"name": images.path, "images": len(images), "processing": images.processing.describe()}
-        return said if features is None else said | {"sha256": features.sha256}
+    def _about_images(self, side: Side, network: FeatureNetwork | None) -> dict[str, Any]:
+        images = self._images(side)
+        about = {"name": images.path, "images": len(images), "processing": images.processing.describe()}
+        features = None if network is None else self._features.get((side, network.kind, network.resize))
+        return about if features is None else about | {"sha256": features.sha256}
 
     def _fid(self) -> list[dict[str, Any]]:
-        network = self._network(self.config.features)
+        network = self._network_of("fid")
         generated = Gaussian.of(self._extracted("generated", network).values)
-        fewer = {"fewer_images_than_dimensions": True} if len(self.generated) <= network.width else {}
-        if not isinstance(self.real, Path):
+        if self.statistics is None or (self.real is not None and network.kind != "inception"):
             real = Gaussian.of(self._extracted("real", network).values)
-            return [self._result("fid", frechet_distance(generated, real), network, {}, **fewer)]
-        statistics = read_statistics(self.real)
-        if (stated := statistics.about.get("features")) not in (None, network.describe()):
-            raise UserError(f"{self.real} was made with other features ({stated}), not {network.describe()}")
-        result = self._result("fid", frechet_distance(generated, statistics.gaussian), network, {}, **fewer)
-        if stated is None:
-            result["unknown"] = ["network, resize and images of the reference's statistics"]
-        return [result | {"reference": {"name": str(self.real), **statistics.about.get("images", {})}}]
+            result = self._result("fid", {"value": frechet_distance(generated, real)}, network, {})
+            fewest = min(len(self.generated), len(self._images("real")))
+        else:
+            statistics = read_statistics(self.statistics)
+            if (made_with := statistics.features) not in (None, network.describe()):
+                raise UserError(f"{self.statistics} was made with other features ({made_with}): {network.describe()}")
+            real = statistics.gaussian
+            result = self._result("fid", {"value": frechet_distance(generated, real)}, network, {})
+            result["reference"] = {"name": str(self.statistics), **statistics.images}
+            if made_with is None:
+                result["unknown"] = ["network, resize and images of the reference's statistics"]
+            fewest = min(len(self.generated), real.count or network.width + 1)
+        return [result | ({"fewer_images_than_dimensions": True} if fewest <= network.width else {})]
 
     def _kid(self) -> list[dict[str, Any]]:
-        network, config = self._network(self.config.features), self.config
+        network, config = self._network_of("kid"), self.config
         generated, real = self._both(network)
+        estimate = kernel_inception_distance(generated, real, config.subsets, config.subset_size, config.seed)
         settings = {"subsets": config.subsets, "subset_size": config.subset_size, "seed": config.seed}
-        estimate = kernel_inception_distance(
-            generated.values, real.values, config.subsets, config.subset_size, config.seed
-        )
-        return [self._result("kid", estimate.mean, network, settings, deviation=estimate.deviation)]
+        return [self._result("kid", {"value": estimate.mean, "deviation": estimate.deviation}, network, settings)]
 
     def _inception_score(self) -> list[dict[str, Any]]:
-        network = self._network("inception")
+        network, config = self._network_of("is"), self.config
         assert isinstance(network, InceptionFeatures)
-        values = self._extracted("generated", network).values
-        logits = np.concatenate([network.logits(values[start : start + 4096]) for start in range(0, len(values), 4096)])
-        estimate = inception_score(logits, self.config.splits, self.config.seed)
-        settings = {"splits": self.config.splits, "seed": self.config.seed}
-        return [self._result("is", estimate.mean, network, settings, deviation=estimate.deviation)]
+        logits = network.logits(self._extracted("generated", network).values)
+        estimate = inception_score(logits, config.splits, config.seed)
+        settings = {"splits": config.splits, "seed": config.seed}
+        return [self._result("is", {"value": estimate.mean, "deviation": estimate.deviation}, network, settings)]
 
     def _manifolds(self) -> list[dict[str, Any]]:
-        network = self._network(self.config.features)
-        generated, real = self._both(network)
-        values = manifolds(generated.values, real.values, self.config.k)._asdict()
-        return [self._result(name, value, network, {"k": self.config.k}) for name, value in values.items()]
+        network, k = self._network_of("precision-recall"), self.config.k
+        found = manifolds(*self._both(network), k)
+        return [self._result(name, {"value": value}, network, {"k": k}) for name, value in found._asdict().items()]
 
     def _clip_score(self) -> list[dict[str, Any]]:
-        network = self._network("clip")
+        network, captions = self._network_of("clip-score"), self._captions
         assert isinstance(network, ClipFeatures)
         images = self._extracted("generated", network).values
-        cosines = (images * network.captions(self._captions)).sum(1)
-        error = float(cosines.std(ddof=1) / np.sqrt(len(cosines))) if len(cosines) > 1 else None
+        cosines, cut = np.empty(len(captions)), 0
+        for start in range(0, len(captions), CAPTIONS):
+            texts, more = network.captions(captions[start : start + CAPTIONS])
+            cosines[start : start + len(texts)] = (images[start : start + len(texts)] * texts).sum(1)
+            cut += more
+        if cut:
+            warn(f"clip-score: {cut} captions are longer than CLIP reads, and are cut")
         # Hessel et al. 2021, equation 1, has 2.5 max(cos, 0); most of the field prints 100 cos.
-        settings = {"scale": 100, "negative": "kept"}
-        return [self._result("clip-score", 100 * float(cosines.mean()), network, settings, error=error and 100 * error)]
+        settings = {"scale": 100, "negative": "kept", "cut_captions": cut}
+        settings["captions_sha256"] = sha256("\0".join(sorted(captions)).encode()).hexdigest()[:16]
+        return [self._result("clip-score", mean_and_error(100 * cosines), network, settings)]
 
     def _cmmd(self) -> list[dict[str, Any]]:
-        network = self._network("clip", "torch-bicubic" if self.config.features != "clip" else None)
-        generated, real = self._both(network)
-        return [self._result("cmmd", cmmd(generated.values, real.values), network, {"sigma": 10, "scale": 1000})]
+        network = self._network_of("cmmd")
+        value = cmmd(*self._both(network))
+        return [self._result("cmmd", {"value": value}, network, {"sigma": SIGMA, "scale": SCALE})]
 
     @cached_property
     def _captions(self) -> list[str]:
@@ -244,46 +272,19 @@ class Measurement:
 
     @cached_property
     def _pairs(self) -> list[tuple[int, int]]:
-        """Numbers of the images of one name, extension apart, on both sides; each image has its partner."""
-        sides = [self.generated, self._images("real")]
-        names = [{str(Path(images.name(i)).with_suffix("")): i for i in range(len(images))} for images in sides]
-        if lone := names[0].keys() ^ names[1].keys():
-            raise UserError(
-                f"pairs have one name on both sides, and {sorted(lone)[0]} is on one alone ({len(lone)} are)"
-            )
-        return [(number, names[1][name]) for name, number in names[0].items()]
+        return numbered_pairs(self.generated, self._images("real"), part=self.generated.limited)
+
+    @cached_property
+    def _lpips(self) -> Lpips:
+        if "vgg16" not in self.weights:
+            raise UserError("lpips needs VGG16: name torchvision's file as --weights vgg16=PATH")
+        return open_lpips(self.weights["vgg16"], self.allow_pickle, self.device)
 
     def _paired(self, metrics: list[str]) -> dict[str, list[dict[str, Any]]]:
-        real = self._images("real")
-        perceptual = None
-        if "lpips" in metrics:
-            from diptych.pretrained.lpips_weights import read_lpips
-
-            perceptual = read_lpips(self.weights["vgg16"], allow_pickle=self.allow_pickle).to(self.device)
-        values: dict[str, list[float]] = {name: [] for name in metrics}
-        for mine, other in track(self._pairs, "comparing pairs"):
-            pair = self.generated.read(mine)[0], real.read(other)[0]
-            if pair[0].size != pair[1].size:
-                raise UserError(
-                    f"{self.generated.name(mine)} has {pair[0].size} pixels and its pair {pair[1].size}: set a size"
-                )
-            for name in metrics:
-                values[name].append(self._of_pair(name, pair, perceptual))
-        return {name: [self._paired_result(name, values[name], perceptual)] for name in metrics}
-
-    def _of_pair(self, name: str, pair: tuple[Image.Image, Image.Image], perceptual: Any) -> float:
-        if name == "psnr":
-            return image_psnr(*pair)
-        if name == "ssim":
-            return ssim(*pair)
-        with torch.inference_mode():
-            return float(perceptual(*(to_tensor([image]).to(self.device) for image in pair)))
-
-    def _paired_result(self, name: str, values: list[float], perceptual: Any) -> dict[str, Any]:
-        count = len(values)
-        error = float(np.std(values, ddof=1) / np.sqrt(count)) if count > 1 else None
-        result = self._result(name, float(np.mean(values)), None, {}, error=error)
-        return result if name != "lpips" else result | {"features": {"network": perceptual.name}}
+        lpips = self._lpips if "lpips" in metrics else None
+        values = measure_pairs(self.generated, self._images("real"), self._pairs, metrics, lpips)
+        networks = {"lpips": {"network": lpips.name}} if lpips is not None else {}
+        return {name: [self._result(name, mean_and_error(values[name]), networks.get(name), {})] for name in metrics}
 
 
 def measure_images(
@@ -295,27 +296,55 @@ def measure_images(
     processing: Processing | None = None,
     reference_processing: Processing | None = None,
     limit: int | None = None,
-    **how: Any,
+    reference_limit: int | None = None,
+    weights: Mapping[str, str | Path] | None = None,
+    device: torch.device | str = "cpu",
+    allow_pickle: bool = False,
+    offline: bool = False,
+    cache: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Measure generated images, alone or against real ones. Returns one result for each number, ready for JSON.
 
     Args:
         generated: a folder of images or shards, shards in a store, or an .npz of samples.
-        real: the same, or an .npz of statistics; for fid, kid, precision-recall, cmmd, psnr, ssim and lpips.
+        real: the same, or an .npz of statistics; for all metrics but `is` and `clip-score`.
         metrics: names from `METRICS`.
         processing: what is done to the generated images first.
         reference_processing: what is done to the real ones; as `processing` if none.
-        limit: the first so many generated images alone.
-        how: `weights` (kind of network -> path), `device`, `allow_pickle`, `offline`, `cache` of `Measurement`.
+        limit, reference_limit: the first so many images of a side alone.
+        weights: network (inception, vgg16, clip, judge) -> where its weights lie.
+        allow_pickle: read weights in .pth files too: their tensors, never code.
+        offline: use only the local cache of the hub.
+        cache: where features are kept; if none, under $DIPTYCH_CACHE/features.
 
     Raises:
         UserError: images, weights, captions or pairs are missing or damaged, or too few.
     """
-    reference = None if real is None else open_reference(real, reference_processing or processing)
-    made = ImageSet(generated, processing, limit)
-    return Measurement(made, reference, config or MeasureConfig(), **how).measure(metrics)
+    reference, statistics = open_reference(real, reference_processing or processing, reference_limit)
+    measurement = Measurement(
+        ImageSet(generated, processing, limit),
+        reference,
+        statistics,
+        config or MeasureConfig(),
+        weights or {},
+        device,
+        allow_pickle,
+        offline,
+        cache,
+    )
+    return measurement.measure(metrics)
 
 
-def open_reference(real: str | Path, processing: Processing | None) -> ImageSet | Path:
-    """Images, or the path of an .npz of statistics."""
-    return Path(real) if is_statistics(real) else ImageSet(real, processing)
+def open_reference(
+    real: str | Path | None, processing: Processing | None = None, limit: int | None = None
+) -> tuple[ImageSet | None, Path | None]:
+    """The images of a reference, and the path of its statistics. An .npz may have either, or both: ADM's have the
+    statistics of a whole data set and some of its images."""
+    if real is None:
+        return None, None
+    statistics = Path(real) if has_statistics(real) else None
+    if statistics is not None and (limit is not None or SAMPLES not in npz_names(statistics)):
+        if limit is not None:
+            raise UserError(f"{real} holds statistics, of which no part can be taken: leave the limit out")
+        return None, statistics
+    return ImageSet(real, processing, limit), statistics

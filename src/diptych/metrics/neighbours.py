@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
+from diptych.metrics.rows import Rows
 
 
 class Manifolds(NamedTuple):
@@ -24,7 +26,7 @@ class Manifolds(NamedTuple):
     """Share of the real balls with a generated one in them."""
 
 
-def manifolds(generated: np.ndarray, real: np.ndarray, k: int = 3, rows: int = 1024) -> Manifolds:
+def manifolds(generated: Rows, real: Rows, k: int = 3, rows: int = 512) -> Manifolds:
     """Precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), density and coverage (Naeem et al. 2020,
     equations 4 and 5), where the ball of a feature reaches to its k-th neighbour of its own set.
 
@@ -32,32 +34,50 @@ def manifolds(generated: np.ndarray, real: np.ndarray, k: int = 3, rows: int = 1
     networks, k and numbers of images are the same.
 
     Args:
-        generated, real: features (N, D) and (M, D), more than k of each; they may lie on disk. Memory is that of both
-            sets of features in float32, and of `rows` times the larger count.
+        generated, real: features (N, D) and (M, D), more than k of each. Memory is that of `rows` times the larger
+            count in float32, and of some blocks of `rows` features.
     """
     least = min(len(generated), len(real))
     if not 1 <= k < least:
         raise UserError(f"precision and recall with k = {k} need more than {k} images on each side, not {least}")
-    sides = [torch.from_numpy(np.array(side, np.float32)) for side in (generated, real)]
-    made, true = sides
-    made_radii, true_radii = (radii(side, k, rows) for side in sides)
-    hits, precise, recalled = 0, 0, torch.zeros(len(true), dtype=torch.bool)
-    nearest = torch.full((len(true),), torch.inf)
-    for part in torch.split(torch.arange(len(made)), rows):
-        distances = torch.cdist(made[part], true)  # (n, M)
+    made_radii, true_radii = (radii(side, k, rows) for side in (generated, real))
+    hits, precise, recalled = 0, 0, torch.zeros(len(real), dtype=torch.bool)
+    nearest = torch.full((len(real),), torch.inf)
+    for start, distances in distance_blocks(generated, real, rows):  # (n, M)
         within = distances <= true_radii
         hits += int(within.sum())
         precise += int(within.any(1).sum())
-        recalled |= (distances <= made_radii[part, None]).any(0)
+        recalled |= (distances <= made_radii[start : start + len(distances), None]).any(0)
         nearest = torch.minimum(nearest, distances.amin(0))
     return Manifolds(
-        precision=precise / len(made),
+        precision=precise / len(generated),
         recall=float(recalled.double().mean()),
-        density=hits / (k * len(made)),
+        density=hits / (k * len(generated)),
         coverage=float((nearest <= true_radii).double().mean()),
     )
 
 
-def radii(features: Tensor, k: int, rows: int) -> Tensor:
+def radii(features: Rows, k: int, rows: int) -> Tensor:
     """The distance (N,) from each feature (N, D) to its k-th neighbour, itself left out."""
-    return torch.cat([torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in features.split(rows)])
+    return torch.cat(
+        [
+            distances.topk(k + 1, dim=1, largest=False).values[:, -1]
+            for _, distances in distance_blocks(features, features, rows)
+        ]
+    )
+
+
+def distance_blocks(one: Rows, other: Rows, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first, distances (n, M)) of `rows` features of one side at a time from all of the other; the
+    tensor is written anew for the next."""
+    block = torch.empty(min(rows, len(one)), len(other))
+    for start in range(0, len(one), rows):
+        part = _block(one, start, rows)
+        distances = block[: len(part)]
+        for other_start in range(0, len(other), rows):
+            distances[:, other_start : other_start + rows] = torch.cdist(part, _block(other, other_start, rows))
+        yield start, distances
+
+
+def _block(features: Rows, start: int, rows: int) -> Tensor:
+    return torch.from_numpy(np.array(features[start : start + rows], np.float32))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diptych.core.errors import UserError
-
 MATTERS = ("metric", "features", "settings", "reference", "protocol")
 """Entries of a result that must be equal in another one that it is compared with."""
 IMAGES = ("images", "processing")
@@ -25,24 +23,15 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         reasons += _differing(
             f"generated.{entry}", one.get("generated", {}).get(entry), other.get("generated", {}).get(entry)
         )
-    for side, result in (("the first", one), ("the second", other)):
-        if unknown := result.get("unknown"):
-            reasons.append(f"{side} does not say: {', '.join(unknown)}")
     return reasons
-
-
-def require_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Raise a `UserError` that says why two results may not be compared."""
-    if reasons := differing(one, other):
-        raise UserError(f"these results do not compare: {'; '.join(reasons)}")
 
 
 def _differing(name: str, one: Any, other: Any) -> list[str]:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = [key for key in {**one, **other} if key not in FREE]
         return [reason for key in keys for reason in _differing(f"{name}.{key}", one.get(key), other.get(key))]
-    return [] if one == other else [f"{name} {_said(one)} and {_said(other)}"]
+    return [] if one == other else [f"{name} {_text(one)} and {_text(other)}"]
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return "not said" if value is None else str(value)

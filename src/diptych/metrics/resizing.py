@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from diptych.core.errors import pick
 from diptych.networks.inception import resize_tf1
 
 Resize = Callable[[Image.Image, int], Tensor]
@@ -26,6 +25,11 @@ def tf1(image: Image.Image, side: int) -> Tensor:
 def torch_bilinear(image: Image.Image, side: int) -> Tensor:
     """PyTorch's bilinear, not antialiased, centres aligned: pytorch-fid."""
     return _interpolated(image, side, "bilinear")
+
+
+def torch_antialiased(image: Image.Image, side: int) -> Tensor:
+    """PyTorch's bilinear, antialiased: the judge's own."""
+    return as_floats(image) if image.size == (side, side) else _interpolated(image, side, "bilinear", antialias=True)
 
 
 def torch_bicubic(image: Image.Image, side: int) -> Tensor:
@@ -58,15 +62,11 @@ def clip(image: Image.Image, side: int) -> Tensor:
 RESIZES: dict[str, Resize] = {
     "tf1": tf1,
     "torch-bilinear": torch_bilinear,
+    "torch-antialiased": torch_antialiased,
     "torch-bicubic": torch_bicubic,
     "clean": clean,
     "clip": clip,
 }
-
-
-def resize_named(name: str) -> Resize:
-    """The filter of a name; a `UserError` lists them."""
-    return RESIZES[pick("resize", name, tuple(RESIZES))]
 
 
 def as_floats(image: Image.Image) -> Tensor:
@@ -74,6 +74,7 @@ def as_floats(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"), np.float32))
 
 
-def _interpolated(image: Image.Image, side: int, mode: str) -> Tensor:
+def _interpolated(image: Image.Image, side: int, mode: str, antialias: bool = False) -> Tensor:
     values = as_floats(image).permute(2, 0, 1)[None]  # (1, 3, H, W)
-    return F.interpolate(values, (side, side), mode=mode, align_corners=False)[0].permute(1, 2, 0).contiguous()
+    resized = F.interpolate(values, (side, side), mode=mode, antialias=antialias, align_corners=False)
+    return resized[0].permute(1, 2, 0).contiguous()

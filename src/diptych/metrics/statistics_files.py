@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from diptych.core.disk import replacing
 from diptych.core.errors import UserError
 from diptych.metrics.frechet import Gaussian
+from diptych.metrics.npz_files import is_npz, npz_names, read_npz
 
+MEAN, COVARIANCE = "mu", "sigma"
 ABOUT = "diptych"
 """Name of the entry of our file that says in JSON how it was made; other tools pass over it."""
 
@@ -22,20 +25,15 @@ class Statistics:
     """A reference set, as far as a Fréchet distance needs it."""
 
     gaussian: Gaussian
-    about: dict[str, Any]
-    """Features and images as results carry them; nothing where a file of another tool does not say."""
+    features: dict[str, Any] | None
+    """What they were computed from, as results carry it; none where a file of another tool does not say."""
+    images: dict[str, Any]
+    """Of which images, as results carry it; where a file does not say, a hash of the statistics."""
 
 
-def is_statistics(path: str | Path) -> bool:
-    """Whether a file is an .npz with mean and covariance, not one with images."""
-    path = Path(path)
-    if path.suffix.casefold() != ".npz" or not path.is_file():
-        return False
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return "mu" in arrays and "sigma" in arrays
-    except (OSError, ValueError, EOFError):
-        return False  # whoever reads it says what is wrong
+def has_statistics(path: str | Path) -> bool:
+    """Whether a path is an .npz with mean and covariance. Raises a `UserError` where it is damaged."""
+    return is_npz(path) and {MEAN, COVARIANCE} <= set(npz_names(Path(path)))
 
 
 def read_statistics(path: str | Path) -> Statistics:
@@ -43,23 +41,33 @@ def read_statistics(path: str | Path) -> Statistics:
 
     Raises a `UserError` where they are missing, damaged, not finite or no covariance.
     """
-    try:
-        with np.load(Path(path), allow_pickle=False) as arrays:
-            mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
-            about = json.loads(str(arrays[ABOUT])) if ABOUT in arrays else {}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as statistics: {' '.join(str(error).split())[:120]}") from None
+    path = Path(path)
+    about: Any = {}
+    if ABOUT in npz_names(path):
+        try:
+            about = json.loads(str(read_npz(path, [ABOUT])[0]))
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}: what it says of itself is no JSON") from None
+    features, images = (about.get(name) for name in ("features", "images")) if isinstance(about, dict) else (0, 0)
+    if not (isinstance(features, dict | None) and isinstance(images, dict | None)):
+        raise UserError(f"{path}: what it says of itself was not written by diptych")
+    stored = read_npz(path, [MEAN, COVARIANCE])
+    if any(array.dtype.kind not in "fiu" for array in stored):
+        raise UserError(f"{path}: {MEAN} and {COVARIANCE} must be numbers")
+    mean, covariance = (np.asarray(array, np.float64) for array in stored)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are no mean and covariance")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path}: mu or sigma holds NaN or Inf")
     if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6) or (np.diag(covariance) < 0).any():
         raise UserError(f"{path}: sigma is no covariance: it is not symmetric, or has variances below zero")
-    count = about.get("images", {}).get("images")
-    return Statistics(Gaussian(mean, (covariance + covariance.T) / 2, count), about)
+    gaussian = Gaussian(mean, (covariance + covariance.T) / 2, (images or {}).get("images"))
+    digest = sha256(mean.tobytes() + covariance.tobytes()).hexdigest()[:16]
+    return Statistics(gaussian, features, images or {"statistics": digest})
 
 
 def write_statistics(path: str | Path, gaussian: Gaussian, about: dict[str, Any]) -> None:
-    """Write `mu` and `sigma` in float64, and `about` as JSON, in one step."""
+    """Write `mu` and `sigma` in float64, and `about` (features, images) as JSON, in one step."""
+    arrays = {MEAN: gaussian.mean, COVARIANCE: gaussian.covariance, ABOUT: np.array(json.dumps(about))}
     with replacing(Path(path)) as partial, open(partial, "wb") as file:
-        np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance, diptych=np.array(json.dumps(about)))
+        np.savez(file, allow_pickle=False, **arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,20 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 EXAMPLE = "openai/clip-vit-large-patch14"
 
 
-def read_clip(source: str | Path, offline: bool = False) -> tuple[Any, Any, tuple[float, ...], tuple[float, ...]]:
-    """A frozen `CLIPModel` in float32, its tokenizer, and mean and deviation of red, green and blue from 0 to 1.
+@dataclass(frozen=True)
+class Clip:
+    """Both towers."""
+
+    model: Any
+    """transformers' `CLIPModel`, frozen, in float32."""
+    tokenizer: Any
+    mean: tuple[float, ...]
+    """Of red, green and blue from 0 to 1."""
+    deviation: tuple[float, ...]
+
+
+def read_clip(source: str | Path, offline: bool = False) -> Clip:
+    """A CLIP on the CPU.
 
     source: a folder as transformers saves it (safetensors), or a model of the hub.
 
@@ -45,5 +58,14 @@ def read_clip(source: str | Path, offline: bool = False) -> tuple[Any, Any, tupl
         raise UserError(f"{folder} cannot be read as a CLIP: {' '.join(str(error).split())[:200]}") from None
     path = folder / "preprocessor_config.json"
     values: dict[str, Any] = read_json(path, missing="", damaged=f"{path} is no JSON") if path.is_file() else {}
-    shift, scale = tuple(values.get("image_mean") or MEAN), tuple(values.get("image_std") or DEVIATION)
-    return model.eval().requires_grad_(False), tokenizer, shift, scale
+    mean, deviation = (values.get(name) or usual for name, usual in (("image_mean", MEAN), ("image_std", DEVIATION)))
+    for numbers in (mean, deviation):
+        if (
+            not isinstance(numbers, list | tuple)
+            or len(numbers) != 3
+            or not all(isinstance(n, float | int) for n in numbers)
+        ):
+            raise UserError(f"{path}: image_mean and image_std must be three numbers each")
+    if not all(number > 0 for number in deviation):
+        raise UserError(f"{path}: image_std must be above zero")
+    return Clip(model.eval().requires_grad_(False), tokenizer, tuple(mean), tuple(deviation))

@@ -43,6 +43,9 @@ def _translated(tensors: LazyCheckpoint) -> Mapping[str, Tensor]:
                 f"{tensors.source} has no hidden layers of VGG16 ({' or '.join(names)}): give torchvision's file, or "
                 f"{EXAMPLE} of the hub"
             )
-        found[f"{ours}.weight"] = tensors[f"{name}.weight"].flatten(1)  # 7 x 7 cells in a row, channels first
-        found[f"{ours}.bias"] = tensors[f"{name}.bias"]
+        for part in ("weight", "bias"):
+            if f"{name}.{part}" in tensors:  # `fill` names what is missing
+                tensor = tensors[f"{name}.{part}"]
+                # In timm's file 7 x 7 cells, channels first: in a row they are torchvision's.
+                found[f"{ours}.{part}"] = tensor.flatten(1) if tensor.ndim == 4 else tensor
     return found
