@@ -75,3 +75,25 @@ def bert_folder(folder: Path) -> Path:
     BertTokenizer({token: i for i, token in enumerate(vocabulary)}).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     return folder
+
+
+def clip_folder(folder: Path) -> Path:
+    """A whole CLIP in miniature, as transformers saves it."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    letters = [letter for one in "abcdefghijklmnopqrstuvwxyz" for letter in (one, one + "</w>")]
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate([*letters, *special])}
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        **small,
+        "vocab_size": len(vocabulary),
+        "max_position_embeddings": 24,
+        "bos_token_id": 52,
+        "eos_token_id": 53,
+    }
+    vision = {**small, "image_size": 16, "patch_size": 4}
+    shape = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    shaken(CLIPModel, shape).save_pretrained(folder)
+    CLIPTokenizer(vocabulary, []).save_pretrained(folder)
+    return folder

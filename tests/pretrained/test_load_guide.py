@@ -21,7 +21,7 @@ from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierCo
 from diptych.pretrained.guided_diffusion import COSINE, LINEAR
 from diptych.pretrained.load_guide import open_guide, published_guide
 from diptych.weights.fingerprint import fingerprint
-from tests.encoders.tiny_encoders import WORDS, shaken
+from tests.encoders.tiny_encoders import WORDS, clip_folder
 from tests.evaluation.toys import SMALL, words
 from tests.models.latents import CAPTIONS, arrays, system
 from tests.models.stages import base, cascade, close, equal, stage
@@ -164,28 +164,6 @@ def test_of_a_cascade_the_stage_is_guided_that_decides_what_is_shown() -> None:
     ]
     alone = model.stage(0).generate(list(CAPTIONS), seeds=[3, 4], guidance=1.0, guides=guides)
     assert all(close(one, other) for one, other in zip(alone.images, steered.stages[0], strict=True))
-
-
-def clip_folder(folder: Path) -> Path:
-    """A whole CLIP in miniature, as transformers saves it."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    letters = [letter for one in "abcdefghijklmnopqrstuvwxyz" for letter in (one, one + "</w>")]
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: i for i, token in enumerate([*letters, *special])}
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {
-        **small,
-        "vocab_size": len(vocabulary),
-        "max_position_embeddings": 24,
-        "bos_token_id": 52,
-        "eos_token_id": 53,
-    }
-    vision = {**small, "image_size": 16, "patch_size": 4}
-    shape = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    shaken(CLIPModel, shape).save_pretrained(folder)
-    CLIPTokenizer(vocabulary, []).save_pretrained(folder)
-    return folder
 
 
 def test_a_clip_of_transformers_says_what_it_says_there(tmp_path: Path) -> None:

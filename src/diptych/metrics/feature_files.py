@@ -19,8 +19,8 @@ from diptych.core.disk import disk_errors, make_folder, write_text
 from diptych.core.errors import UserError
 from diptych.core.progress import bar
 from diptych.metrics.feature_networks import FeatureNetwork
+from diptych.metrics.feature_rows import FeatureRowsFile
 from diptych.metrics.image_set import ImageSet
-from diptych.metrics.rows import RowsFile
 
 FORMAT = 1
 """Of what is written, and of how images are read: features of another one are computed anew."""
@@ -32,7 +32,7 @@ DIGEST = 32
 class Features:
     """The features of a set."""
 
-    values: RowsFile
+    values: FeatureRowsFile
     """(N, D) float32."""
     sha256: str
     """Of the pixels of all images, in whatever order: two sets of the same images have the same."""
@@ -61,7 +61,7 @@ def extract(images: ImageSet, network: FeatureNetwork, batch: int = 32, folder: 
         done = whole_rows(place, network.width)
         if done < len(images):
             _append(images, network, batch, place, done)
-        values = RowsFile(place / "features.f32", (len(images), network.width))
+        values = FeatureRowsFile(place / "features.f32", (len(images), network.width))
         digests = np.fromfile(place / "hashes.bin", np.uint8).reshape(-1, DIGEST)[: len(images)]
     combined = sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()[:16]
     return Features(values, combined)

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError, pick
+from diptych.metrics.feature_rows import FeatureRows
 from diptych.metrics.resizing import RESIZES
-from diptych.metrics.rows import Rows
 from diptych.models.judge import Judge, load_judge
 from diptych.networks.inception import CLASSES, FEATURES, SIDE, InceptionV3
 from diptych.networks.lpips import SCALE, SHIFT
@@ -100,7 +100,7 @@ class InceptionFeatures(FeatureNetwork):
         centre = 127.5 if self.resize == "torch-bilinear" else 128.0
         return self.inception((images - centre) / centre)
 
-    def logits(self, features: Rows) -> Rows:
+    def logits(self, features: FeatureRows) -> FeatureRows:
         """Of the 1,008 classes, (N, 1008), from features (N, 2048): computed where they are asked for."""
         return InceptionLogits(self.inception, features)
 
@@ -110,7 +110,7 @@ class InceptionLogits:
     """(N, 1008), computed from features part by part."""
 
     inception: InceptionV3
-    features: Rows
+    features: FeatureRows
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.core.errors import UserError
-from diptych.metrics.rows import Rows
+from diptych.metrics.feature_rows import FeatureRows
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Gaussian:
     """Features that they were estimated from; none where a file does not say."""
 
     @classmethod
-    def of(cls, features: Rows, rows: int = 4096) -> Gaussian:
+    def of(cls, features: FeatureRows, rows: int = 4096) -> Gaussian:
         """The mean, and the unbiased covariance (divided by N - 1), of features (N, D), which may lie on disk: so many
         rows are read at a time. N is 2 or more."""
         moments = Moments(features.shape[1])
@@ -67,7 +67,7 @@ class Moments:
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
-def frechet_distance(one: Rows | Gaussian, other: Rows | Gaussian) -> float:
+def frechet_distance(one: FeatureRows | Gaussian, other: FeatureRows | Gaussian) -> float:
     """Squared Fréchet distance between Gaussians, or those fitted to features (Heusel et al. 2017, equation 6).
 
         |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)

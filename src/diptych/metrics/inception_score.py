@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from diptych.core.errors import UserError
+from diptych.metrics.feature_rows import FeatureRows
 from diptych.metrics.kernels import SEED, SubsetMean
-from diptych.metrics.rows import Rows
 
 
-def inception_score(logits: Rows, splits: int = 10, seed: int | None = SEED, rows: int = 2048) -> SubsetMean:
+def inception_score(logits: FeatureRows, splits: int = 10, seed: int | None = SEED, rows: int = 2048) -> SubsetMean:
     """exp(E KL(p(y|x) || p(y))), over parts of the images (Salimans et al. 2016, section 4).
 
     Args:

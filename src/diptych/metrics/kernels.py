@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diptych.core.errors import UserError
-from diptych.metrics.rows import Rows
+from diptych.metrics.feature_rows import FeatureRows
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Features (N, D) and (M, D) -> values (N, M)."""
@@ -26,7 +26,7 @@ class SubsetMean(NamedTuple):
 
 
 def kernel_inception_distance(
-    generated: Rows, real: Rows, subsets: int = 100, size: int = 1000, seed: int = SEED
+    generated: FeatureRows, real: FeatureRows, subsets: int = 100, size: int = 1000, seed: int = SEED
 ) -> SubsetMean:
     """KID (Bińkowski et al. 2018, section 4): the unbiased squared MMD of k(x, y) = (x·y/D + 1)³, over random subsets.
 
@@ -64,7 +64,7 @@ def unbiased_mmd(one: np.ndarray, other: np.ndarray, kernel: Kernel) -> float:
     return float(sum(within) - 2 * kernel(one, other).mean())
 
 
-def cmmd(generated: Rows, real: Rows, rows: int = 2048) -> float:
+def cmmd(generated: FeatureRows, real: FeatureRows, rows: int = 2048) -> float:
     """CMMD (Jayasumana et al. 2024, section 4): 1000 times the squared MMD of k(x, y) = exp(-|x - y|² / 2σ²), σ = 10.
 
     The estimate is the biased one, with the diagonals (Gretton et al. 2012, equation 5), as in the published code. The
@@ -83,7 +83,7 @@ def gaussian(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.exp(-squares / (2 * SIGMA**2))
 
 
-def mean_kernel(one: Rows, other: Rows, kernel: Kernel, rows: int) -> float:
+def mean_kernel(one: FeatureRows, other: FeatureRows, kernel: Kernel, rows: int) -> float:
     """The mean over all pairs, blocks of `rows` x `rows` at a time."""
     total = 0.0
     for start in range(0, len(one), rows):

@@ -17,6 +17,7 @@ from diptych.core.errors import UserError, pick, warn
 from diptych.core.version import version
 from diptych.metrics.feature_files import Features, extract
 from diptych.metrics.feature_networks import ClipFeatures, FeatureNetwork, InceptionFeatures, open_features
+from diptych.metrics.feature_rows import FeatureRows
 from diptych.metrics.frechet import Gaussian, frechet_distance
 from diptych.metrics.image_set import ImageSet, Processing
 from diptych.metrics.inception_score import inception_score
@@ -24,7 +25,6 @@ from diptych.metrics.kernels import SCALE, SEED, SIGMA, cmmd, kernel_inception_d
 from diptych.metrics.neighbours import manifolds
 from diptych.metrics.npz_files import SAMPLES, npz_names
 from diptych.metrics.pairs import mean_and_error, measure_pairs, numbered_pairs, open_lpips
-from diptych.metrics.rows import Rows
 from diptych.metrics.statistics_files import has_statistics, read_statistics, write_statistics
 from diptych.networks.lpips import Lpips
 
@@ -181,7 +181,7 @@ class Measurement:
             self._features[key] = extract(self._images(side), network, self.config.batch, self.cache)
         return self._features[key]
 
-    def _both(self, network: FeatureNetwork) -> tuple[Rows, Rows]:
+    def _both(self, network: FeatureNetwork) -> tuple[FeatureRows, FeatureRows]:
         return self._extracted("generated", network).values, self._extracted("real", network).values
 
     def _result(

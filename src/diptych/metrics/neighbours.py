@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.metrics.rows import Rows
+from diptych.metrics.feature_rows import FeatureRows
 
 
 class Manifolds(NamedTuple):
@@ -26,7 +26,7 @@ class Manifolds(NamedTuple):
     """Share of the real balls with a generated one in them."""
 
 
-def manifolds(generated: Rows, real: Rows, k: int = 3, rows: int = 512) -> Manifolds:
+def manifolds(generated: FeatureRows, real: FeatureRows, k: int = 3, rows: int = 512) -> Manifolds:
     """Precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), density and coverage (Naeem et al. 2020,
     equations 4 and 5), where the ball of a feature reaches to its k-th neighbour of its own set.
 
@@ -57,7 +57,7 @@ def manifolds(generated: Rows, real: Rows, k: int = 3, rows: int = 512) -> Manif
     )
 
 
-def radii(features: Rows, k: int, rows: int) -> Tensor:
+def radii(features: FeatureRows, k: int, rows: int) -> Tensor:
     """The distance (N,) from each feature (N, D) to its k-th neighbour, itself left out."""
     return torch.cat(
         [
@@ -67,7 +67,7 @@ def radii(features: Rows, k: int, rows: int) -> Tensor:
     )
 
 
-def distance_blocks(one: Rows, other: Rows, rows: int) -> Iterator[tuple[int, Tensor]]:
+def distance_blocks(one: FeatureRows, other: FeatureRows, rows: int) -> Iterator[tuple[int, Tensor]]:
     """(number of the first, distances (n, M)) of `rows` features of one side at a time from all of the other; the
     tensor is written anew for the next."""
     block = torch.empty(min(rows, len(one)), len(other))
@@ -79,5 +79,5 @@ def distance_blocks(one: Rows, other: Rows, rows: int) -> Iterator[tuple[int, Te
         yield start, distances
 
 
-def _block(features: Rows, start: int, rows: int) -> Tensor:
+def _block(features: FeatureRows, start: int, rows: int) -> Tensor:
     return torch.from_numpy(np.array(features[start : start + rows], np.float32))

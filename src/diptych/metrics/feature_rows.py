@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 
-class Rows(Protocol):
+class FeatureRows(Protocol):
     """Vectors (N, D): an array, or something that gives parts of one."""
 
     @property
@@ -23,7 +23,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class RowsFile:
+class FeatureRowsFile:
     """float32 (N, D) in a file without a header. What is asked for is copied; the rest takes no memory."""
 
     path: Path
