@@ -110,7 +110,12 @@ def page_of(*widths: float, height: float = 4.6) -> tuple[Figure, list[Axes]]:
 
 
 def _title(results: dict[str, Any]) -> str:
-    return f"{results['model']['name']}: {results['settings']['pictures']} images a point"
+    return f"{literal(results['model']['name'])}: {results['settings']['pictures']} images a point"
+
+
+def literal(text: str) -> str:
+    """A name as matplotlib is to show it: between two "$" it would read mathematics."""
+    return text.replace("$", "\\$")
 
 
 def _label(axis: Axes, x: str, y: str, title: str) -> None:

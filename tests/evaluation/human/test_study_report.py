@@ -12,8 +12,9 @@ from PIL import Image
 from diptych.core.errors import UserError
 from diptych.evaluation.human.answer_store import AnswerStore
 from diptych.evaluation.human.rating_table import read_ratings, score_raters
+from diptych.evaluation.human.study_charts import draw_charts
 from diptych.evaluation.human.study_file import Ask, Task
-from diptych.evaluation.human.study_report import write_report
+from diptych.evaluation.human.study_report import report_text, write_report
 from diptych.evaluation.human.study_results import study_results
 from tests.evaluation.human.answering import answer_all, correct_or
 
@@ -122,7 +123,7 @@ def test_a_report_is_written(drawbench: Path, coco: Path, tmp_path: Path) -> Non
         chosen = {row["chosen"] for row in rows if row["kind"] != "alignment" and not row["control"]}
         assert chosen == ({"alpha", "reference"} if folder == coco else {"alpha", "beta", "gamma", "indifferent"})
         assert "95 % intervals" in text and str(out) in text
-        assert write_report(folder, out, resamples=100) == text  # the same answers, the same report
+    assert write_report(folder, out, resamples=100) == text  # the same answers, the same report
 
 
 def test_nothing_is_left_when_all_raters_are_left_out(coco: Path, tmp_path: Path) -> None:
@@ -131,3 +132,25 @@ def test_nothing_is_left_when_all_raters_are_left_out(coco: Path, tmp_path: Path
     answer_all(store, 10, lambda rater, task, ask: wrong[ask.kind])
     text = write_report(coco, tmp_path / "out", resamples=100)
     assert "No rating is left" in text and "10 raters are left out" in text
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Two dollar signs would be mathematics, and here none that can be read."""
+    share = {"value": 50.0, "low": 40.0, "high": 60.0, "ratings": 4, "prompts": 2}
+    names = ["$\\frac$", "_b", "<b>|c"]
+    row = {"question": "set-quality", "measure": "fidelity", "preference": share, "raters": 1}
+    rows = [
+        {**row, "models": names[:2], "category": category, "first": share, "indifferent": share, "second": share}
+        for category in ("$x$ & $^", "B", "all")
+    ]
+    players = {name: {"value": 0.0, "low": -1.0, "high": 1.0} for name in names}
+    strengths = {"set-quality": {"players": players, "wins": [[0.5] * 3] * 3, "without": 0.0, "ratings": 4}}
+    results = {"protocol": "drawbench", "models": names, "comparisons": rows, "strengths": strengths}
+    assert draw_charts(results, tmp_path) == ["preference.png", "categories-1.png", "strengths.png"]
+    results |= {"raters": [], "ratings": {"all": 4, "counted": 4}}
+    results["settings"] = {"threshold": 0.8, "controls": 0, "resamples": 100}
+    text = report_text(results)
+    assert "\\<b>\\|c" in text and "no control questions" in text
+    widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("| ")}
+    assert widths == {8, 6, 7}  # each table keeps its columns

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.disk import replacing
 from diptych.evaluation.human.questions import QUESTIONS, REFERENCE
 from diptych.evaluation.human.study_results import ALL
-from diptych.evaluation.plots import GREY, LINE_STYLES, page_of
+from diptych.evaluation.plots import GREY, LINE_STYLES, literal, page_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe & Ito
 ERROR = {"ecolor": "#222222", "capsize": 3, "elinewidth": 1.2}
@@ -69,7 +70,7 @@ def coco_chart(results: dict[str, Any]) -> Figure:
 
 def preference_chart(results: dict[str, Any], pairs: Sequence[tuple[str, ...]]) -> Figure:
     """For each pair of models the preference rates for alignment and fidelity (Saharia et al. 2022, figure 3)."""
-    figure, axes = page_of(*[0.72] * len(pairs), height=4.2)
+    figure, axes = page_of(*[0.8] * len(pairs), height=4.4)
     colours = colour_of(results)
     for axis, pair in zip(axes, pairs, strict=True):
         for place, (kind, _) in enumerate(MEASURES):
@@ -84,13 +85,14 @@ def preference_chart(results: dict[str, Any], pairs: Sequence[tuple[str, ...]]) 
             if row is not None:
                 for side, name in enumerate(pair):
                     share = row["preference"] if side == 0 else opposite(row["preference"])
-                    bar(axis, place + 0.36 * side - 0.18, share, colours[name], 0.34, name if place == 0 else None)
+                    bar(axis, place + 0.36 * side - 0.18, share, colours[name], 0.34)
         axis.set_xticks(range(len(MEASURES)), [label for _, label in MEASURES])
         axis.set_xlim(-0.55, len(MEASURES) - 0.45)
         percent_axis(axis, "preferred, % (ties as half)" if axis is axes[0] else "")
         half_line(axis)
-        axis.legend(fontsize=9, loc="upper center", ncols=2, frameon=False)
-        axis.set_ylim(0, 118)
+        columns = 2 if sum(map(len, pair)) <= 24 else 1
+        style: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": columns}
+        axis.legend(handles=handles(pair, colours, 32), fontsize=9, frameon=False, **style)
     return figure
 
 
@@ -117,11 +119,15 @@ def category_chart(rows: Sequence[dict[str, Any]], pair: Sequence[str], colours:
         axis.set_xlabel("preferred, % (ties as half)")
         axis.set_title(title, fontsize=11)
         plain_frame(axis)
+    figure.legend(handles=handles(pair, colours, 40), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def handles(pair: Sequence[str], colours: Mapping[str, str], most: int) -> list[Patch]:
+    """What a legend shows of two models."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colours[name], label=name) for name in pair]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
-    return figure
+    return [Patch(color=colours[name], label=short(name, most)) for name in pair]
 
 
 def strength_chart(found: Mapping[str, dict[str, Any]], colours: Mapping[str, str]) -> Figure:
@@ -144,14 +150,20 @@ def strength_chart(found: Mapping[str, dict[str, Any]], colours: Mapping[str, st
     return figure
 
 
-def bar(
-    axis: Axes, place: float, share: Mapping[str, Any], colour: str, width: float, label: str | None = None
-) -> None:
+def bar(axis: Axes, place: float, share: Mapping[str, Any], colour: str, width: float) -> None:
     """One bar with its interval, its value above that."""
-    axis.bar(place, share["value"], width, color=colour, yerr=errors(share), error_kw=ERROR, label=label)
+    from matplotlib.patheffects import withStroke
+
+    axis.bar(place, share["value"], width, color=colour, yerr=errors(share), error_kw=ERROR)
     top = share["value"] if share["high"] is None else share["high"]
     axis.annotate(
-        f"{share['value']:.1f}", (place, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9
+        f"{share['value']:.1f}",
+        (place, top),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable on the line at 50 %
     )
 
 
@@ -196,4 +208,6 @@ def half_line(axis: Axes, label: str = "") -> None:
 
 
 def short(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A name for a chart. A legend would leave out one that begins with "_"."""
+    name = f" {name}" if name.startswith("_") else name
+    return literal(name if len(name) <= most else f"{name[: most - 1]}…")
