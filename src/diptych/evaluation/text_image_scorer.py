@@ -53,7 +53,10 @@ def open_scorer(source: str = JUDGE, device: str = "auto", **opening: Any) -> Te
 
     Raises a `UserError` for what is none of these.
     """
-    guide = open_guide(source, **opening)
+    try:
+        guide = open_guide(source, **opening)
+    except UserError as error:
+        raise UserError(f"the scorer: {error}") from None
     if not isinstance(guide, PairGuide):
         raise UserError(f"{source} does not compare images and texts: name judge, a judge's folder, or a CLIP")
     pair = guide.pair.to(find_device(device)).eval()

@@ -203,6 +203,8 @@ def test_a_clip_of_transformers_scores(tmp_path: Path) -> None:
     texts = scorer.texts(["a cat", "a dog " * 200])
     images = scorer.images([Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 40), "blue")])
     assert texts.shape == images.shape and torch.allclose(texts.norm(dim=1), torch.ones(2))
+    with pytest.raises(UserError, match="the scorer: no model at"):
+        open_scorer(str(tmp_path / "none"), "cpu")
     assert scorer.facts["resize"].startswith("antialiased bicubic") and len(scorer.facts["sha256"]) == 64
 
 
