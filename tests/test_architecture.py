@@ -22,7 +22,9 @@ MAY_IMPORT = {
     "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
     "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
     "metrics": {"core", "weights", "networks", "data", "models", "pretrained"},
-    "training": {"core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"},
+    "training": {
+        *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained", "metrics"),
+    },
     "evaluation": {
         *("core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained"),
         *("serving", "metrics"),

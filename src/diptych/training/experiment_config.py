@@ -349,6 +349,8 @@ class Recipe(Config):
         require_buckets(self.system, self.data)
         if self.data.bucket_step and self.training.cuda_graphs:
             raise UserError("Recipe: data.bucket_step must be 0 with training.cuda_graphs, which are of one shape")
+        if self.data.bucket_step and self.training.evaluation.images:
+            raise UserError("Recipe: training.evaluation.images must be 0 with data.bucket_step: it is of one shape")
         if self.data.drawn and self.system.store is not None:
             raise UserError(f"Recipe: {NOT_PRECOMPUTED}: set system.precomputed=none")
         if self.data.in_memory and self.training.worker_kind == "processes":

@@ -27,7 +27,7 @@ def named_faults(team: Team, config: TrainingConfig) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # of which torch.OutOfMemoryError is one
         here = f"process {team.rank} of {team.size} on {socket.gethostname()}"
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
+        if lacks_memory(error):
             raise UserError(f"{here} has no memory left on {team.device}: {remedies(team, config)}") from error
         if team.size > 1 and LOST.search(str(error)):
             raise UserError(
@@ -35,6 +35,12 @@ def named_faults(team: Team, config: TrainingConfig) -> Iterator[None]:
                 "checkpoint stays, and the same command goes on from it"
             ) from error
         raise
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether it is a lack of memory, of a GPU or of the host."""
+    typed = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return typed or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def remedies(team: Team, config: TrainingConfig) -> str:

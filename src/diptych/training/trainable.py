@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor, nn
@@ -41,6 +41,28 @@ class Trainable(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the finished model into an existing, empty folder."""
+        ...
+
+
+class Generated(NamedTuple):
+    """The images that a model makes for the examples of a batch, beside their own: all of one size."""
+
+    images: list[Image.Image]
+    real: list[Image.Image]
+    paired: bool
+    """Whether each ought to equal its real one: reconstructions, images that were made small or masked."""
+    captions: list[str] | None = None
+    """What each was generated for, in words; none where the model reads no words."""
+    decoded: bool = False
+    """Whether the real ones are what a first stage decodes of what was precomputed."""
+
+
+@runtime_checkable
+class Generating(Protocol):
+    """What a model offers besides, if images that it makes can be compared with real ones."""
+
+    def generated(self, batch: Batch, seeds: list[int]) -> Generated:
+        """Images for the examples of a batch, one a seed, with the averaged weights swapped in."""
         ...
 
 

@@ -39,7 +39,7 @@ from diptych.training.readback import Readback
 from diptych.training.run_state import RunState
 from diptych.training.trainable import Trainable, preparation, stepped
 from diptych.training.training_config import TrainingConfig, as_begun, settle_config
-from diptych.training.validation import validate
+from diptych.training.validation import measures
 from diptych.weights.model_folder import TRAINED
 
 START_IMAGES = 256
@@ -88,9 +88,9 @@ class Run:
         here: Team,
         bf16: bool,
     ) -> None:
-        self.trainable, self.batch_at, self.validation_at = trainable, batch_at, validation_at
-        self.config, self.folder, self.team = config, folder, here
+        self.trainable, self.batch_at, self.config, self.folder, self.team = trainable, batch_at, config, folder, here
         shard_group(config, here)  # where these processes cannot be grouped so, nothing begins
+        self.measures = measures(trainable, validation_at, config, here)
         self.module = accelerate(trainable, config, here.device, len(getattr(batch_at, "shapes", " ")))
         self.bf16, self.autocast = bf16, autocast(bf16, here.device)
         self.interrupt, self.logged, self.results = Interrupt(), Means(), Readback[Taken](here.device)
@@ -168,10 +168,11 @@ class Run:
                 speed = journal.advance(self.step, self.loss, config.batch_size)
                 if self.due(config.log_every):
                     journal.metrics(self.step, self.logged.take(self.team) | {"images_per_second": speed})
-                if self.validation_at and self.due(config.validate_every):
-                    with self.averaged(), journal.doing("validating"):
-                        found = validate(self.trainable, self.validation_at, config, self.team)
-                    journal.metrics(self.step, found, "validation")
+                for kind, doing, every, take in self.measures:
+                    if self.due(every):
+                        with self.averaged(), journal.doing(doing):
+                            found = take()
+                        journal.metrics(self.step, found, kind)
                 if self.due(config.sample_every):
                     with self.averaged(), journal.doing("generating samples"):
                         if self.team.main:

@@ -14,6 +14,7 @@ from diptych.core.config import Config, Within, plain, read_json
 from diptych.core.config_compare import differences, former_values
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
+from diptych.training.evaluation_config import EvaluationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,8 @@ class TrainingConfig(Config):
     """Steps between two validations; 0 is never."""
     validation_images: int = 256
     """The first so many validation images are used each time, with the same noise."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Distances of generated images to real ones, beside the validation loss; none by default."""
     sample_every: int = 1000
     """Steps between two sample grids; 0 is never."""
     checkpoint_every: int = 1000
@@ -115,7 +118,8 @@ class TrainingConfig(Config):
     @property
     def intervals(self) -> tuple[int, ...]:
         """Steps between two of everything that is done at intervals."""
-        return self.log_every, self.validate_every, self.sample_every, self.checkpoint_every
+        evaluate_every = self.evaluation.every if self.evaluation.images else 0
+        return self.log_every, self.validate_every, evaluate_every, self.sample_every, self.checkpoint_every
 
     def check(self) -> None:
         for field in (
@@ -153,7 +157,7 @@ CHANGEABLE = {
     *("compile", "cuda_graphs", "channels_last", "activation_checkpointing"),
     *("steps", "minutes", "accumulation", "device", "threads", "workers", "worker_kind", "keep", "validation_images"),
     *("shard", "shard_group", "changed_data"),
-    *("log_every", "validate_every", "sample_every", "checkpoint_every"),
+    *("log_every", "validate_every", "evaluation", "sample_every", "checkpoint_every"),
 }
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
 KEPT = ("random",)
@@ -188,7 +192,7 @@ def settle_config(
         for field, old, new in changes:
             if field.startswith("training.") and field.removeprefix("training.") in KEPT:
                 continue
-            if field.startswith("training.") and field.removeprefix("training.") in CHANGEABLE:
+            if field.startswith("training.") and field.split(".")[1] in CHANGEABLE:
                 changed.append(f"{field}={json.dumps(new)} (was {json.dumps(old)})")
             elif field != "description":  # the recipe's, which a version may word anew
                 refused.append((field, old, new))

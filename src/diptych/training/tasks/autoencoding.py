@@ -31,6 +31,7 @@ from diptych.training.system import TrainingData, TrainingSystem, first_weights,
 from diptych.training.tasks.adversarial import AdversarialConfig, Adversary
 from diptych.training.tasks.codebook import Codebook, CodebookConfig
 from diptych.training.tasks.perceptual import PerceptualConfig
+from diptych.training.trainable import Generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +235,11 @@ class FirstStage:
     def rebuilt(self, images: Tensor) -> Tensor:
         """From the posterior's mean, or from the nearest entries: (B, 3, H, W)."""
         return self.autoencoder.decode(self.autoencoder.encode(images).mean)
+
+    @torch.no_grad()
+    def generated(self, batch: dict[str, Any], seeds: list[int]) -> Generated:
+        """Reconstructions of a batch's images, in which nothing is random."""
+        return Generated(to_images(self.rebuilt(batch["picture"])), to_images(batch["picture"]), paired=True)
 
     @torch.no_grad()
     def samples(self) -> Image.Image | None:

@@ -17,12 +17,15 @@ from diptych.core.counter_random import draws_of
 from diptych.core.images import grid
 from diptych.core.random import DROP
 from diptych.networks.code_transformer import CodeTransformer
+from diptych.training.tasks.from_captions import generated_from_captions
+from diptych.training.trainable import Generated
 
 
 class Writing(Protocol):
     """A system that can be trained by `CodesTask`."""
 
     transformer: CodeTransformer
+    config: Any
 
     def prepare(self, batch: dict[str, Any], dropped: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Codes (B, length) and the transformer's other arguments; dropped (B,) bool marks captions to leave out."""
@@ -86,6 +89,11 @@ class CodesTask:
         finally:
             self.module.train(was_training)
         return grid(images, columns=min(len(images), 8))
+
+    @torch.no_grad()
+    def generated(self, batch: dict[str, Any], seeds: list[int]) -> Generated:
+        """Images of the captions of a batch, beside its own."""
+        return generated_from_captions(self.system, batch, seeds)
 
     def save(self, folder: Path) -> None:
         self.system.save(folder, self.config.save_dtype)

@@ -17,8 +17,12 @@ from diptych.core.random import DROP, NOISE, TIME
 from diptych.data.stream import pictures
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.losses import ObjectiveConfig, training_times
+from diptych.training.tasks.from_captions import generated_from_captions
+from diptych.training.trainable import Generated
 
 VALIDATION_TIMES = 8
+PLACES = {"middles": 0.5, "beginnings": 0.0}
+"""Where in its part of [0, 1] each of these times lies."""
 PREVIEWS = 8
 """Validation images in the sample grid of models for super-resolution and inpainting."""
 
@@ -27,6 +31,7 @@ class Diffusable(Protocol):
     """A model that `DiffusionTask` trains: latent diffusion, or one stage of a cascade."""
 
     denoiser: Denoiser
+    config: Any
 
     def start(self, batch: dict[str, Any]) -> None:
         """Initialise what depends on data, such as the latent scale, from a first batch."""
@@ -69,6 +74,9 @@ class DiffusionTraining(Config):
     """Share of the captions replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022)."""
     prompts: tuple[str, ...] = ()
     """Fixed prompts of the sample grid; none for no grid."""
+    validation_times: Literal["middles", "beginnings"] = "middles"
+    """The 8 equidistant times of the validation loss: 1/16, 3/16 ... 15/16, or 0, 1/8 ... 7/8 as MLPerf Training has
+    them. The noise of an image is the same at each and in each validation."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """How the finished model's matrices and kernels are stored."""
 
@@ -114,10 +122,19 @@ class DiffusionTask:
         none, draws = torch.zeros(len(batch["seed"]), dtype=torch.bool), draws_of(batch)
         losses = {}
         for i in range(VALIDATION_TIMES):
-            time = (i + 0.5) / VALIDATION_TIMES
+            time = (i + PLACES[self.config.validation_times]) / VALIDATION_TIMES
             times = torch.full((len(batch["seed"]),), time, dtype=torch.float64)
             losses[f"loss_at_{time:.4f}"] = self._losses(batch, draws, times, none, "none").mean().item()
         return {"loss": sum(losses.values()) / len(losses), **losses}
+
+    @torch.no_grad()
+    def generated(self, batch: dict[str, Any], seeds: list[int]) -> Generated:
+        """Images of the captions of a batch; of models for super-resolution and inpainting, what they make of its
+        images, made small or masked."""
+        if not (isinstance(self.system, ImageToImage) and self.system.image_to_image):
+            return generated_from_captions(self.system, batch, seeds)
+        _, outputs = self.system.sample_from_images(batch["picture"], list(batch["caption"]), seeds)
+        return Generated(to_images(outputs), to_images(batch["picture"]), paired=True)
 
     def samples(self) -> Image.Image | None:
         """Images of the fixed prompts; of models for super-resolution and inpainting, rows of inputs, outputs and

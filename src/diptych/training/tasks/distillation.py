@@ -24,6 +24,7 @@ from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from diptych.pretrained.load import open_autoencoder
 from diptych.training.system import TrainingData, TrainingSystem, first_weights, require_multiple
 from diptych.training.tasks.perceptual import PerceptualConfig
+from diptych.training.trainable import Generated
 from diptych.weights.fingerprint import fingerprint
 
 
@@ -124,6 +125,12 @@ class Distillation:
             name: psnr(*pair).mean().item()
             for name, pair in {**pairs, "teacher_psnr": (target, batch["picture"])}.items()
         }
+
+    @torch.no_grad()
+    def generated(self, batch: dict[str, Any], seeds: list[int]) -> Generated:
+        """What it decodes of the latents of a batch's images, which are drawn as in training."""
+        decoded = self.module.decode(self.targets(batch)[0])
+        return Generated(to_images(decoded), to_images(batch["picture"]), paired=True)
 
     @torch.no_grad()
     def samples(self) -> Image.Image | None:
