@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diptych.core.errors import UserError
-from diptych.data import DataConfig, open_dataset
+from diptych.data import DataConfig, open_dataset, shard_files
 from diptych.data.shards import Shard, write_shard
 from tests.data.tiny import foreign_shard, image_dataset, noise_png, png
 
@@ -178,3 +178,28 @@ def test_a_tar_of_odd_things(tmp_path):
     assert len(data) == 1
     assert data[0].captions == ("a long way down",)
     Image.fromarray(data[0].image)
+
+
+def test_an_example_is_read_ahead_by_one_read_and_a_broken_one_fails_in_its_place(tmp_path, monkeypatch):
+    members = [(f"{n}", {"png": noise_png(16, n), "txt": f"caption {n}".encode()}) for n in range(4)]
+    members[2] = ("2", {"png": noise_png(16, 2), "json": b"{"})
+    write_shard(tmp_path / "a.tar", members)
+    config, reads = DataConfig(path=str(tmp_path), size=16, max_failure_rate=1.0), []
+    plain, data = open_dataset(config), open_dataset(config)
+    expected = [next(plain.tries(index))[1] for index in range(4)]
+    read = shard_files.FILES.read
+    monkeypatch.setattr(shard_files.FILES, "read", lambda *place: reads.append(place[2:]) or read(*place))
+    data.fetch(range(4), images=True)
+    assert len(reads) == 4 and not data.quarantine.broken
+    for index, example in enumerate(expected):
+        found = next(data.tries(index))[1]
+        assert (found is None) == (example is None) == (index == 2)
+        if found is not None and example is not None:
+            assert (found.captions, found.key) == (example.captions, example.key)
+            np.testing.assert_array_equal(found.image, example.image)
+        if index == 1:
+            assert len(reads) == 4
+    assert data.quarantine.broken == plain.quarantine.broken and len(data.quarantine.broken) == 1
+    reads.clear()
+    data.fetch(range(4))  # metadata alone are wanted: an image need not be read for them
+    assert not reads

@@ -31,7 +31,7 @@ from tests.data.tiny import image_dataset
 from tests.training.toy import settings
 
 CPU = torch.device("cpu")
-CONFIG = DataConfig(path="", size=12, crop=8, flip=0.5, max_size=14, max_failure_rate=0.3, quarantine="left-out.jsonl")
+CONFIG = DataConfig(path="x", size=12, crop=8, flip=0.5, max_size=14, max_failure_rate=0.3, quarantine="left-out.jsonl")
 
 
 def short(caption: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from diptych.core.errors import UserError, pick
 
@@ -26,6 +26,8 @@ LOST = 0.01
 """Share of an image that may be cropped away before another size is tried."""
 ORIENTATION = 0x0112
 """Of EXIF."""
+STATED = frozenset(("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"))
+"""Keys of a Pillow image's `info` that may say how it is to be turned."""
 LONGEST = 4
 """Largest aspect ratio of an init image."""
 _FILTERS = threading.Lock()
@@ -143,16 +145,22 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
     Raises an exception of any kind that Pillow has for broken images, and passes on those of its body.
     """
+    with open_encoded(data) as image:
+        yield image
+
+
+def open_encoded(data: bytes) -> ImageFile.ImageFile:
+    """As `opened`: an image that is to be closed."""
     with _quiet():
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:  # its own words name a place in memory
             raise ValueError("not a PNG, JPEG or WebP image") from None
-    with image:
-        pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
-        if most is not None and pixels > most:
-            raise Image.DecompressionBombError(f"{pixels} pixels exceed the limit of {most} pixels")
-        yield image
+    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        image.close()
+        raise Image.DecompressionBombError(f"{pixels} pixels exceed the limit of {most} pixels")
+    return image
 
 
 @contextlib.contextmanager
@@ -168,6 +176,8 @@ def orientation(image: Image.Image, before_pixels: bool = False) -> int:
 
     before_pixels: look at what was read with the header alone. Of a PNG Pillow would read all.
     """
+    if (before_pixels or image.format in ("JPEG", "WEBP")) and STATED.isdisjoint(image.info):
+        return 1  # what the rest would find, at a twentieth of its cost
     with _quiet():
         value = (Image.Image.getexif(image) if before_pixels else image.getexif()).get(ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

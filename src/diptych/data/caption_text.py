@@ -40,14 +40,17 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+MARKS = tuple(mark for mark, _ in BYTE_ORDER_MARKS)
 
 
 def decode_text(data: bytes, name: str) -> str:
     """The text of a file: in the encoding of its byte order mark, else UTF-8. Raises `BrokenExample` for others."""
-    mark, encoding = next(((m, e) for m, e in BYTE_ORDER_MARKS if data.startswith(m)), (b"", "utf-8"))
+    mark, encoding = b"", "utf-8"
+    if data.startswith(MARKS):
+        mark, encoding = next((m, e) for m, e in BYTE_ORDER_MARKS if data.startswith(m))
     try:
         text = data[len(mark) :].decode(encoding)
-        if not mark and re.search(r"\w\0|\0\w", text):  # what UTF-16 makes of ASCII is valid UTF-8
+        if not mark and "\0" in text and re.search(r"\w\0|\0\w", text):  # what UTF-16 makes of ASCII is valid UTF-8
             raise BrokenExample(f"{name} holds NUL bytes (UTF-16 without a byte order mark?): save it as UTF-8")
         return text
     except UnicodeDecodeError as error:
@@ -87,6 +90,8 @@ def with_captions(meta: dict[str, Any], text: str | None = None) -> dict[str, An
     else the first other field of `CAPTION_FIELDS`. Labels become texts, splits `train` or `held-out`. Raises
     `BrokenExample` for values of another type.
     """
+    if not meta:  # a caption file alone, as in most shards
+        return {"captions": texts_of(text)}
     names = {str(name).casefold(): name for name in reversed(meta)}
     texts = [meta.get(names.get(field)) for field in CAPTION_FIELDS]  # type: ignore[arg-type]
     texts.insert(1, text)
@@ -106,7 +111,7 @@ def texts_of(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     texts = [text.strip() for text in values if isinstance(text, str) and not INVISIBLE.fullmatch(text)]
     for text in texts:
-        if re.search("[\ud800-\udfff]", text):
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
             raise BrokenExample(f"its caption {ascii(text)[:60]} is no valid Unicode text")
     return texts
 

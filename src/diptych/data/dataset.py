@@ -152,10 +152,12 @@ class ImageDataset:
         other._indices = other._of_split(name)
         return other
 
-    def fetch(self, indices: Iterable[int]) -> None:
-        """Read what this thread will ask for next at once, where the data lie in a store."""
-        if isinstance(self.source, ShardSource) and self.source.remote:
-            self.source.fetch([int(self._indices[index]) for index in indices])
+    def fetch(self, indices: Iterable[int], images: bool = False) -> None:
+        """Read what this thread will ask for next at once: of shards in a store, and of local ones where `images` are
+        read, too."""
+        images = images and not self.config.in_memory
+        if isinstance(self.source, ShardSource) and (self.source.remote or images):
+            self.source.fetch([int(self._indices[index]) for index in indices], images)
 
     def readable(self) -> Iterator[Example]:
         """Every readable example, once, in order; broken ones go into the quarantine."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from diptych.core.image_files import opened, upright
+from diptych.core.image_files import open_encoded, upright
 from diptych.data.pixels import Region, array_of
 from diptych.data.quarantine import BrokenExample, broken_image
 
@@ -30,8 +30,9 @@ def decode_image(data: bytes, size: int | tuple[int, int], square: bool = True) 
     """
     high, wide = (size, size) if isinstance(size, int) else size
     try:
-        with opened(data) as image:
+        with open_encoded(data) as image:
             check_shape(image.size, max(high, wide))
+            image.decodermaxblock = max(image.decodermaxblock, len(data))  # all at once
             image.draft("RGB", (wide, high))  # JPEG: decode at a fraction where that is still large enough
             return covered(upright(image, copy=False), (wide, high), square)
     except (MemoryError, BrokenExample):

@@ -78,6 +78,13 @@ class LocalShard:
     def part(self, start: int, size: int) -> View:
         return FilePart(self.path, self.file, start, size)
 
+    def read(self, start: int, size: int) -> bytes:
+        """These bytes, now. Raises `OSError`, or `ValueError` where the file ends before them."""
+        data = FILES.read(self.path, self.file, start, size)
+        if len(data) != size:
+            raise ValueError("the file is cut off")
+        return data
+
 
 class FilePart:
     """A part of an open file, read when it is sliced (safe from several threads). A `View`."""

@@ -6,6 +6,8 @@ Writing is deterministic (fixed times and owners, given order) and atomic. Readi
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import hashlib
 import io
 import os
@@ -30,6 +32,8 @@ from diptych.data.shard_scan import NO_CAPTION, NO_IMAGE, Entry, apart_hint, ent
 from diptych.data.tars import BLOCK, View
 
 __all__ = ["Shard", "ShardSource", "write_shard"]
+MOST_AHEAD = 2**24
+"""Bytes of local shards that a thread reads ahead."""
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> dict:
@@ -68,6 +72,7 @@ class ShardSource:
         self.remote = any(isinstance(file, RemoteShard) for file in files)
         self.starts = np.cumsum([0, *self._index.notes["counts"]])
         """Index of the first example of each shard, and the number of all."""
+        self._starts: list[int] = self.starts.tolist()
         self.selection = Selection(len(self), chosen)
         self.problems: list[tuple[str, int, str]] = []
         """(shard, examples before, reason) of shards that end early."""
@@ -94,6 +99,8 @@ class ShardSource:
             return name, f"example {index - int(self.starts[self._number(index)])}"
 
     def meta(self, index: int) -> dict[str, Any]:
+        if (parsed := getattr(self._last, "parsed", {}).get(index)) is not None:
+            return parsed[2]
         entry, view = self._entry(index)
         return entry.meta(view)
 
@@ -122,7 +129,7 @@ class ShardSource:
         return BrokenExample(what + (apart_hint(os.path.basename(self._file(index).name)) if apart else ""))
 
     def _number(self, index: int) -> int:
-        return int(np.searchsorted(self.starts, index, side="right")) - 1
+        return bisect.bisect_right(self._starts, index) - 1
 
     def _file(self, index: int) -> ShardFile:
         return self.files[self._number(index)]
@@ -130,23 +137,35 @@ class ShardSource:
     def _entry(self, index: int) -> tuple[Entry, View]:
         """An example and its bytes; the last one of each thread is kept. Raises `BrokenExample`, an `OSError`, or a
         `UserError` if the shard was replaced."""
+        if (parsed := getattr(self._last, "parsed", {}).get(index)) is not None:
+            return parsed[0], parsed[1]
         last, entry, view = getattr(self._last, "entry", (-1, None, None))
         if last != index or entry is None or view is None:
-            row = self._index["rows"][index]
             view: View | None = getattr(self._last, "ahead", {}).get(index)
             if view is None:
-                view = self._file(index).part(int(row["start"]) * BLOCK, int(row["blocks"]) * BLOCK)
+                start, blocks, *_ = self._index["rows"][index].item()
+                view = self._file(index).part(start * BLOCK, blocks * BLOCK)
             entry = entry_of(view)
             self._last.entry = index, entry, view
         return entry, view
 
-    def fetch(self, indices: Sequence[int]) -> None:
-        """Read examples that this thread will ask for next, those in stores with few requests."""
-        spans = []
+    def fetch(self, indices: Sequence[int], images: bool) -> None:
+        """Read examples that this thread will ask for next: those in stores with few requests, and where `images` are
+        read, too, local ones with one read each, `MOST_AHEAD` bytes in all. What cannot be read fails where it is asked
+        for."""
+        spans, parsed, room = [], dict[int, tuple[Entry, View, dict[str, Any]]](), MOST_AHEAD if images else 0
+        self._last.parsed = {}  # of the batch before
         for index in dict.fromkeys(indices):
-            file, row = self._file(index), self._index["rows"][index]
+            file = self._file(index)
+            start, blocks, *_ = self._index["rows"][index].item()
             if isinstance(file, RemoteShard):
-                spans.append((index, (file, int(row["start"]) * BLOCK, int(row["blocks"]) * BLOCK)))
+                spans.append((index, (file, start * BLOCK, blocks * BLOCK)))
+            elif isinstance(file, LocalShard) and (room := room - blocks * BLOCK) >= 0:
+                with contextlib.suppress(Exception):
+                    view = file.read(start * BLOCK, blocks * BLOCK)
+                    entry = entry_of(view)
+                    parsed[index] = entry, view, entry.meta(view)
+        self._last.parsed = parsed
         if spans:
             self._last.ahead = {}  # of the batch before
             found = read_spans([span for _, span in spans])

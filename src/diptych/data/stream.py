@@ -131,7 +131,7 @@ class ImageBatches:
         order = self.order(positions)
         pixels = np.empty((len(positions), *order.shape, 3), dtype=np.uint8)
         captions, keys = [], []
-        self.dataset.fetch(index for index, _ in order.examples)
+        self.dataset.fetch((index for index, _ in order.examples), images=True)
         for row, (index, seed) in enumerate(order.examples):
             example = self.dataset.read(index, None if self.dataset.config.drawn else order.shape)
             augment_into(pixels[row], example.decoded, self.dataset.config, seed)

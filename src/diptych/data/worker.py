@@ -89,7 +89,7 @@ def answer(chunk: Chunk, pixels: np.ndarray, dataset: ImageDataset) -> Answer:
     rows: list[ReadRow] = []
     size = 3 * chunk.shape[0] * chunk.shape[1]
     try:
-        dataset.fetch(index for index, _ in chunk.examples)
+        dataset.fetch((index for index, _ in chunk.examples), images=True)
         for offset, (index, seed) in enumerate(chunk.examples):
             row = pixels[chunk.offset + offset * size :][:size].reshape(*chunk.shape, 3)
             rows.append(read_row(dataset, index, seed, row))
