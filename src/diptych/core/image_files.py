@@ -31,6 +31,7 @@ STATED = frozenset(("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 LONGEST = 4
 """Largest aspect ratio of an init image."""
 _FILTERS = threading.Lock()
+_SILENT = threading.Event()
 
 
 def read_image(source: Path | str | Image.Image) -> Image.Image:
@@ -163,9 +164,21 @@ def open_encoded(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
+def silence_pillow() -> None:
+    """Let Pillow warn of nothing from now on, in a process that does nothing but decode: changing the filters at each
+    image and back takes as long as opening it."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    _SILENT.set()
+
+
+def _quiet() -> contextlib.AbstractContextManager[None]:
+    """Within, Pillow warns of nothing."""
+    return contextlib.nullcontext() if _SILENT.is_set() else _without_warnings()
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, Pillow warns of nothing. The filters of warnings are the whole process's: one thread at a time."""
+def _without_warnings() -> Iterator[None]:
+    """Within, there are no warnings. Their filters are the whole process's: one thread at a time."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -191,6 +204,8 @@ def upright(image: Image.Image, copy: bool = True) -> Image.Image:
     image.load()
     if orientation(image) != 1:  # else it would be copied, all its pixels
         image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and not copy and "transparency" not in image.info:
+        return image
     if image.mode.startswith("I;16"):
         image = _eight_bits(image)
     if image.has_transparency_data:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.core.errors import UserError
+from diptych.core.image_files import silence_pillow
 from diptych.data.augment import augment_into
 from diptych.data.dataset import ImageDataset
 from diptych.data.quarantine import BrokenExample, Quarantine, reason_of
@@ -163,6 +164,7 @@ def main(connection_number: int, memory_number: int, data_number: int) -> None:
         with mmap.mmap(data_number, 0, access=mmap.ACCESS_READ) as data:
             dataset, Image.MAX_IMAGE_PIXELS = pickle.loads(data)
         memory: Any = mmap.mmap(memory_number, 0)
+        silence_pillow()
         gc.freeze()  # what is there now stays: collections need not look through it
         connection.send(None)  # started
         work(connection, memory, dataset)
