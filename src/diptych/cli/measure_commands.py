@@ -78,7 +78,7 @@ def add_commands(commands: Any) -> None:
     add_device(command)
     command.add_argument("--statistics", metavar="NPZ", type=Path, help="also save the reference's mean and covariance")
     command.add_argument("--out", metavar="JSON", type=Path, help="file of the results")
-    command.set_defaults(command=measure, more="sets")
+    command.set_defaults(command=measure, more="sets", warns=True)
 
     command = commands.add_parser("evaluate compare", help="results of `evaluate images` side by side, if they compare")
     command.add_argument("results", metavar="JSON", nargs="+", type=Path, help="files of results, two or more")

@@ -13,6 +13,7 @@ from diptych.cli import (
     model_commands,
     plan_commands,
     prompts_commands,
+    protocol_commands,
     study_commands,
     train_commands,
 )
@@ -26,6 +27,7 @@ COMMANDS = (
     plan_commands,
     evaluate_commands,
     measure_commands,
+    protocol_commands,
     study_commands,
     model_commands,
     data_commands,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from PIL import Image
 
 from diptych.core.config import Config, Within
-from diptych.core.errors import UserError
+from diptych.core.errors import UserError, warn
 from diptych.core.image_files import opened, upright
 from diptych.data.dataset import DataConfig, open_dataset
 from diptych.data.folder_scan import stamps_of
@@ -80,41 +81,83 @@ class ImageSet:
     that names it: what is measured would be another set without it.
     """
 
-    def __init__(self, path: str | Path, processing: Processing | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        processing: Processing | None = None,
+        limit: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
         """
         Args:
             path: a folder of PNG, JPEG or WebP images or of .tar shards, shards in a store, or an .npz whose arr_0 are
                 images, uint8 (N, H, W, 3), as ADM's samples are published.
             limit: the first so many images alone.
+            only: the images of these file names alone, whichever folder below `path` they are in; not of an .npz.
 
         Raises:
-            UserError: there are no images, or fewer than `limit`.
+            UserError: there are no images, fewer than `limit`, or not one for each name of `only`.
         """
         self.path, self.processing = str(path), processing or Processing()
         self.left_out: dict[str, str] = {}
         """Files beside the images that are none, or of kinds that are not read: name -> reason."""
         self._samples: SamplesFile | None = None
+        self._part = ""
+        """Which of the images there are, where that is not all or the first."""
         if is_npz(path):
             self._samples = SamplesFile(Path(path))
+            self._places: Sequence[int] | np.ndarray = range(len(self._samples))
         else:
             if not is_remote(self.path) and not Path(path).exists():
                 raise UserError(f"no images at {path}: give a folder of images or of .tar shards")
             dataset = open_dataset(DataConfig(path=self.path, split="all"), captions=False)
             self._source, self._places = dataset.source, dataset.indices
             self.left_out = dict(dataset.source.skipped)
-        self.count = len(self._samples if self._samples is not None else self._places)
+            if only is not None:
+                self._places = self._named(set(only))
+        self.count = len(self._places)
         if limit is not None and limit > self.count:
             raise UserError(f"{path} has {self.count:,} images, fewer than the {limit:,} asked for")
         self.limited = limit is not None
         """Whether it is the beginning of a set alone."""
         self.count = limit or self.count
 
+    def _named(self, names: set[str]) -> np.ndarray:
+        """The places of the images of these names."""
+        places: dict[str, int] = {}
+        for place in map(int, self._places):
+            name = Path(self._source.key(place)[1]).name
+            if name in names and name in places:
+                raise UserError(f"{self.path} has two images named {name}: name the folder with one of them")
+            places[name] = place
+        if missing := sorted(names - places.keys()):
+            raise UserError(f"{self.path} lacks {missing[0]} ({len(missing):,} of {len(names):,} images are missing)")
+        self._part = "only"
+        return np.array(sorted(places[name] for name in names), np.int64)
+
+    def drawn(self, number: int | None, seed: int) -> ImageSet:
+        """So many of these images, drawn by `seed`; all where there are no more or none is given."""
+        if number is None or number >= len(self):
+            return self
+        part = copy.copy(self)
+        chosen = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(self))[:number])
+        part._places = np.asarray(self._places)[chosen]
+        part.count, part._part = number, f"{self._part} {number} by {seed}"
+        return part
+
+    def warn_of_left_out(self) -> None:
+        """Say which files beside the images are not read."""
+        if self.left_out:
+            name, reason = next(iter(self.left_out.items()))
+            warn(f"{self.path}: {len(self.left_out)} files are left out, such as {name} ({reason})")
+
     def __len__(self) -> int:
         return self.count
 
     def name(self, number: int) -> str:
         """Of an image, for errors and tables."""
-        return str(number) if self._samples is not None else self._source.key(int(self._places[number]))[1]
+        place = int(self._places[number])
+        return str(place) if self._samples is not None else self._source.key(place)[1]
 
     def stem(self, number: int) -> str:
         """The name without the ending of an image file: the same for an image and its pair. Of an .npz, the number."""
@@ -126,7 +169,7 @@ class ImageSet:
         """An image, RGB and processed, and the SHA-256 of its pixels before that. Thread-safe."""
         try:
             if self._samples is not None:
-                image = Image.fromarray(self._samples[number])
+                image = Image.fromarray(self._samples[int(self._places[number])])
             else:
                 with opened(self._source.image_bytes(int(self._places[number]))) as image:
                     image = upright(image)
@@ -175,6 +218,8 @@ class ImageSet:
         of them. A file that is written anew has another."""
         place = self.path if is_remote(self.path) else str(Path(self.path).absolute())
         digest = hashlib.sha256(f"{place} {len(self)}".encode("utf-8", "surrogateescape"))
+        if self._part:
+            digest.update(f" {self._part} ".encode() + np.asarray(self._places, np.int64).tobytes())
         if self._samples is not None:
             digest.update(stamps_of(Path(), [self.path])[0].tobytes())
         elif isinstance(self._source, FolderSource):

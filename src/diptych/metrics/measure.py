@@ -129,9 +129,8 @@ class Measurement:
     def warn_of_left_out(self) -> None:
         """Say which files beside the images are not read."""
         for side in (self.generated, self.real):
-            if side is not None and side.left_out:
-                name, reason = next(iter(side.left_out.items()))
-                warn(f"{side.path}: {len(side.left_out)} files are left out, such as {name} ({reason})")
+            if side is not None:
+                side.warn_of_left_out()
 
     def _check(self, name: str) -> None:
         if name not in ALONE and self.real is None:

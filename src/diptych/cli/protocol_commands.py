@@ -1,0 +1,233 @@
+"""`diptych evaluate fid-30k`, `unconditional`, `class-conditional`: protocols of papers, their choices as options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.argument_values import SEED_LIMIT, Several
+from diptych.cli.arguments import (
+    OPENING,
+    Parser,
+    add_device,
+    add_integer,
+    add_model,
+    add_opening,
+    add_options,
+    argument_type,
+    given,
+    options_given,
+)
+from diptych.cli.measure_commands import METRICS, NETWORKS, RESIZES, named
+from diptych.cli.prompts_commands import SAMPLING, OrAll
+from diptych.core.errors import UserError
+from diptych.core.values import Text
+
+EXAMPLES = """\
+examples:
+  diptych evaluate fid-30k captions_val2014.json val2014/ --preset ldm --model runs/sd --steps 50 \\
+      --weights inception=inception.pth --out runs/fid
+  diptych evaluate fid-30k captions_val2014.json val2014/ --generated runs/fid/images --network-resize clean \\
+      --weights inception=inception.pth --out runs/fid-clean
+
+docs/protocols.md says what each choice changes. An interrupted run goes on.
+"""
+CHOICES = ("number", "seed", "crop", "resize", "jpeg", "reference_jpeg", "network_resize")
+OF_KIND = {
+    "fid-30k": ("per_image", "caption", "reference"),
+    "unconditional": ("manifold_reference",),
+    "class-conditional": ("manifold_reference", "classes"),
+}
+PRESETS = {
+    "fid-30k": ("common", "imagen", "ldm"),
+    "unconditional": ("common", "ldm"),
+    "class-conditional": ("common", "ldm"),
+}
+DATASETS = {
+    "unconditional": ("celebahq", "ffhq", "lsun-churches", "lsun-bedrooms"),
+    "class-conditional": ("imagenet",),
+}
+NOT_HERE = ("size", "prompt_weights")
+"""Options of `generate` whose names mean something else here: `--size` and `--weights`."""
+ALL = ("number", "per_image", "manifold_reference")
+"""Choices in which "all" is none."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the protocols to `evaluate`."""
+    command = add_protocol(commands, "fid-30k", "FID of images of COCO's captions, beside published figures", EXAMPLES)
+    command.add_argument("annotations", metavar="FILE", type=Path, help="COCO's captions_val2014.json")
+    command.add_argument("images", metavar="FOLDER", type=Path, help="its images, val2014")
+    draw = command.add_argument_group("draw")
+    draw.add_argument("--number", metavar="N", type=argument_type(OrAll(1)), help="captions, or all (default: 30000)")
+    draw.add_argument(
+        "--per-image",
+        metavar="N",
+        type=argument_type(OrAll(1, 1000)),
+        help="captions of each image (default: 1), or all: draw among all captions",
+    )
+    draw.add_argument(
+        "--caption", metavar="C", choices=("random", "first"), help="of an image: random (default), first"
+    )
+    draw.add_argument("--prompts", metavar="FILE", type=Path, help="captions that `diptych prompts coco` drew before")
+    draw.add_argument(
+        "--reference",
+        metavar="R",
+        choices=("full", "subset"),
+        help="full (default): all images of the annotations; subset: those whose captions were drawn",
+    )
+    add_rest(command, draw, "fid-30k")
+
+    for name in ("unconditional", "class-conditional"):
+        text = "FID, Inception Score, precision and recall of samples, beside published figures"
+        command = add_protocol(commands, name, f"{text}: {name} models", None)
+        command.add_argument(
+            "real", metavar="REAL", help="images of the data set, or an .npz of their statistics, for FID alone"
+        )
+        draw = command.add_argument_group("draw")
+        add_integer(draw, "--number", 1, help="samples (default: 50000)")
+        if name == "class-conditional":
+            draw.add_argument(
+                "--classes",
+                metavar="C",
+                choices=("random", "balanced"),
+                help="random (default): each sample's class is drawn; balanced: all equally often",
+            )
+        draw.add_argument(
+            "--manifold-reference",
+            metavar="N",
+            type=argument_type(OrAll(2)),
+            help="reference images of precision and recall, or all (default: 10000)",
+        )
+        command.add_argument(
+            "--dataset",
+            metavar="D",
+            choices=DATASETS[name],
+            help=f"whose published figures stand below ours: {', '.join(DATASETS[name])}",
+        )
+        add_rest(command, draw, name)
+
+
+def add_protocol(commands: Any, name: str, text: str, examples: str | None) -> Parser:
+    command: Parser = commands.add_parser(
+        f"evaluate {name}", help=text, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=examples
+    )
+    command.set_defaults(command=evaluate, protocol=name, warns=True)
+    return command
+
+
+def add_rest(command: Parser, draw: Any, name: str) -> None:
+    """What all protocols take."""
+    add_integer(draw, "--seed", 0, SEED_LIMIT - 1, help="of the draw and of the images (default: 0)")
+    command.add_argument(
+        "--preset",
+        metavar="P",
+        choices=PRESETS[name],
+        default="common",
+        help=f"choices as a paper states them: {', '.join(PRESETS[name])}; options change them",
+    )
+    command.add_argument(
+        "--generated", metavar="FOLDER", type=Path, help="images that are generated already, instead of --model"
+    )
+    add_model(command)
+    add_opening(command)
+    images = command.add_argument_group("images")
+    images.add_argument(
+        "--size",
+        metavar="PIXELS",
+        dest="side",
+        type=argument_type(OrAll(1, 4096)),
+        help="bring both sides to this size first (default: 256)",
+    )
+    images.add_argument("--crop", choices=("center", "none"), help="the centre square (default), or all of an image")
+    images.add_argument(
+        "--resize", choices=("box", "bilinear", "bicubic", "lanczos"), help="the filter to --size (default: bicubic)"
+    )
+    add_integer(images, "--jpeg", 1, 100, metavar="Q", help="measure generated images as JPEGs of this quality")
+    add_integer(images, "--reference-jpeg", 1, 100, metavar="Q", help="the same for real ones, at --size")
+    measuring = command.add_argument_group("measures")
+    measuring.add_argument(
+        "--metrics", metavar="M,M", type=argument_type(Several(Text())), help=f"of {', '.join(METRICS[:6])}"
+    )
+    measuring.add_argument(
+        "--weights", metavar="NETWORK=PATH", action="append", default=[], help=f"weights of {', '.join(NETWORKS)}"
+    )
+    measuring.add_argument(
+        "--features", metavar="F", choices=NETWORKS, help="inception (default); of others nothing published compares"
+    )
+    measuring.add_argument(
+        "--network-resize",
+        metavar="R",
+        choices=RESIZES[:3],
+        help="to InceptionV3's size: tf1 (default: torch-fidelity), torch-bilinear (pytorch-fid), clean (clean-fid)",
+    )
+    add_integer(measuring, "--splits", 1, help="parts of the Inception Score (default: 10)")
+    add_integer(measuring, "--k", 1, 1000, help="neighbours of precision and recall (default: 3)")
+    add_integer(command, "--batch", 1, help="images generated at a time (default: 8)")
+    add_device(command)
+    command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="folder of images and results")
+    add_options(command, *(option for option in SAMPLING if option not in NOT_HERE))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from diptych.cli.generate_commands import lora_files
+    from diptych.cli.option_checks import check_options
+    from diptych.evaluation.folder import require_same
+
+    name, options = arguments.protocol, options_given(arguments)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(
+            "a protocol is one process: let torchrun make the set by `diptych generate --prompts`, and give it as "
+            "--generated"
+        )
+    if arguments.generated is not None and (unused := given(arguments, "model", "lora", "batch") | options):
+        raise UserError(f"--{next(iter(unused)).replace('_', '-')} is for a model: leave it out beside --generated")
+    check_options(options, lora_files(arguments))
+    require_same(arguments.out, name)
+    weights = dict(named(text) for text in arguments.weights)
+
+    from diptych.core.devices import find_device
+    from diptych.evaluation.protocol_choices import choose
+    from diptych.evaluation.protocol_run import Measuring, ProtocolRun, evaluate_captions, evaluate_samples
+
+    values = given(arguments, *CHOICES, *OF_KIND[name])
+    if arguments.side is not None:
+        values["size"] = arguments.side
+    for key in (*ALL, "size"):
+        if values.get(key) == "all":
+            values[key] = None
+    choices, preset = choose(name, arguments.preset, values)
+    measuring = Measuring(
+        weights=weights,
+        device=find_device(arguments.device),
+        allow_pickle=bool(arguments.allow_pickle),
+        offline=bool(arguments.offline),
+        **given(arguments, "features", "metrics", "splits", "k"),
+    )
+    run = ProtocolRun(
+        protocol=name,
+        out=arguments.out,
+        choices=choices,
+        preset=preset,
+        measuring=measuring,
+        model=None if arguments.generated is not None else lambda: opened(arguments, options),
+        generated=arguments.generated,
+        name=str(arguments.generated or arguments.model or "latent"),
+        dataset="coco" if name == "fid-30k" else arguments.dataset,
+        batch=arguments.batch,
+    )
+    if name == "fid-30k":
+        evaluate_captions(run, arguments.annotations, arguments.images, prompts=arguments.prompts)
+    else:
+        evaluate_samples(run, arguments.real)
+
+
+def opened(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and those options, which it takes."""
+    import diptych
+    from diptych.cli.option_checks import accepted_options
+
+    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    return model, accepted_options(model, arguments.model or "latent", options)
