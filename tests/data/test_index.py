@@ -265,3 +265,21 @@ def test_a_shard_that_is_replaced_is_an_error(tmp_path):
     os.replace(tmp_path / "x.tar", folder / "0.tar")
     with pytest.raises(UserError, match=r"0\.tar was replaced while it was read: start again"):
         data[0]
+
+
+def test_a_folder_named_from_here_is_read_again_when_it_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def names():
+        return open_dataset(DataConfig(path="d", split="all"), captions=False).source
+
+    os.mkdir("d")
+    for name in ("a.png", "b.png"):
+        (tmp_path / "d" / name).write_bytes(png())
+    aged("d")
+    assert len(names()) == len(names()) == 2
+    (tmp_path / "d" / "c.gif").write_bytes(b"GIF89a")
+    os.remove("d/a.png")
+    assert len(names()) == 1 and list(names().skipped) == ["c.gif"]
+    monkeypatch.chdir(tmp_path / "d")
+    assert len(open_dataset(DataConfig(path="../d", split="all"), captions=False)) == 1

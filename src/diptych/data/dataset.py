@@ -359,16 +359,17 @@ def open_source(path: Path, config: DataConfig, captions: bool) -> FolderSource 
     """The shards under a folder, or else its images; `path` may be one shard."""
     if not path.is_dir():
         return ShardSource([LocalShard(path, one_line(path.name))], str(path.absolute()), {}, config, captions)
-    if (index := known_folder(path)) is not None:
+    place = Path(os.path.abspath(path))  # what an index names stays where it is, whatever the working folder is
+    if (index := known_folder(place)) is not None:
         return FolderSource(path, index, config, captions)
-    listing = Listing.of(path)
+    listing = Listing.of(place)
     tars = sorted(file for file in listing.files if file.suffix.casefold() == ".tar")
     if not tars:
-        return FolderSource(path, index_folder(path, listing), config, captions)
+        return FolderSource(path, index_folder(place, listing), config, captions)
     for file in listing.files:
         if file.suffix.casefold().lstrip(".") in IMAGE_EXTENSIONS:
-            listing.skipped[one_line(str(file.relative_to(path)))] = (
+            listing.skipped[one_line(str(file.relative_to(place)))] = (
                 "an image beside shards: the shards are read, and nothing else"
             )
-    shards = [LocalShard(file, one_line(os.path.relpath(file, path))) for file in tars]
+    shards = [LocalShard(file, one_line(os.path.relpath(file, place))) for file in tars]
     return ShardSource(shards, os.path.abspath(path), listing.skipped, config, captions)

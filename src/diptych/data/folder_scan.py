@@ -219,7 +219,10 @@ class Listing(NamedTuple):
 
 def index_folder(folder: Path, listing: Listing) -> Arrays:
     """The index of a folder of images: the columns of `FolderScan`, the "hashes" of keys, and the notes "skipped",
-    "splits" and "contents", a hash of what lies there. Another process that makes it is waited for."""
+    "splits" and "contents", a hash of what lies there. Another process that makes it is waited for.
+
+    folder: absolute, and so in `listing`: the index names the places whose changes it is compared with."""
+    assert folder.is_absolute()
     store = IndexFolder(os.path.abspath(folder))
     with store.locked():
         return known_folder(folder) or _index_folder(folder, listing, store)
@@ -252,7 +255,8 @@ def known_folder(folder: Path) -> Arrays | None:
         return None
     try:
         folders = [os.fsdecode(text_at(index, "folders", n)) for n in range(len(index["folders_ends"]))]
-        same = np.array_equal(stamps_of(folder, folders)[0], index["stamps"])
+        stamps = stamps_of(folder, folders)[0]
+        same = bool((stamps >= 0).all()) and np.array_equal(stamps, index["stamps"])
         if same and np.array_equal(
             stamps_of(folder, files_beside(folder, index, index.notes["tables"]))[0], index["beside"]
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,9 @@ def read_pool(name: str, folder: Path, like: ImagePool | None = None) -> ImagePo
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name a folder of images as {name}={folder}")
-    source = FolderSource(
-        folder, index_folder(folder, Listing.of(folder)), DataConfig(path=str(folder), split="all"), captions=False
-    )
+    place = Path(os.path.abspath(folder))
+    index = index_folder(place, Listing.of(place))
+    source = FolderSource(folder, index, DataConfig(path=str(folder), split="all"), captions=False)
     named = {} if like is None else _prompts_by_name(like)
     found: list[tuple[str, int, Path]] = []
     without: list[str] = []
