@@ -66,7 +66,9 @@ class Measuring:
         for kind in dict.fromkeys(OWN_NETWORK.get(name, self.features) for name in names):
             open_features(kind, self.weights.get(kind), None, "cpu", self.allow_pickle, self.offline)
 
-    def measurement(self, made: ImageSet, real: ImageSet | Path | None, choices: ProtocolChoices) -> Measurement:
+    def measurement(
+        self, made: ImageSet, real: ImageSet | None, choices: ProtocolChoices, statistics: Path | None = None
+    ) -> Measurement:
         config = MeasureConfig.from_dict(
             {
                 "features": self.features,
@@ -76,7 +78,8 @@ class Measuring:
                 "batch": self.batch,
             }
         )
-        return Measurement(made, real, config, self.weights, self.device, self.allow_pickle, self.offline)
+        how = (self.weights, self.device, self.allow_pickle, self.offline)
+        return Measurement(made, real, statistics, config, *how)
 
 
 @dataclass(kw_only=True)
@@ -158,6 +161,7 @@ class ProtocolRun:
                 one["made_with"] = {entry: made_with.get(entry) for entry in ("model", "settings")}
             if unknown:
                 one["unknown"] = [*one.get("unknown", ()), *unknown]
+                one["protocol"]["unknown"] = list(unknown)
         groups = published(self.protocol, self.dataset)
         judged = self.measuring.features != "inception"
         ours = {**self.choices.described(), **ours}
@@ -267,12 +271,12 @@ def evaluate_samples(run: ProtocolRun, reference: Path | str, console: Console |
     assert isinstance(choices, SampleChoices)
     if choices.number is None:
         raise UserError("number of samples: give --number")
-    real = open_reference(reference, choices.processing(reference=True))
-    if isinstance(real, ImageSet):
+    real, statistics = open_reference(reference, choices.processing(reference=True))
+    if real is not None:
         real.warn_of_left_out()
-    if isinstance(real, Path) and "precision-recall" in run.metrics:
+    elif "precision-recall" in run.metrics:
         if run.measuring.metrics is not None:
-            raise UserError(f"precision and recall need images: {real} holds statistics alone")
+            raise UserError(f"precision and recall need images: {reference} holds statistics alone")
         run.metrics.remove("precision-recall")
     rows = [PromptRow(NOTHING)] * choices.number
     if run.model is not None:
@@ -281,12 +285,16 @@ def evaluate_samples(run: ProtocolRun, reference: Path | str, console: Console |
         rows = _class_rows(opened[0], choices) if isinstance(choices, ClassChoices) else _no_prompts(opened[0], rows)
     run.claim({})
     made = run.images(rows, {})
-    results = run.measuring.measurement(made, real, choices).measure(
+    results = run.measuring.measurement(made, real, choices, statistics).measure(
         [name for name in run.metrics if name != "precision-recall"]
     )
-    ours: dict[str, Any] = {"number": len(rows), "reference": f"{_count(real)} of {Path(str(reference)).name}"}
+    of = Path(str(reference)).name
+    by_images = statistics is None or (real is not None and run.measuring.features != "inception")
+    ours: dict[str, Any] = {"number": len(rows), "reference": f"statistics in {of}"}
+    if by_images and real is not None:
+        ours["reference"] = f"{len(real):,} images of {of}"
     if "precision-recall" in run.metrics:
-        assert isinstance(real, ImageSet)
+        assert real is not None
         part = real.drawn(choices.manifold_reference, choices.seed)
         results += run.measuring.measurement(made, part, choices).measure(["precision-recall"])
         ours["manifold_reference"] = len(part)
@@ -343,10 +351,6 @@ def _drawn_otherwise(generated: Path, drawn: Mapping[str, Any]) -> list[str]:
         values = ", ".join(f"{name} {stated.get(name)}, not {drawn.get(name)}" for name in other)
         raise UserError(f"{generated} is of captions drawn otherwise ({values}): give the same choices")
     return []
-
-
-def _count(real: ImageSet | Path) -> str:
-    return "statistics" if isinstance(real, Path) else f"{len(real):,} images"
 
 
 def _words(names: Sequence[str]) -> list[str]:
