@@ -57,8 +57,9 @@ class Flow {
     const two = this.tasks[0].sides.length > 1;
     const many = this.tasks[0].sides[0].length > 1;
     const what = many ? "two sets of images, A and B" : two ? "two images, A and B" : "an image and a caption";
+    const times = this.tasks.length === 1 ? "once" : `${this.tasks.length} times`;
     const items = [
-      `You will see ${what}, ${this.tasks.length} times, and be asked what you think of them.`,
+      `You will see ${what} ${times}, and be asked what you think of them.`,
       "There is no time limit. Go by your own impression; images can be enlarged.",
       this.source.kept,
       "On a keyboard, 1, 2 and 3 answer, and the arrow keys go back and on.",
