@@ -7,6 +7,7 @@ import json
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,12 +178,14 @@ def test_batches_in_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("emoji-autoencoder", {"data.crop": 32}, "crop"),
         ("emoji-autoencoder", {"data.bucket_step": 4}, "multiple of 8"),
         ("emoji-autoencoder", {"data.bucket_step": 24}, "divide size"),
+        ("emoji-autoencoder", {"training.evaluation": {"images": 2}}, "evaluation.images must be 0"),
     ],
 )
-def test_what_takes_no_buckets_says_so(recipe: str, changes: dict[str, int], what: str) -> None:
+def test_what_takes_no_buckets_says_so(recipe: str, changes: dict[str, Any], what: str) -> None:
     base = get(recipe).to_dict()
     for field, value in {"data.bucket_step": 8, **changes}.items():
-        base["data"][field.removeprefix("data.")] = value
+        part, _, name = field.partition(".")
+        base[part][name] = value
     with pytest.raises(UserError, match=what):
         type(get(recipe)).from_dict(base)
 

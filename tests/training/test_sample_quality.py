@@ -15,12 +15,14 @@ from PIL import Image
 
 from diptych.core.errors import UserError
 from diptych.core.images import psnr, to_images, to_tensor
+from diptych.metrics.feature_networks import ClipFeatures
 from diptych.metrics.frechet import frechet_distance
 from diptych.metrics.kernels import cubic, unbiased_mmd
 from diptych.models.judge import load_judge
 from diptych.training.trainable import Generated
 from diptych.training.trainer import train
 from diptych.weights.lazy import load_weights
+from tests.pretrained.test_load_guide import clip_folder
 from tests.training import toy_blocks
 from tests.training.processes import two_processes
 from tests.training.test_trainer import metrics
@@ -50,6 +52,7 @@ class Painter(Toy):
 
     paired = False
     fail: Exception | None = None
+    decoded = False
     made: list[tuple[list[int], Generated]]
 
     def generated(self, batch: dict[str, Any], seeds: list[int]) -> Generated:
@@ -60,8 +63,12 @@ class Painter(Toy):
         drawn = torch.rand(3, SIDE, SIDE)  # of PyTorch's own generator
         shift = 200 * next(self.module.parameters()).mean()
         images = to_images(torch.stack([(3 * drawn + shift + seed).sin() for seed in seeds]))
-        captions = None if self.paired else [f"a {'red' if seed % 2 else 'blue'} apple" for seed in seeds]
-        found = Generated(images, real_images(batch), self.paired, captions)
+        captions = (
+            None
+            if self.paired
+            else [f"a {'red' if seed % 2 else 'blue'} apple" + " again" * 50 * (seed == 2) for seed in seeds]
+        )
+        found = Generated(images, real_images(batch), self.paired, captions, self.decoded)
         self.made = [*getattr(self, "made", []), (seeds, found)]
         return found
 
@@ -125,6 +132,32 @@ def test_images_that_ought_to_be_equal_are_compared_in_pairs(tmp_path: Path) -> 
     (found,) = evaluations(tmp_path)
     assert found["psnr"] == pytest.approx(torch.cat(pairs).mean().item(), rel=1e-5)
     assert found.keys() - {"step", "kind"} == KEYS - {"seconds"} | {"psnr", "ssim", "perceptual_judge"}
+
+
+def test_distances_to_decoded_images_have_another_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = painter()
+    task.decoded = True
+    train(task, batch_at, settings(**SHORT | {"steps": 8}, **EVALUATED), tmp_path, batch_at)
+    assert capsys.readouterr().err.count("what the first stage decodes") == 1
+    for found in evaluations(tmp_path):
+        assert {"frechet_judge_decoded", "kid_judge_decoded", "alignment_judge"} <= found.keys()
+        assert "frechet_judge" not in found
+
+
+def test_clip_scores_images_and_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"images": 3, "every": 4, "features": "clip", "weights": str(clip_folder(tmp_path))}
+    task = painter()
+    train(task, batch_at, settings(**SHORT | {"steps": 2}, evaluation=asked), tmp_path / "run", batch_at)
+    ((_, made),) = task.made
+    clip = ClipFeatures(tmp_path)
+    words, cut = clip.captions(made.captions or [])
+    assert cut == 1
+    assert "1 of 3 captions are longer than CLIP reads" in capsys.readouterr().err
+    (found,) = evaluations(tmp_path / "run")
+    assert {"frechet_clip", "kid_clip"} <= found.keys()
+    for name, side in (("clip_score", made.images), ("clip_score_real", made.real)):
+        features = clip(torch.stack([clip.prepare(image) for image in side])).numpy()
+        assert found[name] == pytest.approx(100 * (features * words).sum(1).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,10 @@ class MeasuredBatch(NamedTuple):
     """Features (B, D)."""
     means: dict[str, np.ndarray]
     """(B,) each."""
+    decoded: bool
+    """Whether the real ones are decoded from what was precomputed."""
+    cut: int
+    """Captions that are longer than CLIP reads."""
 
 
 class SampleQuality:
@@ -114,17 +118,14 @@ class SampleQuality:
     def _rows(self, positions: list[int], batch: dict) -> MeasuredBatch:
         """Of one batch; its images are generated with their positions as seeds."""
         made, real, paired, captions, decoded = self.generating.generated(batch, positions)
-        if decoded and self.team.main and not self._told:
-            self._told = True
-            print_err("evaluation: compared with what the first stage decodes of the precomputed images")
         with torch.autocast(self.team.device.type, enabled=False):
             features, real_features = self._features(made), self._features(real)
-            means = dict[str, np.ndarray]()
+            means, cut = dict[str, np.ndarray](), 0
             if captions is not None:
-                means |= self._alignment(features, real_features, captions)
+                means, cut = self._alignment(features, real_features, captions)
             if paired:
                 means |= self._differences(made, real)
-        return MeasuredBatch(features, real_features, means)
+        return MeasuredBatch(features, real_features, means, decoded, cut)
 
     def _features(self, images: Sequence[Image.Image]) -> np.ndarray:
         prepared = torch.stack([self.network.prepare(image) for image in images])
@@ -133,18 +134,19 @@ class SampleQuality:
             raise UserError(f"features of {self.config.evaluation.features} are not finite: its weights are damaged")
         return features
 
-    def _alignment(self, made: np.ndarray, real: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
-        """The cosine of image and caption, of generated and of real images; with CLIP times 100."""
+    def _alignment(self, made: np.ndarray, real: np.ndarray, captions: list[str]) -> tuple[dict[str, np.ndarray], int]:
+        """The cosine of image and caption, of generated and of real images, with CLIP times 100; and how many captions
+        were cut."""
         network = self.network
         if isinstance(network, ClipFeatures):
-            words = 100 * network.captions(captions)
-            return {"clip_score": (made * words).sum(1), "clip_score_real": (real * words).sum(1)}
+            words, cut = network.captions(captions)
+            return {"clip_score": 100 * (made * words).sum(1), "clip_score_real": 100 * (real * words).sum(1)}, cut
         if isinstance(network, JudgeFeatures):
             words = network.judge.captions(captions).numpy()
             sides = {"alignment_judge": made, "alignment_judge_real": real}
             places = {name: network.judge.place(torch.from_numpy(side)).numpy() for name, side in sides.items()}
-            return {name: (place * words).sum(1) for name, place in places.items()}
-        return {}
+            return {name: (place * words).sum(1) for name, place in places.items()}, 0
+        return {}, 0
 
     def _differences(self, made: list[Image.Image], real: list[Image.Image]) -> dict[str, np.ndarray]:
         """Of images that ought to be equal: PSNR in dB, SSIM, and with the judge a perceptual distance."""
@@ -163,7 +165,14 @@ class SampleQuality:
         """From the rows of all images, in the order of the examples."""
         made = np.concatenate([part.generated for part in parts])
         real = np.concatenate([part.real for part in parts])
-        name, size = self.config.evaluation.features, min(len(made), SUBSET)
+        if not self._told:
+            self._told = True
+            if parts[0].decoded:
+                print_err("evaluation: compared with what the first stage decodes of the precomputed images (_decoded)")
+            if cut := sum(part.cut for part in parts):
+                print_err(f"evaluation: {cut} of {len(made)} captions are longer than CLIP reads, and are cut")
+        name = self.config.evaluation.features + ("_decoded" if parts[0].decoded else "")
+        size = min(len(made), SUBSET)
         kid = kernel_inception_distance(made, real, SUBSETS if len(made) > SUBSET else 1, size)
         found = {f"frechet_{name}": frechet_distance(made, real), f"kid_{name}": kid.mean}
         means = {key: np.concatenate([part.means[key] for part in parts]) for key in parts[0].means}
