@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diptych.core import image_files
 from diptych.core.errors import UserError
-from diptych.core.image_files import read_image, square
+from diptych.core.image_files import opened, read_image, silence_pillow, square
 from diptych.data.decode import decode
 
 SIDE = 16
@@ -315,3 +318,18 @@ def test_the_centre_is_kept(size: int, wide: bool) -> None:
     array[:, :12], array[:, -12:] = (255, 0, 0), (0, 0, 255)  # what goes
     array = array if wide else array.swapaxes(0, 1)
     assert not pixels(square(Image.fromarray(np.ascontiguousarray(array)), size)).any()
+
+
+def test_a_silenced_process_refuses_a_bomb_without_a_warning_before_it(monkeypatch):
+    data = encoded(colours())
+    monkeypatch.setattr(image_files, "_SILENT", threading.Event())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIDE * SIDE - 1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Image.open(io.BytesIO(data)).close()
+        assert len(seen) == 1
+        silence_pillow()
+        with pytest.raises(Image.DecompressionBombError), opened(data):
+            pass
+        warnings.warn("of something else", stacklevel=1)
+    assert len(seen) == 2

@@ -6,12 +6,13 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from diptych.data.augment import augment_image, augment_into
 from diptych.data.dataset_config import DataConfig
 from diptych.data.decode import decode, decode_image
 from diptych.data.pixels import Region, array_of, cut, write
+from diptych.data.quarantine import BrokenExample
 
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 
@@ -54,3 +55,19 @@ def test_training_crops_of_decoded_images_are_those_of_arrays(config: DataConfig
         np.testing.assert_array_equal(out, wanted)
         sides.append(out.tobytes())
     assert len(set(sides)) > 1
+
+
+@pytest.mark.parametrize("progressive", (False, True))
+def test_a_file_of_several_blocks_decodes_and_fails_as_pillow_reads_it(progressive: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", quality=95, progressive=progressive)
+    whole = file.getvalue()
+    assert len(whole) > 2 * ImageFile.MAXBLOCK
+    np.testing.assert_array_equal(decode(whole, 400), np.asarray(Image.open(io.BytesIO(whole))))
+    for size in np.linspace(700, len(whole) - 3, 12).astype(int).tolist():
+        with pytest.raises(OSError) as expected:
+            Image.open(io.BytesIO(whole[:size])).load()
+        with pytest.raises(BrokenExample) as found:
+            decode(whole[:size], 400)
+        assert str(found.value) == f"a damaged image ({expected.value})"
