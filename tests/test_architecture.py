@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "serving": {"core"},
     "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
     "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
-    "metrics": {"core", "weights", "networks", "data", "models", "pretrained"},
+    "metrics": {"core", "weights", "networks", "encoders", "data", "models", "pretrained"},
     "training": {
         *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained", "metrics"),
     },

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError, pick
+from diptych.encoders.tokenizers import encode_text
 from diptych.metrics.feature_rows import FeatureRows
 from diptych.metrics.resizing import RESIZES
 from diptych.models.judge import Judge, load_judge
@@ -78,12 +77,6 @@ class FeatureNetwork(ABC):
         """(B, 3, side, side), from 0 to 255."""
 
 
-def normalised(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
-    """Images (B, 3, H, W), less the mean of each channel, by its deviation."""
-    shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (mean, deviation))
-    return (images - shift) / scale
-
-
 class InceptionFeatures(FeatureNetwork):
     """The 2,048 averages of InceptionV3: FID, KID and, by its logits, the Inception Score."""
 
@@ -136,7 +129,8 @@ class VggFeatures(FeatureNetwork):
         super().__init__(read_vgg16(path, allow_pickle), "VGG16, fc2 after ReLU", VGG_SIDE, WIDTH, resize)
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.network(normalised(images / 127.5 - 1, SHIFT, SCALE))
+        mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (SHIFT, SCALE))
+        return self.network((images / 127.5 - 1 - mean) / deviation)
 
 
 class ClipFeatures(FeatureNetwork):
@@ -148,27 +142,21 @@ class ClipFeatures(FeatureNetwork):
         from diptych.pretrained.clip_model import read_clip
 
         self.clip = read_clip(path, offline)
-        vision = self.clip.model.config.vision_config
+        config = self.clip.model.config
+        vision = config.vision_config
         title = f"CLIP ViT-{vision.hidden_size}x{vision.num_hidden_layers}/{vision.patch_size}"
-        super().__init__(self.clip.model, title, vision.image_size, self.clip.model.config.projection_dim, resize)
+        super().__init__(self.clip, title, self.clip.side, config.projection_dim, resize)
 
     def _features(self, images: Tensor) -> Tensor:
-        pixels = normalised(images / 255, self.clip.mean, self.clip.deviation)
-        return F.normalize(embedding(self.clip.model.get_image_features(pixels)), dim=-1)
+        return self.clip.embed_pixels((images / 255 - self.clip.image_mean) / self.clip.image_std)
 
     @torch.inference_mode()
     def captions(self, captions: list[str]) -> tuple[np.ndarray, int]:
         """Embeddings (N, width) of captions at length 1, and how many of them were cut: CLIP reads 77 tokens."""
-        most = self.clip.model.config.text_config.max_position_embeddings
-        lengths = [len(tokens) for tokens in self.clip.tokenizer(captions)["input_ids"]]
-        tokens = self.clip.tokenizer(captions, padding=True, truncation=True, max_length=most, return_tensors="pt")
-        embedded = embedding(self.clip.model.get_text_features(**tokens.to(self.device)))
-        return F.normalize(embedded, dim=-1).float().cpu().numpy(), sum(length > most for length in lengths)
-
-
-def embedding(output: Any) -> Tensor:
-    """CLIP's projected embedding, which newer releases of transformers wrap."""
-    return output if isinstance(output, Tensor) else output.pooler_output
+        rows = [encode_text(self.clip.tokenizer, caption).ids for caption in captions]
+        longest = self.clip.longest
+        cut = [row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in rows]
+        return self.clip.embed_tokens(cut).float().cpu().numpy(), sum(len(row) > longest for row in rows)
 
 
 class JudgeFeatures(FeatureNetwork):

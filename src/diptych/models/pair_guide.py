@@ -106,7 +106,10 @@ class ClipPair(nn.Module):
         return self.model.logit_scale.exp()
 
     def embed_captions(self, captions: list[str]) -> Tensor:
-        rows = token_ids(self.tokenizer, captions, self.longest)
+        return self.embed_tokens(token_ids(self.tokenizer, captions, self.longest))
+
+    def embed_tokens(self, rows: list[list[int]]) -> Tensor:
+        """Captions as numbers of tokens, each with its opening and closing one -> unit vectors (B, D)."""
         ids = torch.tensor([row + [self.pad] * (self.longest - len(row)) for row in rows], device=self.scale.device)
         output = self.model.text_model(input_ids=ids)  # (B, L, width)
         return F.normalize(self.model.text_projection(output.pooler_output), dim=-1)
@@ -114,6 +117,9 @@ class ClipPair(nn.Module):
     def embed_images(self, images: Tensor) -> Tensor:
         sides = (self.side, self.side)
         x = F.interpolate(images, sides, mode="bicubic", antialias=True, align_corners=False)
-        x = (x.clamp(-1, 1) / 2 + 0.5 - self.image_mean) / self.image_std
+        return self.embed_pixels((x.clamp(-1, 1) / 2 + 0.5 - self.image_mean) / self.image_std)
+
+    def embed_pixels(self, x: Tensor) -> Tensor:
+        """Images (B, 3, side, side) as the network reads them -> unit vectors (B, D)."""
         output = self.model.vision_model(pixel_values=x)
         return F.normalize(self.model.visual_projection(output.pooler_output), dim=-1)
