@@ -114,8 +114,8 @@ $(VENV)/.installed: $(PINS) | $(BIN)/python
 $(VENV)/.installed-data: $(PINS) | $(BIN)/python
 	$(call install,[data$(COMMA)evaluate$(COMMA)serve])
 
-# The references for LPIPS and FID go in without what they ask for: torchvision has no CPU build beside CPU torch.
-REFERENCES := lpips==0.1.4 torch-fidelity==0.4.0
+# The references for LPIPS, FID and resizing go in without what they ask for: torchvision has no CPU build beside CPU torch.
+REFERENCES := lpips==0.1.4 torch-fidelity==0.4.0 clean-fid==0.1.35
 
 $(VENV)/.installed-dev: $(PINS) | $(BIN)/python
 	$(call install,[dev],$(REFERENCES))
