@@ -285,6 +285,7 @@ def test_the_command_line_names_what_there_is() -> None:
     for name, kind in KINDS.items():
         given = {*protocol_commands.CHOICES, *protocol_commands.OF_KIND[name], "size"}
         assert given == set(kind().to_dict())
+    assert set(protocol_commands.TASKS) == {group.protocol for group in published_groups()}
     for name, known in protocol_commands.DATASETS.items():
         assert list(known) == datasets(name)
 
@@ -317,6 +318,32 @@ def test_values_of_other_features_do_not_stand_in_the_published_column() -> None
     heads = [column.header for column in comparison("t", ours, [group], "judge").columns]
     assert heads == ["", "FID, judge", "FID", "source"]
     assert list(comparison("t", ours, [group]).columns[1].cells) == ["1.23", "3.5"]
+
+
+def test_pairs_stand_beside_the_published_figures_of_their_task(model: NoisyModel, capsys) -> None:
+    shutil.copytree("val", "made")
+    noise(99).save("made/3.png")
+    words = ["evaluate", "images", "val", "made", "--metrics", "psnr,ssim,fid", "--features", "judge"]
+    Path("made/5.png").write_bytes(Path("val/6.png").read_bytes())
+    for i in range(IMAGES + 1):  # no pair is the same, whose PSNR would be infinite
+        with Image.open(f"made/{i}.png") as image:
+            image.point(lambda value: value // 2).save(f"made/{i}.png")
+    assert cli.main([*words, "--out", "r.json"]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "published", "super-resolution", "r.json", "--dataset", "imagenet"]) == 0
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
+    by_name = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+    one = {result["metric"]: result["value"] for result in json.loads(Path("r.json").read_text())}
+    assert by_name["r.json"]["PSNR, dB"].startswith(f"{one['psnr']:.2f} ± ") and by_name["r.json"]["FID"] == ""
+    assert by_name["SR3"]["PSNR, dB"] == "26.4" and by_name["LDM-4"]["IS"] == "166.3"
+    assert "size in pixels as it is, theirs 256" in said
+    hard = ["evaluate", "published", "inpainting", "--hard", "r.json", "--dataset", "places"]
+    assert cli.main(hard) == 0
+    said = capsys.readouterr().out
+    assert "LPIPS, 40-50 %" in said and "9.39" in said and "FID, 40-50 %, diptych's judge features" in said
+    assert "--hard is for inpainting" in one_line(capsys, *hard[:2], "layout", *hard[3:5], "--dataset", "coco")
+    assert "unknown data set" in one_line(capsys, "evaluate", "published", "layout", "--dataset", "places")
 
 
 # Parts of a set of images

@@ -51,6 +51,7 @@ DATASETS = {
 }
 NOT_HERE = ("size", "prompt_weights")
 """Options of `generate` whose names mean something else here: `--size` and `--weights`."""
+TASKS = ("fid-30k", "unconditional", "class-conditional", "super-resolution", "inpainting", "layout")
 ALL = ("number", "per_image", "manifold_reference")
 """Choices in which "all" is none."""
 
@@ -108,6 +109,17 @@ def add_commands(commands: Any) -> None:
             help=f"whose published figures stand below ours: {', '.join(DATASETS[name])}",
         )
         add_rest(command, draw, name)
+
+    command = commands.add_parser(
+        "evaluate published", help="results of `evaluate images` beside the published figures of a task"
+    )
+    command.add_argument("task", metavar="TASK", choices=TASKS, help=", ".join(TASKS))
+    command.add_argument("results", metavar="JSON", nargs="*", type=Path, help="files of results")
+    command.add_argument("--dataset", metavar="D", required=True, help="whose figures, such as imagenet")
+    command.add_argument(
+        "--hard", metavar="JSON", type=Path, help="inpainting: results of masks that hide 40 to 50 percent"
+    )
+    command.set_defaults(command=published, more="results")
 
 
 def add_protocol(commands: Any, name: str, text: str, examples: str | None) -> Parser:
@@ -231,3 +243,31 @@ def opened(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple[Any,
 
     model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
     return model, accepted_options(model, arguments.model or "latent", options)
+
+
+def published(arguments: argparse.Namespace) -> None:
+    from diptych.cli.measure_report import read_results
+    from diptych.core.errors import pick
+    from diptych.core.terminal import console, print_out
+    from diptych.evaluation.published_results import choices_of, comparison, datasets, differences
+    from diptych.evaluation.published_results import published as published_rows
+
+    if arguments.hard is not None and arguments.task != "inpainting":
+        raise UserError("--hard is for inpainting: leave it out")
+    dataset = pick("data set with published results", arguments.dataset, tuple(datasets(arguments.task)))
+    files = {str(path): read_results(path) for path in arguments.results}
+    rows = {name: {one["metric"]: one for one in results} for name, results in files.items()}
+    if arguments.hard is not None:
+        files[str(arguments.hard)] = read_results(arguments.hard)
+        hard = {f"{one['metric']}_hard": one for one in files[str(arguments.hard)]}
+        first = next(iter(rows), str(arguments.hard))
+        rows[first] = rows.get(first, {}) | hard
+    groups = published_rows(arguments.task, dataset)
+    networks = {choices_of(results).get("network", "InceptionV3") for results in files.values()}
+    if len(networks) > 1:
+        raise UserError(f"these results have features of {' and '.join(sorted(networks))}: place them apart")
+    foreign = None if networks <= {"InceptionV3"} else f"{networks.pop()} features"
+    console().print(comparison(f"{arguments.task}, {dataset}", rows, groups, foreign))
+    for name, results in files.items():
+        for line in differences(choices_of(results), groups):
+            print_out(f"{name} and {line}")

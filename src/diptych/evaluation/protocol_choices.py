@@ -47,6 +47,7 @@ class ProtocolChoices(Config):
             "as it is" if quality is None else f"JPEG {quality}"
             for quality in (values.pop("jpeg"), values.pop("reference_jpeg"))
         )
+        values["size"] = values["size"] or "as it is"
         values["network resize"] = values.pop("network_resize")
         return values
 

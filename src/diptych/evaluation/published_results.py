@@ -92,7 +92,7 @@ def comparison(
     """
     mine = [measure for measure in COLUMNS if any(measure in row for row in ours.values())]
     theirs = [measure for measure in COLUMNS if any(measure in row for group in groups for row in group.rows)]
-    apart = [measure for measure in mine if foreign and measure in ("fid", "precision", "recall")]
+    apart = [measure for measure in mine if foreign and measure in ("fid", "fid_hard", "precision", "recall")]
     columns = [measure for measure in COLUMNS if measure in theirs or (measure in mine and measure not in apart)]
     table = Table(title=title, box=box.MARKDOWN)
     table.add_column("", overflow="fold")
@@ -135,6 +135,20 @@ def differences(ours: Mapping[str, Any], groups: Sequence[PublishedGroup]) -> li
         parts += [f"not stated there: {', '.join(silent)}"] if silent else []
         lines.append(f"{group.paper}, {group.table}: {'. '.join(parts)}.")
     return lines
+
+
+def choices_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What results of `diptych evaluate images` say of `CHOICES`."""
+    ours: dict[str, Any] = {}
+    for one in results:
+        made, features = one.get("generated", {}), one.get("features", {})
+        how = made.get("processing", {})
+        ours |= {"number": made["images"]} if "images" in made else {}
+        ours |= {key: how[key] or "as it is" for key in ("size", "crop", "resize") if key in how}
+        if one["metric"] in ("fid", "is") and "network" in features:
+            name = features["network"].partition(" 2015")[0]  # of InceptionV3 the date is part of its title
+            ours |= {"network": name, "network resize": features.get("resize")}
+    return ours
 
 
 def _own(result: Mapping[str, Any] | None, measure: str) -> str:
