@@ -62,6 +62,7 @@ def made_once(
         return out
     with unfinished(out, wanted, team) as work:
         stated = make(work, wanted)
+        agreed(team)  # no other process reads in `work` any more, which is moved now
         if team.main:
             write_text(work / "config.json", json.dumps(stated) + "\n")
             put(work, out, kind)
