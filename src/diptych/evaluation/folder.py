@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.core.disk import make_folder, require_place, values_of, write_text
+from diptych.core.disk import require_place, values_of, write_text
 from diptych.core.errors import UserError
+from diptych.core.folder_lock import locked
 from diptych.core.terminal import console
 
 MARK = "evaluation.json"
@@ -72,19 +71,6 @@ def _short(value: Any) -> str:
 def as_json(values: Any) -> Any:
     """Values as they are when they are read again: lists, no tuples."""
     return json.loads(json.dumps(values))
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a results folder for one reading and writing, so that two processes do not lose each other's results."""
-    make_folder(out)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def require_folder(out: Path) -> None:

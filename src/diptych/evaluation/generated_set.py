@@ -22,6 +22,7 @@ from typing import Any
 
 from diptych.core.disk import PARTIAL_PREFIX, sweep, values_of, write_text
 from diptych.core.errors import DiptychWarning, UserError
+from diptych.core.folder_lock import locked
 from diptych.core.hashing import stable_hash
 from diptych.core.option_fields import options_of
 from diptych.core.progress import bar, waiting
@@ -30,7 +31,7 @@ from diptych.core.values import MOST, ImageFile, Integer, checked
 from diptych.data.prompt_files import PromptRow, read_prompts
 from diptych.encoders.base import PromptOptions
 from diptych.encoders.prompt_weights import require_encodable
-from diptych.evaluation.folder import differences, locked, require_folder
+from diptych.evaluation.folder import differences, require_folder
 from diptych.evaluation.runner import config_hash, model_fingerprint
 from diptych.evaluation.set_files import present, stored_row, write_image
 from diptych.evaluation.set_plan import PlannedImage, SetPlan

@@ -10,8 +10,9 @@ from PIL import Image
 
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
+from diptych.core.folder_lock import locked
 from diptych.core.images import grid, save_png
-from diptych.evaluation.folder import MARK, as_json, differences, locked, require_folder, require_free
+from diptych.evaluation.folder import MARK, as_json, differences, require_folder, require_free
 from diptych.evaluation.image_store import read_image
 
 if TYPE_CHECKING:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +12,9 @@ import numpy as np
 import torch
 
 from diptych.core.caches import cache_folder, short_hash
-from diptych.core.disk import disk_errors, make_folder, write_text
+from diptych.core.disk import disk_errors, write_text
 from diptych.core.errors import UserError
+from diptych.core.folder_lock import locked
 from diptych.core.progress import bar
 from diptych.metrics.feature_networks import FeatureNetwork
 from diptych.metrics.feature_rows import FeatureRowsFile
@@ -54,7 +52,6 @@ def extract(images: ImageSet, network: FeatureNetwork, batch: int = 32, folder: 
     about |= network.describe()
     text = json.dumps(about, sort_keys=True)
     place = (folder or cache_folder("features")) / short_hash(text)
-    make_folder(place)
     with locked(place), disk_errors(place):
         if not (place / "about.json").exists():
             write_text(place / "about.json", text + "\n")
@@ -94,15 +91,3 @@ def _append(images: ImageSet, network: FeatureNetwork, batch: int, place: Path, 
             hashes.flush()
             done += len(rows)
             progress.advance(task, len(rows))
-
-
-@contextlib.contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Within, no other process computes these features; it is waited for."""
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
