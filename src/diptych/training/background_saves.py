@@ -29,7 +29,7 @@ class BackgroundSaves:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self._copies: dict[str, Tensor] = {}  # memory that is had once costs a tenth of the time that new memory does
-        self._told = False
+        self._warned = False
 
     def save(self, folder: Path, step: int, parts: Parts, state: Mapping[str, Any], keep: int = 2) -> None:
         """Copy the tensors, and begin to write `folder/step-...` as `run_checkpoint.save` does; where the host has no
@@ -95,8 +95,8 @@ class BackgroundSaves:
         size = sum(tensor.nbytes for part in parts.values() for tensor in part.values())
         if size * ROOM <= free:
             return True
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             print_err(
                 f"training waits while a checkpoint is written: {free / 2**30:.1f} GiB of memory are free, too little "
                 f"for a copy of {size / 2**30:.1f} GiB"

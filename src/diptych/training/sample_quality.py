@@ -71,7 +71,7 @@ class SampleQuality:
         self.trainable, self.generating, self.batch_at, self.team = trainable, trainable, batch_at, team
         self.network = open_features(asked.features, asked.weights, allow_pickle=asked.allow_pickle)
         self._perceptual: JudgeDistance | None = None
-        self._told = False
+        self._warned = False
 
     def measure(self) -> dict[str, float]:
         """Generate and compare, with the weights that the module has now. To be called in all processes; the numbers
@@ -165,8 +165,8 @@ class SampleQuality:
         """From the rows of all images, in the order of the examples."""
         made = np.concatenate([part.generated for part in parts])
         real = np.concatenate([part.real for part in parts])
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             if parts[0].decoded:
                 print_err("evaluation: compared with what the first stage decodes of the precomputed images (_decoded)")
             if cut := sum(part.cut for part in parts):
