@@ -22,6 +22,7 @@ from diptych.evaluation.runner import (
     describe_data,
     describe_judge,
     model_fingerprint,
+    model_sizes,
     open_data,
     open_judge,
     prompts_hash,
@@ -67,6 +68,10 @@ class ConditionSweep(MeasuredStudy):
             "judge": head["judge"].get("fingerprint"),
             "data": head["data"].get("prompts"),
         }
+
+    def summary(self, results: dict[str, Any]) -> dict[str, Any]:
+        """What is said of the model now, also in results that an earlier version began."""
+        return {"model": self.head["model"]}
 
     def order(self, record: dict[str, Any]) -> Any:
         return [rank(record[name]) for name in self.points[0]]
@@ -143,7 +148,12 @@ def sweep_head(
     """The head of a sweep's results."""
     return {
         "sweep": sweep,
-        "model": {"name": name, "fingerprint": model_fingerprint(model), "config": config_hash(model)},
+        "model": {
+            "name": name,
+            "fingerprint": model_fingerprint(model),
+            "config": config_hash(model),
+            **model_sizes(model),
+        },
         "judge": describe_judge(scores.judge),
         "data": describe_data(data, prompts=prompts_hash([scores.group])),
         "settings": {"pictures": len(scores.group.seeds), **settings},

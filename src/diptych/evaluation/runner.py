@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -316,6 +317,28 @@ def config_hash(model: Any) -> str | None:
     if not all(hasattr(config, "to_dict") for config in configs):
         return None
     return hashlib.sha256(json.dumps(under_first_names(configs)).encode()).hexdigest()[:16]
+
+
+def model_sizes(model: Any) -> dict[str, Any]:
+    """What an ablation varies: the parameters of each network, the kind of text encoder, and whether super-resolution
+    was trained with noise augmentation. Empty where a model has no config that says it."""
+    configs: list[Any] = getattr(model, "configs", None) or [getattr(model, "config", None)]
+    if not all(hasattr(config, "networks") for config in configs):
+        return {}
+    sizes: dict[str, int] = {}
+    for config in configs:
+        with torch.device("meta"):
+            networks = config.networks()
+        for part, network in networks.items():
+            of_stage = len(configs) > 1 and part != "text"
+            sizes[f"stage {config.name}" if of_stage else part] = parameter_count(network)
+    augmentations = [
+        config.augmentation.kind != "none"
+        for config in configs
+        if getattr(config, "low_size", None) is not None and hasattr(config, "augmentation")
+    ]
+    trained = {"augmented": any(augmentations)} if augmentations else {}
+    return {"networks": sizes, "text": getattr(getattr(configs[0], "text", None), "kind", None), **trained}
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from diptych.data.box_layouts import Sides
 from diptych.data.caption_text import concept_of
 from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
 from diptych.evaluation.prompt_sets import PromptGroup
-from diptych.metrics.frechet import frechet_distance
+from diptych.metrics.frechet import frechet_distance, frechet_error
 from diptych.metrics.pixel_measures import image_psnr, saturated, ssim
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean, Share, concept_vectors, ranks, share_of_right_captions
@@ -83,16 +83,17 @@ def measure(
     """Alignment, retrieval, Fréchet distance and saturation of one set of images; the judge sees each once.
 
     truth: index (N,) of each image's concept among vectors (C, D).
-    real: features (M, F) of the real images, for the Fréchet distance; none without them.
+    real: features (M, F) of the real images, for the Fréchet distance and its bootstrap error; none without them.
     """
     features = judge.features(images)  # (N, F)
     vectors_of_images = judge.place(features)  # (N, D)
-    distance = None if real is None else frechet_distance(features.numpy(), real.numpy())
+    pair = None if real is None else (features.numpy(), real.numpy())
     return {
         "pictures": len(images),
         "alignment": Mean.of((vectors_of_images * vectors[truth]).sum(1))._asdict(),
         **_top(ranks(vectors_of_images, vectors, truth)),
-        "frechet": distance,
+        "frechet": None if pair is None else frechet_distance(*pair),
+        **({} if pair is None else {"frechet_error": frechet_error(*pair)}),
         "saturated": saturated(images),
     }
 
@@ -155,7 +156,7 @@ class DrawingScores:
     def references(self) -> dict[str, dict[str, Any]]:
         """The scores of the real images and of chance."""
         chance = {f"top{k}": {"value": min(k / len(self.concepts), 1.0)} for k in (1, 5)}
-        return {"real": self.measure(self.real, False) | {"frechet": None}, "chance": chance}
+        return {"real": self.measure(self.real, False) | {"frechet": None, "frechet_error": None}, "chance": chance}
 
     @cached_property
     def real(self) -> list[Image.Image]:

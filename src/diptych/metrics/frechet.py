@@ -87,12 +87,52 @@ def frechet_distance(one: FeatureRows | Gaussian, other: FeatureRows | Gaussian)
 def trace_sqrt_product(first: np.ndarray, second: np.ndarray) -> float:
     """tr((A B)^½) of covariances (D, D), without a matrix square root.
 
-    With A = L Lᵀ the product A B has the eigenvalues of Lᵀ B L, which is symmetric. Cholesky gives L, and where A has
-    not full rank (fewer images than dimensions) its eigenvectors do.
+    With A = L Lᵀ the product A B has the eigenvalues of Lᵀ B L, which is symmetric.
     """
-    try:
-        factor = np.linalg.cholesky(first)
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(first)
-        factor = vectors * np.sqrt(values.clip(min=0))
+    factor = _factor(first)
     return float(np.sqrt(np.linalg.eigvalsh(factor.T @ second @ factor).clip(min=0)).sum())
+
+
+def frechet_error(
+    features: FeatureRows, other: FeatureRows | Gaussian, resamples: int = 100, seed: int = 0, rows: int = 4096
+) -> float:
+    """The standard error of `frechet_distance(features, other)` by the bootstrap (Efron 1979): the standard deviation
+    of the distance over `resamples` draws of as many features, with replacement. `other` is the same for all that is
+    compared, and stays as it is.
+
+    Draws repeat features, which moves all distances up alike; their spread is what is used.
+
+    Args:
+        features: (N, D), N two or more; so many `rows` are in memory at a time, or all where N < D.
+    """
+    count, width = features.shape
+    fixed = other if isinstance(other, Gaussian) else Gaussian.of(other)
+    factor = _factor(fixed.covariance)
+    draws, distances = np.random.Generator(np.random.PCG64(seed)), []
+    for _ in range(resamples):
+        picked = np.sort(draws.integers(0, count, count))
+        if count < width:  # the singular values of (X - m) L / (N - 1)^½ are the roots of the eigenvalues of Lᵀ C L
+            drawn = np.asarray(features[picked], np.float64)
+            mean = drawn.mean(0)
+            centred = (drawn - mean) / np.sqrt(count - 1)
+            trace, roots = (centred**2).sum(), np.linalg.svd(centred @ factor, compute_uv=False).sum()
+        else:
+            moments = Moments(width)
+            for start in range(0, count, rows):
+                moments.add(features[picked[start : start + rows]])
+            mean, covariance = moments.mean, moments.gaussian().covariance
+            trace = np.trace(covariance)
+            roots = np.sqrt(np.linalg.eigvalsh(factor.T @ covariance @ factor).clip(min=0)).sum()
+        shift = mean - fixed.mean
+        distances.append(shift @ shift + trace + np.trace(fixed.covariance) - 2 * roots)
+    return float(np.std(distances, ddof=1))
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """L (D, D) with L Lᵀ the covariance: Cholesky's, or by eigenvectors where it has not full rank (fewer images than
+    dimensions)."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(values.clip(min=0))
