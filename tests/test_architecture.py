@@ -52,7 +52,7 @@ MAY_IMPORT = {
 ROOT_FILES = {"__init__.py", "__main__.py"}
 """What may lie beside the rooms."""
 
-KINDS = ("generate", "prompts", "train", "plan", "evaluate", "measure", "protocol", "study", "model", "data")
+KINDS = ("generate", "prompts", "train", "plan", "evaluate", "measure", "protocol", "curves", "study", "model", "data")
 AT_START = ("main", "parser", "arguments", "argument_values", "image_list", *(f"{kind}_commands" for kind in KINDS))
 """These modules of the command line import core and the table of options alone; functions import the rest."""
 

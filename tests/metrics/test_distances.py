@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 
 from diptych.core.errors import UserError
 from diptych.core.images import psnr
-from diptych.metrics.frechet import frechet_distance, trace_sqrt_product
+from diptych.metrics.frechet import frechet_distance, frechet_error, trace_sqrt_product
 from diptych.metrics.pixel_measures import image_psnr, saturated, ssim
 
 rng = np.random.default_rng(0)
@@ -117,3 +117,21 @@ def test_ssim_of_flat_images_has_a_closed_form() -> None:
 def test_ssim_refuses_different_sizes_and_images_smaller_than_its_window(sizes) -> None:
     with pytest.raises(ValueError, match="11 pixels a side"):
         ssim(*(Image.new("RGB", size) for size in sizes))
+
+
+@pytest.mark.parametrize(("count", "width"), [(12, 20), (60, 5)])
+def test_bootstrap_error_of_the_frechet_distance(count: int, width: int) -> None:
+    """By the definition: the distances of drawn features, whether there are fewer of them than dimensions or not."""
+    features, other = rng.normal(size=(count, width)), rng.normal(size=(200, width)) + 1
+    draws = np.random.Generator(np.random.PCG64(7))
+    distances = [frechet_distance(features[draws.integers(0, count, count)], other) for _ in range(20)]
+    found = frechet_error(features, other, resamples=20, seed=7)
+    assert found == pytest.approx(np.std(distances, ddof=1), rel=1e-6)
+
+
+def test_bootstrap_error_is_that_of_a_mean() -> None:
+    """Of features with a small fixed spread far from the reference the distance is its squared length d²: its error is
+    2 d s / sqrt(n)."""
+    features = 100 + 0.5 * rng.normal(size=(400, 1))
+    expected = 2 * 100 * features.std() / 20
+    assert frechet_error(features, rng.normal(size=(50, 1)), resamples=2000) == pytest.approx(expected, rel=0.1)

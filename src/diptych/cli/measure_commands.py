@@ -74,6 +74,7 @@ def add_commands(commands: Any) -> None:
     add_integer(settings, "--subset-size", 2, help="images in a draw of KID (default: 1000)")
     add_integer(settings, "--k", 1, 1000, help="neighbours of precision-recall (default: 3)")
     add_integer(settings, "--seed", 0, 2**32 - 1, help="of KID's draws and the Inception Score's order (default: 2020)")
+    add_integer(settings, "--bootstrap", 2, 10_000, help="resamples for FID's standard error (default: none)")
     add_integer(settings, "--batch", 1, 4096, help="images a network reads at a time (default: 32)")
     add_device(command)
     command.add_argument("--statistics", metavar="NPZ", type=Path, help="also save the reference's mean and covariance")
@@ -110,12 +111,13 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from diptych.cli.measure_report import print_results, write_results
     from diptych.core.devices import find_device
+    from diptych.evaluation.set_files import made_with
     from diptych.metrics.image_set import ImageSet
     from diptych.metrics.measure import MeasureConfig, Measurement, open_reference
 
     config = MeasureConfig(
         resize=arguments.network_resize,
-        **given(arguments, "features", "splits", "subsets", "subset_size", "k", "seed", "batch"),
+        **given(arguments, "features", "splits", "subsets", "subset_size", "k", "seed", "bootstrap", "batch"),
     )
     made = ImageSet(generated, processing, arguments.limit)
     images, statistics = open_reference(real[0] if real else None, reference, arguments.reference_limit)
@@ -133,6 +135,8 @@ def measure(arguments: argparse.Namespace) -> None:
     )
     measurement.warn_of_left_out()
     results = measurement.measure(metrics)
+    if made := made_with(Path(generated)):
+        results = [{**one, "made_with": made} for one in results]
     if arguments.statistics is not None:
         measurement.save_statistics(arguments.statistics, "real")
     if arguments.out is not None:

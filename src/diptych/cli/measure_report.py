@@ -13,7 +13,7 @@ from rich.table import Table
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.terminal import console
-from diptych.metrics.records import differing
+from diptych.metrics.records import differing, is_result
 
 Results = list[dict[str, Any]]
 
@@ -34,17 +34,6 @@ def read_results(path: Path) -> Results:
     if not isinstance(values, list) or not values or not all(map(is_result, values)):
         raise UserError(f"{path} holds no results of `diptych evaluate images`")
     return values
-
-
-def is_result(value: Any) -> bool:
-    """Whether a value out of JSON has what tables need."""
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("metric"), str)
-        and isinstance(value.get("value"), float | int)
-        and all(isinstance(value.get(name), float | int | None) for name in ("deviation", "error"))
-        and all(isinstance(value.get(name, {}), dict) for name in ("features", "settings", "generated", "reference"))
-    )
 
 
 def print_results(results: Results) -> None:

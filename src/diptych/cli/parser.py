@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from diptych.cli import (
+    curves_commands,
     data_commands,
     evaluate_commands,
     generate_commands,
@@ -28,6 +29,7 @@ COMMANDS = (
     evaluate_commands,
     measure_commands,
     protocol_commands,
+    curves_commands,
     study_commands,
     model_commands,
     data_commands,

@@ -175,6 +175,7 @@ def add_rest(command: Parser, draw: Any, name: str) -> None:
         choices=RESIZES[:3],
         help="to InceptionV3's size: tf1 (default: torch-fidelity), torch-bilinear (pytorch-fid), clean (clean-fid)",
     )
+    add_integer(measuring, "--bootstrap", 2, 10_000, help="resamples for FID's standard error (default: none)")
     add_integer(measuring, "--splits", 1, help="parts of the Inception Score (default: 10)")
     add_integer(measuring, "--k", 1, 1000, help="neighbours of precision and recall (default: 3)")
     add_integer(command, "--batch", 1, help="images generated at a time (default: 8)")
@@ -216,7 +217,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         device=find_device(arguments.device),
         allow_pickle=bool(arguments.allow_pickle),
         offline=bool(arguments.offline),
-        **given(arguments, "features", "metrics", "splits", "k"),
+        **given(arguments, "features", "metrics", "bootstrap", "splits", "k"),
     )
     run = ProtocolRun(
         protocol=name,

@@ -33,12 +33,12 @@ from diptych.encoders.base import PromptOptions
 from diptych.encoders.prompt_weights import require_encodable
 from diptych.evaluation.folder import differences, require_folder
 from diptych.evaluation.runner import config_hash, model_fingerprint
-from diptych.evaluation.set_files import present, stored_row, write_image
+from diptych.evaluation.set_files import MARK, present, stored_row, write_image
 from diptych.evaluation.set_plan import PlannedImage, SetPlan
 from diptych.models.option_registry import MODELS
 from diptych.weights.identity import Origin
 
-MARK, MANIFEST = "set.json", "manifest.jsonl"
+MANIFEST = "manifest.jsonl"
 COMPARED = ("prompts", "model", "settings")
 """Entries of `MARK` that must be equal for a set to be continued."""
 BATCH, QUALITY = 8, 95

@@ -56,11 +56,11 @@ def plot_guidance(results: dict[str, Any]) -> Figure:
             )
         ends.plot([cell["guidance"] for cell in points], [100 * cell["saturated"] for cell in points], **style)
     aligned = f"alignment: cosine of image and concept (real: {real['alignment']['value']:.3f})"
-    _label(trade, aligned, "Fréchet distance on the judge's features", "points: guidance weight")
-    _spread(trade, [cell["frechet"] for cell in cells])
-    _line(ends, 100 * real["saturated"], "real images")
-    _weights(ends, sorted({cell["guidance"] for cell in cells}))
-    _label(ends, "guidance weight", "values at 0 or 255, %", "saturation")
+    label_axis(trade, aligned, "Fréchet distance on the judge's features", "points: guidance weight")
+    spread_axis(trade, [cell["frechet"] for cell in cells])
+    level_line(ends, 100 * real["saturated"], "real images")
+    mark_weights(ends, sorted({cell["guidance"] for cell in cells}))
+    label_axis(ends, "guidance weight", "values at 0 or 255, %", "saturation")
     figure.suptitle(_title(results))
     return figure
 
@@ -91,8 +91,8 @@ def plot_augmentation(results: dict[str, Any]) -> Figure:
             reference = references.get(name, {}).get(measure)
             if reference is not None:
                 value = reference["value"] if isinstance(reference, dict) else reference
-                _line(axis, value, words, line, dashes)
-        _label(axis, "augmentation level", label, "bars: one standard error" if "error" in means[0] else "")
+                level_line(axis, value, words, line, dashes)
+        label_axis(axis, "augmentation level", label, "bars: one standard error" if "error" in means[0] else "")
         axis.legend().set_visible(i == 0)
     figure.suptitle(_title(results))
     return figure
@@ -118,7 +118,7 @@ def literal(text: str) -> str:
     return text.replace("$", "\\$")
 
 
-def _label(axis: Axes, x: str, y: str, title: str) -> None:
+def label_axis(axis: Axes, x: str, y: str, title: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.set_title(title, fontsize=9, color=GREY)
@@ -126,17 +126,19 @@ def _label(axis: Axes, x: str, y: str, title: str) -> None:
     axis.legend(fontsize=8)
 
 
-def _line(axis: Axes, value: float, label: str, colour: str = GREY, dashes: str = ":") -> None:
+def level_line(axis: Axes, value: float, label: str, colour: str = GREY, dashes: str = ":") -> None:
     axis.axhline(value, color=colour, linestyle=dashes, label=label)
 
 
-def _spread(axis: Axes, values: list[float]) -> None:
-    """A logarithmic axis where one line would flatten the others."""
-    if min(values) > 0 and max(values) > 10 * min(values):
+def spread_axis(axis: Axes, values: list[float], ratio: float = 10) -> None:
+    """A logarithmic axis where one line would flatten the others: where values differ by more than `ratio`."""
+    if min(values) > 0 and max(values) > ratio * min(values):
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 
 
-def _weights(axis: Axes, weights: list[float]) -> None:
+def mark_weights(axis: Axes, weights: list[float]) -> None:
     """Weights from 1 to 30 in equal proportions, each one named."""
     if weights[0] > 0:
         axis.set_xscale("log")

@@ -19,10 +19,11 @@ from diptych.core.disk import values_of, write_text
 from diptych.core.errors import UserError, pick
 from diptych.data.prompt_files import PromptRow, read_prompts
 from diptych.evaluation.folder import claimed, write_tables
-from diptych.evaluation.generated_set import MANIFEST, MARK, generate_set
+from diptych.evaluation.generated_set import MANIFEST, generate_set
 from diptych.evaluation.prompt_draws import draw_captions, draw_record, write_prompts
 from diptych.evaluation.protocol_choices import PRESETS, CaptionChoices, ClassChoices, ProtocolChoices, SampleChoices
 from diptych.evaluation.published_results import CHOICES, comparison, datasets, differences, published
+from diptych.evaluation.set_files import MARK, made_with
 from diptych.metrics.feature_networks import open_features
 from diptych.metrics.image_set import ImageSet
 from diptych.metrics.measure import METRICS, OWN_NETWORK, PAIRED, MeasureConfig, Measurement, open_reference
@@ -44,6 +45,8 @@ class Measuring:
     """Those of the preset if none."""
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     """Kind of network -> where its weights lie."""
+    bootstrap: int = 0
+    """Resamples of FID's standard error; 0 for none."""
     splits: int = 10
     k: int = 3
     batch: int = 32
@@ -73,6 +76,7 @@ class Measuring:
             {
                 "features": self.features,
                 "resize": choices.network_resize if self.features == "inception" else None,
+                "bootstrap": self.bootstrap,
                 "splits": self.splits,
                 "k": self.k,
                 "batch": self.batch,
@@ -154,11 +158,11 @@ class ProtocolRun:
     ) -> list[dict[str, Any]]:
         """Write the results with all they depend on, and print them beside published ones."""
         results = [{**one, "protocol": {"name": self.protocol, **protocol}, "preset": self.preset} for one in results]
-        made_with = values_of((self.generated or self.out / IMAGES) / MARK)
+        made = made_with(self.generated or self.out / IMAGES)
         for one in results:
             one["model"] = self.name
-            if made_with:
-                one["made_with"] = {entry: made_with.get(entry) for entry in ("model", "settings")}
+            if made:
+                one["made_with"] = made
             if unknown:
                 one["unknown"] = [*one.get("unknown", ()), *unknown]
                 one["protocol"]["unknown"] = list(unknown)

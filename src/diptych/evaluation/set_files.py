@@ -11,16 +11,24 @@ from typing import Any
 
 from PIL import Image
 
-from diptych.core.disk import replacing
+from diptych.core.disk import replacing, values_of
 from diptych.core.errors import UserError
 from diptych.core.images import png_info
 from diptych.core.version import version
 from diptych.models.metadata import KEY, png_texts
 
+MARK = "set.json"
+"""What a set was made from."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = (".png", ".jpg")
 MOST_COMMENT = 2**16 - 3
 """Bytes of a comment in a JPEG."""
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """Model and settings of a set that diptych made; empty for other images."""
+    stated = values_of(folder / MARK)
+    return {entry: stated.get(entry) for entry in ("model", "settings", "model_source")} if "settings" in stated else {}
 
 
 def write_image(image: Image.Image, path: Path, row: Mapping[str, Any], quality: int) -> None:

@@ -18,7 +18,7 @@ from diptych.core.version import version
 from diptych.metrics.feature_files import Features, extract
 from diptych.metrics.feature_networks import ClipFeatures, FeatureNetwork, InceptionFeatures, open_features
 from diptych.metrics.feature_rows import FeatureRows
-from diptych.metrics.frechet import Gaussian, frechet_distance
+from diptych.metrics.frechet import Gaussian, frechet_distance, frechet_error
 from diptych.metrics.image_set import ImageSet, Processing
 from diptych.metrics.inception_score import inception_score
 from diptych.metrics.kernels import SCALE, SEED, SIGMA, cmmd, kernel_inception_distance
@@ -72,6 +72,8 @@ class MeasureConfig(Config):
     """Neighbours of precision and recall, density and coverage."""
     seed: Annotated[int, Within(0, 2**32 - 1)] = SEED
     """Of KID's draws and of the Inception Score's order."""
+    bootstrap: Annotated[int, Within(0, 10_000)] = 0
+    """Resamples of the generated images from which FID's standard error is estimated; 0 for none."""
 
 
 @dataclass
@@ -207,17 +209,26 @@ class Measurement:
 
     def _fid(self) -> list[dict[str, Any]]:
         network = self._network_of("fid")
-        generated = Gaussian.of(self._extracted("generated", network).values)
+        features = self._extracted("generated", network).values
+        generated = Gaussian.of(features)
+
+        def distance() -> dict[str, Any]:
+            value = frechet_distance(generated, real)
+            if (resamples := self.config.bootstrap) < 2:
+                return {"value": value}
+            error = frechet_error(features, real, resamples, self.config.seed)
+            return {"value": value, "error": error, "error_by": f"bootstrap of {resamples} resamples"}
+
         if self.statistics is None or (self.real is not None and network.kind != "inception"):
             real = Gaussian.of(self._extracted("real", network).values)
-            result = self._result("fid", {"value": frechet_distance(generated, real)}, network, {})
+            result = self._result("fid", distance(), network, {})
             fewest = min(len(self.generated), len(self._images("real")))
         else:
             statistics = read_statistics(self.statistics)
             if (made_with := statistics.features) not in (None, network.describe()):
                 raise UserError(f"{self.statistics} was made with other features ({made_with}): {network.describe()}")
             real = statistics.gaussian
-            result = self._result("fid", {"value": frechet_distance(generated, real)}, network, {})
+            result = self._result("fid", distance(), network, {})
             result["reference"] = {"name": str(self.statistics), **statistics.images}
             if made_with is None:
                 result["unknown"] = ["network, resize and images of the reference's statistics"]

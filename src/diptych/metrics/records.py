@@ -35,3 +35,14 @@ def _differing(name: str, one: Any, other: Any) -> list[str]:
 
 def _text(value: Any) -> str:
     return "not said" if value is None else str(value)
+
+
+def is_result(value: Any) -> bool:
+    """Whether a value out of JSON has what tables and curves need."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("metric"), str)
+        and isinstance(value.get("value"), float | int)
+        and all(isinstance(value.get(name), float | int | None) for name in ("deviation", "error"))
+        and all(isinstance(value.get(name, {}), dict) for name in ("features", "settings", "generated", "reference"))
+    )

@@ -26,10 +26,11 @@ from diptych.core.progress import bar
 from diptych.data.prompt_files import PromptRow, read_prompts
 from diptych.evaluation.folder import claimed
 from diptych.evaluation.gallery import Gallery, GalleryImage, GalleryPrompt
-from diptych.evaluation.generated_set import MANIFEST, MARK, generate_set
+from diptych.evaluation.generated_set import MANIFEST, generate_set
 from diptych.evaluation.prompt_draws import OWN_PROMPTS, against_drawbench, category_counts
 from diptych.evaluation.report import number, signed
 from diptych.evaluation.runner import Study, StudyCell, file_name, run_study
+from diptych.evaluation.set_files import MARK
 from diptych.evaluation.text_image_scorer import TextImageScorer
 from diptych.evaluation.written_text import Reader, quoted_text, text_scores
 
