@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from diptych.cli import main as cli
 from diptych.cli.output import write_png
 from diptych.cli.regenerate import IMAGES, OPTIONS, SPECIAL, WITHOUT_EFFECT
 from diptych.core.errors import UserError
+from diptych.models.exif import encoded, exif_of, texts_of
 from diptych.models.metadata import infotext, png_texts, read_metadata
 from diptych.models.option_registry import all_options
 from diptych.weights.file_hash import file_sha256
@@ -31,7 +33,10 @@ ROW: dict[str, Any] = {
     "size": [64, 32],
     "strength": 0.6,
     "model": {"kind": "latent", "source": "runs/apple, red.safetensors", "sha256": "0123456789abcdef" * 4},
-    "lora": [{"file": "style.safetensors", "sha256": "f" * 64, "scale": 0.5}],
+    "lora": [
+        {"file": "style.pt", "sha256": "f" * 64, "scale": 0.5},
+        {"file": "other.safetensors", "sha256": "f" * 64, "tensors_sha256": "e" * 64, "scale": 0.5},
+    ],
 }
 
 
@@ -70,9 +75,43 @@ def test_galleries_read_the_settings() -> None:
         "Model hash": "0123456789",
         "Model": '"apple, red"',
         "Denoising strength": "0.6",
-        "Lora hashes": '"style: ffffffffffff"',
+        "Lora hashes": '"style: ffffffffff, other: eeeeeeeeeeee"',
         "Version": last.rpartition("Version: ")[2],
     }
+
+
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_other_formats_hold_the_same_texts(tmp_path: Path, format: Any) -> None:
+    """And what they say of the image's source: XMP is carried over."""
+    row, xmp = {**ROW, "prompt": "ein Äpfel 猫 🦄\n<script>"}, b"<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xmpmeta>"
+    texts = PngInfo()
+    for key, text in png_texts(row).items():
+        texts.add_text(key, text)
+    texts.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    black().save(tmp_path / "a.png", pnginfo=texts)
+    path = tmp_path / f"a.{format}"
+    path.write_bytes(encoded((tmp_path / "a.png").read_bytes(), format))
+    assert read_metadata(path) == read_metadata(tmp_path / "a.png")
+    with Image.open(path) as image:
+        assert image.format == format.upper() and image.size == (8, 8)
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+        assert comment == b"UNICODE\0" + infotext(row).encode("utf-16-be") and image.info["xmp"] == xmp
+
+
+def test_exif_that_has_no_place_in_a_jpeg_is_left_out() -> None:
+    """The JSON first: galleries then still read the prompt."""
+    for length, kept in ((1_000, {"parameters", "diptych"}), (25_000, {"parameters"}), (40_000, set())):
+        file = io.BytesIO()
+        black().save(file, "JPEG", exif=exif_of(png_texts({**ROW, "prompt": "x" * length})))
+        assert texts_of(Image.open(file)).keys() == kept
+
+
+def test_damaged_exif_is_no_metadata(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0x9286: b"UNICODE\0\xd8", 0x927C: b"diptych\0\xff"})
+    black().save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(UserError, match="may have been stripped"):
+        read_metadata(tmp_path / "a.jpg")
 
 
 def test_of_a_cascade_they_read_the_first_stage() -> None:
@@ -94,8 +133,12 @@ def test_what_diptych_did_not_write_is_refused(tmp_path: Path, texts: dict[str, 
         read_metadata(write_png(black(), tmp_path, "a", texts))
 
 
-def test_info_shows_how_an_image_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_info_shows_how_an_image_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     path = write_png(black(), tmp_path, "a", png_texts(ROW))
+    if name != "a.png":
+        data, path = path.read_bytes(), tmp_path / name
+        path.write_bytes(encoded(data, "webp" if name == "a.webp" else "jpeg", 80))
     assert cli.main(["info", str(path)]) == 0
     assert capsys.readouterr().out == infotext(ROW) + "\n"
     assert cli.main(["info", str(path), "--json"]) == 0
@@ -169,6 +212,15 @@ def same(a: Path, b: Path) -> bool:
 def test_an_image_is_made_again_to_the_bit(here: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     first = made(capsys, *words)
     assert cli.main(["generate", "--from", str(first), "--out", "again"]) == 0
+    found = capsys.readouterr()
+    assert same(first, Path(found.out.strip())) and "warning" not in found.err
+
+
+def test_a_jpeg_is_made_again_without_its_loss(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = made(capsys, "a red picture", "--model", "small", *WORDS)
+    lossy = here / "lossy.jpg"
+    lossy.write_bytes(encoded(first.read_bytes(), "jpeg", 50))
+    assert cli.main(["generate", "--from", str(lossy), "--out", "again"]) == 0
     found = capsys.readouterr()
     assert same(first, Path(found.out.strip())) and "warning" not in found.err
 

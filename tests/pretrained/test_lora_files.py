@@ -22,7 +22,7 @@ from diptych.core.errors import UserError
 from diptych.core.values import ScaledFile
 from diptych.networks.lora import Adapter, LowRank, adapt, adapted
 from diptych.pretrained.lora_files import LoRA
-from diptych.weights.file_hash import named_file
+from diptych.weights.lora_hash import named_lora
 from tests.networks.reference import noise, randomised, relative_error
 from tests.parity import within
 from tests.pretrained import sd_models
@@ -369,7 +369,7 @@ def test_load_and_generate_take_files(pipeline, folder: Path, tmp_path: Path, ca
     two = written(tmp_path, peft(changes(pipeline, lambda name: "mlp" in name, seed=1)), "two.safetensors")
     model = diptych.load(folder, "cpu", lora=[one, (str(two), -0.5)])
     result = model.generate("a red apple", steps=2)
-    told = [{**named_file(one), "scale": 1.0}, {**named_file(two), "scale": -0.5}]
+    told = [{**named_lora(one), "scale": 1.0}, {**named_lora(two), "scale": -0.5}]
     assert [row["file"] for row in told] == ["one.safetensors", "two.safetensors"]
     assert result.metadata[0]["lora"] == told
     LoRA.open(one).remove(model)

@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    if Path(arguments.name).suffix.lower() == ".png":
+    if Path(arguments.name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
         from diptych.models.metadata import infotext, read_metadata
 
         row = read_metadata(Path(arguments.name))

@@ -218,8 +218,10 @@ class Recorded:
         return image, of_stage(metadata, self.kept, image)
 
     def compare(self, image: Image.Image) -> None:
-        """Warn where an image that should be the same differs in any bit."""
-        if self.changed:
+        """Warn where an image that should be the same differs in any bit. A JPEG or WebP holds it with a loss."""
+        with Image.open(self.path) as recorded:
+            lossless = recorded.format == "PNG"
+        if self.changed or not lossless:
             return
         before = read_image(self.path)
         if before.size != image.size:

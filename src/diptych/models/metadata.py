@@ -1,4 +1,4 @@
-"""The texts in a PNG: all that makes the image again, as JSON for diptych, and as galleries and web UIs read it.
+"""The texts in an image: all that makes it again, as JSON for diptych, and as galleries and web UIs read it.
 
 `diptych` holds the JSON. `parameters` holds the text that the web UIs of Stable Diffusion write: the prompt, the
 negative prompt, and a last line of `Key: value` pairs. diptych up to 0.1.0.dev wrote its JSON there.
@@ -17,6 +17,7 @@ from PIL import Image
 from diptych.core.errors import UserError
 from diptych.core.values import short_repr
 from diptych.core.version import version
+from diptych.models.exif import texts_of
 
 KEY = "diptych"
 SAMPLERS = {
@@ -35,6 +36,15 @@ SAMPLERS = {
     "unipc-bh1": "UniPC",
 }
 """Samplers by the names that galleries know."""
+SCHEDULES = {
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "trailing": "Simple",
+    "leading": "DDIM",
+    "linspace": "Normal",
+}
+"""Schedule types by the names of the web UIs: those that have the same times, or nearly."""
 
 
 class Fields(NamedTuple):
@@ -66,7 +76,7 @@ ROW = Fields(
         "image": INPUT_FILE,
         "mask": INPUT_FILE,
         "low": INPUT_FILE,
-        "lora": [Fields({"file": str, "scale": NUMBER}, {"sha256": str})],
+        "lora": [Fields({"file": str, "scale": NUMBER}, {"sha256": str, "tensors_sha256": str})],
         "guides": [Fields({"guide": str, "scale": NUMBER}, {"source": str, "sha256": str})],
         "decoder": Fields({}, {"source": str, "fingerprint": str}, text=True),
         "kept": int,
@@ -113,7 +123,7 @@ def pairs(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "Steps", first.get("steps", 1)
     yield "Sampler", SAMPLERS.get(first.get("sampler", ""), first.get("sampler", "autoregressive"))
     if first.get("schedule_type"):
-        yield "Schedule type", first["schedule_type"].capitalize()
+        yield "Schedule type", SCHEDULES.get(first["schedule_type"], first["schedule_type"])
     if "guidance" in first:
         yield "CFG scale", f"{first['guidance']:g}"
     yield "Seed", row.get("seed", 0)
@@ -125,8 +135,13 @@ def pairs(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if "strength" in row:
         yield "Denoising strength", f"{row['strength']:g}"
     if row.get("lora"):
-        yield "Lora hashes", ", ".join(f"{Path(one['file']).stem}: {one['sha256'][:12]}" for one in row["lora"])
+        yield "Lora hashes", ", ".join(f"{Path(one['file']).stem}: {lora_hash(one)}" for one in row["lora"])
     yield "Version", f"diptych {version()}"
+
+
+def lora_hash(row: dict[str, Any]) -> str:
+    """Of a LoRA file as galleries look it up: 12 digits of the hash of its tensors, or 10 of that of the file."""
+    return row["tensors_sha256"][:12] if "tensors_sha256" in row else row.get("sha256", "")[:10]
 
 
 def quoted(value: Any) -> str:
@@ -136,11 +151,12 @@ def quoted(value: Any) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `png_texts` wrote into a PNG. A `UserError` where the file is none, or holds no metadata of diptych's."""
+    """What `png_texts` wrote into a PNG, or `exif_of` into a JPEG or WebP. A `UserError` where the file is none, or
+    holds no metadata of diptych's."""
     try:
         with Image.open(path) as image:
             image.load()  # texts may stand behind the pixels
-            texts = dict(getattr(image, "text", {}))
+            texts = texts_of(image)
     except FileNotFoundError:
         raise UserError(f"{path} is no file: give a PNG that diptych wrote") from None
     except Exception as error:  # of many kinds: whatever a decoder raises

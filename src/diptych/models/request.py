@@ -182,9 +182,9 @@ class LatentRequest(Request):
             source = {"source": str(self.decoder)} if isinstance(self.decoder, (str, Path)) else {}
             settings["decoder"] = {**source, "fingerprint": fingerprint(decoder)}
         if model.adapters:
-            from diptych.weights.file_hash import named_file
+            from diptych.weights.lora_hash import named_lora
 
-            settings["lora"] = [{**named_file(name), "scale": scale} for name, scale in model.adapters.items()]
+            settings["lora"] = [{**named_lora(name), "scale": scale} for name, scale in model.adapters.items()]
         return Result(images, self.metadata(identity(model, "latent"), settings))
 
 
