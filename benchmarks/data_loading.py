@@ -12,6 +12,7 @@ turns, each with the same number of processes:
   diptych), `np.asarray`, centre crop, all within each process.
 - "batches": diptych's loader to batches of bytes: tar, captions, all of "image", mirrored at random, through shared
   memory, in order, copied once into memory that is used again, as pinned memory is; on a GPU where there is one, to it.
+  The decoder is Pillow's too; the headers of usual JPEGs are read by `diptych.data.jpeg`, and not by Pillow in Python.
 
 At 256 px from 512 libjpeg decodes at a half; from 768 px to 512 the resize takes most of the time of both. A turn is a
 fixed number of images, from when all processes sleep until they sleep again, and all its processor time counts, that of

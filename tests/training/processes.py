@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
+from diptych.core import devices
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
@@ -18,9 +20,15 @@ _context.set_forkserver_preload(
 
 
 def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    process = _context.Process(target=target, args=arguments)
+    process = _context.Process(target=_in_float32, args=(target, *arguments))
     process.start()
     return process
+
+
+def _in_float32(target: Callable[..., None], *arguments: object) -> None:
+    """As the tests that start it (`same_arithmetic`)."""
+    devices.CPU_BF16 = ()
+    target(*arguments)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

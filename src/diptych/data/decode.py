@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.core.image_files import open_encoded, upright
+from diptych.data import jpeg
 from diptych.data.pixels import Region, array_of
 from diptych.data.quarantine import BrokenExample, broken_image
 
@@ -30,6 +31,8 @@ def decode_image(data: bytes, size: int | tuple[int, int], square: bool = True) 
     """
     high, wide = (size, size) if isinstance(size, int) else size
     try:
+        if (image := plain(data, (wide, high))) is not None:
+            return covered(image, (wide, high), square)
         with open_encoded(data) as image:
             check_shape(image.size, max(high, wide))
             image.decodermaxblock = max(image.decodermaxblock, len(data))  # all at once
@@ -39,6 +42,15 @@ def decode_image(data: bytes, size: int | tuple[int, int], square: bool = True) 
         raise
     except Exception as error:  # whatever a decoder raises on a broken file
         raise broken_image(error) from None
+
+
+def plain(data: bytes, least: tuple[int, int]) -> Image.Image | None:
+    """An image that `jpeg` can decode; none for any other, which is not one or is damaged perhaps."""
+    sides, most = jpeg.plain_size(data), Image.MAX_IMAGE_PIXELS
+    if sides is None or (most is not None and sides[0] * sides[1] > most):
+        return None
+    check_shape(sides, max(least))
+    return jpeg.decoded(data, sides, least)
 
 
 def check_shape(sides: tuple[int, int], size: int) -> None:
