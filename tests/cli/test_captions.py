@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from diptych.cli import main as cli
+from diptych.core import progress
 from diptych.core.errors import UserError
 from diptych.data.annotations import write_captions
 from diptych.data.dataset import DataConfig, open_dataset
@@ -125,8 +126,11 @@ def test_long_captions_are_cut_or_skipped(
     assert "its caption is longer than the text encoder reads" in messages and "05.png" in messages
     record = [json.loads(line) for line in (tmp_path / "runs" / "fly" / "quarantine.jsonl").read_text().splitlines()]
     assert [one["key"] for one in record] == ["05.png"]
+    monkeypatch.setattr(progress, "FIRST", 0.0)
     assert cli.main(["data", "check", "pictures", "--recipe", "emoji-latent", "--json", *recipe]) == 1
-    report = json.loads(capsys.readouterr().out)
+    out, messages = capsys.readouterr()
+    assert ("reading captions: 1 of 12" in messages) == (text == "joint") and "reading: 1 of" in messages
+    report = json.loads(out)
     assert report["readable"] == (12 if policy == "cut" else 11)
     assert len(report["changed"]) == (policy == "cut") and len(report["broken"]) == (policy == "skip")
 

@@ -11,6 +11,7 @@ import pytest
 
 from diptych.core.errors import UserError
 from diptych.data import DataConfig, open_dataset, remote
+from diptych.data.check import check_dataset
 from diptych.data.remote import checked, expanded
 from diptych.data.stream import ImageBatches
 from tests.data.tiny import image_dataset
@@ -118,8 +119,37 @@ def test_what_is_missing_is_named(store):
     data = opened(store)
     assert len(data) == 12
     assert list(data.quarantine.broken.items()) == [
-        ((f"{store.address}/001.tar", "all examples"), "it is not in the store")
+        ((f"{store.address}/001.tar", "all examples, about 6 as in other shards"), "it is not in the store")
     ]
+
+
+def test_a_missing_shard_counts_as_the_examples_that_it_had(store, caplog):
+    image_dataset(store.folder / "003.tar", 8)
+    pattern = f"{store.address}/{{000..003}}.tar"
+    assert len(opened(store, path=pattern)) == 26
+    (store.folder / "003.tar").unlink()
+    for _ in range(2):  # also when it is read again
+        with pytest.raises(UserError, match=r"8 of 26 examples are in shards.*limit of 30.0%.*/003\.tar: it is not in"):
+            opened(store, path=pattern, max_failure_rate=0.3)
+    caplog.clear()
+    data = opened(store, path=pattern, max_failure_rate=0.31)
+    assert len(data) == 18
+    assert f"left out: all examples, 8 in {store.address}/003.tar: it is not in the store" in caplog.messages
+    assert "18 examples can be read, 1 are broken, 8 in shards that cannot be read" in check_dataset(data).text()
+    image_dataset(store.folder / "003.tar", 8)
+    assert len(opened(store, path=pattern)) == 26
+
+
+def test_what_is_not_there_at_first_is_asked_for_again(store):
+    gone, times = store.folder / "001.tar", []
+
+    def fault(path, span, number):
+        times.append(number)
+        return 404 if path.endswith("001.tar") and number < 3 else None
+
+    store.fault = fault
+    assert len(opened(store)) == 18
+    assert gone.exists() and max(times) >= 3
 
 
 def test_a_shard_that_is_cut_keeps_its_complete_examples(store):
@@ -129,7 +159,7 @@ def test_a_shard_that_is_cut_keeps_its_complete_examples(store):
     whole = len(data) - 12
     assert 0 < whole < 6
     (((_, what), reason),) = data.quarantine.broken.items()
-    assert what == f"all after its first {whole} examples" and "cut off" in reason
+    assert what == f"all after its first {whole} examples, about {6 - whole} as in other shards" and "cut off" in reason
 
 
 def test_a_shard_that_changes_or_goes_stops_the_run(store):

@@ -20,7 +20,9 @@ class DataReport(NamedTuple):
     readable: int
     """Number of readable examples."""
     broken: list[dict[str, str]]
-    """Examples that cannot be read: shard, key, reason."""
+    """Examples that cannot be read, and shards or what follows in them: shard, key, reason."""
+    lost: int
+    """Number of examples in those shards, as far as it is known."""
     left_out: list[dict[str, str]]
     """Files and rows that are no examples: name, reason."""
     changed: list[dict[str, str]]
@@ -37,6 +39,7 @@ class DataReport(NamedTuple):
         """The report as text; each reason is printed once."""
         lines = [
             f"{self.path}: {self.readable:,} examples can be read, {len(self.broken):,} are broken"
+            + (f", {self.lost:,} in shards that cannot be read" if self.lost else "")
             + (f", {len(self.left_out):,} files or rows are left out" if self.left_out else "")
         ]
         for field, counter in self.counts.items():
@@ -62,6 +65,7 @@ def check_dataset(dataset: ImageDataset) -> DataReport:
         dataset.config.path,
         readable,
         [{"shard": shard, "key": key, "reason": reason} for (shard, key), reason in quarantine.broken.items()],
+        quarantine.lost,
         [{"name": name, "reason": reason} for name, reason in dataset.source.skipped.items()],
         [{"shard": shard, "key": key, "change": change} for (shard, key), change in quarantine.changed.items()],
         {field: dict(counter) for field, counter in counts.items()},

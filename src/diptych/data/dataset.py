@@ -14,6 +14,7 @@ import numpy as np
 
 from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import stable_hash
+from diptych.core.progress import track
 from diptych.data.box_layouts import LAYOUT_FIELD, layout_of, require_layout
 from diptych.data.caption_text import Fit, field_texts, fit_captions, one_line
 from diptych.data.dataset_config import DataConfig, Split
@@ -167,7 +168,8 @@ class ImageDataset:
 
     def all_captions(self, indices: Iterable[int] | None = None) -> Iterator[str]:
         """Every caption of these examples, or of all, as training reads it; broken ones go into the quarantine."""
-        for index in map(int, self._indices if indices is None else (self._indices[i] for i in indices)):
+        some = track(self._indices, "reading captions") if indices is None else (self._indices[i] for i in indices)
+        for index in map(int, some):
             if not self._broken[index]:
                 self.quarantine.seen += 1
                 yield from (self._read_or_quarantine(index, lambda i: self._meta(i)) or {"captions": ()})["captions"]
@@ -343,9 +345,10 @@ def _open(source: FolderSource | ShardSource, config: DataConfig, captions: bool
     path = config.path
     quarantine = Quarantine(Path(config.quarantine) if config.quarantine else record, config.max_failure_rate)
     if isinstance(source, ShardSource):
-        for name, count, problem in source.problems:
+        for lost in source.lost:
             quarantine.seen += 1
-            quarantine.add(name, f"all after its first {count:,} examples" if count else "all examples", problem)
+            quarantine.add(lost.shard, lost.what, lost.reason)
+        quarantine.lose(sum(lost.count for lost in source.lost), len(source))
     if not len(source):
         quarantine.skipped = source.skipped
         reasons = quarantine.reasons()

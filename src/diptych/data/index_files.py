@@ -208,13 +208,13 @@ def write_piece(path: Path, identity: str, arrays: Mapping[str, np.ndarray], not
         partial.unlink(missing_ok=True)
 
 
-def read_piece(path: Path, identity: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """The arrays and notes of a piece, or none where there is none of this identity."""
+def read_piece(path: Path, identity: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The arrays and notes of a piece, or none where there is none of this identity, or of any if it is none."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         notes = json.loads(arrays.pop("notes").tobytes().decode("utf-8", "surrogatepass"))
-        if notes.pop("version") != VERSION or notes.pop("identity") != identity:
+        if notes.pop("version") != VERSION or notes.pop("identity") != identity is not None:
             return None
         return arrays, notes
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -76,6 +76,8 @@ class Quarantine:
 
     def __init__(self, path: Path | None, max_rate: float) -> None:
         self.path, self.max_rate = path, max_rate
+        self.lost = 0
+        """Number of examples in shards that cannot be read, as far as it is known; not among `broken`."""
         self.seen = 0
         """Number of examples read since the last `restart`; the caller counts."""
         self.broken: dict[tuple[str, str], str] = {}
@@ -113,6 +115,15 @@ class Quarantine:
                 f"{broken} of {self.seen} examples are broken, above the limit of {self.max_rate:.1%}: repair or "
                 "remove them (`diptych data check` lists all), or raise data.max_failure_rate "
                 f"({self.reasons(self._before)})"
+            )
+
+    def lose(self, lost: int, left: int) -> None:
+        """Note how many examples of shards cannot be read. Raises a `UserError` where they are too many."""
+        self.lost = lost
+        if lost + left >= MIN_SEEN and lost > self.max_rate * (lost + left):
+            raise UserError(
+                f"{lost:,} of {lost + left:,} examples are in shards that cannot be read, above the limit of "
+                f"{self.max_rate:.1%}: bring them back, or raise data.max_failure_rate ({self.reasons()})"
             )
 
     def reasons(self, first: int = 0, most: int = 3) -> str:

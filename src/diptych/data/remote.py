@@ -41,6 +41,8 @@ TRIES = 8
 """Attempts at a request, besides those that obstore makes of its own: a store that is away for a minute ends no run."""
 PAUSE = 0.5
 """Seconds before the second attempt; each further one waits twice as long."""
+ABSENT_TRIES = 3
+"""Attempts at what a store says is not there, which may have been put there a moment ago."""
 SELDOM = 10.0
 """Seconds between two lines that say that a store is asked again."""
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -138,7 +140,8 @@ def names_in(pattern: str, inner: str) -> Sequence[str]:
 
 
 def probed(addresses: Sequence[str]) -> list[RemoteShard]:
-    """The shards at these addresses, with size and identity; one that is not there has the identity `ABSENT`."""
+    """The shards at these addresses, with size and identity; one that is not there, which is asked for again with the
+    others that are not, has the identity `ABSENT`."""
 
     def probe(address: str) -> RemoteShard:
         store, place = store_of(address)
@@ -155,7 +158,14 @@ def probed(addresses: Sequence[str]) -> list[RemoteShard]:
         return RemoteShard(address, meta["size"], identity_of_meta(meta))
 
     with ThreadPoolExecutor(REQUESTS, thread_name_prefix="store") as pool:
-        return list(pool.map(probe, addresses))
+        found = list(pool.map(probe, addresses))
+        for number in range(ABSENT_TRIES - 1):
+            if absent := [place for place, shard in enumerate(found) if shard.identity == ABSENT]:
+                time.sleep(PAUSE * 2**number)
+                again = list(pool.map(probe, [addresses[place] for place in absent]))
+                for place, shard in zip(absent, again, strict=True):
+                    found[place] = shard
+        return found
 
 
 def listed(prefix: str) -> list[RemoteShard]:
@@ -213,7 +223,7 @@ class RemoteShard:
             return data
 
         try:
-            return attempt(get, self.address)
+            return attempt(get, self.address, ABSENT_TRIES)
         except FileNotFoundError:
             raise UserError(f"{self.name} is not in the store any more: start again") from None
 
@@ -270,19 +280,20 @@ def read_spans(spans: Sequence[tuple[RemoteShard, int, int]]) -> list[bytes]:
     return found
 
 
-def attempt(request: Callable[[], T], address: str) -> T:
-    """The answer to a request, tried again with growing pauses. Raises `FileNotFoundError`, or a `UserError` that names
-    the shard in the end."""
+def attempt(request: Callable[[], T], address: str, absent: int = 1) -> T:
+    """The answer to a request, tried again with growing pauses, `absent` times at most where nothing is there. Raises
+    `FileNotFoundError`, or a `UserError` that names the shard in the end."""
     for number in range(TRIES):
         try:
             return request()
-        except (UserError, FileNotFoundError):
+        except UserError:
             raise
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
                 raise
             kind, text = type(error).__name__, " ".join(str(error).split())
-            if kind == "NotFoundError" or NOT_THERE.search(text[:600]):
+            not_there = isinstance(error, FileNotFoundError) or NOT_THERE.search(text[:600]) is not None
+            if not_there and number + 1 >= absent:
                 raise FileNotFoundError(unsigned(address)) from None
             final = kind in ("PermissionDeniedError", "UnauthenticatedError", "InvalidPathError", "PanicException")
             reason, shown = f"{kind}: {cleaned(text)}", one_line(unsigned(address))

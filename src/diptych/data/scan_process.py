@@ -70,7 +70,7 @@ def perform(job: dict[str, Any]) -> None:
     if file.identity is None or file.identity != job["identity"]:
         raise UserError(f"{file.path} was replaced while it was read: start again")
     place = PiecePlace(*map(Path, job["place"]))
-    place.save(file.identity, index_piece(file, rules, place.load_rows(file.identity)))
+    place.save(file.identity, index_piece(file, rules, place))
 
 
 def main() -> None:

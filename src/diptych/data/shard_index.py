@@ -152,8 +152,7 @@ class Pieces:
     def _index(self, number: int) -> ShardPiece:
         file = self.files[number]
         local = isinstance(file, LocalShard)  # of a store, all is read from first to last again
-        known = self.place(number).load_rows(file.identity or "") if self.keep and local else None
-        piece = index_piece(file, self.rules, known)
+        piece = index_piece(file, self.rules, self.place(number), self.keep and local)
         try:
             if self.keep:
                 self.place(number).save(file.identity or "", piece)

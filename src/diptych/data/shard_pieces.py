@@ -28,7 +28,8 @@ class ShardPiece(NamedTuple):
     rows: np.ndarray
     """`ROW` (N,)."""
     notes: dict[str, Any]
-    """"problem", a text or none, and "skipped", member -> reason."""
+    """"problem", a text or none, "skipped", member -> reason, and where there is a problem "had": how many examples it
+    had when it was read before, 0 if that is unknown."""
     verdict: Verdict
 
 
@@ -50,6 +51,12 @@ class PiecePlace(NamedTuple):
         read = read_piece(self.rows, identity)
         return None if read is None else (read[0]["rows"], read[1])
 
+    @property
+    def had(self) -> int:
+        """How many examples the shard of this name had when it was read before, whichever it was."""
+        read = read_piece(self.rows, None)
+        return 0 if read is None else max(len(read[0]["rows"]), read[1].get("had", 0))
+
     def save(self, identity: str, piece: ShardPiece) -> None:
         """Keep a piece. Raises `OSError`."""
         write_piece(self.rows, identity, {"rows": piece.rows}, piece.notes)
@@ -57,8 +64,10 @@ class PiecePlace(NamedTuple):
         write_piece(self.verdict, identity, {"states": states, "values": values}, notes)
 
 
-def index_piece(file: ShardFile, rules: Rules, known: tuple[np.ndarray, dict[str, Any]] | None = None) -> ShardPiece:
-    """Read a shard, or judge it anew where its rows are known. Raises a `UserError` where it is replaced meanwhile."""
+def index_piece(file: ShardFile, rules: Rules, place: PiecePlace, keep: bool = True) -> ShardPiece:
+    """Read a shard, or judge it anew where its rows are kept in `place`. Raises a `UserError` where it is replaced
+    meanwhile."""
+    known = place.load_rows(file.identity) if keep and file.identity else None
     judge, scan, needed = Selector(rules), ShardScan(), rules.read_all
     examples = scanned(file, scan) if known is None else indexed(file, known[0])
     for number, (what, read, size) in enumerate(examples):
@@ -68,7 +77,8 @@ def index_piece(file: ShardFile, rules: Rules, known: tuple[np.ndarray, dict[str
             judge.read(read, size, lambda: BrokenExample(NO_CAPTION), f"{what} in {file.name}")
         else:
             judge.accept()
-    rows, notes = known or (scan.array(), {"problem": scan.problem, "skipped": scan.skipped})
+    had = {} if known or scan.problem is None else {"had": place.had}
+    rows, notes = known or (scan.array(), {"problem": scan.problem, "skipped": scan.skipped, **had})
     hint = apart_hint(os.path.basename(file.name))
     judge.broken = [
         (place, reason + hint if reason == NO_CAPTION and rows["apart"][place] else reason)

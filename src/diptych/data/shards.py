@@ -15,7 +15,7 @@ import tarfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,27 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     return {"file": path.name, "samples": count, "bytes": size, "sha256": digest}
 
 
+class Lost(NamedTuple):
+    """What is lost of a shard that cannot be read, or not to its end."""
+
+    shard: str
+    kept: int
+    """Examples before its end."""
+    count: int
+    """Those that are lost; 0 if that is unknown."""
+    exact: bool
+    """Whether they were counted, when it was read before; else it is taken for as large as the others are."""
+    reason: str
+
+    @property
+    def what(self) -> str:
+        """In the place of the key of an example."""
+        first = f"all after its first {self.kept:,} examples" if self.kept else "all examples"
+        if not self.count:
+            return first
+        return f"{first}, {self.count:,}" if self.exact else f"{first}, about {self.count:,} as in other shards"
+
+
 class ShardSource:
     """The examples of all shards, in the order of file names. `skipped`: files that are not read, name -> reason."""
 
@@ -74,12 +95,16 @@ class ShardSource:
         """Index of the first example of each shard, and the number of all."""
         self._starts: list[int] = self.starts.tolist()
         self.selection = Selection(len(self), chosen)
-        self.problems: list[tuple[str, int, str]] = []
-        """(shard, examples before, reason) of shards that end early."""
-        for file, count, notes in zip(files, self._index.notes["counts"], self._index.notes["shards"], strict=True):
+        self.lost: list[Lost] = []
+        counts, shards = self._index.notes["counts"], self._index.notes["shards"]
+        whole = [count for count, notes in zip(counts, shards, strict=True) if notes["problem"] is None]
+        usual = round(sum(whole) / len(whole)) if whole else 0
+        for file, count, notes in zip(files, counts, shards, strict=True):
             left.update({f"{one_line(name)} in {file.name}": why for name, why in notes["skipped"].items()})
             if notes["problem"] is not None:
-                self.problems.append((file.name, count, notes["problem"]))
+                had = notes.get("had", 0)
+                exact = had > count
+                self.lost.append(Lost(file.name, count, max(0, (had or usual) - count), exact, notes["problem"]))
             elif not count:
                 left[file.name] = "a shard without images or captions"
 

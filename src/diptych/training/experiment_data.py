@@ -15,6 +15,7 @@ import torch
 from diptych.core.disk import values_of
 from diptych.core.errors import NotFound, UserError
 from diptych.core.hashing import mix
+from diptych.core.progress import waiting
 from diptych.core.terminal import print_err
 from diptych.data.caption_text import Fit
 from diptych.data.dataset import ImageDataset, open_dataset
@@ -221,7 +222,8 @@ def open_all(recipe: Recipe, settings: dict[str, Any]) -> ImageDataset:
     data = dataclasses.replace(recipe.data, **settings)
     text = recipe.system.text_config
     dataset = open_dataset(data, captions=text is not None)
-    fit = recipe.system.caption_fit()
+    with waiting("loading the tokenizer"):
+        fit = recipe.system.caption_fit()
     if fit is None and isinstance(text, JointTransformerConfig):
         fit = text.from_captions(lambda split: all_captions(dataset)).fit
     fit_all(fit, dataset)
