@@ -102,7 +102,9 @@ def test_first_stage_trains_without_captions(
     assert not (tmp_path / "runs" / "words").exists()
 
 
-@pytest.mark.parametrize(("text", "policy"), [("joint", "cut"), ("joint", "skip"), ("frozen", "cut")])
+@pytest.mark.parametrize(
+    ("text", "policy"), [pytest.param("joint", "cut", marks=pytest.mark.slow), ("joint", "skip"), ("frozen", "cut")]
+)
 def test_long_captions_are_cut_or_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], policy: str, text: str
 ) -> None:

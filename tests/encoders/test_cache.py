@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from torch import nn
 from diptych.core import progress
 from diptych.core.errors import UserError
 from diptych.encoders import cache as module
+from diptych.encoders import cache_part as parts
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.cache import CachedTexts, EmbeddedTexts, encoder_fingerprint, text_cache
 from diptych.encoders.configs import JointTransformerConfig, T5Config
@@ -136,16 +136,15 @@ def test_many_prompts_are_kept_on_the_way(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_process_that_is_killed_while_it_writes_leaves_a_valid_cache(tmp_path: Path) -> None:
     CachedTexts(Letters(), tmp_path).encode(["before"])
-    script = (
-        "import os, signal\nfrom pathlib import Path\nfrom diptych.encoders import cache_part as parts\n"
-        "from tests.encoders.test_cache import CachedTexts, Letters\n"
-        "parts.write_text = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"  # one of two files is written
-        f"CachedTexts(Letters(), Path({str(tmp_path)!r})).encode(['before', 'killed'])\n"
-    )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment)
-    assert done.returncode == -signal.SIGKILL
+
+    def killed() -> None:
+        parts.write_text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # one of two files is written
+        CachedTexts(Letters(), tmp_path).encode(["before", "killed"])
+
+    process = multiprocessing.get_context("fork").Process(target=killed)  # which need not import everything
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert list(tmp_path.rglob(".diptych-partial-*/new/*/text.safetensors")), "it had begun"
     encoder = Letters()
     close(CachedTexts(encoder, tmp_path).encode(["killed", "before"]), Letters().encode(["killed", "before"]))

@@ -220,7 +220,7 @@ def recipe(tmp_path: Path, *changes: str) -> Recipe:
     return tiny
 
 
-@pytest.mark.parametrize("precomputed", [False, True])
+@pytest.mark.parametrize("precomputed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_training_learns_the_classes_from_the_data_and_goes_on_where_it_stopped(
     tmp_path: Path, precomputed: bool
 ) -> None:

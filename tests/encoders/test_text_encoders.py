@@ -322,12 +322,23 @@ def test_a_tokenizer_has_words_and_no_more_tokens_than_it_may() -> None:
     assert encoder.encode(["a zebra 苹"]).sequence.isfinite().all()
 
 
+TIED = """
+[PAD] [UNK] [CLS] [SEP] ##a ##b ##c ##d ##e ##f ##g ##h ##i ##j ##k ##l ##m ##n a b c d e f g h i j k l m n
+##gm ##gn ##hm ##hn ##im ##in ##jm ##jn ##km ##kn ##lm ##ln ag ah ai aj ak al bg bh bi bj bk bl cg ch ci cj
+""".split()
+"""What another process made of `TIES`."""
 TIES = [f"{a}{b}{c}" for a in "abcdef" for b in "ghijkl" for c in "mnopqr"]  # every pair is as frequent as any other
 
 
 def test_training_a_tokenizer_is_deterministic_in_every_process() -> None:
+    own = train_tokenizer(TIES, 60)
+    assert train_tokenizer(iter(TIES), 60).to_str() == own.to_str()
+    assert sorted(own.get_vocab(), key=own.token_to_id) == TIED
+
+
+@pytest.mark.slow
+def test_training_a_tokenizer_in_another_process_gives_the_same_file() -> None:
     own = train_tokenizer(TIES, 60).to_str()
-    assert train_tokenizer(iter(TIES), 60).to_str() == own
     script = (
         "import sys, json\nfrom diptych.encoders.joint import train_tokenizer\n"
         "sys.stdout.write(train_tokenizer(json.load(sys.stdin), 60).to_str())"

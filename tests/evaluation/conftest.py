@@ -1,7 +1,9 @@
-"""One toy judge for all tests of this folder: it takes a few seconds to train."""
+"""One toy judge for all tests: it takes a few seconds to train."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,26 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(toy_data: Path) -> JudgeTrainable:
+def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> JudgeTrainable:
+    """Trained by whichever process and folder of tests asks first; the others read its weights."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # its own folder lies in the one of all
+        folder = folder.parent
+    with (folder / "toy-judge.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return once(toy_data, folder / "toy-judge.pt")
+
+
+def once(toy_data: Path, kept: Path) -> JudgeTrainable:
     torch.manual_seed(0)
     dataset = open_dataset(DataConfig(path=str(toy_data), size=16, in_memory=True))
     trainable = JudgeTrainable(toys.TRAINING, dataset, words=toys.words())
     stream = SampleStream(len(dataset), 0)
     trainable.start(make_batch(dataset, stream, range(8)))
+    if kept.exists():
+        trainable.module.load_state_dict(torch.load(kept, weights_only=True))
+        trainable.module.eval()
+        return trainable
     optimizer = torch.optim.AdamW(trainable.module.parameters(), lr=3e-3)
     trainable.module.train()
     for step in range(150):
@@ -33,6 +49,7 @@ def trained(toy_data: Path) -> JudgeTrainable:
         losses.mean().backward()
         optimizer.step()
     trainable.module.eval()
+    torch.save(trainable.module.state_dict(), kept)
     return trainable
 
 

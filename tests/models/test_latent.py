@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import warnings
 from typing import Any
@@ -28,8 +29,17 @@ def model() -> LatentDiffusion:
     return system()
 
 
-@pytest.mark.parametrize("kind", [{}, FLOW], ids=["eps", "flow"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def sampled() -> list[Any]:
+    """Every sampler with both kinds of model, one of them slow; `test_samplers.py` has all on numbers alone."""
+    pairs = itertools.product(enumerate(SAMPLERS), enumerate([{}, FLOW]))
+    slow = pytest.mark.slow
+    return [
+        pytest.param(s, kind, id=f"{s}-{'flow' if j else 'eps'}", marks=[slow] if (i + j) % 2 else [])
+        for (i, s), (j, kind) in pairs
+    ]
+
+
+@pytest.mark.parametrize(("sampler", "kind"), sampled())
 def test_a_seed_gives_its_image_alone_and_in_any_company(sampler: str, kind: dict[str, Any]) -> None:
     model = system(**kind)
     together = model.generate(PROMPTS, seeds=SEEDS, sampler=sampler)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,14 @@ def mask(left: int = 6, width: int = 16, height: int = 16) -> Image.Image:
 # An image of its own for each, and the same in any company
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("kind", ["over", "anew", "anew-0.5", "trained"])
+def sampled(kinds: Sequence[str]) -> list[Any]:
+    """Every sampler with every kind; of each sampler's every other one is slow, and of the next sampler the others."""
+    pairs = itertools.product(enumerate(SAMPLERS), enumerate(kinds))
+    slow = pytest.mark.slow
+    return [pytest.param(s, k, id=f"{k}-{s}", marks=[slow] if (i + j) % 2 else []) for (i, s), (j, k) in pairs]
+
+
+@pytest.mark.parametrize(("sampler", "kind"), sampled(["over", "anew", "anew-0.5", "trained"]))
 def test_a_seed_gives_its_image_alone_and_in_any_company(sampler: str, kind: str) -> None:
     model = repainter() if kind == "trained" else system(**(FLOW if kind == "anew" else {}))
     options: dict[str, Any] = {"sampler": sampler, "steps": STEPS}

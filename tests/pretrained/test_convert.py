@@ -71,7 +71,9 @@ def same_files(a: Path, b: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", pytest.param("inpainting", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "sd2" else pytest.mark.slow) for kind in KINDS]
+)
 def test_every_way_around_ends_where_it_began(models: Path, tmp_path: Path, kind: Kind) -> None:
     """diffusers -> ours -> diffusers -> single file -> ours -> single file -> diffusers."""
     options = Options(tokenizer=models / kind)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,15 @@ RUNS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def one_parser() -> Iterator[None]:
+    """Built once for all commands, which takes longer than to read one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "build_parser", functools.cache(cli.build_parser))
+        yield
+
+
+@pytest.mark.usefixtures("one_parser")
 @pytest.mark.parametrize("words", CALLS)
 def test_commands_parse(words: list[str]) -> None:
     placeholders = {"RECIPE": "emoji-autoencoder", "...": ""}

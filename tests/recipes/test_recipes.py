@@ -344,8 +344,8 @@ def lines(path: str, kind: str) -> list[dict[str, Any]]:
     ("name", "assignments"),
     [
         ("frozen", LATENT),
-        ("on-the-fly", [*LATENT, "system.precomputed=none"]),
-        ("joint", JOINT_TEXT),
+        pytest.param("on-the-fly", [*LATENT, "system.precomputed=none"], marks=pytest.mark.slow),
+        pytest.param("joint", JOINT_TEXT, marks=pytest.mark.slow),
         ("joint-on-the-fly", [*JOINT_TEXT, "system.precomputed=none"]),
     ],
 )

@@ -123,7 +123,7 @@ def test_perplexity_counts_the_entries_that_are_used() -> None:
     assert told["perplexity"].item() > codebook.metrics()["perplexity"].item() == pytest.approx(2 * math.sqrt(2))
 
 
-@pytest.mark.parametrize("update", ["loss", "ema"])
+@pytest.mark.parametrize("update", [pytest.param("loss", marks=pytest.mark.slow), "ema"])
 def test_it_learns_and_opens_again(tmp_path: Path, update: str) -> None:
     torch.manual_seed(0)
     codebook = CodebookConfig(update=update, from_data=True, restart=0.1)  # type: ignore[arg-type]

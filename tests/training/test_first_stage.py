@@ -51,7 +51,7 @@ def test_validation_measures_in_eight_bit_terms() -> None:
     assert told == it.validation(batch)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_it_learns_and_opens_again(tmp_path: Path, dtype: str) -> None:
     it, validation = stage(l2=1.0, save_dtype=dtype), toy_batch(list(range(1000, 1008)))
     assert it.samples() is None, "nothing to show before a validation"

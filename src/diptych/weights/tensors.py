@@ -112,8 +112,8 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
     narrow = tensor.dtype.itemsize == 1  # torch has no isfinite for 8-bit floats
-    flat = tensor.reshape(-1)
-    return all(torch.isfinite(part.float() if narrow else part).all() for part in flat.split(FINITE_CHUNK))
+    parts = (part.float() if narrow else part for part in tensor.reshape(-1).split(FINITE_CHUNK))
+    return all(math.isfinite(part.sum()) or torch.isfinite(part).all() for part in parts)  # a sum may overflow
 
 
 def is_weights(path: Path) -> bool:

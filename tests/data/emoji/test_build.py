@@ -174,8 +174,8 @@ def test_empty_and_broken_icons_raise(body):
 
 def test_an_earlier_build_is_replaced_and_other_folders_are_not(tmp_path):
     out = tmp_path / "out"
-    build_from(tiny_sources(("noto",)), out, size=16, scenes=0, seed=0)
-    build_from(tiny_sources(("noto", "fluent")), out, size=16, scenes=0, seed=0)
+    build_from(tiny_sources(("noto",)), out, size=16, scenes=0, seed=0, workers=1)
+    build_from(tiny_sources(("noto", "fluent")), out, size=16, scenes=0, seed=0, workers=1)
     assert {e.meta["style"] for e in everything(out)} == {"noto", "fluent"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     for place in ("mine", ".new.partial"):
