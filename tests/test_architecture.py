@@ -29,6 +29,7 @@ MAY_IMPORT = {
         *("core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained"),
         *("serving", "metrics"),
     },
+    "studio": {"core", "encoders", "serving", "models", "pretrained", "diptych"},
     "recipes": {
         "core",
         "diffusion",
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "diptych": {"core", "models", "pretrained"},
     "cli": {
         *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"),
-        *("metrics", "training", "evaluation", "recipes", "diptych"),
+        *("metrics", "training", "evaluation", "recipes", "diptych", "serving", "studio"),
     },
     "__main__": {"cli"},
 }
@@ -52,7 +53,10 @@ MAY_IMPORT = {
 ROOT_FILES = {"__init__.py", "__main__.py"}
 """What may lie beside the rooms."""
 
-KINDS = ("generate", "prompts", "train", "plan", "evaluate", "measure", "protocol", "curves", "study", "model", "data")
+KINDS = (
+    *("generate", "serve", "prompts", "train", "plan", "evaluate", "measure", "protocol", "curves", "study"),
+    *("model", "data"),
+)
 AT_START = ("main", "parser", "arguments", "argument_values", "image_list", *(f"{kind}_commands" for kind in KINDS))
 """These modules of the command line import core and the table of options alone; functions import the rest."""
 

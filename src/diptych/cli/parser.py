@@ -15,6 +15,7 @@ from diptych.cli import (
     plan_commands,
     prompts_commands,
     protocol_commands,
+    serve_commands,
     study_commands,
     train_commands,
 )
@@ -23,6 +24,7 @@ from diptych.core.terminal import print_out
 
 COMMANDS = (
     generate_commands,
+    serve_commands,
     prompts_commands,
     train_commands,
     plan_commands,

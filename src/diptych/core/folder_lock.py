@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diptych.core.disk import make_folder
+from diptych.core.errors import UserError
 
 
 @contextlib.contextmanager
@@ -19,6 +20,23 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """As `locked`, but a `UserError` where `what` holds the folder already."""
+    make_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{what} is using {folder}: name another folder, or end that one first") from None
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)

@@ -1,0 +1,234 @@
+"""The engine: one thread that generates what waits in the queue, images of several clients together where they may be.
+
+Every API submits an `ImageRequest` and follows the `Job` that it gets. What a finished job has made is in the history.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from diptych.core.errors import UserError
+from diptych.studio.fair_queue import FairQueue, QueueOverflow
+from diptych.studio.history import History
+from diptych.studio.image_request import ImageRequest
+from diptych.studio.job import Job, QueuedImage
+from diptych.studio.limits import Limits, QueueFull
+from diptych.studio.model_pool import ModelPool
+from diptych.studio.previews import Previewer, data_url
+from diptych.studio.recorded_warnings import recorded_warnings
+from diptych.studio.step_measures import StepMeasures
+
+LOG = logging.getLogger("diptych.studio")
+BATCH_PIXELS = 8 * 512 * 512
+"""Pixels of the images that are generated together, at most."""
+FINISHED_KEPT = 200
+"""Jobs that have ended and can still be asked for."""
+
+
+class Cancelled(Exception):
+    """Nobody waits for these images any more."""
+
+
+class Engine:
+    """Runs jobs. `batch` is the most images that are generated together."""
+
+    def __init__(self, pool: ModelPool, history: History, limits: Limits | None = None, batch: int = 8) -> None:
+        self.pool, self.history, self.limits, self.batch = pool, history, limits or Limits(), batch
+        self.queue = FairQueue(self.limits.queue, self.limits.client_queue)
+        self.jobs: dict[str, Job] = {}
+        self.running: list[QueuedImage] = []
+        self.seconds_per_image = 1.0
+        self.counts = {"images": 0, "batches": 0, "failed": 0, "cancelled": 0, "steps": 0}
+        self.busy_seconds = 0.0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="diptych-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Cancel what runs, and end the thread."""
+        self.queue.close()
+        for job in list(self.jobs.values()):
+            job.cancelled.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    # What APIs call.
+
+    def submit(self, request: ImageRequest, client: str) -> Job:
+        """Queue the images of a request. Raises `QueueFull` where there is no place for them."""
+        job = Job(request, client, self._ended)
+        with self._lock:
+            self._forget()
+            self.jobs[job.id] = job
+        self.history.add_job(job)
+        try:
+            self.queue.put(client, job.images)
+        except QueueOverflow:
+            with self._lock:
+                del self.jobs[job.id]
+            self.history.remove_job(job.id)
+            raise QueueFull(self.retry_after()) from None
+        job.publish("queued", position=self.position(job))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Take a job's waiting images out of the queue; those that are being made stop at their next step."""
+        job.cancelled.set()
+        self.queue.remove(lambda image: image.job is job)
+        if not any(image.job is job for image in list(self.running)):
+            job.end("cancelled")
+
+    def position(self, job: Job) -> int:
+        """Images that come before the job's first."""
+        return self.queue.position(lambda image: image.job is job) + len(self.running)
+
+    def retry_after(self) -> int:
+        """Seconds until about half of what waits is done."""
+        return max(1, min(600, round(len(self.queue) * self.seconds_per_image / 2)))
+
+    def _ended(self, job: Job) -> None:
+        self.history.end_job(job)
+        if job.state in ("failed", "cancelled"):
+            self.counts[job.state] += 1
+
+    def _forget(self) -> None:
+        """Forget the oldest jobs that have ended."""
+        ended = [job for job in self.jobs.values() if job.ended]
+        for job in ended[: max(0, len(ended) - FINISHED_KEPT)]:
+            del self.jobs[job.id]
+
+    # The thread.
+
+    def _work(self) -> None:
+        while images := self.queue.take(self.batch, lambda image: image.job.request.batch_key):
+            images = [image for image in images if not image.job.cancelled.is_set()]
+            self._finish_cancelled()
+            if images:
+                self._run(images)
+
+    def _finish_cancelled(self) -> None:
+        for job in list(self.jobs.values()):
+            waiting = any(image.state == "queued" for image in job.images)
+            if job.cancelled.is_set() and not job.ended and waiting:
+                self.queue.remove(lambda image, job=job: image.job is job)
+                job.end("cancelled")
+
+    def _run(self, images: list[QueuedImage]) -> None:
+        """Generate images of one batch key, each on its own where they cannot be made together."""
+        request = images[0].job.request
+        try:
+            model = self.pool.open(request.model)
+            most = max(1, min(self.batch, BATCH_PIXELS // request.pixels(model)))
+            if request.inputs:
+                most = len(images) if len({image.job for image in images}) == 1 else 1
+        except UserError as error:
+            return self._fail(images, error)
+        for start in range(0, len(images), most):
+            self._run_together(model, images[start : start + most])
+        return None
+
+    def _run_together(self, model: Any, images: list[QueuedImage]) -> None:
+        self.running = images
+        for image in images:
+            image.state = "running"
+            if image.job.state == "queued":
+                image.job.state = "running"
+                image.job.publish("started")
+        began = time.monotonic()
+        try:
+            self._generate(model, images)
+        except Cancelled:
+            for job in {image.job for image in images}:
+                job.end("cancelled")
+        except UserError as error:
+            self._fail_or_retry(model, images, error)
+        except Exception as error:
+            LOG.exception("generating failed")
+            self._fail_or_retry(model, images, error)
+        finally:
+            self.running = []
+            spent = time.monotonic() - began
+            self.busy_seconds += spent
+            self.seconds_per_image += 0.3 * (spent / len(images) - self.seconds_per_image)
+
+    def _generate(self, model: Any, images: list[QueuedImage]) -> None:
+        request, jobs = images[0].job.request, list(dict.fromkeys(image.job for image in images))
+        follower = Follower(self, model, images)
+        with recorded_warnings() as warnings, StepMeasures(model, len(images)) as follower.measures:
+            result = model.generate(
+                [image.job.request.prompt for image in images],
+                seeds=[image.seed for image in images],
+                negative=[image.job.request.negative for image in images],
+                callback=follower,
+                **request.options,
+                **request.inputs,
+                **({"keep_stages": True} if len(getattr(model, "configs", ())) > 1 else {}),
+            )
+        if len(jobs) == 1:  # of several, no client reads of another's prompt
+            jobs[0].warnings += [text for text in warnings if text not in jobs[0].warnings]
+        self.counts["batches"] += 1
+        for place, image in enumerate(images):
+            if image.job.cancelled.is_set():
+                continue
+            earlier = [stage[place] for stage in result.stages[:-1]]
+            image.id = self.history.add_image(image, result.images[place], result.metadata[place], earlier)
+            image.state = "done"
+            self.counts["images"] += 1
+            image.job.publish("image", image=image.index, id=image.id, seed=image.seed)
+        for job in jobs:
+            if job.cancelled.is_set():
+                job.end("cancelled")
+            elif all(image.state == "done" for image in job.images):
+                job.end("done")
+
+    def _fail_or_retry(self, model: Any, images: list[QueuedImage], error: Exception) -> None:
+        """One image at fault does not fail the others that were made with it."""
+        if len(images) == 1 or len({image.job for image in images}) == 1:
+            return self._fail(images, error)
+        for image in images:
+            if not image.job.ended:
+                self._run_together(model, [image])
+        return None
+
+    def _fail(self, images: Sequence[QueuedImage], error: Exception) -> None:
+        message = str(error) if isinstance(error, UserError) else f"generating failed ({type(error).__name__})"
+        for job in {image.job for image in images}:
+            self.queue.remove(lambda image, job=job: image.job is job)
+            job.error = {"message": message, "field": getattr(error, "field", None), "code": "failed"}
+            job.end("failed", error=job.error)
+
+
+class Follower:
+    """The callback of `generate`: publishes each step, and stops where nobody waits any more."""
+
+    def __init__(self, engine: Engine, model: Any, images: list[QueuedImage]) -> None:
+        self.engine, self.model, self.images = engine, model, images
+        self.previewer = Previewer(model)
+        self.measures: StepMeasures | None = None
+        self.began = time.monotonic()
+        self.done = 0
+
+    def __call__(self, step: int, steps: int, x0: Any) -> None:
+        if all(image.job.cancelled.is_set() for image in self.images):
+            raise Cancelled
+        self.done += 1
+        self.engine.counts["steps"] += len(self.images)
+        left = (time.monotonic() - self.began) / self.done * (steps - step - 1)
+        shown = self.previewer.images(x0) if self.previewer.due else None
+        measured = self.measures.of_step() if self.measures else {}
+        for place, image in enumerate(self.images):
+            if image.job.cancelled.is_set():
+                continue
+            image.step, image.job.seconds_left = step + 1, left
+            preview = data_url(shown[place]) if shown else None
+            row = {"step": step + 1, "steps": steps, "preview": preview}
+            row |= {name: values[place] for name, values in measured.items()}
+            if preview:
+                image.strip.append(row)
+            image.job.publish("step", image=image.index, seconds_left=round(left, 2), **row)

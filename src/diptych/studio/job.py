@@ -1,0 +1,121 @@
+"""A job: the images of one request, their progress as events that any number of clients may follow."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diptych.studio.image_request import ImageRequest
+
+State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+ENDED = ("done", "failed", "cancelled", "lost")
+"""States of which nothing follows."""
+PREVIEWS_KEPT = 2
+"""Events with a preview that a client who comes late is sent."""
+
+
+@dataclass(eq=False)
+class QueuedImage:
+    """One image of a job, while it waits and is made."""
+
+    job: Job
+    index: int
+    state: State = "queued"
+    step: int = 0
+    id: str | None = None
+    """Of the finished image, in the history."""
+    strip: list[dict[str, Any]] = field(default_factory=list)
+    """What was seen in each step: previews and measures."""
+
+    @property
+    def seed(self) -> int:
+        return self.job.request.seeds[self.index]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"index": self.index, "seed": self.seed, "state": self.state, "step": self.step, "id": self.id}
+
+
+class Job:
+    """What was asked for, and what became of it. Its methods may be called from any thread."""
+
+    def __init__(self, request: ImageRequest, client: str, on_end: Callable[[Job], None] = lambda job: None) -> None:
+        self.id, self.request, self.client, self.created = secrets.token_hex(12), request, client, time.time()
+        self.state: State = "queued"
+        self.images = [QueuedImage(self, index) for index in range(len(request.seeds))]
+        self.error: dict[str, Any] | None = None
+        self.warnings: list[str] = []
+        self.seconds_left: float | None = None
+        self.cancelled = threading.Event()
+        self.on_end = on_end
+        self._events: list[dict[str, Any]] = []
+        self._changed: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def to_json(self) -> dict[str, Any]:
+        row: dict[str, Any] = {"id": self.id, "state": self.state, "created": self.created}
+        row |= {"request": self.request.to_json(), "images": [one.to_json() for one in self.images]}
+        return row | {"warnings": self.warnings, "error": self.error, "seconds_left": self.seconds_left}
+
+    def publish(self, kind: str, **values: Any) -> None:
+        """Append an event and wake those who follow. Of events with previews the last few keep them."""
+        with self._lock:
+            self._events.append({"type": kind, "number": len(self._events) + 1, **values})
+            shown = [event for event in self._events[-64:] if event.get("preview")]
+            for event in shown[: -PREVIEWS_KEPT * max(len(self.images), 1)]:
+                event["preview"] = None
+            for loop, changed in self._changed:
+                loop.call_soon_threadsafe(changed.set)
+
+    def end(self, state: State, **values: Any) -> None:
+        """The last event."""
+        if self.ended:
+            return
+        self.state, self.seconds_left = state, None
+        for one in self.images:
+            one.state = state if one.state not in ENDED else one.state
+        self.on_end(self)
+        self.publish(state, **values)
+
+    def events(self, after: int = 0) -> list[dict[str, Any]]:
+        """Those with a number above `after`."""
+        with self._lock:
+            return [dict(event) for event in self._events[after:]]
+
+    async def follow(self, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+        """All events from `after` on, as they come, to the last."""
+        here = (asyncio.get_running_loop(), asyncio.Event())
+        with self._lock:
+            self._changed.add(here)
+        try:
+            while True:
+                here[1].clear()
+                ended = self.ended  # before the events: what ends a job is published after it
+                for event in self.events(after):
+                    after = event["number"]
+                    yield event
+                    if event["type"] in ENDED:
+                        return
+                if ended and not self.events(after):
+                    await asyncio.sleep(0.01)
+                    if not self.events(after):
+                        return
+                    continue
+                await here[1].wait()
+        finally:
+            with self._lock:
+                self._changed.discard(here)
+
+    async def wait(self) -> Job:
+        """Until it has ended."""
+        async for _ in self.follow(len(self._events)):
+            pass
+        return self

@@ -1,0 +1,91 @@
+"""The models that the studio offers: opened when they are first needed, and closed where memory is short."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diptych.core.errors import UserError
+from diptych.studio.limits import FieldError
+
+
+class ModelPool:
+    """Models by name. At most `memory` bytes of weights are open; the least recently used is closed first."""
+
+    def __init__(
+        self, sources: Mapping[str, str], open_source: Callable[[str], Any], memory: int | None = None
+    ) -> None:
+        if not sources:
+            raise UserError("no model is named")
+        self.sources, self.memory = dict(sources), memory
+        self._open_source = open_source
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @property
+    def default(self) -> str:
+        return next(iter(self.sources))
+
+    def loaded(self) -> list[str]:
+        """Names of the open models, the least recently used first."""
+        with self._lock:
+            return list(self._open)
+
+    def name_of(self, asked: Any) -> str:
+        """The name of a model that a client asks for; the default where it asks for none."""
+        if asked in (None, ""):
+            return self.default
+        if not isinstance(asked, str) or asked not in self.sources:
+            raise FieldError("model", f"no model {str(asked)[:80]!r}: there are {', '.join(self.sources)}")
+        return asked
+
+    def open(self, name: str) -> Any:
+        """The model, opened if it is not. Raises a `UserError` as `diptych.load` does."""
+        with self._lock:
+            if name in self._open:
+                self._open.move_to_end(name)
+                return self._open[name]
+            if self.memory is not None:
+                self._make_room(file_bytes(self.sources[name]))
+            model = self._open[name] = self._open_source(self.sources[name])
+            if self.memory is not None:
+                self._make_room(0, keep=name)
+            return model
+
+    def used(self) -> int:
+        """Bytes of the weights that are open."""
+        with self._lock:
+            return sum(model_bytes(model) for model in self._open.values())
+
+    def _make_room(self, more: int, keep: str | None = None) -> None:
+        assert self.memory is not None
+        while (closing := [name for name in self._open if name != keep]) and self.used() + more > self.memory:
+            del self._open[closing[0]]
+            gc.collect()
+
+
+def model_bytes(model: Any) -> int:
+    """Bytes of the parameters and buffers of a model, or of the open stages of a cascade."""
+    modules: list[nn.Module] = []
+    if isinstance(model, nn.Module):
+        modules.append(model)
+    modules += [stage for stage in getattr(model, "_open", {}).values() if isinstance(stage, nn.Module)]
+    encoders = [*getattr(model, "_encoders", {}).values(), getattr(model, "text", None)]
+    modules += [one for one in encoders if isinstance(one, nn.Module)]
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def file_bytes(source: str) -> int:
+    """Bytes of the weights in a model's folder or file, as they lie there; 0 where it is not on the disk."""
+    from diptych.pretrained.load import EMBEDDED
+
+    path = EMBEDDED.get(source, Path(source))
+    files = [path] if path.is_file() else path.rglob("*.safetensors") if path.is_dir() else []
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,61 @@
+"""What is seen of an image while it is made: estimates of x_0, made small, within a share of the time."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diptych.core.images import to_images
+from diptych.models.latent_diffusion import LatentDiffusion
+
+SIDE = 192
+"""Most pixels of a preview's side."""
+SHARE = 0.2
+"""Of the time, at most, that previews take once the first is shown."""
+LATENT_SIDE = 32
+"""Larger latents are averaged to this side before they are decoded for a preview."""
+
+
+class Previewer:
+    """Turns estimates into small images; says by the clock when it is time for one."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.began = time.monotonic()
+        self.spent = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether one more keeps within the share. The first is always due."""
+        return self.spent <= SHARE * (time.monotonic() - self.began)
+
+    @torch.no_grad()
+    def images(self, x0: Tensor) -> list[Image.Image]:
+        """Estimates (B, C, h, w), latents or pixels, as images of at most `SIDE` pixels a side."""
+        began = time.monotonic()
+        try:
+            x0 = torch.nan_to_num(x0.float())
+            if isinstance(self.model, LatentDiffusion):
+                factor = max(1, max(x0.shape[-2:]) // LATENT_SIDE)
+                if factor > 1:
+                    x0 = torch.nn.functional.avg_pool2d(x0, factor)
+                x0 = self.model.decode(x0.to(self.model.device), decoder=self.model.tiny)
+            images = to_images(x0)
+            for image in images:
+                image.thumbnail((SIDE, SIDE))
+            return images
+        finally:
+            self.spent += time.monotonic() - began
+
+
+def data_url(image: Image.Image) -> str:
+    """A small image as a `data:` URL."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=80, method=0)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

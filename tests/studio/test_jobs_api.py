@@ -1,0 +1,138 @@
+"""The studio's own API, and the engine behind it."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diptych.studio.engine import Engine
+from tests.models.latents import same_image
+from tests.studio.conftest import pool
+
+RED = {"prompt": "a red apple", "seed": 3, "options": {"steps": 3, "guidance": 2.0}}
+
+
+def done(client: Any, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """The job of a request when it has ended."""
+    answer = client.post("/api/jobs", json=body, headers=headers)
+    assert answer.status_code == 202, answer.text
+    with client.stream("GET", f"/api/jobs/{answer.json()['id']}/events") as events:
+        assert "data:" in "".join(events.iter_text())
+    return client.get(f"/api/jobs/{answer.json()['id']}").json()
+
+
+def fetched(client: Any, id: str) -> Image.Image:
+    answer = client.get(f"/api/images/{id}.png")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
+    return Image.open(io.BytesIO(answer.content))
+
+
+def test_images_are_those_of_generate(client: Any) -> None:
+    job = done(client, {**RED, "count": 2})
+    assert job["state"] == "done" and [one["seed"] for one in job["images"]] == [3, 4]
+    expected = pool().open("latent").generate(["a red apple"] * 2, seeds=[3, 4], steps=3, guidance=2.0)
+    for one, image in zip(job["images"], expected.images, strict=True):
+        png = fetched(client, one["id"])
+        assert same_image(png, image)
+        assert json.loads(png.info["diptych"])["seed"] == one["seed"]
+
+
+def test_events_come_in_order_and_can_be_taken_up(client: Any) -> None:
+    job = client.post("/api/jobs", json=RED).json()
+    with client.stream("GET", f"/api/jobs/{job['id']}/events") as events:
+        text = "".join(events.iter_text())
+    seen = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    assert [one["number"] for one in seen] == list(range(1, len(seen) + 1))
+    assert [one["type"] for one in seen] == ["queued", "started", "step", "step", "step", "image", "done"]
+    assert seen[2]["preview"].startswith("data:image/webp;base64,") and seen[2]["guidance_delta"] > 0
+    with client.stream("GET", f"/api/jobs/{job['id']}/events", headers={"last-event-id": "5"}) as events:
+        again = [line for line in "".join(events.iter_text()).splitlines() if line.startswith("id: ")]
+    assert again == ["id: 6", "id: 7"]
+
+
+def test_wrong_fields_are_named(client: Any) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"options": {"steps": 0}}, "steps"),
+        ({"options": {"stepz": 1}}, "stepz"),
+        ({"options": {"size": [17, 16]}}, "size"),
+        ({"options": {"threshold": "static"}}, "threshold"),
+        ({"options": {"sampler": "none"}}, "sampler"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": "word " * 5000}, "prompt"),
+        ({"count": 9}, "count"),
+        ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"model": "other"}, "model"),
+        ({"model": "/etc/passwd"}, "model"),
+        ({"image": "../../etc/passwd"}, "image"),
+        ({"options": {"strength": 0.5}}, "strength"),
+        ({"options": {"steps": 500}}, "steps"),
+        ({"options": {"size": [512, 512]}}, "size"),
+    ]
+    for change, field in wrong:
+        answer = client.post("/api/jobs", json={**RED, **change})
+        assert answer.status_code == 422, (change, answer.text)
+        assert answer.json()["error"]["field"] == field, (change, answer.text)
+
+
+def test_image_to_image_and_its_metadata(client: Any) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(file, "PNG")
+    sent = client.post("/api/uploads", content=file.getvalue()).json()
+    assert (sent["width"], sent["height"]) == (16, 16)
+    job = done(client, {**RED, "image": sent["id"], "options": {"steps": 4, "strength": 0.5}})
+    metadata = json.loads(fetched(client, job["images"][0]["id"]).info["diptych"])
+    assert metadata["image"]["file"] == f"inputs/{sent['id']}.png"  # no path of the server
+    fields = client.post("/api/read", content=client.get(f"/api/images/{job['images'][0]['id']}.png").content).json()
+    assert fields["image"] == sent["id"] and fields["options"]["strength"] == 0.5 and fields["missing"] == []
+    again = done(client, {name: value for name, value in fields.items() if name != "missing"})
+    assert same_image(*(fetched(client, one["images"][0]["id"]) for one in (job, again)))
+
+
+def test_a_cascade_keeps_its_stages(client: Any) -> None:
+    job = done(client, {"model": "cascade", "prompt": "a red apple", "seed": 1, "options": {"steps": 2}})
+    id = job["images"][0]["id"]
+    row = client.get(f"/api/images/{id}").json()
+    assert row["stages"] == 2
+    small = Image.open(io.BytesIO(client.get(f"/api/images/{id}.png?stage=1").content))
+    assert small.width < fetched(client, id).width
+
+
+def test_history(client: Any, engine: Engine) -> None:
+    job = done(client, {**RED, "prompt": "a quite special lamp", "count": 2})
+    ids = [one["id"] for one in job["images"]]
+    assert [row["id"] for row in client.get("/api/images?search=special LAMP").json()] == ids[::-1]
+    assert client.patch(f"/api/images/{ids[0]}", json={"favourite": True}).status_code == 200
+    assert [row["id"] for row in client.get("/api/images?favourite=true").json()] == ids[:1]
+    bundle = client.post("/api/images/zip", json={"ids": ids})
+    with zipfile.ZipFile(io.BytesIO(bundle.content)) as archive:
+        assert archive.testzip() is None and archive.namelist() == [f"{id}.png" for id in ids]
+    assert client.get(f"/api/images/{ids[0]}/thumbnail").content[8:12] == b"WEBP"
+    assert len(client.get(f"/api/images/{ids[0]}/steps").json()) >= 1
+    assert client.delete(f"/api/images/{ids[1]}").status_code == 200
+    assert client.get(f"/api/images/{ids[1]}.png").status_code == 404
+    assert not list(engine.history.folder.rglob(f"{ids[1]}*"))
+
+
+def test_cancel_stops_at_the_next_step(client: Any, engine: Engine) -> None:
+    steps = engine.counts["steps"]
+    job = client.post("/api/jobs", json={**RED, "options": {"steps": 200}}).json()
+    while client.get(f"/api/jobs/{job['id']}").json()["images"][0]["step"] < 2:
+        time.sleep(0.005)
+    client.delete(f"/api/jobs/{job['id']}")
+    while client.get(f"/api/jobs/{job['id']}").json()["state"] != "cancelled":
+        time.sleep(0.005)
+    assert engine.counts["steps"] - steps < 150
+    assert client.get(f"/api/jobs/{job['id']}").json()["images"][0]["id"] is None
+
+
+def test_prompt_check(client: Any) -> None:
+    checked = client.post("/api/check", json={"prompt": "a red apple", "size": [64, 64]}).json()
+    assert checked["tokens"] > 0 and checked["limit"] and any("far from" in text for text in checked["warnings"])
