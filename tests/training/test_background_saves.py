@@ -14,8 +14,11 @@ from diptych.core.devices import free_memory
 from diptych.core.errors import UserError
 from diptych.training import background_saves
 from diptych.training import run_checkpoint as checkpoint
+from diptych.training.background_saves import BackgroundSaves
+from diptych.training.distributed import Team
 from diptych.training.nan_guard import not_finite
 from diptych.training.parallel import Replicated
+from diptych.training.sharded_checkpoint import ShardedSaves
 from diptych.training.trainer import train
 from tests.training.toy import Toy, batch_at, settings
 
@@ -77,6 +80,35 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_the_next_step(
         train(toy, batch_at, settings(), tmp_path)
     assert toy.last <= 4  # the next checkpoint is due after step 7
     assert not (tmp_path / "model").exists()
+
+
+def test_processes_of_a_sharded_run_say_at_the_next_report_that_a_checkpoint_is_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All in the same step, also those whose thread ends a moment later."""
+    others, gathered = [False], list[bool]()
+
+    def gather(team: Team, known: bool) -> list[bool]:
+        gathered.append(known)
+        return [known, *others]
+
+    monkeypatch.setattr(Team, "gather", gather)
+    saves = object.__new__(ShardedSaves)
+    BackgroundSaves.__init__(saves, Team(0, 2, torch.device("cpu")))
+    go_on, error = threading.Event(), UserError("the disk is full")
+
+    def write() -> None:
+        go_on.wait(60)
+        raise error
+
+    saves.begin(1, write)
+    saves.check(together=True)
+    others[0] = True
+    saves.check(together=False)  # where processes do not wait for each other, none asks
+    assert gathered == [False]
+    threading.Timer(0.05, go_on.set).start()
+    with pytest.raises(UserError, match="disk is full"):
+        saves.check(together=True)
 
 
 def test_the_last_checkpoint_counts_before_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

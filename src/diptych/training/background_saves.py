@@ -61,8 +61,9 @@ class BackgroundSaves:
         self.thread = threading.Thread(target=run, name=f"checkpoint {step}", daemon=True)
         self.thread.start()
 
-    def check(self) -> None:
-        """Raise what went wrong, where it is known by now."""
+    def check(self, together: bool) -> None:
+        """Raise what went wrong, where it is known by now. To be called in all processes after each step; together: in
+        this one they wait for each other, at the end of a reporting interval."""
         if self.error is not None:
             self.wait()
 

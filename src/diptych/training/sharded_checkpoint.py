@@ -46,8 +46,9 @@ class ShardedSaves(BackgroundSaves):
         copies = {part: {n: self.staged(f"{part}/{n}", t) for n, t in parts[part].items()} for part in parts}
         self.begin(step, lambda: self.write(folder, step, copies, state, keep))
 
-    def check(self) -> None:
-        """All processes learn of an error, but not in the same step: each says it in `wait`."""
+    def check(self, together: bool) -> None:
+        if together and any(self.team.gather(self.error is not None)):
+            self.wait()  # an error is all threads', but not in the same step
 
     def staged(self, key: str, tensor: Tensor) -> Tensor:
         """A copy on the CPU, of a sharded tensor this process's rows."""

@@ -179,7 +179,7 @@ class Run:
                             journal.image(self.step, self.trainable.samples())
                 if self.due(config.checkpoint_every) or self.stopping:  # last: a resume has this step's lines
                     self.state.save(self.folder / "checkpoints", self.step, self.seconds)
-                self.state.saves.check()
+                self.state.saves.check(together=self.due(config.log_every))
             self.state.saves.wait()
 
     def take_step(self, batches: Iterator[Batch], seconds: float) -> None:
