@@ -21,7 +21,7 @@ from diptych.recipes import get
 from diptych.training import run_checkpoint as checkpoint
 from diptych.training.prefetch import prefetched
 from diptych.training.trainer import train
-from diptych.training.training_config import TrainingConfig, settle_config
+from diptych.training.training_config import TrainingConfig, compare_config, write_config
 from diptych.weights import save as weights_save
 from diptych.weights.lazy import load_weights
 from tests.data.tiny import png
@@ -31,6 +31,13 @@ from tests.training.toy import Toy, batch_at, settings
 def metrics(folder: Path, name: str = "loss", kind: str = "train") -> dict[int, float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if line["kind"] == kind}
+
+
+def settle_config(folder: Path, *values: Any) -> list[str]:
+    """As a run does that goes on."""
+    changed, resolved = compare_config(folder, *values)
+    write_config(folder, resolved)
+    return changed
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -71,7 +78,11 @@ def test_the_finished_model_has_the_averaged_weights_and_the_started_buffers(fin
 def test_a_finished_run_says_so_and_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(finished)
     train(Toy(), batch_at, settings(), finished, batch_at)
-    assert "is finished" in capsys.readouterr().err
+    assert "is finished (40 steps); raise training.steps to train on" in capsys.readouterr().err
+    assert contents(finished) == before
+    train(Toy(), batch_at, settings(steps=20, log_every=2), finished, batch_at)
+    said = "is finished (40 steps), and training.steps=20 (was 40), training.log_every=2 (was 5) changes nothing;"
+    assert said in capsys.readouterr().err
     assert contents(finished) == before
 
 

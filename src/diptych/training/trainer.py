@@ -38,7 +38,7 @@ from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.readback import Readback
 from diptych.training.run_state import RunState
 from diptych.training.trainable import Trainable, preparation, stepped
-from diptych.training.training_config import TrainingConfig, as_begun, settle_config
+from diptych.training.training_config import TrainingConfig, as_begun, compare_config, write_config
 from diptych.training.validation import measures
 from diptych.weights.model_folder import TRAINED
 
@@ -102,21 +102,24 @@ class Run:
         return self.step >= self.config.steps or (limit is not None and self.seconds >= limit * 60)
 
     def run(self, recipe: Config | None, facts: Mapping[str, Any]) -> Path:
-        model, changed = self.folder / "model", list[str]()
+        model, changed, values = self.folder / "model", list[str](), dict[str, Any]()
         require_same_data(self.team, facts)
         with contextlib.ExitStack() as stack:
             if self.team.main:
                 checkpoint.require_run(self.folder)
                 stack.enter_context(checkpoint.locked(self.folder))
-                changed = settle_config(self.folder, recipe or {"training": self.config}, facts)
+                changed, values = compare_config(self.folder, recipe or {"training": self.config}, facts)
                 checkpoint.clean(self.folder / "checkpoints")
             resumed = self.resume()
             journal = Journal(self.folder if self.team.main else None, self.step, self.config.steps)
             stack.callback(journal.close)
             if self.team.gather(self.finished and model.exists())[0]:
                 limit = "steps" if self.step >= self.config.steps else "minutes"
-                journal.report(f"{model} is finished ({self.step} steps); raise training.{limit} to train on")
+                unused = f", and {', '.join(changed)} changes nothing" if changed else ""
+                journal.report(f"{model} is finished ({self.step} steps){unused}; raise training.{limit} to train on")
                 return model
+            if self.team.main:
+                write_config(self.folder, values)
             journal.open()
             journal.report(compiling(self.config))
             if changed:

@@ -162,22 +162,28 @@ CHANGEABLE = {
 """Fields of `TrainingConfig` that do not decide what is learnt up to a step: a run may go on with others."""
 KEPT = ("random",)
 """Fields of `TrainingConfig` that a run keeps as it began, whatever is asked for."""
+CONFIG = "config.json"
 EXAMPLES = "examples"
 """The fact in config.json that says what a run is trained on: how many examples, and which."""
 LISTED = 8
 """So many settings that differ are named in one line."""
 
 
-def settle_config(
+def write_config(folder: Path, resolved: Mapping[str, Any]) -> None:
+    """Save the values of a run's config."""
+    write_text(folder / CONFIG, json.dumps(resolved, indent=2) + "\n")
+
+
+def compare_config(
     folder: Path, config: Config | Mapping[str, Any], facts: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Save a config as `config.json`, or raise a `UserError` if the run there was started with another.
+) -> tuple[list[str], dict[str, Any]]:
+    """What differs from the `config.json` of a folder, and the values to save there; nothing is written. Raises a
+    `UserError` if the run there was started with another.
 
     config: the recipe, which has the training settings under "training"; those in `CHANGEABLE` may differ, and those in
-    `KEPT` stay as they were. facts: what else is saved with it. Returns those that do differ, as "training.steps=200
-    (was 100)".
+    `KEPT` stay as they were. facts: what else is saved with it. What differs is said as "training.steps=200 (was 100)".
     """
-    path, changed, refused = folder / "config.json", list[str](), list[tuple[str, Any, Any]]()
+    path, changed, refused = folder / CONFIG, list[str](), list[tuple[str, Any, Any]]()
     resolved = {**plain(config), **(facts or {})}
     if path.exists():
         before = read_json(path, damaged=f"{path} is not readable JSON; train into another folder")
@@ -207,8 +213,7 @@ def settle_config(
                 f"{folder} holds a run with {listed}{more}{other}: train into another folder, or set {them} back to go "
                 "on with it"
             )
-    write_text(path, json.dumps(resolved, indent=2) + "\n")
-    return changed
+    return changed, resolved
 
 
 def refuse_data(folder: Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -236,7 +241,7 @@ def _keep(before: Any, resolved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def as_begun(config: TrainingConfig, folder: Path | str) -> TrainingConfig:
     """The config of a run, with the fields of `KEPT` as the run in the folder began."""
-    with contextlib.suppress(UserError):  # there is none yet, or `settle_config` will complain
+    with contextlib.suppress(UserError):  # there is none yet, or `compare_config` will complain
         saved, asked = read_json(Path(folder) / "config.json"), {"training": config.to_dict()}
         list(_keep(saved, asked))
         config = dataclasses.replace(config, **{name: asked["training"][name] for name in KEPT})
