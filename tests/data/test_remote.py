@@ -1,12 +1,14 @@
 """Shards in stores: the same examples in the same order as on a disk, whatever the store does meanwhile."""
 
 import http.server
+import json
 import pickle
 import re
 import threading
 from collections import Counter
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import numpy as np
 import pytest
 
 from diptych.core.errors import UserError
@@ -14,7 +16,7 @@ from diptych.data import DataConfig, open_dataset, remote
 from diptych.data.check import check_dataset
 from diptych.data.remote import checked, expanded
 from diptych.data.stream import ImageBatches
-from tests.data.tiny import image_dataset
+from tests.data.tiny import foreign_shard, image_dataset
 
 pytest.importorskip("obstore")
 
@@ -160,6 +162,26 @@ def test_a_shard_that_is_cut_keeps_its_complete_examples(store):
     assert 0 < whole < 6
     (((_, what), reason),) = data.quarantine.broken.items()
     assert what == f"all after its first {whole} examples, about {6 - whole} as in other shards" and "cut off" in reason
+
+
+def test_captions_are_read_without_large_images(store):
+    """Images before, between or after captions, long captions, small images: the same as of a local folder."""
+    rng, members = np.random.default_rng(0), list[tuple[str, bytes]]()
+    for number in range(24):
+        image = rng.bytes(1000 if number == 5 else 400_000 + 700 * number)
+        caption = f"picture {number} {'of a long street ' * (800 if number == 9 else 1)}".encode()
+        meta = json.dumps({"similarity": 0.3, "url": "https://example.org"}).encode()
+        order = [("jpg", image), ("json", meta), ("txt", caption)]
+        name = f"{number:05d}" if number != 7 else "long " * 60  # in a header of its own
+        members += [(f"{name}.{kind}", data) for kind, data in order[number % 3 :] + order[: number % 3]]
+    foreign_shard(store.folder / "large.tar", members)
+    local = open_dataset(DataConfig(path=str(store.folder / "large.tar"), size=8))
+    data = open_dataset(DataConfig(path=f"{store.address}/large.tar", size=8))
+    store.requests.clear()
+    assert list(data.all_captions()) == list(local.all_captions())
+    spans = [tuple(map(int, re.findall(r"\d+", span))) for _, _, span in store.requests]
+    assert len(spans) < 36 and sum(last + 1 - first for first, last in spans) < 600_000
+    assert [data.source.image_bytes(n) for n in range(24)] == [local.source.image_bytes(n) for n in range(24)]
 
 
 def test_a_shard_that_changes_or_goes_stops_the_run(store):

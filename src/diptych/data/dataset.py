@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from diptych.data.shard_scan import IMAGE_EXTENSIONS
 from diptych.data.shards import ShardSource
 
 __all__ = ["DataConfig", "Example", "ExampleSource", "ImageDataset", "Split", "open_dataset"]
+CAPTIONS_AHEAD = 256
+"""Examples of a store whose captions are read at once."""
 MOST_LAYOUTS = 2**16
 """Layouts that are kept once they were measured."""
 
@@ -168,11 +171,13 @@ class ImageDataset:
 
     def all_captions(self, indices: Iterable[int] | None = None) -> Iterator[str]:
         """Every caption of these examples, or of all, as training reads it; broken ones go into the quarantine."""
-        some = track(self._indices, "reading captions") if indices is None else (self._indices[i] for i in indices)
-        for index in map(int, some):
-            if not self._broken[index]:
-                self.quarantine.seen += 1
-                yield from (self._read_or_quarantine(index, lambda i: self._meta(i)) or {"captions": ()})["captions"]
+        wanted = iter(track(range(len(self)), "reading captions") if indices is None else indices)
+        while some := list(itertools.islice(wanted, CAPTIONS_AHEAD)):
+            self.fetch(some)
+            for index in (int(self._indices[one]) for one in some):
+                if not self._broken[index]:
+                    self.quarantine.seen += 1
+                    yield from (self._read_or_quarantine(index, self._meta) or {"captions": ()})["captions"]
         self.quarantine.check()
         if indices is None:
             self.quarantine.restart()

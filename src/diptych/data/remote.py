@@ -33,8 +33,6 @@ T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "http", "https")
 CHUNK = 8 * 2**20
 """Bytes of a request while a shard is scanned. Members are often smaller, and a request costs as long as megabytes."""
-GAP = 2**20
-"""Bytes between two examples of a batch that are read along rather than by another request."""
 REQUESTS = 16
 """Requests at once, of a batch or for what shards there are."""
 TRIES = 8
@@ -251,33 +249,6 @@ class Chunks:
         self.before = self.start, self.data
         self.start, self.data = first, self.shard.read(first, size)
         return self.data[: last - first]
-
-
-def read_spans(spans: Sequence[tuple[RemoteShard, int, int]]) -> list[bytes]:
-    """The bytes of many (shard, start, size), several requests at once; neighbours in a shard come with one."""
-    order = sorted(range(len(spans)), key=lambda n: (spans[n][0].address, spans[n][1]))
-    groups: list[list[int]] = []
-    end = 0
-    for number in order:
-        shard, start, size = spans[number]
-        near = groups and spans[groups[-1][0]][0] is shard and start <= end + GAP
-        if near:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-        end = max(end, start + size) if near else start + size
-    found: list[bytes] = [b""] * len(spans)
-
-    def read(group: list[int]) -> None:
-        shard, first, _ = spans[group[0]]
-        data = shard.read(first, max(start + size for _, start, size in (spans[n] for n in group)) - first)
-        for number in group:
-            _, start, size = spans[number]
-            found[number] = data[start - first : start - first + size]
-
-    with ThreadPoolExecutor(min(REQUESTS, len(groups) or 1), thread_name_prefix="store") as pool:
-        list(pool.map(read, groups))
-    return found
 
 
 def attempt(request: Callable[[], T], address: str, absent: int = 1) -> T:

@@ -24,7 +24,8 @@ from diptych.data.caption_text import one_line
 from diptych.data.dataset_config import DataConfig
 from diptych.data.index_files import Arrays, IndexFolder
 from diptych.data.quarantine import BrokenExample
-from diptych.data.remote import RemoteShard, read_spans
+from diptych.data.remote import RemoteShard
+from diptych.data.remote_spans import read_captions, read_spans
 from diptych.data.selection import Rules, Selection
 from diptych.data.shard_files import LocalShard, Shard, ShardFile
 from diptych.data.shard_index import index_shards
@@ -175,9 +176,9 @@ class ShardSource:
         return entry, view
 
     def fetch(self, indices: Sequence[int], images: bool) -> None:
-        """Read examples that this thread will ask for next: those in stores with few requests, and where `images` are
-        read, too, local ones with one read each, `MOST_AHEAD` bytes in all. What cannot be read fails where it is asked
-        for."""
+        """Read examples that this thread will ask for next: those in stores with few requests, without their images
+        unless `images` are read, too; then also local ones with one read each, `MOST_AHEAD` bytes in all. What cannot
+        be read fails where it is asked for."""
         spans, parsed, room = [], dict[int, tuple[Entry, View, dict[str, Any]]](), MOST_AHEAD if images else 0
         self._last.parsed = {}  # of the batch before
         for index in dict.fromkeys(indices):
@@ -193,7 +194,7 @@ class ShardSource:
         self._last.parsed = parsed
         if spans:
             self._last.ahead = {}  # of the batch before
-            found = read_spans([span for _, span in spans])
+            found = (read_spans if images else read_captions)([span for _, span in spans])
             self._last.ahead = {index: data for (index, _), data in zip(spans, found, strict=True)}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -73,7 +73,6 @@ def read_captions(dataset: ImageDataset, work: Path, split: str, team: Team) -> 
             captions, rows = set[str](), range(number * size, min((number + 1) * size, len(dataset)))
             for first in range(0, len(rows), parts.BATCH):
                 some = rows[first : first + parts.BATCH]
-                dataset.fetch(some)
                 captions.update(dataset.all_captions(some))
                 progress.advance(task, len(some) * team.size)
             texts = sorted(captions)
