@@ -38,7 +38,7 @@ from diptych.training.prefetch import Batch, BatchAt, prefetched, to_device
 from diptych.training.readback import Readback
 from diptych.training.run_state import RunState
 from diptych.training.trainable import Trainable, preparation, stepped
-from diptych.training.training_config import TrainingConfig, as_begun, compare_config, write_config
+from diptych.training.training_config import TrainingConfig, as_begun, compare_config, finished_line, write_config
 from diptych.training.validation import measures
 from diptych.weights.model_folder import TRAINED
 
@@ -114,12 +114,9 @@ class Run:
             journal = Journal(self.folder if self.team.main else None, self.step, self.config.steps)
             stack.callback(journal.close)
             if self.team.gather(self.finished and model.exists())[0]:
-                limit = "steps" if self.step >= self.config.steps else "minutes"
-                unused = f", and {', '.join(changed)} changes nothing" if changed else ""
-                journal.report(f"{model} is finished ({self.step} steps){unused}; raise training.{limit} to train on")
+                journal.report(finished_line(model, self.step, self.config, changed))
                 return model
-            if self.team.main:
-                write_config(self.folder, values)
+            write_config(self.folder, values)
             journal.open()
             journal.report(compiling(self.config))
             if changed:

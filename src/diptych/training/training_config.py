@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -169,9 +169,18 @@ LISTED = 8
 """So many settings that differ are named in one line."""
 
 
+def finished_line(model: Path, step: int, config: TrainingConfig, changed: Sequence[str]) -> str:
+    """What is said where a run that was finished after so many steps is started again; changed: as `compare_config`
+    says."""
+    limit = "steps" if step >= config.steps else "minutes"
+    unused = f", and {', '.join(changed)} changes nothing" if changed else ""
+    return f"{model} is finished ({step} steps){unused}; raise training.{limit} to train on"
+
+
 def write_config(folder: Path, resolved: Mapping[str, Any]) -> None:
-    """Save the values of a run's config."""
-    write_text(folder / CONFIG, json.dumps(resolved, indent=2) + "\n")
+    """Save the values of a run's config, in the main process: others have none."""
+    if resolved:
+        write_text(folder / CONFIG, json.dumps(resolved, indent=2) + "\n")
 
 
 def compare_config(
