@@ -1,4 +1,4 @@
-"""Parts of shards in stores, read ahead with few requests; of captions without the images between them."""
+"""SparseView of shards in stores, read ahead with few requests; of captions without the images between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PASSED = 2**17
 """Bytes of an image for which, and for more, another request costs less than reading them along."""
 
 
-class Parts:
+class SparseView:
     """An example of which some parts were read; others are read when they are asked for. A `View`."""
 
     def __init__(self, span: Span, parts: Sequence[tuple[int, bytes]]) -> None:
@@ -38,7 +38,7 @@ class Parts:
         return self.shard.read(self.start + first, last - first)
 
 
-def read_captions(spans: Sequence[Span]) -> list[bytes | Parts]:
+def read_captions(spans: Sequence[Span]) -> list[bytes | SparseView]:
     """As `read_spans`, examples of which all but the images will be asked for: of large ones only their ends are read,
     and of neighbours the end of one and the beginning of the next at once."""
     pieces, of = list[Span](), list[list[int]]()
@@ -46,10 +46,10 @@ def read_captions(spans: Sequence[Span]) -> list[bytes | Parts]:
         ends = [(0, HEAD), (size - TAIL, TAIL)] if size >= HEAD + PASSED + TAIL else [(0, size)]
         of.append([len(pieces) + number for number in range(len(ends))])
         pieces += [(shard, start + first, length) for first, length in ends]
-    read, found = read_spans(pieces, PASSED), list[bytes | Parts]()
+    read, found = read_spans(pieces, PASSED), list[bytes | SparseView]()
     for span, numbers in zip(spans, of, strict=True):
         parts = [(pieces[number][1] - span[1], read[number]) for number in numbers]
-        found.append(Parts(span, parts) if len(parts) > 1 else parts[0][1])
+        found.append(SparseView(span, parts) if len(parts) > 1 else parts[0][1])
     return found
 
 
