@@ -25,7 +25,7 @@ from diptych.studio.engine import Engine
 from diptych.studio.history import History
 from diptych.studio.model_pool import ModelPool
 from tests.browser import Browser, browser, chromium
-from tests.encoders.test_layout import reader
+from tests.encoders.test_layout import CLASSES, reader
 from tests.models import latents, stages
 from tests.networks.reference import randomised
 
@@ -203,7 +203,7 @@ def test_a_reload_in_the_middle_goes_on(page: Browser, studio: Studio) -> None:
     page.wait("document.querySelector('.progress-words').textContent.includes('of 1000')")
     page.reload()
     ready(page)
-    assert page.run(f"document.querySelector(option('steps')).value") == "1000"
+    assert page.run("document.querySelector(option('steps')).value") == "1000"
     page.wait("document.querySelector('.progress-words').textContent.includes('of 1000')")
     (job,) = [job for job in studio.engine.jobs.values() if not job.ended]
     page.run("document.getElementById('cancel').click()")
@@ -267,7 +267,9 @@ def test_a_dropped_image_restores_its_settings(page: Browser, studio: Studio) ->
     page.run("fill(option('guidance'), ''); fill(option('sampler'), 'ddim')")
     page.run(f"dropped('api/images/{row['id']}.png', '[data-zone=restore]')")
     page.wait("document.getElementById('prompt').value === 'a blue picture'")
-    fields = page.run("['#negative', '#seed', option('steps'), option('sampler')].map((one) => document.querySelector(one).value)")
+    fields = page.run(
+        "['#negative', '#seed', option('steps'), option('sampler')].map((one) => document.querySelector(one).value)"
+    )
     assert fields == ["grey", "77", "2", "euler"]
     again = generate(page, studio)
     assert again["id"] != row["id"] and (studio.pixels(again["id"]) == studio.pixels(row["id"])).all()
@@ -277,6 +279,7 @@ def test_a_dropped_image_restores_its_settings(page: Browser, studio: Studio) ->
 def test_boxes_are_drawn_with_words(page: Browser, studio: Studio) -> None:
     page.run("fill('#model', 'layout')")
     page.wait("document.querySelector('.box-canvas')")
+    assert page.run("[...document.getElementById('box-names').options].map((one) => one.value)") == [*CLASSES]
     page.run("fill('#box-word', 'dog')")
     drag(page, ".box-canvas", (0.1, 0.2), (0.3, 0.6), (0.5, 0.9))
     page.run("fill('#box-word', 'dog'); document.querySelector('.box-canvas').focus()")
@@ -305,6 +308,10 @@ def test_two_models_side_by_side(page: Browser, studio: Studio) -> None:
     latest = studio.history.images(limit=2)
     assert {row["model"] for row in latest} == {"latent", "cascade"}
     assert latest[0]["prompt"] == latest[1]["prompt"] and latest[0]["seed"] == latest[1]["seed"]
+    page.run("document.querySelectorAll('.frame')[1].click()")
+    page.wait("document.querySelector('.charts figure.clipped') && !document.querySelector('.strip').hidden")
+    stages = page.run("[...document.querySelectorAll('.stages span')].map((one) => one.textContent)")
+    assert stages == [f"{side} px" for side in (8, 16, 32)]  # one after another
     page.run("fill('#second', '')")
 
 

@@ -221,7 +221,7 @@ class Follower:
         self.engine.counts["steps"] += len(self.images)
         left = (time.monotonic() - self.began) / self.done * (steps - step - 1)
         shown = self.previewer.images(x0) if self.previewer.due else None
-        measured = self.measures.of_step() if self.measures else {}
+        measured = self.measures.of_step(x0) if self.measures else {}
         for place, image in enumerate(self.images):
             if image.job.cancelled.is_set():
                 continue

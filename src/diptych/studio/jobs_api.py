@@ -79,6 +79,10 @@ def add_routes(application: Any, engine: Engine) -> None:
         name = await run_in_threadpool(history.add_input, image, limits.uploads)
         return {"id": name, "width": image.width, "height": image.height}
 
+    @application.get("/api/uploads/{id}")
+    def uploaded(id: str) -> Response:
+        return FileResponse(history.input("image", id), media_type="image/png", headers=IMMUTABLE)
+
     @application.post("/api/jobs", status_code=202)
     async def submit(request: Request) -> dict[str, Any]:
         values = await body_of(request)

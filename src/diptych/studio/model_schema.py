@@ -96,7 +96,7 @@ def describe_model(model: Any) -> dict[str, Any]:
         },
         "low_sizes": enlarges,
         "classes": list(model.classes),
-        "layout_names": list(getattr(text, "names", ())) if getattr(text, "kind", None) == "layout" else [],
+        "layout_names": list(model.text.classes) if getattr(text, "kind", None) == "layout" else [],
         "tokens": getattr(getattr(model, "text", None), "max_tokens", None),
         "options": [describe_option(option, configs) for option in options_offered(model).values()],
     }
