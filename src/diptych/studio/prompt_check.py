@@ -40,5 +40,5 @@ def read_prompt(model: Any, encoder: Any, tokenizer: Any, prompt: str) -> dict[s
     domain = getattr(model, "familiar", None)
     if domain is not None and domain.encoder == encoder_name(encoder):
         request = Request([prompt], [""], [0], PromptOptions.read(False, "cut"))
-        encode_prompts(encoder, [prompt], request, domain)
+        encode_prompts(encoder, [prompt[: ends[0]]], request, domain)
     return row | {"cut": cut}

@@ -50,7 +50,6 @@ export class Drops {
 
 	show() {
 		if (document.querySelector("dialog[open]")) return;
-		this.zones.classList.toggle("one", !this.form.schema?.features.image);
 		this.zones.hidden = false;
 	}
 

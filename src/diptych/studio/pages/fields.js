@@ -39,12 +39,12 @@ function control(option, own, id, changed) {
 	if (isNumber(option)) input.inputMode = option.type === "integer" ? "numeric" : "decimal";
 	input.placeholder = own ?? option.unset ?? "";
 	const parts = [input];
-	const bounds = own === undefined ? null : range(option, own); // stages that differ: no place for a slider
+	const bounds = own == null ? null : range(option, own); // stages that differ, or a default that is no number
 	let slider = null;
 	if (bounds) {
 		const step = option.type === "integer" ? 1 : bounds[1] - bounds[0] > 3 ? 0.5 : 0.01;
 		slider = element("input", { type: "range", min: bounds[0], max: bounds[1], step, tabindex: "-1", "aria-hidden": "true" });
-		slider.value = own ?? bounds[0];
+		slider.value = own;
 		on(slider, "input", () => {
 			input.value = slider.value;
 			changed();
@@ -52,7 +52,7 @@ function control(option, own, id, changed) {
 		parts.unshift(slider);
 	}
 	const follow = () => {
-		if (slider) slider.value = input.value.trim() === "" ? (own ?? bounds[0]) : input.value;
+		if (slider) slider.value = input.value.trim() === "" ? own : input.value;
 	};
 	on(input, "input", () => {
 		follow();
@@ -138,7 +138,7 @@ export function optionField(option, stages, changed) {
 	const owns = option.per_stage ? stages.map((_, place) => option.default?.[place] ?? null) : [option.default ?? null];
 	const alike = option.type !== "size" && owns.every((own) => own === owns[0]);
 	const stated = alike && owns[0] === null && isNumber(option) ? numberIn(option.unset) : null;
-	const one = control(option, option.type === "size" ? option.default : alike ? (owns[0] ?? stated) : undefined, id, changed);
+	const one = control(option, option.type === "size" ? option.default : alike ? (owns[0] ?? stated) : null, id, changed);
 	if (option.per_stage && !alike && one.main.tagName === "INPUT") one.main.placeholder = owns.map((own) => own ?? "–").join(" · ");
 	const describe = (main) => main.setAttribute("aria-describedby", `${id}-tip ${id}-error`);
 	describe(one.main);

@@ -36,14 +36,10 @@ export class Job extends EventTarget {
 
 	/** Resolves with the job when it has ended. */
 	get end() {
-		if (this.ended) return Promise.resolve(this);
 		return new Promise((resolve) => {
-			const look = () => {
-				if (!this.ended) return;
-				this.removeEventListener("change", look);
-				resolve(this);
-			};
+			const look = () => this.ended && resolve(this);
 			on(this, "change", look);
+			look();
 		});
 	}
 

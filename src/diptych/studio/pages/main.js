@@ -110,7 +110,10 @@ const actions = {
 	},
 	remove: (rows) => {
 		removeLater(rows);
-		if (rows.some((row) => row.id === stage.chosen)) stage.empty();
+		if (!rows.some((row) => row.id === stage.chosen)) return;
+		const next = recent.find((row) => !isLeaving(row.id));
+		if (next) stage.showImage(next);
+		else stage.empty();
 	},
 };
 

@@ -37,10 +37,14 @@ class Painter {
 	readMask(mask) {
 		const { width, height } = this.canvas;
 		this.context.drawImage(mask, 0, 0, width, height);
-		const data = this.context.getImageData(0, 0, width, height);
+		const data = this.pixels;
 		for (let place = 0; place < data.data.length; place += 4) data.data[place + 3] = data.data[place] > 127 ? 255 : 0;
 		this.context.putImageData(data, 0, 0);
 		this.fill("source-in");
+	}
+
+	get pixels() {
+		return this.context.getImageData(0, 0, this.canvas.width, this.canvas.height);
 	}
 
 	fill(how) {
@@ -51,24 +55,18 @@ class Painter {
 	}
 
 	remember() {
-		this.done.push(this.context.getImageData(0, 0, this.canvas.width, this.canvas.height));
+		this.done.push(this.pixels);
 		if (this.done.length > 30) this.done.shift();
 		this.undone = [];
 	}
 
-	step(from, to) {
+	/** Undo, or redo. */
+	step(back) {
+		const [from, to] = back ? [this.done, this.undone] : [this.undone, this.done];
 		if (!from.length) return;
-		to.push(this.context.getImageData(0, 0, this.canvas.width, this.canvas.height));
+		to.push(this.pixels);
 		this.context.putImageData(from.pop(), 0, 0);
 		this.painted();
-	}
-
-	undo() {
-		this.step(this.done, this.undone);
-	}
-
-	redo() {
-		this.step(this.undone, this.done);
 	}
 
 	clear() {
@@ -133,7 +131,7 @@ class Painter {
 	}
 
 	get empty() {
-		const { data } = this.context.getImageData(0, 0, this.canvas.width, this.canvas.height);
+		const { data } = this.pixels;
 		for (let place = 3; place < data.length; place += 4) if (data[place] > 127) return false;
 		return true;
 	}
@@ -197,8 +195,8 @@ export async function editMask(imageUrl, maskUrl) {
 	};
 	const brush = button({ text: "Paint", icon: "brush", "aria-pressed": "true", on: () => mode(false) });
 	const eraser = button({ text: "Erase", icon: "erase", "aria-pressed": "false", on: () => mode(true) });
-	const undo = button({ label: "Undo", icon: "undo", on: () => painter.undo() });
-	const redo = button({ label: "Redo", icon: "redo", on: () => painter.redo() });
+	const undo = button({ label: "Undo", icon: "undo", on: () => painter.step(true) });
+	const redo = button({ label: "Redo", icon: "redo", on: () => painter.step(false) });
 	const problem = element("p", { className: "error", role: "alert" });
 	const finish = button({ text: "Use this mask", className: "primary", id: "use-mask" });
 	const tools = div("brushes",
@@ -225,7 +223,7 @@ export async function editMask(imageUrl, maskUrl) {
 		on(made, "keydown", (event) => {
 			const key = event.key.toLowerCase();
 			const command = event.ctrlKey || event.metaKey;
-			if (command && key === "z") event.shiftKey ? painter.redo() : painter.undo();
+			if (command && key === "z") painter.step(!event.shiftKey);
 			else if (command) return;
 			else if (key === "b") mode(false);
 			else if (key === "e") mode(true);

@@ -6,8 +6,6 @@ import { EXAMPLES } from "./form-state.js";
 import { imageTools, metaLine } from "./image-tools.js";
 import { StepStrip } from "./strip.js";
 
-const percent = (part) => `${Math.round(part * 100)}%`;
-
 function seconds(left) {
 	if (left === null || left === undefined) return "";
 	if (left < 1) return "less than a second left";
@@ -78,6 +76,8 @@ export class Stage {
 
 	empty() {
 		this.jobs = [];
+		this.chosen = null;
+		this.strip.hide();
 		this.caption.replaceChildren();
 		const chips = EXAMPLES.map((text) => button({ text, className: "chip", on: () => this.actions.example(text) }));
 		const words = [
@@ -165,7 +165,7 @@ export class Stage {
 		const quarter = Math.floor(part * 4);
 		if (quarter > (this.quarter ?? -1)) {
 			this.quarter = quarter;
-			announce(quarter === 0 ? "Generating" : `${percent(part)} done`);
+			announce(quarter === 0 ? "Generating" : `${Math.round(part * 100)} % done`);
 		}
 	}
 
