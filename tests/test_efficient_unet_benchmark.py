@@ -44,6 +44,7 @@ def test_where_there_is_none_it_says_so() -> None:
         equal_plain(tiny)
 
 
+@pytest.mark.slow
 def test_the_papers_network_has_a_plain_equal_too() -> None:
     network = stage("imagen-sr-256").network
     assert isinstance(network, EfficientUNetConfig)

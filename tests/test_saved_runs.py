@@ -71,11 +71,18 @@ def test_every_training_is_recorded() -> None:
 
 TWICE = {*COUNTER, *INTERRUPTED}
 """Trainings of which the fast tests below see each step as well: with hashed numbers, or ten from a checkpoint on."""
+ALIKE = {
+    *("latent-masked-published", "latent-low", "latent-layouts", "stage-low-blurred", "stage-ddpm"),
+    *("codes-unconditional", "classifier-pixels"),
+}
+"""Trainings beside which another one of the fast tests differs in a setting or two."""
 ONCE = "training.checkpoint_every=20"
 """Checkpoints change no number and cost as much as some steps: runs that nobody interrupts write one."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in TWICE else []) for n in TRAININGS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in TWICE | ALIKE else []) for n in TRAININGS]
+)
 def test_twenty_steps_have_the_losses_that_they_had(here: Path, name: str) -> None:
     compare(history(train(name, None, GENERATOR, ONCE)), name)
 

@@ -168,7 +168,7 @@ def test_linear_projections_of_2x(tmp_path: Path) -> None:
     within("LoRA for Stable Diffusion 2.x", "kohya", "text encoder, live, relative", text, ALLOWED)
 
 
-@pytest.mark.parametrize("style", ["kohya", "diffusers (PEFT)"])
+@pytest.mark.parametrize("style", [pytest.param("kohya", marks=pytest.mark.slow), "diffusers (PEFT)"])
 @torch.no_grad()
 def test_diffusers_loader_gives_the_same_numbers_and_image(style: str, pipeline, model, tmp_path: Path) -> None:
     """Its loader mixes up alphas that differ between layers (with transformers 5), so here they are all alike."""
