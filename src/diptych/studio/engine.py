@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from diptych.core.errors import UserError
+from diptych.core.errors import UserError, disk_error
 from diptych.studio.fair_queue import FairQueue, QueueOverflow
 from diptych.studio.history import History
 from diptych.studio.image_request import ImageRequest
@@ -27,6 +27,9 @@ BATCH_PIXELS = 8 * 512 * 512
 """Pixels of the images that are generated together, at most."""
 FINISHED_KEPT = 200
 """Jobs that have ended and can still be asked for."""
+
+PREVIEWED = 20
+"""Of these, whose last previews are kept."""
 
 
 class Cancelled(Exception):
@@ -51,9 +54,10 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Cancel what runs, and end the thread."""
+        """Stop what runs at its next step, and end the thread. Jobs that are not done are lost."""
         self.queue.close()
         for job in list(self.jobs.values()):
+            job.end("lost")
             job.cancelled.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
@@ -93,13 +97,18 @@ class Engine:
         return max(1, min(600, round(len(self.queue) * self.seconds_per_image / 2)))
 
     def _ended(self, job: Job) -> None:
-        self.history.end_job(job)
+        try:
+            self.history.end_job(job)
+        except Exception:  # a full disk, say: whoever waits is answered all the same
+            LOG.exception("the end of a job could not be written")
         if job.state in ("failed", "cancelled"):
             self.counts[job.state] += 1
 
     def _forget(self) -> None:
-        """Forget the oldest jobs that have ended."""
+        """Forget the oldest jobs that have ended, and of all but the latest what was seen on the way."""
         ended = [job for job in self.jobs.values() if job.ended]
+        for job in ended[:-PREVIEWED]:
+            job.drop_previews()
         for job in ended[: max(0, len(ended) - FINISHED_KEPT)]:
             del self.jobs[job.id]
 
@@ -109,8 +118,12 @@ class Engine:
         while images := self.queue.take(self.batch, lambda image: image.job.request.batch_key):
             images = [image for image in images if not image.job.cancelled.is_set()]
             self._finish_cancelled()
-            if images:
-                self._run(images)
+            try:
+                if images:
+                    self._run(images)
+            except Exception as error:  # whatever happens, the next images are generated
+                LOG.exception("generating failed")
+                self._fail(images, error)
 
     def _finish_cancelled(self) -> None:
         for job in list(self.jobs.values()):
@@ -178,7 +191,7 @@ class Engine:
                 continue
             earlier = [stage[place] for stage in result.stages[:-1]]
             image.id = self.history.add_image(image, result.images[place], result.metadata[place], earlier)
-            image.state = "done"
+            image.state, image.strip = "done", []
             self.counts["images"] += 1
             image.job.publish("image", image=image.index, id=image.id, seed=image.seed)
         for job in jobs:
@@ -197,6 +210,8 @@ class Engine:
         return None
 
     def _fail(self, images: Sequence[QueuedImage], error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno is not None:
+            error = disk_error(OSError(error.errno, error.strerror), "the image")  # without a path of this machine
         message = str(error) if isinstance(error, UserError) else f"generating failed ({type(error).__name__})"
         for job in {image.job for image in images}:
             self.queue.remove(lambda image, job=job: image.job is job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 import time
@@ -73,17 +74,26 @@ class Job:
             for event in shown[: -PREVIEWS_KEPT * max(len(self.images), 1)]:
                 event["preview"] = None
             for loop, changed in self._changed:
-                loop.call_soon_threadsafe(changed.set)
+                with contextlib.suppress(RuntimeError):  # a loop that is closed
+                    loop.call_soon_threadsafe(changed.set)
 
     def end(self, state: State, **values: Any) -> None:
         """The last event."""
-        if self.ended:
-            return
-        self.state, self.seconds_left = state, None
+        with self._lock:
+            if self.ended:
+                return
+            self.state, self.seconds_left = state, None
         for one in self.images:
-            one.state = state if one.state not in ENDED else one.state
+            one.state, one.strip = state if one.state not in ENDED else one.state, []
         self.on_end(self)
         self.publish(state, **values)
+
+    def drop_previews(self) -> None:
+        """Forget what was seen on the way: those who followed have it, and there are the images."""
+        with self._lock:
+            for event in self._events:
+                if "preview" in event:
+                    event["preview"] = None
 
     def events(self, after: int = 0) -> list[dict[str, Any]]:
         """Those with a number above `after`."""
