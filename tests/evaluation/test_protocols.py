@@ -176,6 +176,16 @@ def test_images_of_elsewhere_do_not_say_how_they_were_drawn(model: NoisyModel, c
     assert cli.main([*command, "--out", "o"]) == 0
     assert "Not known of the generated images: how the captions were drawn." in capsys.readouterr().out
     assert results("o")["fid"]["unknown"] == ["how the captions were drawn"]
+    Path("others").mkdir()
+    for i in range(6):
+        noise(20 + i).save(f"others/{i}.png")
+    assert cli.main([*FID[:-2], "--generated", "others", "--out", "q"]) == 0
+    capsys.readouterr()
+    compare = ["evaluate", "compare", "o/results.json"]
+    assert cli.main([*compare, "q/results.json"]) == 0
+    assert "may differ, for it is not known how the captions were drawn" in capsys.readouterr().out
+    assert cli.main([*compare, "o/results.json"]) == 0
+    assert "may differ" not in capsys.readouterr().out, "the same images, however they were drawn"
     assert cli.main(["prompts", "coco", "captions.json", "--number", "6", "--seed", "5", "--out", "p.jsonl"]) == 0
     assert cli.main([*command, "--prompts", "p.jsonl", "--reference", "subset", "--out", "p"]) == 0
     one = results("p")["fid"]

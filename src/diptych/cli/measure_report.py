@@ -12,8 +12,9 @@ from rich.table import Table
 
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
+from diptych.core.json_files import read_named_json
 from diptych.core.terminal import console
-from diptych.metrics.records import differing, is_result
+from diptych.metrics.records import differing, is_result, may_differ
 
 Results = list[dict[str, Any]]
 
@@ -25,12 +26,7 @@ def write_results(path: Path, results: Results) -> None:
 
 def read_results(path: Path) -> Results:
     """The results in a file. Raises a `UserError` where it holds something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as results: {' '.join(str(error).split())[:120]}") from None
+    values = read_named_json(path, "results")
     if not isinstance(values, list) or not values or not all(map(is_result, values)):
         raise UserError(f"{path} holds no results of `diptych evaluate images`")
     return values
@@ -70,7 +66,7 @@ def features_text(result: dict[str, Any]) -> str:
 
 
 def print_comparison(files: Sequence[tuple[Path, Results]]) -> None:
-    """A table of the first file's measures in all files, and below it which do not compare, and why.
+    """A table of the first file's measures in all files, and below it which do not compare, or may not, and why.
 
     Raises a `UserError` where nothing compares.
     """
@@ -87,6 +83,8 @@ def print_comparison(files: Sequence[tuple[Path, Results]]) -> None:
             reasons = ["has none"] if other is None else differing(base, other)
             if reasons or other is None:
                 lines.append(f"{metric}: {path} does not compare: {'; '.join(reasons)}")
+            elif unknown := may_differ(base, other):
+                lines.append(f"{metric}: {path} may differ, for it is not known {' and '.join(unknown)}")
             cells.append("–" if reasons or other is None else value_text(other))
             compared += not reasons
         table.add_row(metric, *cells)

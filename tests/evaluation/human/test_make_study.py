@@ -17,6 +17,7 @@ from diptych.evaluation.human.control_tasks import words_of
 from diptych.evaluation.human.image_pools import read_pool
 from diptych.evaluation.human.make_study import categories_of, make_coco, make_drawbench
 from diptych.evaluation.human.study_file import read_study
+from diptych.evaluation.human.study_images import common_size
 from diptych.evaluation.set_files import write_image
 from diptych.models.metadata import png_texts
 from tests.evaluation.human.conftest import PROMPTS, write_images
@@ -208,3 +209,15 @@ def test_a_damaged_study_is_one_line(coco: Path, change: object) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"study\.json"):
         read_study(coco)
+
+
+def test_the_common_size_is_that_of_images_as_they_are_shown(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
+    assert common_size([tmp_path / "small.png", tmp_path / "turned.jpg"]) == (20, 30)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name in ("broken.png", "none.png"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read as an image \(.+\): remove it"):
+            common_size([tmp_path / name])

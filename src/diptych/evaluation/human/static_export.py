@@ -12,6 +12,7 @@ from typing import Any
 
 from diptych.core.disk import replacing, require_place
 from diptych.core.errors import UserError
+from diptych.core.json_files import read_named_json
 from diptych.evaluation.human.answer_store import AnswerStore, BadAnswer, GivenAnswer, Rater, check_answer
 from diptych.evaluation.human.study_file import IMAGES
 from diptych.evaluation.human.study_server import page_data
@@ -110,14 +111,9 @@ def import_answers(folder: Path, files: Sequence[Path]) -> list[tuple[Path, int,
 
 def read_answers(store: AnswerStore, path: Path) -> tuple[Rater, list[GivenAnswer]]:
     """The rater and the answers of a file."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is too large for a file of answers")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}): is it what the page saved?") from None
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise UserError(f"{path} is too large for a file of answers")
+    values = read_named_json(path, "answers, as the page saves them")
     if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("answers"), list):
         raise UserError(f"{path} holds no answers as an exported page saves them")
     if values.get("study") != store.study.id:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import UserError
+from diptych.core.json_files import read_named_json
 from diptych.evaluation.human.questions import QUESTIONS
 
 FILE, IMAGES = "study.json", "images"
@@ -94,12 +95,7 @@ class HumanStudy:
 def read_study(folder: Path) -> HumanStudy:
     """The study in a folder. A `UserError` where there is none, or it is damaged."""
     path = folder / FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no {FILE}: `diptych study make` makes a study") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    values = read_named_json(path, "a study", f"{folder} holds no {FILE}: `diptych study make` makes a study")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path} is no study that `diptych study make` made")
     if values.get("version") != VERSION:
