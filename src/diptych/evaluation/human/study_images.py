@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image
 
 from diptych.core.errors import UserError
 from diptych.core.image_files import fit_image, read_image
+from diptych.data.image_sides import image_size
+from diptych.data.paths import read_start
+from diptych.data.quarantine import BrokenExample
 
 COARSE, NOISE = 12, 0.15
 """How a control's image is degraded: pixels that are left of its longer side, and the standard deviation of noise."""
@@ -57,9 +61,9 @@ def common_size(paths: Iterable[Path]) -> tuple[int, int]:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height, from the header."""
+    """Width and height as it is shown, turned as its EXIF says."""
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise UserError(f"{path} cannot be read as an image: remove it, or make it again") from None
+        return image_size(partial(read_start, path))
+    except (OSError, BrokenExample) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read as an image ({reason}): remove it, or make it again") from None
