@@ -26,6 +26,17 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
+def may_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What is not known of one of two results that `differing` finds equal, so that they may differ in it all the same:
+    "how the captions were drawn". Empty for results of the same images."""
+    images = [result.get("generated", {}).get("sha256") for result in (one, other)]
+    if images[0] is not None and images[0] == images[1]:
+        return []
+    return list(
+        dict.fromkeys(what for result in (one, other) for what in result.get("protocol", {}).get("unknown", ()))
+    )
+
+
 def _differing(name: str, one: Any, other: Any) -> list[str]:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = [key for key in {**one, **other} if key not in FREE]
