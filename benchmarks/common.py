@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
+
+from diptych.core.processors import processor_name
+
+processor = processor_name
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def processor() -> str:
-    """The model of this machine's processor."""
-    names = list[str]()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names += [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def axes(columns: int = 1, **look: Any) -> tuple[Any, Any]:

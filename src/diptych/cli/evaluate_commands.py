@@ -24,6 +24,7 @@ from diptych.cli.arguments import (
     given,
     options_given,
 )
+from diptych.cli.measure_commands import NETWORKS, named
 from diptych.core.errors import UserError
 from diptych.core.values import Number, Text
 
@@ -83,6 +84,26 @@ def add_commands(commands: Any) -> None:
     add_integer(command, "--seeds", 1, metavar="K", help="images of each scene (default: 4)")
     add_options(command, "sampler", "steps", "guidance")
     command.set_defaults(command=evaluate_layout)
+
+    command = commands.add_parser(
+        "evaluate blind-spots", help="what FID and other measures miss: degraded drawings whose order is known"
+    )
+    add_study(command, "drawings to degrade; as many others are the reference (default: 1000)")
+    command.add_argument(
+        "--features", metavar="F", choices=NETWORKS, help="compared by FID and the like (default: judge)"
+    )
+    command.add_argument(
+        "--weights", metavar="NETWORK=PATH", action="append", default=[], help="weights of those features"
+    )
+    command.add_argument("--scorer", metavar="M", help="of images and captions: judge (default), or a CLIP")
+    add_integer(command, "--trials", 2, help="things that are drawn 1, 2, 3 and 4 times (default: 200)")
+    add_integer(command, "--resamples", 2, 10_000, help="half samples for intervals (default: 40)")
+    add_integer(command, "--k", 1, 1000, help="neighbours of precision, recall, density and coverage (default: 3)")
+    add_integer(command, "--people", 1, 1000, help="prompts whose images are written for people (default: 12)")
+    command.add_argument("--answers", metavar="STUDY", type=Path, help="a study of those images, with answers")
+    command.add_argument("--allow-pickle", **FLAG, help="read .pth and .pt too: their tensors, never code")
+    command.add_argument("--offline", **FLAG, help="use only the local cache of the hub")
+    command.set_defaults(command=evaluate_blind_spots)
 
     sweeps = commands.add_parser("sweep", help="score a model over guidance scales, or over augmentation levels")
     kinds = sweeps.add_subparsers(title="what to sweep", metavar="SETTING", required=True)
@@ -194,6 +215,24 @@ def evaluate_layout(arguments: argparse.Namespace) -> None:
     if arguments.images is not None:
         settings["scenes"] = arguments.images
     evaluate_layouts(model, arguments.data, arguments.out, words=words, name=arguments.model, **settings, **options)
+
+
+def evaluate_blind_spots(arguments: argparse.Namespace) -> None:
+    from diptych.core.devices import find_device
+    from diptych.evaluation.benchmarks.blind_spots import measure_blind_spots
+    from diptych.evaluation.text_image_scorer import open_scorer
+    from diptych.metrics.feature_networks import open_features
+
+    check_study(arguments, "blind-spots")
+    if arguments.answers is not None and not arguments.answers.is_dir():
+        raise UserError(f"no study at {arguments.answers}: `diptych study make` makes one")
+    weights = dict(named(text) for text in arguments.weights)
+    kind, judge = arguments.features or "judge", arguments.judge
+    paths, how = {"judge": judge, **weights}, given(arguments, "offline", "allow_pickle")
+    network = open_features(kind, paths.get(kind), None, find_device(arguments.device), **how)
+    scorer = open_scorer(arguments.scorer or judge or "judge", arguments.device, **how)
+    settings = given(arguments, "images", "trials", "resamples", "k", "seed", "batch", "people", "answers")
+    measure_blind_spots(arguments.data, arguments.out, network, scorer, **settings)
 
 
 def sweep(arguments: argparse.Namespace) -> None:

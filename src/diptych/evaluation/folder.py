@@ -85,7 +85,7 @@ def require_same(out: Path, kind: str) -> None:
     this kind; `claimed` and sweeps compare the rest."""
     require_folder(out)
     results = values_of(out / "results.json")
-    before = values_of(out / MARK).get("evaluation") or results.get("sweep")
+    before = values_of(out / MARK).get("evaluation") or results.get("sweep") or results.get("evaluation")
     before = before or ("inpainting" if "masks" in results else None)
     if before not in (None, kind) or (before is None and (out / "results.json").exists()):
         what = "something else" if before is None else f"an evaluation of another kind ({before})"
