@@ -113,35 +113,71 @@ def generate_set(
     out = Path(out)
     if isinstance(prompts, Path):
         source, prompts = source or prompts.name, read_prompts(prompts)
-    rows = [PromptRow(row.strip()) if isinstance(row, str) else row for row in prompts]
-    options = {key: value for key, value in options.items() if value is not None and value is not False}
-    for name in ("seeds", "callback", "noise", "keep_stages"):
-        if name in options:
-            raise UserError(f"{name} is not for a set of images: leave it out")
+    options = set_options(options)
     negative = options.pop("negative", "")
     if not isinstance(negative, str):
         raise UserError("a set of images has one negative prompt, or those of its rows")
+    rows = [PromptRow(row.strip()) if isinstance(row, str) else row for row in prompts]
     plan = SetPlan(rows=rows, copies=images_per_prompt, seed=seed, negative=negative, format=format)
     wanted = len(rows) if limit is None else min(checked("limit", Integer(1, MOST).check, limit), len(rows))
     (place, shares) = shard
     if not 0 <= place < shares:
         raise UserError(f"a share is a number from 0 to {shares - 1} of {shares}, not {place}")
-    settings = {"images_per_prompt": images_per_prompt, "seed": seed, "format": format}
-    settings |= {"quality": quality} if format == "jpeg" else {}
-    settings |= {"negative": negative} if negative else {}
-    deciding = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
-    settings |= {name: described_option(model, name, value) for name, value in deciding.items()}
-    head = {"prompts": {"rows": len(rows), "sha256": plan.sha256}, "model": model_state(model), "settings": settings}
-    about = {
-        "source": source,
-        "drawn": drawn or None,
-        "model_source": getattr(getattr(model, "origin", None), "source", None),
-    }
-    head = json.loads(json.dumps(head, default=str))  # as it is when it is read again
+    mark = SetMark.of(model, plan, options, quality, source, drawn)
     check_prompts(model, rows[:wanted], options, source)
-    batch = begin(out, head, about, batch)
-    run = _Run(model, plan, out, head, options, quality, wanted * plan.copies)
+    batch = begin(out, mark, batch)
+    run = _Run(model, plan, out, mark, options, quality, wanted * plan.copies)
     return run.run(range(place * batch, len(plan), shares * batch), batch, counted, quiet)
+
+
+def set_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `generate` that are set. Raises a `UserError` for one that a set decides itself."""
+    options = {key: value for key, value in options.items() if value is not None and value is not False}
+    for name in ("seeds", "callback", "noise", "keep_stages"):
+        if name in options:
+            raise UserError(f"{name} is not for a set of images: leave it out")
+    return options
+
+
+@dataclass(frozen=True)
+class SetMark:
+    """The content of `set.json`, apart from the size of its batches."""
+
+    head: Mapping[str, Any]
+    """`COMPARED`: all that decides the images. Values are as they are when they are read again."""
+    about: Mapping[str, Any]
+    """What nothing depends on: where prompts and model come from."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        plan: SetPlan,
+        options: Mapping[str, Any],
+        quality: int,
+        source: str | None,
+        drawn: Mapping[str, Any] | None,
+    ) -> SetMark:
+        """That of a set which `generate_set` begins; arguments as there."""
+        settings = {"images_per_prompt": plan.copies, "seed": plan.seed, "format": plan.format}
+        settings |= {"quality": quality} if plan.format == "jpeg" else {}
+        settings |= {"negative": plan.negative} if plan.negative else {}
+        deciding = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        settings |= {name: described_option(model, name, value) for name, value in deciding.items()}
+        prompts = {"rows": len(plan.rows), "sha256": plan.sha256}
+        head = {"prompts": prompts, "model": model_state(model), "settings": settings}
+        origin = getattr(getattr(model, "origin", None), "source", None)
+        about = {"source": source, "drawn": drawn or None, "model_source": origin}
+        return cls(json.loads(json.dumps(head, default=str)), about)
+
+    @property
+    def digest(self) -> str:
+        """Written into each image: of all that decides the set's pixels."""
+        return f"{stable_hash(json.dumps(self.head, sort_keys=True)):016x}"
+
+    def text(self, batch: int) -> str:
+        """The file."""
+        return json.dumps({"set": 1, **self.head, "batch": batch, **self.about}, indent=2) + "\n"
 
 
 @dataclass
@@ -151,7 +187,7 @@ class _Run:
     model: Any
     plan: SetPlan
     out: Path
-    head: dict[str, Any]
+    mark: SetMark
     options: dict[str, Any]
     quality: int
     total: int
@@ -206,7 +242,12 @@ class _Run:
         return missing
 
     def require_same(self, image: PlannedImage, row: Mapping[str, Any]) -> None:
-        expected = {"prompt": image.prompt, "seed": image.seed, "negative": image.negative or None, "set": self.digest}
+        expected = {
+            "prompt": image.prompt,
+            "seed": image.seed,
+            "negative": image.negative or None,
+            "set": self.mark.digest,
+        }
         for name, value in expected.items():
             if row.get(name) != value:
                 what = "of another set" if name == "set" else f"made with {name} {row.get(name)!r}, not {value!r}"
@@ -233,7 +274,7 @@ class _Run:
             notes.update(kind for each in row.get("notes", {}).values() for kind in each)
             image = images[number - numbers.start]
             made = result.images[number - numbers.start].copy()  # Pillow notes in an image how it is being saved
-            row = {**row, "set": self.digest}
+            row = {**row, "set": self.mark.digest}
             calls.append(partial(write_image, made, self.out / image.file, row, self.quality))
         return calls
 
@@ -249,11 +290,6 @@ class _Run:
             sweep(self.out / folder)  # what a process that was killed has left
         write_text(self.out / MANIFEST, "".join(self.plan.manifest(self.total // self.plan.copies)))
         return True
-
-    @property
-    def digest(self) -> str:
-        """Written into each image: of all that decides the set's pixels."""
-        return f"{stable_hash(json.dumps(self.head, sort_keys=True)):016x}"
 
 
 class _Count:
@@ -271,23 +307,23 @@ class _Count:
         return min(max(self.counted, self.own), self.total)
 
 
-def begin(out: Path, head: Mapping[str, Any], about: Mapping[str, Any], batch: int | None) -> int:
+def begin(out: Path, mark: SetMark, batch: int | None) -> int:
     """Make `out` the folder of a set, or go on with the same one. Returns the size of its batches."""
     require_folder(out)
     with locked(out):
         before = values_of(out / MARK)
         same = {name: before.get(name) for name in COMPARED}
-        if same != head and not present(out):  # new, or begun with what no image could be made of
+        if same != mark.head and not present(out):  # new, or begun with what no image could be made of
             others = (name for name in sorted(os.listdir(out)) if name != MARK and not name.startswith(PARTIAL_PREFIX))
             if other := next((name for name in others if not name.isdecimal()), None):
                 raise UserError(f"{out} holds {other}, which is no set of images: name a new folder as --out")
             begun: int = BATCH if batch is None else checked("batch", Integer(1, MOST).check, batch)
-            write_text(out / MARK, json.dumps({"set": 1, **head, "batch": begun, **about}, indent=2) + "\n")
+            write_text(out / MARK, mark.text(begun))
             return begun
     if not before:
         raise UserError(f"{out} holds images and no {MARK}: name a new folder as --out")
-    if same != head:
-        raise UserError(f"{out} holds a set of other {differences(same, head)}: name another folder as --out")
+    if same != mark.head:
+        raise UserError(f"{out} holds a set of other {differences(same, mark.head)}: name another folder as --out")
     begun = before.get("batch", BATCH)
     if batch is not None and batch != begun:
         print_err(
