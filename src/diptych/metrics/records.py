@@ -32,9 +32,8 @@ def may_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     images = [result.get("generated", {}).get("sha256") for result in (one, other)]
     if images[0] is not None and images[0] == images[1]:
         return []
-    return list(
-        dict.fromkeys(what for result in (one, other) for what in result.get("protocol", {}).get("unknown", ()))
-    )
+    protocols = (result.get("protocol", {}) for result in (one, other))
+    return list(dict.fromkeys(str(what) for protocol in protocols for what in protocol.get("unknown", ())))
 
 
 def _differing(name: str, one: Any, other: Any) -> list[str]:
@@ -56,4 +55,6 @@ def is_result(value: Any) -> bool:
         and isinstance(value.get("value"), float | int)
         and all(isinstance(value.get(name), float | int | None) for name in ("deviation", "error"))
         and all(isinstance(value.get(name, {}), dict) for name in ("features", "settings", "generated", "reference"))
+        and isinstance(value.get("protocol", {}), dict)
+        and isinstance(value.get("protocol", {}).get("unknown", []), list)
     )
