@@ -161,6 +161,27 @@ def add_output(command: Parser, batch: int) -> None:
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="output folder (default: out)")
 
 
+def add_kinds(commands: Any, name: str, text: str, title: str, metavar: str) -> Any:
+    """A command that is none by itself; `add_parser` of what this returns adds its kinds."""
+    return commands.add_parser(name, help=text).add_subparsers(title=title, metavar=metavar, required=True)
+
+
+def add_seed(command: Any, text: str, **options: Any) -> None:
+    """`--seed`, one number."""
+    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help=text, **options)
+
+
+def add_weights(command: Any, text: str) -> None:
+    """`--weights`, read by `measure_commands.named`."""
+    command.add_argument("--weights", metavar="NETWORK=PATH", action="append", default=[], help=text)
+
+
+def add_reading(command: Any) -> None:
+    """How weights of feature networks may be read."""
+    command.add_argument("--allow-pickle", **FLAG, help="read .pth and .pt too: their tensors, never code")
+    command.add_argument("--offline", **FLAG, help="use only the local cache of the hub")
+
+
 def add_device(command: Parser) -> None:
     command.add_argument(
         "--device", metavar="D", default="auto", help="cpu, cuda, mps, or auto (default): cuda if there is one"
@@ -175,7 +196,7 @@ def add_study(command: Parser, images: str) -> None:
         "--data", metavar="FOLDER", type=Path, required=True, help="data folder, such as data/emoji-128"
     )
     command.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="output folder of the results")
-    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help="seed of prompts and images")
+    add_seed(command, "seed of prompts and images")
     command.add_argument("--judge", metavar="FOLDER", help="run or model folder of a judge (default: the package's)")
     add_device(command)
     add_integer(command, "--batch", 1, help="batch size")

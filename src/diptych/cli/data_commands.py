@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.argument_values import SEED_LIMIT
-from diptych.cli.arguments import Parser, add_integer, argument_type, given
+from diptych.cli.arguments import Parser, add_integer, add_kinds, add_seed, argument_type, given
 from diptych.core.errors import UserError
 from diptych.core.terminal import print_out
 from diptych.core.values import Number
@@ -16,13 +15,12 @@ from diptych.core.values import Number
 
 def add_commands(commands: Any) -> None:
     """Add `data` and its kinds."""
-    data = commands.add_parser("data", help="make or check training data")
-    kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    kinds = add_kinds(commands, "data", "make or check training data", "commands", "COMMAND")
     command = kinds.add_parser("emoji", help="captioned shards from six open emoji sets")
     command.add_argument("--out", metavar="FOLDER", type=Path, help="output folder (default: data/emoji-SIZE)")
     add_integer(command, "--size", 16, 1024, metavar="PIXELS", default=64, help="side of the images (default: 64)")
     add_integer(command, "--scenes", 0, default=0, help="number of composed scenes, in addition to the single drawings")
-    add_integer(command, "--seed", 0, SEED_LIMIT - 1, default=0, help="(default: 0)")
+    add_seed(command, "(default: 0)", default=0)
     add_integer(command, "--workers", 1, 1024, help="processes (default: one for each core)")
     command.set_defaults(command=emoji)
 

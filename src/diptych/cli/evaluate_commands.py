@@ -14,12 +14,15 @@ from diptych.cli.arguments import (
     OPENING,
     Parser,
     add_integer,
+    add_kinds,
     add_model,
     add_models,
     add_opening,
     add_options,
+    add_reading,
     add_single_options,
     add_study,
+    add_weights,
     argument_type,
     given,
     options_given,
@@ -92,21 +95,18 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--features", metavar="F", choices=NETWORKS, help="compared by FID and the like (default: judge)"
     )
-    command.add_argument(
-        "--weights", metavar="NETWORK=PATH", action="append", default=[], help="weights of those features"
-    )
+    add_weights(command, "weights of those features")
     command.add_argument("--scorer", metavar="M", help="of images and captions: judge (default), or a CLIP")
     add_integer(command, "--trials", 2, help="things that are drawn 1, 2, 3 and 4 times (default: 200)")
     add_integer(command, "--resamples", 2, 10_000, help="half samples for intervals (default: 40)")
     add_integer(command, "--k", 1, 1000, help="neighbours of precision, recall, density and coverage (default: 3)")
     add_integer(command, "--people", 1, 1000, help="prompts whose images are written for people (default: 12)")
     command.add_argument("--answers", metavar="STUDY", type=Path, help="a study of those images, with answers")
-    command.add_argument("--allow-pickle", **FLAG, help="read .pth and .pt too: their tensors, never code")
-    command.add_argument("--offline", **FLAG, help="use only the local cache of the hub")
+    add_reading(command)
     command.set_defaults(command=evaluate_blind_spots)
 
-    sweeps = commands.add_parser("sweep", help="score a model over guidance scales, or over augmentation levels")
-    kinds = sweeps.add_subparsers(title="what to sweep", metavar="SETTING", required=True)
+    text = "score a model over guidance scales, or over augmentation levels"
+    kinds = add_kinds(commands, "sweep", text, "what to sweep", "SETTING")
     command = kinds.add_parser("guidance", help="guidance scales with each threshold, for the first stage that runs")
     add_model(command)
     add_opening(command)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cli.argument_values import Several
-from diptych.cli.arguments import FLAG, Parser, add_device, add_integer, argument_type, given
+from diptych.cli.arguments import Parser, add_device, add_integer, add_reading, add_weights, argument_type, given
 from diptych.core.errors import UserError
 from diptych.core.values import Text
 
@@ -40,9 +40,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--metrics", metavar="M,M", type=argument_type(Several(Text())), help=f"of {', '.join(METRICS)} (default: fid)"
     )
-    command.add_argument(
-        "--weights", metavar="NETWORK=PATH", action="append", default=[], help=f"weights of {', '.join(NETWORKS)}"
-    )
+    add_weights(command, f"weights of {', '.join(NETWORKS)}")
     networks = command.add_argument_group("features")
     networks.add_argument(
         "--features", metavar="F", choices=NETWORKS, help="of fid, kid, precision-recall (default: inception)"
@@ -54,8 +52,7 @@ def add_commands(commands: Any) -> None:
         choices=RESIZES,
         help="to the network's size: tf1 (default of inception: torch-fidelity), torch-bilinear (pytorch-fid), clean",
     )
-    networks.add_argument("--allow-pickle", **FLAG, help="read .pth and .pt too: their tensors, never code")
-    networks.add_argument("--offline", **FLAG, help="use only the local cache of the hub")
+    add_reading(networks)
     images = command.add_argument_group("images")
     add_integer(images, "--size", 1, 4096, metavar="PIXELS", help="bring both sides to this size first")
     images.add_argument("--crop", choices=("center", "none"), help="with --size: the centre square (default), or all")

@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.argument_values import SEED_LIMIT
 from diptych.cli.arguments import (
     OPENING,
     add_device,
     add_integer,
+    add_kinds,
     add_models,
     add_options,
+    add_seed,
     argument_type,
     given,
     options_given,
@@ -22,18 +23,8 @@ from diptych.core.terminal import print_out
 from diptych.core.values import Integer
 
 SAMPLING = (
-    *(
-        "steps",
-        "guidance",
-        "sampler",
-        "schedule_type",
-        "eta",
-        "threshold",
-        "negative",
-        "prompt_weights",
-        "long_prompts",
-    ),
-    *("size", "stop", "temperature", "top_k", "top_p"),
+    *("steps", "guidance", "sampler", "schedule_type", "eta", "threshold", "negative", "prompt_weights"),
+    *("long_prompts", "size", "stop", "temperature", "top_k", "top_p"),
 )
 """Options of `generate` that `evaluate drawbench` takes."""
 
@@ -47,8 +38,8 @@ class OrAll(Integer):
 
 def add_commands(commands: Any) -> None:
     """Add `prompts` and its kinds."""
-    prompts = commands.add_parser("prompts", help="prompts of benchmarks, for generate --prompts")
-    kinds = prompts.add_subparsers(title="which prompts", metavar="KIND", required=True)
+    text = "prompts of benchmarks, for generate --prompts"
+    kinds = add_kinds(commands, "prompts", text, "which prompts", "KIND")
 
     command = kinds.add_parser("coco", help="draw captions of COCO, as for FID-30K")
     command.add_argument("annotations", metavar="FILE", type=Path, help="COCO's captions_val2014.json, or another year")
@@ -65,7 +56,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--caption", metavar="C", choices=("random", "first"), help="of an image: random (default) or first"
     )
-    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help="seed of the draw (default: 0)")
+    add_seed(command, "seed of the draw (default: 0)")
     command.add_argument("--out", metavar="FILE", type=Path, required=True, help="the prompts, as .jsonl")
     command.set_defaults(command=coco)
 
@@ -94,7 +85,7 @@ def add_commands(commands: Any) -> None:
         help="read the words that prompts of the category Text ask for: auto (default), where RapidOCR is installed; "
         "on or off",
     )
-    add_integer(command, "--seed", 0, SEED_LIMIT - 1, help="seed of the images (default: 0)")
+    add_seed(command, "seed of the images (default: 0)")
     add_integer(command, "--batch", 1, help="batch size (default: 8)")
     add_device(command)
     command.add_argument(

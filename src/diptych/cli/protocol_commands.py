@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.argument_values import SEED_LIMIT, Several
+from diptych.cli.argument_values import Several
 from diptych.cli.arguments import (
     OPENING,
     Parser,
@@ -16,6 +16,8 @@ from diptych.cli.arguments import (
     add_model,
     add_opening,
     add_options,
+    add_seed,
+    add_weights,
     argument_type,
     given,
     options_given,
@@ -132,7 +134,7 @@ def add_protocol(commands: Any, name: str, text: str, examples: str | None) -> P
 
 def add_rest(command: Parser, draw: Any, name: str) -> None:
     """What all protocols take."""
-    add_integer(draw, "--seed", 0, SEED_LIMIT - 1, help="of the draw and of the images (default: 0)")
+    add_seed(draw, "of the draw and of the images (default: 0)")
     command.add_argument(
         "--preset",
         metavar="P",
@@ -163,9 +165,7 @@ def add_rest(command: Parser, draw: Any, name: str) -> None:
     measuring.add_argument(
         "--metrics", metavar="M,M", type=argument_type(Several(Text())), help=f"of {', '.join(METRICS[:6])}"
     )
-    measuring.add_argument(
-        "--weights", metavar="NETWORK=PATH", action="append", default=[], help=f"weights of {', '.join(NETWORKS)}"
-    )
+    add_weights(measuring, f"weights of {', '.join(NETWORKS)}")
     measuring.add_argument(
         "--features", metavar="F", choices=NETWORKS, help="inception (default); of others nothing published compares"
     )

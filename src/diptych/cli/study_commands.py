@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.argument_values import SEED_LIMIT
-from diptych.cli.arguments import add_integer, argument_type, given
+from diptych.cli.arguments import add_integer, add_kinds, add_seed, argument_type, given
 from diptych.core.errors import UserError, pick
 from diptych.core.terminal import print_out
 from diptych.core.values import Value
@@ -30,8 +29,8 @@ class NamedFolder(Value):
 
 def add_commands(commands: Any) -> None:
     """Add `study` and its kinds."""
-    study = commands.add_parser("study", help="studies with human raters: make, serve, export, import, report")
-    kinds = study.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    text = "studies with human raters: make, serve, export, import, report"
+    kinds = add_kinds(commands, "study", text, "commands", "COMMAND")
 
     command = kinds.add_parser("make", help="make a study from folders of images")
     command.add_argument("folder", metavar="FOLDER", type=Path, help="new folder of the study")
@@ -50,8 +49,7 @@ def add_commands(commands: Any) -> None:
         required=True,
         help="a model's images, with prompts as metadata, captions.jsonl or .csv, or .txt files; may be repeated",
     )
-    seed = {"default": 0, "help": "seed of what is drawn: pairs, sides, orders (default: 0)"}
-    add_integer(command, "--seed", 0, SEED_LIMIT - 1, **seed)
+    add_seed(command, "seed of what is drawn: pairs, sides, orders (default: 0)", default=0)
     add_integer(
         command, "--size", 8, 4096, metavar="PIXELS", help="side of all images (default: as the largest model's)"
     )
@@ -65,30 +63,33 @@ def add_commands(commands: Any) -> None:
     add_integer(group, "--set-size", 1, 16, help="images in a set (default: 8)")
     command.set_defaults(command=make, warns=True)
 
-    command = kinds.add_parser("serve", help="serve the study's page; each rater has a link")
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="a study")
+    command = add_kind(kinds, "serve", "serve the study's page; each rater has a link")
     command.add_argument("--host", metavar="H", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     add_integer(command, "--port", 0, 65535, default=PORT, help=f"0 takes any that is free (default: {PORT})")
     command.add_argument("--url", metavar="URL", help="address that raters see, where a proxy or tunnel leads here")
     add_raters(command)
     command.set_defaults(command=serve)
 
-    command = kinds.add_parser("export", help="write the study as pages that need no server")
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="a study")
+    command = add_kind(kinds, "export", "write the study as pages that need no server")
     command.add_argument("out", metavar="OUT", type=Path, help="new folder, to be sent to raters")
     add_raters(command)
     command.set_defaults(command=export)
 
-    command = kinds.add_parser("import", help="take in the answers of exported pages")
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="a study")
+    command = add_kind(kinds, "import", "take in the answers of exported pages")
     command.add_argument("files", metavar="ANSWERS.json", type=Path, nargs="+", help="files that raters saved")
     command.set_defaults(command=import_files)
 
-    command = kinds.add_parser("report", help="shares with 95 %% intervals, charts, all answers as a table")
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="a study")
+    command = add_kind(kinds, "report", "shares with 95 %% intervals, charts, all answers as a table")
     command.add_argument("--out", metavar="FOLDER", type=Path, help="where to write (default: FOLDER/report)")
     add_integer(command, "--resamples", 100, 100_000, help="of the bootstrap (default: 2000)")
     command.set_defaults(command=report, warns=True)
+
+
+def add_kind(kinds: Any, name: str, text: str) -> Any:
+    """A command for a study that there is."""
+    command = kinds.add_parser(name, help=text)
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="a study")
+    return command
 
 
 def add_raters(command: Any) -> None:
