@@ -63,7 +63,7 @@ def test_a_command_of_diptych_is_run_and_its_output_kept(results: Path) -> None:
     assert (results / "version.log").read_text().startswith("diptych ")
 
 
-def test_a_failure_is_told_tried_again_and_holds_up_only_what_needs_it(results: Path, capsys) -> None:
+def test_a_failed_job_is_reported_retried_and_blocks_only_its_dependents(results: Path, capsys) -> None:
     bad = Job(name="bad", minutes=0, run=("generate", ""))
     calls, good = counting()
     later = Job(name="later", minutes=0, run=("--version",), needs=("bad",))
@@ -98,7 +98,7 @@ def test_a_job_that_does_not_fit_the_budget_is_left(results: Path, capsys) -> No
     assert calls and not (results / "long.json").exists()
 
 
-def test_a_training_is_told_the_minutes_until_its_deadline(results: Path, monkeypatch) -> None:
+def test_a_training_job_gets_the_minutes_until_its_deadline(results: Path, monkeypatch) -> None:
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(schedule, "command_of", lambda words: asked.append(words) or (sys.executable, "-c", ""))
     job = Job(name="a", minutes=1, run=("training.minutes={minutes}", "{cores}"), by=0.5, cores=64)

@@ -39,15 +39,15 @@ def test_torchrun_leaves_the_options_to_the_command(command: str) -> None:
     assert read.training_script_args == [command, "recipe", *given]
 
 
-@pytest.mark.parametrize(("rank", "told"), [("0", ""), ("1", " (in process 1)")])
-def test_a_mistake_is_handed_to_torchrun(tmp_path: Path, monkeypatch, capsys, rank: str, told: str) -> None:
+@pytest.mark.parametrize(("rank", "suffix"), [("0", ""), ("1", " (in process 1)")])
+def test_a_mistake_is_handed_to_torchrun(tmp_path: Path, monkeypatch, capsys, rank: str, suffix: str) -> None:
     waited = []
     monkeypatch.setattr(cli.time, "sleep", waited.append)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert cli.main(["generate", ""]) == 2
     line = capsys.readouterr().err
-    assert line.startswith("diptych: the prompt is empty") and line.endswith(f"{told}\n") and line.count("\n") == 1
+    assert line.startswith("diptych: the prompt is empty") and line.endswith(f"{suffix}\n") and line.count("\n") == 1
     report = json.loads((tmp_path / "error.json").read_text())["message"]
     assert report["message"] == report["extraInfo"]["py_callstack"] == line.strip()
     assert waited == ([] if rank == "0" else [cli.PATIENCE])

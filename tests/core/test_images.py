@@ -132,7 +132,7 @@ def test_the_one_transparent_value_of_a_png_is_white(tmp_path: Path, kind: str) 
     assert np.array_equal(pixels(read_image(path)), expected)
 
 
-def test_cmyk_is_told_as_rgb(tmp_path: Path) -> None:
+def test_cmyk_is_converted_to_rgb(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.new("CMYK", (SIDE, SIDE), (0, 255, 255, 0)), "JPEG", quality=95)
     red = pixels(read_image(path))
     assert Image.open(path).mode == "CMYK"

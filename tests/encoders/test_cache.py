@@ -351,7 +351,7 @@ def test_folders_that_name_their_encoder_by_its_weights_open(t5: Path, tmp_path:
                     EmbeddedTexts.load(source, tmp_path)
 
 
-def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_text_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
     assert text_cache() == tmp_path / "text"
     monkeypatch.delenv("DIPTYCH_CACHE")

@@ -84,7 +84,7 @@ def test_the_null_class_takes_the_place_of_what_is_dropped() -> None:
         without.null()
 
 
-def test_only_a_network_of_classes_is_told_one() -> None:
+def test_label_condition_only_for_a_class_conditional_network() -> None:
     embedding = LabelEmbedding(torch.tensor([1, 2]))
     cond = embedding.cond(NETWORK, torch.device("cpu"))
     assert cond.keys() == {"label"} and cond["label"].tolist() == [1, 2]

@@ -69,7 +69,7 @@ def test_t5_gives_the_reference_tokens(t5: Path) -> None:
         assert relative_error(ours.sequence[i, ours.mask[i]], alone.sequence[0]) <= 1e-5
 
 
-def test_a_padded_t5_gives_the_padding_too_and_reads_as_it_is_told(t5: Path, tmp_path: Path) -> None:
+def test_padded_t5_embeddings_keep_padding_and_obey_the_config(t5: Path, tmp_path: Path) -> None:
     """As DeepFloyd IF: the padding is masked in T5, and what comes out at its places is given along."""
     from transformers import AutoTokenizer, T5EncoderModel
 
@@ -175,7 +175,7 @@ def test_t5_reads_a_sentencepiece_model(t5: Path, tmp_path: Path) -> None:
     assert torch.equal(ours.encode(PROMPTS).sequence, exact.encode(PROMPTS).sequence)
 
 
-def test_t5_computes_in_what_it_is_told(t5: Path) -> None:
+def test_t5_computes_in_the_dtype_of_its_config(t5: Path) -> None:
     from transformers import T5EncoderModel
 
     exact = small_t5(t5).build().encode(PROMPTS).sequence
@@ -195,7 +195,7 @@ def test_t5_computes_in_what_it_is_told(t5: Path) -> None:
     assert torch.equal(inside, exact)
 
 
-def test_t5_on_a_gpu_computes_in_bfloat16_unless_it_is_told(t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t5_on_a_gpu_defaults_to_bfloat16(t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     chosen = [compute_dtype(small_t5(t5, dtype=d), device) for d in ("auto", "float32") for device in (cpu, gpu)]
     assert chosen == [torch.float32, torch.bfloat16, torch.float32, torch.float32]

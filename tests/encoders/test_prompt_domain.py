@@ -69,7 +69,7 @@ def told(model: Any, prompt: str) -> dict[str, Any]:
     return model.generate(prompt, steps=1).metadata[0].get("notes", {}).get("prompt", {})
 
 
-def test_a_prompt_far_from_all_is_told_and_recorded(familiar: PromptDomain, tmp_path: Path) -> None:
+def test_an_out_of_domain_prompt_warns_and_is_in_the_metadata(familiar: PromptDomain, tmp_path: Path) -> None:
     latents.system("minilm").save(tmp_path / "model")
     before: Any = diptych.load(tmp_path / "model", "cpu")
     familiar.save(tmp_path / "model")
@@ -84,13 +84,13 @@ def test_a_prompt_far_from_all_is_told_and_recorded(familiar: PromptDomain, tmp_
 
 
 @pytest.mark.parametrize("sides", [(512, 512), (128, 128), (32, 32), (192, 32)])
-def test_a_size_far_from_trainings_is_told(sides: tuple[int, int]) -> None:
+def test_a_size_far_from_the_training_size_warns(sides: tuple[int, int]) -> None:
     with pytest.warns(DiptychWarning, match=f"{sides[0]} x {sides[1]} pixels are far from the 64 x 64"):
         warn_of_size(sides, 64)
 
 
 @pytest.mark.parametrize("sides", [(64, 64), (128, 64), (96, 96), (48, 48)])
-def test_a_size_near_trainings_is_not(sides: tuple[int, int]) -> None:
+def test_a_size_near_the_training_size_does_not_warn(sides: tuple[int, int]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_size(sides, 64)

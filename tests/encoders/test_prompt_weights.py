@@ -157,7 +157,7 @@ def test_what_the_tokenizer_does_not_know_is_named() -> None:
         ("[a:b:0.5]", "no composition"),
     ],
 )
-def test_marks_that_are_read_as_letters_are_told(prompt: str, advice: str) -> None:
+def test_weight_marks_read_as_letters_warn(prompt: str, advice: str) -> None:
     with pytest.warns(DiptychWarning, match=f"is read as letters.*{advice}") as told:
         plain, _ = read(minilm(), prompt)
     assert len(told) == 1 and torch.equal(plain.sequence, minilm().encode([prompt]).sequence)

@@ -1,4 +1,4 @@
-"""The two-stage forerunner: what `generate` promises, told words, a class or nothing, and what it refuses."""
+"""VQGAN + transformer: what `generate` promises for words, a class or nothing, and what it refuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.models.latents import system as latent_system
 WORDS = [CAPTIONS[i % 2] + " with a cat" * (i % 3) for i in range(6)]
 PROMPTS = {"words": WORDS, "minilm": WORDS, "class": ["red", "2", "Green", "0", "blue", "blue"], "free": list("abcdef")}
 SEEDS = [5, 0, 7, 7, 123_456_789, 2**63 - 1]
-TOLD = ["words", "class", "free"]
+CONDITIONS = ["words", "class", "free"]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def model() -> Autoregressive:
     return system()
 
 
-@pytest.mark.parametrize("told", [*TOLD, "minilm"])
-def test_a_seed_gives_its_image_alone_and_in_any_company(told: str) -> None:
-    model, prompts = system(told), PROMPTS[told]
+@pytest.mark.parametrize("condition", [*CONDITIONS, "minilm"])
+def test_a_seed_gives_its_image_alone_and_in_any_company(condition: str) -> None:
+    model, prompts = system(condition), PROMPTS[condition]
     codes = written(model, prompts, seeds=SEEDS, top_p=0.95)
     together = model.generate(prompts, seeds=SEEDS, top_p=0.95)
     assert arrays(together).std() > 1
-    assert len({tuple(one.flatten().tolist()) for one in codes}) == (6 if told != "free" else 5)
+    assert len({tuple(one.flatten().tolist()) for one in codes}) == (6 if condition != "free" else 5)
     for i in (0, 3, 5):
         assert torch.equal(written(model, [prompts[i]], seeds=[SEEDS[i]], top_p=0.95)[0], codes[i])
         assert same_image(model.generate(prompts[i], seeds=[SEEDS[i]], top_p=0.95).images[0], together.images[i])
@@ -50,11 +50,11 @@ def test_a_seed_gives_its_image_alone_and_in_any_company(told: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_codes_are_drawn_as_the_words_say(told: str, guidance: float) -> None:
+def test_codes_are_drawn_as_the_words_say(condition: str, guidance: float) -> None:
     """Without a cache or a batch: each code from a pass over all before it, with the image's own numbers."""
-    model, prompts = system(told), PROMPTS[told][:3]
+    model, prompts = system(condition), PROMPTS[condition][:3]
     options: dict[str, Any] = {"temperature": 0.8, "top_k": 12, "guidance": guidance}
     found = written(model, prompts, seeds=SEEDS[:3], **options)
     for i, prompt in enumerate(prompts):
@@ -62,7 +62,7 @@ def test_codes_are_drawn_as_the_words_say(told: str, guidance: float) -> None:
         codes = torch.empty(1, 0, dtype=torch.int64)
         for _ in range(SIDE**2):
             logits = model.transformer(codes, **model.embed([prompt]))[0, -1]
-            if guidance != 1 and told != "free":
+            if guidance != 1 and condition != "free":
                 without = model.transformer(codes, **model.embed([""]))[0, -1]
                 logits = without + guidance * (logits - without)
             logits = torch.where(logits >= logits.sort().values[-12], logits, -torch.inf) / 0.8
@@ -96,21 +96,21 @@ def test_the_metadata_is_enough_to_make_each_image_again(model: Autoregressive) 
     options |= {"size": (np.int32(SIZE), 20), "negative": ["", "grey"]}
     result = model.generate(list(CAPTIONS), seeds=np.array([3, 4]), **options)
     assert [image.size for image in result.images] == [(SIZE, 20)] * 2
-    for image, told in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
-        prompt, seed, _ = told.pop("prompt"), told.pop("seed"), told.pop("notes", None)
-        assert same_image(model.generate(prompt, seeds=[seed], **told).images[0], image)
+    for image, row in zip(result.images, json.loads(json.dumps(result.metadata)), strict=True):
+        prompt, seed, _ = row.pop("prompt"), row.pop("seed"), row.pop("notes", None)
+        assert same_image(model.generate(prompt, seeds=[seed], **row).images[0], image)
 
 
-@pytest.mark.parametrize("told", TOLD)
-def test_what_is_not_said_is_the_models_own(told: str) -> None:
-    model = system(told, temperature=0.9, top_k=5, top_p=0.8, guidance=2.0)
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_what_is_not_said_is_the_models_own(condition: str) -> None:
+    model = system(condition, temperature=0.9, top_k=5, top_p=0.8, guidance=2.0)
     own = {"temperature": 0.9, "top_k": 5, "top_p": 0.8, "guidance": 2.0, "size": [SIZE, SIZE], "negative": None}
-    own |= {"guidance": 1.0} if told == "free" else {}
-    prompts = PROMPTS[told][:2]
+    own |= {"guidance": 1.0} if condition == "free" else {}
+    prompts = PROMPTS[condition][:2]
     rows = [{key: value for key, value in row.items() if key != "notes"} for row in model.generate(prompts).metadata]
     assert rows == [{"prompt": p, "seed": i, **own} for i, p in enumerate(prompts)]
     given = {key: value for key, value in own.items() if key != "negative"}
-    assert torch.equal(written(model, prompts), written(system(told), prompts, **given))
+    assert torch.equal(written(model, prompts), written(system(condition), prompts, **given))
 
 
 def test_negative_prompts_steer(model: Autoregressive) -> None:
@@ -156,8 +156,8 @@ class Cancelled(Exception):
 
 def test_the_callback_sees_each_row_and_may_cancel(model: Autoregressive) -> None:
     seen: list[tuple[int, int, Tensor]] = []
-    model.generate(list(CAPTIONS), callback=lambda *told: seen.append(told))
-    assert [told[:2] for told in seen] == [(row, SIDE) for row in range(SIDE)]
+    model.generate(list(CAPTIONS), callback=lambda *step: seen.append(step))
+    assert [step[:2] for step in seen] == [(row, SIDE) for row in range(SIDE)]
     for row, _, codes in seen:
         assert torch.equal(codes[:, : row + 1], seen[-1][2][:, : row + 1]) and (codes[:, row + 1 :] == -1).all()
 
@@ -169,7 +169,7 @@ def test_the_callback_sees_each_row_and_may_cancel(model: Autoregressive) -> Non
 
 
 @pytest.mark.parametrize(
-    ("told", "prompts", "options", "says"),
+    ("condition", "prompts", "options", "says"),
     [
         ("words", ["a", "  "], {}, "a prompt is empty"),
         ("words", ["a"], {"temperature": 0}, "temperature must be more than 0"),
@@ -184,9 +184,9 @@ def test_the_callback_sees_each_row_and_may_cancel(model: Autoregressive) -> Non
         ("class", ["3"], {}, "'3' is no class"),
     ],
 )
-def test_what_makes_no_sense_is_refused(told: str, prompts: list[str], options: dict, says: str) -> None:
+def test_what_makes_no_sense_is_refused(condition: str, prompts: list[str], options: dict, says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        system(told).generate(prompts, **options)
+        system(condition).generate(prompts, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -211,10 +211,10 @@ def test_parts_that_do_not_fit_are_refused(changes: dict, says: str) -> None:
 # Files and the command line.
 
 
-@pytest.mark.parametrize("told", [*TOLD, "minilm"])
+@pytest.mark.parametrize("condition", [*CONDITIONS, "minilm"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_saved_opens_and_paints_the_same(told: str, dtype: str, tmp_path: Path) -> None:
-    model = system(told)
+def test_what_is_saved_opens_and_paints_the_same(condition: str, dtype: str, tmp_path: Path) -> None:
+    model = system(condition)
     model.save(tmp_path / "run" / "model", dtype)
     opened = diptych.load(tmp_path / "run", "cpu")
     assert isinstance(opened, Autoregressive) and opened.config == model.config and not opened.training
@@ -223,7 +223,7 @@ def test_what_is_saved_opens_and_paints_the_same(told: str, dtype: str, tmp_path
         wanted = model.state_dict()[name] if dtype == "float32" or value.ndim < 2 else exact[name]
         assert torch.equal(value.float(), wanted), name
     if dtype == "float32":
-        prompts = PROMPTS[told][:2]
+        prompts = PROMPTS[condition][:2]
         assert torch.equal(written(opened, prompts), written(model, prompts))
         lent = open_autoencoder(tmp_path / "run")
         assert all(torch.equal(a, b) for a, b in zip(lent.parameters(), first_stage().parameters(), strict=True))
@@ -267,15 +267,15 @@ def test_the_command_line_paints_and_tells(tmp_path: Path, monkeypatch: pytest.M
     assert len(paths) == 4
     for path in paths:
         with Image.open(path) as image:
-            told = json.loads(image.text["diptych"])  # type: ignore[attr-defined]
+            row = json.loads(image.text["diptych"])  # type: ignore[attr-defined]
             assert (
-                told.pop("diptych")
-                and told.pop("model")["source"] == "codes"
-                and told["temperature"] == 0.7
-                and told["top_k"] == 5
+                row.pop("diptych")
+                and row.pop("model")["source"] == "codes"
+                and row["temperature"] == 0.7
+                and row["top_k"] == 5
             )
-            prompt, seed = told.pop("prompt"), told.pop("seed")
-            assert same_image(system("class").generate(prompt, seeds=[seed], **told).images[0], image)
+            prompt, seed = row.pop("prompt"), row.pop("seed")
+            assert same_image(system("class").generate(prompt, seeds=[seed], **row).images[0], image)
     for option, says in (
         ("--steps=5", "--steps is for diffusion models"),
         ("--temperature=0", "--temperature: must be more than 0"),

@@ -102,7 +102,7 @@ def test_what_does_not_come_out_even_is_cropped_and_said() -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_an_image_is_fitted_to_another_shape_as_it_is_told(fit: str) -> None:
+def test_init_image_and_mask_are_fitted_by_the_fit_option(fit: str) -> None:
     """A band of the image's middle half and the mask of it end up in one place."""
     values = np.zeros((32, 64), np.uint8)
     values[:, 16:48] = 255

@@ -104,7 +104,7 @@ def test_training_feeds_what_generate_feeds(words: bool) -> None:
     assert ("context" in cond) == words
 
 
-def test_what_is_under_the_mask_is_learned_and_not_told() -> None:
+def test_masked_pixels_are_in_the_target_and_not_in_the_condition() -> None:
     model, given = repainter(), batch([3, 8])
     masks = BESIDE.build(AUTOENCODER).drawn(given["picture"], given["seed"])
     other = {**given, "picture": torch.where(masks.bool(), -given["picture"], given["picture"])}
@@ -150,7 +150,7 @@ def test_its_images_cannot_be_precomputed() -> None:
         recipe.override(["system.precomputed=cache/x"])
 
 
-def test_ours_is_the_default_told_a_mask_in_the_place_of_words() -> None:
+def test_emoji_inpainting_is_the_default_unet_with_concat_in_place_of_text() -> None:
     ours, default = (get(name).system for name in ("emoji-inpainting", "emoji-latent"))
     assert isinstance(ours, LatentTraining) and isinstance(default, LatentTraining)
     assert ours.model.repaints and ours.init_from == ours.autoencoder == "latent"

@@ -310,7 +310,7 @@ def test_old_metadata_are_read(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert "does not say which image to take" in refused(capsys, "--from", "old.png")
 
 
-def test_an_image_that_comes_out_otherwise_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_regenerating_another_image_warns(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = made(capsys, "a red picture", "--model", "small", *WORDS)
     texts, values = dict(Image.open(first).text), np.asarray(Image.open(first)).copy()  # type: ignore[attr-defined]
     values[0, 0, 0] ^= 1

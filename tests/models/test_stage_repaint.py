@@ -54,7 +54,7 @@ def test_training_shows_the_rest_and_the_mask(config: Any) -> None:
         assert torch.equal(made[0], x0 * (1 - sample_masks(MASKS, x0.shape[-2:], batch["seed"])))
 
 
-def test_what_is_painted_is_told_the_rest() -> None:
+def test_inpainting_stage_gets_the_masked_image_as_concat() -> None:
     model, image = stage(BASE), drawing(SMALL, SMALL)
     seen = shown(model)
     result = model.generate("red", image=image, mask=mask(SMALL), steps=2)
@@ -74,7 +74,7 @@ def test_a_stage_that_enlarges_alone_is_shown_nothing_of_the_large_image() -> No
     assert not seen[0][:, 3:6].any() and seen[0][:, 6:].eq(1).all()
 
 
-def test_in_a_cascade_every_stage_is_told_the_rest_at_its_size() -> None:
+def test_inpainting_cascade_resizes_the_masked_image_for_every_stage() -> None:
     words = Words()
     cascade = Cascade.of([stage(BASE, 1, words), stage(LARGE, 2, words)])
     seen = shown(cascade.stage(1))

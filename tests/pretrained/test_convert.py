@@ -157,7 +157,7 @@ def test_every_layout_gives_the_pipelines_numbers(models: Path, tmp_path: Path, 
         sd_models.compare(model, made(kind), kind, f"{files}, converted")
 
 
-def test_a_file_of_compvis_is_told_what_it_loses(tmp_path: Path, models: Path) -> None:
+def test_converting_a_compvis_file_lists_the_tensors_left_out(tmp_path: Path, models: Path) -> None:
     options = Options(tokenizer=models / "sd2", prediction="v")
     file = sd_models.single(tmp_path / "two.safetensors", "sd2")
     (left,) = convert(file, tmp_path / "ours", options=options)
@@ -173,7 +173,7 @@ def test_a_file_of_compvis_is_told_what_it_loses(tmp_path: Path, models: Path) -
     )
 
 
-def test_what_only_our_header_says_of_a_file_is_told(tmp_path: Path) -> None:
+def test_converting_warns_of_settings_that_only_our_header_holds(tmp_path: Path) -> None:
     """Four heads are not what other programs take a U-Net of 1.x for; ours reads them from the header."""
     network = sd_models.unet("sd1", attention_head_dim=4)
     sd_models.pipeline("sd1", unet=network).save_pretrained(tmp_path / "folder")

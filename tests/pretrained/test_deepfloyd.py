@@ -319,7 +319,7 @@ def test_what_its_own_sampler_cannot_follow_another_does_not_need(pairs: dict[st
     assert read_settings(diptych.load(folder, "cpu").config, {"sampler": "dpmpp-2m"}).sampler == "dpmpp-2m"
 
 
-def test_what_is_told_of_a_folder(pairs: dict[str, Pair], joined: Path) -> None:
+def test_describe_a_deepfloyd_folder(pairs: dict[str, Pair], joined: Path) -> None:
     """Counted without its weights being read, T5 too."""
     for name, pair in pairs.items():
         described = describe(str(pair.folder))

@@ -82,7 +82,7 @@ def test_what_is_predicted(
         ("spec-edm", None, "modelspec.prediction_type .* is 'edm'"),
     ],
 )
-def test_two_that_differ_are_told_and_the_user_has_the_last_word(
+def test_conflicting_file_metadata_is_refused_unless_overridden(
     files: Path, tmp_path: Path, name: str, beside: str | None, says: str
 ) -> None:
     with pytest.raises(UserError, match=says):

@@ -228,7 +228,7 @@ def shapes_of(layout: Any, network: torch.nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_published_files_are_told_by_their_shapes(name: str) -> None:
+def test_published_guided_diffusion_files_are_recognised_by_shapes(name: str) -> None:
     """At full size; attention is at 32, 16 and 8 pixels, but for one upsampler."""
     system = RECIPES[name].system
     assert isinstance(system, PixelTraining) and isinstance(system.model.network, AdmUNetConfig)
@@ -241,7 +241,7 @@ def test_the_published_files_are_told_by_their_shapes(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 512])
-def test_the_published_classifiers_are_told_by_their_shapes(size: int) -> None:
+def test_published_classifiers_are_recognised_by_shapes(size: int) -> None:
     network = RECIPES[f"adm-{size}"].system.model.network  # type: ignore[union-attr]
     encoder = AdmUNetConfig(
         channels=128,
@@ -257,7 +257,7 @@ def test_the_published_classifiers_are_told_by_their_shapes(size: int) -> None:
     assert (found, older) == (expected, True)
 
 
-def test_a_classifier_that_convolves_between_levels_is_told_too(tmp_path: Path) -> None:
+def test_a_classifier_with_strided_convolutions_is_recognised(tmp_path: Path) -> None:
     encoder = dataclasses.replace(classifier_config("classifier, adaptive").encoder, residual_resampling=False)
     expected = NoisyClassifierConfig(encoder=encoder, pool="adaptive", size=None)
     with torch.device("meta"):

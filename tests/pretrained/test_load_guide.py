@@ -51,7 +51,7 @@ def judge() -> PairGuide:
     return PairGuide(randomised(Judge(SMALL, words()), seed=6), "toy")
 
 
-def test_a_classifier_makes_a_latent_model_that_is_told_nothing_paint_its_class(model: LatentDiffusion) -> None:
+def test_classifier_guidance_of_an_unconditional_latent_model(model: LatentDiffusion) -> None:
     guide, options = of_latents(model), {"guidance": 0.0, "seeds": [3, 4], "steps": 6}
     plain = model.generate(list(CAPTIONS), **options)
     steered = model.generate(list(CAPTIONS), guides=[(guide, 5.0)], **options)

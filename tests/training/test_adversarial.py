@@ -101,7 +101,7 @@ def test_the_adaptive_weight_is_the_ratio_of_the_gradients_and_bounded() -> None
     ("hinge", "real", "fake", "word"),
     [(0.001, 3.0, -3.0, "all reconstructions"), (1.0, 0.1, 0.1, "separates nothing"), (0.6, 0.5, -0.3, None)],
 )
-def test_a_collapse_is_told_once_it_lasts(
+def test_discriminator_collapse_warns_once_it_lasts(
     hinge: float, real: float, fake: float, word: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     it = stage()
@@ -121,7 +121,7 @@ def test_a_collapse_is_told_once_it_lasts(
     assert adversary.averages[0].item() == pytest.approx(hinge * (1 - MEMORY**201), rel=1e-6)
 
 
-def test_a_collapse_is_told_later_where_the_host_runs_ahead(
+def test_discriminator_collapse_warns_later_where_the_host_runs_ahead(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(readback.LAG, "cpu", 2)

@@ -29,20 +29,20 @@ from tests.models.latents import CAPTIONS, SIZE, minilm, toy_batch, write_images
 CPU = torch.device("cpu")
 
 
-def batch(told: str, seeds: list[int]) -> dict[str, Any]:
+def batch(condition: str, seeds: list[int]) -> dict[str, Any]:
     """Random codes, the same for the same seed, with one of two captions or three classes."""
     codes = [torch.randint(0, VOCABULARY, (SIDE, SIDE), generator=torch.Generator().manual_seed(s)) for s in seeds]
-    names = CLASSES.names if told == "class" else CAPTIONS
+    names = CLASSES.names if condition == "class" else CAPTIONS
     captions = [names[seed % len(names)] for seed in seeds]
     keys = [str(seed) for seed in seeds]
     return {"codes": torch.stack(codes).short(), "caption": captions, "seed": torch.tensor(seeds), "key": keys}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("told", ["words", "class", "free"])
-def test_the_loss_is_the_stated_one_for_each_image_by_itself(told: str) -> None:
-    model = system(told)
-    task, given = CodesTask(model, CodesTraining(caption_dropout=0.5)), batch(told, list(range(8)))
+@pytest.mark.parametrize("condition", ["words", "class", "free"])
+def test_the_loss_is_the_stated_one_for_each_image_by_itself(condition: str) -> None:
+    model = system(condition)
+    task, given = CodesTask(model, CodesTraining(caption_dropout=0.5)), batch(condition, list(range(8)))
     losses, scalars = task.loss(given)
     dropped = GeneratorDraws(given["seed"]).uniform(DROP) < 0.5
     assert 0 < dropped.sum() < 8
@@ -63,11 +63,11 @@ def test_the_loss_is_the_stated_one_for_each_image_by_itself(told: str) -> None:
 @torch.no_grad()
 def test_validation_leaves_no_caption_out() -> None:
     task, given = CodesTask(system(), CodesTraining(caption_dropout=0.9)), batch("words", [1, 2, 3])
-    told = task.validation(given)
+    found = task.validation(given)
     whole = CodesTask(system(), CodesTraining(caption_dropout=0.0))
     losses, scalars = whole.loss(given)
-    assert told["nats_per_code"] == pytest.approx(losses.mean().item(), rel=1e-5)
-    assert told["accuracy"] == pytest.approx(scalars["accuracy"].item())
+    assert found["nats_per_code"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(scalars["accuracy"].item())
 
 
 @torch.no_grad()
@@ -82,11 +82,11 @@ def test_images_become_the_codes_of_the_first_stage() -> None:
     assert all(torch.equal(cond[key], wanted[key]) for key in wanted) and set(cond) == {"context", "context_mask"}
 
 
-@pytest.mark.parametrize(("told", "floor"), [("free", math.log(4)), ("class", math.log(2))])
-def test_it_learns_four_images_by_heart(told: str, floor: float) -> None:
+@pytest.mark.parametrize(("condition", "floor"), [("free", math.log(4)), ("class", math.log(2))])
+def test_it_learns_four_images_by_heart(condition: str, floor: float) -> None:
     """What is left to say is which of the images it is: of four, or with three classes of at most two."""
     torch.manual_seed(0)
-    settings, given = config(told), batch(told, [0, 1, 2, 3])
+    settings, given = config(condition), batch(condition, [0, 1, 2, 3])
     model = Autoregressive(settings, first_stage(), build_encoder(settings.text))
     task = CodesTask(model, CodesTraining(caption_dropout=0.0))
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
@@ -99,11 +99,11 @@ def test_it_learns_four_images_by_heart(told: str, floor: float) -> None:
     assert losses[0] == pytest.approx(math.log(VOCABULARY), abs=0.05), "at first every code is as likely"
     assert task.validation(given)["nats_per_code"] < floor / SIDE**2 + 0.05
     model.eval()
-    prompts = given["caption"] if told == "class" else list("abcd")
+    prompts = given["caption"] if condition == "class" else list("abcd")
     painted = written(model, prompts, guidance=1.0, temperature=0.3).tolist()
     for codes, prompt in zip(painted, prompts, strict=True):
         learned = zip(given["codes"].tolist(), given["caption"], strict=True)
-        assert codes in [one for one, caption in learned if told == "free" or caption == prompt]
+        assert codes in [one for one, caption in learned if condition == "free" or caption == prompt]
 
 
 SETTINGS = TrainingConfig(
@@ -112,21 +112,21 @@ SETTINGS = TrainingConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("told", ["words", "class"])
-def test_an_interrupted_run_ends_with_the_same_bits(told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("condition", ["words", "class"])
+def test_an_interrupted_run_ends_with_the_same_bits(condition: str, tmp_path: Path) -> None:
     def fresh() -> CodesTask:
-        changes = {"transformer": dataclasses.replace(config(told).transformer, dropout=0.1)}
-        model = system(told, **changes).train()
+        changes = {"transformer": dataclasses.replace(config(condition).transformer, dropout=0.1)}
+        model = system(condition, **changes).train()
         return CodesTask(model, CodesTraining(prompts=("red",), caption_dropout=0.3))
 
     def at(positions: list[int]) -> dict[str, Any]:
-        return batch(told, positions)
+        return batch(condition, positions)
 
     straight = train(fresh(), at, SETTINGS, tmp_path / "straight", at)
     train(fresh(), at, dataclasses.replace(SETTINGS, steps=3), tmp_path / "halted", at)
     resumed = train(fresh(), at, SETTINGS, tmp_path / "halted", at)
     names = [path.relative_to(straight) for path in sorted(straight.rglob("*.safetensors"))]
-    assert len(names) == (3 if told == "words" else 2)
+    assert len(names) == (3 if condition == "words" else 2)
     assert all((straight / name).read_bytes() == (resumed / name).read_bytes() for name in names)
     lines = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
     assert {"nats_per_code", "accuracy"} <= set(next(line for line in lines if line["kind"] == "validation"))

@@ -161,7 +161,7 @@ def test_a_dropped_caption_is_what_guidance_leads_away_from(config: PixelDiffusi
     assert (trained - prompt_ensemble).abs().max() > 0.01
 
 
-def test_levels_are_drawn_for_each_image_and_told_where_the_network_listens() -> None:
+def test_augmentation_levels_are_drawn_for_each_image_and_reach_the_network() -> None:
     seeds = list(range(400))
     batch = toy_batch(seeds, 16)
     model = stage(enlarging(augmentation=AugmentationConfig(lowest=0.2, highest=0.6)))
@@ -179,7 +179,7 @@ def test_levels_are_drawn_for_each_image_and_told_where_the_network_listens() ->
         assert ("level" in cond) == listens
 
 
-def test_a_stage_without_augmentation_is_told_level_0_in_training_and_in_sampling() -> None:
+def test_a_stage_without_augmentation_gets_level_0_in_training_and_sampling() -> None:
     model = stage(enlarging(augmentation=AugmentationConfig(kind="none")))
     _, cond = model.prepare(toy_batch([1, 2]), draws([1, 2]), torch.zeros(2, dtype=torch.bool))
     assert torch.equal(cond["level"], torch.zeros(2))

@@ -308,7 +308,7 @@ def test_a_finished_model_is_replaced_only_while_it_is_ours(tmp_path: Path) -> N
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.safetensors"]
 
 
-def test_a_run_whose_data_have_changed_stops_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_run_whose_data_have_changed_stops_unless_allowed(tmp_path: Path) -> None:
     """The order of an epoch follows from how many examples there are, and from which: kept, and compared."""
     (tmp_path / "data").mkdir()
     for number in range(3):

@@ -88,7 +88,7 @@ def test_answers_that_cannot_be_are_refused(coco: Path, change: dict[str, Any], 
 
 @pytest.mark.parametrize("path", ["/api/study", "/api/images/{image}"])
 @pytest.mark.parametrize("header", [None, "Bearer x", "Bearer " + "x" * 22, "Basic eDp5", "{code}"])
-def test_without_a_token_nothing_is_told(coco: Path, path: str, header: str | None) -> None:
+def test_without_a_token_the_server_answers_401(coco: Path, path: str, header: str | None) -> None:
     """The code of exported pages, which raters may see of each other, is no token."""
     store = AnswerStore(coco)
     header = header and header.format(code=f"Bearer {store.raters(1)[0].code}")
