@@ -138,9 +138,12 @@ def measure_counts(
     asked = torch.zeros(len(COUNTS), len(COUNTS))
     for place, trial in enumerate(trials):
         vectors = scorer.images(images[place * len(COUNTS) : (place + 1) * len(COUNTS)])  # (4, D)
+        every = list(dict.fromkeys(text for n in COUNTS for way in WAYS for text in trial.captions(n, way)))
+        table = 100 * scorer.texts(every) @ vectors.T  # (captions, 4)
         for column, count in enumerate(COUNTS):
             for way in WAYS:
-                scores = 100 * scorer.texts(trial.captions(count, way)) @ vectors[column]  # (4,), the true one first
+                rows = [every.index(text) for text in trial.captions(count, way)]
+                scores = table[rows, column]  # (4,), the true one first
                 right[way][place, column] = float(scores[0] > scores[1:].max())
                 cost[way][place, column] = scores[0] - scores[1:].mean()
                 if way == "count":
