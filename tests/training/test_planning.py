@@ -22,12 +22,15 @@ from diptych.training.planning.cards import CARDS, card
 from diptych.training.planning.outline import outlined
 from diptych.training.planning.plan import Cluster, Plan, advice, make_plan, measure, memory_of
 from diptych.training.trainer import train
+from tests.training.test_plan_recipes import CLUSTERS, planned, require_sense
 
 TINY = (
     *("system.model.unet.channels=32", "system.model.unet.multipliers=1,2", "system.model.unet.attention_levels=1"),
     *("system.model.unet.blocks=1", "system.model.autoencoder.channels=32", "system.precomputed=cache/any"),
     "training.batch_size=8",
 )
+CHEAP = {"judge": 8, "emoji-codes-free": 1, "emoji-tiny-decoder": 256, "emoji-classifier": 256}
+"""Recipes of several kinds of networks, and a number of GPUs; a slow test plans all."""
 BLOCKS = "training.activation_checkpointing=blocks"
 
 
@@ -239,3 +242,8 @@ def test_values_for_programs(plan: Plan) -> None:
     assert values["gradient_bytes_sent"] == plan.sent_bytes
     assert values["memory"]["fits"] and values["price"] == pytest.approx(2 * values["gpu_hours"])
     assert values["precision"] == "bf16" and values["flops_an_image"]["total"] == plan.flops
+
+
+@pytest.mark.parametrize(("name", "gpus"), CHEAP.items())
+def test_a_recipe_of_each_kind_can_be_planned(name: str, gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
+    require_sense(name, planned(name, gpus, dict(CLUSTERS)[gpus]), capsys)
