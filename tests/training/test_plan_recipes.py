@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from diptych.cli.plan_report import as_values, print_plan
+from diptych.cli.plan_report import OUTSIDE, as_values, print_plan
 from diptych.core.errors import UserError
 from diptych.recipes import all_recipes
 from diptych.training.planning.cards import card
@@ -51,7 +51,9 @@ def require_sense(name: str, plan: Plan, capsys: pytest.CaptureFixture[str]) -> 
     assert 4 * trained / group <= plan.memory.weights <= 4 * trained / group * 1.3 + 2**29
     assert bool(plan.advice) != plan.fits
     print_plan(name, plan)
-    assert ("fits: " in capsys.readouterr().out) is plan.fits
+    printed = capsys.readouterr().out
+    assert ("fits: " in printed) is plan.fits
+    assert (OUTSIDE in printed) == bool(others)
 
 
 @pytest.mark.slow

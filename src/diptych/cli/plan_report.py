@@ -11,6 +11,7 @@ from diptych.core.terminal import console, print_out
 from diptych.training.planning.plan import FRAGMENTED, RESERVED, Plan
 
 Row = tuple[str, str, str]
+OUTSIDE = "outside of these networks: losses, gradients that weigh them"
 
 
 def print_plan(name: str, plan: Plan, as_json: bool = False) -> None:
@@ -59,7 +60,8 @@ def parameter_rows(plan: Plan) -> list[Row]:
 def flop_rows(plan: Plan) -> list[Row]:
     images, rows = plan.step.images, list[Row]()
     for part, flops in plan.step.forward.items():
-        rows.append((part, tera(flops / images), "frozen" if part in plan.frozen_parameters else "forward"))
+        note = "forward" if part in plan.parameters else "frozen" if part in plan.frozen_parameters else OUTSIDE
+        rows.append((part, tera(flops / images), note))
     rows.append(("backward", tera(plan.step.backward / images), ""))
     return [*rows, ("total", tera(plan.flops), "")]
 
