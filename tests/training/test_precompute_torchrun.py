@@ -74,7 +74,7 @@ class Runs:
         """Ended by SIGKILL, of the last process or of all, once so many more parts are there; what was said."""
         before = len(self.written())
         run = self.start(processes, pause=0.3)
-        wait_for(lambda: len(self.written()) >= before + more_parts or run.poll() is not None, 120)
+        wait_for(lambda: len(self.written()) >= before + more_parts or run.poll() is not None, 300)
         assert run.poll() is None, run.communicate()[1][-3000:]
         if one:
             pid = int(self.record.with_name(f"{self.record.name}.pid-{processes - 1}").read_text())
@@ -113,6 +113,7 @@ def test_killed_in_the_middle_and_gone_on_with_by_others_the_files_are_those_of_
     assert files(parts.out) == files(whole.out)
     times = Counter(parts.written())
     assert set(times.values()) == {1}, "nothing that was finished was made again"
-    assert set(whole.written()) == set(times) and len(times) > 15
+    assert len(times) > 15 and set(times) <= set(whole.written())
+    assert len(set(whole.written()) - set(times)) <= 4  # one that is killed may have written a part, and no line of it
     assert "nothing to do" in parts.finish(2) and Counter(parts.written()) == times
     assert sorted(path.name for path in tmp_path.glob("*parts*") if path.is_dir()) == ["parts"]
