@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -416,3 +419,41 @@ def test_the_page_is_small_and_of_its_own() -> None:
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", text), one.name
         assert not [url for url in re.findall(r"https?://[^\"' ]+", text) if url != "http://www.w3.org/2000/svg"]
         assert not re.search(r" style=| on\w+=\"", text) or one.name.endswith(".js"), one.name
+
+
+@pytest.mark.slow
+def test_a_job_that_a_killed_server_lost_is_run_again(tmp_path: Path) -> None:
+    """By the command, with the default model: the page finds the server again, and loses nothing that was typed."""
+
+    @contextlib.contextmanager
+    def served(port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        command = [sys.executable, "-m", "diptych", "serve", "--model", "latent", "--folder", str(tmp_path)]
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+    with browser() as page:
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=HELPERS)
+        with served() as (process, url):
+            page.open(url)
+            ready(page)
+            page.run("fill(option('steps'), '900'); document.getElementById('prompt').focus()")
+            page.key("Enter")
+            page.wait("document.querySelector('.progress-words').textContent.includes('of 900')")
+            process.kill()
+            process.wait()
+            page.wait("document.getElementById('notices').textContent.includes('does not answer')")
+        page.run("fill(option('steps'), '2')")
+        with served(int(url.rstrip("/").rpartition(":")[2])):
+            page.wait("idle() && document.querySelector('.notes').textContent.includes('The server stopped')")
+            page.reload()
+            ready(page)
+            assert page.run("document.querySelector(option('steps')).value") == "2"
+            page.wait("document.getElementById('lost')")
+            page.run("press('Run again', document.getElementById('lost'))")
+            page.wait("document.querySelector('.progress-words').textContent.includes('of 900')")
