@@ -24,7 +24,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.serving.addresses import listen, read_address
 from diptych.studio.application import studio_application
-from diptych.studio.engine import Engine
+from diptych.studio.engine import Engine, Follower
 from diptych.studio.history import History
 from diptych.studio.model_pool import ModelPool
 from tests.browser import Browser, browser, chromium
@@ -104,10 +104,19 @@ class Studio:
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """Jobs of a thousand steps take their time: no test races with their end."""
     chromium()
-    made = Studio(tmp_path_factory.mktemp("page"))
-    yield made
-    made.close()
+    follow = Follower.__call__
+
+    def slowly(self: Follower, step: int, steps: int, x0: Any) -> None:
+        time.sleep(0.01 if steps >= 1000 else 0)
+        follow(self, step, steps, x0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Follower, "__call__", slowly)
+        made = Studio(tmp_path_factory.mktemp("page"))
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +220,17 @@ def test_a_reload_in_the_middle_goes_on(page: Browser, studio: Studio) -> None:
     assert page.run("document.querySelector(option('steps')).value") == "1000"
     page.wait("document.querySelector('.progress-words').textContent.includes('of 1000')")
     (job,) = [job for job in studio.engine.jobs.values() if not job.ended]
+    page.run("document.getElementById('prompt').focus()")
+    page.key("Enter")  # another: the first goes on out of sight
+    page.wait("document.querySelector('.progress-words').textContent.includes('1 image before yours')")
     page.run("document.getElementById('cancel').click()")
     page.wait("idle() && document.querySelector('.notes').textContent.includes('Cancelled')")
+    assert job.state == "running"
+    page.run("document.querySelector('.recent .waiting').click()")
+    page.wait("!idle() && document.querySelector('.progress-words').textContent.includes('of 1000')")
+    page.run("document.getElementById('cancel').click()")
+    page.wait("idle() && document.querySelector('.notes').textContent.includes('Cancelled')")
+    page.wait("!document.querySelector('.recent .waiting')")
     assert job.state == "cancelled"
     page.run("fill(option('steps'), '')")
 

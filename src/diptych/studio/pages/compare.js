@@ -1,7 +1,7 @@
 // Comparison grids: one image for each pair of two settings' values, all else equal; they fill in live.
 
 import { api, imageUrl, schemaOf, store, stored } from "./api.js";
-import { announce, button, debounced, div, element, on, p, save, textInput, toast } from "./dom.js";
+import { announce, button, div, element, on, p, save, textInput, toast } from "./dom.js";
 import { labelOf, mark } from "./fields.js";
 import { promptKind, requestOf, state } from "./form-state.js";
 import { gridPicture } from "./grid-picture.js";
@@ -77,9 +77,8 @@ export class Compare {
 			this.plan[name] = { axis: select.value, text: input.value };
 			mark(root, null);
 			this.describe();
-			keepPlan();
+			store("grid", this.plan);
 		};
-		const keepPlan = debounced(() => store("grid", this.plan), 200);
 		on(select, "change", changed);
 		on(input, "input", changed);
 		const root = element("fieldset", { className: "axis", "data-axis": name }, element("legend", { text }), select, input, hint, element("p", { className: "error", id: `${id}-error` }));

@@ -130,6 +130,14 @@ export function dialog(title, content, { className = "", closed = null } = {}) {
 	return made;
 }
 
+/** Replace all within an element; what had the focus keeps it, by its data-id. */
+export function refill(place, made) {
+	const { id } = (place.contains(document.activeElement) && document.activeElement.closest("[data-id]")?.dataset) || {};
+	place.replaceChildren(...made);
+	const one = id && [...place.children].find((child) => child.dataset.id === id);
+	if (one) (one.querySelector("button") ?? one).focus({ preventScroll: true });
+}
+
 /** Offer a URL as a file. */
 export function save(url, name) {
 	const link = element("a", { href: url, download: name });

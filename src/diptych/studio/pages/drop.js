@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { announce, byId, element, on, toast } from "./dom.js";
-import { send } from "./inputs.js";
+import { dropTarget, send } from "./inputs.js";
 
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 
@@ -11,35 +11,17 @@ export class Drops {
 		this.form = form;
 		const zone = (name, title, text) => {
 			const made = element("div", { className: "zone", "data-zone": name }, element("strong", { text: title }), element("span", { text }));
-			on(made, "dragover", (event) => {
-				event.preventDefault();
-				made.classList.add("over");
-			});
-			on(made, "dragleave", () => made.classList.remove("over"));
-			on(made, "drop", (event) => {
-				event.preventDefault();
-				event.stopPropagation();
-				this.hide();
-				const file = event.dataTransfer?.files?.[0];
-				if (file) (name === "restore" ? this.restore(file) : this.start(file));
-			});
+			dropTarget(made, (file) => (name === "restore" ? this.restore(file) : this.start(file)));
 			return made;
 		};
 		this.zones = element("div", { className: "zones", hidden: true, id: "zones" },
 			zone("restore", "Restore its settings", "of a PNG that diptych made"),
 			zone("start", "Start from this image", "the model changes it"));
 		document.body.append(this.zones);
+		dropTarget(document, (file) => this.restore(file));
 		on(document, "dragenter", (event) => hasFiles(event) && this.show());
-		on(document, "dragover", (event) => hasFiles(event) && event.preventDefault());
 		on(document, "dragleave", (event) => event.relatedTarget === null && this.hide());
 		on(document, "dropped", () => this.hide());
-		on(document, "drop", (event) => {
-			if (!hasFiles(event)) return;
-			event.preventDefault();
-			this.hide();
-			const file = event.dataTransfer.files[0];
-			if (file) this.restore(file);
-		});
 		on(document, "paste", (event) => {
 			const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
 			if (!file) return;
@@ -55,7 +37,6 @@ export class Drops {
 
 	hide() {
 		this.zones.hidden = true;
-		for (const zone of this.zones.children) zone.classList.remove("over");
 	}
 
 	/** Fill the form with the settings in a PNG. */

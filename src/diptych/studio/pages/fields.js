@@ -3,8 +3,7 @@
 import { button, div, element, on, setPressed, span, textInput } from "./dom.js";
 
 const LABELS = {
-	cfg: "CFG", eta: "Eta", s_churn: "Churn", s_noise: "Noise factor", s_tmin: "Churn from", s_tmax: "Churn up to",
-	schedule_type: "Schedule", top_k: "Top k", top_p: "Top p",
+	s_churn: "Churn", s_noise: "Noise factor", s_tmin: "Churn from", s_tmax: "Churn up to", schedule_type: "Schedule",
 };
 const SOFT = { steps: [1, 50], guidance: [0, 15], temperature: [0.1, 2] }; // bounds of sliders, where an option's own are far
 let numbers = 0;

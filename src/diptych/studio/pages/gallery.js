@@ -1,7 +1,7 @@
 // The gallery: everything that was made, newest first. Search, favourites, selection, download, delete with undo.
 
 import { api, thumbnailUrl } from "./api.js";
-import { announce, button, debounced, div, element, icon, on, p, pressed, save, setPressed, toast } from "./dom.js";
+import { announce, button, debounced, div, element, icon, on, p, pressed, refill, save, setPressed, toast } from "./dom.js";
 import { heart } from "./image-tools.js";
 import { openViewer } from "./viewer.js";
 
@@ -91,7 +91,7 @@ export class Gallery {
 
 	draw() {
 		const known = new Map([...this.grid.children].map((one) => [one.dataset.id, one]));
-		this.grid.replaceChildren(...this.visible.map((row) => known.get(row.id) ?? this.item(row)));
+		refill(this.grid, this.visible.map((row) => known.get(row.id) ?? this.item(row)));
 		const searched = this.search.value.trim() || pressed(this.favourites);
 		this.nothing.hidden = this.visible.length > 0;
 		this.nothing.replaceChildren(

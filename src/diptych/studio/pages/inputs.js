@@ -29,6 +29,24 @@ export function chooseFile(types = TYPES) {
 	});
 }
 
+/** Make an element take a dropped file. */
+export function dropTarget(root, take) {
+	on(root, "dragover", (event) => {
+		event.preventDefault();
+		root.classList?.add("over");
+	});
+	on(root, "dragleave", () => root.classList?.remove("over"));
+	on(root, "drop", (event) => {
+		root.classList?.remove("over");
+		const file = event.dataTransfer?.files?.[0];
+		if (!file) return;
+		event.preventDefault();
+		event.stopPropagation();
+		document.dispatchEvent(new Event("dropped"));
+		take(file);
+	});
+}
+
 export class InputSlots {
 	constructor(changed) {
 		this.changed = changed;
@@ -52,20 +70,7 @@ export class InputSlots {
 		const problem = element("p", { className: "error" });
 		const root = element("div", { className: "field slot", "data-field": name, "data-slot": name });
 		root.append(div("field-head", element("span", { className: "label", text: NAMES[name] })), body, problem);
-		on(root, "dragover", (event) => {
-			event.preventDefault();
-			root.classList.add("over");
-		});
-		on(root, "dragleave", () => root.classList.remove("over"));
-		on(root, "drop", (event) => {
-			root.classList.remove("over");
-			const file = event.dataTransfer?.files?.[0];
-			if (!file) return;
-			event.preventDefault();
-			event.stopPropagation();
-			document.dispatchEvent(new Event("dropped"));
-			this.take(name, file);
-		});
+		dropTarget(root, (file) => this.take(name, file));
 		return root;
 	}
 

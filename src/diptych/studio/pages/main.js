@@ -33,14 +33,17 @@ async function run(bodies) {
 	const jobs = [];
 	let problem = null; // of one of two models: the other goes on
 	for (const body of bodies) await submit(body).then((job) => jobs.push(job), (error) => (problem = error));
+	jobs.forEach((job) => job.end.then(loadRecent));
 	if (jobs.length) await stage.show(jobs);
 	if (jobs.length && innerWidth < 800) byId("hero").scrollIntoView({ behavior: "smooth" });
 	if (problem) throw problem;
 }
 
+const showRecent = () => stage.showRecent(recent.filter((row) => !isLeaving(row.id)));
+
 async function loadRecent() {
 	recent = await api("images?limit=24").catch(() => recent);
-	stage.showRecent(recent.filter((row) => !isLeaving(row.id)));
+	showRecent();
 }
 
 /** The form of a model that can do something: of those named if one can, else of any; null where none can. */
@@ -80,7 +83,7 @@ const actions = {
 		generate();
 	},
 	again: (request) => run([request]).catch(actions.problem),
-	ended: () => loadRecent(),
+	moved: () => showRecent(),
 	problem: (error) => toast(error.message, { problem: true }),
 	vary: async (row) => {
 		const schema = await modelWith("image", row.model);
@@ -175,6 +178,7 @@ async function resume() {
 	const rows = await api("jobs").catch(() => []);
 	const jobs = rows.filter((row) => row.state !== "lost").map(watch);
 	const shown = jobs.filter((job) => !stored("grid", {})?.made?.cells?.some((cell) => cell.job === job.id));
+	jobs.forEach((job) => job.end.then(loadRecent));
 	if (shown.length) await stage.show(shown.slice(-1));
 	const lost = rows.filter((row) => row.state === "lost");
 	if (lost.length) showLost(lost);
@@ -229,7 +233,7 @@ async function start() {
 	drops = new Drops(form);
 	on(window, "hashchange", show);
 	on(window, "keydown", keys);
-	on(document, "removed", () => stage.showRecent(recent.filter((row) => !isLeaving(row.id))));
+	on(document, "removed", showRecent);
 	connectionNotice();
 	await form.select(state.model);
 	show();

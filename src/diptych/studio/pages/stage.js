@@ -1,9 +1,10 @@
 // The result: images as they come to be, then as they are, with what one may do next.
 
 import { api, imageUrl, schemaOf, thumbnailUrl } from "./api.js";
-import { announce, button, div, element, on, p, reducedMotion, span } from "./dom.js";
+import { announce, button, div, element, on, p, reducedMotion, refill, span } from "./dom.js";
 import { EXAMPLES } from "./form-state.js";
 import { imageTools, metaLine } from "./image-tools.js";
+import { openJobs } from "./jobs.js";
 import { StepStrip } from "./strip.js";
 
 function seconds(left) {
@@ -100,6 +101,7 @@ export class Stage {
 		this.quarter = -1;
 		const sizes = await Promise.all(jobs.map((job) => sizeOf(job.request)));
 		if (this.jobs !== jobs) return;
+		this.actions.moved();
 		this.tiles = jobs.map((job, place) => job.images.map((_, index) => new Tile(this, job, index, sizes[place])));
 		this.panes.replaceChildren(...jobs.map((job, place) => this.pane(job, this.tiles[place], jobs.length > 1)));
 		this.panes.dataset.count = String(jobs.length);
@@ -123,7 +125,6 @@ export class Stage {
 		this.showStages(job, place);
 		this.showProgress();
 		if (!job.ended) return;
-		this.actions.ended(job);
 		const finished = job.images.find((image) => image.id);
 		if (job.state === "done" && finished && !this.chosen && place === 0) this.choose(finished.id);
 		this.showNotes();
@@ -213,6 +214,7 @@ export class Stage {
 		const job = Object.assign(new EventTarget(), { id: row.job, request: row.request, images, state: "done", ended: true, warnings: [] });
 		this.jobs.forEach((one) => one.removeEventListener("change", this.listener));
 		this.jobs = [job];
+		this.actions.moved();
 		this.chosen = null;
 		this.tiles = [[new Tile(this, job, 0, [row.width, row.height])]];
 		this.panes.replaceChildren(this.pane(job, this.tiles[0], false));
@@ -241,14 +243,18 @@ export class Stage {
 		tile.button.classList.toggle("scrubbed", preview !== null);
 	}
 
+	/** Jobs that go on out of sight, and the latest images. */
 	showRecent(rows) {
-		this.recent.hidden = rows.length === 0;
-		this.recent.replaceChildren(...rows.map((row) => {
+		const jobs = openJobs().filter((job) => !this.jobs.includes(job));
+		const waiting = jobs.map((job) => button({ label: `Being generated: ${job.request.prompt}`, className: "thumb frame waiting", on: () => this.show([job]) }));
+		this.recent.hidden = rows.length + jobs.length === 0;
+		const images = rows.map((row) => {
 			const made = button({ label: row.prompt, className: "thumb", "data-id": row.id, on: () => this.showImage(row) });
 			made.setAttribute("aria-current", String(row.id === this.chosen));
 			made.append(element("img", { src: thumbnailUrl(row.id), alt: "", loading: "lazy" }));
 			return made;
-		}));
+		});
+		refill(this.recent, [...waiting, ...images]);
 		if (this.chosen && !reducedMotion()) this.recent.scrollTo({ left: 0, behavior: "smooth" });
 	}
 }
