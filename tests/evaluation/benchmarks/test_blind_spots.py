@@ -76,7 +76,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(data: Path, out: Path, **options) -> dict:
     options = {"images": 10, "trials": 2, "resamples": 2, "k": 1, "people": 3, "batch": 8, **options}
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=600)  # wider than any path
     results = measure_blind_spots(data, out, MeanColours(), FirstCells(), console=console, **options)  # type: ignore
     return {**results, "printed": console.file.getvalue().replace(str(out), "OUT")}  # type: ignore[attr-defined]
 
