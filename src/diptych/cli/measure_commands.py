@@ -23,6 +23,14 @@ says what each measure depends on.
 """
 NETWORKS = ("inception", "vgg16", "clip", "judge")
 METRICS = ("fid", "kid", "is", "precision-recall", "clip-score", "cmmd", "psnr", "ssim", "lpips")
+MEASURED_BY = {
+    "splits": ("is",),
+    "subsets": ("kid",),
+    "subset_size": ("kid",),
+    "k": ("precision-recall",),
+    "seed": ("kid", "is"),
+}
+"""Options, and the metrics that they are for."""
 RESIZES = ("tf1", "torch-bilinear", "clean", "clip", "torch-bicubic", "torch-antialiased")
 
 
@@ -91,6 +99,7 @@ def measure(arguments: argparse.Namespace) -> None:
         raise UserError(f"two sets are compared, REAL and GENERATED, not {len(arguments.sets)}")
     *real, generated = arguments.sets
     metrics = arguments.metrics or (["fid"] if real else ["is"])
+    require_effect(arguments, metrics)
     weights = dict(named(text) for text in arguments.weights)
     for path in (arguments.out, arguments.statistics):
         if path is not None:
@@ -139,6 +148,24 @@ def measure(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         write_results(arguments.out, results)
     print_results(results)
+
+
+def require_effect(arguments: argparse.Namespace, metrics: list[str]) -> None:
+    """Raise a `UserError` for an option that changes nothing of these metrics: results would not be what was asked."""
+    if not set(metrics) <= set(METRICS):
+        return  # which ones there are is said later
+    for name, own in MEASURED_BY.items():
+        if getattr(arguments, name) is not None and not set(own) & set(metrics):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is for {', '.join(own)}, not for {', '.join(metrics)}: leave it out")
+    if arguments.network_resize is not None and arguments.statistics is None:
+        from diptych.metrics.measure import OWN_NETWORK, PAIRED
+
+        chosen = arguments.features or "inception"
+        if all(name in PAIRED or OWN_NETWORK.get(name, chosen) != chosen for name in metrics):
+            networks = ", ".join(sorted({OWN_NETWORK[name] for name in metrics if name in OWN_NETWORK}))
+            instead = f": those of {', '.join(metrics)} are of {networks}" if networks else ""
+            raise UserError(f"--network-resize is how images come to --features ({chosen}){instead}")
 
 
 def named(text: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.json_files import read_named_json
 from diptych.core.terminal import console
-from diptych.metrics.records import differing, is_result, may_differ
+from diptych.metrics.records import differing, is_result, may_differ, unsaid
 
 Results = list[dict[str, Any]]
 
@@ -80,7 +80,7 @@ def print_comparison(files: Sequence[tuple[Path, Results]]) -> None:
         cells = [value_text(base)]
         for path, results in files[1:]:
             other = next((result for result in results if result["metric"] == metric), None)
-            reasons = ["has none"] if other is None else differing(base, other)
+            reasons = ["has none"] if other is None else differing(base, other) + unsaid(base, other)
             if reasons or other is None:
                 lines.append(f"{metric}: {path} does not compare: {'; '.join(reasons)}")
             elif unknown := may_differ(base, other):

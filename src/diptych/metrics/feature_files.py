@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from diptych.core.folder_lock import locked
 from diptych.core.progress import bar
 from diptych.metrics.feature_networks import FeatureNetwork
 from diptych.metrics.feature_rows import FeatureRowsFile
-from diptych.metrics.image_set import ImageSet
+from diptych.metrics.image_set import ImageSet, set_sha256
 
 FORMAT = 1
 """Of what is written, and of how images are read: features of another one are computed anew."""
@@ -60,8 +59,7 @@ def extract(images: ImageSet, network: FeatureNetwork, batch: int = 32, folder: 
             _append(images, network, batch, place, done)
         values = FeatureRowsFile(place / "features.f32", (len(images), network.width))
         digests = np.fromfile(place / "hashes.bin", np.uint8).reshape(-1, DIGEST)[: len(images)]
-    combined = sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()[:16]
-    return Features(values, combined)
+    return Features(values, set_sha256(row.tobytes() for row in digests))
 
 
 def whole_rows(place: Path, width: int) -> int:

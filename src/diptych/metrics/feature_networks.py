@@ -199,8 +199,8 @@ def open_features(
         return JudgeFeatures(weights, resize).to(device)
     if weights is None:
         raise UserError(
-            f"{kind} features need {MISSING[kind]}: name them as --weights {kind}=PATH, or measure with "
-            "--features judge, which compares with nothing published"
+            f"{kind} features need {MISSING[kind]}: name them as --weights {kind}=PATH. Of fid, kid and "
+            "precision-recall --features judge takes their place, which compares with nothing published"
         )
     if kind == "clip":
         return ClipFeatures(weights, resize, offline).to(device)

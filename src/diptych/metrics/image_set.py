@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +234,11 @@ class ImageSet:
         else:
             raise TypeError(f"no identity of {type(self._source).__name__}")
         return digest.hexdigest()[:24]
+
+
+def set_sha256(digests: Iterable[bytes]) -> str:
+    """One hash of images whose hashes are given, in whatever order."""
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
 
 
 def ahead(work: Callable[[int], T], numbers: range, threads: int = THREADS) -> Iterator[T]:

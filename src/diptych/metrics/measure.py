@@ -25,6 +25,7 @@ from diptych.metrics.kernels import SCALE, SEED, SIGMA, cmmd, kernel_inception_d
 from diptych.metrics.neighbours import manifolds
 from diptych.metrics.npz_files import SAMPLES, npz_names
 from diptych.metrics.pairs import mean_and_error, measure_pairs, numbered_pairs, open_lpips
+from diptych.metrics.records import WITHOUT_REFERENCE
 from diptych.metrics.statistics_files import has_statistics, read_statistics, write_statistics
 from diptych.networks.lpips import Lpips
 
@@ -44,8 +45,6 @@ Side = Literal["generated", "real"]
 CAPTIONS = 256
 """That CLIP reads at a time."""
 PAIRED = ("psnr", "ssim", "lpips")
-ALONE = ("is", "clip-score")
-"""Metrics that need no reference."""
 ORIGINAL_RESIZE = {"clip-score": "clip", "cmmd": "torch-bicubic"}
 """Filters of metrics on CLIP, unless --features clip says another."""
 OWN_NETWORK = {"is": "inception", "clip-score": "clip", "cmmd": "clip"}
@@ -135,12 +134,14 @@ class Measurement:
                 side.warn_of_left_out()
 
     def _check(self, name: str) -> None:
-        if name not in ALONE and self.real is None:
+        if name not in WITHOUT_REFERENCE and self.real is None:
             if self.statistics is None:
                 raise UserError(f"{name} compares with a reference: name a folder of real images, or statistics (.npz)")
             if name != "fid":
                 raise UserError(f"{name} needs the images of the reference: {self.statistics} holds statistics alone")
-        counts = [len(side) for side in (self.generated, None if name in ALONE else self.real) if side is not None]
+        counts = [
+            len(side) for side in (self.generated, None if name in WITHOUT_REFERENCE else self.real) if side is not None
+        ]
         config = self.config
         least, setting = {
             "fid": (2, ""),
@@ -197,7 +198,7 @@ class Measurement:
         about = network.describe() if network is not None else features
         result = {"metric": metric, **values, **({} if about is None else {"features": about}), "settings": settings}
         result["generated"] = self._about_images("generated", network)
-        if self.real is not None and metric not in ALONE:
+        if self.real is not None and metric not in WITHOUT_REFERENCE:
             result["reference"] = self._about_images("real", network)
         return result | {"diptych": version()}
 
@@ -228,12 +229,21 @@ class Measurement:
             if (made_with := statistics.features) not in (None, network.describe()):
                 raise UserError(f"{self.statistics} was made with other features ({made_with}): {network.describe()}")
             real = statistics.gaussian
+            self._warn_of_processing(statistics.images.get("processing"))
             result = self._result("fid", distance(), network, {})
             result["reference"] = {"name": str(self.statistics), **statistics.images}
             if made_with is None:
                 result["unknown"] = ["network, resize and images of the reference's statistics"]
             fewest = min(len(self.generated), real.count or network.width + 1)
         return [result | ({"fewer_images_than_dimensions": True} if fewest <= network.width else {})]
+
+    def _warn_of_processing(self, stated: Any) -> None:
+        """Say where the images of statistics were brought to a size in another way than the generated ones."""
+        if not isinstance(stated, Mapping):
+            return
+        one, other = ({**about, "jpeg": None} for about in (stated, self.generated.processing.describe()))
+        if one != other:
+            warn(f"{self.statistics} is of images with {stated}, and generated ones have {other}: FID depends on it")
 
     def _kid(self) -> list[dict[str, Any]]:
         network, config = self._network_of("kid"), self.config
@@ -292,9 +302,14 @@ class Measurement:
 
     def _paired(self, metrics: list[str]) -> dict[str, list[dict[str, Any]]]:
         lpips = self._lpips if "lpips" in metrics else None
-        values = measure_pairs(self.generated, self._images("real"), self._pairs, metrics, lpips)
+        measured = measure_pairs(self.generated, self._images("real"), self._pairs, metrics, lpips)
         networks = {"lpips": {"network": lpips.name}} if lpips is not None else {}
-        return {name: [self._result(name, mean_and_error(values[name]), networks.get(name), {})] for name in metrics}
+        results = {}
+        for name in metrics:
+            result = self._result(name, mean_and_error(measured.values[name]), networks.get(name), {})
+            result["generated"]["sha256"], result["reference"]["sha256"] = measured.generated, measured.real
+            results[name] = [result]
+        return results
 
 
 def measure_images(
@@ -330,7 +345,7 @@ def measure_images(
     Raises:
         UserError: images, weights, captions or pairs are missing or damaged, or too few.
     """
-    reference, statistics = open_reference(real, reference_processing or processing, reference_limit)
+    reference, statistics = open_reference(real, reference_processing, reference_limit, processing)
     measurement = Measurement(
         ImageSet(generated, processing, limit),
         reference,
@@ -346,15 +361,22 @@ def measure_images(
 
 
 def open_reference(
-    real: str | Path | None, processing: Processing | None = None, limit: int | None = None
+    real: str | Path | None,
+    processing: Processing | None = None,
+    limit: int | None = None,
+    usual: Processing | None = None,
 ) -> tuple[ImageSet | None, Path | None]:
     """The images of a reference, and the path of its statistics. An .npz may have either, or both: ADM's have the
-    statistics of a whole data set and some of its images."""
+    statistics of a whole data set and some of its images.
+
+    usual: how its images are processed where `processing` does not say; of statistics it asks for nothing."""
     if real is None:
         return None, None
     statistics = Path(real) if has_statistics(real) else None
     if statistics is not None and (limit is not None or SAMPLES not in npz_names(statistics)):
         if limit is not None:
             raise UserError(f"{real} holds statistics, of which no part can be taken: leave the limit out")
+        if processing is not None and processing.jpeg is not None:
+            raise UserError(f"{real} holds statistics, of images that cannot be made JPEGs now: leave that out")
         return None, statistics
-    return ImageSet(real, processing, limit), statistics
+    return ImageSet(real, processing or usual, limit), statistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.core.progress import track
-from diptych.metrics.image_set import ImageSet
+from diptych.metrics.image_set import ImageSet, set_sha256
 from diptych.metrics.pixel_measures import WINDOW, image_psnr, ssim
 from diptych.networks.lpips import SMALLEST, Lpips
 
@@ -53,10 +54,21 @@ def open_lpips(vgg16: str | Path, allow_pickle: bool, device: torch.device | str
     return read_lpips(vgg16, allow_pickle=allow_pickle).to(device)
 
 
+@dataclass(frozen=True)
+class PairValues:
+    """Measures of all pairs."""
+
+    values: dict[str, list[float]]
+    """Metric -> its values, one for each pair."""
+    generated: str
+    real: str
+    """Hashes of the images of each side, as `Features` have them."""
+
+
 def measure_pairs(
     generated: ImageSet, real: ImageSet, pairs: list[tuple[int, int]], metrics: Iterable[str], lpips: Lpips | None
-) -> dict[str, list[float]]:
-    """Metric -> its values, one for each pair.
+) -> PairValues:
+    """Measure all pairs.
 
     Raises a `UserError` where a pair differs in size, or is too small.
     """
@@ -64,8 +76,11 @@ def measure_pairs(
     if lpips is not None:
         work["lpips"] = lambda one, other: _lpips(lpips, one, other)
     values: dict[str, list[float]] = {name: [] for name in metrics}
+    digests: tuple[list[bytes], list[bytes]] = ([], [])
     for mine, other in track(pairs, "comparing pairs"):
-        one, two = generated.read(mine)[0], real.read(other)[0]
+        (one, first), (two, second) = generated.read(mine), real.read(other)
+        digests[0].append(first)
+        digests[1].append(second)
         if one.size != two.size:
             raise UserError(
                 f"{generated.path}: {generated.name(mine)} has {one.width} x {one.height} pixels and its pair "
@@ -78,7 +93,7 @@ def measure_pairs(
                     f"{SMALLEST_SIDE[name]} a side or more"
                 )
             values[name].append(work[name](one, two))
-    return values
+    return PairValues(values, *map(set_sha256, digests))
 
 
 @torch.inference_mode()

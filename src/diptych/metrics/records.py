@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,10 @@ MATTERS = ("metric", "features", "settings", "reference", "protocol")
 IMAGES = ("images", "processing")
 """Of what is said of the generated images, what must be equal too. FID falls with their number (Chong and Forsyth
 2020), and every filter moves it."""
+WITHOUT_REFERENCE = ("is", "clip-score")
+"""Metrics of generated images alone."""
+OF_PIXELS = ("psnr", "ssim")
+"""Metrics without a network."""
 FREE = ("name",)
 """Of what is said of the reference, what may differ: where it lies."""
 
@@ -36,6 +41,30 @@ def may_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(str(what) for protocol in protocols for what in protocol.get("unknown", ())))
 
 
+def unsaid(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What neither of two results of `evaluate images` states, in words: they are not known to agree in it."""
+    return [f"{entry} is not said" for entry in _needed(one) if _at(one, entry) is _at(other, entry) is None]
+
+
+def _needed(result: Mapping[str, Any]) -> list[str]:
+    """What a result must state to be compared."""
+    needed = ["settings", "generated.images", "generated.processing"]
+    if result.get("metric") not in OF_PIXELS:
+        needed.append("features")
+    if result.get("metric") not in WITHOUT_REFERENCE:
+        # Of the file of another tool there is a hash of its statistics alone.
+        needed.append("reference.statistics" if _at(result, "reference.statistics") else "reference.sha256")
+    return needed
+
+
+def _at(result: Mapping[str, Any], entry: str) -> Any:
+    """A value by its place, such as `reference.sha256`; none where there is none."""
+    value: Any = result
+    for name in entry.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
 def _differing(name: str, one: Any, other: Any) -> list[str]:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = [key for key in {**one, **other} if key not in FREE]
@@ -52,9 +81,14 @@ def is_result(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("metric"), str)
-        and isinstance(value.get("value"), float | int)
-        and all(isinstance(value.get(name), float | int | None) for name in ("deviation", "error"))
+        and is_number(value.get("value"))
+        and all(value.get(name) is None or is_number(value[name]) for name in ("deviation", "error"))
         and all(isinstance(value.get(name, {}), dict) for name in ("features", "settings", "generated", "reference"))
         and isinstance(value.get("protocol", {}), dict)
         and isinstance(value.get("protocol", {}).get("unknown", []), list)
     )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value out of JSON is a finite number that float64 holds."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

@@ -16,6 +16,8 @@ from diptych.metrics.frechet import Gaussian
 from diptych.metrics.npz_files import is_npz, npz_names, read_npz
 
 MEAN, COVARIANCE = "mu", "sigma"
+LARGEST = 1e100
+"""Of a mean or covariance: features in float32 give at most 1e77, and products of two are still within float64."""
 ABOUT = "diptych"
 """Name of the entry of our file that says in JSON how it was made; other tools pass over it."""
 
@@ -51,6 +53,8 @@ def read_statistics(path: str | Path) -> Statistics:
     features, images = (about.get(name) for name in ("features", "images")) if isinstance(about, dict) else (0, 0)
     if not (isinstance(features, dict | None) and isinstance(images, dict | None)):
         raise UserError(f"{path}: what it says of itself was not written by diptych")
+    if (count := (images or {}).get("images")) is not None and (type(count) is not int or count < 2):
+        raise UserError(f"{path}: what it says of itself was not written by diptych: images {count!r}")
     stored = read_npz(path, [MEAN, COVARIANCE])
     if any(array.dtype.kind not in "fiu" for array in stored):
         raise UserError(f"{path}: {MEAN} and {COVARIANCE} must be numbers")
@@ -59,11 +63,26 @@ def read_statistics(path: str | Path) -> Statistics:
         raise UserError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are no mean and covariance")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path}: mu or sigma holds NaN or Inf")
+    if max(np.abs(mean).max(initial=0), np.abs(covariance).max(initial=0)) > LARGEST:
+        raise UserError(f"{path}: mu or sigma holds numbers beyond {LARGEST:g}, which no features give")
     if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6) or (np.diag(covariance) < 0).any():
         raise UserError(f"{path}: sigma is no covariance: it is not symmetric, or has variances below zero")
-    gaussian = Gaussian(mean, (covariance + covariance.T) / 2, (images or {}).get("images"))
     digest = sha256(mean.tobytes() + covariance.tobytes()).hexdigest()[:16]
-    return Statistics(gaussian, features, images or {"statistics": digest})
+    covariance = (covariance + covariance.T) / 2
+    if not nearly_positive(covariance):
+        raise UserError(f"{path}: sigma is no covariance: it has directions of negative variance")
+    return Statistics(Gaussian(mean, covariance, count), features, images or {"statistics": digest})
+
+
+def nearly_positive(covariance: np.ndarray) -> bool:
+    """Whether no eigenvalue of a symmetric matrix is below minus a hundredth of its largest diagonal entry: more than
+    rounding to float16 leaves. A distance would take such a one for zero, and come out too small."""
+    slack = 0.01 * np.diag(covariance).max(initial=0) or 1.0
+    try:
+        np.linalg.cholesky(covariance + slack * np.eye(len(covariance)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def write_statistics(path: str | Path, gaussian: Gaussian, about: dict[str, Any]) -> None:
