@@ -28,6 +28,7 @@ MEASURED_BY = {
     "subsets": ("kid",),
     "subset_size": ("kid",),
     "k": ("precision-recall",),
+    "bootstrap": ("fid",),
     "seed": ("kid", "is"),
 }
 """Options, and the metrics that they are for."""
@@ -155,6 +156,8 @@ def require_effect(arguments: argparse.Namespace, metrics: list[str]) -> None:
     if not set(metrics) <= set(METRICS):
         return  # which ones there are is said later
     for name, own in MEASURED_BY.items():
+        if name == "seed" and arguments.bootstrap is not None:
+            continue
         if getattr(arguments, name) is not None and not set(own) & set(metrics):
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is for {', '.join(own)}, not for {', '.join(metrics)}: leave it out")
