@@ -94,6 +94,16 @@ def test_a_file_that_is_wrong_is_refused_and_all_with_it(coco: Path, tmp_path: P
     assert not AnswerStore(coco).last_answers()
 
 
+def test_files_that_contradict_each_other_are_refused_and_all_with_them(coco: Path, tmp_path: Path) -> None:
+    pages = [data_of(page) for page in export_study(coco, tmp_path / "out", raters=2)]
+    good, one = (file_of(tmp_path, page, 6) for page in pages)
+    values = json.loads(one.read_text())
+    twice = file_of(tmp_path, pages[1], 6, answers=[{**answer, "nonce": "0" * 32} for answer in values["answers"]])
+    with pytest.raises(UserError, match=f"{twice.name}: two different answers have the same nonce"):
+        import_answers(coco, [good, twice])
+    assert not AnswerStore(coco).last_answers()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"null", b'"x"'])
 def test_a_file_that_is_no_json_is_one_line(coco: Path, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "answers.json"

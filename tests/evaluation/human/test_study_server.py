@@ -86,6 +86,15 @@ def test_answers_that_cannot_be_are_refused(coco: Path, change: dict[str, Any], 
     assert not store.last_answers()
 
 
+@pytest.mark.parametrize(
+    "body", ["", "[]", "[" * 2000, '{"milliseconds": NaN}', '{"nonce": "\\ud800"}', '{"milliseconds": 1e999}']
+)
+def test_bodies_that_are_no_answers_are_refused_without_an_error_of_the_server(coco: Path, body: str) -> None:
+    browser = client(AnswerStore(coco))
+    answer = browser.post("/api/answers", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+
+
 @pytest.mark.parametrize("path", ["/api/study", "/api/images/{image}"])
 @pytest.mark.parametrize("header", [None, "Bearer x", "Bearer " + "x" * 22, "Basic eDp5", "{code}"])
 def test_without_a_token_the_server_answers_401(coco: Path, path: str, header: str | None) -> None:

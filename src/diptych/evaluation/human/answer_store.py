@@ -9,7 +9,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from diptych.evaluation.human.study_file import HumanStudy, read_study
 from diptych.serving.tokens import new_token
 
 DATABASE = "answers.sqlite"
+SERVER = "server"
+"""Where answers came from that came in no file."""
 LONGEST = 7 * 24 * 3600 * 1000
 """Milliseconds of an answer that are believed."""
 NONCE = re.compile(r"[0-9a-f]{32}")
@@ -131,33 +133,25 @@ class AnswerStore:
         rows = self._rows("SELECT number, token, code, plan FROM raters WHERE code = ?", (code,))
         return _rater(rows[0]) if rows else None
 
-    def add(self, rater: Rater, answers: Iterable[GivenAnswer], came: str = "server") -> int:
+    def add(self, rater: Rater, answers: Iterable[GivenAnswer], came: str = SERVER) -> int:
         """Append answers, all or none, and return how many were new: one whose nonce is known is not stored again.
 
         came: where they came from: "server", or the name of a file.
 
         Raises `BadAnswer` for a question that the rater is not asked, a choice that it does not have, and the like.
         """
-        answers = list(answers)
-        for answer in answers:
-            check_answer(self.study, rater.plan, answer)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        new = 0
-        with self._writing() as write:
+        return self.add_all([(rater, list(answers), came)])[0]
+
+    def add_all(self, parts: Sequence[tuple[Rater, Sequence[GivenAnswer], str]]) -> list[int]:
+        """`add` for (rater, answers, where they came from) of several raters or files: all of it or nothing."""
+        for rater, answers, _ in parts:
             for answer in answers:
-                known = write(
-                    "SELECT question, choice FROM answers WHERE rater = ? AND nonce = ?", (rater.number, answer.nonce)
-                ).fetchone()
-                if known is None:
-                    write(
-                        "INSERT INTO answers (rater, nonce, question, choice, milliseconds, at, came) "
-                        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (rater.number, *answer, now, came),
-                    )
-                    new += 1
-                elif known != (answer.question, answer.choice):
-                    raise BadAnswer("two different answers have the same nonce")
-        return new
+                check_answer(self.study, rater.plan, answer)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        with self._writing() as write:
+            return [
+                sum(_append(write, rater, answer, now, came) for answer in answers) for rater, answers, came in parts
+            ]
 
     def answers_of(self, rater: Rater) -> dict[str, str]:
         """Question -> choice, as shown to this rater."""
@@ -170,6 +164,22 @@ class AnswerStore:
             "SELECT rater, question, choice, milliseconds, at, came FROM answers WHERE sequence IN "
             "(SELECT max(sequence) FROM answers GROUP BY rater, question) ORDER BY sequence"
         )
+
+
+def _append(write: Any, rater: Rater, answer: GivenAnswer, now: str, came: str) -> bool:
+    """Append an answer within a transaction; whether it is new."""
+    known = write(
+        "SELECT question, choice FROM answers WHERE rater = ? AND nonce = ?", (rater.number, answer.nonce)
+    ).fetchone()
+    if known not in (None, (answer.question, answer.choice)):
+        text = "two different answers have the same nonce"
+        raise BadAnswer(text if came == SERVER else f"{came}: {text}")
+    if known is None:
+        write(
+            "INSERT INTO answers (rater, nonce, question, choice, milliseconds, at, came) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (rater.number, *answer, now, came),
+        )
+    return known is None
 
 
 def check_answer(study: HumanStudy, plan: RaterPlan, answer: GivenAnswer) -> None:

@@ -97,13 +97,14 @@ def joined(pages: dict[str, bytes]) -> str:
 
 
 def import_answers(folder: Path, files: Sequence[Path]) -> list[tuple[Path, int, int, int]]:
-    """Take in files that raters saved: (file, rater from 1, answers, new ones). All files are checked before the first
-    answer is stored; a file that is taken in again adds nothing. Raises a `UserError` that names file and answer."""
+    """Take in files that raters saved: (file, rater from 1, answers, new ones). All files are taken in, or none; a
+    file that is taken in again adds nothing. Raises a `UserError` that names file and answer."""
     store = AnswerStore(folder)
     try:
         read = [(path, *read_answers(store, path)) for path in files]
+        new = store.add_all([(rater, given, path.name) for path, rater, given in read])
         return [
-            (path, rater.number + 1, len(given), store.add(rater, given, came=path.name)) for path, rater, given in read
+            (path, rater.number + 1, len(given), count) for (path, rater, given), count in zip(read, new, strict=True)
         ]
     finally:
         store.close()

@@ -23,6 +23,7 @@ def study_application(store: AnswerStore, address: Address) -> Guard:
     GET /api/study has the rater's screens and answers, GET /api/images/ID an image, POST /api/answers takes an answer.
     """
     from fastapi import Depends, FastAPI, Header, HTTPException
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
     from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +49,11 @@ def study_application(store: AnswerStore, address: Address) -> Guard:
     @application.exception_handler(BadAnswer)
     def refused(request: Any, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
+
+    @application.exception_handler(RequestValidationError)
+    def no_answer(request: Any, error: Exception) -> JSONResponse:
+        # FastAPI's own handler repeats what was sent, and fails where that is NaN or half a character.
+        return JSONResponse({"detail": "this is no answer as the page sends it"}, 422)
 
     @application.get("/")
     def index() -> Response:
