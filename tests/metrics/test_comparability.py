@@ -167,3 +167,14 @@ def test_options_that_change_nothing_are_refused(
     made = images(tmp_path / "made", 0)
     assert main(["evaluate", "images", str(made), str(made), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["real", "made", "real/results", "link"])
+def test_results_are_not_written_among_the_images(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real, made = images(tmp_path / "real", 0), images(tmp_path / "made", 1)
+    (tmp_path / "link").symlink_to(real)
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["evaluate", "unconditional", str(real), "--generated", str(made), "--number", "3", "--k", "2"]
+    assert main([*arguments, "--features", "judge", "--out", str(tmp_path / out)]) == 2
+    assert "whose images are measured" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

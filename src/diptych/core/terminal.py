@@ -35,7 +35,7 @@ def console(**options: Any) -> Console:
         def render_str(self, text: str, **how: Any) -> Any:
             return super().render_str(printable(text), **how)
 
-    made = Plain(**{"markup": False, "emoji": False} | options)
+    made = Plain(**dict[str, Any](markup=False, emoji=False) | options)
     if "width" not in options and not made.is_terminal:
         made.width = WIDE
     return made

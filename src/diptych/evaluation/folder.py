@@ -80,6 +80,14 @@ def require_folder(out: Path) -> None:
     require_place(out)
 
 
+def require_apart(out: Path, *images: Path | str | None) -> None:
+    """Raise a `UserError` where `out` is a folder of images that are measured, or lies in one: what is generated there
+    would be among them when the command goes on."""
+    for folder in images:
+        if folder is not None and out.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"{out} lies in {folder}, whose images are measured: name another folder as --out")
+
+
 def require_same(out: Path, kind: str) -> None:
     """Raise a `UserError`, before a model is loaded, where `out` can be no folder, or holds what is no evaluation of
     this kind; `claimed` and sweeps compare the rest."""

@@ -18,7 +18,7 @@ from diptych.core import terminal
 from diptych.core.disk import values_of, write_text
 from diptych.core.errors import UserError, pick
 from diptych.data.prompt_files import PromptRow, read_prompts
-from diptych.evaluation.folder import claimed, write_tables
+from diptych.evaluation.folder import claimed, require_apart, write_tables
 from diptych.evaluation.generated_set import MANIFEST, generate_set
 from diptych.evaluation.prompt_draws import draw_captions, draw_record, write_prompts
 from diptych.evaluation.protocol_choices import PRESETS, CaptionChoices, ClassChoices, ProtocolChoices, SampleChoices
@@ -114,8 +114,9 @@ class ProtocolRun:
         self.metrics = self.measuring.names(PRESETS[self.protocol][self.preset["name"]].metrics)
         self.measuring.check(self.metrics)
 
-    def claim(self, drawn: Mapping[str, Any]) -> None:
-        """Make `out` the folder of this run."""
+    def claim(self, drawn: Mapping[str, Any], reference: Path | str) -> None:
+        """Make `out` the folder of this run against `reference`."""
+        require_apart(self.out, self.generated, reference)
         head = {
             "evaluation": self.protocol,
             "settings": {**self.choices.to_dict(), "preset": self.preset["name"], "features": self.measuring.features},
@@ -248,7 +249,7 @@ def evaluate_captions(
         run.model = lambda: opened
         if getattr(opened[0], "text", ...) is None:
             raise UserError("this protocol is for text-conditional models, and the model reads no prompts")
-    run.claim(drawn)
+    run.claim(drawn, images)
     if run.model is not None:
         write_prompts(rows, run.out / PROMPTS, drawn)
     made = run.images(rows, drawn)
@@ -287,7 +288,7 @@ def evaluate_samples(run: ProtocolRun, reference: Path | str, console: Console |
         opened = run.model()
         run.model = lambda: opened
         rows = _class_rows(opened[0], choices) if isinstance(choices, ClassChoices) else _no_prompts(opened[0], rows)
-    run.claim({})
+    run.claim({}, reference)
     made = run.images(rows, {})
     results = run.measuring.measurement(made, real, choices, statistics).measure(
         [name for name in run.metrics if name != "precision-recall"]
