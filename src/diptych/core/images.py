@@ -55,7 +55,7 @@ def png_info(texts: Mapping[str, str]) -> PngInfo:
     """Texts as the `pnginfo` with which Pillow writes a PNG."""
     info = PngInfo()
     for key, text in texts.items():
-        info.add_text(key, text)
+        (info.add_itxt if key.startswith("XML:") else info.add_text)(key, text)  # XMP is never tEXt
     return info
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from diptych.core.disk import values_of, write_text
-from diptych.core.images import grid, png_info, save_png
+from diptych.core.images import grid
+from diptych.models.provenance import save_generated
 
 ACROSS = 16
 """Images in a row of an `ImageSheet`."""
@@ -35,7 +36,7 @@ class ImageFolder:
         if stated and not (self.folder / "metadata.json").exists():
             write_text(self.folder / "metadata.json", json.dumps(stated, indent=1) + "\n")
         for number, image in zip(numbers, images, strict=True):
-            save_png(image, self.folder / self.names[number])
+            save_generated(image, self.folder / self.names[number])
 
     def remove(self) -> None:
         """Delete these files, and the folder unless it holds others."""
@@ -71,7 +72,7 @@ class ImageSheet:
     def save(self, numbers: Sequence[int], images: Sequence[Image.Image], metadata: dict[str, Any]) -> None:
         self.images += images
         if len(self.images) == self.count:
-            save_png(grid(self.images, ACROSS, gap=0), self.path, pnginfo=png_info({"made": self.made}))
+            save_generated(grid(self.images, ACROSS, gap=0), self.path, {"made": self.made})
 
 
 def read_image(path: Path) -> Image.Image | None:

@@ -11,9 +11,10 @@ from PIL import Image
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.folder_lock import locked
-from diptych.core.images import grid, save_png
+from diptych.core.images import grid
 from diptych.evaluation.folder import MARK, as_json, differences, require_folder, require_free
 from diptych.evaluation.image_store import read_image
+from diptych.models.provenance import save_generated
 
 if TYPE_CHECKING:
     from diptych.evaluation.runner import MeasuredStudy, StudyCell
@@ -61,7 +62,7 @@ class MeasuredCells:
     def save_strip(self, name: str, images: list[Image.Image]) -> None:
         """The first images side by side."""
         count = min(self.study.sheet, len(images))
-        save_png(grid(images[:count], count, gap=0), self._strip_path(name))
+        save_generated(grid(images[:count], count, gap=0), self._strip_path(name))
 
     def strip(self, name: str) -> list[Image.Image]:
         """The images of a strip; none where there is no such file."""

@@ -24,7 +24,6 @@ from torch import nn
 from diptych.core import terminal
 from diptych.core.config_compare import under_first_names
 from diptych.core.disk import write_text
-from diptych.core.images import save_png
 from diptych.core.progress import bar
 from diptych.data.caption_text import concept_of, is_scene
 from diptych.data.dataset import DataConfig, ImageDataset, open_dataset
@@ -33,6 +32,7 @@ from diptych.evaluation.image_store import ImageFolder, ImageSheet
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.prompt_sets import PromptGroup
 from diptych.models.judge import Judge, load_judge
+from diptych.models.provenance import save_generated
 from diptych.models.retrieval import TEMPLATES
 from diptych.pretrained.load import load
 from diptych.weights.fingerprint import fingerprint
@@ -142,7 +142,7 @@ class ImageStudy(Study):
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             write_text(out / "pictures.jsonl", "".join(lines))
         for name, sheet in self.sheets(results).items():
-            save_png(sheet, out / name, optimize=sheet.mode == "P")
+            save_generated(sheet, out / name, optimize=sheet.mode == "P")
         write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there
         if not self.saves_images:
             for store in stores:

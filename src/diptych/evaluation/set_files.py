@@ -16,6 +16,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import png_info
 from diptych.core.version import version
 from diptych.models.metadata import KEY, png_texts
+from diptych.models.provenance import xmp
 
 MARK = "set.json"
 """What a set was made from."""
@@ -42,7 +43,7 @@ def write_image(image: Image.Image, path: Path, row: Mapping[str, Any], quality:
     if len(comment) > MOST_COMMENT:
         raise UserError(f"the settings of {path.name} do not fit a JPEG, whose prompt is that long: choose png")
     with replacing(path) as partial:
-        image.save(partial, "JPEG", quality=quality, subsampling=0, comment=comment)
+        image.save(partial, "JPEG", quality=quality, subsampling=0, comment=comment, xmp=xmp(row).encode())
 
 
 def stored_row(path: Path) -> dict[str, Any] | None:

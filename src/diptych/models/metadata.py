@@ -18,6 +18,7 @@ from diptych.core.errors import UserError
 from diptych.core.values import short_repr
 from diptych.core.version import version
 from diptych.models.exif import texts_of
+from diptych.models.provenance import XMP_KEY, tool, xmp
 
 KEY = "diptych"
 SAMPLERS = {
@@ -87,7 +88,7 @@ ROW = Fields(
 
 def png_texts(row: dict[str, Any]) -> dict[str, str]:
     """The texts of a PNG, by their keys, of one row of `Result.metadata`."""
-    texts = {"Software": f"diptych {version()}", KEY: json.dumps({KEY: version(), **row})}
+    texts = {"Software": tool(), KEY: json.dumps({KEY: version(), **row}), XMP_KEY: xmp(row)}
     # A sheet of several images has no one prompt, seed or sampler.
     return {"parameters": infotext(row), **texts} if "prompt" in row else texts
 

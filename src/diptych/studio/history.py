@@ -191,14 +191,15 @@ class History:
         return path if path.is_file() and not path.is_symlink() else None
 
     def thumbnail(self, id: str) -> bytes | None:
-        """A WebP of at most 256 pixels a side."""
+        """A WebP of at most 256 pixels a side, with the provenance of the image."""
         path = self.png(id)
         if path is None:
             return None
         file = io.BytesIO()
         with Image.open(path) as image:
+            stated = image.info.get("xmp", b"")
             image.thumbnail((THUMBNAIL, THUMBNAIL))
-            image.convert("RGB").save(file, "WEBP", quality=80)
+            image.convert("RGB").save(file, "WEBP", quality=80, xmp=stated)
         return file.getvalue()
 
     def set_favourite(self, id: str, favourite: bool) -> bool:

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.core.disk import disk_errors, write_text
-from diptych.core.images import save_png
 from diptych.core.progress import bar, waiting
 from diptych.core.terminal import print_err
+from diptych.models.provenance import save_generated
 from diptych.training.distributed import Team
 
 
@@ -99,7 +99,7 @@ class Journal:
         """Save a grid of samples as samples/step-*.png."""
         if self.folder is None or image is None:
             return
-        save_png(image, self.folder / "samples" / f"step-{step:08d}.png")
+        save_generated(image, self.folder / "samples" / f"step-{step:08d}.png")
 
     def close(self) -> None:
         self.bar.stop()

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from diptych.conditioning.concat_config import MaskConfig
 from diptych.conditioning.masks import sample_masks, shares
 from diptych.core.errors import UserError
-from diptych.core.images import save_png, to_images, to_tensor
+from diptych.core.images import to_images, to_tensor
 from diptych.data.caption_text import is_scene
 from diptych.data.dataset import Split
 from diptych.evaluation.measured_cells import MeasuredCells
@@ -40,6 +40,7 @@ from diptych.evaluation.runner import (
 from diptych.evaluation.scores import Fidelity, fidelity
 from diptych.metrics.pixel_measures import WINDOW
 from diptych.models.judge import Judge
+from diptych.models.provenance import save_generated
 from diptych.models.retrieval import Mean
 
 SHARES = {"40-50 %": (0.4, 0.5), "all": (0.0, 0.5)}
@@ -219,7 +220,7 @@ class Inpainting(MeasuredStudy):
         side = first[0].width
         page = image_table([""], rows, notes, side * max(1, 96 // side))
         page = page.quantize(COLOURS, dither=Image.Dither.NONE)
-        save_png(page, cells.out / "inpainting.png", optimize=True)
+        save_generated(page, cells.out / "inpainting.png", optimize=True)
 
 
 def means_and_margins(cells: Sequence[dict[str, Any]], rows: Sequence[str], seeds: int) -> list[dict[str, Any]]:

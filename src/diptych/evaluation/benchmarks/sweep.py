@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.core.errors import UserError
-from diptych.core.images import save_png
 from diptych.core.values import integers
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.evaluation import plots
@@ -32,6 +31,7 @@ from diptych.evaluation.runner import (
 )
 from diptych.models.judge import Judge
 from diptych.models.pixel_request import one_each
+from diptych.models.provenance import save_generated
 from diptych.models.request import read_number
 
 
@@ -231,7 +231,7 @@ class Sweep(ConditionSweep):
 
     def report(self, cells: MeasuredCells) -> None:
         plots.plot(cells.results, cells.out / "plot.png")
-        save_png(sweep_sheet(cells, self.scores.group.prompts[: self.sheet]), cells.out / "sheet.png")
+        save_generated(sweep_sheet(cells, self.scores.group.prompts[: self.sheet]), cells.out / "sheet.png")
 
 
 def sweep_table(results: dict[str, Any]) -> Table:
