@@ -31,6 +31,7 @@ export class Basics {
 		const names = models.map(({ name, title }) => [name, title ?? name]);
 		this.model = select("model", names, state.model, choose);
 		const row = div(models.length > 1 ? "pair even" : "", simpleField("model", "Model", this.model));
+		if (!models.some((model) => model.name === state.second)) state.second = null;
 		if (models.length > 1) {
 			const second = select("second", [["", "none"], ...names], state.second, (value) => (state.second = value || null));
 			row.append(simpleField("second", "Side by side with", second));

@@ -227,9 +227,10 @@ export class Form {
 
 	/** Take over the fields of a request: of an image, or of a lost job. */
 	async restore(fields) {
-		const schema = await schemaOf(fields.model);
-		adopt(fields, promptKind(schema));
-		await this.select(fields.model);
+		const known = this.models.some((one) => one.name === fields.model);
+		const model = known ? fields.model : state.model; // one that is not offered any more
+		adopt({ ...fields, model }, promptKind(await schemaOf(model)));
+		await this.select(model);
 		this.clearErrors();
 	}
 }

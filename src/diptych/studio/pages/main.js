@@ -159,7 +159,8 @@ function keys(event) {
 	if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
 		if (document.querySelector("dialog[open]")) return;
 		event.preventDefault();
-		generate();
+		if (byId("compare").hidden) generate();
+		else byId("make-grid").click();
 	} else if (event.key === "Escape" && stage.busy && !document.querySelector("dialog[open]")) stage.stop();
 	else if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
 	else if (event.key === "?") showHelp();
