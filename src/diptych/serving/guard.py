@@ -10,6 +10,8 @@ from diptych.serving.addresses import Address
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+ErrorBody = Callable[[str, int, str], tuple[bytes, bytes]]
+"""Path, status and reason of a refusal -> its body and content type."""
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 HEADERS = {
@@ -42,8 +44,10 @@ class Guard:
         address: Address,
         most: int = 2**20,
         methods: tuple[str, ...] = (*READING, "POST"),
+        error: ErrorBody | None = None,
     ) -> None:
         self.application, self.address, self.most, self.methods = application, address, most, methods
+        self.error = error or plain
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -51,7 +55,7 @@ class Guard:
         if scope["type"] != "http":  # no page here opens a web socket
             return await send({"type": "websocket.close", "code": 1008})
         if refused := self.refusal(scope):
-            return await answer(send, *refused)
+            return await self.answer(send, scope, *refused)
         taken, refusing = 0, False
 
         async def bounded() -> Message:
@@ -67,7 +71,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 refusing = taken > self.most  # whatever the application made of it
                 if refusing:
-                    await answer(send, 413, f"at most {self.most} bytes")
+                    await self.answer(send, scope, 413, f"at most {self.most} bytes")
                 message = {**message, "headers": complete(message.get("headers", []))}
             if not refusing:
                 await send(message)
@@ -76,8 +80,15 @@ class Guard:
             await self.application(scope, bounded, with_headers)
         except TooLarge:
             if not refusing:
-                await answer(send, 413, f"at most {self.most} bytes")
+                await self.answer(send, scope, 413, f"at most {self.most} bytes")
         return None
+
+    async def answer(self, send: Send, scope: MutableMapping[str, Any], status: int, reason: str) -> None:
+        """A short answer with the reason."""
+        body, kind = self.error(scope.get("path", "/"), status, reason)
+        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": complete(headers)})
+        await send({"type": "http.response.body", "body": body})
 
     def refusal(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
         """Status and reason where a request is refused by its head alone."""
@@ -110,9 +121,5 @@ def complete(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return [*headers, *((name, value) for name, value in more if name not in known)]
 
 
-async def answer(send: Send, status: int, reason: str) -> None:
-    """A short answer in plain text."""
-    body = reason.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": complete(headers)})
-    await send({"type": "http.response.body", "body": body})
+def plain(path: str, status: int, reason: str) -> tuple[bytes, bytes]:
+    return reason.encode(), b"text/plain; charset=utf-8"

@@ -10,6 +10,7 @@ from http.cookies import SimpleCookie
 from typing import Any
 
 from diptych.serving.guard import Application, Receive, Send, complete
+from diptych.studio.api_errors import error_body
 
 COOKIE = "diptych-token"
 OPEN = ("/", "/healthz", "/api/login")
@@ -30,7 +31,8 @@ class Access:
             return await self.log_in(receive, send)
         if scope["path"] in OPEN or scope["path"].startswith("/pages/") or self.allowed(scope):
             return await self.application(scope, receive, send)
-        return await answer(send, 401, "a token is needed", [(b"www-authenticate", b'Bearer, Basic realm="diptych"')])
+        asked = [(b"www-authenticate", b'Bearer, Basic realm="diptych"')]
+        return await answer(send, 401, "a token is needed", asked, scope["path"])
 
     def allowed(self, scope: MutableMapping[str, Any]) -> bool:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -68,8 +70,10 @@ class Access:
         return await answer(send, 200, "", [(b"set-cookie", cookie.encode())])
 
 
-async def answer(send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]]) -> None:
-    body = json.dumps({"error": {"message": message, "field": None, "code": status}} if message else {}).encode()
+async def answer(
+    send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]], path: str = "/api/login"
+) -> None:
+    body = json.dumps(error_body(path, status, message) if message else {}).encode()
     sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": complete(sent)})
     await send({"type": "http.response.body", "body": body})

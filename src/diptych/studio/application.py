@@ -9,6 +9,7 @@ from diptych.core.errors import UserError
 from diptych.serving.addresses import Address
 from diptych.serving.guard import READING, Guard
 from diptych.serving.safe_files import content_type, page_files
+from diptych.studio.api_errors import error_body, error_json, error_status
 from diptych.studio.engine import Engine
 from diptych.studio.limits import FieldError, Limits, QueueFull
 
@@ -17,41 +18,46 @@ METHODS = (*READING, "POST", "PATCH", "DELETE")
 
 def studio_application(engine: Engine, address: Address, token: str | None = None) -> Guard:
     """The application. With a token, every request for anything but the page itself must bring it."""
-    from fastapi import FastAPI, HTTPException, Request
+    from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response
+    from starlette.exceptions import HTTPException
 
     from diptych.studio import jobs_api
+    from diptych.studio.a1111_api import add_a1111_routes
     from diptych.studio.access import Access
+    from diptych.studio.openai_api import add_openai_routes
+    from diptych.studio.prometheus import add_metrics_routes
 
     pages = page_files("diptych.studio", "pages")
     # No pages of FastAPI's own: they would load scripts from elsewhere.
     application = FastAPI(title="diptych", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
-    def failure(status: int, message: str, field: str | None = None, headers: Any = None) -> Response:
-        error = {"message": message, "field": field, "code": status}
-        return JSONResponse({"error": error}, status, headers)
+    def failure(request: Request, status: int, message: str, field: str | None = None, headers: Any = None) -> Response:
+        path = request.url.path
+        status = error_status(path, status, field)
+        return JSONResponse(error_body(path, status, message, field), status, headers)
 
     @application.exception_handler(FieldError)
     def wrong_field(request: Request, error: FieldError) -> Response:
-        return failure(422, str(error), error.field)
+        return failure(request, 422, str(error), error.field)
 
     @application.exception_handler(QueueFull)
     def full(request: Request, error: QueueFull) -> Response:
-        return failure(429, str(error), None, {"retry-after": str(error.retry_after)})
+        return failure(request, 429, str(error), None, {"retry-after": str(error.retry_after)})
 
     @application.exception_handler(UserError)
     def refused(request: Request, error: UserError) -> Response:
-        return failure(400, str(error))
+        return failure(request, 400, str(error))
 
     @application.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> Response:
-        return failure(error.status_code, str(error.detail), None, error.headers)
+        return failure(request, error.status_code, str(error.detail), None, error.headers)
 
     @application.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return failure(422, str(first.get("msg", "not valid")), str(first.get("loc", ["?"])[-1]))
+        return failure(request, 422, str(first.get("msg", "not valid")), str(first.get("loc", ["?"])[-1]))
 
     @application.get("/", include_in_schema=False)
     def index() -> Response:
@@ -64,8 +70,11 @@ def studio_application(engine: Engine, address: Address, token: str | None = Non
         return Response(pages[name], media_type=content_type(name))
 
     jobs_api.add_routes(application, engine)
+    add_openai_routes(application, engine)
+    add_a1111_routes(application, engine)
+    add_metrics_routes(application, engine)
     inner = Access(application, token)
-    return Guard(inner, address, most=engine.limits.upload_bytes, methods=METHODS)
+    return Guard(inner, address, most=engine.limits.upload_bytes, methods=METHODS, error=error_json)
 
 
 def serve_studio(

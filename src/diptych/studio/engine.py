@@ -53,6 +53,11 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Stop what runs at its next step, and end the thread. Jobs that are not done are lost."""
         self.queue.close()
