@@ -63,6 +63,7 @@ def add_commands(commands: Any) -> None:
     add_integer(command, "--seeds", 2, metavar="K", help="seeds for each image: mask and noise (default: 3)")
     add_single_options(command, "steps")
     add_perceptual(command)
+    add_inception(command)
     command.set_defaults(command=evaluate_inpainting)
 
     command = commands.add_parser(
@@ -77,6 +78,7 @@ def add_commands(commands: Any) -> None:
     )
     add_single_options(command, "sampler", "steps")
     add_perceptual(command)
+    add_inception(command)
     command.set_defaults(command=evaluate_super_resolution)
 
     command = commands.add_parser("evaluate layout", help="score whether objects are in the boxes of their layout")
@@ -86,6 +88,7 @@ def add_commands(commands: Any) -> None:
     add_study(command, "held-out scenes (default: all)")
     add_integer(command, "--seeds", 1, metavar="K", help="images of each scene (default: 4)")
     add_options(command, "sampler", "steps", "guidance")
+    add_inception(command)
     command.set_defaults(command=evaluate_layout)
 
     command = commands.add_parser(
@@ -142,6 +145,19 @@ def add_perceptual(command: Parser) -> None:
     command.add_argument("--perceptual-path", metavar="PATH", help="weights of VGG16 for lpips, or another judge")
 
 
+def add_inception(command: Parser) -> None:
+    """InceptionV3's measures beside the judge's."""
+    command.add_argument(
+        "--features",
+        metavar="F",
+        choices=("judge", "inception"),
+        help="judge (default), or inception: also FID, Inception Score, precision and recall, as in papers",
+    )
+    command.add_argument("--inception-weights", metavar="PATH", help="InceptionV3's, the file of torch-fidelity")
+    add_integer(command, "--splits", 1, help="inception: parts of the Inception Score (default: 10)")
+    add_integer(command, "--k", 1, 1000, help="inception: neighbours of precision and recall (default: 3)")
+
+
 def add_sweep(command: Parser, kind: str, *swept: str) -> None:
     add_options(command, "steps", "stop")
     command.set_defaults(command=sweep, sweep=kind, swept=swept)
@@ -181,11 +197,13 @@ def evaluate_inpainting(arguments: argparse.Namespace) -> None:
     from diptych.evaluation.benchmarks.inpainting import evaluate_inpainting
 
     check_study(arguments, "inpainting", given(arguments, "steps"))
+    inception = open_inception(arguments)
     names: list[str] = arguments.models or []
     names = names if "latent" in names else [*names, "latent"]
     models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
     settings = given(arguments, "images", "seeds", "judge", "seed", "batch", "steps")
-    evaluate_inpainting(models, arguments.data, arguments.out, perceptual=open_distance(arguments), **settings)
+    settings |= {"perceptual": open_distance(arguments), "inception": inception}
+    evaluate_inpainting(models, arguments.data, arguments.out, **settings)
 
 
 def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
@@ -193,10 +211,14 @@ def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
     from diptych.evaluation.benchmarks.super_resolution import evaluate_super_resolution
 
     check_study(arguments, "super-resolution", given(arguments, "sampler", "steps"))
+    inception = open_inception(arguments)
     names = dict.fromkeys(arguments.models)
     models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
     settings = given(arguments, "images", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler")
-    evaluate_super_resolution(models, arguments.data, arguments.out, perceptual=open_distance(arguments), **settings)
+    perceptual = open_distance(arguments)
+    evaluate_super_resolution(
+        models, arguments.data, arguments.out, perceptual=perceptual, inception=inception, **settings
+    )
 
 
 def evaluate_layout(arguments: argparse.Namespace) -> None:
@@ -208,10 +230,11 @@ def evaluate_layout(arguments: argparse.Namespace) -> None:
         raise UserError("name a model of layouts as --model: `diptych train emoji-layout` makes one")
     options = options_given(arguments)
     check_study(arguments, "layouts", options)
+    inception = open_inception(arguments)
     model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
     options = accepted_options(model, arguments.model, options)
     words = None if arguments.words is None else diptych.load(arguments.words, arguments.device)
-    settings = given(arguments, "seeds", "seed", "judge", "batch")
+    settings = given(arguments, "seeds", "seed", "judge", "batch") | {"inception": inception}
     if arguments.images is not None:
         settings["scenes"] = arguments.images
     evaluate_layouts(model, arguments.data, arguments.out, words=words, name=arguments.model, **settings, **options)
@@ -277,3 +300,20 @@ def open_distance(arguments: argparse.Namespace) -> Any:
 
     kind, pickles = arguments.perceptual or "judge", bool(arguments.allow_pickle)
     return None if kind == "none" else perceptual_distance(kind, arguments.perceptual_path, allow_pickle=pickles)
+
+
+def open_inception(arguments: argparse.Namespace) -> Any:
+    """The measures of --features inception, or none. A `UserError` for options that lack it, or weights that are not
+    there, before a model is opened."""
+    if arguments.features != "inception":
+        for name in given(arguments, "inception_weights", "splits", "k"):
+            raise UserError(f"--{name.replace('_', '-')} is for --features inception: give both, or leave it out")
+        return None
+    from diptych.core.devices import find_device
+    from diptych.evaluation.inception_measures import InceptionMeasures
+    from diptych.metrics.feature_networks import MISSING, InceptionFeatures
+
+    if arguments.inception_weights is None:
+        raise UserError(f"--features inception needs {MISSING['inception']}: name them as --inception-weights PATH")
+    network = InceptionFeatures(arguments.inception_weights, allow_pickle=bool(arguments.allow_pickle))
+    return InceptionMeasures(network.to(find_device(arguments.device)), **given(arguments, "splits", "k"))

@@ -100,11 +100,12 @@ def comparison(
         table.add_column(f"{COLUMNS[measure][0]}, {foreign}", justify="right")
     for measure in columns:
         table.add_column(COLUMNS[measure][0], justify="right")
-    table.add_column("source", overflow="fold")
+    if groups:
+        table.add_column("source", overflow="fold")
     for name, row in ours.items():
         cells = [_own(row.get(measure), measure) for measure in apart]
         cells += [_own(None if measure in apart else row.get(measure), measure) for measure in columns]
-        table.add_row(name, *cells, "measured here")
+        table.add_row(name, *cells, *(["measured here"] if groups else []))
     for group in groups:
         for row in group.rows:
             quoted = ", quoting others" if group.others else ""
@@ -142,6 +143,8 @@ def choices_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ours: dict[str, Any] = {}
     for one in results:
         made, features = one.get("generated", {}), one.get("features", {})
+        study = one.get("protocol", {})
+        ours |= {key: study[key] for key in ("degradation", "factor", "masks") if key in study}
         how = made.get("processing", {})
         ours |= {"number": made["images"]} if "images" in made else {}
         ours |= {key: how[key] or "as it is" for key in ("size", "crop", "resize") if key in how}

@@ -113,6 +113,10 @@ class ImageStudy(Study):
     def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
         """Contact sheets by file name, after `results`."""
 
+    def files(self, results: dict[str, Any]) -> dict[str, str]:
+        """More files of text by name, after `results`."""
+        return {}
+
     def records(self) -> Iterable[dict[str, Any]] | None:
         """A line of pictures.jsonl for each image, after `results`; none for no such file."""
         return None
@@ -141,6 +145,8 @@ class ImageStudy(Study):
         if (records := self.records()) is not None:
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             write_text(out / "pictures.jsonl", "".join(lines))
+        for name, text in self.files(results).items():
+            write_text(out / name, text)
         for name, sheet in self.sheets(results).items():
             save_generated(sheet, out / name, optimize=sheet.mode == "P")
         write_text(out / "results.json", json.dumps(results, indent=2) + "\n")  # last: it says that the rest is there

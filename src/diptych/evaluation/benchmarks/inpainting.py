@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ from torch.nn import functional as F
 
 from diptych.conditioning.concat_config import MaskConfig
 from diptych.conditioning.masks import sample_masks, shares
+from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.data.caption_text import is_scene
 from diptych.data.dataset import Split
+from diptych.evaluation.classical_fills import FILLS, mean_fill
+from diptych.evaluation.inception_measures import FOLDER, MEASURED, InceptionMeasures
 from diptych.evaluation.measured_cells import MeasuredCells
 from diptych.evaluation.prompt_sets import draw_examples, prompt_of
+from diptych.evaluation.published_results import comparison
 from diptych.evaluation.report import image_table, number, short_name
 from diptych.evaluation.runner import (
     MeasuredStudy,
@@ -38,6 +42,7 @@ from diptych.evaluation.runner import (
     run_study,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
+from diptych.metrics.feature_rows import FeatureRowsFile
 from diptych.metrics.pixel_measures import WINDOW
 from diptych.models.judge import Judge
 from diptych.models.provenance import save_generated
@@ -45,12 +50,19 @@ from diptych.models.retrieval import Mean
 
 SHARES = {"40-50 %": (0.4, 0.5), "all": (0.0, 0.5)}
 """The share of pixels that masks hide. LaMa leaves out masks of its own that hide more than half, as here."""
-MEASURES = {"frechet": ("Fréchet", 2), "perceptual": ("perceptual", 3), "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3)}
-"""Their names in tables, and decimal places. Of the first two less is better, of the others more."""
+MEASURES = {
+    "frechet": ("Fréchet", 2),
+    "perceptual": ("perceptual", 3),
+    "psnr": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 3),
+    "fid": ("FID", 2),
+    "is": ("IS", 2),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+}
+"""Their names in tables, and decimal places. Of the first two and FID less is better, of the others more."""
 COLOURS = 96
 """Of the contact sheet, to keep it small."""
-STEPS, SMALL = 2000, 1e-3
-"""Of the conjugate gradients of `harmonic_fill`: most steps, and the residual at which they end."""
 HOW = {True: "trained to repaint", False: "repaints without training"}
 Fill = Callable[[Tensor, Tensor, list[str], list[int]], Tensor]
 """(masked images (B, 3, H, W), masks (B, 1, H, W), captions, seeds) -> images (B, 3, H, W)."""
@@ -71,6 +83,7 @@ def evaluate_inpainting(
     batch: int = 16,
     sheet: int = 8,
     steps: int | None = None,
+    inception: InceptionMeasures | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Fill the same masks in every way; write results.json, results.md, inpainting.png. A rerun goes on.
@@ -85,6 +98,7 @@ def evaluate_inpainting(
         judge: whose features the Fréchet distance is of: one, its folder, or the one that ships with diptych.
         sheet: images on the contact sheet, the first ones, under hard masks of the first seed.
         steps: of sampling; the models' own if none.
+        inception: measures FID, Inception Score, precision and recall too, as in the paper's table 7.
 
     Returns:
         The content of results.json: settings, a cell for each share, row and seed, and means over seeds.
@@ -99,6 +113,9 @@ def evaluate_inpainting(
     judge, kinds = open_judge(judge), masks or MaskConfig()
     indices, examples = draw_examples(data, split, size, images, seed)
     device = models[0][1].device
+    if inception is not None:
+        inception.require(len(examples), len(examples))
+    measured = {} if inception is None else {"inception": inception.describe()}
 
     def seeds_of(number: int) -> Tensor:
         return torch.arange(len(indices)) + (seed + number) * 1_000_003
@@ -110,7 +127,8 @@ def evaluate_inpainting(
     study = Inpainting(
         head={
             "data": describe_data(data, split=split),
-            "settings": {"pictures": len(examples), "size": size, "seeds": seeds, "seed": seed, "steps": steps},
+            "settings": {"pictures": len(examples), "size": size, "seeds": seeds, "seed": seed, "steps": steps}
+            | measured,
             "masks": kinds.to_dict(),
             "frechet": {"features": "judge", "judge": judge.fingerprint()},
             "perceptual": None if perceptual is None else perceptual.name,
@@ -126,6 +144,7 @@ def evaluate_inpainting(
         seeds_of=seeds_of,
         masks=masks_of,
         fidelity=fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device),
+        inception=inception,
     )
     return run_study(study, out, console)
 
@@ -134,7 +153,7 @@ def evaluate_inpainting(
 class Inpainting(MeasuredStudy):
     """A cell for each share of masked pixels, seed and way of filling."""
 
-    writes = ("results.json", "results.md", "strips", "inpainting.png")
+    writes = ("results.json", "results.md", "strips", "inpainting.png", FOLDER)
     strips = "strips"
     grows = ("models",)
     description = "filling"
@@ -151,6 +170,17 @@ class Inpainting(MeasuredStudy):
     masks: Callable[[str, int], Tensor]
     """The masks (N, 1, H, W) of a share and a repetition."""
     fidelity: Fidelity
+    inception: InceptionMeasures | None = None
+
+    @cached_property
+    def real(self) -> list[Image.Image]:
+        """The originals."""
+        return to_images(self.truth)
+
+    @cached_property
+    def real_features(self) -> FeatureRowsFile:
+        assert self.inception is not None
+        return self.inception.features(self.real)
 
     def cells(self) -> list[StudyCell]:
         return [
@@ -179,9 +209,11 @@ class Inpainting(MeasuredStudy):
         cells.save_strip("truth", to_images(self.truth))
 
     def measure(self, cell: StudyCell, images: list[Image.Image], metadata: dict[str, Any]) -> dict[str, Any]:
-        means, _ = self.fidelity(to_images(self.truth), images)
+        means, _ = self.fidelity(self.real, images)
         values = {name: value["value"] if isinstance(value, dict) else value for name, value in means.items()}
         masks = self.masks(cell.key["share"], cell.key["seed"])
+        if self.inception is not None:
+            values |= self.inception(self.real_features, images)
         return {"hidden": float(shares(masks).mean()), **values}
 
     def identity(self, head: dict[str, Any]) -> dict[str, Any]:
@@ -204,14 +236,41 @@ class Inpainting(MeasuredStudy):
         about = f"{settings['pictures']} images, {results['data']['split']}, {settings['seeds']} seeds"
         base, first = lines[0]["row"], [name for name in ("frechet", "perceptual") if name in lines[0]]
         others = [line for line in lines if line["row"] != base]
+        papers = [comparison(f"InceptionV3, {about}", self.papers_rows(results), [])] if "fid" in lines[0] else []
         return [
+            *papers,
             share_table(f"Holes filled, {about}", lines, first),
             share_table("The same by pixels", lines, ["psnr", "ssim"]),
             share_table(f"What is added to {base}", others, first, "_margin"),
             share_table(f"What is added to {base}, by pixels", others, ["psnr", "ssim"], "_margin"),
         ]
 
+    def papers_rows(self, results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Row -> the columns of the paper's table 7: all masks, and hard ones."""
+        lpips = {"lpips": "perceptual"} if str(results["perceptual"]).startswith("LPIPS") else {}
+        columns = {name: name for name in MEASURED} | lpips
+        rows: dict[str, dict[str, Any]] = {}
+        for line in results["rows"]:
+            end = "" if line["share"] == "all" else "_hard"
+            own = {f"{measure}{end}": line[name] for measure, name in columns.items() if name in line}
+            rows.setdefault(line["row"], {}).update(own)
+        return rows
+
     def report(self, cells: MeasuredCells) -> None:
+        """The sheet, and with Inception measures a file of each row for `diptych evaluate published`."""
+        self.write_sheet(cells)
+        if self.inception is None:
+            return
+        results, images = cells.results, (len(self.truth), len(self.truth))
+        for share, end in (("all", ""), (next(iter(SHARES)), "-hard")):
+            rows = {f"{line['row']}{end}": line for line in results["rows"] if line["share"] == share}
+            about = {"name": "inpainting", "masks": results["masks"], "share": share, "seeds": self.seeds}
+            of, distance = results["data"], results["perceptual"]
+            files = self.inception.files(rows, images, results["settings"]["size"], of, about, distance)
+            for name, text in files.items():
+                write_text(cells.out / name, text)
+
+    def write_sheet(self, cells: MeasuredCells) -> None:
         """A contact sheet with a row of images for each way of filling, with few colours."""
         titles = ["masked", *self.rows(cells.results), "truth"]
         rows = [(short_name(title), [cells.strip(title)]) for title in titles]
@@ -232,7 +291,9 @@ def means_and_margins(cells: Sequence[dict[str, Any]], rows: Sequence[str], seed
             scores, first = ([by[name, share, k] for k in range(seeds)] for name in (row, rows[0]))
             line: dict[str, Any] = {"row": row, "share": share, "hidden": sum(c["hidden"] for c in scores) / seeds}
             for name in (name for name in MEASURES if name in scores[0]):
-                values, base = (torch.tensor([cell[name] for cell in these]).double() for these in (scores, first))
+                values, base = (
+                    torch.tensor([cell[name] for cell in these], dtype=torch.float64) for these in (scores, first)
+                )
                 line[name] = Mean.of(values)._asdict()
                 line[f"{name}_margin"] = Mean.of(values - base)._asdict()
             lines.append(line)
@@ -282,51 +343,3 @@ def by_inpainting(model: Any, steps: int | None) -> Fill:
         return to_tensor(model.generate(captions, seeds=seeds, steps=steps, image=masked, mask=masks).images)
 
     return fill
-
-
-def mean_fill(images: Tensor, masks: Tensor) -> Tensor:
-    """Images (B, 3, H, W) whose masked pixels (B, 1, H, W; 1 where masked) have the mean colour of the others."""
-    visible = 1 - masks
-    mean = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)  # (B, 3, 1, 1)
-    return torch.where(masks.bool(), mean, images)
-
-
-def harmonic_fill(images: Tensor, masks: Tensor) -> Tensor:
-    """Images (B, 3, H, W) whose masked pixels are as smooth as can be: each is the mean of its neighbours.
-
-    That is Laplace's equation, the simplest of the classical ways to inpaint (Bertalmio et al. 2000 begin from it). Its
-    solution has the least sum of squared differences between neighbours, and is found by conjugate gradients.
-    """
-    x = mean_fill(images, masks).double()
-    masks = masks.double()
-    r = -masks * laplacian(x)  # (B, 3, H, W), the residual; zero where pixels are not masked
-    p, square = r, total(r * r)
-    for _ in range(STEPS):
-        if r.abs().max() < SMALL:
-            break
-        a = masks * laplacian(p)
-        step = square / total(p * a).clamp(min=1e-30)
-        x, r = x + step * p, r - step * a
-        square, before = total(r * r), square
-        p = r + square / before.clamp(min=1e-30) * p
-    return torch.where(masks.bool(), x.to(images), images)
-
-
-def laplacian(x: Tensor) -> Tensor:
-    """By how much each pixel of x (B, C, H, W) exceeds its neighbours, summed over these."""
-    down, across = x.diff(dim=2), x.diff(dim=3)  # (B, C, H - 1, W), (B, C, H, W - 1)
-    out = torch.zeros_like(x)
-    out[:, :, 1:] += down
-    out[:, :, :-1] -= down
-    out[..., 1:] += across
-    out[..., :-1] -= across
-    return out
-
-
-def total(x: Tensor) -> Tensor:
-    """The sum over each channel (B, C, 1, 1): channels are solved apart."""
-    return x.sum((2, 3), keepdim=True)
-
-
-FILLS = {"mean fill": mean_fill, "harmonic fill": harmonic_fill}
-"""By the name of their row; the first is the baseline of all margins."""

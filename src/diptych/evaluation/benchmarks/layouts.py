@@ -24,10 +24,13 @@ from torch import Tensor
 from diptych.core.config import read_json
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
-from diptych.data.box_layouts import Sides
+from diptych.data.dataset import ImageDataset
 from diptych.evaluation.folder import as_json, require_free
 from diptych.evaluation.image_store import ImageFolder
+from diptych.evaluation.inception_measures import FOLDER, InceptionMeasures, over_seeds
+from diptych.evaluation.layout_places import FEW, MEASURES, Hits, Places, difference, other_scenes, shares, swapped
 from diptych.evaluation.prompt_sets import BoxedScene, choose_boxed_scenes
+from diptych.evaluation.published_results import comparison
 from diptych.evaluation.report import SheetCell, contact_sheet, percent, with_boxes
 from diptych.evaluation.runner import (
     ImageStudy,
@@ -41,21 +44,12 @@ from diptych.evaluation.runner import (
     open_model,
     run_study,
 )
-from diptych.evaluation.scores import clustered_mean, crop_box, error_over_seeds
+from diptych.evaluation.scores import crop_box, real_images
 from diptych.models.judge import Judge
 from diptych.models.retrieval import concept_vectors, ranks
 
-FEW = 20
-"""Concepts among which the judge chooses: the right one, the others in the scene, and others of other scenes."""
-MEASURES = {"top1": "top-1", "top5": "top-5", "of_few": f"first of {FEW}"}
-"""The right concept is named first, or among five, of all concepts; or it is the first of `FEW`. Crops of small images
-are coarse: even the real one is seldom named first of thousands, so that the last measure distinguishes more."""
 SIDE, COLOURS = 96, 128
 """Of the contact sheet: pixels of an image, and colours, to keep it small."""
-Places = list[list[Sides | None]]
-"""For each scene and object, where it is looked for; none where there is no such place."""
-Hits = list[np.ndarray]
-"""For each scene (seeds, objects, measures): 1 where the concept was named, 0 where not, NaN where not looked for."""
 
 
 def evaluate_layouts(
@@ -74,6 +68,7 @@ def evaluate_layouts(
     sampler: str | None = None,
     sheet: int = 24,
     name: str | None = None,
+    inception: InceptionMeasures | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a layout-to-image model, print tables, and write results.json, results.md, layouts.png and every generated
@@ -89,6 +84,7 @@ def evaluate_layouts(
         steps, guidance, sampler: for the layout model; each model's own if none.
         sheet: scenes on the contact sheet, the first ones.
         name: the model's name in the report; its path or class if none.
+        inception: measures FID, Inception Score, precision and recall of the images against the real scenes too.
 
     Returns:
         The content of results.json: `rows` has the shares of boxes whose concept the judge names, by `MEASURES`;
@@ -104,6 +100,8 @@ def evaluate_layouts(
     model, name = open_model(model, name)
     dataset, metas, concepts = open_data(data, judge)
     chosen = choose_boxed_scenes(data, metas, scenes, seed)
+    if inception is not None:
+        inception.require(len(chosen), len(chosen))
     options = {"steps": steps, "guidance": guidance, "sampler": sampler}
     arms = {"painted": LayoutArm(model, [scene.layout for scene in chosen], options)}
     if words is not None:
@@ -126,6 +124,8 @@ def evaluate_layouts(
         seeds=seeds,
         seed=seed,
         sheet=sheet,
+        dataset=dataset,
+        inception=inception,
     )
     return run_study(study, out, console)
 
@@ -143,7 +143,7 @@ class LayoutArm:
 class Layouts(ImageStudy):
     """A cell for each model, all scenes and seeds."""
 
-    writes = ("results.json", "results.md", "layouts.png")
+    writes = ("results.json", "results.md", "layouts.png", FOLDER)
     saves_images = True
     closing = "tables, a contact sheet and every image are in {out}"
     name: str
@@ -155,6 +155,8 @@ class Layouts(ImageStudy):
     seeds: int
     seed: int
     sheet: int
+    dataset: ImageDataset
+    inception: InceptionMeasures | None = None
     images: dict[str, list[list[Image.Image]]] = field(default_factory=dict)
     """For each arm and scene, the images of all seeds."""
     hits: dict[str, Hits] = field(default_factory=dict)
@@ -203,6 +205,7 @@ class Layouts(ImageStudy):
             hits[f"{kind}, box of another thing in it"] = naming.hits(self.images[kind], naming.swapped)
         hits["real, boxes of other scenes"] = naming.hits(self.images["real"], naming.elsewhere)
         others = [kind for kind in hits if kind != "painted"]
+        measured = {} if self.inception is None else {"inception": self.measured(self.inception)}
         return {
             "model": {"name": self.name, "fingerprint": self.head["models"]["painted"]},
             "judge": self.head["judge"],
@@ -214,7 +217,29 @@ class Layouts(ImageStudy):
             "rows": {kind: shares(scenes) for kind, scenes in hits.items()},
             "chance": {name: {"value": value} for name, value in naming.chance().items()},
             "margins": {f"painted - {other}": difference(hits["painted"], hits[other]) for other in others},
+            **measured,
         }
+
+    def measured(self, inception: InceptionMeasures) -> dict[str, Any]:
+        """The measures of each model's images of one seed against the real scenes at the images' size."""
+        rows, sizes = {}, {}
+        for kind in self.arms:
+            size = sizes[kind] = self.images[kind][0][0].width
+            places = [scene.index for scene in self.naming.scenes]
+            real = inception.features(real_images(self.dataset, places, size))
+            seeds = ([row[number] for row in self.images[kind]] for number in range(self.seeds))
+            rows[kind] = over_seeds(inception(real, images) for images in seeds)
+        return {"measures": inception.describe(), "sizes": sizes, "rows": rows}
+
+    def files(self, results: dict[str, Any]) -> dict[str, str]:
+        """The measures of each model for `diptych evaluate published`."""
+        if self.inception is None:
+            return {}
+        files, counts = {}, (len(self.naming.scenes), len(self.naming.scenes))
+        for kind, row in results["inception"]["rows"].items():
+            size, about = results["inception"]["sizes"][kind], {"name": "layout", "seeds": self.seeds}
+            files |= self.inception.files({kind: row}, counts, size, results["data"], about)
+        return files
 
     def sheets(self, results: dict[str, Any]) -> dict[str, Image.Image]:
         """Each scene by every model, and the real one; a green box is one whose concept the judge named of few."""
@@ -246,7 +271,11 @@ class Layouts(ImageStudy):
             margins.add_column(name, justify="left" if name == "difference" else "right")
         for name, row in results["margins"].items():
             margins.add_row(name, str(row["boxes"]), *(percent(row[measure]) for measure in MEASURES))
-        return [rows, margins]
+        if "inception" not in results:
+            return [rows, margins]
+        measured = results["inception"]["rows"].items()
+        of_papers = {self.name if kind == "painted" else kind: row for kind, row in measured}
+        return [comparison(f"InceptionV3, {settings['scenes']} scenes", of_papers, []), rows, margins]
 
 
 class BoxNaming:
@@ -299,52 +328,3 @@ class BoxNaming:
                 true, *others = (self.vectors[self.few[i][k]] @ vector).tolist()
                 hits[i][j, k] = place < 1, place < 5, all(true > other for other in others)
         return hits
-
-
-def other_scenes(true_boxes: Sequence[Sequence[Sides | None]], seed: int) -> Places:
-    """In the place of each box, one of another scene: all boxes in an order drawn by `seed`, each taken by the box that
-    stands half the boxes further on, or by the next one where that is of the same scene."""
-    boxes = [(i, sides) for i, row in enumerate(true_boxes) for sides in row]
-    boxes = [boxes[n] for n in np.random.Generator(np.random.PCG64(seed)).permutation(len(boxes))]
-    places: Places = []
-    number = len(boxes) // 2
-    for i, row in enumerate(true_boxes):
-        places.append([])
-        for _ in row:
-            foreign = (boxes[(number + step) % len(boxes)] for step in range(len(boxes)))
-            places[-1].append(next((sides for scene, sides in foreign if scene != i), None))
-            number += 1
-    return places
-
-
-def swapped(objects: Sequence[tuple[str, Sides]]) -> list[Sides | None]:
-    """For each object, the box of the next one in its scene that is something else; none where there is none."""
-    places: list[Sides | None] = []
-    for k, (concept, _) in enumerate(objects):
-        others = [*objects[k + 1 :], *objects[:k]]
-        places.append(next((sides for other, sides in others if other != concept), None))
-    return places
-
-
-def shares(hits: Hits) -> dict[str, Any]:
-    """The share of all boxes looked at that was named, in each measure."""
-    row: dict[str, Any] = {}
-    for n, name in enumerate(MEASURES):
-        values = [scene[..., n] for scene in hits]
-        value, error, boxes = clustered_mean(values)
-        row[name] = {"value": value, "error": error, "over_seeds": error_over_seeds(values)}
-        row["boxes"] = boxes
-    return row
-
-
-def difference(one: Hits, other: Hits) -> dict[str, Any]:
-    """By how much the first share exceeds the second, on the boxes that both looked at, with its error over scenes:
-    both are of the same scenes. Seeds need not be as many."""
-    row: dict[str, Any] = {}
-    for n, name in enumerate(MEASURES):
-        pairs = zip(one, other, strict=True)
-        both = [np.mean(a[..., n], 0, keepdims=True) - np.mean(b[..., n], 0, keepdims=True) for a, b in pairs]
-        value, error, boxes = clustered_mean(both)
-        row[name] = {"value": value, "error": error}
-        row["boxes"] = boxes
-    return row

@@ -26,16 +26,10 @@ from diptych.core.images import grid, to_images, to_tensor
 from diptych.data.dataset import Split
 from diptych.evaluation.benchmarks.reconstruction import FirstStageArm
 from diptych.evaluation.image_store import ImageSheet
+from diptych.evaluation.inception_measures import FOLDER, InceptionMeasures, over_seeds
 from diptych.evaluation.prompt_sets import draw_examples
-from diptych.evaluation.report import (
-    SheetCell,
-    comparison_table,
-    contact_sheet,
-    enlarged_sheet,
-    number,
-    short_name,
-    signed,
-)
+from diptych.evaluation.published_results import comparison
+from diptych.evaluation.report import SheetCell, comparison_table, contact_sheet, enlarged_sheet, short_name
 from diptych.evaluation.runner import (
     ImageStudy,
     StudyCell,
@@ -48,19 +42,14 @@ from diptych.evaluation.runner import (
     safe_letters,
 )
 from diptych.evaluation.scores import Fidelity, fidelity
+from diptych.evaluation.super_resolution_table import MEASURES, arm_lines, shortened
+from diptych.metrics.feature_rows import FeatureRowsFile
 from diptych.metrics.pixel_measures import image_psnr
 from diptych.models.judge import Judge
 from diptych.models.retrieval import Mean
 from diptych.weights.fingerprint import fingerprint
 
-MEASURES = {
-    "psnr": ("PSNR, dB", 2),
-    "ssim": ("SSIM", 4),
-    "perceptual": ("perceptual", 4),
-    "consistency": ("consistency, dB", 1),
-}
-"""Names in tables, and decimal places. Consistency is the PSNR of the result, downsampled again, against the input."""
-COLOURS, SIDE, LETTERS = 128, 128, 17  # of the contact sheet: colours, side of an image, letters of a name
+COLOURS, SIDE = 128, 128  # of the contact sheet: colours, side of an image
 
 
 def evaluate_super_resolution(
@@ -79,6 +68,7 @@ def evaluate_super_resolution(
     seed: int = 0,
     batch: int = 16,
     sheet: int = 8,
+    inception: InceptionMeasures | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Upsample the same images by all models; write results.json, results.md, sheet.png, larger.png and painted/.
@@ -92,6 +82,7 @@ def evaluate_super_resolution(
         degradation: how the low-resolution images are made.
         perceptual, judge: as for `evaluate_reconstruction`.
         steps, sampler: for `generate`; each model's own if none. sheet: images on the contact sheet.
+        inception: measures FID, Inception Score, precision and recall too, as in the paper's table 5.
 
     Returns:
         The content of results.json. Means over images have standard errors over images, of the mean over seeds; the
@@ -106,6 +97,8 @@ def evaluate_super_resolution(
         raise UserError("at least one seed and two images are needed: raise --seeds and --images")
     judge, device = open_judge(judge), models[0][1].device
     indices, examples = draw_examples(data, split, size, images, seed)
+    if inception is not None:
+        inception.require(len(examples), len(examples))
     options = {key: value for key, value in (("steps", steps), ("sampler", sampler)) if value is not None}
     settings = {"pictures": len(examples), "seeds": seeds, "seed": seed, "factor": factor, "size": size}
     study = SuperResolution(
@@ -128,6 +121,7 @@ def evaluate_super_resolution(
         options=options,
         fidelity=fidelity(judge, None if perceptual is None else perceptual.to(device), batch, device),
         sheet=sheet,
+        inception=inception,
     )
     return run_study(study, out, console)
 
@@ -147,7 +141,7 @@ class SuperResolutionArm:
 class SuperResolution(ImageStudy):
     """A cell for each model and seed."""
 
-    writes = ("results.json", "results.md", "sheet.png", "larger.png", "painted")
+    writes = ("results.json", "results.md", "sheet.png", "larger.png", "painted", FOLDER)
     saves_images = True
     grows = "models"
     description = "upsampling"
@@ -164,6 +158,7 @@ class SuperResolution(ImageStudy):
     options: dict[str, Any]
     fidelity: Fidelity
     sheet: int
+    inception: InceptionMeasures | None = None
     arms: list[SuperResolutionArm] = field(default_factory=list)
     ratios: list[Tensor] = field(default_factory=list)
     """For each arm the PSNR of each image (N,)."""
@@ -173,6 +168,11 @@ class SuperResolution(ImageStudy):
     def low(self) -> list[Image.Image]:
         """The low-resolution images."""
         return self.downsampled(self.truth, self.image_seeds)
+
+    @cached_property
+    def real_features(self) -> FeatureRowsFile:
+        assert self.inception is not None
+        return self.inception.features(self.truth)
 
     def cells(self) -> list[StudyCell]:
         return [
@@ -219,6 +219,8 @@ class SuperResolution(ImageStudy):
             "perceptual": self.head["perceptual"],
             "models": list(rows),
         }
+        if self.inception is not None:
+            results["inception"] = self.inception.describe()
         if larger := self.larger_images():
             self.larger, (low, *made, (_, truth)) = larger, larger
             ratios = {name: image_psnr(one, truth) for name, one in made}
@@ -259,7 +261,19 @@ class SuperResolution(ImageStudy):
         frechet = torch.tensor(distances)
         spread = Mean.of(frechet)._asdict() if len(frechet) > 1 else {"value": distances[0], "error": None, "count": 1}
         means = {name: Mean.of(values)._asdict() for name, values in scores.items()}
-        return {"name": arm.name, **arm.about, **means, "frechet": spread}, scores
+        row = {"name": arm.name, **arm.about, **means, "frechet": spread}
+        if self.inception is not None:
+            row |= over_seeds(self.inception(self.real_features, images) for images in arm.images)
+        return row, scores
+
+    def files(self, results: dict[str, Any]) -> dict[str, str]:
+        """The measures of each row for `diptych evaluate published`."""
+        if self.inception is None:
+            return {}
+        settings, rows = self.head["settings"], {row["name"]: row for row in results["models"]}
+        about = {"name": "super-resolution", **{name: settings[name] for name in ("degradation", "factor", "seeds")}}
+        images = (len(self.truth), len(self.truth))
+        return self.inception.files(rows, images, settings["size"], self.head["data"], about, self.head["perceptual"])
 
     def larger_images(self) -> list[tuple[str, Image.Image]]:
         """An image larger than those of training, of another shape, by bicubic and all latent models; before them the
@@ -309,27 +323,10 @@ class SuperResolution(ImageStudy):
             f"{settings['pictures']} {results['data']['split']} images",
         )
         title = f"{low} -> {settings['size']} px, {settings['degradation']}: {about}, {settings['seeds']} seeds"
-        return [comparison_table(title, {short_name(row["name"]): arm_lines(row) for row in results["models"]})]
-
-
-def arm_lines(row: dict[str, Any]) -> dict[str, str]:
-    """The lines of one arm in the table."""
-    lines = {"parameters": f"{row['parameters'] / 1e6:.1f} M"} if "parameters" in row else {}
-    distance = row["frechet"]
-    lines["Fréchet (judge)"] = f"{distance['value']:.3f}" if distance["error"] is None else number(distance, 3)
-    lines |= {head: number(row[name], places) for name, (head, places) in MEASURES.items() if name in row}
-    ahead = row.get("margin", {})
-    return lines | {
-        f"{head.split(',')[0]}, to bicubic": signed(ahead[name], places)
-        for name, (head, places) in MEASURES.items()
-        if name in ahead and name != "consistency"
-    }
-
-
-def shortened(name: str) -> str:
-    """A name in `LETTERS` letters: names that begin alike differ at their ends."""
-    name = short_name(name).partition(",")[0]
-    return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
+        table = comparison_table(title, {short_name(row["name"]): arm_lines(row) for row in results["models"]})
+        if "inception" not in results:
+            return [table]
+        return [table, comparison(f"{title}, InceptionV3", {row["name"]: row for row in results["models"]}, [])]
 
 
 def common_sizes(models: Sequence[tuple[str, Any]]) -> tuple[int, int]:
