@@ -2,6 +2,7 @@
 
     python -m benchmarks.efficient_unet --data data/emoji-128 --steps 400 --out benchmarks/results/efficient-unet
     python -m benchmarks.efficient_unet --size full         times the networks of the paper's size, on a GPU
+    python -m benchmarks.efficient_unet --memory            adds the memory of a training step to stored results
 
 Both are the stage 32 -> 128 without words, trained on 64-px crops by the common loop: the same data, seeds, batches,
 learning rate and schedule. A rerun goes on where the last one stopped. Seconds are taken with both networks in turn, so
@@ -15,10 +16,13 @@ import bisect
 import dataclasses
 import functools
 import json
+import multiprocessing
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +199,36 @@ def timings(stages: dict[str, PixelDiffusion], batch: int, repeats: int) -> dict
     }
 
 
+def memory(network: Network, batch: int) -> dict[str, int]:
+    """Bytes at most of a training step on the CPU, weights and gradients included, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return {"training": process.submit(peak_of_training_step, network, batch).result()}
+
+
+def peak_of_training_step(network: Network, batch: int) -> int:
+    """By how many bytes the resident memory of this process has grown at most. Crops as in training."""
+    torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model, cond = network.build(), condition(network, batch, CROP)
+    noise = torch.randn(batch, 3, CROP, CROP)
+    config = dataclasses.replace(stage(RECIPE), network=network)
+    Denoiser(model, config.schedule.build(), config.prediction).loss(noise, noise, 0.5, cond).mean().backward()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return grown * (1 if sys.platform == "darwin" else 1024)
+
+
+def add_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Stored results with the memory of both networks."""
+    results = json.loads((options.out / "results.json").read_text())
+    networks: dict[str, Network] = {"efficient": efficient(options.channels)}
+    networks["plain"] = equal_plain(efficient(options.channels))
+    for name, network in networks.items():
+        if count(network) != (stored := results["networks"][name]["parameters"]):
+            raise SystemExit(f"{options.out} has networks of {stored:,} parameters: give their --channels")
+        results["networks"][name]["memory"] = memory(network, results["batch"])
+    return results
+
+
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Train both, or go on, and measure."""
     networks: dict[str, Network] = {"efficient": efficient(options.channels)}
@@ -210,6 +244,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         assert isinstance(opened, PixelDiffusion)
         stages[name] = opened.to(find_device(options.device)).eval()
         results[name] = {"parameters": count(network), "network": network.to_dict(), **learnt(folder, options.batch)}
+        results[name]["memory"] = memory(network, options.batch)
     told = {name: getattr(options, name) for name in ("steps", "batch", "seed")}
     return {
         "data": str(options.data),
@@ -256,6 +291,9 @@ def table(results: dict[str, Any]) -> str:
             (f"validation loss after {steps} steps", ours["validation"][-1][1], theirs["validation"][-1][1], ".4f")
         )
         rows.append(("seconds a training step", ours["training_step_seconds"], theirs["training_step_seconds"], ".3f"))
+    if "memory" in ours:
+        mebibytes = [one["memory"]["training"] / 2**20 for one in (ours, theirs)]
+        rows.append(("MiB of memory of a training step, CPU", *mebibytes, ".0f"))
     for job, taken in results.get("seconds", {}).items():
         for kind in ("median", "least", *(["processor"] if "device" not in results else [])):
             named = f"seconds {job.replace('_', ' ')}, {kind}"
@@ -291,8 +329,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/efficient-unet"), help="where the training goes on")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/efficient-unet"))
     parser.add_argument("--size", choices=("small", "full"), default="small", help="full: time the paper's, on a GPU")
+    parser.add_argument("--memory", action="store_true", help="only measure memory, and add it to the results in --out")
     options = parser.parse_args(argv)
-    results = full(options) if options.size == "full" else compare(options)
+    if options.memory and not (options.out / "results.json").exists():
+        parser.error(f"no results in {options.out}: train first, without --memory")
+    results = add_memory(options) if options.memory else full(options) if options.size == "full" else compare(options)
     options.out.mkdir(parents=True, exist_ok=True)
     named = "full" if options.size == "full" else "results"
     (options.out / f"{named}.json").write_text(json.dumps(results, indent=2) + "\n")

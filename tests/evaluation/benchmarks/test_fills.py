@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diptych.evaluation.classical_fills import harmonic_fill, mean_fill
 from torch import Tensor
+
+from diptych.evaluation.classical_fills import harmonic_fill, mean_fill
 
 
 def random(seed: int = 0, count: int = 2, height: int = 9, width: int = 7) -> tuple[Tensor, Tensor]:

@@ -152,7 +152,7 @@ def test_sizes_of_text_encoder_and_unet(tmp_path: Path) -> None:
     wide = sweep(tmp_path / "w", name="w", unet=500)
     assert {p["parameters"] for p in drawn("unet", small, wide).points} == {100, 500}
     both = sweep(tmp_path / "b", name="b", text=1000, unet=500)
-    with pytest.raises(UserError, match="differ in their U-Nets too"):
+    with pytest.raises(UserError, match="differ in other networks too: unet 100 and unet 500"):
         draw_curves([small, both], tmp_path / "out", ["text-encoder"])
     with pytest.raises(UserError, match=r"diptych sweep guidance .* stored before the sizes"):
         draw_curves([sweep(tmp_path / "o", text=None)], tmp_path / "out", ["unet"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diptych.core.errors import UserError
 from diptych.evaluation.curves.curve_lines import ALIGNMENTS, DISTANCES, NAMES, WITH, Line, lines_of, require_comparable
@@ -189,13 +189,31 @@ def _text_size(line: Line) -> int | None:
     return (line.model.get("networks") or {}).get("text")
 
 
+def _denoiser(line: Line) -> str | None:
+    """The name of the network whose guidance was swept: a cascade's first stage, a U-Net, a transformer."""
+    networks = line.model.get("networks") or {}
+    names = (*(name for name in networks if name.startswith(FIRST_STAGE)), "unet", "network", "transformer")
+    return next((name for name in names if name in networks), None)
+
+
 def _denoiser_size(line: Line) -> int | None:
-    """Of the network whose guidance was swept: a cascade's first stage, a U-Net, a transformer."""
-    networks = dict(line.model.get("networks") or {})
-    stages = [size for name, size in networks.items() if name.startswith(FIRST_STAGE)]
-    if stages:
-        return stages[0]
-    return next((networks[name] for name in ("unet", "network", "transformer") if name in networks), None)
+    return (line.model.get("networks") or {}).get(_denoiser(line))
+
+
+def _others(line: Line, figure: str) -> dict[str, int]:
+    """The sizes of all networks but the one that a figure is about."""
+    varied = "text" if figure == "text-encoder" else _denoiser(line)
+    return {name: size for name, size in (line.model.get("networks") or {}).items() if name != varied}
+
+
+def _alike(lines: Sequence[Line], figure: str) -> bool:
+    """Whether all other networks are of one size, and the models of one kind."""
+    first, *rest = (_others(line, figure) for line in lines)
+    return all(
+        other.keys() == first.keys()
+        and all(abs(other[name] - size) <= ALIKE * min(other[name], size) for name, size in first.items())
+        for other in rest
+    )
 
 
 Size = Callable[[Line], int | None]
@@ -206,14 +224,13 @@ def _size_figure(
 ) -> Curve | None:
     """Pareto curves, and the least distance by size. None where no two models of the results differ in this size.
 
-    Raises a `UserError` where they differ in the other size too: the plot would not say which of them matters.
+    None too where they differ in another network: the plot would not say which of them matters.
     """
     every, notes = _one_threshold(lines_of(results, "guidance"))
     lines = sorted((line for line in every if size(line) is not None), key=lambda line: size(line) or 0)
     if len({size(line) for line in lines}) < 2:
         return None
-    others = [number for line in lines if (number := other(line)) is not None]
-    if others and max(others) > (1 + ALIKE) * min(others):
+    if not _alike(lines, name):
         return None
     if unsized := [line.label for line in every if size(line) is None]:
         notes += [f"{', '.join(unsized)}, stored before sizes were: run the sweep in its folder again"]
@@ -246,13 +263,13 @@ def _size_figure(
         for line, label in zip(lines, labels, strict=True)
         for row in points_of([line], [label], "guidance")
     ]
-    said = [*said_of(lines, (x, y)), f"{what} of one size, but for {ALIKE:.0%}"]
+    said = [*said_of(lines, (x, y)), f"the other networks are of one size, but for {ALIKE:.0%}"]
     return Curve(name, title, points, sources_of(lines), said, draw, [*notes, *notes_of(lines)])
 
 
 def size_refusal(results: Sequence[StoredResult], name: str) -> str:
     """Why a figure of sizes cannot be drawn, in words; empty where nothing is known but that results are missing."""
-    size, other = (_text_size, _denoiser_size) if name == "text-encoder" else (_denoiser_size, _text_size)
+    size = _text_size if name == "text-encoder" else _denoiser_size
     lines = lines_of(results, "guidance")
     sized: list[Line] = [line for line in lines if size(line) is not None]
     if lines and not sized:
@@ -260,6 +277,5 @@ def size_refusal(results: Sequence[StoredResult], name: str) -> str:
         return f"{names}: stored before the sizes of networks were; run the sweep in its folder again, which adds them"
     if len({size(line) for line in sized}) < 2:
         return "all models of these results have one size" if sized else ""
-    pairs: list[Any] = sorted({(size(line), other(line)) for line in sized})
-    kind = "U-Nets" if name == "text-encoder" else "text encoders"
-    return f"the models differ in their {kind} too ({', '.join(f'{b:,}' for _, b in pairs if b)} parameters)"
+    sizes = " and ".join(", ".join(f"{part} {n:,}" for part, n in _others(line, name).items()) for line in sized)
+    return f"the models differ in other networks too: {sizes} parameters"
