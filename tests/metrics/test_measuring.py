@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,11 +26,12 @@ from diptych.core.errors import UserError
 from diptych.data import remote
 from diptych.metrics import feature_files
 from diptych.metrics.feature_files import extract
-from diptych.metrics.feature_networks import FeatureNetwork
-from diptych.metrics.frechet import Gaussian
+from diptych.metrics.feature_networks import FeatureNetwork, open_features
+from diptych.metrics.frechet import Gaussian, frechet_error
 from diptych.metrics.image_set import ImageSet, Processing
 from diptych.metrics.measure import MeasureConfig, measure_images
 from diptych.metrics.npz_files import SamplesFile
+from diptych.metrics.records import differing
 from tests.data.tiny import image_dataset
 
 JUDGE = MeasureConfig(features="judge", subset_size=4, subsets=3)
@@ -234,6 +236,28 @@ def test_results_go_to_a_file_in_a_new_folder_and_compare(tmp_path: Path, capsys
         files[1].write_text(text)
         refused(capsys, "compare", *files)
     assert "two files" in refused(capsys, "compare", files[0])
+
+
+def test_bootstrap_error_and_what_made_the_images_are_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, made = folder(tmp_path / "real", 6), folder(tmp_path / "made", 5, 20)
+    stated = {"model": {"sha256": "m"}, "settings": {"guidance": 4.0, "seed": 1}, "model_source": "runs/a"}
+    (made / "set.json").write_text(json.dumps({"set": 1, **stated}))
+    command = ("images", real, made, "--features", "judge", "--bootstrap", "8", "--seed", "3")
+    code, _, _ = run(capsys, *command, "--out", tmp_path / "with.json")
+    (result,) = json.loads((tmp_path / "with.json").read_text())
+    network = open_features("judge")
+    rows = [
+        network(torch.stack([network.prepare(Image.open(path).convert("RGB")) for path in sorted(side.glob("*.png"))]))
+        for side in (made, real)
+    ]
+    expected = frechet_error(*(side.numpy() for side in rows), resamples=8, seed=3)
+    assert code == 0 and result["error"] == pytest.approx(expected, rel=1e-3) and "8 resamples" in result["error_by"]
+    assert result["made_with"] == stated
+    # An error is no setting: with and without one, values compare.
+    (plain,) = measure_images(made, real, config=MeasureConfig(features="judge"))
+    assert plain["value"] == result["value"] and "error" not in plain and differing(plain, result) == []
 
 
 def test_limit_takes_the_first_images(tmp_path: Path) -> None:
