@@ -27,6 +27,7 @@ from diptych.studio.application import studio_application
 from diptych.studio.engine import Engine, Follower
 from diptych.studio.history import History
 from diptych.studio.model_pool import ModelPool
+from diptych.studio.prompt_check import check_prompt
 from tests.browser import Browser, browser, chromium
 from tests.encoders.test_layout import CLASSES, reader
 from tests.models import latents, stages
@@ -250,6 +251,17 @@ def test_a_lost_job_is_shown_and_can_be_run_again(page: Browser, studio: Studio)
     assert studio.history.jobs("lost") == []
 
 
+def test_tokens_are_counted_and_what_would_be_cut_is_shown(page: Browser, studio: Studio) -> None:
+    page.run("fill('#prompt', 'a red picture ' + 'blue '.repeat(30) + 'end')")
+    page.wait("document.getElementById('tokens').classList.contains('over')")
+    row = check_prompt(studio.engine.pool.open("latent"), "a red picture " + "blue " * 30 + "end")
+    assert page.run("document.getElementById('tokens').textContent") == f"{row['tokens']} of {row['limit']} tokens"
+    assert row["cut"].endswith("end") and row["cut"] in page.run("document.getElementById('warning').textContent")
+    page.run("fill('#prompt', 'a red apple'); fill('[data-field=size] input', '128')")
+    page.wait("document.getElementById('warning').textContent.includes('far from the 16 x 16')")
+    page.run("fill('[data-field=size] input', '')")
+
+
 def test_an_error_names_its_field_and_keeps_what_was_typed(page: Browser, studio: Studio) -> None:
     page.run("fill(option('steps'), 'many'); document.getElementById('prompt').focus()")
     page.key("Enter")
@@ -299,8 +311,9 @@ def test_a_dropped_image_restores_its_settings(page: Browser, studio: Studio) ->
 
 
 def test_boxes_are_drawn_with_words(page: Browser, studio: Studio) -> None:
-    page.run("fill('#model', 'layout')")
+    page.run("document.getElementById('model').focus(); fill('#model', 'layout')")
     page.wait("document.querySelector('.box-canvas')")
+    assert page.run("document.activeElement.id") == "model"
     assert page.run("[...document.getElementById('box-names').options].map((one) => one.value)") == [*CLASSES]
     page.run("fill('#box-word', 'dog')")
     drag(page, ".box-canvas", (0.1, 0.2), (0.3, 0.6), (0.5, 0.9))

@@ -1,7 +1,7 @@
 // Model, a second model to compare with, seed with dice and lock, and the number of images.
 
 import { randomSeed } from "./api.js";
-import { button, div, element, on, setIcon, setPressed, textInput } from "./dom.js";
+import { button, choice, div, element, on, setIcon, setPressed, textInput } from "./dom.js";
 import { mark } from "./fields.js";
 import { keep, state } from "./form-state.js";
 
@@ -16,7 +16,7 @@ export function simpleField(name, text, ...parts) {
 
 /** A select whose choice is kept by `take(value)`. */
 function select(id, choices, value, take) {
-	const made = element("select", { id }, ...choices.map(([value, text]) => element("option", { value, text })));
+	const made = element("select", { id }, ...choices.map((one) => choice(...one)));
 	made.value = value ?? "";
 	on(made, "change", () => {
 		take(made.value);
@@ -46,16 +46,14 @@ export class Basics {
 		const roll = () => {
 			state.seed = randomSeed();
 			keep();
-			this.showSeed();
+			this.show();
 		};
 		const dice = button({ label: "Another seed", icon: "dice", className: "bare", id: "dice", on: roll });
 		this.locker = button({ label: "Keep this seed", icon: "unlock", className: "bare", id: "lock", on: () => this.lock(!state.locked) });
 		this.field = simpleField("seed", "Seed", this.seed, dice, this.locker);
-		const counts = [1, 2, 3, 4, 6, 8].map((one) => [one, one]);
+		const counts = [1, 2, 3, 4, 6, 8].map((one) => [one]);
 		const count = select("count", counts, state.count, (value) => (state.count = Number(value)));
 		this.rows = [row, div("pair", this.field, simpleField("count", "Images", count))];
-		this.showSeed();
-		this.lock(state.locked);
 	}
 
 	lock(locked) {
@@ -66,8 +64,11 @@ export class Basics {
 		keep();
 	}
 
-	showSeed() {
+	/** What the state says, after it was changed elsewhere. */
+	show() {
+		this.model.value = state.model;
 		this.seed.value = state.seed;
+		this.lock(state.locked);
 		mark(this.field, null);
 	}
 }

@@ -1,13 +1,13 @@
 // A canvas to draw boxes with words. Its text is what the model reads: "dog 0.1 0.2 0.5 0.9; house 0.5 0.3 1 1".
 
-import { announce, button, div, element, on, p, setPressed, span } from "./dom.js";
+import { announce, button, choice, div, element, on, p, setPressed, span } from "./dom.js";
 
 const NUMBER = String.raw`[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?`;
 const BOX = new RegExp(String.raw`^(.*\S)\s+(${NUMBER})\s+(${NUMBER})\s+(${NUMBER})\s+(${NUMBER})$`);
 const LEAST = 0.03; // of the canvas: a shorter drag is a click
 
 /** The boxes of a text, and what of it is none (yet). */
-export function parseBoxes(text) {
+function parseBoxes(text) {
 	const parts = text.split(/[;\n]/).map((part) => part.trim()).filter(Boolean);
 	const boxes = parts.map((part) => BOX.exec(part)).filter(Boolean);
 	const rest = parts.filter((part) => !BOX.test(part));
@@ -15,7 +15,7 @@ export function parseBoxes(text) {
 }
 
 const short = (number) => String(Math.round(number * 1000) / 1000);
-export const boxesText = (boxes) => boxes.map(({ name, sides }) => `${name} ${sides.map(short).join(" ")}`).join("; ");
+const boxesText = (boxes) => boxes.map(({ name, sides }) => `${name} ${sides.map(short).join(" ")}`).join("; ");
 
 export class BoxCanvas {
 	/** `names` are the words that the model knows; `changed(text)` follows each edit. */
@@ -28,7 +28,7 @@ export class BoxCanvas {
 		this.field = element("div", { className: "box-canvas", role: "group", "aria-label": "Layout: drag to draw a box" });
 		this.field.style.aspectRatio = `${size[0]} / ${size[1]}`;
 		this.word = element("input", { type: "text", list: "box-names", autocomplete: "off", placeholder: names[0] ?? "a word", "aria-label": "Word of the next or chosen box", id: "box-word" });
-		const list = element("datalist", { id: "box-names" }, ...names.map((value) => element("option", { value })));
+		const list = element("datalist", { id: "box-names" }, ...names.map((value) => choice(value)));
 		on(this.word, "input", () => this.rename());
 		on(this.word, "keydown", (event) => {
 			if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;

@@ -1,7 +1,7 @@
 // Comparison grids: one image for each pair of two settings' values, all else equal; they fill in live.
 
 import { api, imageUrl, schemaOf, store, stored } from "./api.js";
-import { announce, button, div, element, on, p, save, textInput, toast } from "./dom.js";
+import { announce, button, choice, div, element, on, p, save, textInput, toast } from "./dom.js";
 import { labelOf, mark } from "./fields.js";
 import { promptKind, requestOf, state } from "./form-state.js";
 import { gridPicture } from "./grid-picture.js";
@@ -30,7 +30,7 @@ function split(axis, text) {
 }
 
 /** A copy of a body with one value of an axis. Throws an Error that says what is wrong with it. */
-export function withValue(body, axis, value, first) {
+function withValue(body, axis, value, first) {
 	const made = { ...body, options: { ...body.options } };
 	if (axis === "prompt") {
 		if (!body.prompt.includes(first)) throw new Error(`“${first}” does not stand in the prompt “${body.prompt}”`);
@@ -51,14 +51,13 @@ export class Compare {
 	constructor(root, actions, form) {
 		Object.assign(this, { root, actions, form, cells: [], jobs: new Map() });
 		this.plan = stored("grid", { x: { axis: "steps", text: "4, 8, 16" }, y: { axis: "guidance", text: "1, 4, 8" }, made: null });
-		this.across = this.axisField("x", "Across");
-		this.down = this.axisField("y", "Down");
+		this.axes = { x: this.axisField("x", "Across"), y: this.axisField("y", "Down") };
 		this.say = element("p", { className: "soft", id: "grid-words" });
 		this.problem = element("p", { className: "error", role: "alert" });
 		this.start = button({ text: "Make the grid", className: "primary", type: "submit", id: "make-grid" });
 		this.halt = button({ text: "Cancel", id: "cancel-grid", hidden: true, on: () => this.cancel() });
 		this.file = button({ text: "Download as PNG", icon: "download", id: "grid-png", hidden: true, on: () => this.download() });
-		const panel = element("form", { className: "axes", novalidate: true }, this.across.root, this.down.root);
+		const panel = element("form", { className: "axes", novalidate: true }, this.axes.x.root, this.axes.y.root);
 		panel.append(div("axes-run", this.start, this.halt, this.file), this.say, this.problem);
 		on(panel, "submit", (event) => {
 			event.preventDefault();
@@ -91,10 +90,11 @@ export class Compare {
 		const names = ["prompt", "seed"];
 		if (this.form.models.length > 1) names.push("model");
 		if (this.schema.features.negative) names.push("negative");
-		names.push(...this.schema.options.filter((option) => option.type !== "boolean" || !option.needs?.length).map((option) => option.name));
-		for (const [name, field] of [["x", this.across], ["y", this.down]]) {
+		names.push(...this.schema.options.map((option) => option.name));
+		for (const [name, field] of Object.entries(this.axes)) {
 			const label = (axis) => ({ prompt: "Prompt words", negative: "Negative prompt" })[axis] ?? labelOf(axis);
-			field.select.replaceChildren(...(name === "y" ? [element("option", { value: "", text: "nothing" })] : []), ...names.map((value) => element("option", { value, text: label(value) })));
+			const nothing = name === "y" ? [choice("", "nothing")] : [];
+			field.select.replaceChildren(...nothing, ...names.map((value) => choice(value, label(value))));
 			const wanted = this.plan[name].axis;
 			field.select.value = names.includes(wanted) || (wanted === "" && name === "y") ? wanted : names[0];
 			field.input.value = this.plan[name].text;
@@ -109,7 +109,7 @@ export class Compare {
 	}
 
 	describe() {
-		for (const [name, field] of [["x", this.across], ["y", this.down]]) {
+		for (const [name, field] of Object.entries(this.axes)) {
 			const axis = field.select.value;
 			this.plan[name].axis = axis;
 			const option = this.schema?.options.find((one) => one.name === axis);
@@ -153,12 +153,13 @@ export class Compare {
 		this.problem.textContent = "";
 		await this.cancel();
 		const { xs, ys, bodies } = this.bodies();
+		const cells = bodies.flat().map((body) => ({ body }));
 		const turn = (this.turn = Symbol("a grid"));
-		this.plan.made = { xs, ys, x: this.plan.x.axis, y: this.plan.y.axis, prompt: bodies[0][0].prompt, cells: bodies.flat().map((body) => ({ body })) };
+		this.plan.made = { xs, ys, x: this.plan.x.axis, y: this.plan.y.axis, prompt: cells[0].body.prompt, cells };
 		store("grid", this.plan);
 		this.table();
 		this.halt.hidden = false;
-		announce(`A grid of ${bodies.flat().length} images`);
+		announce(`A grid of ${cells.length} images`);
 		await this.submitAll(turn);
 	}
 

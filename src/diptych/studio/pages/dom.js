@@ -50,6 +50,7 @@ export const div = (className, ...children) => element("div", { className }, ...
 export const p = (className, text) => element("p", { className, text });
 
 export const span = (text, className = "") => element("span", { className, text });
+export const choice = (value, text = value) => element("option", { value, text });
 export const textInput = (options) => element("input", { type: "text", autocomplete: "off", ...options });
 export const on = (target, event, run, how) => target.addEventListener(event, run, how);
 

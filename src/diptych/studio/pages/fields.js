@@ -1,6 +1,6 @@
 // One option of a model as a labelled field. An empty field is the model's own value, which its placeholder shows.
 
-import { button, div, element, on, setPressed, span, textInput } from "./dom.js";
+import { button, choice, div, element, on, setPressed, span, textInput } from "./dom.js";
 
 const LABELS = {
 	s_churn: "Churn", s_noise: "Noise factor", s_tmin: "Churn from", s_tmax: "Churn up to", schedule_type: "Schedule",
@@ -31,7 +31,7 @@ function range(option, own) {
 
 /** A control for one value: {parts, read(), write(value), main}. `read` gives undefined where it is empty. */
 function control(option, own, id, changed) {
-	if (option.type === "choice") return choice(option, own, id, changed);
+	if (option.type === "choice") return oneOf(option, own, id, changed);
 	if (option.type === "boolean") return flag(option, own, id, changed);
 	if (option.type === "size") return size(option, own, id, changed);
 	const input = textInput({ id, spellcheck: "false" });
@@ -87,11 +87,10 @@ function nudge(event, input, option, own) {
 	input.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
-function choice(option, own, id, changed) {
+function oneOf(option, own, id, changed) {
 	const select = element("select", { id, on: { change: changed } });
 	const known = own ?? (/own/.test(option.unset) ? null : option.unset);
-	select.append(element("option", { value: "", text: known ? `${known} (default)` : "the model's own" }));
-	for (const one of option.choices) select.append(element("option", { value: one, text: one }));
+	select.append(choice("", known ? `${known} (default)` : "the model's own"), ...option.choices.map((one) => choice(one)));
 	return {
 		parts: [select],
 		main: select,

@@ -3,7 +3,7 @@
 import { api, schemaOf, store, stored } from "./api.js";
 import { Basics, simpleField } from "./basics.js";
 import { BoxCanvas } from "./boxes.js";
-import { announce, button, byId, debounced, div, element, on, textInput } from "./dom.js";
+import { announce, button, byId, choice, debounced, div, element, on, textInput, toast } from "./dom.js";
 import { mark, optionField } from "./fields.js";
 import { adopt, keep, nextSeed, promptKind, requestOf, state } from "./form-state.js";
 import { InputSlots } from "./inputs.js";
@@ -18,7 +18,9 @@ export class Form {
 		this.generate = generate;
 		this.options = [];
 		this.compose = byId("compose");
-		this.fields = byId("fields");
+		this.basics = new Basics(models, (name) => this.select(name));
+		this.rest = div("rest");
+		byId("fields").append(...this.basics.rows, this.rest);
 		this.slots = new InputSlots(() => this.inputsChanged());
 		this.check = debounced(() => this.checkPrompt(), 350);
 		on(byId("panel"), "submit", (event) => {
@@ -77,7 +79,8 @@ export class Form {
 
 	/** Show the form of a model. */
 	async select(name) {
-		const wanted = this.models.some((model) => model.name === name) ? name : this.models.find((model) => model.default)?.name ?? this.models[0].name;
+		const fallback = this.models[0].name; // the default
+		const wanted = this.models.some((model) => model.name === name) ? name : fallback;
 		state.model = wanted;
 		keep();
 		const panel = byId("panel");
@@ -86,20 +89,20 @@ export class Form {
 		try {
 			schema = await schemaOf(wanted);
 		} catch (error) {
-			if (!this.schema) throw error;
-			state.model = this.basics.model.value = this.schema.name;
-			mark(this.basics.model.closest(".field"), error.message);
-			return;
+			if (!this.schema && wanted === fallback) throw error;
+			toast(error.message, { problem: true });
+			return this.select(this.schema?.name ?? fallback);
 		} finally {
 			panel.removeAttribute("aria-busy");
 		}
-		if (state.model !== wanted) return;
+		if (state.model !== wanted) return undefined;
 		this.schema = schema;
 		this.kind = promptKind(schema);
+		this.basics.show();
 		this.showPrompt();
 		this.showOptions();
 		this.inputsChanged();
-		this.checkPrompt();
+		return this.checkPrompt();
 	}
 
 	showPrompt() {
@@ -110,7 +113,7 @@ export class Form {
 		this.label.htmlFor = kind === "class" ? "class-name" : "prompt";
 		this.label.textContent = { text: "Prompt", class: "Class", layout: "Boxes with words" }[kind];
 		this.className.value = this.prompt.value;
-		this.classes.replaceChildren(...(kind === "class" ? schema.classes : []).map((value) => element("option", { value })));
+		this.classes.replaceChildren(...(kind === "class" ? schema.classes : []).map((value) => choice(value)));
 		this.boxes = null;
 		this.boxPlace.replaceChildren();
 		if (kind === "layout") {
@@ -155,8 +158,7 @@ export class Form {
 			this.showOptions();
 			announce("Settings reset");
 		} });
-		this.basics = new Basics(this.models, (name) => this.select(name));
-		this.fields.replaceChildren(...this.basics.rows, ...basic.map((field) => field.root), this.slots.root, ...more, reset);
+		this.rest.replaceChildren(...basic.map((field) => field.root), this.slots.root, ...more, reset);
 	}
 
 	read(field) {
@@ -198,7 +200,7 @@ export class Form {
 	/** The bodies of requests, one for each model. A new seed is drawn first, unless it is locked. */
 	async requests() {
 		nextSeed();
-		this.basics.showSeed();
+		this.basics.show();
 		const bodies = [requestOf(this.schema)];
 		if (state.second && state.second !== state.model) {
 			const schema = await schemaOf(state.second);

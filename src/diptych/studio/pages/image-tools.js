@@ -41,12 +41,12 @@ export function parameters(row) {
 	return rows;
 }
 
-export function fileName(row) {
+function fileName(row) {
 	const base = row.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60) || "image";
 	return `${base}-s${row.seed}.png`;
 }
 
-export async function setFavourite(row, favourite) {
+async function setFavourite(row, favourite) {
 	row.favourite = favourite;
 	await api(`images/${row.id}`, { method: "PATCH", json: { favourite } });
 	document.dispatchEvent(new CustomEvent("favourite", { detail: row }));

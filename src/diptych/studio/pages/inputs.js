@@ -11,7 +11,7 @@ const HINTS = {
 	image: "Drop, paste or choose an image: the model changes it.",
 	low_res: "Drop or choose a small image: the model makes it large.",
 };
-export const TYPES = "image/png,image/jpeg,image/webp";
+const TYPES = "image/png,image/jpeg,image/webp";
 
 /** Send an image to the server: {id, url, width, height}. */
 export async function send(blob) {

@@ -10,7 +10,7 @@ const PERIOD = 1500;
 const watched = new Map();
 
 /** One job. Dispatches "change" with `detail` = the index of the image that changed, or null for the whole. */
-export class Job extends EventTarget {
+class Job extends EventTarget {
 	constructor(row) {
 		super();
 		this.images = [];

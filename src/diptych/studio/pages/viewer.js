@@ -1,13 +1,12 @@
 // An image alone, large, with all its parameters.
 
-import { api, imageUrl, stored, store } from "./api.js";
-import { button, dialog, div, element, on, p, setPressed } from "./dom.js";
+import { api, imageUrl } from "./api.js";
+import { button, dialog, div, element, on, p } from "./dom.js";
 import { imageTools, parameters } from "./image-tools.js";
 
 /** Open images, `ids`, at `id`; arrow keys go on and back. */
 export function openViewer(ids, id, actions) {
 	let place = Math.max(0, ids.indexOf(id));
-	let crisp = stored("crisp", false);
 	const picture = element("img", { alt: "", draggable: "false" });
 	const view = div("view", picture);
 	const side = element("aside", { "aria-label": "Parameters" });
@@ -20,15 +19,6 @@ export function openViewer(ids, id, actions) {
 	const back = button({ label: "Previous image", icon: "back", className: "turn back", on: () => turn(-1) });
 	const forth = button({ label: "Next image", icon: "next", className: "turn next", on: () => turn(1) });
 	view.append(back, forth);
-	const pixels = button({ text: "Show pixels", className: "small bare", on: () => {
-		crisp = !crisp;
-		store("crisp", crisp);
-		sharpen();
-	} });
-	const sharpen = () => {
-		setPressed(pixels, crisp);
-		picture.classList.toggle("crisp", crisp);
-	};
 	const { open: _, ...others } = actions;
 	const leaving = Object.fromEntries(Object.entries(others).map(([name, run]) => [name, (...values) => {
 		made.close();
@@ -48,7 +38,6 @@ export function openViewer(ids, id, actions) {
 		back.disabled = place === 0;
 		forth.disabled = place === ids.length - 1;
 		picture.src = imageUrl(id);
-		sharpen();
 		const row = await api(`images/${id}`).catch(() => null);
 		if (ids[place] !== id) return;
 		if (!row) {
@@ -59,7 +48,7 @@ export function openViewer(ids, id, actions) {
 		picture.style.maxWidth = `${Math.max(row.width * 8, 384)}px`;
 		const list = element("dl", {}, ...parameters(row).flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: String(value) })]));
 		const negative = row.request.negative ? [p("soft", `without: ${row.request.negative}`)] : [];
-		side.replaceChildren(p("prompt-words", row.prompt), ...negative, imageTools(row, leaving), list, pixels);
+		side.replaceChildren(p("prompt-words", row.prompt), ...negative, imageTools(row, leaving), list);
 	}
 	show();
 }
