@@ -6,7 +6,6 @@ requests alone.
 
 # Without annotations as strings: FastAPI could not look up what is named within a function.
 import base64
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from diptych.studio.engine import Engine
 from diptych.studio.image_request import ImageRequest
 from diptych.studio.job import Job
 from diptych.studio.jobs_api import client_of
+from diptych.studio.json_body import body_of
 from diptych.studio.limits import FieldError
 from diptych.studio.sent_images import from_base64, sent_texts
 
@@ -63,19 +63,10 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
     pool, chosen = engine.pool, Checkpoints()
     root, tags = "/sdapi/v1", ["A1111"]
 
-    async def body_of(request: Request) -> dict[str, Any]:
-        try:
-            values = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise FieldError("body", "the request is not JSON") from None
-        if not isinstance(values, dict):
-            raise FieldError("body", "the request is no JSON object")
-        return values
-
     async def done(request: Request, fields: Mapping[str, Any], images: Mapping[str, Image.Image]) -> Job | None:
         """The job of a request, ended; none where the client left."""
         wanted = await run_in_threadpool(read_request, engine, fields, images)
-        job = engine.submit(wanted, client_of(request))
+        job = await run_in_threadpool(engine.submit, wanted, client_of(request))
         try:
             await finished(engine, job, request)
         except ClientLeft:
@@ -85,7 +76,7 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
         return job
 
     async def answer(request: Request, read: Callable[[Mapping[str, Any], str | None], WebUICall]) -> Response:
-        body = await body_of(request)
+        body = await body_of(request, engine.limits.upload_bytes)
         call = await run_in_threadpool(read, body, chosen.get(client_of(request)))
         job = await done(request, call.fields, call.images)
         if job is None:
@@ -110,7 +101,7 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
     @application.post(f"{root}/extra-single-image", tags=tags, **schema.EXTRA)
     async def extra(request: Request) -> Response:
         """Enlarge an image by a model that does so."""
-        body = await body_of(request)
+        body = await body_of(request, engine.limits.upload_bytes)
         fields, image = await run_in_threadpool(read_enlarging, engine, body)
         job = await done(request, fields, {"low_res": image})
         if job is None:
@@ -121,7 +112,7 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
     @application.post(f"{root}/png-info", tags=tags, **schema.PNG_INFO)
     async def png_info(request: Request) -> dict[str, Any]:
         """The texts in an image."""
-        body = await body_of(request)
+        body = await body_of(request, engine.limits.upload_bytes)
         texts = await run_in_threadpool(sent_texts, "image", from_base64("image", body.get("image")))
         text = texts.get("parameters", "")
         return {"info": text, "items": texts, "parameters": parse_infotext(text) if text else {}}
@@ -159,7 +150,7 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
     @application.post(f"{root}/options", tags=tags, **schema.OPTIONS)
     async def set_options(request: Request) -> None:
         """Choose the checkpoint of this client's requests. Other settings may only be what they are."""
-        body, now = await body_of(request), options_of(request)
+        body, now = await body_of(request, engine.limits.upload_bytes), options_of(request)
         model = body.pop("sd_model_checkpoint", None)
         for key, value in body.items():
             if key not in now or (value != now[key] and key != "sd_checkpoint_hash"):

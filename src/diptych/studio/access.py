@@ -52,7 +52,7 @@ class Access:
         return cookie is not None and self.is_token(cookie.value)
 
     def is_token(self, given: str) -> bool:
-        return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
+        return self.token is not None and hmac.compare_digest(given.encode(errors="replace"), self.token.encode())
 
     async def log_in(self, receive: Receive, send: Send) -> None:
         """Exchange the token for a cookie that scripts cannot read and other sites cannot use."""

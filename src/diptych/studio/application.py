@@ -11,7 +11,9 @@ from diptych.serving.guard import READING, Guard
 from diptych.serving.safe_files import content_type, page_files
 from diptych.studio.api_errors import error_body, error_json, error_status
 from diptych.studio.engine import Engine
+from diptych.studio.json_body import plain
 from diptych.studio.limits import FieldError, Limits, QueueFull
+from diptych.studio.public_text import without_paths
 
 METHODS = (*READING, "POST", "PATCH", "DELETE")
 
@@ -31,12 +33,14 @@ def studio_application(engine: Engine, address: Address, token: str | None = Non
 
     pages = page_files("diptych.studio", "pages")
     # No pages of FastAPI's own: they would load scripts from elsewhere.
-    application = FastAPI(title="diptych", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    application = FastAPI(
+        title="diptych", docs_url=None, redoc_url=None, openapi_url="/openapi.json", redirect_slashes=False
+    )
 
     def failure(request: Request, status: int, message: str, field: str | None = None, headers: Any = None) -> Response:
-        path = request.url.path
+        path, field = request.url.path, None if field is None else plain(field)
         status = error_status(path, status, field)
-        return JSONResponse(error_body(path, status, message, field), status, headers)
+        return JSONResponse(error_body(path, status, plain(without_paths(message)), field), status, headers)
 
     @application.exception_handler(FieldError)
     def wrong_field(request: Request, error: FieldError) -> Response:

@@ -19,6 +19,7 @@ from diptych.studio.job import Job, QueuedImage
 from diptych.studio.limits import Limits, QueueFull
 from diptych.studio.model_pool import ModelPool
 from diptych.studio.previews import Previewer, data_url
+from diptych.studio.public_text import without_paths
 from diptych.studio.recorded_warnings import recorded_warnings
 from diptych.studio.step_measures import StepMeasures
 
@@ -27,6 +28,8 @@ BATCH_PIXELS = 8 * 512 * 512
 """Pixels of the images that are generated together, at most."""
 FINISHED_KEPT = 200
 """Jobs that have ended and can still be asked for."""
+STEPS_KEPT = 20
+"""Those of them whose steps can still be followed."""
 
 PREVIEWED = 20
 """Of these, whose last previews are kept."""
@@ -116,6 +119,8 @@ class Engine:
             job.drop_previews()
         for job in ended[: max(0, len(ended) - FINISHED_KEPT)]:
             del self.jobs[job.id]
+        for job in ended[: max(0, len(ended) - STEPS_KEPT)]:
+            job.forget_steps()
 
     # The thread.
 
@@ -189,7 +194,7 @@ class Engine:
                 **({"keep_stages": True} if len(getattr(model, "configs", ())) > 1 else {}),
             )
         if len(jobs) == 1:  # of several, no client reads of another's prompt
-            jobs[0].warnings += [text for text in warnings if text not in jobs[0].warnings]
+            jobs[0].warnings += [text for text in map(without_paths, warnings) if text not in jobs[0].warnings]
         self.counts["batches"] += 1
         for place, image in enumerate(images):
             if image.job.cancelled.is_set():
@@ -218,6 +223,7 @@ class Engine:
         if isinstance(error, OSError) and error.errno is not None:
             error = disk_error(OSError(error.errno, error.strerror), "the image")  # without a path of this machine
         message = str(error) if isinstance(error, UserError) else f"generating failed ({type(error).__name__})"
+        message = without_paths(message)
         for job in {image.job for image in images}:
             self.queue.remove(lambda image, job=job: image.job is job)
             job.error = {"message": message, "field": getattr(error, "field", None), "code": "failed"}

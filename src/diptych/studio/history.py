@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import sqlite3
 import threading
@@ -25,6 +26,7 @@ from diptych.core.disk import make_folder, real
 from diptych.core.errors import UserError
 from diptych.core.images import png_info
 from diptych.models.metadata import of_stage, png_texts
+from diptych.serving.safe_files import read_inside
 from diptych.studio.limits import FieldError
 
 if TYPE_CHECKING:
@@ -35,6 +37,15 @@ INPUTS = "inputs"
 STRIPS = 100
 """Images whose strips of steps are kept."""
 THUMBNAIL = 256
+STAGES = 99
+"""Largest number of a stage."""
+ID = re.compile(r"[0-9a-f]{24}|[0-9a-f]{64}")
+"""Of an image, or of what a client sent."""
+NEEDED = """
+SELECT 1 FROM images WHERE instr(metadata, ?) UNION ALL
+SELECT 1 FROM jobs WHERE state IN ('queued', 'running') AND instr(request, ?) LIMIT 1
+"""
+"""Whether an input is needed."""
 TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
   id TEXT PRIMARY KEY, client TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL, error TEXT,
@@ -53,6 +64,9 @@ class History:
 
     def __init__(self, folder: Path) -> None:
         self.folder = real(folder)
+        for name in (DATABASE, "images", f"images/{INPUTS}", "strips"):
+            if (self.folder / name).is_symlink():  # it would lead whoever asks for a name in it elsewhere
+                raise UserError(f"{self.folder / name} is a link: only the whole folder may be one")
         for name in ("images", f"images/{INPUTS}", "strips"):
             make_folder(self.folder / name)
         self._lock = threading.Lock()
@@ -148,8 +162,8 @@ class History:
     def strip(self, id: str) -> list[dict[str, Any]]:
         """What was seen in each step of an image; empty where that is not kept any more."""
         try:
-            return json.loads((self.folder / "strips" / f"{id}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return json.loads(read_inside(self.folder / "strips", f"{id}.json") or b"[]")
+        except ValueError:
             return []
 
     def image(self, id: str) -> dict[str, Any] | None:
@@ -187,6 +201,8 @@ class History:
         """The file of an image, or of an earlier stage (from 1); only for ids that are in the database."""
         if not self._execute("SELECT 1 FROM images WHERE id = ?", (id,)):
             return None
+        if stage is not None and not 1 <= stage <= STAGES:
+            return None
         path = self.folder / "images" / (f"{id}.png" if stage is None else f"{id}.{stage}.png")
         return path if path.is_file() and not path.is_symlink() else None
 
@@ -223,7 +239,7 @@ class History:
         data = file.getvalue()
         name = hashlib.sha256(data).hexdigest()
         path = self.folder / "images" / INPUTS / f"{name}.png"
-        if not path.exists():
+        if not path.is_file() or path.is_symlink():
             partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
             partial.write_bytes(data)
             os.replace(partial, path)
@@ -233,16 +249,16 @@ class History:
         return name
 
     def _drop_inputs(self, most: int) -> None:
-        """Remove the oldest inputs above a number that no kept image was made from."""
+        """Remove the oldest inputs above a number that no kept image was made from, and no waiting job needs."""
         files = sorted((self.folder / "images" / INPUTS).glob("*.png"), key=lambda file: file.stat().st_mtime)
         for file in files[: max(0, len(files) - most)]:
-            if not self._execute("SELECT 1 FROM images WHERE instr(metadata, ?) LIMIT 1", (file.stem,)):
+            if not self._execute(NEEDED, (file.stem, file.stem)):
                 file.unlink(missing_ok=True)
 
     def input(self, field: str, id: Any) -> Path:
         """The file of an input, or of an image of the history, by its id; a `FieldError` where there is none."""
         path = None
-        if isinstance(id, str) and id.isalnum() and id.isascii():
+        if isinstance(id, str) and ID.fullmatch(id):
             path = self.png(id) or self.folder / "images" / INPUTS / f"{id}.png"
         if path is None or not path.is_file() or path.is_symlink():
             raise FieldError(field, f"there is no image {str(id)[:80]!r}: send it first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,7 +90,16 @@ class ImageRequest:
             with Image.open(self.inputs["low_res"]) as image:
                 low = image.width * image.height
             return round(low * (model.size / min(low_sizes(model))) ** 2)
+        if "image" in self.inputs:
+            return self.shorter_at(model.size)
         return model.size**2
+
+    def shorter_at(self, side: int) -> int:
+        """Pixels of the init image when its shorter side is brought to `side`, as `generate` does."""
+        from PIL import Image
+
+        with Image.open(self.inputs["image"]) as image:
+            return math.ceil(side**2 * max(image.size) / min(image.size))
 
     @property
     def batch_key(self) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import secrets
 import threading
@@ -69,7 +70,8 @@ class Job:
     def publish(self, kind: str, **values: Any) -> None:
         """Append an event and wake those who follow. Of events with previews the last few keep them."""
         with self._lock:
-            self._events.append({"type": kind, "number": len(self._events) + 1, **values})
+            number = self._events[-1]["number"] + 1 if self._events else 1
+            self._events.append({"type": kind, "number": number, **values})
             shown = [event for event in self._events[-64:] if event.get("preview")]
             for event in shown[: -PREVIEWS_KEPT * max(len(self.images), 1)]:
                 event["preview"] = None
@@ -98,7 +100,18 @@ class Job:
     def events(self, after: int = 0) -> list[dict[str, Any]]:
         """Those with a number above `after`."""
         with self._lock:
-            return [dict(event) for event in self._events[after:]]
+            first = bisect.bisect_right(self._events, after, key=lambda event: event["number"])
+            return [dict(event) for event in self._events[first:]]
+
+    def forget_steps(self) -> None:
+        """Of a job that has ended keep what it came to: its steps are in the history."""
+        with self._lock:
+            self._events = [event for event in self._events if event["type"] != "step"]
+
+    @property
+    def followers(self) -> int:
+        """How many follow it now."""
+        return len(self._changed)
 
     async def follow(self, after: int = 0) -> AsyncIterator[dict[str, Any]]:
         """All events from `after` on, as they come, to the last."""
@@ -126,6 +139,6 @@ class Job:
 
     async def wait(self) -> Job:
         """Until it has ended."""
-        async for _ in self.follow(len(self._events)):
+        async for _ in self.follow(self._events[-1]["number"] if self._events else 0):
             pass
         return self

@@ -13,6 +13,7 @@ from diptych.core.errors import UserError
 from diptych.studio.engine import Engine
 from diptych.studio.image_request import INPUTS, ImageRequest
 from diptych.studio.job import Job
+from diptych.studio.json_body import body_of
 from diptych.studio.limits import FieldError
 from diptych.studio.model_schema import describe_model
 from diptych.studio.prompt_check import check_prompt
@@ -23,6 +24,8 @@ HEARTBEAT = 15.0
 """Seconds after which a stream without news says that it is alive."""
 IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
 MOST_ZIPPED = 1000
+FOLLOWERS, ALL_FOLLOWERS = 32, 512
+"""Streams of events of one job, and of all: fewer than the requests that the server answers at once."""
 
 
 def add_routes(application: Any, engine: Engine) -> None:
@@ -34,18 +37,10 @@ def add_routes(application: Any, engine: Engine) -> None:
     history, pool, limits = engine.history, engine.pool, engine.limits
 
     def job_of(id: str) -> Job:
-        if id not in engine.jobs:
+        found = engine.jobs.get(id)  # at once: another thread may forget it
+        if found is None:
             raise HTTPException(404, "there is no such job")
-        return engine.jobs[id]
-
-    async def body_of(request: Request) -> dict[str, Any]:
-        try:
-            values = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise FieldError("body", "the request is not JSON") from None
-        if not isinstance(values, dict):
-            raise FieldError("body", "the request is no JSON object")
-        return values
+        return found
 
     @application.get("/api/models")
     def models() -> list[dict[str, Any]]:
@@ -92,12 +87,12 @@ def add_routes(application: Any, engine: Engine) -> None:
         inputs = {name: history.input(name, values.pop(name)) for name in INPUTS if values.get(name) is not None}
         fields = {**(options or {}), **{name: one for name, one in values.items() if name not in INPUTS}}
         read = await run_in_threadpool(ImageRequest.read, pool, limits, fields, inputs)
-        return engine.submit(read, client_of(request)).to_json()
+        return (await run_in_threadpool(engine.submit, read, client_of(request))).to_json()
 
     @application.get("/api/jobs")
     def jobs(request: Request) -> list[dict[str, Any]]:
         client = client_of(request)
-        open_jobs = [job.to_json() for job in engine.jobs.values() if job.client == client and not job.ended]
+        open_jobs = [job.to_json() for job in list(engine.jobs.values()) if job.client == client and not job.ended]
         return [*open_jobs, *history.jobs("lost", client)]
 
     @application.get("/api/jobs/{id}")
@@ -117,7 +112,11 @@ def add_routes(application: Any, engine: Engine) -> None:
     def events(id: str, request: Request) -> Response:
         last = request.headers.get("last-event-id", "0")
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else 0
-        return StreamingResponse(event_stream(job_of(id), after), media_type="text/event-stream")
+        following = job_of(id)
+        everyone = sum(job.followers for job in list(engine.jobs.values()))
+        if following.followers >= FOLLOWERS or everyone >= ALL_FOLLOWERS:
+            raise HTTPException(429, "too many follow already", {"retry-after": "5"})
+        return StreamingResponse(event_stream(following, after), media_type="text/event-stream")
 
     @application.get("/api/images")
     def images(search: str = "", favourite: bool = False, before: int | None = None, limit: int = 60) -> Any:

@@ -52,9 +52,9 @@ class Limits:
         if count > self.count:
             raise FieldError("count", f"at most {self.count} images at a time, not {count:,}")
         if pixels > self.pixels:
-            raise FieldError("size", f"at most {self.pixels:,} pixels an image, not {pixels:,}")
+            raise FieldError("size", f"at most {self.pixels:,} pixels an image, not {short(pixels)}")
         if steps > self.steps:
-            raise FieldError("steps", f"at most {self.steps:,} steps, not {steps:,}")
+            raise FieldError("steps", f"at most {self.steps:,} steps, not {short(steps)}")
         if count * pixels * steps > self.work:
             raise FieldError(
                 "count", f"{count} images of {pixels:,} pixels in {steps} steps are too much at once: ask for fewer"
@@ -64,3 +64,8 @@ class Limits:
         """Raise a `FieldError` where a prompt is too long for any encoder."""
         if len(text.encode(errors="replace")) > self.prompt_bytes:
             raise FieldError(field, f"at most {self.prompt_bytes:,} bytes of UTF-8")
+
+
+def short(number: int) -> str:
+    """A number, which may have thousands of digits, for an error."""
+    return f"{number:,}" if number < 10**12 else "that many"

@@ -6,7 +6,6 @@ be done (transparent backgrounds, SVG) is refused, and what changes nothing (mod
 
 # Without annotations as strings: FastAPI could not look up what is named within a function.
 import importlib.util
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from diptych.studio.client_jobs import ClientLeft, finished
 from diptych.studio.engine import Engine
 from diptych.studio.image_request import ImageRequest
 from diptych.studio.jobs_api import client_of
+from diptych.studio.json_body import body_of
 from diptych.studio.limits import FieldError
 from diptych.studio.model_schema import kind_of, low_sizes
 from diptych.studio.openai_answers import event_stream, images_answer, model_row
@@ -59,7 +59,7 @@ def add_openai_routes(application: Any, engine: Engine) -> None:
 
     async def answer(request: Request, call: ImagesCall, files: Mapping[str, list[bytes]], kind: str) -> Response:
         wanted, text_tokens = await run_in_threadpool(read_images, engine, call, files)
-        job = engine.submit(wanted, client_of(request))
+        job = await run_in_threadpool(engine.submit, wanted, client_of(request))
         if call.stream:
             return StreamingResponse(event_stream(engine, job, call, text_tokens, kind), media_type="text/event-stream")
         try:
@@ -85,12 +85,7 @@ def add_openai_routes(application: Any, engine: Engine) -> None:
     @application.post("/v1/images/generations", tags=["OpenAI"], **openai_schema.GENERATIONS)
     async def generations(request: Request) -> Response:
         """Generate images of a prompt."""
-        try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise FieldError("body", "the request is not JSON") from None
-        if not isinstance(body, dict):
-            raise FieldError("body", "the request is no JSON object")
+        body = await body_of(request)
         if not body.get("prompt"):
             raise FieldError("prompt", "say what the image should show")
         return await answer(request, read_call(body), {}, "image_generation")

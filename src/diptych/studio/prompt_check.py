@@ -9,6 +9,7 @@ from diptych.encoders.base import PromptOptions
 from diptych.encoders.prompt_weights import encode_prompts, encoder_name
 from diptych.encoders.tokenizers import chunk_ends, encode_text
 from diptych.models.request import Request, warn_of_size
+from diptych.studio.public_text import without_paths
 from diptych.studio.recorded_warnings import recorded_warnings
 
 
@@ -25,8 +26,8 @@ def check_prompt(model: Any, prompt: str, size: list[int] | None = None) -> dict
             try:
                 row |= read_prompt(model, encoder, tokenizer, prompt)
             except UserError as error:
-                row["error"] = str(error)
-    return row | {"warnings": warnings}
+                row["error"] = without_paths(str(error))
+    return row | {"warnings": [without_paths(text) for text in warnings]}
 
 
 def read_prompt(model: Any, encoder: Any, tokenizer: Any, prompt: str) -> dict[str, Any]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
-import warnings
 from typing import Any
 
 from PIL import Image, ImageFilter, ImageOps
 
 from diptych.core.errors import UserError
-from diptych.core.image_files import FORMATS
+from diptych.core.image_files import opened
 from diptych.models.exif import texts_of
 from diptych.studio.limits import FieldError
-from diptych.studio.read_upload import check_size, read_upload
+from diptych.studio.read_upload import DECODING, check_size, read_upload
 
 CUT = [0] * 128 + [255] * 128
 """A grey value -> black or white."""
@@ -41,8 +39,7 @@ def from_base64(field: str, text: Any) -> bytes:
 def sent_texts(field: str, data: bytes) -> dict[str, str]:
     """The texts in an image, by the keys that they have in a PNG."""
     read_upload(field, data)
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        warnings.simplefilter("ignore")
+    with DECODING, opened(data) as image:
         image.load()  # texts may stand behind the pixels
         return texts_of(image)
 
@@ -53,11 +50,12 @@ def alpha_mask(field: str, data: bytes) -> Image.Image:
     Half transparent counts as transparent. Raises a `FieldError` where nothing is transparent.
     """
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
-            warnings.simplefilter("ignore")
+        with DECODING, opened(data) as image:
             check_size(field, *image.size)
+            if image.format == "JPEG":
+                raise ValueError("a JPEG has no transparency")
             alpha = image.convert("RGBA").getchannel("A")
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:  # of many kinds: whatever a decoder raises
         raise FieldError(field, f"the mask must be a PNG with transparency ({type(error).__name__})") from None
