@@ -6,14 +6,21 @@ import io
 import json
 import time
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from diptych.core.errors import UserError
 from diptych.studio.engine import Engine
+from diptych.studio.image_request import ImageRequest
+from diptych.studio.limits import FieldError
+from diptych.studio.model_pool import own_styles
+from diptych.studio.styles import read_styles
 from tests.models.latents import same_image
-from tests.studio.conftest import pool
+from tests.studio.conftest import LIMITS, pool
 
 RED = {"prompt": "a red apple", "seed": 3, "options": {"steps": 3, "guidance": 2.0}}
 
@@ -136,3 +143,39 @@ def test_cancel_stops_at_the_next_step(client: Any, engine: Engine) -> None:
 def test_prompt_check(client: Any) -> None:
     checked = client.post("/api/check", json={"prompt": "a red apple", "size": [64, 64]}).json()
     assert checked["tokens"] > 0 and checked["limit"] and any("far from" in text for text in checked["warnings"])
+
+
+def test_styles_are_words_around_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "styles.csv"
+    file.write_text(
+        '\ufeffname,prompt,negative_prompt\nNoto,"{prompt}, in the style of Noto",\nflat,flat colours,shadow\n'
+    )
+    models = pool(styles=read_styles(file))
+
+    def read(**fields: Any) -> tuple[str, str]:
+        request = ImageRequest.read(models, LIMITS, {"prompt": "a red apple", **fields})
+        return request.prompt, request.negative
+
+    assert read(style="Noto") == ("a red apple, in the style of Noto", "")
+    assert read(style=["Noto", "flat"], negative="blur") == (
+        "a red apple, in the style of Noto, flat colours",
+        "blur, shadow",
+    )
+    assert read(style="") == read() == ("a red apple", "")
+    for wrong in ("other", 3, [None]):
+        with pytest.raises(FieldError) as error:
+            read(style=wrong)
+        assert error.value.field == "style"
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="name,prompt,negative_prompt"):
+        read_styles(file)
+
+
+def test_the_styles_of_the_package_are_words_of_its_training_captions() -> None:
+    from diptych.data.emoji.icon_sources import SETS
+
+    for name in ("latent", "cascade"):
+        styles = own_styles(name)
+        assert [one.apply("x", "")[0] for one in styles.values()] == [
+            f"x, in the style of {one.caption_name}" for one in SETS
+        ]

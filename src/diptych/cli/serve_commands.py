@@ -50,6 +50,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--folder", metavar="DIR", type=Path, help=f"where images, history and jobs are kept (default: {FOLDER})"
     )
+    command.add_argument("--styles", metavar="FILE", type=Path, help="styles.csv: name,prompt,negative_prompt")
     add_integer(command, "--batch", 1, 64, default=BATCH, help=f"images generated together (default: {BATCH})")
     add_integer(command, "--memory", 1, 4096, metavar="GB", help="weights open at a time (default: all)")
     add_device(command)
@@ -76,6 +77,7 @@ def serve(arguments: argparse.Namespace) -> None:
         token=token,
         device=arguments.device,
         batch=arguments.batch,
+        styles=arguments.styles,
         memory=None if arguments.memory is None else arguments.memory * 2**30,
         opening=given(arguments, *OPENING),
     )

@@ -29,7 +29,7 @@ from diptych.studio.sent_images import from_base64, sent_texts
 CHOICES = 1024
 """Clients whose choice of a checkpoint is kept."""
 LISTS: dict[str, Any] = {
-    **{name: [] for name in ("loras", "prompt-styles", "hypernetworks", "face-restorers", "realesrgan-models")},
+    **{name: [] for name in ("loras", "hypernetworks", "face-restorers", "realesrgan-models")},
     **{name: [] for name in ("sd-vae", "sd-modules", "latent-upscale-modes", "script-info", "extensions")},
     "embeddings": {"loaded": {}, "skipped": {}},
     "scripts": {"txt2img": [], "img2img": []},
@@ -180,6 +180,12 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
     def list_upscalers() -> list[dict[str, Any]]:
         """The open models that enlarge images."""
         return upscalers(engine)
+
+    @application.get(f"{root}/prompt-styles", tags=tags)
+    def list_styles() -> list[dict[str, Any]]:
+        """The styles of the default model."""
+        styles = engine.pool.styles[engine.pool.default].items()
+        return [{"name": name, "prompt": one.prompt, "negative_prompt": one.negative} for name, one in styles]
 
     @application.get(f"{root}/memory", tags=tags)
     def show_memory() -> dict[str, Any]:

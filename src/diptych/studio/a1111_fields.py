@@ -59,8 +59,8 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "infotext": (None, ""),
 }
 """Fields of what is not done here, and the values that ask for nothing."""
-EMPTY = ("styles", "alwayson_scripts")
-"""Likewise, lists and objects."""
+EMPTY = ("alwayson_scripts",)
+"""Likewise, objects."""
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "CLIP_stop_at_last_layers": (None, 0, 1),
     "sd_vae": (None, "", "None", "Automatic"),
@@ -146,6 +146,8 @@ def read_fields(body: Mapping[str, Any], model: str | None) -> dict[str, Any]:
     seed = whole(body, "seed", -1)
     if seed != -1:
         fields["seed"] = seed
+    if body.get("styles"):
+        fields["style"] = body["styles"]
     fields["count"] = whole(body, "batch_size", 1) * whole(body, "n_iter", 1)
     if (size := read_size(body)) is not None:
         fields["size"] = size

@@ -92,6 +92,7 @@ def serve_studio(
     device: str = "auto",
     batch: int = 8,
     memory: int | None = None,
+    styles: Path | None = None,
     limits: Limits | None = None,
     opening: Mapping[str, Any] | None = None,
 ) -> None:
@@ -110,11 +111,12 @@ def serve_studio(
     from diptych.core.folder_lock import held
     from diptych.studio.history import history_of
     from diptych.studio.model_pool import ModelPool
+    from diptych.studio.styles import read_styles
 
     def open_source(source: str) -> Any:
         return diptych.load(source, device, **(opening or {}))
 
-    pool = ModelPool(sources, open_source, memory)
+    pool = ModelPool(sources, open_source, memory, {} if styles is None else read_styles(styles))
     with held(folder, "another `diptych serve`"), history_of(folder) as history:
         listening, address = listen(stated)
         pool.open(pool.default)

@@ -18,6 +18,7 @@ from diptych.models.option_registry import all_options, takers
 from diptych.studio.limits import FieldError, Limits
 from diptych.studio.model_pool import ModelPool
 from diptych.studio.model_schema import low_sizes, option_class, options_offered, read_request
+from diptych.studio.styles import apply_styles
 
 INPUTS = ("image", "mask", "low_res")
 """Images that a request may name."""
@@ -45,7 +46,7 @@ class ImageRequest:
     def read(
         cls, pool: ModelPool, limits: Limits, fields: Mapping[str, Any], inputs: Mapping[str, Path] | None = None
     ) -> ImageRequest:
-        """From the fields of a request: model, prompt, negative, seed, count, and options of `generate`.
+        """From the fields of a request: model, prompt, negative, style, seed, count, and options of `generate`.
 
         A field of None counts as not given; without a seed a random one is drawn. Opens the model if it is not.
 
@@ -55,6 +56,8 @@ class ImageRequest:
         inputs = dict(inputs or {})
         name = pool.name_of(values.pop("model", None))
         prompt, negative = (read_text(key, values.pop(key, ""), limits) for key in ("prompt", "negative"))
+        if (style := values.pop("style", None)) is not None and prompt:
+            prompt, negative = apply_styles(style, pool.styles[name], prompt, negative)
         count = read_integer("count", values.pop("count", 1), 1, limits.count)
         seed = read_integer("seed", values.pop("seed", secrets.randbelow(RANDOM_SEEDS)), 0, 2**63 - count)
         model = pool.open(name)

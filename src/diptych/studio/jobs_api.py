@@ -52,7 +52,8 @@ def add_routes(application: Any, engine: Engine) -> None:
 
     @application.get("/api/models/{name}")
     def model(name: str) -> dict[str, Any]:
-        return {"name": pool.name_of(name), "title": name, **describe_model(pool.open(pool.name_of(name)))}
+        row = {"name": pool.name_of(name), "title": name, "styles": list(pool.styles[pool.name_of(name)])}
+        return row | describe_model(pool.open(name))
 
     @application.post("/api/check")
     async def check(request: Request) -> dict[str, Any]:

@@ -7,23 +7,31 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.studio.limits import FieldError
+from diptych.studio.styles import FILE, Style, read_styles
 
 
 class ModelPool:
     """Models by name. At most `memory` bytes of weights are open; the least recently used is closed first."""
 
     def __init__(
-        self, sources: Mapping[str, str], open_source: Callable[[str], Any], memory: int | None = None
+        self,
+        sources: Mapping[str, str],
+        open_source: Callable[[str], Any],
+        memory: int | None = None,
+        styles: Mapping[str, Style] = MappingProxyType({}),
     ) -> None:
+        """styles: those of all models; a model's folder may have its own."""
         if not sources:
             raise UserError("no model is named")
         self.sources, self.memory = dict(sources), memory
+        self.styles = {name: {**own_styles(source), **styles} for name, source in sources.items()}
         self._open_source = open_source
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.RLock()
@@ -80,6 +88,15 @@ def model_bytes(model: Any) -> int:
     modules += [one for one in encoders if isinstance(one, nn.Module)]
     tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def own_styles(source: str) -> dict[str, Style]:
+    """The styles in a model's folder; none where it has no file of them."""
+    from diptych.pretrained.load import EMBEDDED
+
+    folder = EMBEDDED.get(source, Path(source))
+    files = [file for file in (folder / FILE, folder / "model" / FILE) if file.is_file()]
+    return read_styles(files[0]) if files else {}
 
 
 def file_bytes(source: str) -> int:

@@ -36,6 +36,8 @@ export class Basics {
 			const second = select("second", [["", "none"], ...names], state.second, (value) => (state.second = value || null));
 			row.append(simpleField("second", "Side by side with", second));
 		}
+		this.style = select("style", [], "", (value) => (state.style = value));
+		this.styleField = simpleField("style", "Style", this.style);
 		this.seed = textInput({ id: "seed", inputmode: "numeric", placeholder: "random" });
 		on(this.seed, "input", () => {
 			const text = this.seed.value.trim();
@@ -53,7 +55,7 @@ export class Basics {
 		this.field = simpleField("seed", "Seed", this.seed, dice, this.locker);
 		const counts = [1, 2, 3, 4, 6, 8].map((one) => [one]);
 		const count = select("count", counts, state.count, (value) => (state.count = Number(value)));
-		this.rows = [row, div("pair", this.field, simpleField("count", "Images", count))];
+		this.rows = [row, this.styleField, div("pair", this.field, simpleField("count", "Images", count))];
 	}
 
 	lock(locked) {
@@ -62,6 +64,13 @@ export class Basics {
 		this.locker.title = locked ? "The seed stays: click for a new one each time" : "Each time a new seed: click to keep this one";
 		setIcon(this.locker, locked ? "lock" : "unlock");
 		keep();
+	}
+
+	/** Offer the styles of a model. */
+	offer(styles = []) {
+		this.styleField.hidden = !styles.length;
+		this.style.replaceChildren(choice("", "none"), ...styles.map((one) => choice(one)));
+		this.style.value = styles.includes(state.style) ? state.style : "";
 	}
 
 	/** What the state says, after it was changed elsewhere. */

@@ -6,6 +6,7 @@ export const EXAMPLES = ["a red apple", "a sleepy cat", "a blue house with a gar
 const EMPTY = {
 	prompts: { text: EXAMPLES[0], class: "", layout: "" },
 	negative: "",
+	style: "",
 	model: null,
 	second: null,
 	seed: null,
@@ -41,6 +42,7 @@ function optionsOf(schema) {
 export function requestOf(schema) {
 	const body = { model: schema.name, prompt: state.prompts[promptKind(schema)], seed: state.seed, count: state.count };
 	if (schema.features.negative && state.negative.trim()) body.negative = state.negative;
+	if (schema.styles?.includes(state.style)) body.style = state.style;
 	const options = optionsOf(schema);
 	const inputs = ["image", "mask", "low_res"].filter((name) => state.inputs[name] && schema.features[name]);
 	if (inputs.includes("low_res")) delete options.size;
@@ -54,6 +56,7 @@ export function adopt(fields, kind) {
 	state.model = fields.model;
 	state.prompts[kind] = fields.prompt ?? "";
 	state.negative = fields.negative ?? "";
+	state.style = ""; // the prompt has its words
 	if (fields.seed !== undefined && fields.seed !== null) {
 		state.seed = fields.seed;
 		state.locked = true;

@@ -79,12 +79,12 @@ export class Form {
 
 	/** Show the form of a model. */
 	async select(name) {
-		const fallback = this.models[0].name; // the default
+		const fallback = this.models[0].name;
 		const wanted = this.models.some((model) => model.name === name) ? name : fallback;
 		state.model = wanted;
 		keep();
 		const panel = byId("panel");
-		panel.setAttribute("aria-busy", "true"); // a model may have to be opened
+		panel.setAttribute("aria-busy", "true");
 		let schema;
 		try {
 			schema = await schemaOf(wanted);
@@ -99,6 +99,7 @@ export class Form {
 		this.schema = schema;
 		this.kind = promptKind(schema);
 		this.basics.show();
+		this.basics.offer(schema.styles);
 		this.showPrompt();
 		this.showOptions();
 		this.inputsChanged();
@@ -183,7 +184,6 @@ export class Form {
 		keep();
 	}
 
-	/** Count tokens, and warn of what the model was not trained for. */
 	async checkPrompt() {
 		const { schema, kind } = this;
 		const { size } = state.options[schema.name] ?? {};
