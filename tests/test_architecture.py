@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,15 @@ LATENT_FILES, LATENT_LINES = 45, 6_000
 """The most that importing the latent model may bring in."""
 
 
+@cache
 def files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A module, which several tests look at."""
+    return ast.parse(path.read_text())
 
 
 def room_of(path: Path) -> str:
@@ -121,6 +129,7 @@ def outer(tree: ast.AST) -> Iterator[ast.AST]:
         yield from outer(node)
 
 
+@cache
 def module_file(module: str) -> Path | None:
     """The file of a module, or of the module that a name is imported from."""
     _, *rest = module.split(".")
@@ -141,7 +150,7 @@ def closure(start: str) -> set[Path]:
         if file is None or file in found:
             continue
         found.add(file)
-        ahead += [module_file(module) for module in imported_modules(ast.parse(file.read_text()), at_start=True)]
+        ahead += [module_file(module) for module in imported_modules(parsed(file), at_start=True)]
     return found
 
 
@@ -149,7 +158,7 @@ def closure(start: str) -> set[Path]:
 def test_a_room_imports_only_what_lies_below_it(path: Path) -> None:
     room = room_of(path)
     assert room in MAY_IMPORT, f"{room} is a new room: say in MAY_IMPORT what it may import"
-    wrong = imported(ast.parse(path.read_text())) - MAY_IMPORT[room] - {room}
+    wrong = imported(parsed(path)) - MAY_IMPORT[room] - {room}
     assert not wrong, f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(wrong))}"
 
 
@@ -164,7 +173,7 @@ def test_models_know_nothing_of_training() -> None:
 def test_every_arrow_that_may_be_is() -> None:
     drawn = defaultdict(set)
     for path in files():
-        drawn[room_of(path)] |= imported(ast.parse(path.read_text()))
+        drawn[room_of(path)] |= imported(parsed(path))
     unused = {room: may - drawn[room] for room, may in MAY_IMPORT.items() if may - drawn[room]}
     assert not unused, f"arrows that no file needs: {unused}"
 
@@ -181,7 +190,7 @@ def test_the_arrows_make_no_circle() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     needs = {path: set() for path in files()}
     for path in files():
-        modules = imported_modules(ast.parse(path.read_text()), at_start=True)
+        modules = imported_modules(parsed(path), at_start=True)
         needs[path] = {file for file in map(module_file, modules) if file is not None} - {path}
     while needs:
         free = [path for path, others in needs.items() if not others & needs.keys()]
@@ -209,7 +218,7 @@ def test_module_names_are_unique() -> None:
 def test_public_class_names_are_unique() -> None:
     places = defaultdict(list)
     for path in files():
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(str(path.relative_to(PACKAGE)))
     twice = {name: where for name, where in places.items() if len(where) > 1}
@@ -218,7 +227,7 @@ def test_public_class_names_are_unique() -> None:
 
 @pytest.mark.parametrize("name", AT_START)
 def test_the_command_line_imports_late(name: str) -> None:
-    modules = set(imported_modules(ast.parse((PACKAGE / "cli" / f"{name}.py").read_text()), at_start=True))
+    modules = set(imported_modules(parsed(PACKAGE / "cli" / f"{name}.py"), at_start=True))
     table = ("diptych.models.options.", "diptych.models.option_registry.")
     rooms = {module.split(".")[1] for module in modules if not module.startswith(table)}
     assert rooms <= {"core", "cli"}

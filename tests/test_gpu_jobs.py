@@ -300,6 +300,7 @@ def test_the_list_of_jobs_is_sound() -> None:
         before.add(job.name)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("job", [job for job in task_jobs.JOBS if isinstance(job.run, tuple)], ids=lambda job: job.name)
 def test_each_command_can_be_read_and_its_recipe_takes_the_settings(job: Job) -> None:
     assert isinstance(job.run, tuple)

@@ -72,7 +72,8 @@ def test_every_training_is_recorded() -> None:
 TWICE = {*COUNTER, *INTERRUPTED}
 """Trainings of which the fast tests below see each step as well: with hashed numbers, or ten from a checkpoint on."""
 ALIKE = {
-    *("latent-masked-published", "latent-low", "latent-layouts", "stage-low-blurred", "stage-ddpm"),
+    *("latent-masked-published", "latent-low", "stage-low-blurred", "stage-ddpm"),
+    *("latent-min-snr", "latent-initial", "latent-layouts", "stage-base", "stage-low-sr3", "autoencoder-vq"),
     *("codes-unconditional", "classifier-pixels"),
 }
 """Trainings beside which another one of the fast tests differs in a setting or two."""

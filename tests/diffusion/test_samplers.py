@@ -50,6 +50,7 @@ def test_ode_samplers_keep_quantiles(name):
     assert error < {1: 4e-3, 2: 4e-5, 3: 3e-6}[ODE[name]], error
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", ["scaled-linear", "cosine", "flow"])
 def test_samplers_sample_the_data_distribution(name, kind):
@@ -115,6 +116,7 @@ def test_noise_source_depends_on_the_seed_only():
     assert NoiseSource([0], (2,), dtype=torch.float64).draw().dtype == torch.float64
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", ["cosine", "cosine-table", "flow"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])

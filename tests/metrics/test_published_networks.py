@@ -122,6 +122,7 @@ def without(state: dict[str, Tensor], name: str) -> None:
     del state[name]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("change", "said"),
     [

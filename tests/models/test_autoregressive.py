@@ -211,6 +211,7 @@ def test_parts_that_do_not_fit_are_refused(changes: dict, says: str) -> None:
 # Files and the command line.
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("condition", [*CONDITIONS, "minilm"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_saved_opens_and_paints_the_same(condition: str, dtype: str, tmp_path: Path) -> None:

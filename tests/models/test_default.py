@@ -44,6 +44,7 @@ def test_it_paints_what_is_asked(model: LatentDiffusion) -> None:
     assert yellow[0] > yellow[2] + 60 and yellow[1] > yellow[2] + 30
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_image_alone_and_in_a_batch_of_eight(model: LatentDiffusion) -> None:
     prompts = ["a cat", "two dogs on a red background", "a rocket", "a", "a house", "an apple", "a car", "a red apple"]
     seeds = [5, 3, 5, 0, 9, 1, 2**31, 7]

@@ -47,6 +47,7 @@ KINDS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", KINDS)
 def test_first_weights_follow_from_the_seed_alone(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -60,6 +60,7 @@ def test_minilm_prompts_keep_their_image_in_company() -> None:
         assert same_image(model.generate([PROMPTS[i]], seeds=[SEEDS[i]]).images[0], together.images[i])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_metadata_is_enough_to_make_each_image_again(model: LatentDiffusion, sampler: str) -> None:
     options: dict[str, Any] = {"steps": np.int64(4), "guidance": np.float32(2.5), "size": (np.int32(24), 16)}

@@ -60,6 +60,7 @@ def enlarger() -> PixelDiffusion:
 # Seeds
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sampler", ["dpmpp-2m", "ddpm"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_gives_its_image_alone_and_in_any_company(kind: str, sampler: str) -> None:

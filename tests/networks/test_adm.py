@@ -109,6 +109,7 @@ def condition(config: AdmUNetConfig, side: int = 16) -> dict[str, Tensor]:
     return {key: value for key, value in known.items() if value is not None}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_adm_matches_diffusers(name: str) -> None:

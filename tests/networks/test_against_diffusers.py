@@ -73,6 +73,7 @@ def pair(config: UNetConfig):
     return ours, theirs
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("size", [(16, 16), (13, 10), (1, 3)], ids=["halved evenly", "odd", "tiny"])
 @pytest.mark.parametrize("config", [SD1, SD2, PLAIN], ids=["sd1", "sd2", "no-context"])
 @torch.no_grad()

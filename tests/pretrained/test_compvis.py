@@ -240,6 +240,7 @@ def test_an_image_is_the_originals(name: str, places: Path, monkeypatch: pytest.
     within(FAMILY, FILES, f"{name}, image, DDIM, of 1", off, IMAGE)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["text-kl", "class-vq4", "plain-vq"])
 def test_it_comes_back_from_our_own_folder(name: str, places: Path, tmp_path: Path) -> None:
     model = opened(places, name)
@@ -334,6 +335,7 @@ FULL_SIZE = {  # the original modules on the meta device; of text without to_log
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_the_published_models_are_known_by_their_shapes(name: str) -> None:
     """At full size: the recipe has the published number of parameters, and is what the door finds in such a file."""

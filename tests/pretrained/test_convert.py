@@ -101,6 +101,7 @@ def test_every_way_around_ends_where_it_began(models: Path, tmp_path: Path, kind
     assert json.loads((tmp_path / "end" / "vae" / "config.json").read_text())["scaling_factor"] == 0.18215
 
 
+@pytest.mark.every(3, 2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_diffusers_opens_what_is_written(models: Path, tmp_path: Path, kind: Kind) -> None:
     from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
@@ -126,6 +127,7 @@ def settings(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps({key: value for key, value in config.items() if not key.startswith("_")}))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_diffusers_reads_the_single_file_by_its_own_names(models: Path, tmp_path: Path, kind: Kind) -> None:
     from diffusers.loaders import single_file_utils as theirs
@@ -146,6 +148,7 @@ def test_diffusers_reads_the_single_file_by_its_own_names(models: Path, tmp_path
     assert equal({key.removeprefix("text_model."): value for key, value in text.items()}, encoder.state_dict())
 
 
+@pytest.mark.every(3, 1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layout_gives_the_pipelines_numbers(models: Path, tmp_path: Path, kind: Kind) -> None:
     convert(models / kind, tmp_path / "ours")

@@ -29,7 +29,13 @@ pytest.importorskip("diffusers")
 Tensors = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+FAST = {"sd1-folder-text", "sd1-file", "if-base", "ldm-text-kl", "first-stage-vq", "adm-classifier"}
+"""One of each family; the others are read by the same code, and run with the slow tests."""
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in KINDS]
+)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kind, Path]:
     """A model of each kind, and the folder that it lies in."""
     kind, folder = KINDS[request.param], tmp_path_factory.mktemp(request.param)

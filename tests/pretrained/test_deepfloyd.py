@@ -182,6 +182,7 @@ def test_stages_join_into_a_cascade_that_reads_with_one_t5(pairs: dict[str, Pair
     assert json.loads((joined / "stage-8-32" / "config.json").read_text())["augmentation"]["level"] == 0.25
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_joined_cascade_paints_what_the_pipelines_paint(pairs: dict[str, Pair], drawing: Draws, joined: Path) -> None:
     """Each of theirs is given what ours had before it: one value of 255 is enough to lead the next stage elsewhere."""
@@ -329,6 +330,7 @@ def test_describe_a_deepfloyd_folder(pairs: dict[str, Pair], joined: Path) -> No
     assert sorted(describe(joined)["networks"]) == ["stage 32-128", "stage 8", "stage 8-32", "text"]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("spacing", [None, "leading"])
 @pytest.mark.parametrize("saved", ["DDPMScheduler", "DPMSolverMultistepScheduler"])
 @torch.no_grad()

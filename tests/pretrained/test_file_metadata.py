@@ -51,6 +51,7 @@ def config(files: Path, folder: Path, name: str, beside: str | None = None, endi
     return describe(folder / "x.safetensors", **given)["config"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("name", "beside", "ending", "expected"),
     [

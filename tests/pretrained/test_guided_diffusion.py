@@ -298,6 +298,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
     tensors = state("classes")

@@ -37,11 +37,11 @@ def painted(name: str, folder: Path, dtype: str) -> np.ndarray:
     return np.asarray(result.images[0], dtype=float) / 255
 
 
-SLOW = {"sd1-folder-unet"}  # the images of the others are small
+FAST = {"if-base", "ldm-text-kl"}  # pixels and latents, of small images
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PAINTING]
+    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in PAINTING]
 )
 def test_half_precision_paints_what_single_precision_does(name: str, tmp_path: Path) -> None:
     KINDS[name].write(tmp_path)

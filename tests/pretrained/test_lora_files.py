@@ -133,6 +133,7 @@ STYLES = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("style", STYLES)
 def test_every_layout_gives_what_it_defines(style: str, pipeline, model, tmp_path: Path) -> None:
     write, chosen = STYLES[style]
@@ -215,6 +216,7 @@ def test_several_at_once_with_scales_of_their_own(pipeline, model, tmp_path: Pat
     assert adapted(model.unet) == {one.name: 0.4, two.name: -0.8}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_removal_gives_the_former_weights_to_the_bit(dtype: torch.dtype, pipeline, model, tmp_path: Path) -> None:
     for network in (model.unet, model.text.model):
@@ -327,6 +329,7 @@ def test_diffusers_reads_what_it_saved_itself_as_we_do(pipeline, model, tmp_path
     within("LoRA for Stable Diffusion 1.x", "saved by diffusers", "U-Net forward, relative", error, ALLOWED)
 
 
+@pytest.mark.every(2, 1)
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
 def test_saving_and_opening_again(style: str, pipeline, model, tmp_path: Path) -> None:
     """From each style into the other, bits and alphas kept; diffusers opens what we write."""

@@ -27,6 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return diptych.load(sd_models.folder(tmp_path_factory.mktemp("sd")))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "changes",
     [

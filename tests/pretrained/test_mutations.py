@@ -49,6 +49,7 @@ CASES: list[tuple[str, str, Any]] = [
 ]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("file", "key", "value"), CASES, ids=[f"{f}-{k}-{str(v)[:12]}" for f, k, v in CASES])
 def test_a_value_that_makes_no_sense_is_answered_in_one_line(
     there: Path, tmp_path: Path, file: str, key: str, value: Any

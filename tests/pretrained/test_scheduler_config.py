@@ -70,6 +70,7 @@ def saved(name: str, **values: Any) -> dict[str, Any]:
     return dict(getattr(diffusers, name)(**values).config) | {"_class_name": name}
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "DPMSolverSDEScheduler"])  # needs torchsde
 @pytest.mark.parametrize("noise", NOISES, ids=["scaled", "linear", "cosine", "default"])
 def test_the_noise_is_theirs(name: str, noise: dict[str, Any]) -> None:
@@ -121,6 +122,7 @@ def test_times_are_laid_out_as_they_say(values: dict[str, Any], expected: TimesC
     assert sampling_config({"_class_name": "EulerDiscreteScheduler", **SD, **values}, "a file")["times"] == expected
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sampler", ASKED)
 @pytest.mark.parametrize("spacing", ["unsaid", "by default", "leading", "trailing"])
 @pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DDPMScheduler", DPM, "EulerDiscreteScheduler"])

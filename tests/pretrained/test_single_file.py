@@ -59,6 +59,7 @@ def changed(file: Path, target: Path, change: Callable[[Tensors], object], **hea
     return target
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_gives_the_pipelines_numbers(files: Path, kind: Kind) -> None:
     model = opened(files, kind)

@@ -41,6 +41,7 @@ OF_PAPERS = [name for name in all_recipes() if not name.startswith(("emoji", "ju
 TRAINED = ("steps", "batch_size", "learning_rate", "warmup", "schedule", "optimizer", "weight_decay", "clip", "ema")
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", all_recipes())
 def test_every_recipe_is_described_on_the_meta_device(name: str) -> None:
     """Its networks are counted once, for all that is said of them: the published counts, sizes in words, sources."""
@@ -251,6 +252,7 @@ UNWORDED = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", UNWORDED)
 def test_a_paper_s_recipe_trains_when_it_is_shrunk(name: str) -> None:
     """Its fields fit each other where they come together: a batch, half of whose captions would be dropped if any are,

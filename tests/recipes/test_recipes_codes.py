@@ -77,7 +77,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if "free" in n else []) for n in TINY])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if "class" in n else [pytest.mark.slow]) for n in TINY])
 def test_from_images_to_a_painting(here: Path, capsys, name: str) -> None:
     assignments = [*COMMON, *TINY[name]]
     assert cli.main(["precompute", name, "--out", "cache/codes", *assignments]) == 0

@@ -144,6 +144,7 @@ class Numbers:
         return TextEmbedding.from_sequence(sequence, torch.arange(sequence.shape[1]) < lengths[:, None])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", [*RECIPES, *GLIDE])
 def test_each_takes_a_training_step_at_full_depth(name: str) -> None:
     """Its own objective, low-resolution image, masks, null text and optimizer, on narrow layers."""

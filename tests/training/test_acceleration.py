@@ -141,6 +141,7 @@ class Doubled(torch.nn.Module):
         return 2 * x
 
 
+@pytest.mark.slow
 def test_a_block_is_compiled_for_each_shape_of_the_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = list[Any]()
 

@@ -165,6 +165,7 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{**values, **quiet, "validation_images": 8, "threads": 1, "device": "cpu", **changes})
 
 
+@pytest.mark.slow
 def test_two_captions_are_learnt_in_seconds(tmp_path: Path) -> None:
     it = DiffusionTask(fresh(), DiffusionTraining(prompts=CAPTIONS))
     validation = toy_batch(list(range(10_000, 10_016)))

@@ -113,6 +113,7 @@ def test_the_contrast_is_infonce_without_pairs_of_the_same_text() -> None:
         assert math.isclose(float(found[i]), (math.log(row) + math.log(column)) / 2 - own, rel_tol=1e-4)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["classifier", "pair"])
 def test_it_learns_to_tell_classes_and_texts_apart_where_noise_lets_it(kind: str) -> None:
     torch.manual_seed(0)

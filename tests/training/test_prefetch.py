@@ -106,6 +106,7 @@ def orders(count: int, length: int = 8) -> list[Order]:
     return [Order([((n * length + i) % 28, 0) for i in range(length)], (8, 8)) for n in range(count)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_is_replaced_and_what_kills_each_is_named(tmp_path: Path, caplog: Any) -> None:
     image_dataset(tmp_path / "a.tar", 30)
     with WorkerPool(fragile(tmp_path, large=29), 2, 8 * 192) as pool:

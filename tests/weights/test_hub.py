@@ -220,6 +220,7 @@ for step in range(3):
 """
 
 
+@pytest.mark.slow
 def test_no_network_is_one_clear_line(home: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(home)}  # read on import
     command = [sys.executable, "-c", WITHOUT_NETWORK, str(home)]
@@ -229,6 +230,20 @@ def test_no_network_is_one_clear_line(home: Path) -> None:
     assert "cannot reach the hub for some/model at http://127.0.0.1:9" in alone and "no copy in the cache" in alone
     assert f"it is in the cache {done.stdout.strip()}: --offline" in beside
     assert "unet/config.json in the hub's cache is damaged" in damaged
+
+
+def test_a_hub_out_of_reach_is_told_with_what_is_in_the_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ConnectionError("connection refused\nand more")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(UserError, match=r"cannot reach the hub for some/model at .*\(connection refused\).* no copy"):
+        fetch_model("some/model")
+    snapshot = cache(home, PIPELINE)
+    with pytest.raises(UserError, match=rf"cannot reach the hub .*it is in the cache {snapshot}: --offline"):
+        fetch_model("some/model")
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_shapes_without_reading_tensors(tmp_path: Path) -> None:
         LazyCheckpoint.open(path)["a"]
 
 
+@pytest.mark.slow
 def test_loading_takes_hardly_more_memory_than_the_file(tmp_path: Path) -> None:
     """120 MB in a process of its own; the benchmark load_full_size.py has the 4 GB."""
     save_file({f"{n}.weight": torch.randn(1024, 1024) for n in range(30)}, tmp_path / "x.safetensors")
