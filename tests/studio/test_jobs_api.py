@@ -179,3 +179,13 @@ def test_the_styles_of_the_package_are_words_of_its_training_captions() -> None:
         assert [one.apply("x", "")[0] for one in styles.values()] == [
             f"x, in the style of {one.caption_name}" for one in SETS
         ]
+
+
+def test_large_seeds_are_text_which_no_client_rounds(client: Any) -> None:
+    seed = 2**53 + 1
+    job = done(client, {**RED, "seed": str(seed)})
+    assert job["images"][0]["seed"] == str(seed)
+    png = client.get(f"/api/images/{job['images'][0]['id']}.png").content
+    assert json.loads(Image.open(io.BytesIO(png)).info["diptych"])["seed"] == seed
+    assert client.post("/api/read", content=png).json()["seed"] == str(seed)
+    assert client.post("/api/jobs", json={**RED, "seed": "9" * 19}).json()["error"]["field"] == "seed"

@@ -14,7 +14,7 @@ from typing import Any
 from diptych.core.errors import UserError, disk_error
 from diptych.studio.fair_queue import FairQueue, QueueOverflow
 from diptych.studio.history import History
-from diptych.studio.image_request import ImageRequest
+from diptych.studio.image_request import ImageRequest, exact
 from diptych.studio.job import Job, QueuedImage
 from diptych.studio.limits import Limits, QueueFull
 from diptych.studio.model_pool import ModelPool
@@ -203,7 +203,7 @@ class Engine:
             image.id = self.history.add_image(image, result.images[place], result.metadata[place], earlier)
             image.state, image.strip = "done", []
             self.counts["images"] += 1
-            image.job.publish("image", image=image.index, id=image.id, seed=image.seed)
+            image.job.publish("image", image=image.index, id=image.id, seed=exact(image.seed))
         for job in jobs:
             if job.cancelled.is_set():
                 job.end("cancelled")

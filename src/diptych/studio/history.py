@@ -27,6 +27,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import png_info
 from diptych.models.metadata import of_stage, png_texts
 from diptych.serving.safe_files import read_inside
+from diptych.studio.image_request import exact
 from diptych.studio.limits import FieldError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class History:
             self._write(self.folder / "images" / f"{id}.{number}.png", stage, of_stage(metadata, number, stage))
         self._write(self.folder / "images" / f"{id}.png", image, metadata)
         self._keep_strip(id, queued.strip)
-        request = json.dumps({**job.request.to_json(), "seed": queued.seed, "count": 1})
+        request = json.dumps({**job.request.to_json(), "seed": exact(queued.seed), "count": 1})
         values = (id, job.id, queued.index, job.request.prompt, job.request.model, str(queued.seed), *image.size)
         self._execute(
             "INSERT INTO images (id, job, place, prompt, model, seed, width, height, metadata, request, created) "
@@ -172,7 +173,7 @@ class History:
 
     def of_job(self, job: str) -> list[dict[str, Any]]:
         rows = self._execute("SELECT place, seed, id FROM images WHERE job = ? ORDER BY place", (job,))
-        return [{"index": place, "seed": int(seed), "id": id, "state": "done"} for place, seed, id in rows]
+        return [{"index": place, "seed": exact(int(seed)), "id": id, "state": "done"} for place, seed, id in rows]
 
     def images(
         self, search: str = "", favourite: bool = False, before: int | None = None, limit: int = 60
@@ -193,7 +194,7 @@ class History:
     def _row(self, row: tuple[Any, ...]) -> dict[str, Any]:
         values: dict[str, Any] = dict(zip(COLUMNS.split(", "), row, strict=True))
         values["metadata"], values["request"] = json.loads(values["metadata"]), json.loads(values["request"])
-        values["seed"], values["favourite"] = int(values["seed"]), bool(values["favourite"])
+        values["seed"], values["favourite"] = exact(int(values["seed"])), bool(values["favourite"])
         values["stages"] = len(list((self.folder / "images").glob(f"{values['id']}.*.png")))
         return values
 

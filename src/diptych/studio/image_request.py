@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,7 +60,9 @@ class ImageRequest:
         if (style := values.pop("style", None)) is not None and prompt:
             prompt, negative = apply_styles(style, pool.styles[name], prompt, negative)
         count = read_integer("count", values.pop("count", 1), 1, limits.count)
-        seed = read_integer("seed", values.pop("seed", secrets.randbelow(RANDOM_SEEDS)), 0, 2**63 - count)
+        seed = values.pop("seed", secrets.randbelow(RANDOM_SEEDS))
+        seed = int(seed) if isinstance(seed, str) and re.fullmatch(r"[0-9]{1,19}", seed) else seed
+        seed = read_integer("seed", seed, 0, 2**63 - count)
         model = pool.open(name)
         if not prompt and not inputs:
             raise FieldError("prompt", "a prompt is empty: say what the image should show")
@@ -114,8 +117,13 @@ class ImageRequest:
     def to_json(self) -> dict[str, Any]:
         """The request as its fields, to be kept and to be made again."""
         fields: dict[str, Any] = {"model": self.model, "prompt": self.prompt, "negative": self.negative}
-        fields |= {"seed": self.seeds[0], "count": len(self.seeds), "options": dict(self.options)}
+        fields |= {"seed": exact(self.seeds[0]), "count": len(self.seeds), "options": dict(self.options)}
         return fields | {name: path.stem for name, path in self.inputs.items()}
+
+
+def exact(number: int) -> int | str:
+    """A whole number in JSON; as text above 2^53, where JavaScript would round it."""
+    return number if number < 2**53 else str(number)
 
 
 def read_text(field: str, value: Any, limits: Limits) -> str:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diptych.studio.image_request import ImageRequest
+from diptych.studio.image_request import ImageRequest, exact
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 ENDED = ("done", "failed", "cancelled", "lost")
@@ -39,7 +39,7 @@ class QueuedImage:
         return self.job.request.seeds[self.index]
 
     def to_json(self) -> dict[str, Any]:
-        return {"index": self.index, "seed": self.seed, "state": self.state, "step": self.step, "id": self.id}
+        return {"index": self.index, "seed": exact(self.seed), "state": self.state, "step": self.step, "id": self.id}
 
 
 class Job:

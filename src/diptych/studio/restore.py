@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.models.metadata import read_metadata
 from diptych.studio.engine import Engine
-from diptych.studio.image_request import INPUTS
+from diptych.studio.image_request import INPUTS, exact
 from diptych.studio.model_schema import options_offered
 from diptych.studio.read_upload import read_upload
 
@@ -30,7 +30,7 @@ def fields_of_row(engine: Engine, row: dict[str, Any]) -> dict[str, Any]:
         name, asked = engine.pool.default, row.get("model")
         missing.append(f"the model {asked.get('source') if isinstance(asked, dict) else asked}")
     fields: dict[str, Any] = {"model": name, "prompt": row["prompt"], "negative": row.get("negative") or ""}
-    fields |= {"seed": row["seed"], "count": 1, "options": {}}
+    fields |= {"seed": exact(row["seed"]), "count": 1, "options": {}}
     stages, offered = row.get("stages"), options_offered(engine.pool.open(name))
     for key, option in offered.items():
         value = [stage.get(key) for stage in stages] if stages and option.per_stage else row.get(key)
