@@ -39,7 +39,7 @@ def embedded(name: str) -> Any:
     return diptych.load(name, device="cpu")
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("number", "call"), numbered("images"))
 def test_the_same_seed_gives_the_recorded_image(number: int, call: dict[str, Any]) -> None:
     compare("images", number, generate(embedded(call["model"]), call))

@@ -74,7 +74,7 @@ TWICE = {*COUNTER, *INTERRUPTED}
 ALIKE = {
     *("latent-masked-published", "latent-low", "stage-low-blurred", "stage-ddpm"),
     *("latent-min-snr", "latent-initial", "latent-layouts", "stage-base", "stage-low-sr3", "autoencoder-vq"),
-    *("codes-unconditional", "classifier-pixels"),
+    *("latent-unconditional", "codes-unconditional", "classifier-pixels"),
 }
 """Trainings beside which another one of the fast tests differs in a setting or two."""
 ONCE = "training.checkpoint_every=20"

@@ -117,7 +117,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-FEW = ("I-guided", "II-negative", "II-plain")
+FEW = ("I-guided", "II-negative")
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_a_part_painted_anew_is_theirs(repainters, monkeypatch, kind: Kind, samp
     compared(kind, repainters(kind), sampler, "part painted anew", monkeypatch, words, streams, **settings)
 
 
+@pytest.mark.slow
 def test_a_model_that_repaints_paints_the_same_through_every_door(folder, tmp_path: Path) -> None:
     """From diffusers' folder, ours, a single file of ours, one of CompVis's, and a folder that diffusers gets back."""
     start = folder("inpainting")

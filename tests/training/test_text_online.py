@@ -187,6 +187,7 @@ def guide(place: Path, *changes: str, latents: bool) -> Recipe:
     return Recipe(description="a pair", system=config, data=data, training=sd1(place).training).override(list(changes))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("latents", [True, False])
 def test_a_pair_reads_what_was_precomputed(place: Path, tmp_path: Path, asked: list[str], latents: bool) -> None:
     recipe = guide(place, latents=latents)
