@@ -30,7 +30,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def here(text: str, live: Live) -> str:
     """An example with this server's address, at the size of its small model."""
     text = text.replace("127.0.0.1:8765", f"{live.address.host}:{live.address.port}")
-    text = text.replace("port=8765", f"port={live.address.port}").replace("=64", "=16").replace("64x64", "16x16")
+    text = text.replace("port=8765", f"port={live.address.port}").replace("=128", "=16").replace("128x128", "16x16")
     return text.replace('"steps": 20', '"steps": 2').replace("steps=20", "steps=2")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from PIL import Image
@@ -18,12 +18,20 @@ FACTOR = 2
 """`upscaling_resize` of a request that has none."""
 
 
-def factors(model: Any) -> dict[int | None, int]:
-    """By how much a model enlarges images, by the side that they must have; none for any side."""
+def factors(model: Any) -> dict[int | None, dict[int, dict[str, int]]]:
+    """By the side that images must have (none for any side): by how much a model enlarges them, and the options with
+    which it does so. A cascade may end at any of its stages."""
     if kind_of(model) == "cascade":
-        return {one.low_size: model.configs[-1].size // one.low_size for one in model.configs if one.low_size}
+        return {
+            one.low_size: {
+                last.size // one.low_size: {"start": start, "stop": stop}
+                for stop, last in enumerate(model.configs[start:], start + 1)
+            }
+            for start, one in enumerate(model.configs)
+            if one.low_size
+        }
     low = getattr(model, "low_size", None)
-    return {} if low is None else {None if kind_of(model) == "latent" else low: model.size // low}
+    return {} if low is None else {None if kind_of(model) == "latent" else low: {model.size // low: {}}}
 
 
 def upscalers(engine: Engine) -> list[dict[str, Any]]:
@@ -31,7 +39,7 @@ def upscalers(engine: Engine) -> list[dict[str, Any]]:
     rows = []
     for name in engine.pool.loaded():
         if found := factors(engine.pool.open(name)):
-            rows.append((name, max(found.values())))
+            rows.append((name, max(factor for each in found.values() for factor in each)))
     return [
         {"name": name, "model_name": name, "model_path": None, "model_url": None, "scale": scale}
         for name, scale in rows
@@ -50,26 +58,25 @@ def read_enlarging(engine: Engine, body: Mapping[str, Any]) -> tuple[dict[str, A
     if not found:
         raise FieldError("upscaler_1", f"the model {name} enlarges no images: name one that does, or a cascade")
     side = min(image.size)
-    factor = found.get(side, found.get(None))
-    if factor is None:
+    each = found.get(side, found.get(None))
+    if each is None:
         sides = " or ".join(str(one) for one in found)
         raise FieldError("image", f"{name} enlarges images of {sides} pixels a side, and this one has {side}")
-    check_factor(body, image, factor, name)
-    fields: dict[str, Any] = {"model": name, "prompt": text(body, "prompt")}
-    if len(found) > 1 or kind_of(engine.pool.open(name)) == "cascade":
-        configs = engine.pool.open(name).configs
-        fields["start"] = next(number for number, one in enumerate(configs) if one.low_size == side)
-    return fields, image
+    return {"model": name, "prompt": text(body, "prompt"), **each[read_factor(body, image, each, name)]}, image
 
 
-def check_factor(body: Mapping[str, Any], image: Image.Image, factor: int, name: str) -> None:
-    """Raise a `FieldError` where a client asks for another size than a model makes."""
+def read_factor(body: Mapping[str, Any], image: Image.Image, factors: Collection[int], name: str) -> int:
+    """By how much to enlarge an image. A `FieldError` where a client asks for another size than a model makes."""
     if number(body, "resize_mode") == 1:
-        asked = [number(body, f"upscaling_resize_{side}") or 512 for side in "wh"]
-        if asked != [image.width * factor, image.height * factor]:
-            made = f"{image.width * factor} x {image.height * factor}"
-            raise FieldError("upscaling_resize_w", f"{name} makes {made} pixels of this image, and no other size")
-        return
+        width, height = (number(body, f"upscaling_resize_{side}") or 512 for side in "wh")
+        for factor in factors:
+            if (width, height) == (image.width * factor, image.height * factor):
+                return factor
+        made = " or ".join(f"{image.width * factor} x {image.height * factor}" for factor in factors)
+        raise FieldError("upscaling_resize_w", f"{name} makes {made} pixels of this image, and no other size")
     asked = number(body, "upscaling_resize")
-    if (FACTOR if asked is None else asked) != factor:
-        raise FieldError("upscaling_resize", f"{name} enlarges this image {factor} times: ask for that")
+    asked = FACTOR if asked is None else asked
+    if asked not in factors:
+        times = " or ".join(str(factor) for factor in factors)
+        raise FieldError("upscaling_resize", f"{name} enlarges this image {times} times: ask for that")
+    return int(asked)

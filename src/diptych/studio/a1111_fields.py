@@ -115,8 +115,8 @@ def read_image_call(body: Mapping[str, Any], model: str | None) -> WebUICall:
         invert = bool(number(body, "inpainting_mask_invert") or 0)
         images["mask"] = grey_mask("mask", from_base64("mask", body["mask"]), invert, blur)
         fields["paste"] = True
-    ignored = [key for key in ("inpainting_fill", "inpaint_full_res", "image_cfg_scale") if body.get(key)]
-    return call_of(body, fields, images, [key for key in ignored if "mask" in images or key == "image_cfg_scale"])
+    ignored = [key for key in ("inpainting_fill", "inpaint_full_res") if body.get(key) and "mask" in images]
+    return call_of(body, fields, images, ignored)
 
 
 def call_of(
