@@ -161,6 +161,18 @@ def add_output(command: Parser, batch: int) -> None:
     command.add_argument("--out", metavar="FOLDER", type=Path, default=Path("out"), help="output folder (default: out)")
 
 
+def add_checks(command: Any) -> None:
+    """What sees to each image before it is written: a safety check, and a signature."""
+    group = command.add_argument_group("safety and provenance", "none unless given; see docs/serving.md")
+    group.add_argument(
+        "--safety", metavar="MODULE:OBJECT", help="your own check of prompts and images, which may refuse them"
+    )
+    group.add_argument(
+        "--c2pa-certificate", metavar="PEM", type=Path, help="sign images (C2PA) by this chain of certificates"
+    )
+    group.add_argument("--c2pa-key", metavar="PEM", type=Path, help="the private key of its first certificate")
+
+
 def add_kinds(commands: Any, name: str, text: str, title: str, metavar: str) -> Any:
     """A command that is none by itself; `add_parser` of what this returns adds its kinds."""
     return commands.add_parser(name, help=text).add_subparsers(title=title, metavar=metavar, required=True)

@@ -79,6 +79,9 @@ def base_seed(arguments: argparse.Namespace) -> int:
         "--count": arguments.count,
         "--variations": arguments.variations,
         "--keep-stages": arguments.keep_stages,
+        "--safety": arguments.safety,
+        "--c2pa-certificate": arguments.c2pa_certificate,
+        "--c2pa-key": arguments.c2pa_key,
     }
     for name, value in refused.items():
         if value:

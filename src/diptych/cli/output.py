@@ -14,7 +14,7 @@ from diptych.core.disk import write_new
 from diptych.core.images import png_info
 from diptych.core.progress import bar
 from diptych.core.terminal import print_out
-from diptych.models.metadata import png_texts
+from diptych.models.content_credentials import png_file
 
 SIDE = 256
 """Pixels of each image on the sheet of both default models."""
@@ -40,9 +40,11 @@ def generate_images(
                 yield image, metadata, [images[i] for images in earlier]
 
 
-def save_image(image: Image, folder: Path, stem: str, metadata: dict[str, Any]) -> Path:
-    """Write a PNG with its metadata inside under a name that is not taken yet, and print the name."""
-    path = write_png(image, folder, stem, png_texts(metadata))
+def save_image(image: Image, folder: Path, stem: str, metadata: dict[str, Any], signer: Any = None) -> Path:
+    """Write a PNG with its metadata inside, signed where there is a signer, under a name that is not taken yet, and
+    print the name."""
+    data = png_file(image, metadata, signer)
+    path = write_new(folder, stem, ".png", lambda path: path.write_bytes(data))
     print_out(str(path))
     return path
 

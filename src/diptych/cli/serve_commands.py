@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.arguments import OPENING, add_device, add_integer, add_opening, given
+from diptych.cli.arguments import OPENING, add_checks, add_device, add_integer, add_opening, given
 from diptych.core.errors import UserError
 
 PORT = 8765
@@ -54,11 +54,14 @@ def add_commands(commands: Any) -> None:
     add_integer(command, "--batch", 1, 64, default=BATCH, help=f"images generated together (default: {BATCH})")
     add_integer(command, "--memory", 1, 4096, metavar="GB", help="weights open at a time (default: all)")
     add_device(command)
+    add_checks(command)
     add_opening(command)
     command.set_defaults(command=serve, warns=True)
 
 
 def serve(arguments: argparse.Namespace) -> None:
+    from diptych.models.content_credentials import open_signer
+    from diptych.models.safety_check import SafetyCheck
     from diptych.serving.tokens import new_token
     from diptych.studio.application import serve_studio
 
@@ -68,6 +71,7 @@ def serve(arguments: argparse.Namespace) -> None:
     if token is not None and not re.fullmatch(r"[A-Za-z0-9_-]{16,128}", token):
         raise UserError("a token has 16 to 128 letters, digits, - and _: --token new makes one")
     folder = arguments.folder or Path(FOLDER).expanduser()
+    safety = None if arguments.safety is None else SafetyCheck.load(arguments.safety)
     serve_studio(
         read_models(arguments.models),
         folder,
@@ -80,6 +84,8 @@ def serve(arguments: argparse.Namespace) -> None:
         styles=arguments.styles,
         memory=None if arguments.memory is None else arguments.memory * 2**30,
         opening=given(arguments, *OPENING),
+        safety=safety,
+        signer=open_signer(arguments.c2pa_certificate, arguments.c2pa_key),
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import UserError
+from diptych.models.content_credentials import CertificateSigner
+from diptych.models.safety_check import SafetyCheck
 from diptych.serving.addresses import Address
 from diptych.serving.guard import READING, Guard
 from diptych.serving.safe_files import content_type, page_files
@@ -95,8 +97,13 @@ def serve_studio(
     styles: Path | None = None,
     limits: Limits | None = None,
     opening: Mapping[str, Any] | None = None,
+    safety: SafetyCheck | None = None,
+    signer: CertificateSigner | None = None,
 ) -> None:
-    """Serve models by name until interrupted. Raises a `UserError` where that cannot be, the default model included."""
+    """Serve models by name until interrupted. Every image passes `safety` and is signed by `signer`, if there are any.
+
+    Raises a `UserError` where that cannot be, the default model included.
+    """
     from diptych.core.terminal import print_err, print_out
     from diptych.serving.addresses import listen, read_address
     from diptych.serving.run_server import require_serve, run
@@ -118,11 +125,12 @@ def serve_studio(
 
     pool = ModelPool(sources, open_source, memory, {} if styles is None else read_styles(styles))
     with held(folder, "another `diptych serve`"), history_of(folder) as history:
+        history.signer = signer
         listening, address = listen(stated)
         pool.open(pool.default)
         if lost := history.jobs("lost"):
             print_err(f"diptych: {len(lost)} requests were lost when the server ended: the page lists them")
-        engine = Engine(pool, history, limits, batch)
+        engine = Engine(pool, history, limits, batch, safety)
         engine.start()
         try:
             print_out(f"{address.url}/{f'#{token}' if token else ''}")

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 from diptych.core.errors import UserError
-from diptych.studio.engine import Engine
+from diptych.studio.engine import REFUSED, Engine
 from diptych.studio.job import Job
+from diptych.studio.limits import FieldError
 
 
 class ClientLeft(Exception):
@@ -15,7 +16,8 @@ class ClientLeft(Exception):
 
 
 async def finished(engine: Engine, job: Job, request: Any) -> Job:
-    """Wait until a job has ended. Cancels it where the client leaves, and then raises `ClientLeft`.
+    """Wait until a job has ended. Cancels it where the client leaves, and then raises `ClientLeft`; a `FieldError`
+    where the safety check refused its images.
 
     request: of Starlette, its body read.
     """
@@ -27,6 +29,8 @@ async def finished(engine: Engine, job: Job, request: Any) -> Job:
         leaving.cancel()
         if not job.ended:
             engine.cancel(job)
+    if job.error is not None and job.error["code"] == REFUSED:
+        raise FieldError("prompt", job.error["message"])
     if job.state == "cancelled" and leaving.done() and not leaving.cancelled():
         raise ClientLeft
     return job

@@ -11,12 +11,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from PIL.Image import Image
+
 from diptych.core.errors import UserError, disk_error
+from diptych.models.safety_check import SafetyCheck
 from diptych.studio.fair_queue import FairQueue, QueueOverflow
 from diptych.studio.history import History
 from diptych.studio.image_request import ImageRequest, exact
 from diptych.studio.job import Job, QueuedImage
-from diptych.studio.limits import Limits, QueueFull
+from diptych.studio.limits import FieldError, Limits, QueueFull
 from diptych.studio.model_pool import ModelPool
 from diptych.studio.previews import Previewer, data_url
 from diptych.studio.public_text import without_paths
@@ -26,6 +29,8 @@ from diptych.studio.step_measures import StepMeasures
 LOG = logging.getLogger("diptych.studio")
 BATCH_PIXELS = 8 * 512 * 512
 """Pixels of the images that are generated together, at most."""
+REFUSED = "refused"
+"""Code of the error of a job whose images the safety check refused."""
 FINISHED_KEPT = 200
 """Jobs that have ended and can still be asked for."""
 STEPS_KEPT = 20
@@ -40,15 +45,23 @@ class Cancelled(Exception):
 
 
 class Engine:
-    """Runs jobs. `batch` is the most images that are generated together."""
+    """Runs jobs. `batch` is the most images that are generated together. `safety` may refuse prompts and images."""
 
-    def __init__(self, pool: ModelPool, history: History, limits: Limits | None = None, batch: int = 8) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        history: History,
+        limits: Limits | None = None,
+        batch: int = 8,
+        safety: SafetyCheck | None = None,
+    ) -> None:
         self.pool, self.history, self.limits, self.batch = pool, history, limits or Limits(), batch
+        self.safety = safety
         self.queue = FairQueue(self.limits.queue, self.limits.client_queue)
         self.jobs: dict[str, Job] = {}
         self.running: list[QueuedImage] = []
         self.seconds_per_image = 1.0
-        self.counts = {"images": 0, "batches": 0, "failed": 0, "cancelled": 0, "steps": 0}
+        self.counts = {"images": 0, "batches": 0, "failed": 0, "cancelled": 0, "steps": 0, "refused": 0}
         self.busy_seconds = 0.0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="diptych-engine", daemon=True)
@@ -73,7 +86,10 @@ class Engine:
     # What APIs call.
 
     def submit(self, request: ImageRequest, client: str) -> Job:
-        """Queue the images of a request. Raises `QueueFull` where there is no place for them."""
+        """Queue the images of a request. Raises `QueueFull` where there is no place for them, and a `FieldError` for a
+        prompt that the safety check refuses; that may take as long as the check does."""
+        if self.safety is not None:
+            check_prompts(self.safety, request)
         job = Job(request, client, self._ended)
         with self._lock:
             self._forget()
@@ -200,6 +216,9 @@ class Engine:
             if image.job.cancelled.is_set():
                 continue
             earlier = [stage[place] for stage in result.stages[:-1]]
+            if self.safety and (reason := self.safety.refuses_images((*earlier, result.images[place]))) is not None:
+                self._refuse(image, reason)
+                continue
             image.id = self.history.add_image(image, result.images[place], result.metadata[place], earlier)
             image.state, image.strip = "done", []
             self.counts["images"] += 1
@@ -207,8 +226,23 @@ class Engine:
         for job in jobs:
             if job.cancelled.is_set():
                 job.end("cancelled")
-            elif all(image.state == "done" for image in job.images):
-                job.end("done")
+            elif all(image.state in ("done", "failed") for image in job.images):
+                self._end_generated(job)
+
+    def _refuse(self, image: QueuedImage, reason: str) -> None:
+        """Drop an image that the safety check does not allow, and all that was seen of it."""
+        image.state, image.strip, image.error = "failed", [], f"refused: {reason}"
+        self.counts["refused"] += 1
+        image.job.publish("refused", image=image.index, message=image.error)
+
+    def _end_generated(self, job: Job) -> None:
+        """End a job whose images are all generated, some of them refused maybe."""
+        refused = [image for image in job.images if image.error is not None]
+        if len(refused) < len(job.images):
+            job.warnings += [f"image {image.index + 1} of {len(job.images)} was {image.error}" for image in refused]
+            return job.end("done")
+        job.error = {"message": refused[0].error, "field": "prompt", "code": REFUSED}
+        return job.end("failed", error=job.error)
 
     def _fail_or_retry(self, model: Any, images: list[QueuedImage], error: Exception) -> None:
         """One image at fault does not fail the others that were made with it."""
@@ -246,15 +280,39 @@ class Follower:
         self.done += 1
         self.engine.counts["steps"] += len(self.images)
         left = (time.monotonic() - self.began) / self.done * (steps - step - 1)
-        shown = self.previewer.images(x0) if self.previewer.due else None
+        shown = self.previews(x0)
         measured = self.measures.of_step(x0) if self.measures else {}
         for place, image in enumerate(self.images):
             if image.job.cancelled.is_set():
                 continue
             image.step, image.job.seconds_left = step + 1, left
-            preview = data_url(shown[place]) if shown else None
+            small = shown[place]
+            preview = None if small is None else data_url(small)
             row = {"step": step + 1, "steps": steps, "preview": preview}
             row |= {name: values[place] for name, values in measured.items()}
             if preview:
                 image.strip.append(row)
             image.job.publish("step", image=image.index, seconds_left=round(left, 2), **row)
+
+    def previews(self, x0: Any) -> Sequence[Image | None]:
+        """A small image of each estimate; none where it is not due, or the safety check does not allow it."""
+        safety = self.engine.safety
+        hidden = safety is not None and safety.sees_images and not safety.previews
+        if hidden or not self.previewer.due:
+            return [None] * len(self.images)
+        shown = self.previewer.images(x0)
+        if safety is None:
+            return shown
+        return [image if safety.refuses_images((image,)) is None else None for image in shown]
+
+
+def check_prompts(safety: SafetyCheck, request: ImageRequest) -> None:
+    """Raise a `FieldError` for a prompt that is refused. A negative prompt counts as one where the guidance is below 1:
+    then the image follows it."""
+    texts = {"prompt": request.prompt}
+    given = request.options.get("guidance")
+    if any(value is not None and value < 1 for value in (given if isinstance(given, (list, tuple)) else [given])):
+        texts["negative"] = request.negative
+    for field, text in texts.items():
+        if (reason := safety.refuses_prompt(text)) is not None:
+            raise FieldError(field, f"refused: {reason}")

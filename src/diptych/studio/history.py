@@ -24,8 +24,8 @@ from PIL import Image
 
 from diptych.core.disk import make_folder, real
 from diptych.core.errors import UserError
-from diptych.core.images import png_info
-from diptych.models.metadata import of_stage, png_texts
+from diptych.models.content_credentials import CertificateSigner, png_file
+from diptych.models.metadata import of_stage
 from diptych.serving.safe_files import read_inside
 from diptych.studio.image_request import exact
 from diptych.studio.limits import FieldError
@@ -70,6 +70,8 @@ class History:
                 raise UserError(f"{self.folder / name} is a link: only the whole folder may be one")
         for name in ("images", f"images/{INPUTS}", "strips"):
             make_folder(self.folder / name)
+        self.signer: CertificateSigner | None = None
+        """Signs the images that are kept."""
         self._lock = threading.Lock()
         try:
             with contextlib.suppress(FileExistsError):  # prompts are nobody else's to read
@@ -146,9 +148,10 @@ class History:
 
     def _write(self, path: Path, image: Image.Image, metadata: dict[str, Any]) -> None:
         """Write a new file: whole on the disk, then under its name."""
+        data = png_file(image, metadata, self.signer)
         partial = path.with_suffix(".partial")
         with open(partial, "wb") as file:
-            image.save(file, "PNG", pnginfo=png_info(png_texts(metadata)))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -33,13 +33,16 @@ class QueuedImage:
     """Of the finished image, in the history."""
     strip: list[dict[str, Any]] = field(default_factory=list)
     """What was seen in each step: previews and measures."""
+    error: str | None = None
+    """Why it is not there, where others of its job are."""
 
     @property
     def seed(self) -> int:
         return self.job.request.seeds[self.index]
 
     def to_json(self) -> dict[str, Any]:
-        return {"index": self.index, "seed": exact(self.seed), "state": self.state, "step": self.step, "id": self.id}
+        row = {"index": self.index, "seed": exact(self.seed), "state": self.state, "step": self.step, "id": self.id}
+        return {**row, "error": self.error} if self.error else row
 
 
 class Job:

@@ -20,11 +20,11 @@ from diptych.studio.openai_fields import ImagesCall
 
 def images_answer(engine: Engine, job: Job, call: ImagesCall, text_tokens: int, link: Callable[[str], str]) -> Any:
     """The answer once a job is done. `link` makes the address of an image of its id."""
-    files = [image_bytes(engine, image.id) for image in job.images]
+    files = [image_bytes(engine, image.id) for image in job.images if image.error is None]
     if call.as_url:
         data = [{"url": link(image.id)} for image in job.images if image.id is not None]
     else:
-        data = [{"b64_json": base64_of(in_format(file, call))} for file in files]
+        data = [{"b64_json": base64_of(in_format(engine, file, call))} for file in files]
     return {
         "created": int(job.created),
         "data": data,
@@ -49,11 +49,13 @@ def usage(text_tokens: int) -> dict[str, Any]:
     }
 
 
-def in_format(png: bytes, call: ImagesCall) -> bytes:
-    """A PNG in the format that was asked for, its metadata too."""
-    if call.output_format == "webp":
-        return encoded(png, "webp", call.compression)
-    return png if call.output_format == "png" else encoded(png, "jpeg", call.compression)
+def in_format(engine: Engine, png: bytes, call: ImagesCall) -> bytes:
+    """A PNG in the format that was asked for, its metadata too, signed as it is."""
+    if call.output_format == "png":
+        return png
+    format = "webp" if call.output_format == "webp" else "jpeg"
+    data, signer = encoded(png, format, call.compression), engine.history.signer
+    return data if signer is None else signer.sign(data, format)
 
 
 def base64_of(data: bytes) -> str:
@@ -105,7 +107,7 @@ async def event_stream(engine: Engine, job: Job, call: ImagesCall, text_tokens: 
                 values = {"partial_image_index": partial[0], **image_values(job, data, call)}
                 yield server_event(f"{kind}.partial_image", values)
             elif event["type"] == "image":
-                data = in_format(image_bytes(engine, event["id"]), call)
+                data = in_format(engine, image_bytes(engine, event["id"]), call)
                 yield server_event(f"{kind}.completed", {**image_values(job, data, call), "usage": usage(text_tokens)})
             elif event["type"] in ("failed", "cancelled"):
                 message = (job.error or {}).get("message", "the request was cancelled")

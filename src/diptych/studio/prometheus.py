@@ -35,6 +35,7 @@ def lines(engine: Engine) -> Iterator[str]:
             states[job.state] += 1
     counts = engine.counts
     yield from counter("images_total", "Images that were made.", counts["images"])
+    yield from counter("images_refused_total", "Images that the safety check refused.", counts["refused"])
     yield from counter("batches_total", "Calls of generate that ended well.", counts["batches"])
     yield from counter("steps_total", "Sampling steps, counted for each image.", counts["steps"])
     for state in ("failed", "cancelled"):
