@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diptych.cli.output import save_image
 from diptych.core.errors import UserError
 from diptych.models import content_credentials
-from diptych.models.content_credentials import open_signer, png_file
+from diptych.models.content_credentials import open_signer
 from diptych.models.exif import encoded
-from diptych.models.metadata import read_metadata
-from diptych.models.provenance import COMPOSITE, GENERATED
+from diptych.models.metadata import png_texts, read_metadata
+from diptych.models.provenance import COMPOSITE, GENERATED, png_bytes
 
 ROW: dict[str, Any] = {"prompt": "ein Äpfel 猫", "seed": 3, "size": [16, 16]}
 signing = pytest.mark.skipif(
@@ -94,7 +95,7 @@ def manifest_of(data: bytes, format: str = "png") -> tuple[str, dict[str, Any]]:
 def test_a_signed_png_verifies_and_keeps_its_metadata(tmp_path: Path, row: Any, source_type: str) -> None:
     signer = open_signer(*write_chain(tmp_path))
     image = Image.effect_noise((16, 16), 50).convert("RGB")
-    data, plain = png_file(image, row, signer), png_file(image, row)
+    data, plain = png_bytes(image, png_texts(row), signer), png_bytes(image, png_texts(row))
     state, action = manifest_of(data)
     assert state == "Valid" and action["action"] == "c2pa.created" and action["digitalSourceType"] == source_type
     (tmp_path / "a.png").write_bytes(data)
@@ -106,7 +107,7 @@ def test_a_signed_png_verifies_and_keeps_its_metadata(tmp_path: Path, row: Any, 
 @signing
 def test_a_changed_pixel_is_seen(tmp_path: Path) -> None:
     data = bytearray(
-        png_file(Image.effect_noise((16, 16), 50).convert("RGB"), ROW, open_signer(*write_chain(tmp_path)))
+        png_bytes(Image.effect_noise((16, 16), 50).convert("RGB"), png_texts(ROW), open_signer(*write_chain(tmp_path)))
     )
     data[data.index(b"IDAT") + 20] ^= 1
     assert manifest_of(bytes(data))[0] == "Invalid"
@@ -117,7 +118,9 @@ def test_a_changed_pixel_is_seen(tmp_path: Path) -> None:
 def test_other_formats_are_signed(tmp_path: Path, format: Any) -> None:
     signer = open_signer(*write_chain(tmp_path))
     assert signer is not None
-    state, action = manifest_of(signer.sign(encoded(png_file(Image.new("RGB", (16, 16)), ROW), format), format), format)
+    state, action = manifest_of(
+        signer.sign(encoded(png_bytes(Image.new("RGB", (16, 16)), png_texts(ROW)), format), format), format
+    )
     assert state == "Valid" and action["digitalSourceType"] == GENERATED
 
 
@@ -155,3 +158,9 @@ def test_certificate_and_key_go_together(tmp_path: Path) -> None:
         open_signer(None, tmp_path)
     with pytest.raises(UserError, match="--c2pa-certificate goes with --c2pa-key"):
         open_signer(tmp_path, None)
+
+
+@signing
+def test_the_command_line_signs_what_it_writes(tmp_path: Path) -> None:
+    path = save_image(Image.new("RGB", (16, 16)), tmp_path, "a", ROW, open_signer(*write_chain(tmp_path / "keys")))
+    assert manifest_of(path.read_bytes())[0] == "Valid" and read_metadata(path).items() >= ROW.items()

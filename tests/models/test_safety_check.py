@@ -90,7 +90,7 @@ def test_generate_refuses_a_prompt_before_a_model_is_opened(
     write_checks(tmp_path, monkeypatch)
     assert cli.main(["generate", "an apple", "--model", "no/such", "--safety", "my_checks:Check"]) == 2
     assert "the prompt 'an apple' is refused: no apples" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_generate_writes_no_image_that_is_refused(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +23,10 @@ from diptych.cli.arguments import (
 from diptych.cli.image_list import apply_variations, read_image_list
 from diptych.core.errors import NotFound, UserError
 from diptych.core.terminal import print_err
-from diptych.core.values import short_repr
 from diptych.models.option_registry import all_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from diptych.models.safety_check import SafetyCheck
 
 DEFAULT_MODELS = ("latent", "cascade")
 """The embedded models, by the names that `diptych.load` has for them."""
@@ -124,16 +120,16 @@ def generate(arguments: argparse.Namespace) -> None:
         recorded.complete(arguments)
     apply_variations(arguments)
     wanted = read_image_list(arguments)
-    safety, signer = open_checks(arguments, [prompt for prompt, _ in wanted])
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     with loading(arguments.model or "latent"):
         import diptych
+        from diptych.cli.image_checks import ImageChecks
         from diptych.cli.option_checks import accepted_options, check_options
         from diptych.cli.output import file_stem, generate_images, save_image
         from diptych.models.metadata import of_stage, stage_suffix
 
-        options = options_given(arguments)
+        checks, options = ImageChecks.open(arguments, wanted), options_given(arguments)
         check_options(options, lora_files(arguments))
         model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
         options |= open_guides(arguments)
@@ -141,41 +137,17 @@ def generate(arguments: argparse.Namespace) -> None:
     options = accepted_options(model, arguments.model or "latent", options)
     if recorded is not None:
         recorded.verify(model, options)
-    refused = 0
-    for image, metadata, earlier in generate_images(model, wanted, arguments.batch or BATCH, **options):
+    for image, metadata, earlier in checks.allowed(generate_images(model, wanted, arguments.batch or BATCH, **options)):
         name = file_stem(metadata)
-        if safety is not None and (reason := safety.refuses_images((*earlier, image))) is not None:
-            print_err(f"diptych: {name} is refused and not written: {reason}")
-            refused += 1
-            continue
         if recorded is not None and recorded.kept:
             (image, metadata), earlier = recorded.kept_image(metadata, earlier, image), []
             name += stage_suffix(metadata)
-        path = save_image(image, arguments.out, name, metadata, signer)
+        path = save_image(image, arguments.out, name, metadata, checks.signer)
         if recorded is not None:
             recorded.compare(image)
         for number, stage_image in enumerate(earlier, 1):
             row = of_stage(metadata, number, stage_image)
-            save_image(stage_image, arguments.out, path.stem + stage_suffix(row), row, signer)
-    if refused:
-        raise UserError(f"the safety check refused {refused} of {len(wanted)} images")
-
-
-def open_checks(arguments: argparse.Namespace, prompts: Sequence[str]) -> tuple[SafetyCheck | None, Any]:
-    """The safety check, which is asked about the prompts, and what signs, before anything is generated."""
-    safety, signer = None, None
-    if arguments.safety is not None:
-        from diptych.models.safety_check import SafetyCheck
-
-        safety = SafetyCheck.load(arguments.safety)
-        for prompt in dict.fromkeys(prompts):
-            if (reason := safety.refuses_prompt(prompt)) is not None:
-                raise UserError(f"the prompt {short_repr(prompt)} is refused: {reason}")
-    if arguments.c2pa_certificate is not None or arguments.c2pa_key is not None:
-        from diptych.models.content_credentials import open_signer
-
-        signer = open_signer(arguments.c2pa_certificate, arguments.c2pa_key)
-    return safety, signer
+            save_image(stage_image, arguments.out, path.stem + stage_suffix(row), row, checks.signer)
 
 
 def loading(model: str) -> contextlib.AbstractContextManager[None]:

@@ -11,10 +11,10 @@ from typing import Any
 from PIL.Image import Image
 
 from diptych.core.disk import write_new
-from diptych.core.images import png_info
 from diptych.core.progress import bar
 from diptych.core.terminal import print_out
-from diptych.models.content_credentials import png_file
+from diptych.models.metadata import png_texts
+from diptych.models.provenance import png_bytes
 
 SIDE = 256
 """Pixels of each image on the sheet of both default models."""
@@ -41,17 +41,15 @@ def generate_images(
 
 
 def save_image(image: Image, folder: Path, stem: str, metadata: dict[str, Any], signer: Any = None) -> Path:
-    """Write a PNG with its metadata inside, signed where there is a signer, under a name that is not taken yet, and
-    print the name."""
-    data = png_file(image, metadata, signer)
-    path = write_new(folder, stem, ".png", lambda path: path.write_bytes(data))
+    """Write a PNG with its metadata inside under a name that is not taken yet, and print the name."""
+    path = write_png(image, folder, stem, png_texts(metadata), signer)
     print_out(str(path))
     return path
 
 
-def write_png(image: Image, folder: Path, stem: str, texts: Mapping[str, str]) -> Path:
+def write_png(image: Image, folder: Path, stem: str, texts: Mapping[str, str], signer: Any = None) -> Path:
     """Write a PNG with texts inside, under the first name with this stem that is not taken yet: whole or not at all."""
-    return write_new(folder, stem, ".png", lambda path: image.save(path, "PNG", pnginfo=png_info(texts)))
+    return write_new(folder, stem, ".png", lambda path: path.write_bytes(png_bytes(image, texts, signer)))
 
 
 def file_stem(metadata: Mapping[str, Any]) -> str:

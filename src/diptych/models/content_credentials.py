@@ -12,15 +12,12 @@ import importlib.util
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from diptych.core.errors import UserError
-from diptych.core.images import png_info
 from diptych.core.version import version
-from diptych.models.metadata import png_texts
-from diptych.models.provenance import COMPOSITE, GENERATED
+from diptych.models.provenance import COMPOSITE, GENERATED, XMP_KEY, png_bytes, xmp
 from diptych.models.safety_check import one_line
 
 HOW = "pip install 'diptych[c2pa]'"
@@ -42,7 +39,7 @@ class CertificateSigner:
             raise UserError(f"content credentials need c2pa-python: {HOW}")
         self.certificate, self.key = read_pem(OPTIONS[0], certificate), read_pem(OPTIONS[1], key)
         self.algorithm = algorithm_of(self.certificate, self.key, certificate, key)
-        self.sign(png_file(Image.new("RGB", (16, 16)), {}), "png")
+        self.sign(png_bytes(Image.new("RGB", (16, 16)), {XMP_KEY: xmp({})}), "png")
 
     def sign(self, image: bytes, format: str) -> bytes:
         """An image of ours ("png", "jpeg", "webp") with its statement: made by a model, from nothing or from an image
@@ -77,13 +74,6 @@ def open_signer(certificate: Path | None, key: Path | None) -> CertificateSigner
         missing, given = OPTIONS if certificate is None else OPTIONS[::-1]
         raise UserError(f"{given} goes with {missing}: give both")
     return CertificateSigner(certificate, key)
-
-
-def png_file(image: Image.Image, metadata: dict[str, Any], signer: CertificateSigner | None = None) -> bytes:
-    """The PNG of an image with its metadata, signed where there is a signer."""
-    file = io.BytesIO()
-    image.save(file, "PNG", pnginfo=png_info(png_texts(metadata)))
-    return file.getvalue() if signer is None else signer.sign(file.getvalue(), "png")
 
 
 def read_pem(name: str, path: Path) -> bytes:

@@ -5,8 +5,9 @@ It has no time and no id, so that the same image gives the same file.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from PIL.Image import Image
 
@@ -50,3 +51,18 @@ def save_generated(image: Image, path: Any, texts: Mapping[str, str] | None = No
     """Write, or replace, a PNG of generated images without metadata of their own. `texts` are further ones, `options`
     those of Pillow."""
     save_png(image, path, pnginfo=png_info({**(texts or {}), XMP_KEY: xmp({})}), **options)
+
+
+def png_bytes(image: Image, texts: Mapping[str, str], signer: Signer | None = None) -> bytes:
+    """The PNG of an image with its texts, signed where there is a signer."""
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=png_info(texts))
+    return file.getvalue() if signer is None else signer.sign(file.getvalue(), "png")
+
+
+class Signer(Protocol):
+    """What signs images: `CertificateSigner`."""
+
+    def sign(self, image: bytes, format: str) -> bytes:
+        """The bytes of an image ("png", "jpeg", "webp"), signed."""
+        ...

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import UserError
-from diptych.models.content_credentials import CertificateSigner
+from diptych.models.provenance import Signer
 from diptych.models.safety_check import SafetyCheck
 from diptych.serving.addresses import Address
 from diptych.serving.guard import READING, Guard
@@ -98,7 +98,7 @@ def serve_studio(
     limits: Limits | None = None,
     opening: Mapping[str, Any] | None = None,
     safety: SafetyCheck | None = None,
-    signer: CertificateSigner | None = None,
+    signer: Signer | None = None,
 ) -> None:
     """Serve models by name until interrupted. Every image passes `safety` and is signed by `signer`, if there are any.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -24,8 +25,8 @@ from PIL import Image
 
 from diptych.core.disk import make_folder, real
 from diptych.core.errors import UserError
-from diptych.models.content_credentials import CertificateSigner, png_file
-from diptych.models.metadata import of_stage
+from diptych.models.metadata import of_stage, png_texts
+from diptych.models.provenance import Signer, png_bytes
 from diptych.serving.safe_files import read_inside
 from diptych.studio.image_request import exact
 from diptych.studio.limits import FieldError
@@ -70,7 +71,7 @@ class History:
                 raise UserError(f"{self.folder / name} is a link: only the whole folder may be one")
         for name in ("images", f"images/{INPUTS}", "strips"):
             make_folder(self.folder / name)
-        self.signer: CertificateSigner | None = None
+        self.signer: Signer | None = None
         """Signs the images that are kept."""
         self._lock = threading.Lock()
         try:
@@ -148,7 +149,7 @@ class History:
 
     def _write(self, path: Path, image: Image.Image, metadata: dict[str, Any]) -> None:
         """Write a new file: whole on the disk, then under its name."""
-        data = png_file(image, metadata, self.signer)
+        data = png_bytes(image, png_texts(metadata), self.signer)
         partial = path.with_suffix(".partial")
         with open(partial, "wb") as file:
             file.write(data)
@@ -198,7 +199,8 @@ class History:
         values: dict[str, Any] = dict(zip(COLUMNS.split(", "), row, strict=True))
         values["metadata"], values["request"] = json.loads(values["metadata"]), json.loads(values["request"])
         values["seed"], values["favourite"] = exact(int(values["seed"])), bool(values["favourite"])
-        values["stages"] = len(list((self.folder / "images").glob(f"{values['id']}.*.png")))
+        files = (self.folder / "images" / f"{values['id']}.{number}.png" for number in range(1, STAGES + 1))
+        values["stages"] = sum(1 for _ in itertools.takewhile(Path.is_file, files))  # not by a look at all images
         return values
 
     def png(self, id: str, stage: int | None = None) -> Path | None:
