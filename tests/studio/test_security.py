@@ -26,8 +26,10 @@ from diptych.serving.guard import HEADERS
 from diptych.studio import application, jobs_api
 from diptych.studio.engine import Engine
 from diptych.studio.history import History
+from diptych.studio.limits import FieldError
 from diptych.studio.public_text import without_paths
 from diptych.studio.read_upload import read_upload
+from diptych.studio.sent_images import alpha_mask
 from tests.studio.conftest import ADDRESS, LIMITS, opened
 from tests.studio.test_jobs_api import RED, done
 
@@ -556,6 +558,26 @@ def test_hostile_images_are_refused(app: Any, name: str) -> None:
         assert len(body) < 300
 
 
+@pytest.mark.parametrize("name", ["pixels of a PNG", "aspect", "text of an iTXt", "scans of a JPEG", "cut PNG", "SVG"])
+def test_hostile_images_in_base64_are_refused(app: Any, name: str) -> None:
+    bomb, good = (base64.b64encode(data).decode() for data in (BOMBS[name], small_png()))
+    for path, body in (
+        ("img2img", {"prompt": "a", "init_images": [bomb]}),
+        ("img2img", {"prompt": "a", "init_images": [good], "mask": bomb}),
+        ("extra-single-image", {"image": bomb, "upscaler_1": "cascade"}),
+        ("png-info", {"image": bomb}),
+    ):
+        assert ask(app, "POST", f"/sdapi/v1/{path}", json.dumps(body).encode())[0] == 422, path
+
+
+@pytest.mark.parametrize("name", ["pixels of a PNG", "aspect", "text of an iTXt", "cut PNG", "scans of a JPEG"])
+def test_hostile_masks_are_refused(name: str) -> None:
+    """By the transparency of which OpenAI's clients say where to generate."""
+    with pytest.raises(FieldError) as raised:
+        alpha_mask("mask", BOMBS[name])
+    assert raised.value.field == "mask"
+
+
 def test_what_is_hidden_in_an_image_is_not_kept(client: Any, app: Any) -> None:
     """Polyglots, texts and places: what is kept is made anew from the pixels."""
     exif = Image.Exif()
@@ -680,7 +702,7 @@ def test_errors_name_no_path_of_this_machine(idle: Engine, tmp_path: Path, monke
     def fail(*_: Any) -> Any:
         raise UserError(f"{place} is damaged: see '{idle.history.folder}/images/x.png' (in {Path(__file__).resolve()})")
 
-    idle.pool.sources["broken"] = str(place)
+    idle.pool.sources["broken"], idle.pool.styles["broken"] = str(place), idle.pool.styles["latent"]
     monkeypatch.setattr(idle.pool, "_open_source", fail)
     app = application.studio_application(idle, ADDRESS)
     for method, path, body in (
