@@ -44,7 +44,7 @@ class CertificateSigner:
     def sign(self, image: bytes, format: str) -> bytes:
         """An image of ours ("png", "jpeg", "webp") with its statement: made by a model, from nothing or from an image
         that was given, as its XMP says. Raises a `UserError` where that fails: the certificate may expire meanwhile."""
-        import c2pa
+        import c2pa  # type: ignore[import-not-found]
 
         with Image.open(io.BytesIO(image)) as opened:
             stated = opened.info.get("xmp", b"")
