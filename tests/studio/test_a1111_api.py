@@ -103,6 +103,12 @@ def test_a_png_of_it_is_made_again(api: Any, tmp_path: Path, capsys: pytest.Capt
     assert np.array_equal(np.asarray(again), np.asarray(Image.open(tmp_path / "a.png")))
 
 
+def test_a_style_puts_its_words_around_the_prompt(api: Any) -> None:
+    style = api.get_prompt_styles()[0]
+    image = api.txt2img(**ASKED, styles=[style["name"]]).image
+    assert json.loads(image.info["diptych"])["prompt"] == style["prompt"].format(prompt="a red picture")
+
+
 def test_what_is_left_out_is_the_models_own(live: Live) -> None:
     answer = post(live, "txt2img", prompt="a red picture")
     row = json.loads(answer.json()["info"])
@@ -141,8 +147,8 @@ def test_lists_are_those_of_this_server(api: Any) -> None:
     names = api.util_get_sampler_names()
     assert {"Euler a", "DPM++ 2M", "DDIM", "UniPC"} <= set(names) and len(names) == len(set(names)) == len(OURS)
     assert {"automatic", "karras", "simple"} <= set(api.util_get_scheduler_names())
-    empty = (api.get_loras(), api.get_prompt_styles(), api.get_sd_vae(), api.get_hypernetworks())
-    assert empty == ([], [], [], []) and api.get_embeddings() == {"loaded": {}, "skipped": {}}
+    empty = (api.get_loras(), api.get_sd_vae(), api.get_hypernetworks())
+    assert empty == ([], [], []) and api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_memory()["ram"]["total"] > 0 and api.get_cmd_flags() == {"api": True}
     api.refresh_checkpoints()
 
@@ -227,7 +233,7 @@ def test_a_stage_of_a_cascade_enlarges(api: Any, live: Live) -> None:
         ({"restore_faces": True}, "restore_faces", "not supported"),
         ({"script_name": "x/y/z plot"}, "script_name", "not supported"),
         ({"alwayson_scripts": {"ControlNet": {"args": [1]}}}, "alwayson_scripts", "there are no"),
-        ({"styles": ["best"]}, "styles", "there are no styles"),
+        ({"styles": ["best"]}, "styles", "no style 'best'"),
         (
             {"override_settings": {"CLIP_stop_at_last_layers": 2}},
             "override_settings.CLIP_stop_at_last_layers",

@@ -182,9 +182,9 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
         return upscalers(engine)
 
     @application.get(f"{root}/prompt-styles", tags=tags)
-    def list_styles() -> list[dict[str, Any]]:
-        """The styles of the default model."""
-        styles = engine.pool.styles[engine.pool.default].items()
+    def list_styles(request: Request) -> list[dict[str, Any]]:
+        """The styles of the client's checkpoint."""
+        styles = pool.styles[chosen.get(client_of(request)) or pool.default].items()
         return [{"name": name, "prompt": one.prompt, "negative_prompt": one.negative} for name, one in styles]
 
     @application.get(f"{root}/memory", tags=tags)

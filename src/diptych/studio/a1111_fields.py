@@ -35,6 +35,7 @@ NAMES = {ours: key for key, ours in NUMBERS.items()} | {
     "image": "init_images",
     "low_res": "image",
     "size": "width",
+    "style": "styles",
     "model": "override_settings.sd_model_checkpoint",
 }
 """Our names -> the client's, for errors."""
