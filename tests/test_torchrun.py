@@ -25,7 +25,10 @@ def options(command: str) -> set[str]:
     return {option for action in shown for option in action.option_strings if option not in ("-h", "--help")}
 
 
-@pytest.mark.parametrize("command", ["train", "precompute", "generate"])
+PROTOCOLS = ("evaluate fid-30k", "evaluate unconditional", "evaluate class-conditional")
+
+
+@pytest.mark.parametrize("command", ["train", "precompute", "generate", *PROTOCOLS])
 def test_torchrun_leaves_the_options_to_the_command(command: str) -> None:
     """It takes every abbreviation of an option of its own for itself, also behind the name of the module."""
     from torch.distributed.run import get_args_parser
@@ -35,8 +38,8 @@ def test_torchrun_leaves_the_options_to_the_command(command: str) -> None:
     taken = {"--start"} if command == "generate" else set()  # of cascades, with --low-res
     assert {o for o in options(command) if any(own.startswith(o) for own in known)} == taken
     given = [word for option in options(command) - taken for word in (option, "x")]
-    read = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "diptych", command, "recipe", *given])
-    assert read.training_script_args == [command, "recipe", *given]
+    read = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "diptych", *command.split(), "recipe", *given])
+    assert read.training_script_args == [*command.split(), "recipe", *given]
 
 
 @pytest.mark.parametrize(("rank", "suffix"), [("0", ""), ("1", " (in process 1)")])

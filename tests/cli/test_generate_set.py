@@ -102,6 +102,18 @@ def test_a_broken_line_is_named_before_a_model_is_opened(model: FakeModel, monke
     assert "p.txt, line 2: the prompt is empty" in one_line(capsys, "generate", "--prompts", "p.txt", "--out", "s")
 
 
+@pytest.mark.parametrize("name", ["mine.txt", "00000/00000-0.png"])
+def test_a_foreign_folder_is_refused_before_a_model_is_opened(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setattr(diptych, "load", lambda *_, **__: pytest.fail("it was opened"))
+    Path("s", name).parent.mkdir(parents=True)
+    Path("s", name).write_bytes(b"mine")
+    said = "s holds mine.txt, which is no set of images" if name == "mine.txt" else "s holds images and no set.json"
+    assert said in one_line(capsys, "generate", "--prompts", "p.csv", "--out", "s")
+    assert files() == {name: b"mine"}
+
+
 def test_torchrun_divides_a_set(model: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     common = ["generate", "--prompts", "p.csv", "--out", "s", "--batch", "1", "--device", "cpu"]
     monkeypatch.setenv("WORLD_SIZE", "2")

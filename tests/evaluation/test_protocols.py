@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from diptych.cli import main as cli
 from diptych.cli import protocol_commands
 from diptych.core.errors import UserError
 from diptych.data.prompt_files import read_prompts
+from diptych.evaluation import protocol_run
 from diptych.evaluation.protocol_choices import KINDS, PRESETS, choose
 from diptych.evaluation.published_results import (
     CHOICES,
@@ -31,7 +37,9 @@ from diptych.metrics.image_set import ImageSet, Processing
 from diptych.metrics.measure import MeasureConfig, measure_images
 from tests.cli.test_cli import FakeModel, one_line
 from tests.metrics.torchfidelity import inception_file
+from tests.models.latents import system
 from tests.models.test_stage import base, classes, plain, stage
+from tests.test_torchrun import TORCHRUN
 
 IMAGES, SIZE = 12, 24
 
@@ -161,10 +169,89 @@ def test_a_set_of_the_same_draw_is_the_same(model: NoisyModel, monkeypatch, caps
     one, other = results("o")["fid"], results("whole")["fid"]
     assert one["value"] == other["value"] and one["made_with"] == other["made_with"] and "unknown" not in one
     assert one["made_with"]["settings"]["seed"] == 0
+
+
+class NoOthers:
+    """Stands for `Shares` where processes run one after the other."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+
+    def done(self, progress: Any) -> bool:
+        progress()
+        return self.rank == 0
+
+
+def test_processes_make_shares_of_the_images_and_the_first_measures(model: NoisyModel, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("diptych.training.distributed.Shares", NoOthers)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("diptych.cli.main.PATIENCE", 0)
-    capsys.readouterr()
-    assert "a protocol is one process" in one_line(capsys, *FID, "--out", "p")
+    command = [*FID, "--device", "cpu", "--out", "two"]
+    for rank, made in (("1", 2), ("0", 6)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(command) == 0
+        assert len(list(Path("two/images").rglob("*.png"))) == made
+        assert Path("two/results.json").exists() == bool(capsys.readouterr().out) == (rank == "0")
+    again = ["evaluate", "unconditional", "val", "--features", "judge", "--metrics", "fid", "--number", "6"]
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main([*again, "--generated", "two/images", "--out", "samples"]) == 0
+        assert Path("samples/results.json").exists() == (rank == "0")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert cli.main([*FID, "--out", "one"]) == 0
+    assert files_of("one") == files_of("two") and nameless("one") == nameless("two")
+
+
+def nameless(out: str) -> dict[str, dict[str, Any]]:
+    """Results without where the images lie."""
+    return {name: {**one, "generated": one["generated"] | {"name": ""}} for name, one in results(out).items()}
+
+
+def files_of(out: str | Path) -> dict[str, bytes]:
+    """The images of a run and what lists them."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in Path(out, "images").rglob("*.*")}
+
+
+def test_processes_without_a_shared_folder_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 0 of 6 images, though all processes are done: give all of"):
+        protocol_run.require_whole(tmp_path, 6, patience=0)
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_and_started_again_end_in_the_set_of_one(model: NoisyModel) -> None:
+    system().save("model")
+    words = ["evaluate", "fid-30k", "captions.json", "val", "--features", "judge", "--number", "6", "--batch", "1"]
+    words += ["--model", "model", "--steps", "20", "--device", "cpu", "--out"]
+    process = subprocess.Popen([*TORCHRUN, *words, "two"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(Path("two").rglob("*.png")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(worker), signal.SIGKILL)
+    assert process.wait(120) != 0 and not Path("two/results.json").exists()
+    ran = {}
+    for start, out in ((TORCHRUN, "two"), ([sys.executable, "-m", "diptych"], "one")):
+        ran[out] = subprocess.run([*start, *words, out], capture_output=True, text=True, timeout=300)
+        assert ran[out].returncode == 0, ran[out].stderr
+    assert ran["two"].stdout.count("measured here") == 1
+    assert len(files_of("one")) == 8 and files_of("one") == files_of("two") and nameless("one") == nameless("two")
+    samples = [
+        "evaluate",
+        "unconditional",
+        "val",
+        "--features",
+        "judge",
+        "--k",
+        "1",
+        "--number",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    for start, out in ((TORCHRUN, "samples"), ([sys.executable, "-m", "diptych"], "alone")):
+        command = [*start, *samples, "--generated", "two/images", "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and done.stdout.count("measured here") <= 1, done.stderr
+    assert results("samples") == results("alone")
 
 
 def test_images_of_elsewhere_do_not_say_how_they_were_drawn(model: NoisyModel, capsys) -> None:
@@ -217,6 +304,55 @@ def test_a_missing_image_is_named_before_anything_is_generated(model: NoisyModel
     Path("val/7.png").unlink()
     assert "val lacks 7.png (1 of 12 images are missing)" in one_line(capsys, *FID, "--out", "o")
     assert model.asked == [] and not Path("o").exists()
+
+
+def test_a_file_name_of_two_images_is_named(model: NoisyModel, capsys) -> None:
+    coco = json.loads(Path("captions.json").read_text())
+    coco["images"][5]["file_name"] = "3.png"
+    Path("captions.json").write_text(json.dumps(coco))
+    said = "captions.json has one file name, 3.png, for two images, "
+    assert f"{said}3 and 5" in one_line(capsys, *FID, "--out", "o")
+    assert said in one_line(capsys, "prompts", "coco", "captions.json", "--number", "2", "--out", "p.jsonl")
+    coco["images"][5] = {"id": 4, "file_name": "5.png"}
+    Path("captions.json").write_text(json.dumps(coco))
+    assert "image 4 has two file names, 4.png and 5.png" in one_line(capsys, *FID, "--out", "o")
+    assert model.asked == [] and not Path("o").exists()
+
+
+@pytest.mark.parametrize("images", ["val", "."])
+def test_file_names_may_have_folders(model: NoisyModel, images: str) -> None:
+    coco = json.loads(Path("captions.json").read_text())
+    for one in coco["images"]:
+        one["file_name"] = f"val/{one['file_name']}"
+    Path("folders.json").write_text(json.dumps(coco))
+    shutil.copytree("val", "other/train")  # of the same names, in a folder of another
+    if images == "val":
+        shutil.rmtree("other")
+    assert cli.main([*FID[:2], "folders.json", images, *FID[4:], "--out", "/".join(["..", "o"])]) == 0
+    assert cli.main([*FID, "--out", "../plain"]) == 0
+    one, other = (results(out)["fid"] for out in ("../o", "../plain"))
+    assert one["value"] == other["value"] and one["reference"]["sha256"] == other["reference"]["sha256"]
+
+
+def test_a_folder_of_something_else_is_refused_before_a_model_is_opened(model: NoisyModel, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(diptych, "load", lambda *_, **__: pytest.fail("it was opened"))
+    Path("o/images").mkdir(parents=True)
+    assert "o holds images, and no results to go on with" in one_line(capsys, *FID, "--out", "o")
+
+
+def test_results_that_cannot_be_written_are_printed(model: NoisyModel, monkeypatch, capsys) -> None:
+    real = protocol_run.write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "results.json":
+            raise UserError(f"the disk is full: {path}")
+        real(path, text)
+
+    monkeypatch.setattr(protocol_run, "write_text", full)
+    assert cli.main([*FID, "--out", "o"]) == 2
+    shown = capsys.readouterr()
+    assert "measured here" in shown.out and Path("o/results.md").exists()
+    assert "the results are above, but not all was written: the disk is full: o/results.json" in shown.err
 
 
 def test_a_folder_of_other_results_is_refused(model: NoisyModel, capsys) -> None:
@@ -320,6 +456,21 @@ def test_differences_are_those_of_what_a_paper_states() -> None:
     assert line == "A, table 1: differs: number of images 7, theirs 30,000. not stated there: crop."
     (line,) = differences({"number": 30_000, "size": 64}, [group])
     assert line == "A, table 1: nothing that the paper states differs."
+    (line,) = differences({"size": 64}, [group])
+    assert line == "A, table 1: not said of ours: number of images (theirs 30,000)."
+    (line,) = differences({"size": 64}, [group], ["number"])
+    assert line == "A, table 1: nothing that the paper states differs."
+
+
+def test_what_a_result_does_not_say_is_not_taken_for_equal(model: NoisyModel, capsys) -> None:
+    Path("r.json").write_text(json.dumps([{"metric": "fid", "value": 3.0}, {"metric": "psnr", "value": 20.0}]))
+    assert cli.main(["evaluate", "published", "unconditional", "r.json", "--dataset", "ffhq"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing that the paper states differs" not in said
+    assert "not said of ours: number of images (theirs 50,000), reference (theirs the whole training set)" in said
+    assert "r.json: fid may not compare with published figures: settings is not said, generated.images is not" in said
+    assert "features is not said, reference.sha256 is not said" in said and "psnr may not" in said
+    assert "| FID, a network that is not said features |" in said.replace("  ", " ")
 
 
 def test_values_of_other_features_do_not_stand_in_the_published_column() -> None:

@@ -157,6 +157,8 @@ def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["{empty}", "{real}"], "holds no .tar shards and no images"),
         (["{gone}", "{real}"], "no images at"),
+        (["{empty}", "{real}"], "holds no .tar shards and no images\n"),
+        (["{real}", "{empty}", "--metrics", "psnr"], "holds no .tar shards and no images\n"),
         (["{real}", "{one}"], "fid needs 2 images or more on each side, not 1"),
         (["{real}", "{real}", "--metrics", "ffid"], "did you mean fid"),
         (["{real}", "{real}", "--metrics", "kid"], "kid needs 1,000 images or more on each side, not 6, or a smaller"),
@@ -491,6 +493,30 @@ def test_killed_processes_and_two_at_once(tmp_path: Path) -> None:
     assert names == {fresh.sha256}
     assert np.array_equal(extract(ImageSet(path), network, 5, cache).values[:], fresh.values[:])
     assert network.calls == 3, "the second is read from disk"
+
+
+def test_statistics_that_cannot_be_written_take_no_result_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = folder(tmp_path / "real", 4), folder(tmp_path / "made", 4, 9)
+    words = ["images", real, made, "--features", "judge", "--metrics", "psnr"]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("diptych.metrics.statistics_files.np.savez", full)
+    code, shown, error = run(capsys, *words, "--out", tmp_path / "r.json", "--statistics", tmp_path / "s.npz")
+    (one,) = json.loads((tmp_path / "r.json").read_text())
+    assert code == 2 and f"| psnr    | {one['value']:.6g}" in shown and error.count("\n") == 1
+    assert "the results are above, but not all was written" in error and "disk is full" in error and "s.npz" in error
+    monkeypatch.undo()
+    monkeypatch.setattr("diptych.cli.measure_report.write_text", full_text)
+    code, shown, error = run(capsys, *words, "--out", tmp_path / "q.json", "--statistics", tmp_path / "t.npz")
+    assert code == 2 and f"{one['value']:.6g}" in shown and "q.json" in error and (tmp_path / "t.npz").exists()
+
+
+def full_text(path: Path, text: str) -> None:
+    raise UserError(f"the disk is full: {path}")
 
 
 def test_a_full_disk_is_said_and_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

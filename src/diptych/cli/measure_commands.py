@@ -118,6 +118,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from diptych.cli.measure_report import print_results, write_results
     from diptych.core.devices import find_device
+    from diptych.evaluation.folder import failures_of
     from diptych.evaluation.set_files import made_with
     from diptych.metrics.image_set import ImageSet
     from diptych.metrics.measure import MeasureConfig, Measurement, open_reference
@@ -144,11 +145,14 @@ def measure(arguments: argparse.Namespace) -> None:
     results = measurement.measure(metrics)
     if made := made_with(Path(generated)):
         results = [{**one, "made_with": made} for one in results]
-    if arguments.statistics is not None:
-        measurement.save_statistics(arguments.statistics, "real")
+    failed = []  # a file that cannot be written takes nothing from what was computed
     if arguments.out is not None:
-        write_results(arguments.out, results)
+        failed += failures_of(lambda: write_results(arguments.out, results))
     print_results(results)
+    if arguments.statistics is not None:
+        failed += failures_of(lambda: measurement.save_statistics(arguments.statistics, "real"))
+    if failed:
+        raise UserError(f"the results are above, but not all was written: {'; '.join(failed)}")
 
 
 def require_effect(arguments: argparse.Namespace, metrics: list[str]) -> None:

@@ -186,25 +186,28 @@ def add_rest(command: Parser, draw: Any, name: str) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     from diptych.cli.generate_commands import lora_files
+    from diptych.cli.generate_set_command import share_of
     from diptych.cli.option_checks import check_options
-    from diptych.evaluation.folder import require_same
+    from diptych.core.disk import values_of
+    from diptych.evaluation.folder import MARK, require_free, require_same
 
     name, options = arguments.protocol, options_given(arguments)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(
-            "a protocol is one process: let torchrun make the set by `diptych generate --prompts`, and give it as "
-            "--generated"
-        )
+    place, shares, torchrun = share_of(None)
     if arguments.generated is not None and (unused := given(arguments, "model", "lora", "batch") | options):
         raise UserError(f"--{next(iter(unused)).replace('_', '-')} is for a model: leave it out beside --generated")
     check_options(options, lora_files(arguments))
     require_same(arguments.out, name)
+    if place and arguments.generated is not None:
+        return  # the first process measures
     weights = dict(named(text) for text in arguments.weights)
 
     from diptych.core.devices import find_device
     from diptych.evaluation.protocol_choices import choose
-    from diptych.evaluation.protocol_run import Measuring, ProtocolRun, evaluate_captions, evaluate_samples
+    from diptych.evaluation.protocol_run import WRITES, Measuring, ProtocolRun, evaluate_captions, evaluate_samples
+    from diptych.training.distributed import Shares, own_device
 
+    if not values_of(arguments.out / MARK):
+        require_free(arguments.out, WRITES)
     values = given(arguments, *CHOICES, *OF_KIND[name])
     if arguments.side is not None:
         values["size"] = arguments.side
@@ -214,7 +217,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     choices, preset = choose(name, arguments.preset, values)
     measuring = Measuring(
         weights=weights,
-        device=find_device(arguments.device),
+        device=own_device(arguments.device) if torchrun else find_device(arguments.device),
         allow_pickle=bool(arguments.allow_pickle),
         offline=bool(arguments.offline),
         **given(arguments, "features", "metrics", "bootstrap", "splits", "k"),
@@ -231,6 +234,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         dataset="coco" if name == "fid-30k" else arguments.dataset,
         batch=arguments.batch,
     )
+    if arguments.generated is None and torchrun:
+        run.share, run.done = (place, shares), Shares(place, shares).done
     if name == "fid-30k":
         evaluate_captions(run, arguments.annotations, arguments.images, prompts=arguments.prompts)
     else:
@@ -241,8 +246,10 @@ def opened(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple[Any,
     """The model, and those options, which it takes."""
     import diptych
     from diptych.cli.option_checks import accepted_options
+    from diptych.training.distributed import own_device
 
-    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    device = str(own_device(arguments.device)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else arguments.device
+    model = diptych.load(arguments.model, device, **given(arguments, *OPENING, "lora"))
     return model, accepted_options(model, arguments.model or "latent", options)
 
 
@@ -250,12 +257,13 @@ def published(arguments: argparse.Namespace) -> None:
     from diptych.cli.measure_report import read_results
     from diptych.core.errors import pick
     from diptych.core.terminal import console, print_out
-    from diptych.evaluation.published_results import choices_of, comparison, datasets, differences
-    from diptych.evaluation.published_results import published as published_rows
+    from diptych.evaluation import published_results
 
     if arguments.hard is not None and arguments.task != "inpainting":
         raise UserError("--hard is for inpainting: leave it out")
-    dataset = pick("data set with published results", arguments.dataset, tuple(datasets(arguments.task)))
+    dataset = pick(
+        "data set with published results", arguments.dataset, tuple(published_results.datasets(arguments.task))
+    )
     files = {str(path): read_results(path) for path in arguments.results}
     rows = {name: {one["metric"]: one for one in results} for name, results in files.items()}
     if arguments.hard is not None:
@@ -263,12 +271,16 @@ def published(arguments: argparse.Namespace) -> None:
         hard = {f"{one['metric']}_hard": one for one in files[str(arguments.hard)]}
         first = next(iter(rows), str(arguments.hard))
         rows[first] = rows.get(first, {}) | hard
-    groups = published_rows(arguments.task, dataset)
-    networks = {choices_of(results).get("network", "InceptionV3") for results in files.values()}
-    if len(networks) > 1:
-        raise UserError(f"these results have features of {' and '.join(sorted(networks))}: place them apart")
-    foreign = None if networks <= {"InceptionV3"} else f"{networks.pop()} features"
-    console().print(comparison(f"{arguments.task}, {dataset}", rows, groups, foreign))
+    groups = published_results.published(arguments.task, dataset)
+    networks = {name: published_results.network_of(results) for name, results in files.items()}
+    of_networks = {network or "InceptionV3" for network in networks.values()}
+    if len(of_networks) > 1:
+        raise UserError(f"these results have features of {' and '.join(sorted(of_networks))}: place them apart")
+    foreign = None if of_networks <= {"InceptionV3"} else f"{of_networks.pop()} features"
+    console().print(published_results.comparison(f"{arguments.task}, {dataset}", rows, groups, foreign))
     for name, results in files.items():
-        for line in differences(choices_of(results), groups):
+        without = () if networks[name] else ("network", "network resize")
+        for line in published_results.differences(published_results.choices_of(results), groups, without):
             print_out(f"{name} and {line}")
+        for line in published_results.unsaid_of(results):
+            print_out(f"{name}: {line}")

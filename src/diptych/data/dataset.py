@@ -357,9 +357,8 @@ def _open(source: FolderSource | ShardSource, config: DataConfig, captions: bool
     if not len(source):
         quarantine.skipped = source.skipped
         reasons = quarantine.reasons()
-        raise UserError(
-            f"{path} holds no .tar shards and no images with captions" + (f" ({reasons})" if reasons else "")
-        )
+        images = "images with captions" if captions else "images"
+        raise UserError(f"{path} holds no .tar shards and no {images}" + (f" ({reasons})" if reasons else ""))
     return ImageDataset(source, config, quarantine, captions)
 
 

@@ -120,8 +120,10 @@ def coco_rows(captions: Sequence[Any], images: Any) -> Iterator[Any]:
     """The annotations of COCO's `captions_*.json` with fields id, image_id, caption and file_name."""
     names = {}
     for image in images if isinstance(images, list) else ():
-        if isinstance(image, dict) and isinstance(image.get("id"), (int, str)):
-            names[image["id"]] = image.get("file_name")
+        if isinstance(image, dict) and isinstance(number := image.get("id"), (int, str)):
+            name = image.get("file_name")
+            if names.setdefault(number, name) != name:
+                raise BrokenExample(f"image {number} has two file names, {names[number]} and {name}: mend its `images`")
     for one in captions:
         if not isinstance(one, dict) or not isinstance(one.get("caption"), str):
             yield BrokenExample("it has no caption: give the file captions_*.json")

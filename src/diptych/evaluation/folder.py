@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,17 @@ def require_free(out: Path, writes: Sequence[str]) -> None:
 def first_of(out: Path, writes: Sequence[str]) -> str | None:
     """The name of the first entry that one of the globs fits."""
     return next((path.name for glob in writes for path in sorted(out.glob(glob))), None)
+
+
+def failures_of(*writes: Callable[[], Any]) -> list[str]:
+    """Do each of these, whatever becomes of the others; what those said that ended in a `UserError`."""
+    said = []
+    for write in writes:
+        try:
+            write()
+        except UserError as error:
+            said.append(str(error))
+    return said
 
 
 def write_tables(path: Path, width: int, *parts: Any) -> None:

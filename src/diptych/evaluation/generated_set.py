@@ -311,17 +311,14 @@ def begin(out: Path, mark: SetMark, batch: int | None) -> int:
     """Make `out` the folder of a set, or go on with the same one. Returns the size of its batches."""
     require_folder(out)
     with locked(out):
+        require_no_other(out)
         before = values_of(out / MARK)
         same = {name: before.get(name) for name in COMPARED}
         if same != mark.head and not present(out):  # new, or begun with what no image could be made of
-            others = (name for name in sorted(os.listdir(out)) if name != MARK and not name.startswith(PARTIAL_PREFIX))
-            if other := next((name for name in others if not name.isdecimal()), None):
-                raise UserError(f"{out} holds {other}, which is no set of images: name a new folder as --out")
+            require_empty(out)
             begun: int = BATCH if batch is None else checked("batch", Integer(1, MOST).check, batch)
             write_text(out / MARK, mark.text(begun))
             return begun
-    if not before:
-        raise UserError(f"{out} holds images and no {MARK}: name a new folder as --out")
     if same != mark.head:
         raise UserError(f"{out} holds a set of other {differences(same, mark.head)}: name another folder as --out")
     begun = before.get("batch", BATCH)
@@ -331,6 +328,23 @@ def begin(out: Path, mark: SetMark, batch: int | None) -> int:
             "in their last bits"
         )
     return batch or begun
+
+
+def require_no_other(out: Path) -> None:
+    """Raise a `UserError` where a folder holds what is no set of images. It needs no model, so it may come first."""
+    require_folder(out)
+    if not out.exists() or values_of(out / MARK):
+        return
+    if present(out):
+        raise UserError(f"{out} holds images and no {MARK}: name a new folder as --out")
+    require_empty(out)
+
+
+def require_empty(out: Path) -> None:
+    """Raise a `UserError` that names the first entry of a folder that is of no set."""
+    others = (name for name in sorted(os.listdir(out)) if name != MARK and not name.startswith(PARTIAL_PREFIX))
+    if other := next((name for name in others if not name.isdecimal()), None):
+        raise UserError(f"{out} holds {other}, which is no set of images: name a new folder as --out")
 
 
 def model_state(model: Any) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def draw_captions(
     rows = read_prompts(annotations)
     if (lost := next((n for n, row in enumerate(rows, 1) if "image_id" not in row.fields), None)) is not None:
         raise UserError(f"{annotations}, row {lost}: it has no image_id: give COCO's captions_*.json")
+    require_own_files(rows, annotations)
     rows.sort(key=lambda row: (str(row.fields["image_id"]).zfill(20), str(row.id).zfill(20)))
     images: dict[Any, list[PromptRow]] = {}
     for row in rows:
@@ -79,6 +80,17 @@ def draw_captions(
     record = {"annotations": annotations.name, "sha256": file_sha256(annotations), "captions": len(rows)}
     record |= {"images": len(images), "number": len(drawn), "per_image": "all" if per_image is None else per_image}
     return drawn, record | {"caption": None if per_image is None else caption, "seed": seed}
+
+
+def require_own_files(rows: Sequence[PromptRow], source: Path) -> None:
+    """Raise a `UserError` where two images of the prompts have one file name: one of them would be left out."""
+    images: dict[Any, Any] = {}
+    for row in rows:
+        name, image = row.fields.get("file_name"), row.fields.get("image_id")
+        if name is not None and images.setdefault(name, image) != image:
+            raise UserError(
+                f"{source} has one file name, {name}, for two images, {images[name]} and {image}: mend its `images`"
+            )
 
 
 def write_prompts(rows: Sequence[PromptRow], out: Path, record: Mapping[str, Any]) -> None:

@@ -6,7 +6,9 @@ A run that is interrupted goes on: images and features that are there are not ma
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ from rich.console import Console
 from diptych.core import terminal
 from diptych.core.disk import values_of, write_text
 from diptych.core.errors import UserError, pick
+from diptych.core.progress import waiting
 from diptych.data.prompt_files import PromptRow, read_prompts
-from diptych.evaluation.folder import claimed, require_apart, write_tables
+from diptych.evaluation.folder import claimed, failures_of, require_apart, write_tables
 from diptych.evaluation.generated_set import MANIFEST, generate_set
-from diptych.evaluation.prompt_draws import draw_captions, draw_record, write_prompts
+from diptych.evaluation.prompt_draws import draw_captions, draw_record, require_own_files, write_prompts
 from diptych.evaluation.protocol_choices import PRESETS, CaptionChoices, ClassChoices, ProtocolChoices, SampleChoices
 from diptych.evaluation.published_results import CHOICES, comparison, datasets, differences, published
-from diptych.evaluation.set_files import MARK, made_with
+from diptych.evaluation.set_files import MARK, made_with, present
 from diptych.metrics.feature_networks import open_features
 from diptych.metrics.image_set import ImageSet
 from diptych.metrics.measure import METRICS, OWN_NETWORK, PAIRED, MeasureConfig, Measurement, open_reference
@@ -105,6 +108,11 @@ class ProtocolRun:
     """Whose published results stand below ours."""
     batch: int | None = None
     """Images generated at a time."""
+    share: tuple[int, int] = (0, 1)
+    """(k, n): which share of the images, from 0, this process generates. The first process measures them all."""
+    done: Callable[[Callable[[], Any]], bool] = lambda progress: True
+    """Called once this share is there, with what changes while others work. Returns, in the first process once all
+    shares are there, whether this is the first."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.generated is None):
@@ -112,7 +120,8 @@ class ProtocolRun:
         if self.dataset is not None and self.protocol != "fid-30k":
             pick("data set with published results", self.dataset, tuple(datasets(self.protocol)))
         self.metrics = self.measuring.names(PRESETS[self.protocol][self.preset["name"]].metrics)
-        self.measuring.check(self.metrics)
+        if self.share[0] == 0:
+            self.measuring.check(self.metrics)
 
     def claim(self, drawn: Mapping[str, Any], reference: Path | str) -> None:
         """Make `out` the folder of this run against `reference`."""
@@ -125,9 +134,11 @@ class ProtocolRun:
         }
         claimed(self.out, head, WRITES)
 
-    def images(self, rows: Sequence[PromptRow], drawn: Mapping[str, Any]) -> ImageSet:
-        """The generated images: those in `generated`, or the set of these prompts, made as far as it is not there."""
+    def images(self, rows: Sequence[PromptRow], drawn: Mapping[str, Any]) -> ImageSet | None:
+        """The generated images: those in `generated`, or the set of these prompts, made as far as it is not there. None
+        in a process that only made a share of them."""
         if self.model is not None:
+            place, shares = self.share
             model, options = self.model()
             generate_set(
                 model,
@@ -137,8 +148,16 @@ class ProtocolRun:
                 batch=self.batch,
                 drawn=drawn,
                 source=PROMPTS,
+                shard=self.share,
+                counted=shares > 1,
+                quiet=place > 0,
                 **options,
             )
+            with waiting(f"waiting for the images of {shares - 1} other processes") if shares > 1 else nullcontext():
+                if not self.done(lambda: len(present(self.out / IMAGES))):
+                    return None
+                if shares > 1:
+                    require_whole(self.out / IMAGES, len(rows))
             return ImageSet(self.out / IMAGES, self.choices.processing())
         assert self.generated is not None
         made = ImageSet(self.generated, self.choices.processing())
@@ -177,12 +196,17 @@ class ProtocolRun:
         apart = f"{self.measuring.features} features" if judged else None
         title = f"{self.protocol}, preset {self.preset['name']}"
         parts: list[Any] = [comparison(title, {self.name: values}, groups, apart), *self.notes(ours, unknown)]
-        parts += differences(ours, groups)
-        write_text(self.out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        write_tables(self.out / "results.md", 200, *parts)
+        parts += differences(ours, groups, ("network resize",) if judged else ())
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        failed = failures_of(
+            lambda: write_text(self.out / "results.json", text),
+            lambda: write_tables(self.out / "results.md", 200, *parts),
+        )
         console = console or terminal.console()
         for part in parts:
             console.print(part, highlight=not isinstance(part, str), soft_wrap=isinstance(part, str))
+        if failed:
+            raise UserError(f"the results are above, but not all was written: {'; '.join(failed)}")
         return results
 
     def notes(self, ours: Mapping[str, Any], unknown: Sequence[str]) -> list[str]:
@@ -203,6 +227,19 @@ class ProtocolRun:
         return lines
 
 
+def require_whole(folder: Path, number: int, patience: float = 90.0) -> None:
+    """Raise a `UserError` where a set that other processes say they have made is not there: they do not share the
+    folder. A network's file system may show their files a little later."""
+    until = time.monotonic() + patience
+    while len(there := present(folder)) < number or not (folder / MANIFEST).exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{folder} has {len(there):,} of {number:,} images, though all processes are done: give all of them "
+                "one folder that they share"
+            )
+        time.sleep(1)
+
+
 def evaluate_captions(
     run: ProtocolRun,
     annotations: Path,
@@ -212,6 +249,8 @@ def evaluate_captions(
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """FID of images of COCO's captions, as `diptych evaluate fid-30k` measures it. Returns the results.
+
+    A process that only makes a share of the images returns none.
 
     Args:
         annotations: COCO's captions_*.json. images: the folder of its images.
@@ -228,6 +267,7 @@ def evaluate_captions(
         rows, drawn = draw_captions(annotations, *drawing)
     else:
         rows, drawn = read_prompts(prompts), draw_record(prompts)
+        require_own_files(rows, prompts)
         rows = rows if choices.number is None else rows[: choices.number]
         if choices.number is not None and len(rows) < choices.number:
             raise UserError(f"{prompts} has {len(rows):,} prompts, fewer than {choices.number:,}: give --number")
@@ -252,7 +292,8 @@ def evaluate_captions(
     run.claim(drawn, images)
     if run.model is not None:
         write_prompts(rows, run.out / PROMPTS, drawn)
-    made = run.images(rows, drawn)
+    if (made := run.images(rows, drawn)) is None:
+        return []
     results = run.measuring.measurement(made, real, choices).measure(run.metrics)
     protocol = {"reference": choices.reference, "number": len(rows)}
     ours: dict[str, Any] = {"number": len(rows)}
@@ -278,7 +319,8 @@ def evaluate_samples(run: ProtocolRun, reference: Path | str, console: Console |
         raise UserError("number of samples: give --number")
     real, statistics = open_reference(reference, choices.processing(reference=True))
     if real is not None:
-        real.warn_of_left_out()
+        if run.share[0] == 0:
+            real.warn_of_left_out()
     elif "precision-recall" in run.metrics:
         if run.measuring.metrics is not None:
             raise UserError(f"precision and recall need images: {reference} holds statistics alone")
@@ -289,7 +331,8 @@ def evaluate_samples(run: ProtocolRun, reference: Path | str, console: Console |
         run.model = lambda: opened
         rows = _class_rows(opened[0], choices) if isinstance(choices, ClassChoices) else _no_prompts(opened[0], rows)
     run.claim({}, reference)
-    made = run.images(rows, {})
+    if (made := run.images(rows, {})) is None:
+        return []
     results = run.measuring.measurement(made, real, choices, statistics).measure(
         [name for name in run.metrics if name != "precision-recall"]
     )

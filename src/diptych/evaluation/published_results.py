@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from diptych.metrics.records import unsaid
 
 FILE = Path(__file__).resolve().parent.parent / "assets" / "published-results.json"
 """The only place where published figures are stated. Each group of rows has its paper, its table, and what the paper
@@ -47,6 +49,9 @@ CHOICES = {
     "masks": "masks",
 }
 """What a result depends on, in words; the keys of `states`."""
+
+OF_NETWORK = ("fid", "is")
+"""Measures whose network papers state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +121,13 @@ def comparison(
     return table
 
 
-def differences(ours: Mapping[str, Any], groups: Sequence[PublishedGroup]) -> list[str]:
-    """For each published group, what it was measured with that ours was not, and what its paper leaves open.
+def differences(ours: Mapping[str, Any], groups: Sequence[PublishedGroup], without: Collection[str] = ()) -> list[str]:
+    """For each published group, what it was measured with that ours was not, what is not said of ours, and what its
+    paper leaves open.
 
-    ours: our value of each of `CHOICES` that the protocol has.
+    Args:
+        ours: our value of each of `CHOICES` that the protocol has, as far as it is known.
+        without: of `CHOICES`, what our values do not depend on.
     """
     lines = []
     for group in groups:
@@ -131,8 +139,12 @@ def differences(ours: Mapping[str, Any], groups: Sequence[PublishedGroup]) -> li
             for key, value in group.states.items()
             if key in ours and ours[key] != value
         ]
+        asked = [key for key in group.states if key not in ours and key not in without]
+        unknown = [f"{CHOICES[key]} (theirs {_word(group.states[key])})" for key in asked]
         silent = [CHOICES[key] for key in ours if key not in group.states]
-        parts = [f"differs: {'; '.join(other)}" if other else "nothing that the paper states differs"]
+        parts = [f"differs: {'; '.join(other)}"] if other else []
+        parts += [f"not said of ours: {', '.join(unknown)}"] if unknown else []
+        parts = parts or ["nothing that the paper states differs"]
         parts += [f"not stated there: {', '.join(silent)}"] if silent else []
         lines.append(f"{group.paper}, {group.table}: {'. '.join(parts)}.")
     return lines
@@ -148,10 +160,23 @@ def choices_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         how = made.get("processing", {})
         ours |= {"number": made["images"]} if "images" in made else {}
         ours |= {key: how[key] or "as it is" for key in ("size", "crop", "resize") if key in how}
-        if one["metric"] in ("fid", "is") and "network" in features:
+        if one["metric"] in OF_NETWORK and "network" in features:
             name = features["network"].partition(" 2015")[0]  # of InceptionV3 the date is part of its title
             ours |= {"network": name, "network resize": features.get("resize")}
     return ours
+
+
+def network_of(results: Sequence[Mapping[str, Any]]) -> str | None:
+    """On whose features results of a network are, "a network that is not said" among them; none without such."""
+    if not any(one["metric"] in OF_NETWORK for one in results):
+        return None
+    return choices_of(results).get("network", "a network that is not said")
+
+
+def unsaid_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Measure by measure, what results must say to be compared with others and do not, in words."""
+    lines = [(one["metric"], ", ".join(unsaid(one, one))) for one in results]
+    return [f"{metric} may not compare with published figures: {reasons}" for metric, reasons in lines if reasons]
 
 
 def _own(result: Mapping[str, Any] | None, measure: str) -> str:

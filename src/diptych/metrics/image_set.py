@@ -94,7 +94,8 @@ class ImageSet:
             path: a folder of PNG, JPEG or WebP images or of .tar shards, shards in a store, or an .npz whose arr_0 are
                 images, uint8 (N, H, W, 3), as ADM's samples are published.
             limit: the first so many images alone.
-            only: the images of these file names alone, whichever folder below `path` they are in; not of an .npz.
+            only: the images of these file names alone, whichever folder below `path` they are in; of a name with
+                folders, such as "val/0.png", those whose path ends so. Not of an .npz.
 
         Raises:
             UserError: there are no images, fewer than `limit`, or not one for each name of `only`.
@@ -125,14 +126,24 @@ class ImageSet:
 
     def _named(self, names: set[str]) -> np.ndarray:
         """The places of the images of these names."""
-        places: dict[str, int] = {}
+        places, ends = dict[str, int](), dict[str, list[str]]()
+        for name in names:
+            ends.setdefault(Path(name).name, []).append(name)
+        above = Path() if is_remote(self.path) else Path(self.path).absolute()
         for place in map(int, self._places):
-            name = Path(self._source.key(place)[1]).name
-            if name in names and name in places:
-                raise UserError(f"{self.path} has two images named {name}: name the folder with one of them")
-            places[name] = place
+            file = Path(self._source.key(place)[1])
+            for name in ends.get(file.name, ()):
+                if len(parts := Path(name).parts) > 1 and (above / file).parts[-len(parts) :] != parts:
+                    continue
+                if name in places:
+                    raise UserError(f"{self.path} has two images named {name}: name the folder with one of them")
+                places[name] = place
         if missing := sorted(names - places.keys()):
             raise UserError(f"{self.path} lacks {missing[0]} ({len(missing):,} of {len(names):,} images are missing)")
+        of_place: dict[int, str] = {}
+        for name in sorted(names):
+            if (other := of_place.setdefault(places[name], name)) != name:
+                raise UserError(f"{other} and {name} are one image in {self.path}: give each image one name")
         self._part = "only"
         return np.array(sorted(places[name] for name in names), np.int64)
 

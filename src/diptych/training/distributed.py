@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -147,18 +147,73 @@ def own_store(store: Store, rank: int, size: int, seconds: float) -> Store:
 def join(rank: int, size: int, backend: str) -> None:
     """Begin to communicate with the other processes that torchrun started. A `UserError` where one is gone."""
     try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            port = int(os.environ["MASTER_PORT"])
-            kept = TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=PATIENCE)
-            store = own_store(kept, rank, size, PATIENCE.total_seconds())
+        if kept_by_torchrun():
+            store = own_store(_store(False), rank, size, PATIENCE.total_seconds())
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         else:
             dist.init_process_group(backend, timeout=PATIENCE)
     except RuntimeError as error:  # of which those of sockets and stores are some
-        said = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"process {rank} of {size} finds the others of the run no longer, or not yet: {said}"
-        ) from error
+        raise UserError(_alone(rank, size, error)) from error
+
+
+def kept_by_torchrun() -> bool:
+    """Whether torchrun keeps the store, or else the first process does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store(master: bool) -> TCPStore:
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not address or not port.isdecimal():
+        raise UserError("WORLD_SIZE is set without MASTER_ADDR and MASTER_PORT: start all processes by torchrun")
+    return TCPStore(address, int(port), is_master=master, wait_for_workers=False, timeout=PATIENCE)
+
+
+def _alone(rank: int, size: int, error: RuntimeError) -> str:
+    said = str(error).strip().splitlines()[0]
+    return f"process {rank} of {size} finds the others of the run no longer, or not yet: {said}"
+
+
+class Shares:
+    """The processes that torchrun started, each with a share of one work, which the first goes on from when all is
+    done. They compute nothing together: no collective runs, whose time would end however long a share takes."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        """Raises a `UserError` where the others are not found."""
+        self.rank, self.size = rank, size
+        if size > 1:
+            try:
+                store = _store(master=not rank and not kept_by_torchrun())
+                self._store = own_store(store, rank, size, PATIENCE.total_seconds())
+            except RuntimeError as error:
+                raise UserError(_alone(rank, size, error)) from error
+
+    def done(self, progress: Callable[[], Any], patience: float = PATIENCE.total_seconds(), pause: float = 1.0) -> bool:
+        """Say that this share is done. Returns, in the first process, once all are, whether it is the first.
+
+        progress: a value that changes as long as others work.
+
+        Raises a `UserError` where it has not changed for `patience` seconds. A process that ends by a mistake ends the
+        others through torchrun, this one among them.
+        """
+        if self.size == 1:
+            return True
+        try:
+            self._store.set(f"done/{self.rank}", "")
+            seen, since, without = progress(), time.monotonic(), set(range(1, self.size))
+            while self.rank == 0 and without:
+                without -= {other for other in without if self._store.check([f"done/{other}"])}
+                if without:
+                    time.sleep(pause)
+                    if (now := progress()) != seen:
+                        seen, since = now, time.monotonic()
+                    elif time.monotonic() - since > patience:
+                        raise UserError(
+                            f"of {self.size} processes, {', '.join(map(str, sorted(without)))} have done nothing for "
+                            f"{patience / 60:g} minutes: give the same command again, which goes on"
+                        )
+        except RuntimeError as error:
+            raise UserError(_alone(self.rank, self.size, error)) from error
+        return self.rank == 0
 
 
 @contextlib.contextmanager
