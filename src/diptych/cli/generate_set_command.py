@@ -37,12 +37,13 @@ def generate_set(arguments: argparse.Namespace) -> None:
         raise UserError("--quality goes with --format jpeg")
     options = options_given(arguments)
     from diptych.cli.generate_commands import lora_files, open_guides
-    from diptych.evaluation import generated_set
+    from diptych.evaluation.set_files import require_ours
 
     check_options(options, lora_files(arguments))
-    generated_set.require_no_other(arguments.out)
+    require_ours(arguments.out)
     rows = read_prompts(arguments.prompt_file)
 
+    from diptych.evaluation import generated_set
     from diptych.evaluation.prompt_draws import draw_record
     from diptych.training.distributed import own_device
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import warnings
 from collections import Counter
@@ -20,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diptych.core.disk import PARTIAL_PREFIX, sweep, values_of, write_text
+from diptych.core.disk import sweep, values_of, write_text
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.core.folder_lock import locked
 from diptych.core.hashing import stable_hash
@@ -33,12 +32,11 @@ from diptych.encoders.base import PromptOptions
 from diptych.encoders.prompt_weights import require_encodable
 from diptych.evaluation.folder import differences, require_folder
 from diptych.evaluation.runner import config_hash, model_fingerprint
-from diptych.evaluation.set_files import MARK, present, stored_row, write_image
+from diptych.evaluation.set_files import MANIFEST, MARK, present, require_bare, require_ours, stored_row, write_image
 from diptych.evaluation.set_plan import PlannedImage, SetPlan
 from diptych.models.option_registry import MODELS
 from diptych.weights.identity import Origin
 
-MANIFEST = "manifest.jsonl"
 COMPARED = ("prompts", "model", "settings")
 """Entries of `MARK` that must be equal for a set to be continued."""
 BATCH, QUALITY = 8, 95
@@ -311,11 +309,11 @@ def begin(out: Path, mark: SetMark, batch: int | None) -> int:
     """Make `out` the folder of a set, or go on with the same one. Returns the size of its batches."""
     require_folder(out)
     with locked(out):
-        require_no_other(out)
+        require_ours(out)
         before = values_of(out / MARK)
         same = {name: before.get(name) for name in COMPARED}
         if same != mark.head and not present(out):  # new, or begun with what no image could be made of
-            require_empty(out)
+            require_bare(out)
             begun: int = BATCH if batch is None else checked("batch", Integer(1, MOST).check, batch)
             write_text(out / MARK, mark.text(begun))
             return begun
@@ -328,23 +326,6 @@ def begin(out: Path, mark: SetMark, batch: int | None) -> int:
             "in their last bits"
         )
     return batch or begun
-
-
-def require_no_other(out: Path) -> None:
-    """Raise a `UserError` where a folder holds what is no set of images. It needs no model, so it may come first."""
-    require_folder(out)
-    if not out.exists() or values_of(out / MARK):
-        return
-    if present(out):
-        raise UserError(f"{out} holds images and no {MARK}: name a new folder as --out")
-    require_empty(out)
-
-
-def require_empty(out: Path) -> None:
-    """Raise a `UserError` that names the first entry of a folder that is of no set."""
-    others = (name for name in sorted(os.listdir(out)) if name != MARK and not name.startswith(PARTIAL_PREFIX))
-    if other := next((name for name in others if not name.isdecimal()), None):
-        raise UserError(f"{out} holds {other}, which is no set of images: name a new folder as --out")
 
 
 def model_state(model: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ A run that is interrupted goes on: images and features that are there are not ma
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,11 +21,11 @@ from diptych.core.errors import UserError, pick
 from diptych.core.progress import waiting
 from diptych.data.prompt_files import PromptRow, read_prompts
 from diptych.evaluation.folder import claimed, failures_of, require_apart, write_tables
-from diptych.evaluation.generated_set import MANIFEST, generate_set
+from diptych.evaluation.generated_set import generate_set
 from diptych.evaluation.prompt_draws import draw_captions, draw_record, require_own_files, write_prompts
 from diptych.evaluation.protocol_choices import PRESETS, CaptionChoices, ClassChoices, ProtocolChoices, SampleChoices
 from diptych.evaluation.published_results import CHOICES, comparison, datasets, differences, published
-from diptych.evaluation.set_files import MARK, made_with, present
+from diptych.evaluation.set_files import MANIFEST, MARK, made_with, present, require_whole
 from diptych.metrics.feature_networks import open_features
 from diptych.metrics.image_set import ImageSet
 from diptych.metrics.measure import METRICS, OWN_NETWORK, PAIRED, MeasureConfig, Measurement, open_reference
@@ -225,19 +224,6 @@ class ProtocolRun:
             names = ", ".join(datasets(self.protocol))
             lines.append(f"No published rows: name the data set as --dataset, of {names}, where it is one of them.")
         return lines
-
-
-def require_whole(folder: Path, number: int, patience: float = 90.0) -> None:
-    """Raise a `UserError` where a set that other processes say they have made is not there: they do not share the
-    folder. A network's file system may show their files a little later."""
-    until = time.monotonic() + patience
-    while len(there := present(folder)) < number or not (folder / MANIFEST).exists():
-        if time.monotonic() > until:
-            raise UserError(
-                f"{folder} has {len(there):,} of {number:,} images, though all processes are done: give all of them "
-                "one folder that they share"
-            )
-        time.sleep(1)
 
 
 def evaluate_captions(

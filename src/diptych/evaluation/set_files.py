@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 
 from PIL import Image
 
-from diptych.core.disk import replacing, values_of
+from diptych.core.disk import PARTIAL_PREFIX, replacing, values_of
 from diptych.core.errors import UserError
 from diptych.core.images import png_info
 from diptych.core.version import version
+from diptych.evaluation.folder import require_folder
 from diptych.models.metadata import KEY, png_texts
 from diptych.models.provenance import xmp
 
+MANIFEST = "manifest.jsonl"
 MARK = "set.json"
 """What a set was made from."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -90,3 +93,33 @@ def present(out: Path, suffix: str | tuple[str, ...] = SUFFIXES) -> set[str]:
     except OSError:  # removed meanwhile: whoever writes there reports it
         pass
     return names
+
+
+def require_ours(out: Path) -> None:
+    """Raise a `UserError` where a folder holds what is no set of images. It needs no model, so it may come first."""
+    require_folder(out)
+    if not out.exists() or values_of(out / MARK):
+        return
+    if present(out):
+        raise UserError(f"{out} holds images and no {MARK}: name a new folder as --out")
+    require_bare(out)
+
+
+def require_bare(out: Path) -> None:
+    """Raise a `UserError` that names the first entry of a folder that is of no set."""
+    others = (name for name in sorted(os.listdir(out)) if name != MARK and not name.startswith(PARTIAL_PREFIX))
+    if other := next((name for name in others if not name.isdecimal()), None):
+        raise UserError(f"{out} holds {other}, which is no set of images: name a new folder as --out")
+
+
+def require_whole(folder: Path, number: int, patience: float = 90.0) -> None:
+    """Raise a `UserError` where a set that other processes say they have made is not there: they do not share the
+    folder. A network's file system may show their files a little later."""
+    until = time.monotonic() + patience
+    while len(there := present(folder)) < number or not (folder / MANIFEST).exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{folder} has {len(there):,} of {number:,} images, though all processes are done: give all of them "
+                "one folder that they share"
+            )
+        time.sleep(1)

@@ -22,6 +22,7 @@ from diptych.evaluation.curves import draw_curves as drawing
 from diptych.evaluation.curves.curve_page import Curve
 from diptych.evaluation.curves.draw_curves import FIGURES, draw_curves
 from diptych.evaluation.curves.stored_results import read_stored
+from diptych.evaluation.plots import PointName, name_points, page_of, shared
 
 COMMITTED = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
@@ -253,6 +254,20 @@ def test_command_writes_png_points_and_sources(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "Drawn from" in said and "bootstrap over images" in said and str(first) in said
     assert tuple(FIGURES) == curves_commands.FIGURES
+
+
+def test_texts_of_points_that_lie_together_do_not_cover_each_other() -> None:
+    """Points as in the figure of the repository, two of which nearly are one: boxes as matplotlib draws them."""
+    figure, (axis,) = page_of(1.5)
+    places = [(0.630, 42.0), (0.670, 38.2), (0.6925, 43.9), (0.7005, 41.7), (0.693, 44.4), (0.6931, 44.2)]
+    axis.plot(*zip(*places, strict=True), "s", markersize=5)
+    name_points(axis, [PointName(*place, f"{7 + n}", 1, "k") for n, place in enumerate(places)])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent().extents.tolist() for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == [f"{7 + n}" for n in range(6)]
+    assert all(shared(one, other) == 0 for n, one in enumerate(boxes) for other in boxes[:n])
+    marks = [axis.transData.transform(place) for place in places]
+    assert not any(left < x < right and low < y < up for left, low, right, up in boxes for x, y in marks)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.study_intervals import coverage
 from diptych.evaluation.human.preference import bradley_terry, connected, mean_interval, resampled, strengths
 from diptych.evaluation.human.rating_table import Rating
 
@@ -54,6 +55,13 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         covered += found["low"] <= 0.5 <= found["high"]
         naive += abs(values.mean() - 0.5) < 1.96 * values.std() / np.sqrt(len(values))
     assert 0.91 < covered / studies < 0.98 and naive / studies < 0.9
+
+
+def test_intervals_of_few_prompts_are_too_narrow() -> None:
+    """What docs/human-studies.md says of it. Of two prompts the interval lies between their means, wherever they are,
+    so that it covers in half of all studies where the two lie on different sides."""
+    two, many = coverage(2, 5, 200, 100), coverage(40, 5, 200, 100)
+    assert two == pytest.approx(0.5, abs=0.12) and many > 0.88
 
 
 def test_resamples_have_as_many_prompts() -> None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.evaluation.curves.curve_lines import BOOTSTRAP, NAMES, OVER_IMAGES, Line
 from diptych.evaluation.curves.stored_results import StoredResult
-from diptych.evaluation.plots import GREY, LINE_STYLES, label_axis, level_line, literal, spread_axis
+from diptych.evaluation.plots import (
+    GREY,
+    LINE_STYLES,
+    PointName,
+    label_axis,
+    level_line,
+    literal,
+    name_points,
+    spread_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,9 +135,7 @@ def pareto(
 ) -> None:
     """A line for each model, `x` against `y`, each point with its guidance weight. styles: numbers of the lines'
     styles, in their order if none."""
-    from matplotlib.patheffects import withStroke
-
-    places = ((-6, 7), (6, -13), (6, 7), (-13, -13))
+    names = list[PointName]()
     for number, line, label in zip(styles or range(len(lines)), lines, labels, strict=True):
         rows = [point for point in line.points.values() if x in point and y in point]
         style = style_of(number)
@@ -144,17 +151,10 @@ def pareto(
         )
         weights = [weight for weight, point in line.points.items() if x in point and y in point]
         for weight, left, up in zip(weights, xs, ys, strict=True):
-            axis.annotate(
-                f"{weight:g}",
-                (left["value"], up["value"]),
-                xytext=places[number % len(places)],
-                textcoords="offset points",
-                color=style["color"],
-                fontsize=8,
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            )
+            names.append(PointName(left["value"], up["value"], f"{weight:g}", number, style["color"]))
     spread_axis(axis, [point[y]["value"] for line in lines for point in line.points.values() if y in point], 4)
     label_axis(axis, NAMES[x], NAMES[y], title)
+    name_points(axis, names)
 
 
 def by_setting(axis: Axes, lines: Sequence[Line], labels: Sequence[str], measure: str, label: str) -> None:
