@@ -116,8 +116,8 @@ def follow(page: Path, there: set[str], own: str = "") -> int:
     for line, missing, makes in walk(page, there):
         missing = {name for name in missing if not re.fullmatch(own, name)}
         assert not missing, f"{page.name}: {line}: nothing above it makes {', '.join(sorted(missing))}"
-        # Training and the like go on where they were; a study would be lost.
-        goes_on = re.search(r"-m diptych|diptych (train|precompute|data)", line)
+        # Training and the like go on where they were, and figures stand beside others; a study would be lost.
+        goes_on = re.search(r"-m diptych|diptych (train|precompute|data|evaluate curves)", line)
         new = {name for name in makes if "/" in name and not name.endswith(".png") and not goes_on}
         assert not folders & new, f"{page.name}: {line}: an earlier line made {', '.join(new)}"
         folders |= new

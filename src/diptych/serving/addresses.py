@@ -74,7 +74,7 @@ def read_address(host: str, port: int, public: str | None = None) -> Address:
         public = public.rstrip("/")
         parts = urlsplit(public)
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or "@" in public:
-            raise UserError(f"--url is what raters see, such as https://study.example.org, not {public!r}")
+            raise UserError(f"--url is what others open, such as https://studio.example.org, not {public!r}")
     return Address(host, port, public)
 
 

@@ -114,6 +114,7 @@ def serve_studio(
         raise UserError(
             f"{host} can be reached from other machines: give a --token that clients must know, or --token new"
         )
+    print_err(f"diptych: opening {next(iter(sources), 'a model')} ...")  # PyTorch and weights take their time
     import diptych
     from diptych.core.folder_lock import held
     from diptych.studio.history import history_of

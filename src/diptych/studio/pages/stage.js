@@ -82,7 +82,7 @@ export class Stage {
 		this.caption.replaceChildren();
 		const chips = EXAMPLES.map((text) => button({ text, className: "chip", on: () => this.actions.example(text) }));
 		const words = [
-			p("lead", "Press Enter, and a picture appears."),
+			p("lead", "Press Enter, and an image appears."),
 			p("soft", "An example prompt stands ready. Or try one of these:"),
 			div("chips", ...chips),
 		];
