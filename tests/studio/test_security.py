@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diptych.core.errors import UserError
-from diptych.serving.addresses import read_address
+from diptych.serving.addresses import Address, read_address
 from diptych.serving.guard import HEADERS
 from diptych.studio import application, jobs_api
 from diptych.studio.engine import Engine
@@ -210,7 +210,13 @@ def test_the_whole_folder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "studio").symlink_to(tmp_path / "disk")
     History(tmp_path / "studio").close()
-    assert (tmp_path / "disk" / "studio.sqlite").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "disk" / "studio.sqlite").exists()
+
+
+def test_prompts_are_nobody_elses_to_read(idle: Engine) -> None:
+    """They stand in the database, in every PNG and in its strip."""
+    for name in ("studio.sqlite", "images", "images/inputs", "strips"):
+        assert (idle.history.folder / name).stat().st_mode & 0o077 == 0, name
 
 
 # Host and Origin
@@ -266,7 +272,7 @@ def basic(text: str) -> str:
     return "Basic " + base64.b64encode(text.encode()).decode()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def locked(engine: Engine) -> Any:
     return application.studio_application(engine, ADDRESS, TOKEN)
 
@@ -340,6 +346,13 @@ def test_a_login_gives_a_cookie_that_scripts_cannot_read(locked: Any) -> None:
     status, headers, _ = ask(locked, "POST", "/api/login", json.dumps({"token": TOKEN}).encode())
     assert status == 200 and headers["set-cookie"].startswith(f"diptych-token={TOKEN}; ")
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(headers["set-cookie"].split("; "))
+
+
+@pytest.mark.parametrize(("public", "secure"), [("https://studio.example.org", True), (None, False)])
+def test_the_cookie_of_an_https_address_is_never_sent_without(engine: Engine, public: str | None, secure: bool) -> None:
+    app = application.studio_application(engine, Address("127.0.0.1", 80, public), TOKEN)
+    headers = ask(app, "POST", "/api/login", json.dumps({"token": TOKEN}).encode())[1]
+    assert ("Secure" in headers["set-cookie"].split("; ")) == secure
 
 
 # Sizes of requests
@@ -532,7 +545,7 @@ BOMBS = {
     "no pixels": png(0, 0, pixels=b""),
     "text of a zTXt": text_bomb(b"zTXt", 2**26),
     "text of an iTXt": text_bomb(b"iTXt", 2**26),
-    "texts of many zTXt": text_bomb(b"zTXt", 2**20, 66),
+    "texts of many zTXt": text_bomb(b"zTXt", 2**20, 65),
     "profile of a PNG": png(16, 16, png_chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(2**26)))),
     "scans of a JPEG": scans(5000),
     "cut PNG": small_png()[:-40],

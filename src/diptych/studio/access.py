@@ -19,10 +19,10 @@ MOST_BYTES = 4096
 
 
 class Access:
-    """Wraps an application; without a token lets everything through."""
+    """Wraps an application; without a token lets everything through. secure: whether users come by https."""
 
-    def __init__(self, application: Application, token: str | None) -> None:
-        self.application, self.token = application, token
+    def __init__(self, application: Application, token: str | None, secure: bool = False) -> None:
+        self.application, self.token, self.secure = application, token, secure
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self.token is None:
@@ -66,7 +66,7 @@ class Access:
             given = None
         if not isinstance(given, str) or not self.is_token(given):
             return await answer(send, 401, "this token is not known", [])
-        cookie = f"{COOKIE}={given}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000"
+        cookie = f"{COOKIE}={given}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000{'; Secure' * self.secure}"
         return await answer(send, 200, "", [(b"set-cookie", cookie.encode())])
 
 

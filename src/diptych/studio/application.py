@@ -79,7 +79,7 @@ def studio_application(engine: Engine, address: Address, token: str | None = Non
     add_openai_routes(application, engine)
     add_a1111_routes(application, engine)
     add_metrics_routes(application, engine)
-    inner = Access(application, token)
+    inner = Access(application, token, secure=address.url.startswith("https:"))
     return Guard(inner, address, most=engine.limits.upload_bytes, methods=METHODS, error=error_json)
 
 

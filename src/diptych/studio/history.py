@@ -70,12 +70,15 @@ class History:
             if (self.folder / name).is_symlink():  # it would lead whoever asks for a name in it elsewhere
                 raise UserError(f"{self.folder / name} is a link: only the whole folder may be one")
         for name in ("images", f"images/{INPUTS}", "strips"):
+            new = not (self.folder / name).exists()
             make_folder(self.folder / name)
+            if new:  # prompts, which images hold too, are nobody else's to read
+                (self.folder / name).chmod(0o700)
         self.signer: Signer | None = None
         """Signs the images that are kept."""
         self._lock = threading.Lock()
         try:
-            with contextlib.suppress(FileExistsError):  # prompts are nobody else's to read
+            with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.folder / DATABASE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             self._connection = sqlite3.connect(
                 self.folder / DATABASE, check_same_thread=False, isolation_level=None, timeout=30
