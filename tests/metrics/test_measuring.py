@@ -457,6 +457,101 @@ def test_what_a_kill_left_half_written_is_cut_off_and_gone_on_with(tmp_path: Pat
         assert np.array_equal(again.values[:], expected) and again.sha256 == name
 
 
+class Together(Colours):
+    """A feature's last bits depend on the batch that it is computed in, as with real networks."""
+
+    left = -1
+
+    def _features(self, images: Tensor) -> Tensor:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super()._features(images) * (1 + 1e-6 * images.mean())
+
+
+def test_a_run_that_was_interrupted_ends_in_the_same_bits(tmp_path: Path) -> None:
+    path = folder(tmp_path / "set", 7)
+    whole = extract(ImageSet(path), Together(), 3, tmp_path / "whole")
+    for rows in (0, 1, 2, 4, 5):
+        network, cache = Together(), tmp_path / f"{rows}"
+        network.left = 2
+        with pytest.raises(KeyboardInterrupt):
+            extract(ImageSet(path), network, 3, cache)
+        (place,) = cache.glob("*/features.f32")
+        assert place.stat().st_size == 6 * 48
+        os.truncate(place, rows * 48 + 7)
+        network.left = -1
+        again = extract(ImageSet(path), network, 3, cache)
+        assert again.values[:].tobytes() == whole.values[:].tobytes() and again.sha256 == whole.sha256
+
+
+def test_what_changed_since_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, cache = folder(tmp_path / "set", 4), tmp_path / "cache"
+
+    def said(network: FeatureNetwork, part: int | None = None) -> str:
+        extract(ImageSet(path, limit=part), network, 2, cache)
+        return capsys.readouterr().err
+
+    assert said(Colours()) == said(Colours()) == said(Colours(), 2) == said(Colours(), 3) == ""
+    assert f"{path}: the weights of colours changed since its features were computed: they are" in said(Colours(2))
+    assert said(Colours()) == said(Colours(2)) == "", "both are there"
+    image(50, (21, 16)).save(path / "001.png")
+    assert f"{path}: its images changed since its features were computed: they are computed anew" in said(Colours(2))
+    assert said(Colours(2)) == ""
+
+
+KILLED = """
+import sys, time
+import diptych.metrics.measure as measure
+from diptych.cli.main import main
+from tests.metrics.test_measuring import Together
+
+class Slow(Together):
+    def _features(self, images):
+        print("batch", flush=True)
+        time.sleep(0.1)
+        return super()._features(images)
+
+gain = float(sys.argv[1])
+measure.open_features = lambda *_, **__: Slow(gain)
+sys.exit(main(["evaluate", "images", *sys.argv[2:], "--features", "judge", "--batch", "2"]))
+"""
+
+
+@pytest.mark.slow
+def test_evaluate_images_goes_on_after_a_kill_and_says_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = folder(tmp_path / "real", 7), folder(tmp_path / "made", 9, 20)
+
+    def command(out: str, gain: float, cache: str) -> subprocess.Popen[str]:
+        monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / cache))
+        words = [sys.executable, "-c", KILLED, str(gain), str(real), str(made), "--out", str(tmp_path / out)]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def measured(gain: float, cache: str) -> tuple[Any, str, int]:
+        process = command("r.json", gain, cache)
+        shown, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        return json.loads((tmp_path / "r.json").read_text()), error, shown.count("batch\n")
+
+    whole, _, batches = measured(1, "whole")
+    assert batches == 5 + 4
+    killed = command("r.json", 1, "cache")
+    assert killed.stdout is not None
+    for _ in range(4):
+        assert killed.stdout.readline() == "batch\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    again, error, batches = measured(1, "cache")
+    assert again == whole and "changed" not in error and 0 < batches <= 9 - 3
+    image(90).save(made / "004.png")
+    for number, (gain, said) in enumerate(((1, f"{made}: its images changed"), (2, "the weights of colours changed"))):
+        found, error, batches = measured(gain, "cache")
+        assert said in error and batches == (5, 9)[number]
+        assert found == measured(gain, f"fresh-{number}")[0] and found != whole
+
+
 SLOWLY = """
 import sys, time
 from pathlib import Path

@@ -225,6 +225,12 @@ class ImageSet:
         image, digest = self.read(number)
         return prepare(image), digest
 
+    def part(self) -> str:
+        """Which of the images below `path` these are, whatever the files hold: empty for all."""
+        limit = f"first {len(self)}" if self.limited else ""
+        chosen = np.asarray(self._places, np.int64).tobytes() if self._part else b""
+        return f"{self._part} {limit} {hashlib.sha256(chosen).hexdigest() if chosen else ''}".strip()
+
     def identity(self) -> str:
         """A hash of where the files are, and of their sizes and times, without reading them: it names what was computed
         of them. A file that is written anew has another."""
