@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from diptych.core.errors import UserError
@@ -21,9 +24,18 @@ def require_serve() -> None:
         raise UserError(f"a server needs {' and '.join(missing)}: {HOW}")
 
 
-def run(application: Any, listening: socket.socket) -> None:
-    """Answer requests on a socket until interrupted. Nothing of a request is logged: links hold tokens."""
+def run(application: Any, listening: socket.socket, on_exit: Callable[[], None] | None = None) -> None:
+    """Answer requests on a socket until interrupted. Nothing of a request is logged: links hold tokens.
+
+    on_exit: called in a thread of its own at the first signal to end, so that answers that wait for something end.
+    """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if on_exit is not None and not self.should_exit:
+                threading.Thread(target=on_exit, daemon=True).start()
+            super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
         application,
@@ -36,4 +48,4 @@ def run(application: Any, listening: socket.socket) -> None:
         timeout_keep_alive=10,
         timeout_graceful_shutdown=3,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    Server(config).run(sockets=[listening])

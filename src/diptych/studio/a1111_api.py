@@ -71,8 +71,9 @@ def add_a1111_routes(application: Any, engine: Engine) -> None:
             await finished(engine, job, request)
         except ClientLeft:
             return None
-        if job.state == "failed":
-            raise HTTPException(500, (job.error or {}).get("message", "generating failed"))
+        if job.state in ("failed", "lost"):
+            status = 503 if job.state == "lost" else 500
+            raise HTTPException(status, (job.error or {}).get("message", "generating failed"))
         return job
 
     async def answer(request: Request, read: Callable[[Mapping[str, Any], str | None], WebUICall]) -> Response:

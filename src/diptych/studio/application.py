@@ -14,7 +14,7 @@ from diptych.serving.safe_files import content_type, page_files
 from diptych.studio.api_errors import error_body, error_json, error_status
 from diptych.studio.engine import Engine
 from diptych.studio.json_body import plain
-from diptych.studio.limits import FieldError, Limits, QueueFull
+from diptych.studio.limits import FieldError, Limits, QueueFull, StorageError
 from diptych.studio.public_text import without_paths
 
 METHODS = (*READING, "POST", "PATCH", "DELETE")
@@ -51,6 +51,14 @@ def studio_application(engine: Engine, address: Address, token: str | None = Non
     @application.exception_handler(QueueFull)
     def full(request: Request, error: QueueFull) -> Response:
         return failure(request, 429, str(error), None, {"retry-after": str(error.retry_after)})
+
+    @application.exception_handler(StorageError)
+    def storage(request: Request, error: StorageError) -> Response:
+        return failure(request, 507, str(error))
+
+    @application.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> Response:
+        return failure(request, 500, f"the server failed ({type(error).__name__})")
 
     @application.exception_handler(UserError)
     def refused(request: Request, error: UserError) -> Response:
@@ -136,6 +144,6 @@ def serve_studio(
         try:
             print_out(f"{address.url}/{f'#{token}' if token else ''}")
             print_err(f"diptych: serving {', '.join(sources)} from {folder}; Ctrl-C ends it")
-            run(studio_application(engine, address, token), listening)
+            run(studio_application(engine, address, token), listening, engine.close)
         finally:
             engine.close()

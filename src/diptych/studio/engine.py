@@ -5,6 +5,7 @@ Every API submits an `ImageRequest` and follows the `Job` that it gets. What a f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from diptych.studio.fair_queue import FairQueue, QueueOverflow
 from diptych.studio.history import History
 from diptych.studio.image_request import ImageRequest, exact
 from diptych.studio.job import Job, QueuedImage
-from diptych.studio.limits import FieldError, Limits, QueueFull
+from diptych.studio.limits import FieldError, Limits, QueueFull, StorageError
 from diptych.studio.model_pool import ModelPool
 from diptych.studio.previews import Previewer, data_url
 from diptych.studio.public_text import without_paths
@@ -78,6 +79,7 @@ class Engine:
         """Stop what runs at its next step, and end the thread. Jobs that are not done are lost."""
         self.queue.close()
         for job in list(self.jobs.values()):
+            job.error = job.error or {"message": "the server was stopped", "field": None, "code": "lost"}
             job.end("lost")
             job.cancelled.set()
         if self._thread.is_alive():
@@ -94,16 +96,23 @@ class Engine:
         with self._lock:
             self._forget()
             self.jobs[job.id] = job
-        self.history.add_job(job)
         try:
+            self.history.add_job(job)
             self.queue.put(client, job.images)
         except QueueOverflow:
-            with self._lock:
-                del self.jobs[job.id]
-            self.history.remove_job(job.id)
+            self._drop(job)
+            with contextlib.suppress(StorageError):  # it is lost at the next start
+                self.history.remove_job(job.id)
             raise QueueFull(self.retry_after()) from None
+        except BaseException:
+            self._drop(job)
+            raise
         job.publish("queued", position=self.position(job))
         return job
+
+    def _drop(self, job: Job) -> None:
+        with self._lock:
+            self.jobs.pop(job.id, None)
 
     def cancel(self, job: Job) -> None:
         """Take a job's waiting images out of the queue; those that are being made stop at their next step."""
@@ -169,7 +178,9 @@ class Engine:
         except UserError as error:
             return self._fail(images, error)
         for start in range(0, len(images), most):
-            self._run_together(model, images[start : start + most])
+            together = [image for image in images[start : start + most] if not image.job.ended]
+            if together:
+                self._run_together(model, together)
         return None
 
     def _run_together(self, model: Any, images: list[QueuedImage]) -> None:
@@ -213,13 +224,18 @@ class Engine:
             jobs[0].warnings += [text for text in map(without_paths, warnings) if text not in jobs[0].warnings]
         self.counts["batches"] += 1
         for place, image in enumerate(images):
-            if image.job.cancelled.is_set():
+            if image.job.cancelled.is_set() or image.job.ended:
                 continue
             earlier = [stage[place] for stage in result.stages[:-1]]
             if self.safety and (reason := self.safety.refuses_images((*earlier, result.images[place]))) is not None:
                 self._refuse(image, reason)
                 continue
-            image.id = self.history.add_image(image, result.images[place], result.metadata[place], earlier)
+            try:
+                image.id = self.history.add_image(image, result.images[place], result.metadata[place], earlier)
+            except Exception as error:  # generated well: to generate it again would not help
+                LOG.exception("an image could not be kept")
+                self._fail([image], error)
+                continue
             image.state, image.strip = "done", []
             self.counts["images"] += 1
             image.job.publish("image", image=image.index, id=image.id, seed=exact(image.seed))
@@ -277,6 +293,8 @@ class Follower:
     def __call__(self, step: int, steps: int, x0: Any) -> None:
         if all(image.job.cancelled.is_set() for image in self.images):
             raise Cancelled
+        for job in {image.job for image in self.images if image.job.cancelled.is_set()}:
+            job.end("cancelled")  # the others go on
         self.done += 1
         self.engine.counts["steps"] += len(self.images)
         left = (time.monotonic() - self.began) / self.done * (steps - step - 1)

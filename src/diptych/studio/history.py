@@ -28,8 +28,9 @@ from diptych.core.errors import UserError
 from diptych.models.metadata import of_stage, png_texts
 from diptych.models.provenance import Signer, png_bytes
 from diptych.serving.safe_files import read_inside
+from diptych.studio.atomic_write import PARTIAL, written
 from diptych.studio.image_request import exact
-from diptych.studio.limits import FieldError
+from diptych.studio.limits import FieldError, StorageError
 
 if TYPE_CHECKING:
     from diptych.studio.job import Job, QueuedImage
@@ -43,6 +44,8 @@ STAGES = 99
 """Largest number of a stage."""
 ID = re.compile(r"[0-9a-f]{24}|[0-9a-f]{64}")
 """Of an image, or of what a client sent."""
+LOSE = "UPDATE jobs SET state = 'lost', ended = ? WHERE state IN ('queued', 'running')"
+"""What waited when the last server ended."""
 NEEDED = """
 SELECT 1 FROM images WHERE instr(metadata, ?) UNION ALL
 SELECT 1 FROM jobs WHERE state IN ('queued', 'running') AND instr(request, ?) LIMIT 1
@@ -83,24 +86,44 @@ class History:
             self._connection = sqlite3.connect(
                 self.folder / DATABASE, check_same_thread=False, isolation_level=None, timeout=30
             )
+            self._connection.create_function("folded", 1, str.casefold, deterministic=True)
+            self._file = os.stat(self.folder / DATABASE)
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", *TABLES.split(";")):
                 self._connection.execute(statement)
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(f"{self.folder / DATABASE} cannot be opened: {error}") from None
-        self._execute("UPDATE jobs SET state = 'lost', ended = ? WHERE state IN ('queued', 'running')", (time.time(),))
+            if (found := self._execute("PRAGMA quick_check(1)")) != [("ok",)]:
+                raise StorageError(f"it is damaged ({found[0][0].splitlines()[-1]})")
+            self._execute(LOSE, (time.time(),))
+        except (OSError, sqlite3.Error, StorageError) as error:
+            why = f"{self.folder / DATABASE} cannot be opened: {error}"
+            raise UserError(f"{why}; move it away to begin a new history: the images stay in images/") from None
+        for file in (self.folder / "images").rglob(f"*{PARTIAL}"):  # of a server that was killed
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         with self._lock:
             self._connection.close()
 
     def _execute(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
-        """One statement, on the disk when it returns."""
-        with self._lock:
-            return self._connection.execute(query, tuple(values)).fetchall()
+        """One statement, on the disk when it returns. Raises a `StorageError`."""
+        try:
+            with self._lock:
+                return self._connection.execute(query, tuple(values)).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(f"the history cannot be read or written: {error}") from error
+
+    def _require_folder(self) -> None:
+        """Raise a `StorageError` where the folder was removed: what is written to an open database would be lost."""
+        try:
+            if os.path.samestat(self._file, os.stat(self.folder / DATABASE)) and (self.folder / "images").is_dir():
+                return
+        except OSError:
+            pass
+        raise StorageError("the folder of images was removed or moved while the server runs: start the server again")
 
     # Jobs
 
     def add_job(self, job: Job) -> None:
+        self._require_folder()
         request = json.dumps(job.request.to_json())
         values = (job.id, job.client, job.state, request, job.created)
         self._execute("INSERT INTO jobs (id, client, state, request, created) VALUES (?, ?, ?, ?, ?)", values)
@@ -115,10 +138,17 @@ class History:
 
     def jobs(self, state: str, client: str | None = None, most: int = 50) -> list[dict[str, Any]]:
         """The latest jobs in a state, of one client or all."""
-        query = "SELECT id, state, request, error, created FROM jobs WHERE state = ?"
-        query += "" if client is None else " AND client = ?"
+        where = "state = ?" if client is None else "state = ? AND client = ?"
         values = (state,) if client is None else (state, client)
-        rows = self._execute(f"{query} ORDER BY created DESC LIMIT {int(most)}", values)
+        return self._jobs(f"{where} ORDER BY created DESC LIMIT {int(most)}", values)
+
+    def job(self, id: str) -> dict[str, Any] | None:
+        """A job that is not in memory any more, as it ended."""
+        rows = self._jobs("id = ?", (id,))
+        return rows[0] if rows else None
+
+    def _jobs(self, where: str, values: Iterable[Any]) -> list[dict[str, Any]]:
+        rows = self._execute(f"SELECT id, state, request, error, created FROM jobs WHERE {where}", values)
         return [
             {"id": id, "state": now, "request": json.loads(request), "created": created, "images": self.of_job(id),
              "error": None if error is None else json.loads(error), "warnings": [], "seconds_left": None}
@@ -143,29 +173,30 @@ class History:
         self._keep_strip(id, queued.strip)
         request = json.dumps({**job.request.to_json(), "seed": exact(queued.seed), "count": 1})
         values = (id, job.id, queued.index, job.request.prompt, job.request.model, str(queued.seed), *image.size)
-        self._execute(
-            "INSERT INTO images (id, job, place, prompt, model, seed, width, height, metadata, request, created) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*values, json.dumps(metadata), request, time.time()),
-        )
+        try:
+            self._execute(
+                "INSERT INTO images (id, job, place, prompt, model, seed, width, height, metadata, request, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, json.dumps(metadata), request, time.time()),
+            )
+        except StorageError:
+            self._remove_files(id)
+            raise
         return id
 
     def _write(self, path: Path, image: Image.Image, metadata: dict[str, Any]) -> None:
         """Write a new file: whole on the disk, then under its name."""
         data = png_bytes(image, png_texts(metadata), self.signer)
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        with written(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
 
     def _keep_strip(self, id: str, strip: list[dict[str, Any]]) -> None:
         folder = self.folder / "strips"
-        (folder / f"{id}.json").write_text(json.dumps(strip), encoding="utf-8")
-        files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
-        for file in files[: max(0, len(files) - STRIPS)]:
-            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no image is lost for them
+            (folder / f"{id}.json").write_text(json.dumps(strip), encoding="utf-8")
+            files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+            for file in files[: max(0, len(files) - STRIPS)]:
+                file.unlink(missing_ok=True)
 
     def strip(self, id: str) -> list[dict[str, Any]]:
         """What was seen in each step of an image; empty where that is not kept any more."""
@@ -188,8 +219,8 @@ class History:
         """The latest images, newest first: those with all words of `search` in prompt or model; below a sequence."""
         where, values = ["1"], list[Any]()
         for word in search.split():
-            where.append("(instr(lower(prompt), ?) OR instr(lower(model), ?) OR seed = ?)")
-            values += [word.lower(), word.lower(), word]
+            where.append("(instr(folded(prompt), ?) OR instr(folded(model), ?) OR seed = ?)")
+            values += [word.casefold(), word.casefold(), word]
         if favourite:
             where.append("favourite")
         if before is not None:
@@ -216,16 +247,16 @@ class History:
         return path if path.is_file() and not path.is_symlink() else None
 
     def thumbnail(self, id: str) -> bytes | None:
-        """A WebP of at most 256 pixels a side, with the provenance of the image."""
+        """A WebP of at most 256 pixels a side, with the provenance of the image; none where its file is damaged."""
         path = self.png(id)
         if path is None:
             return None
         file = io.BytesIO()
-        with Image.open(path) as image:
+        with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
             stated = image.info.get("xmp", b"")
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             image.convert("RGB").save(file, "WEBP", quality=80, xmp=stated)
-        return file.getvalue()
+        return file.getvalue() or None
 
     def set_favourite(self, id: str, favourite: bool) -> bool:
         rows = self._execute("UPDATE images SET favourite = ? WHERE id = ? RETURNING 1", (favourite, id))
@@ -235,9 +266,12 @@ class History:
         """Delete an image and its files."""
         if not self._execute("DELETE FROM images WHERE id = ? RETURNING 1", (id,)):
             return False
+        self._remove_files(id)
+        return True
+
+    def _remove_files(self, id: str) -> None:
         for file in (*(self.folder / "images").glob(f"{id}.*png"), self.folder / "strips" / f"{id}.json"):
             file.unlink(missing_ok=True)
-        return True
 
     # What clients send
 
@@ -249,9 +283,8 @@ class History:
         name = hashlib.sha256(data).hexdigest()
         path = self.folder / "images" / INPUTS / f"{name}.png"
         if not path.is_file() or path.is_symlink():
-            partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
-            partial.write_bytes(data)
-            os.replace(partial, path)
+            with written(path) as file:
+                file.write(data)
         else:
             os.utime(path)
         self._drop_inputs(most)
@@ -271,6 +304,11 @@ class History:
             path = self.png(id) or self.folder / "images" / INPUTS / f"{id}.png"
         if path is None or not path.is_file() or path.is_symlink():
             raise FieldError(field, f"there is no image {str(id)[:80]!r}: send it first")
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except Exception as error:  # of many kinds: whatever a decoder raises
+            raise FieldError(field, f"the file of that image is damaged ({type(error).__name__})") from None
         return path
 
 

@@ -85,10 +85,14 @@ def add_routes(application: Any, engine: Engine) -> None:
         options = values.pop("options", None)
         if not isinstance(options, Mapping | None):
             raise FieldError("options", "options is an object")
-        inputs = {name: history.input(name, values.pop(name)) for name in INPUTS if values.get(name) is not None}
         fields = {**(options or {}), **{name: one for name, one in values.items() if name not in INPUTS}}
-        read = await run_in_threadpool(ImageRequest.read, pool, limits, fields, inputs)
-        return (await run_in_threadpool(engine.submit, read, client_of(request))).to_json()
+        client = client_of(request)
+
+        def submitted() -> Job:
+            inputs = {name: history.input(name, values[name]) for name in INPUTS if values.get(name) is not None}
+            return engine.submit(ImageRequest.read(pool, limits, fields, inputs), client)
+
+        return (await run_in_threadpool(submitted)).to_json()
 
     @application.get("/api/jobs")
     def jobs(request: Request) -> list[dict[str, Any]]:
@@ -98,6 +102,8 @@ def add_routes(application: Any, engine: Engine) -> None:
 
     @application.get("/api/jobs/{id}")
     def job(id: str) -> dict[str, Any]:
+        if id not in engine.jobs and (row := history.job(id)) is not None:  # of before the last start, or long ago
+            return {**row, "position": None}
         found = job_of(id)
         return {**found.to_json(), "position": None if found.state != "queued" else engine.position(found)}
 
@@ -105,6 +111,8 @@ def add_routes(application: Any, engine: Engine) -> None:
     def cancel(id: str) -> dict[str, Any]:
         if id not in engine.jobs and history.forget_lost(id):
             return {"id": id, "state": "lost"}
+        if id not in engine.jobs and (row := history.job(id)) is not None:
+            return row
         found = job_of(id)
         engine.cancel(found)
         return found.to_json()
@@ -113,6 +121,8 @@ def add_routes(application: Any, engine: Engine) -> None:
     def events(id: str, request: Request) -> Response:
         last = request.headers.get("last-event-id", "0")
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else 0
+        if id not in engine.jobs and (row := history.job(id)) is not None:
+            return Response(last_events(row, after), media_type="text/event-stream")
         following = job_of(id)
         everyone = sum(job.followers for job in list(engine.jobs.values()))
         if following.followers >= FOLLOWERS or everyone >= ALL_FOLLOWERS:
@@ -130,7 +140,10 @@ def add_routes(application: Any, engine: Engine) -> None:
         ids = (await body_of(request)).get("ids")
         if not isinstance(ids, list) or not 1 <= len(ids) <= MOST_ZIPPED or not all(isinstance(id, str) for id in ids):
             raise FieldError("ids", f"ids is a list of 1 to {MOST_ZIPPED} images")
-        files = [path for id in dict.fromkeys(ids) if (path := history.png(id)) is not None]
+        named = dict.fromkeys(ids)
+        files = await run_in_threadpool(lambda: [path for id in named if (path := history.png(id)) is not None])
+        if not files:
+            raise HTTPException(404, "none of these images is there any more")
         headers = {"content-disposition": 'attachment; filename="diptych-images.zip"'}
         return StreamingResponse(zipped(files), media_type="application/zip", headers=headers)
 
@@ -164,7 +177,7 @@ def add_routes(application: Any, engine: Engine) -> None:
         favourite = (await body_of(request)).get("favourite")
         if not isinstance(favourite, bool):
             raise FieldError("favourite", "favourite is true or false")
-        if not history.set_favourite(id, favourite):
+        if not await run_in_threadpool(history.set_favourite, id, favourite):
             raise HTTPException(404, "there is no such image")
         return {"id": id, "favourite": favourite}
 
@@ -193,6 +206,17 @@ def client_of(request: Any) -> str:
     return request.client.host if request.client else "unknown"
 
 
+def server_event(event: Mapping[str, Any]) -> bytes:
+    return f"id: {event['number']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def last_events(row: Mapping[str, Any], after: int) -> bytes:
+    """What is known of a job that is not in memory any more: its images and how it ended."""
+    images = [{"type": "image", "image": one["index"], "id": one["id"], "seed": one["seed"]} for one in row["images"]]
+    events = [*images, {"type": row["state"], **({"error": row["error"]} if row["error"] else {})}]
+    return b"".join(server_event({"number": after + place, **event}) for place, event in enumerate(events, 1))
+
+
 async def event_stream(job: Job, after: int) -> AsyncIterator[bytes]:
     """The events of a job as server-sent events; a comment where nothing happens for long."""
     following = job.follow(after)
@@ -207,7 +231,7 @@ async def event_stream(job: Job, after: int) -> AsyncIterator[bytes]:
             event, coming = coming.result(), None
             if event is None:
                 return
-            yield f"id: {event['number']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+            yield server_event(event)
     finally:
         if coming is not None:
             coming.cancel()

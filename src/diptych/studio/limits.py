@@ -24,6 +24,10 @@ class QueueFull(UserError):
         self.retry_after = retry_after
 
 
+class StorageError(UserError):
+    """The folder of the history cannot be written to or read from: a full disk, say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Bounds of requests and of the queue."""

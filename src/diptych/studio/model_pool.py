@@ -35,6 +35,8 @@ class ModelPool:
         self._open_source = open_source
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
+        """Held while a model is opened, which takes long: open ones are used meanwhile."""
 
     @property
     def default(self) -> str:
@@ -55,16 +57,26 @@ class ModelPool:
 
     def open(self, name: str) -> Any:
         """The model, opened if it is not. Raises a `UserError` as `diptych.load` does."""
-        with self._lock:
-            if name in self._open:
-                self._open.move_to_end(name)
-                return self._open[name]
+        if (model := self._of_open(name)) is not None:
+            return model
+        with self._opening:
+            if (model := self._of_open(name)) is not None:
+                return model
             if self.memory is not None:
                 self._make_room(file_bytes(self.sources[name]))
-            model = self._open[name] = self._open_source(self.sources[name])
+            model = self._open_source(self.sources[name])
+            with self._lock:
+                self._open[name] = model
             if self.memory is not None:
                 self._make_room(0, keep=name)
             return model
+
+    def _of_open(self, name: str) -> Any:
+        """An open model, used now; none where it is not open."""
+        with self._lock:
+            if name in self._open:
+                self._open.move_to_end(name)
+            return self._open.get(name)
 
     def used(self) -> int:
         """Bytes of the weights that are open."""
@@ -73,9 +85,10 @@ class ModelPool:
 
     def _make_room(self, more: int, keep: str | None = None) -> None:
         assert self.memory is not None
-        while (closing := [name for name in self._open if name != keep]) and self.used() + more > self.memory:
-            del self._open[closing[0]]
-            gc.collect()
+        with self._lock:
+            while (closing := [name for name in self._open if name != keep]) and self.used() + more > self.memory:
+                del self._open[closing[0]]
+                gc.collect()
 
 
 def model_bytes(model: Any) -> int:

@@ -109,7 +109,7 @@ async def event_stream(engine: Engine, job: Job, call: ImagesCall, text_tokens: 
             elif event["type"] == "image":
                 data = in_format(engine, image_bytes(engine, event["id"]), call)
                 yield server_event(f"{kind}.completed", {**image_values(job, data, call), "usage": usage(text_tokens)})
-            elif event["type"] in ("failed", "cancelled"):
+            elif event["type"] in ("failed", "cancelled", "lost"):
                 message = (job.error or {}).get("message", "the request was cancelled")
                 yield server_event("error", error_body(OPENAI, 500, message))
         yield b"data: [DONE]\n\n"

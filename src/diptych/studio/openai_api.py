@@ -67,7 +67,8 @@ def add_openai_routes(application: Any, engine: Engine) -> None:
         except ClientLeft:
             return Response(status_code=499)
         if job.state != "done":
-            raise HTTPException(500, (job.error or {}).get("message", "the request was cancelled"))
+            status = 503 if job.state == "lost" else 500
+            raise HTTPException(status, (job.error or {}).get("message", "the request was cancelled"))
         root = str(request.base_url).rstrip("/")
         link = lambda id: f"{root}/api/images/{id}.png"  # noqa: E731
         return JSONResponse(await run_in_threadpool(images_answer, engine, job, call, text_tokens, link))
