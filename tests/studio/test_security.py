@@ -157,7 +157,7 @@ def test_no_id_of_any_other_route_leads_out(app: Any, id: str) -> None:
     for key in ("image", "mask", "low_res"):
         status, _, body = ask(app, "POST", "/api/jobs", json.dumps({**RED, key: id}).encode())
         assert status == 422 and json.loads(body)["error"]["field"] == key
-    assert ask(app, "POST", "/api/images/zip", json.dumps({"ids": [id]}).encode())[0] == 200
+    assert ask(app, "POST", "/api/images/zip", json.dumps({"ids": [id]}).encode())[0] == 404
 
 
 @pytest.mark.parametrize("stage", ["-1", "0", "1/../../x", "9" * 300, "9" * 5000, "1e3"])
