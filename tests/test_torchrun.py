@@ -56,6 +56,20 @@ def test_a_mistake_is_handed_to_torchrun(tmp_path: Path, monkeypatch, capsys, ra
     assert waited == ([] if rank == "0" else [cli.PATIENCE])
 
 
+def test_commands_that_share_no_work_are_for_one_process(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli.time, "sleep", lambda _: None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    words = ["evaluate", "layout", "--data", "x", "--out", str(tmp_path / "o")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(words) == 2 and not (tmp_path / "o").exists()
+    assert capsys.readouterr().err == "diptych: evaluate layout is for one process: start it without torchrun\n"
+    for command in (["train", "x"], ["precompute", "x"], ["generate", ""], ["evaluate", "fid-30k", "a", "b"]):
+        assert cli.main([*command, *(["--out", str(tmp_path / "o")] if len(command) > 3 else [])]) == 2
+        assert "one process" not in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert cli.main(["options"]) == 0
+
+
 @pytest.mark.slow
 def test_the_command_runs_in_two_processes(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()

@@ -69,7 +69,7 @@ def add_commands(commands: Any) -> None:
     add_checks(command)
     add_options(command)
     add_opening(command)
-    command.set_defaults(command=generate, more="prompts", warns=True)
+    command.set_defaults(command=generate, more="prompts", warns=True, shared=True)
     (stages,) = [group for group in command._action_groups if group.title == "cascades"]
     stages.description = per_stage_help()
 

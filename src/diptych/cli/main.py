@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = parse(argv)
+            require_shared(arguments)
             log_here()
             with warnings_in_one_line(shown=getattr(arguments, "warns", False)):
                 return arguments.command(arguments) or 0
@@ -49,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not str(error).startswith("Symlink loop"):  # what Python before 3.13 raises of links in a circle
             raise
         return report(f"{error}: name another place")
+
+
+def require_shared(arguments: argparse.Namespace) -> None:
+    """Raise a `UserError` for a command that does not share its work, in several processes that torchrun started: all
+    would do the same in the same places."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and not getattr(arguments, "shared", False):
+        name = arguments.parser.prog.partition(" ")[2]
+        raise UserError(f"{name} is for one process: start it without torchrun")
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def add_protocol(commands: Any, name: str, text: str, examples: str | None) -> P
     command: Parser = commands.add_parser(
         f"evaluate {name}", help=text, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=examples
     )
-    command.set_defaults(command=evaluate, protocol=name, warns=True)
+    command.set_defaults(command=evaluate, protocol=name, warns=True, shared=True)
     return command
 
 

@@ -16,7 +16,7 @@ def add_commands(commands: Any) -> None:
     # Not --run: torchrun takes every abbreviation of its own options, here --run-path, for itself.
     command.add_argument("--run-dir", metavar="FOLDER", type=Path, help="run folder (default: runs/RECIPE)")
     command.add_argument("--run", dest="run_dir", type=Path, help=argparse.SUPPRESS)
-    command.set_defaults(command=train)
+    command.set_defaults(command=train, shared=True)
 
     command = commands.add_parser(
         "precompute",
@@ -27,7 +27,7 @@ def add_commands(commands: Any) -> None:
     )
     add_recipe(command)
     command.add_argument("--out", metavar="FOLDER", type=Path, help="output folder (default: cache/RECIPE)")
-    command.set_defaults(command=precompute)
+    command.set_defaults(command=precompute, shared=True)
 
     command = commands.add_parser("assemble", help="put trained stages together into one cascade")
     command.add_argument("stages", metavar="STAGE", nargs="+", help="run or model folders, the base first")
