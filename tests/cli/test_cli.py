@@ -296,11 +296,13 @@ def test_multiline_error_is_printed_in_one_line(model: FakeModel, capsys, monkey
 
 
 def test_full_disk_leaves_no_partial_file(model: FakeModel, capsys, monkeypatch) -> None:
-    def save(self, file, *arguments, **options) -> None:
-        Path(file).write_bytes(b"half")
+    whole = Path.write_bytes
+
+    def half(path: Path, data: bytes) -> None:
+        whole(path, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", half)
     assert "the disk is full: could not write out" in one_line(capsys, "generate", "a cat")
     assert list(Path("out").iterdir()) == []
 
