@@ -411,6 +411,8 @@ def test_statistics_measure_fid_alone(model: NoisyModel, capsys) -> None:
     more = [*command, "--metrics", "precision-recall", "--out", "p"]
     capsys.readouterr()
     assert "val.npz holds statistics alone" in one_line(capsys, *more)
+    resized = [*command, "--network-resize", "clean", "--out", "p"]
+    assert "leave it out with --features judge" in one_line(capsys, *resized)
 
 
 # Choices, and published results

@@ -31,8 +31,8 @@ EXAMPLES = """\
 examples:
   diptych evaluate fid-30k captions_val2014.json val2014/ --preset ldm --model runs/sd --steps 50 \\
       --weights inception=inception.pth --out runs/fid
-  diptych evaluate fid-30k captions_val2014.json val2014/ --generated runs/fid/images --network-resize clean \\
-      --weights inception=inception.pth --out runs/fid-clean
+  diptych evaluate fid-30k captions_val2014.json val2014/ --generated runs/fid/images --preset ldm \\
+      --network-resize clean --weights inception=inception.pth --out runs/fid-clean
 
 docs/protocols.md says what each choice changes. An interrupted run goes on.
 """
@@ -195,6 +195,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     place, shares, torchrun = share_of(None)
     if arguments.generated is not None and (unused := given(arguments, "model", "lora", "batch") | options):
         raise UserError(f"--{next(iter(unused)).replace('_', '-')} is for a model: leave it out beside --generated")
+    if arguments.network_resize is not None and arguments.features not in (None, "inception"):
+        raise UserError(f"--network-resize is to InceptionV3's size: leave it out with --features {arguments.features}")
     check_options(options, lora_files(arguments))
     require_same(arguments.out, name)
     if place and arguments.generated is not None:

@@ -118,7 +118,8 @@ def make(arguments: argparse.Namespace) -> None:
     questions = sum(len(task.asks) for task in study.tasks if not task.control)
     controls = sum(bool(task.control) for task in study.tasks)
     size = "x".join(map(str, study.settings["size"]))
-    what = f"{questions:,} questions and {controls:,} controls in {len(study.batches)} batches"
+    batches = "1 batch" if len(study.batches) == 1 else f"{len(study.batches)} batches"
+    what = f"{questions:,} questions and {controls:,} controls in {batches}"
     print_out(f"{arguments.folder}: {what}, {len(study.images):,} images of {size}; `diptych study serve` asks them")
 
 

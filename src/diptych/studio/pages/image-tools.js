@@ -31,12 +31,13 @@ export function metaLine(row) {
 export function parameters(row) {
 	const { metadata = {} } = row;
 	const rows = [["Model", row.model], ["Seed", row.seed], ["Size", `${row.width} × ${row.height}`]];
-	const skip = new Set(["model", "seed", "prompt", "negative", "size", "stages"]);
+	const skip = new Set(["model", "seed", "prompt", "negative", "size", "stages", "cost"]);
 	for (const [name, value] of Object.entries(metadata)) if (!skip.has(name) && words(value)) rows.push([labelOf(name), words(value)]);
 	for (const [index, stage] of (metadata.stages ?? []).entries()) {
 		const values = Object.entries(stage).filter(([name, value]) => words(value) && typeof value !== "object" && name !== "name");
 		rows.push([`Stage ${index + 1}`, values.map(([name, value]) => `${name} ${words(value)}`).join(", ")]);
 	}
+	if (metadata.cost?.calls) rows.push(["Network calls", metadata.cost.calls]);
 	rows.push(["Made", new Date(row.created * 1000).toLocaleString()]);
 	return rows;
 }
