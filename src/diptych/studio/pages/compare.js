@@ -1,4 +1,4 @@
-// Comparison grids: one image for each pair of two settings' values, all else equal; they fill in live.
+// Comparison grids: one image for each pair of two settings' values, all else equal.
 
 import { api, imageUrl, schemaOf, store, stored } from "./api.js";
 import { announce, button, choice, div, element, on, p, save, textInput, toast } from "./dom.js";

@@ -1,4 +1,4 @@
-// Files that are dropped or pasted anywhere: a PNG restores its settings, or is what the model starts from.
+// Dropped or pasted files: a PNG restores its settings, or is the init image.
 
 import { api } from "./api.js";
 import { announce, byId, element, on, toast } from "./dom.js";

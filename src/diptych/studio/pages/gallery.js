@@ -1,4 +1,4 @@
-// The gallery: everything that was made, newest first. Search, favourites, selection, download, delete with undo.
+// The gallery, newest first: search, favourites, selection, download, delete with undo.
 
 import { api, thumbnailUrl } from "./api.js";
 import { announce, button, debounced, div, element, icon, on, p, pressed, refill, save, setPressed, toast } from "./dom.js";

@@ -1,4 +1,4 @@
-// What one may do with a finished image, wherever it is shown, and how it is described.
+// Buttons for a finished image, and how it is described.
 
 import { api, imageUrl } from "./api.js";
 import { button, div, on, save, setPressed } from "./dom.js";

@@ -1,4 +1,4 @@
-// Images that a request starts from: an image, its mask, an image to enlarge. They come by file, drop, paste or from a result.
+// Images that a request starts from: an image, its mask, an image to enlarge.
 
 import { upload } from "./api.js";
 import { announce, button, byId, div, element, on, toast } from "./dom.js";

@@ -1,4 +1,4 @@
-// The result: images as they come to be, then as they are, with what one may do next.
+// The result: images as they come to be, and what one may do next.
 
 import { api, imageUrl, schemaOf, thumbnailUrl } from "./api.js";
 import { announce, button, div, element, on, p, reducedMotion, refill, span } from "./dom.js";
@@ -83,7 +83,7 @@ export class Stage {
 		const chips = EXAMPLES.map((text) => button({ text, className: "chip", on: () => this.actions.example(text) }));
 		const words = [
 			p("lead", "Press Enter, and an image appears."),
-			p("soft", "An example prompt stands ready. Or try one of these:"),
+			p("soft", "Or try one of these:"),
 			div("chips", ...chips),
 		];
 		const leaf = () => element("div", { className: "leaf", "aria-hidden": "true" });
