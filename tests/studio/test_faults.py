@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -14,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from diptych.core.errors import UserError
 from diptych.studio.application import studio_application
 from diptych.studio.engine import Engine
+from diptych.studio.fair_queue import FairQueue
 from diptych.studio.history import DATABASE, History
+from diptych.studio.job import Job
 from diptych.studio.limits import StorageError
 from diptych.studio.model_pool import ModelPool
 from tests.models import latents
+from tests.models.latents import same_image
 from tests.studio.conftest import ADDRESS, opened
 from tests.studio.test_engine import ended, started, wanted
 
@@ -218,3 +223,60 @@ def test_streams_end_at_once_when_the_server_does(own: tuple[Engine, Any]) -> No
         thread.join(10)
     assert sorted(answer.status_code for answer in answers) == [200, 503, 503]
     assert all("the server was stopped" in answer.text for answer in answers)
+
+
+def test_who_comes_last_waits_for_one_batch_at_most(own: tuple[Engine, Any]) -> None:
+    """One image is next after those that are generated when it comes, however many another client has waiting."""
+    engine, _ = own
+    queue = FairQueue(40, 30)
+    many, few, new = (
+        Job(wanted(engine, count=n, steps=n + 1), name) for n, name in ((8, "many"), (1, "few"), (2, "new"))
+    )
+    key = lambda image: image.job.request.batch_key  # noqa: E731
+    queue.put("many", many.images)
+    assert len(queue.take(3, key)) == 3
+    queue.put("few", few.images)
+    assert queue.position(lambda image: image.job is few) == 0
+    assert queue.take(3, key) == few.images
+    queue.put("new", new.images)  # no flood of new clients holds up who waited longer
+    assert [image.job for image in queue.take(3, key)] == [many] * 3
+    assert queue.take(3, key) == new.images
+    assert queue.take(3, key) == many.images[6:]
+
+
+def test_an_image_may_be_deleted_while_another_is_made_from_it(own: tuple[Engine, Any]) -> None:
+    """What was made from it can be made again."""
+    engine, client = own
+    job = engine.submit(wanted(engine), "me")
+    ended(job)
+    held = engine.submit(wanted(engine, steps=150), "me")
+    first = job.images[0].id
+    body = {"prompt": "a blue picture", "seed": 3, "image": first, "options": {"strength": 0.5, "steps": 2}}
+    made = client.post("/api/jobs", json=body).json()
+    assert client.delete(f"/api/images/{first}").status_code == 200
+    engine.cancel(held)
+    ended(engine.jobs[made["id"]])
+    [image] = client.get(f"/api/jobs/{made['id']}").json()["images"]
+    assert image["id"] is not None
+    fields = client.post("/api/read", content=client.get(f"/api/images/{image['id']}.png").content).json()
+    assert fields.pop("missing") == []
+    assert client.post("/api/jobs", json=fields).status_code == 202
+
+
+@pytest.mark.parametrize("options", [{"size": [24, 16]}, {"size": [16, 16], "fit": "pad"}, {}])
+def test_restored_fields_make_an_image_of_the_same_size(own: tuple[Engine, Any], options: dict[str, Any]) -> None:
+    """An init image of another size than the image that was made from it."""
+    engine, client = own
+    file = io.BytesIO()
+    Image.effect_noise((48, 32), 90).convert("RGB").save(file, "PNG")
+    sent = client.post("/api/uploads", content=file.getvalue()).json()["id"]
+    fields = {"prompt": "x", "seed": 3, "image": sent, "options": {"strength": 0.5, "steps": 2, **options}}
+    images = []
+    for _ in range(2):
+        job = engine.jobs[client.post("/api/jobs", json=fields).json()["id"]]
+        ended(job)
+        data = client.get(f"/api/images/{job.images[0].id}.png").content
+        images.append(Image.open(io.BytesIO(data)))
+        fields = client.post("/api/read", content=data).json()
+        assert fields.pop("missing") == []
+    assert same_image(*images)

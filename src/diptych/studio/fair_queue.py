@@ -17,11 +17,14 @@ class QueueOverflow(Exception):
 
 class FairQueue:
     """Round robin: the next image is of the client whose last one lies furthest back, so that who asks for many images
-    does not hold up who asks for one."""
+    does not hold up who asks for one. Who comes while images are generated is next after those who had none of them."""
 
     def __init__(self, most: int, most_of_client: int) -> None:
         self.most, self.most_of_client = most, most_of_client
         self._clients: OrderedDict[str, deque[QueuedImage]] = OrderedDict()
+        self._turns: dict[str, int] = {}
+        """Of each client that waits: which call of `take` gave it an image last."""
+        self._turn = 0
         self._ready = threading.Condition()
         self._closed = False
 
@@ -36,7 +39,9 @@ class FairQueue:
             waiting = self._clients.get(client, ())
             if len(self) + len(images) > self.most or len(waiting) + len(images) > self.most_of_client:
                 raise QueueOverflow
-            self._clients.setdefault(client, deque()).extend(images)
+            if images:
+                self._turns.setdefault(client, self._turn - 1)
+                self._clients.setdefault(client, deque()).extend(images)
             self._ready.notify()
 
     def take(self, most: int, key: Callable[[QueuedImage], Any]) -> list[QueuedImage]:
@@ -47,6 +52,7 @@ class FairQueue:
                 self._ready.wait()
             if self._closed:
                 return []
+            self._turn += 1
             taken = [self._next(lambda image: True)]
             wanted = key(taken[0])  # type: ignore[arg-type]
             while len(taken) < most and (more := self._next(lambda image: key(image) == wanted)) is not None:
@@ -55,15 +61,23 @@ class FairQueue:
 
     def _next(self, fits: Callable[[QueuedImage], bool]) -> QueuedImage | None:
         """The first image that fits, of the first client who has one; that client then is last in turn."""
-        for client, waiting in self._clients.items():
+        for client in self._in_turn():
+            waiting = self._clients[client]
             for image in waiting:
                 if fits(image):
                     waiting.remove(image)
                     self._clients.move_to_end(client)
+                    self._turns[client] = self._turn
                     if not waiting:
-                        del self._clients[client]
+                        self._forget(client)
                     return image
         return None
+
+    def _in_turn(self) -> list[str]:
+        return sorted(self._clients, key=self._turns.__getitem__)
+
+    def _forget(self, client: str) -> None:
+        del self._clients[client], self._turns[client]
 
     def remove(self, fits: Callable[[QueuedImage], bool]) -> list[QueuedImage]:
         """Take out all images that fit."""
@@ -74,13 +88,13 @@ class FairQueue:
                 if left:
                     self._clients[client] = left
                 else:
-                    del self._clients[client]
+                    self._forget(client)
             return removed
 
     def position(self, fits: Callable[[QueuedImage], bool]) -> int:
         """How many images stand before the first that fits, at most: all those that wait without it."""
         with self._ready:
-            queues = [list(waiting) for waiting in self._clients.values()]
+            queues = [list(self._clients[client]) for client in self._in_turn()]
         turns = (image for turn in itertools.zip_longest(*queues) for image in turn if image is not None)
         return next((place for place, image in enumerate(turns) if fits(image)), 0)
 

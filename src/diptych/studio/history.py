@@ -31,6 +31,7 @@ from diptych.serving.safe_files import read_inside
 from diptych.studio.atomic_write import PARTIAL, written
 from diptych.studio.image_request import exact
 from diptych.studio.limits import FieldError, StorageError
+from diptych.studio.read_upload import read_upload
 
 if TYPE_CHECKING:
     from diptych.studio.job import Job, QueuedImage
@@ -296,6 +297,13 @@ class History:
         for file in files[: max(0, len(files) - most)]:
             if not self._execute(NEEDED, (file.stem, file.stem)):
                 file.unlink(missing_ok=True)
+
+    def kept_input(self, field: str, id: Any, most: int) -> Path:
+        """As `input`, but of an image of the history a copy, which stays when that is deleted."""
+        path = self.input(field, id)
+        if path.parent.name == INPUTS:
+            return path
+        return self.input(field, self.add_input(read_upload(field, path.read_bytes()), most))
 
     def input(self, field: str, id: Any) -> Path:
         """The file of an input, or of an image of the history, by its id; a `FieldError` where there is none."""

@@ -89,7 +89,8 @@ def add_routes(application: Any, engine: Engine) -> None:
         client = client_of(request)
 
         def submitted() -> Job:
-            inputs = {name: history.input(name, values[name]) for name in INPUTS if values.get(name) is not None}
+            given = {name: values[name] for name in INPUTS if values.get(name) is not None}
+            inputs = {name: history.kept_input(name, id, limits.uploads) for name, id in given.items()}
             return engine.submit(ImageRequest.read(pool, limits, fields, inputs), client)
 
         return (await run_in_threadpool(submitted)).to_json()

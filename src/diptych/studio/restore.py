@@ -36,7 +36,7 @@ def fields_of_row(engine: Engine, row: dict[str, Any]) -> dict[str, Any]:
         value = [stage.get(key) for stage in stages] if stages and option.per_stage else row.get(key)
         if value is not None and not (isinstance(value, list) and all(one is None for one in value)):
             fields["options"][key] = value
-    if stages or "low" in row or "image" in row:
+    if stages or "low" in row:
         fields["options"].pop("size", None)
     for key in INPUTS:
         entry = row.get("low" if key == "low_res" else key)
