@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from diptych.core.errors import UserError
 from diptych.studio.application import studio_application
@@ -280,3 +281,14 @@ def test_restored_fields_make_an_image_of_the_same_size(own: tuple[Engine, Any],
         fields = client.post("/api/read", content=data).json()
         assert fields.pop("missing") == []
     assert same_image(*images)
+
+
+def test_errors_about_a_dropped_image_name_no_temporary_file(own: tuple[Engine, Any]) -> None:
+    _, client = own
+    for text in (None, "[1, 2]", '{"prompt": "x", "seed": null, "model": "latent", "size": "big"}'):
+        file, texts = io.BytesIO(), PngInfo()
+        if text is not None:
+            texts.add_text("diptych", text)
+        Image.new("RGB", (16, 16)).save(file, "PNG", pnginfo=texts)
+        answer = client.post("/api/read", content=file.getvalue())
+        assert answer.status_code == 422 and "image.png" in message(answer), answer.text

@@ -16,10 +16,10 @@ from diptych.studio.read_upload import read_upload
 def fields_of(engine: Engine, data: bytes) -> dict[str, Any]:
     """The fields of a request for the image in a PNG of diptych's, and in `missing` what cannot be restored here."""
     read_upload("image", data)
-    with tempfile.NamedTemporaryFile(suffix=".png") as file:
-        file.write(data)
-        file.flush()
-        row = read_metadata(Path(file.name))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "image.png")  # errors name it
+        file.write_bytes(data)
+        row = read_metadata(file)
     return fields_of_row(engine, row)
 
 

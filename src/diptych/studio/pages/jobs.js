@@ -1,10 +1,10 @@
-// Jobs: their events, followed across reloads of the page and restarts of the server.
+// Jobs: their events, followed across reloads and restarts of the server.
 
 import { api } from "./api.js";
 import { on } from "./dom.js";
 
 const ENDED = new Set(["done", "failed", "cancelled", "lost"]);
-const STREAMS = 2; // a browser has six connections to a server for all of its tabs: other jobs are asked for now and then
+const STREAMS = 2; // a browser has six connections for all tabs: other jobs are polled
 const PERIOD = 1500;
 
 const watched = new Map();
