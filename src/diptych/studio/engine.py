@@ -316,7 +316,7 @@ class Follower:
         """A small image of each estimate; none where it is not due, or the safety check does not allow it."""
         safety = self.engine.safety
         hidden = safety is not None and safety.sees_images and not safety.previews
-        if hidden or not self.previewer.due:
+        if hidden or not self.previewer.due(x0):
             return [None] * len(self.images)
         shown = self.previewer.images(x0)
         if safety is None:

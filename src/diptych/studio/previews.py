@@ -29,16 +29,17 @@ class Previewer:
         self.model = model
         self.began = time.monotonic()
         self.spent = 0.0
+        self.side = 0
+        """Of the estimates that were shown last."""
 
-    @property
-    def due(self) -> bool:
-        """Whether one more keeps within the share. The first is always due."""
-        return self.spent <= SHARE * (time.monotonic() - self.began)
+    def due(self, x0: Tensor) -> bool:
+        """Whether one more keeps within the share. The first is always due, of each stage of a cascade."""
+        return x0.shape[-1] != self.side or self.spent <= SHARE * (time.monotonic() - self.began)
 
     @torch.no_grad()
     def images(self, x0: Tensor) -> list[Image.Image]:
         """Estimates (B, C, h, w), latents or pixels, as images of at most `SIDE` pixels a side."""
-        began = time.monotonic()
+        began, self.side = time.monotonic(), x0.shape[-1]
         try:
             x0 = torch.nan_to_num(x0.float())
             if isinstance(self.model, LatentDiffusion):

@@ -74,7 +74,6 @@ export class InputSlots {
 		return root;
 	}
 
-	/** Upload a file into a slot. */
 	async take(name, file) {
 		const root = this.slots[name];
 		if (!root) return toast(`The model ${this.schema.title} does not take such an image.`, { problem: true });
@@ -128,7 +127,7 @@ export class InputSlots {
 	filled(name, image) {
 		const picture = div("slot-image", element("img", { src: image.url, alt: NAMES[name] }));
 		if (name === "image" && state.inputs.mask) {
-			picture.append(element("img", { className: "mask", src: state.inputs.mask.url, alt: "Its mask: white is generated anew" }));
+			picture.append(element("img", { className: "mask", src: state.inputs.mask.url, alt: "Mask: white is generated anew" }));
 		}
 		const tools = div("slot-tools");
 		if (name === "image" && this.schema.features.mask) {
@@ -144,8 +143,10 @@ export class InputSlots {
 		const blob = await editMask(image.url, state.inputs.mask?.url ?? null);
 		if (!blob) return;
 		try {
+			const first = !state.inputs.mask;
 			state.inputs.mask = await send(blob);
 			this.changed();
+			if (first) this.root.querySelector("[data-field=paste] input:not(:checked)")?.click();
 			byId("prompt").focus();
 		} catch (error) {
 			mark(this.slots.image, error.message);
