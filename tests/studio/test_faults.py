@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import itertools
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from diptych.cli.serve_commands import read_models
 from diptych.core.errors import UserError
 from diptych.studio.application import studio_application
 from diptych.studio.engine import Engine
@@ -292,3 +294,21 @@ def test_errors_about_a_dropped_image_name_no_temporary_file(own: tuple[Engine, 
         Image.new("RGB", (16, 16)).save(file, "PNG", pnginfo=texts)
         answer = client.post("/api/read", content=file.getvalue())
         assert answer.status_code == 422 and "image.png" in message(answer), answer.text
+
+
+def test_what_is_wrong_in_a_query_or_an_upscaler_is_named(own: tuple[Engine, Any]) -> None:
+    _, client = own
+    for field, value in (("limit", 0), ("limit", 501), ("before", -1), ("before", 10**30), ("search", "x" * 2000)):
+        assert client.get("/api/images", params={field: value}).json()["error"]["field"] == field
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "PNG")
+    body = {"image": base64.b64encode(file.getvalue()).decode(), "upscaler_1": "ESRGAN_4x"}
+    answer = client.post("/sdapi/v1/extra-single-image", json=body)
+    assert answer.status_code == 422 and answer.json()["body"] == "upscaler_1", answer.text
+
+
+def test_a_model_that_is_not_there_is_named_at_the_start(tmp_path: Path) -> None:
+    """The second too, which is not opened yet; what may be a name on the hub is not looked up."""
+    with pytest.raises(UserError, match=f"nothing at {tmp_path}/gone"):
+        read_models(["latent", f"second={tmp_path}/gone"])
+    assert read_models(["latent", "sd=owner/name"]) == {"latent": "latent", "sd": "owner/name"}

@@ -105,6 +105,8 @@ def read_models(named: list[str] | None) -> dict[str, str]:
             name, source = Path(one.rstrip("/")).name.removesuffix(".safetensors"), one
         if not name or not source:
             raise UserError(f"--model is MODEL or NAME=MODEL, not {one!r}")
+        if source.startswith(("/", "./", "../")) and not Path(source).exists():  # others may be names on the hub
+            raise UserError(f"--model {one}: there is nothing at {source}")
         if name in models:
             raise UserError(f"two models are named {name}: name one otherwise, as --model NAME={source}")
         models[name] = source

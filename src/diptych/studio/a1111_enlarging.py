@@ -53,7 +53,10 @@ def read_enlarging(engine: Engine, body: Mapping[str, Any]) -> tuple[dict[str, A
             raise FieldError(key, f"{key} is not supported here: leave it out")
     image = read_upload("image", from_base64("image", body.get("image")))
     name = text(body, "upscaler_1")
-    name = engine.pool.name_of(None if name in ("", "None") else name)
+    try:
+        name = engine.pool.name_of(None if name in ("", "None") else name)
+    except FieldError as error:
+        raise FieldError("upscaler_1", str(error)) from None
     found = factors(engine.pool.open(name))
     if not found:
         raise FieldError("upscaler_1", f"the model {name} enlarges no images: name one that does, or a cascade")

@@ -132,8 +132,12 @@ def add_routes(application: Any, engine: Engine) -> None:
 
     @application.get("/api/images")
     def images(search: str = "", favourite: bool = False, before: int | None = None, limit: int = 60) -> Any:
-        if len(search) > 1000 or not 1 <= limit <= 500 or (before is not None and not 0 <= before < 2**62):
-            raise FieldError("search", "too long a search, or a limit that is not from 1 to 500")
+        if len(search) > 1000:
+            raise FieldError("search", "at most 1000 letters to search for")
+        if not 1 <= limit <= 500:
+            raise FieldError("limit", "limit must be from 1 to 500")
+        if before is not None and not 0 <= before < 2**62:
+            raise FieldError("before", "before is the sequence of an image")
         return history.images(search, favourite, before, limit)
 
     @application.post("/api/images/zip")
