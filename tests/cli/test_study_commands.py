@@ -74,7 +74,7 @@ def test_without_the_extra_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(run_server, "NEEDS", ("fastapi", "no_such_package"))
     assert main(["study", "serve", str(root / "one")]) == 2
-    assert "no_such_package" in (error := capsys.readouterr().err) and "diptych[serve]" in error
+    assert "no-such-package" in (error := capsys.readouterr().err) and "diptych[serve]" in error
 
 
 def test_help_is_printed_without_what_takes_long() -> None:

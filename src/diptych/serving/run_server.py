@@ -11,7 +11,7 @@ from typing import Any
 
 from diptych.core.errors import UserError
 
-NEEDS = ("fastapi", "uvicorn")
+NEEDS = ("fastapi", "uvicorn", "python_multipart")
 HOW = "make install, or pip install 'diptych[serve]'"
 MOST_REQUESTS = 1024
 """Requests at once; more get status 503."""
@@ -21,7 +21,7 @@ def require_serve() -> None:
     """Raise a `UserError` where what serves is not installed."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"a server needs {' and '.join(missing)}: {HOW}")
+        raise UserError(f"a server needs {' and '.join(missing).replace('_', '-')}: {HOW}")
 
 
 def run(application: Any, listening: socket.socket, on_exit: Callable[[], None] | None = None) -> None:
