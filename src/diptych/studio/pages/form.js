@@ -36,6 +36,7 @@ export class Form {
 
 	makePrompt() {
 		this.prompt = element("textarea", {
+			dir: "auto",
 			id: "prompt", rows: "3", autocomplete: "off", "aria-describedby": "prompt-error tokens warning",
 			placeholder: "What should the image show?", enterkeyhint: "go",
 		});
@@ -64,7 +65,7 @@ export class Form {
 		this.promptField = element("div", { className: "field", "data-field": "prompt" });
 		this.promptField.append(head, this.prompt, this.className, this.classes, this.boxPlace, problem, this.warning);
 
-		this.negative = textInput({ id: "negative", placeholder: "what to steer away from" });
+		this.negative = textInput({ id: "negative", dir: "auto", placeholder: "what to steer away from" });
 		this.negative.value = state.negative;
 		on(this.negative, "input", () => {
 			state.negative = this.negative.value;
