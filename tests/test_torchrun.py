@@ -72,9 +72,9 @@ def test_commands_that_share_no_work_are_for_one_process(monkeypatch, capsys, tm
 
 @pytest.mark.slow
 def test_the_command_runs_in_two_processes(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index in range(8):
-        image = tmp_path / "pictures" / f"{index}.png"
+        image = tmp_path / "images" / f"{index}.png"
         Image.new("RGB", (16, 16), (30 * index, 0, 0)).save(image)
         image.with_suffix(".txt").write_text(f"a colour {index}")
     command = [*TORCHRUN, "train", "emoji-autoencoder", "--run-dir", "run", *SMALL]

@@ -131,7 +131,9 @@ def test_long_captions_are_cut_or_skipped(
     monkeypatch.setattr(progress, "FIRST", 0.0)
     assert cli.main(["data", "check", "pictures", "--recipe", "emoji-latent", "--json", *recipe]) == 1
     out, messages = capsys.readouterr()
-    assert ("reading captions: 1 of 12" in messages) == (text == "joint") and "reading: 1 of" in messages
+    assert "reading: 1 of" in messages
+    if text == "joint":  # for the tokenizer; a frozen one reads them only where the folder has not been read yet
+        assert "reading captions: 1 of 12" in messages
     report = json.loads(out)
     assert report["readable"] == (12 if policy == "cut" else 11)
     assert len(report["changed"]) == (policy == "cut") and len(report["broken"]) == (policy == "skip")

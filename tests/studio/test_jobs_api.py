@@ -189,3 +189,11 @@ def test_large_seeds_are_text_which_no_client_rounds(client: Any) -> None:
     assert json.loads(Image.open(io.BytesIO(png)).info["diptych"])["seed"] == seed
     assert client.post("/api/read", content=png).json()["seed"] == str(seed)
     assert client.post("/api/jobs", json={**RED, "seed": "9" * 19}).json()["error"]["field"] == "seed"
+
+
+def test_who_comes_late_sees_each_stage_of_a_cascade(client: Any) -> None:
+    job = done(client, {"model": "cascade", "prompt": "a red apple", "seed": 2, "options": {"steps": 6}})
+    with client.stream("GET", f"/api/jobs/{job['id']}/events") as events:
+        lines = "".join(events.iter_text()).splitlines()
+    seen = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert {one["stage"] for one in seen if one.get("preview")} == {8, 16, 32}

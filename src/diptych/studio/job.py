@@ -71,13 +71,16 @@ class Job:
         return row | {"warnings": self.warnings, "error": self.error, "seconds_left": self.seconds_left}
 
     def publish(self, kind: str, **values: Any) -> None:
-        """Append an event and wake those who follow. Of events with previews the last few keep them."""
+        """Append an event and wake those who follow. Of events with previews the last few keep them, and the last of
+        each stage of a cascade."""
         with self._lock:
             number = self._events[-1]["number"] + 1 if self._events else 1
             self._events.append({"type": kind, "number": number, **values})
             shown = [event for event in self._events[-64:] if event.get("preview")]
+            last = {(event["image"], event.get("stage")): event["number"] for event in shown}
             for event in shown[: -PREVIEWS_KEPT * max(len(self.images), 1)]:
-                event["preview"] = None
+                if event["number"] < last[event["image"], event.get("stage")]:
+                    event["preview"] = None
             for loop, changed in self._changed:
                 with contextlib.suppress(RuntimeError):  # a loop that is closed
                     loop.call_soon_threadsafe(changed.set)
