@@ -282,13 +282,18 @@ def test_limit_may_be_raised(tmp_path: Path, whole: dict[str, str]) -> None:
     assert content(tmp_path) == whole  # the manifest of all stays
 
 
-def test_another_batch_is_said_and_the_first_is_the_default(tmp_path: Path, whole: dict[str, str], capsys) -> None:
+def test_another_batch_is_said_and_the_first_is_the_default(
+    tmp_path: Path, whole: dict[str, str], capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, limit=2)
     assert make(tmp_path, batch=None).complete and content(tmp_path) == whole
     assert capsys.readouterr().err == ""
     make(tmp_path / "b", limit=2)
     assert make(tmp_path / "b", batch=3).complete
     assert "was begun in batches of 4: images of batches of 3 may differ" in capsys.readouterr().err
+    monkeypatch.setattr(generated_set.torch, "get_num_threads", lambda: 64)
+    make(tmp_path)
+    assert "threads a process: images made with 64 may differ" in capsys.readouterr().err
 
 
 def test_jpeg(tmp_path: Path) -> None:

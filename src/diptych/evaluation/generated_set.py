@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diptych.core.disk import sweep, values_of, write_text
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.core.folder_lock import locked
@@ -175,7 +177,8 @@ class SetMark:
 
     def text(self, batch: int) -> str:
         """The file."""
-        return json.dumps({"set": 1, **self.head, "batch": batch, **self.about}, indent=2) + "\n"
+        made = {"batch": batch, "threads": torch.get_num_threads()}
+        return json.dumps({"set": 1, **self.head, **made, **self.about}, indent=2) + "\n"
 
 
 @dataclass
@@ -324,6 +327,12 @@ def begin(out: Path, mark: SetMark, batch: int | None) -> int:
         print_err(
             f"{out} was begun in batches of {begun}: images of batches of {batch} may differ from those of one run "
             "in their last bits"
+        )
+    threads, now = before.get("threads"), torch.get_num_threads()
+    if threads not in (None, now) and mark.head["model"].get("device", "cpu") == "cpu":
+        print_err(
+            f"{out} was begun with {threads} threads a process: images made with {now} may differ from those of one "
+            f"run in their last bits; OMP_NUM_THREADS={threads} sets the number"
         )
     return batch or begun
 
