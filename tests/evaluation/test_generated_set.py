@@ -19,7 +19,7 @@ from PIL import Image
 from diptych.core.errors import UserError, warn
 from diptych.core.hashing import stable_hash
 from diptych.data.prompt_files import PromptRow
-from diptych.evaluation import generated_set
+from diptych.evaluation import generated_set, set_mark
 from diptych.evaluation.generated_set import generate_set
 from diptych.evaluation.set_plan import SetPlan, image_seed
 from diptych.models.metadata import read_metadata
@@ -291,7 +291,7 @@ def test_another_batch_is_said_and_the_first_is_the_default(
     make(tmp_path / "b", limit=2)
     assert make(tmp_path / "b", batch=3).complete
     assert "was begun in batches of 4: images of batches of 3 may differ" in capsys.readouterr().err
-    monkeypatch.setattr(generated_set.torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(set_mark.torch, "get_num_threads", lambda: 64)
     make(tmp_path)
     assert "threads a process: images made with 64 may differ" in capsys.readouterr().err
 

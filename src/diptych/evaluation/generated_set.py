@@ -8,7 +8,6 @@ on the batch that it is computed in.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import warnings
 from collections import Counter
@@ -19,32 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from diptych.core.disk import sweep, values_of, write_text
+from diptych.core.disk import sweep, write_text
 from diptych.core.errors import DiptychWarning, UserError
-from diptych.core.folder_lock import locked
-from diptych.core.hashing import stable_hash
-from diptych.core.option_fields import options_of
 from diptych.core.progress import bar, waiting
-from diptych.core.terminal import print_err
-from diptych.core.values import MOST, ImageFile, Integer, checked
+from diptych.core.values import MOST, Integer, checked
 from diptych.data.prompt_files import PromptRow, read_prompts
 from diptych.encoders.base import PromptOptions
 from diptych.encoders.prompt_weights import require_encodable
-from diptych.evaluation.folder import differences, require_folder
-from diptych.evaluation.runner import config_hash, model_fingerprint
-from diptych.evaluation.set_files import MANIFEST, MARK, present, require_bare, require_ours, stored_row, write_image
+from diptych.evaluation.set_files import MANIFEST, present, stored_row, write_image
+from diptych.evaluation.set_mark import SetMark, begin
 from diptych.evaluation.set_plan import PlannedImage, SetPlan
-from diptych.models.option_registry import MODELS
-from diptych.weights.identity import Origin
 
-COMPARED = ("prompts", "model", "settings")
-"""Entries of `MARK` that must be equal for a set to be continued."""
-BATCH, QUALITY = 8, 95
+QUALITY = 95
 OFTEN = 5.0
 """Seconds between two counts of what other processes have made."""
-WITHOUT_EFFECT = ("keep_stages", "one_at_a_time")
 WRITERS = 4
 """Threads that write images."""
 SHOWN = 5
@@ -137,48 +124,6 @@ def set_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in options:
             raise UserError(f"{name} is not for a set of images: leave it out")
     return options
-
-
-@dataclass(frozen=True)
-class SetMark:
-    """The content of `set.json`, apart from the size of its batches."""
-
-    head: Mapping[str, Any]
-    """`COMPARED`: all that decides the images. Values are as they are when they are read again."""
-    about: Mapping[str, Any]
-    """What nothing depends on: where prompts and model come from."""
-
-    @classmethod
-    def of(
-        cls,
-        model: Any,
-        plan: SetPlan,
-        options: Mapping[str, Any],
-        quality: int,
-        source: str | None,
-        drawn: Mapping[str, Any] | None,
-    ) -> SetMark:
-        """That of a set which `generate_set` begins; arguments as there."""
-        settings = {"images_per_prompt": plan.copies, "seed": plan.seed, "format": plan.format}
-        settings |= {"quality": quality} if plan.format == "jpeg" else {}
-        settings |= {"negative": plan.negative} if plan.negative else {}
-        deciding = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
-        settings |= {name: described_option(model, name, value) for name, value in deciding.items()}
-        prompts = {"rows": len(plan.rows), "sha256": plan.sha256}
-        head = {"prompts": prompts, "model": model_state(model), "settings": settings}
-        origin = getattr(getattr(model, "origin", None), "source", None)
-        about = {"source": source, "drawn": drawn or None, "model_source": origin}
-        return cls(json.loads(json.dumps(head, default=str)), about)
-
-    @property
-    def digest(self) -> str:
-        """Written into each image: of all that decides the set's pixels."""
-        return f"{stable_hash(json.dumps(self.head, sort_keys=True)):016x}"
-
-    def text(self, batch: int) -> str:
-        """The file."""
-        made = {"batch": batch, "threads": torch.get_num_threads()}
-        return json.dumps({"set": 1, **self.head, **made, **self.about}, indent=2) + "\n"
 
 
 @dataclass
@@ -306,68 +251,6 @@ class _Count:
         if now or time.monotonic() - self.seen > OFTEN:
             self.counted, self.seen = len(present(self.run.out, self.run.plan.suffix)), time.monotonic()
         return min(max(self.counted, self.own), self.total)
-
-
-def begin(out: Path, mark: SetMark, batch: int | None) -> int:
-    """Make `out` the folder of a set, or go on with the same one. Returns the size of its batches."""
-    require_folder(out)
-    with locked(out):
-        require_ours(out)
-        before = values_of(out / MARK)
-        same = {name: before.get(name) for name in COMPARED}
-        if same != mark.head and not present(out):  # new, or begun with what no image could be made of
-            require_bare(out)
-            begun: int = BATCH if batch is None else checked("batch", Integer(1, MOST).check, batch)
-            write_text(out / MARK, mark.text(begun))
-            return begun
-    if same != mark.head:
-        raise UserError(f"{out} holds a set of other {differences(same, mark.head)}: name another folder as --out")
-    begun = before.get("batch", BATCH)
-    if batch is not None and batch != begun:
-        print_err(
-            f"{out} was begun in batches of {begun}: images of batches of {batch} may differ from those of one run "
-            "in their last bits"
-        )
-    threads, now = before.get("threads"), torch.get_num_threads()
-    if threads not in (None, now) and mark.head["model"].get("device", "cpu") == "cpu":
-        print_err(
-            f"{out} was begun with {threads} threads a process: images made with {now} may differ from those of one "
-            f"run in their last bits; OMP_NUM_THREADS={threads} sets the number"
-        )
-    return batch or begun
-
-
-def model_state(model: Any) -> dict[str, Any]:
-    """What decides a model's images, apart from options: files, how they were read, LoRA, device."""
-    origin: Origin | None = getattr(model, "origin", None)
-    if origin is None:
-        state = {"class": type(model).__name__, "fingerprint": model_fingerprint(model), "config": config_hash(model)}
-    else:
-        state = {key: value for key, value in origin.metadata().items() if key != "source"}
-    if adapters := getattr(model, "adapters", None):
-        from diptych.weights.file_hash import named_file
-
-        state["lora"] = [{"sha256": named_file(name)["sha256"], "scale": scale} for name, scale in adapters.items()]
-    device = getattr(model, "device", None)
-    return {**state, **({} if device is None else {"device": str(device).partition(":")[0]})}
-
-
-def described_option(model: Any, name: str, value: Any) -> Any:
-    """An option as `set.json` has it: files by their content."""
-    option = next((table[name] for kind in MODELS.values() if name in (table := options_of(kind))), None)
-    if option is not None and isinstance(option.value, ImageFile):
-        from diptych.models.request import given_metadata
-
-        return [one.get("sha256") for one in given_metadata(value, 1)]
-    if name == "guides":
-        from diptych.models.guides import guides_metadata
-
-        return guides_metadata(tuple(value))
-    if name == "decoder" and hasattr(model, "decoder"):
-        from diptych.weights.fingerprint import fingerprint
-
-        return fingerprint(model.decoder(value))
-    return value
 
 
 def check_prompts(model: Any, rows: Sequence[PromptRow], options: Mapping[str, Any], source: str | None) -> None:
