@@ -144,7 +144,7 @@ def test_parts_of_files_of_a_killed_server_are_removed(tmp_path: Path) -> None:
 
 
 def test_jobs_of_before_the_last_start_are_still_known(own: tuple[Engine, Any]) -> None:
-    """Their state and images can be asked for, and who follows their events is told how they ended."""
+    """Their state and images can be asked for, and who follows their events learns how they ended."""
     engine, client = own
     done, lost = engine.submit(wanted(engine), "me"), engine.submit(wanted(engine, steps=150), "me")
     ended(done)
@@ -208,7 +208,7 @@ def test_search_finds_letters_of_every_alphabet_in_either_case(own: tuple[Engine
 
 
 def test_streams_end_at_once_when_the_server_does(own: tuple[Engine, Any]) -> None:
-    """Who waits for an image of OpenAI's API is told that the server ended."""
+    """Who waits for an image of OpenAI's API learns that the server ended."""
     engine, client = own
     answers: list[Any] = []
     body = {**BODY, "steps": 190}

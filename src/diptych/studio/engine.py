@@ -35,10 +35,7 @@ REFUSED = "refused"
 FINISHED_KEPT = 200
 """Jobs that have ended and can still be asked for."""
 STEPS_KEPT = 20
-"""Those of them whose steps can still be followed."""
-
-PREVIEWED = 20
-"""Of these, whose last previews are kept."""
+"""Those of them whose steps, with their last previews, can still be followed."""
 
 
 class Cancelled(Exception):
@@ -140,11 +137,9 @@ class Engine:
     def _forget(self) -> None:
         """Forget the oldest jobs that have ended, and of all but the latest what was seen on the way."""
         ended = [job for job in self.jobs.values() if job.ended]
-        for job in ended[:-PREVIEWED]:
-            job.drop_previews()
-        for job in ended[: max(0, len(ended) - FINISHED_KEPT)]:
+        for job in ended[:-FINISHED_KEPT]:
             del self.jobs[job.id]
-        for job in ended[: max(0, len(ended) - STEPS_KEPT)]:
+        for job in ended[:-STEPS_KEPT]:
             job.forget_steps()
 
     # The thread.

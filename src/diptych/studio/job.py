@@ -96,13 +96,6 @@ class Job:
         self.on_end(self)
         self.publish(state, **values)
 
-    def drop_previews(self) -> None:
-        """Forget what was seen on the way: those who followed have it, and there are the images."""
-        with self._lock:
-            for event in self._events:
-                if "preview" in event:
-                    event["preview"] = None
-
     def events(self, after: int = 0) -> list[dict[str, Any]]:
         """Those with a number above `after`."""
         with self._lock:

@@ -5,15 +5,12 @@ be done (transparent backgrounds, SVG) is refused, and what changes nothing (mod
 """
 
 # Without annotations as strings: FastAPI could not look up what is named within a function.
-import importlib.util
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych.core.errors import UserError
 from diptych.encoders.tokenizers import encode_text
-from diptych.serving.run_server import HOW
 from diptych.studio import openai_schema
 from diptych.studio.client_jobs import ClientLeft, finished
 from diptych.studio.engine import Engine
@@ -44,8 +41,6 @@ def add_openai_routes(application: Any, engine: Engine) -> None:
         """The fields of a multipart form, and its files."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise FieldError("image", "send the image as multipart/form-data")
-        if importlib.util.find_spec("python_multipart") is None:
-            raise UserError(f"forms with images need python-multipart: {HOW}")
         values: dict[str, Any] = {}
         files: dict[str, list[bytes]] = {}
         async with request.form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:

@@ -23,7 +23,7 @@ state.seed ??= randomSeed();
 
 export const keep = () => store("form", state);
 
-/** How a model is told what to show: "text", "class" or "layout". */
+/** What a model reads its subject as: "text", "class" or "layout". */
 export function promptKind(schema) {
 	if (schema.features.layout) return "layout";
 	return schema.classes?.length ? "class" : "text";
