@@ -150,7 +150,7 @@ def test_t5_opens_whichever_way_it_was_saved(t5: Path, tmp_path: Path, kept: str
     names = ("shared.weight", "encoder.embed_tokens.weight") if kept == "both" else (kept,)
     save_weights({**tensors, **dict.fromkeys(names, embedding)}, tmp_path / "t5", shard_bytes=4000 if shards else 10**9)
     assert (tmp_path / "t5" / "model.safetensors.index.json").is_file() == shards
-    encoder = small_t5(tmp_path / "t5").build()
+    encoder: Any = small_t5(tmp_path / "t5").build()
     assert encoder.model.shared.weight is encoder.model.encoder.embed_tokens.weight
     ours, exact = encoder.encode(PROMPTS), small_t5(t5).build().encode(PROMPTS)
     assert relative_error(ours.sequence, exact.sequence) < 0.02
@@ -182,7 +182,7 @@ def test_t5_computes_in_the_dtype_of_its_config(t5: Path) -> None:
     coarse = small_t5(t5, dtype="bfloat16").build()
     assert {p.dtype for p in coarse.model.parameters()} == {torch.bfloat16}
     ours = coarse.encode(PROMPTS)
-    theirs = T5EncoderModel.from_pretrained(t5).to(torch.bfloat16)
+    theirs: Any = T5EncoderModel.from_pretrained(t5).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
     assert ours.sequence.dtype == torch.float32
     for prompt, sequence in zip(PROMPTS, ours.sequence, strict=True):
         ids, mask = tokenize(coarse.tokenizer, [prompt], 64, torch.device("cpu"))
@@ -280,6 +280,13 @@ def test_a_broken_t5_is_refused_by_name(t5: Path, tmp_path: Path, spoil: Any, ch
         *COMMON,
         (lambda folder: None, {"max_tokens": 41}, r"reads 40 tokens: lower text\.max_tokens"),
         (lambda folder: without(folder, "bert.embeddings.LayerNorm.bias"), {}, "embeddings.LayerNorm.bias' .* missing"),
+        (
+            lambda folder: edit(folder, num_attention_heads=5),
+            {},
+            "hidden_size must be a multiple of num_attention_heads",
+        ),
+        (lambda folder: edit(folder, hidden_act="nothing"), {}, "no text model can be built from its config.json"),
+        (lambda folder: edit(folder, hidden_act=7), {}, "hidden_act"),
     ],
 )
 def test_a_broken_bert_is_refused_by_name(bert: Path, tmp_path: Path, spoil: Any, changes: Any, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from diptych.encoders.configs import BertTextConfig, MiniLMConfig
 from diptych.encoders.cut_vocabulary import CutTokenizer, kept_tokens, whole_table
 from diptych.encoders.frozen import FrozenText, load_frozen, pretrained_config
 from diptych.encoders.tokenizers import load_tokenizer, require_ids, saved_tokenizer
+from diptych.networks.bert_network import BertShape
 
 
 def minilm_folder(path: str | None = None) -> Path:
@@ -36,22 +38,20 @@ class Bert(FrozenText):
     """The last layer's tokens of a BERT; `pooled` is their mean."""
 
     def __init__(self, config: BertTextConfig | MiniLMConfig, device: str | torch.device = "cpu") -> None:
-        from transformers import BertConfig, BertModel
-
         folder = config.folder()
         tokenizer = folder_tokenizer(folder)
-        shape = pretrained_config(BertConfig, folder, config.width)
+        shape = pretrained_config(BertShape, folder, config.width)
         if shape.max_position_embeddings < config.max_tokens:
             raise UserError(f"{folder} reads {shape.max_position_embeddings} tokens: lower text.max_tokens")
         require_ids(tokenizer, shape.vocab_size, folder)
         if kept := kept_tokens(folder):
-            vocabulary, shape.vocab_size = shape.vocab_size, len(kept)
-            if kept[-1] >= vocabulary:
-                raise UserError(f"{folder} keeps token {kept[-1]} of {vocabulary}: make it again")
+            if kept[-1] >= shape.vocab_size:
+                raise UserError(f"{folder} keeps token {kept[-1]} of {shape.vocab_size}: make it again")
             tokenizer = CutTokenizer(tokenizer, kept, folder)
-        model = load_frozen(lambda: BertModel(shape, add_pooling_layer=False), folder)
+        stored = dataclasses.replace(shape, vocab_size=len(kept)) if kept else shape
+        model = load_frozen(stored.build, folder)
         if kept:
-            whole_table(model, kept, vocabulary)
+            whole_table(model, kept, shape.vocab_size)
         model = model.to(device)
         super().__init__(config, folder, model, tokenizer)
 
@@ -72,6 +72,4 @@ def folder_tokenizer(folder: Path):
 
 def bert_network(folder: Path, width: int) -> nn.Module:
     """A BERT in the shapes of the config.json in a folder, with random weights."""
-    from transformers import BertConfig, BertModel
-
-    return BertModel(pretrained_config(BertConfig, folder, width), add_pooling_layer=False)
+    return pretrained_config(BertShape, folder, width).build()

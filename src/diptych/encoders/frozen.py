@@ -92,7 +92,8 @@ class FrozenText:
 
 
 def pretrained_config(kind, folder: Path, width: int | None = None):
-    """The transformers config of class `kind` in a folder: of its config.json, what a text model is built from.
+    """The config of class `kind` in a folder, as transformers has it: of its config.json, what a text model is built
+    from.
 
     A `UserError` where there is none, it is no JSON, it is of another kind of model, of another width than asked, of
     sizes that no text model has, or asks for code.
@@ -112,7 +113,7 @@ def pretrained_config(kind, folder: Path, width: int | None = None):
 
 
 def text_shape(kind, values: dict[str, Any], where: Path | str):
-    """The transformers config of class `kind` with those of these values that say how a text model is built.
+    """The config of class `kind`, as transformers has it, with those of these values that a text model is built from.
 
     The others are left out: what says how it is trained or saved, and what has transformers fetch or run more, such as
     attention from the hub. Raises a `UserError` that names the field which is of the wrong type or beyond all bounds.
@@ -138,6 +139,8 @@ def text_shape(kind, values: dict[str, Any], where: Path | str):
             raise UserError(f"{where}: {field} must be the number of a token, not {short_repr(stated[field])}")
     try:
         return kind.from_dict({field: stated[field] for field in (*SIZES, *NUMBERS, *COPIED) if field in stated})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except Exception as error:  # of many kinds: transformers checks values in its own way
         raise UserError(f"{where} is not the config of a text model: {first_line(error)}") from None
 
@@ -176,7 +179,7 @@ FIXED = {
 def load_frozen(
     build: Callable[[], nn.Module], folder: Path, dtype: torch.dtype = torch.float32, tied: Sequence[str] = ()
 ) -> nn.Module:
-    """A transformers model filled from a folder and frozen. Every weight must be there, whole and finite.
+    """A model with transformers' names, filled from a folder and frozen. Every weight must be there, whole and finite.
 
     What the file holds besides (a pooler, a decoder, CLIP's vision half) is left alone. Of the keys `tied`, which name
     one tensor, one is enough. Tensors are read one by one and take the place of the model's own; it is built in memory
@@ -192,32 +195,44 @@ def load_frozen(
     stored = {canonical_key(key): key for key in checkpoint}
     for key in tied:
         stored.update({other: stored[key] for other in tied if key in stored and other not in stored})
-    state = build_on_meta(build, folder).state_dict()
+    model = build_on_meta(build, folder)
+    state = model.state_dict()
     keys = {name: stored[canonical_key(name)] for name in state if canonical_key(name) in stored}
     read = {name: functools.partial(checkpoint.__getitem__, key) for name, key in keys.items()}
     shapes = {name: checkpoint.shapes[key] for name, key in keys.items()}
     tensors = LazyCheckpoint(read, shapes, checkpoint.source)
     require_shapes(state, tensors, checkpoint.source, "the text model")
-    with Unallocated():
-        model = build()
+    if any(name not in state for name, _ in model.named_buffers()):  # tables that no file holds
+        with Unallocated():
+            model = build()
     fill(model, tensors, checkpoint.source, dtype)
     return model.eval().requires_grad_(False)
+
+
+DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_)
+"""What draws the first weights of a layer."""
 
 
 class Unallocated(TorchFunctionMode):
     """Within, weights have no memory: they are about to be replaced, an XXL twice would not fit, and to draw first ones
     takes longer than to read those of a file. Layers make weights by `torch.empty`; tables that no file holds, such as
-    positions, are made of values.
+    positions, are made of values. Nothing is drawn: without memory there is nothing to fill, and `normal_` would import
+    torch._dynamo to find that out.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+        kwargs = kwargs or {}
+        if func in DRAWN:
+            weight = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if weight.is_meta:
+                return weight
+        return func(*args, **{**kwargs, **({"device": "meta"} if func is torch.empty else {})})
 
 
 def build_on_meta(build: Callable[[], nn.Module], folder: Path | str) -> nn.Module:
-    """A transformers model on the meta device. A `UserError` for a config that none can be built from."""
+    """A model on the meta device. A `UserError` for a config that none can be built from."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unallocated():
             return build()
     except Exception as error:  # of many kinds: transformers checks values in its own way
         raise UserError(f"{folder}: no text model can be built from its config.json: {first_line(error)}") from None
