@@ -184,3 +184,33 @@ def test_a_model_of_classes_has_no_use_for_them() -> None:
 def test_only_what_is_known_is_taken(weights: object, long: str) -> None:
     with pytest.raises(UserError, match=r"weights must be true or false|unknown long_prompts 'all'"):
         PromptOptions.read(weights, long)
+
+
+class Counted:
+    """An encoder that notes what it is asked for."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder, self.asked = encoder, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    def encode(self, prompts: list[str]) -> Any:
+        self.asked += prompts
+        return self.encoder.encode(prompts)
+
+
+@pytest.mark.parametrize("reading", [{}, {"weights": True}])
+def test_a_prompt_of_several_seeds_is_encoded_once(reading: dict[str, Any]) -> None:
+    encoder = Counted(minilm())
+    prompts = ["a (cat:1.2)", "a red apple", "a (cat:1.2)", "a (cat:1.2)", "a red apple"]
+    together = encode_prompts(encoder, prompts, order(**reading))
+    assert len(encoder.asked) == 2
+    once = encode_prompts(minilm(), prompts[:2], order(**reading))
+    for whole, row in zip(together, once, strict=True):
+        assert torch.equal(whole, row[[0, 1, 0, 0, 1]])
+
+
+def test_a_class_of_several_seeds_has_a_row_for_each() -> None:
+    embedding = encode_prompts(ClassConfig(classes=9, null=8).build(), ["3", "", "3"], order())
+    assert embedding.label.tolist() == [3, 8, 3] and embedding.nothing == 8

@@ -24,8 +24,12 @@ def initial(noise: Any, shape: tuple[int, ...]) -> Tensor:
 def require_finite(values: Tensor, what: str, remedy: str) -> Tensor:
     """The values, where all are finite. Every image that is shown or written passes here."""
     if not torch.isfinite(values).all():
-        raise UserError(f"{what} is not finite (NaN or infinity), so that there is no image: {remedy}")
+        raise not_finite(what, remedy)
     return values
+
+
+def not_finite(what: str, remedy: str) -> UserError:
+    return UserError(f"{what} is not finite (NaN or infinity), so that there is no image: {remedy}")
 
 
 def remedy(dtype: torch.dtype, guidance: float = 1.0) -> str:

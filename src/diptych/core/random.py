@@ -53,8 +53,10 @@ class NoiseSource:
 
     def draw(self) -> Tensor:
         """(B, *shape) standard normal."""
+        from diptych.core.devices import sent
+
         draws = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        return torch.stack(draws).to(self.device, self.dtype)
+        return sent(torch.stack(draws).to(self.dtype), torch.device(self.device))
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) float64 in [0, 1), on the CPU."""

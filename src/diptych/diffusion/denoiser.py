@@ -175,7 +175,7 @@ class Denoiser:
     def _run(self, x: Tensor, times: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
         """The network's output in the precision of x, and the variance half where it is learned."""
         self.calls += len(x)
-        time = self.schedule.network_time(times).to(x)  # float64 until here, so that whole numbers stay whole
+        time = sent_like(x, self.schedule.network_time(times))  # float64 until here: whole numbers stay whole
         dtype = self._network_dtype(x.dtype)
         cond = {  # (B,) values such as levels keep their precision
             key: value.to(dtype) if value.ndim > 1 and value.is_floating_point() else value
@@ -211,5 +211,12 @@ class Denoiser:
     def _alpha_sigma(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) in the precision of x and shaped to multiply it: (B, 1, ...)."""
         shape = (-1, *[1] * (x.ndim - 1))
-        alpha, sigma = self.schedule.alpha_sigma(times)
-        return alpha.to(x).view(shape), sigma.to(x).view(shape)
+        alpha, sigma = (sent_like(x, each) for each in self.schedule.alpha_sigma(times))
+        return alpha.view(shape), sigma.view(shape)
+
+
+def sent_like(x: Tensor, values: Tensor) -> Tensor:
+    """Values in the dtype and on the device of x; a GPU is not waited for."""
+    from diptych.core.devices import sent
+
+    return sent(values.to(x.dtype), x.device)

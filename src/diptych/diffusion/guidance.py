@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.diffusion.conditions import cat_conditions, expand_condition
-from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time
+from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time, sent_like
 
 
 class Wrapper:
@@ -77,6 +77,6 @@ class ClassifierFreeGuidance(Wrapper):
         both = cat_conditions(self.cond, self.uncond, len(x))
         x0, variance = self.denoiser.estimate(torch.cat([x, x]), times.repeat(2), both)
         cond_x0, uncond_x0 = x0.chunk(2)
-        scale = scale.to(x0).view(-1, *[1] * (x.ndim - 1))
+        scale = sent_like(x0, scale).view(-1, *[1] * (x.ndim - 1))
         # The variance is the conditional half's, as in GLIDE and DeepFloyd IF.
         return Estimate(uncond_x0 + scale * (cond_x0 - uncond_x0), None if variance is None else variance[: len(x)])

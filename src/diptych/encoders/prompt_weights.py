@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from diptych.core.devices import sent
 from diptych.core.errors import UserError, warn
 from diptych.core.values import short_repr
 from diptych.encoders.base import PromptOptions, TextEmbedding
@@ -53,14 +54,26 @@ class Prompts(Protocol):
 def encode_prompts(encoder: Any, prompts: Sequence[str], request: Prompts, domain: PromptDomain | None = None) -> Any:
     """The embeddings of prompts (B) by an encoder of text, classes or layouts, with the options of `request`.
 
-    Warns of unknown words and of prompts far from the training prompts (`domain`), and records them in `request.notes`.
+    A prompt that occurs several times, as for several seeds, is encoded once. Warns of unknown words and of prompts far
+    from the training prompts (`domain`), and records them in `request.notes`.
     Raises a `UserError` for a prompt beyond the limit where the option is "refuse".
     """
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    embedding = encode_distinct(encoder, list(places), request, domain)
+    if len(places) == len(prompts):
+        return embedding
+    rows = torch.tensor([places[prompt] for prompt in prompts])
+    repeated = (value[sent(rows, value.device)] if isinstance(value, Tensor) else value for value in embedding)
+    return type(embedding)(*repeated)
+
+
+def encode_distinct(encoder: Any, prompts: list[str], request: Prompts, domain: PromptDomain | None) -> Any:
+    """As `encode_prompts`, of prompts that each occur once."""
     tokenizer, chosen = getattr(encoder, "tokenizer", None), request.reading
     if tokenizer is None:
         if chosen.weights or chosen.long != "refuse":
             raise UserError("weights and long_prompts are for models with a text encoder, which this model has not")
-        return encoder.encode(list(prompts))
+        return encoder.encode(prompts)
     parts = [list(parts_of(encoder, prompt, request)) for prompt in prompts]
     if all(len(each) == 1 and each[0][0][1] == 1 and len(each[0]) == 1 for each in parts):
         embedding = encoder.encode([each[0][0][0] for each in parts])

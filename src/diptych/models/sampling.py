@@ -14,7 +14,6 @@ from torch import Tensor
 from diptych.core.checks import remedy
 from diptych.core.option_fields import options_of
 from diptych.diffusion.denoiser import Cond, Denoiser, Denoising
-from diptych.diffusion.finite_check import FiniteCheck
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.samplers import SAMPLERS, SamplerChoice, read_sampler
 from diptych.diffusion.schedules import ScheduleConfig
@@ -143,6 +142,8 @@ def sample(
     sampler_options: the model's own; those of the settings come first.
     name: of the model, for errors. A `UserError` is raised where an estimate or the result is not finite.
     """
+    from diptych.diffusion.finite_check import FiniteCheck
+
     first = source.draw()  # drawn also where noise is given, so that the sampler draws other numbers
     noise = first if noise is None else noise.to(first.device)
     plan, cost = times.plan(denoiser.schedule, settings.steps, settings.sampler, settings.schedule_type), Cost(denoiser)
