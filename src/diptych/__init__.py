@@ -73,7 +73,10 @@ def load(
         UserError: there is no such model, or a file in it is missing, truncated, of the wrong kind, not finite or not
             allowed, or the hub cannot be reached.
     """
-    from diptych.pretrained.load import load as open_source
+    from diptych.core.startup import collector_paused
+
+    with collector_paused():
+        from diptych.pretrained.load import load as open_source
 
     return open_source(
         source,

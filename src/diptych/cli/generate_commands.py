@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,11 +151,15 @@ def generate(arguments: argparse.Namespace) -> None:
             save_image(stage_image, arguments.out, path.stem + stage_suffix(row), row, checks.signer)
 
 
-def loading(model: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def loading(model: str) -> Iterator[None]:
     """Within, PyTorch is imported and a model opened: seconds, which a terminal is told of."""
     from diptych.core.progress import waiting
+    from diptych.core.startup import collector_paused, yield_when_busy
 
-    return waiting(f"loading {model}", in_files=False)
+    yield_when_busy()
+    with collector_paused(), waiting(f"loading {model}", in_files=False):
+        yield
 
 
 def open_guides(arguments: argparse.Namespace) -> dict[str, Any]:

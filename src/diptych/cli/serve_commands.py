@@ -60,10 +60,13 @@ def add_commands(commands: Any) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
+    from diptych.core.startup import collector_paused
     from diptych.models.content_credentials import open_signer
     from diptych.models.safety_check import SafetyCheck
     from diptych.serving.tokens import new_token
-    from diptych.studio.application import serve_studio
+
+    with collector_paused():
+        from diptych.studio.application import serve_studio
 
     token = arguments.token or os.environ.get("DIPTYCH_TOKEN") or None
     if token == "new":
