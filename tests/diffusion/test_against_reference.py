@@ -69,6 +69,7 @@ CASES = {
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
         SOLVER,
     ),
+    "lcm": (("lcm", {}), ("LCMScheduler", {"clip_sample": False}), {"spacing": "lcm"}),
     "unipc": (("unipc", {}), ("UniPCMultistepScheduler", {}), SOLVER),
     "unipc, trailing": (("unipc", {}), ("UniPCMultistepScheduler", {}), {"spacing": "trailing"}),
     "unipc, karras": (("unipc", {}), ("UniPCMultistepScheduler", {"use_karras_sigmas": True}), {"spacing": "karras"}),

@@ -15,7 +15,7 @@ from diptych.cli import main as cli
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.encoders.prompt_domain import PromptDomain
 from diptych.evaluation.training_prompts import wordings
-from diptych.models.request import warn_of_size
+from diptych.models.size_warning import warn_of_size
 from diptych.weights.files import load_safetensors
 from diptych.weights.identity import FAMILIAR
 from diptych.weights.save import save_safetensors

@@ -232,6 +232,26 @@ class Size(Value):
 
 
 @dataclass(frozen=True)
+class Interval(Value):
+    """`"0.2:0.9"`, two numbers within 0 and 1, low before high; in Python a pair of numbers too."""
+
+    metavar: ClassVar[str] = "LOW:HIGH"
+
+    def parse(self, text: str) -> str:
+        return self.check(text)
+
+    def check(self, value: Any) -> str:
+        parts = value.split(":") if isinstance(value, str) else value
+        try:
+            low, high = map(float, parts)
+        except (TypeError, ValueError):
+            raise ValueError(f"must be LOW:HIGH, as 0.2:0.9, not {short_repr(value)}") from None
+        if not 0 <= low <= high <= 1:  # NaN fails too
+            raise ValueError(f"must lie within 0 and 1, low before high, not {short_repr(value)}")
+        return f"{low}:{high}"
+
+
+@dataclass(frozen=True)
 class PerStage(Value):
     """One value for all stages of a cascade, or several: with commas, in Python as a list. None is the stage's own."""
 

@@ -13,6 +13,7 @@ import math
 from math import inf
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError, pick, warn
@@ -96,6 +97,24 @@ def ddpm(
     return x
 
 
+@Sampler
+def lcm(x: Tensor, steps: Steps) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, Alg. 1; Luo et al. 2023, Alg. 3), for consistency models: each
+    step predicts x_0 and adds fresh noise up to the next noise level."""
+    for step, now, then in steps:
+        skip, out = consistency_scalings(steps.schedule.network_time(torch.tensor(now.t, dtype=torch.float64)))
+        x0 = steps.report(step, float(skip) * x + float(out) * steps.denoise(x, now.t))
+        x = then.alpha * x0 + (then.sigma * steps.randn() if then.sigma > 0 else 0.0)
+    return x
+
+
+def consistency_scalings(time: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out of f(x, t) = c_skip x + c_out x_0 at network times, float64 (Luo et al. 2023, Eq. 9, with
+    sigma_data = 0.5 and the time in tenths, as published). Beyond the first few times they are 0 and 1."""
+    scaled = 10 * time
+    return 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25).sqrt()
+
+
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": ddpm,
     "ddpm-fixed-large": ddpm.with_options(variance="fixed-large", noisy_end=True),
@@ -114,6 +133,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp-3m": dpmpp.with_options(order=3),
     "unipc": unipc,
     "unipc-bh1": unipc.with_options(variant="bh1"),
+    "lcm": lcm,
 }
 """Every sampler, by its name on the command line; their options are in `sampler_options.py`."""
 

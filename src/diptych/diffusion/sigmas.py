@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.diffusion.schedules import Schedule
+
 
 def karras(most: float, least: float, count: int, rho: float = 7.0) -> Tensor:
     """The rho-th root is evenly spaced: more steps where there is little noise (Karras et al. 2022, Eq. 5)."""
@@ -57,3 +59,23 @@ CURVES: dict[str, Callable[[float, float, int], Tensor]] = {
     "lu": exponential,
 }
 """lu is the name under which DPM-Solver's own scheduler is saved with evenly spaced lambda."""
+
+
+def times_on_curve(
+    schedule: Schedule,
+    ends: Tensor,
+    count: int,
+    curve: str,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Tensor:
+    """`count` times from ends[0] to ends[1], with sigma / alpha falling along a curve, whose ends may be given instead;
+    on a straight schedule, where that starts at infinity, sigma falls along it, as in flow matching."""
+    if schedule.straight:
+        most, least = schedule.alpha_sigma(ends)[1].tolist()
+    else:
+        most, least = (-schedule.log_snr(ends) / 2).exp().tolist()
+    levels = CURVES[curve](most if sigma_max is None else sigma_max, least if sigma_min is None else sigma_min, count)
+    ratio = levels / (1 - levels) if schedule.straight else levels
+    times = schedule.inverse_log_snr(-2 * ratio.log())
+    return torch.where(ratio.isinf(), ends[0], times)  # pure noise

@@ -7,7 +7,7 @@ are its `TimesConfig`, and a user may set a `schedule_type`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from diptych.core.config import Config
 from diptych.core.errors import UserError, pick
 from diptych.diffusion.schedules import Rounding, Schedule
 
-Spacing = Literal["trailing", "leading", "linspace", "karras"]
+Spacing = Literal["trailing", "leading", "linspace", "karras", "lcm"]
 Curve = Literal["karras", "exponential", "beta", "lu"]
 """Of sigma / alpha over the steps (`diffusion.sigmas`); lu is evenly spaced lambda (DPM-Solver)."""
 SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")
@@ -26,7 +26,7 @@ SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linsp
 class Layout(NamedTuple):
     """How a sampler was published with Stable Diffusion (diffusers' scheduler of its name)."""
 
-    spacing: Literal["leading", "linspace"]
+    spacing: Literal["leading", "linspace", "lcm"]
     """The default spacing."""
     multistep: bool = False
     """leading and linspace lay out one index more than there are steps and drop the lowest, and curves of sigmas run
@@ -71,9 +71,12 @@ LAYOUTS = {
     "dpmpp-3m": MULTISTEP,
     "unipc": UNIPC,
     "unipc-bh1": UNIPC,
+    "lcm": Layout("lcm"),
 }
 """Sampler -> its layout."""
-ENDS_AT_ZERO = ("ddpm", "ddpm-fixed-large", "euler-ancestral", "heun")
+LCM_STEPS = 50
+"""Of the teacher's steps among whose times those of published latent consistency models lie."""
+ENDS_AT_ZERO = ("ddpm", "ddpm-fixed-large", "euler-ancestral", "heun", "lcm")
 """Samplers that always end at t = 0; `ddim` has a setting of its own."""
 
 
@@ -100,7 +103,7 @@ def timesteps(
     """
     total = schedule.steps
     last = total if used is None else used
-    if pick("spacing", spacing, ("trailing", "leading", "linspace", "karras")) == "trailing":
+    if pick("spacing", spacing, ("trailing", "leading", "linspace", "karras", "lcm")) == "trailing":
         check_steps(schedule, steps, last)
         times = last - torch.arange(steps, dtype=torch.float64) * (last / steps)
         times = (times.round() if schedule.discrete else times) / total
@@ -127,21 +130,29 @@ def published_times(
     """The N falling times (N,) of a spacing over the indices 0 .. last - 1 of a table, index i being t = (i + 1) / T.
 
     spacing: `leading` is the multiples of T // N; `linspace` has both ends; `karras` has the ends of linspace and
-      spaces sigma / alpha between them by EDM's Eq. 5 with rho = 7.
+      spaces sigma / alpha between them by EDM's Eq. 5 with rho = 7; `lcm` is N of 50 trailing ones, evenly, rounded up
+      (Luo et al. 2023, as diffusers has it).
     offset: added to the indices of `leading` (Stable Diffusion 1: 1).
     drop_last: leading and linspace lay out N + 1 indices and drop the lowest (as published for DPM-Solver++ and UniPC).
     fractional: linspace only: do not round the indices to those of a discrete schedule.
     """
     points = steps + (drop_last and spacing != "karras")
-    check_steps(schedule, steps, last + steps - points)
-    if spacing == "leading":
+    check_steps(schedule, steps, LCM_STEPS if spacing == "lcm" else last + steps - points)
+    if spacing == "lcm":
+        skipped = (torch.arange(steps, dtype=torch.float64) * (LCM_STEPS / steps)).floor()
+        index = (LCM_STEPS - skipped) * (last // LCM_STEPS) - 1
+    elif spacing == "leading":
         index = (last // points) * torch.arange(points - 1, -1, -1, dtype=torch.float64) + offset
     else:
         index = torch.linspace(last - 1, 0, points, dtype=torch.float64)
     if schedule.discrete and not (fractional and spacing == "linspace"):
         index = index.round()  # published networks were trained at whole indices only
     times = ((index + 1) / schedule.steps).clamp(0, 1)[:steps]
-    return times_on_curve(schedule, times[[0, -1]], steps, "karras") if spacing == "karras" else times
+    if spacing == "karras":
+        from diptych.diffusion.sigmas import times_on_curve
+
+        return times_on_curve(schedule, times[[0, -1]], steps, "karras")
+    return times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +203,8 @@ class TimesConfig(Config):
         """
         layout, config = LAYOUTS[sampler], self.of_type(schedule_type)
         spacing = config.spacing_of(sampler)
+        if sampler == "lcm" and schedule_type is None and spacing != "trailing":
+            spacing = "lcm"  # the times over which published ones are distilled, whatever the model's own are
         first = config.final == "first" or (spacing == "leading" and schedule.steps // max(steps, 1) <= config.offset)
         clean = not first if sampler == "ddim" else config.final_sigma == "zero" or sampler in ENDS_AT_ZERO
         curved = self._curve(sampler, schedule_type) is not None
@@ -207,9 +220,11 @@ class TimesConfig(Config):
         )
         if not curved:
             return times
+        from diptych.diffusion.sigmas import times_on_curve
+
         whole = layout.multistep or schedule.straight
         ends = times.new_tensor([1.0, 1 / schedule.steps]) if whole else times[[0, -2]]
-        curve = times_on_curve(schedule, ends, steps, cast(Curve, config.sigmas), config.sigma_min, config.sigma_max)
+        curve = times_on_curve(schedule, ends, steps, config.sigmas, config.sigma_min, config.sigma_max)
         return torch.cat([curve, times[-1:]])
 
     def plan(self, schedule: Schedule, steps: int, sampler: str, schedule_type: str | None = None) -> SamplingPlan:
@@ -260,25 +275,3 @@ class TimesConfig(Config):
         if left < 2:
             raise UserError(f"lambda_min {self.lambda_min:g} leaves no times to sample at")
         return left
-
-
-def times_on_curve(
-    schedule: Schedule,
-    ends: Tensor,
-    count: int,
-    curve: Curve,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-) -> Tensor:
-    """`count` times from ends[0] to ends[1], with sigma / alpha falling along a curve, whose ends may be given instead;
-    on a straight schedule, where that starts at infinity, sigma falls along it, as in flow matching."""
-    from diptych.diffusion.sigmas import CURVES
-
-    if schedule.straight:
-        most, least = schedule.alpha_sigma(ends)[1].tolist()
-    else:
-        most, least = (-schedule.log_snr(ends) / 2).exp().tolist()
-    levels = CURVES[curve](most if sigma_max is None else sigma_max, least if sigma_min is None else sigma_min, count)
-    ratio = levels / (1 - levels) if schedule.straight else levels
-    times = schedule.inverse_log_snr(-2 * ratio.log())
-    return torch.where(ratio.isinf(), ends[0], times)  # pure noise

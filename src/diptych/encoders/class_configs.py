@@ -16,7 +16,7 @@ from torch import nn
 
 from diptych.core.config import Config
 from diptych.core.errors import UserError
-from diptych.networks.transformer import TextTransformerConfig
+from diptych.networks.transformer_config import TextTransformerConfig
 
 if TYPE_CHECKING:
     from diptych.encoders.classes import ClassLabels

@@ -18,7 +18,7 @@ from torch import nn
 from diptych.core.config import Config
 from diptych.core.errors import UserError
 from diptych.encoders.class_configs import ClassConfig, LayoutConfig, LearnedEncoderConfig
-from diptych.networks.transformer import TextTransformerConfig
+from diptych.networks.transformer_config import TextTransformerConfig
 
 if TYPE_CHECKING:
     from diptych.encoders.frozen import FrozenText

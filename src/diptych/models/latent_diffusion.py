@@ -228,7 +228,6 @@ class LatentDiffusion(OverFirstStage):
             noise=request.noise,
             init=init,
             guide=partial(self.guide, request=request, decoder=decoder) if request.guides else None,
-            interval=self.config.interval,
             callback=request.callback,
         )
 

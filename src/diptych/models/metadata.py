@@ -35,6 +35,7 @@ SAMPLERS = {
     "dpmpp-3m": "DPM++ 3M",
     "unipc": "UniPC",
     "unipc-bh1": "UniPC",
+    "lcm": "LCM",
 }
 """Samplers by the names that galleries know."""
 SCHEDULES = {

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from diptych.core.errors import UserError
 from diptych.core.option_fields import EachStage, Option, options_of
-from diptych.core.values import Choice, Flag, Function, ImageFile, Integer, Number, ScaledSource, Size, Text, Value
+from diptych.core.values import (
+    Choice,
+    Flag,
+    Function,
+    ImageFile,
+    Integer,
+    Interval,
+    Number,
+    ScaledSource,
+    Size,
+    Text,
+    Value,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +41,7 @@ if TYPE_CHECKING:
 SAMPLERS = (
     *("ddpm", "ddpm-fixed-large", "ddim", "euler", "euler-ancestral", "heun", "dpm-2m", "dpm-2m-sde", "dpmpp-1m"),
     *("dpmpp-1m-sde", "dpmpp-2m", "dpmpp-2m-heun", "dpmpp-2m-sde", "dpmpp-2m-sde-heun", "dpmpp-3m"),
-    *("unipc", "unipc-bh1"),
+    *("unipc", "unipc-bh1", "lcm"),
 )
 """The names in `diffusion.samplers.SAMPLERS`."""
 SCHEDULE_TYPES = ("karras", "exponential", "beta", "trailing", "leading", "linspace")
@@ -109,6 +121,19 @@ class SamplingOptions(TypedDict, total=False):
     sampler: Annotated[str | None, Option(Choice("sampler", SAMPLERS), "sampler", unset=OWN)]
     schedule_type: Annotated[
         str | None, Option(Choice("schedule type", SCHEDULE_TYPES), "spacing of the sampling times", unset=OWN)
+    ]
+    guidance_interval: Annotated[
+        str | tuple[float, float] | None,
+        Option(Interval(), "guide at times within it alone, 0 the image, 1 noise; faster", unset=f"{OWN}, else 0:1"),
+    ]
+    cache_interval: Annotated[
+        int | None,
+        Option(
+            Integer(1, 1000),
+            "run all of the U-Net in every N-th call alone, its outermost blocks in the others (DeepCache); faster, "
+            "other images",
+            unset="1",
+        ),
     ]
     eta: Annotated[
         float | None,
@@ -259,6 +284,8 @@ class StageOptions(TypedDict, total=False):
     steps: Annotated[int | Sequence[int | None] | None, EACH]
     sampler: Annotated[str | Sequence[str | None] | None, EACH]
     schedule_type: Annotated[str | Sequence[str | None] | None, EACH]
+    guidance_interval: Annotated[str | Sequence[str | None] | None, EACH]
+    cache_interval: Annotated[int | Sequence[int | None] | None, EACH]
     eta: Annotated[float | Sequence[float | None] | None, EACH]
     s_churn: Annotated[float | Sequence[float | None] | None, EACH]
     s_tmin: Annotated[float | Sequence[float | None] | None, EACH]

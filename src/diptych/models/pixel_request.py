@@ -18,9 +18,10 @@ from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.models.init_image import Canvas, InitImage, read_init_image, read_low_res
 from diptych.models.options import CascadeOptions, PixelOptions, StageOptions, read_options
 from diptych.models.pixel_config import PixelDiffusionConfig
-from diptych.models.request import Request, read_size, warn_of_size
+from diptych.models.request import Request, read_size
 from diptych.models.result import Result
 from diptych.models.sampling import SamplingSettings, read_settings, steps_taken
+from diptych.models.size_warning import warn_of_size
 from diptych.weights.identity import identity
 
 if TYPE_CHECKING:

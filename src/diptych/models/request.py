@@ -7,8 +7,6 @@ images and their metadata together.
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.core.checks import initial
-from diptych.core.errors import UserError, warn
-from diptych.core.values import LONGEST_SIDE, Number, checked, integers, short_repr, texts
+from diptych.core.errors import UserError
+from diptych.core.values import LONGEST_SIDE, integers, short_repr, texts
 from diptych.encoders.base import PromptOptions
 from diptych.models.options import LatentOptions, read_options
 from diptych.models.result import Result
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 
 IMAGE_OPTIONS = ("image", "mask", "strength", "paste", "fit", "low_res")
 """Options of `generate` that concern an image to start from."""
-FAR = 1.5
-"""Sides, on average, from which on a model repeats or loses things."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,11 @@ class Request:
             from diptych.models.guides import guides_metadata
 
             common |= guides_metadata(self.guides)
-        given = {key: given_metadata(value, len(self)) for key, value in self.given.items()}
+        given = {}
+        if self.given:
+            from diptych.models.given_files import given_metadata
+
+            given = {key: given_metadata(value, len(self)) for key, value in self.given.items()}
         rows = []
         for i, (prompt, negative, seed) in enumerate(zip(self.prompts, self.negatives, self.seeds, strict=True)):
             row = {"prompt": prompt, "negative": negative or None, "seed": seed, **common}
@@ -149,6 +149,8 @@ class LatentRequest(Request):
         elif init_image is not None:
             size = init_image.size
         else:
+            from diptych.models.size_warning import warn_of_size
+
             warn_of_size(size, config.size)
         if (tile := values["tile"]) is not None:
             from diptych.networks.tiling import Tiling
@@ -188,37 +190,9 @@ class LatentRequest(Request):
         return Result(images, self.metadata(identity(model, "latent"), settings))
 
 
-def given_metadata(value: Any, count: int) -> list[dict[str, Any]]:
-    """What a user gave for `count` images, as metadata: a file's name and the SHA-256 of its content, or of what is in
-    memory the SHA-256 of its values.
-    """
-    values = value if isinstance(value, (Tensor, list, tuple)) else [value]
-    rows = [described(one) for one in values]
-    return rows * count if len(rows) == 1 else rows
-
-
-def described(one: Any) -> dict[str, Any]:
-    """One image or tensor as metadata."""
-    if isinstance(one, (str, Path)):
-        from diptych.weights.file_hash import named_file
-
-        return named_file(one)
-    if isinstance(one, Tensor):
-        values, shape = one.detach().float().cpu().contiguous().numpy().tobytes(), list(one.shape)
-    else:
-        image = one.convert("RGBA")
-        values, shape = image.tobytes(), list(image.size)
-    return {"sha256": hashlib.sha256(values).hexdigest(), "in_memory": shape}
-
-
 def is_given(value: Any) -> bool:
     """Whether an option was given: it is neither none nor false."""
     return value is not None and value is not False
-
-
-def read_number(name: str, value: Any) -> float:
-    """A finite number."""
-    return checked(name, Number().check, value)
 
 
 def read_size(size: Sequence[int], multiple: int) -> list[int]:
@@ -229,14 +203,3 @@ def read_size(size: Sequence[int], multiple: int) -> list[int]:
             f"size is width and height, both multiples of {multiple} up to {LONGEST_SIDE}, not {short_repr(sides)}"
         )
     return sides
-
-
-def warn_of_size(sides: Sequence[int], trained: int) -> None:
-    """Warn of a width and height far from the squares of one side that a model was trained on."""
-    across, down = sides
-    ratio = math.sqrt(across * down) / trained
-    if not 1 / FAR <= ratio <= FAR or max(sides) > 2 * trained:
-        warn(
-            f"{across} x {down} pixels are far from the {trained} x {trained} that this model was trained on: expect "
-            "things repeated or lost"
-        )

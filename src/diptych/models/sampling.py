@@ -55,6 +55,10 @@ class SamplingSettings:
     """Options of the sampler that are not its defaults: eta, s_churn, ..."""
     schedule_type: str | None = None
     """Spacing of the sampling times, where it is not the model's own."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Times between which guidance is applied."""
+    cache_interval: int = 1
+    """All of the network runs in every so many-th call; 1 is always."""
     threshold: ThresholdConfig | None = None
     """Threshold on the estimates; none for latents."""
     augmentation: float | None = None
@@ -65,6 +69,8 @@ class SamplingSettings:
         row: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
         row |= {} if self.threshold is None else {"threshold": str(self.threshold)}
         row |= {} if self.schedule_type is None else {"schedule_type": self.schedule_type}
+        row |= {} if self.interval == (0, 1) else {"guidance_interval": "{}:{}".format(*self.interval)}
+        row |= {} if self.cache_interval == 1 else {"cache_interval": self.cache_interval}
         row |= {} if self.augmentation is None else {"augmentation": self.augmentation}
         return row | self.sampler_options
 
@@ -81,6 +87,8 @@ def read_settings(config: SampledConfig, given: Mapping[str, Any]) -> SamplingSe
     steps, guidance = value("steps"), value("guidance")
     sampler, schedule_type = read_sampler(given.get("sampler"), config), given.get("schedule_type")
     config.times.plan(config.schedule.build(), steps, sampler, schedule_type)  # or an error
+    interval = given.get("guidance_interval") or ":".join(map(str, getattr(config, "interval", (0.0, 1.0))))
+    low, high = map(float, options["guidance_interval"].read(interval).split(":"))
     knobs = {name: given[name] for name in SAMPLER_OPTIONS if given.get(name) is not None}
     if knobs:
         from diptych.diffusion.sampler_options import read_sampler_options
@@ -92,6 +100,8 @@ def read_settings(config: SampledConfig, given: Mapping[str, Any]) -> SamplingSe
         sampler=sampler,
         sampler_options=knobs,
         schedule_type=None if schedule_type is None else str(schedule_type),
+        interval=(low, high),
+        cache_interval=given.get("cache_interval") or 1,
     )
 
 
@@ -128,14 +138,13 @@ def sample(
     noise: Tensor | None = None,
     init: InitState | None = None,
     guide: Callable[[Denoising], Denoising] | None = None,
-    interval: tuple[float, float] = (0.0, 1.0),
     sampler_options: Mapping[str, Any] = MappingProxyType({}),
     name: str = "this model",
     callback: Callback | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Samples of x_0 (B, ...), and their cost as metadata.
 
-    cond, uncond: conditions with and without the prompt (classifier-free guidance, within `interval`).
+    cond, uncond: conditions with and without the prompt (classifier-free guidance).
     source: the random numbers of each image, from its seed. noise: initial noise (B, ...) in the place of its first.
     init: what sampling starts from if not noise alone.
     guide: adds guidance by gradients to a denoiser.
@@ -144,11 +153,17 @@ def sample(
     """
     from diptych.diffusion.finite_check import FiniteCheck
 
+    if settings.cache_interval > 1:
+        from diptych.networks.deep_cache import with_cache
+
+        denoiser = with_cache(denoiser, settings.cache_interval)
     first = source.draw()  # drawn also where noise is given, so that the sampler draws other numbers
     noise = first if noise is None else noise.to(first.device)
     plan, cost = times.plan(denoiser.schedule, settings.steps, settings.sampler, settings.schedule_type), Cost(denoiser)
     check = FiniteCheck(name, plan.times, remedy(dtype_of(denoiser), settings.guidance))
-    guided = ClassifierFreeGuidance(denoiser.with_schedule(plan.schedule), cond, uncond, settings.guidance, interval)
+    guided = ClassifierFreeGuidance(
+        denoiser.with_schedule(plan.schedule), cond, uncond, settings.guidance, settings.interval
+    )
     guided = check.wrap(guided if guide is None else guide(guided))
     guided = guided if settings.threshold is None else settings.threshold.wrap(guided)
     options = {**sampler_options, **settings.sampler_options}

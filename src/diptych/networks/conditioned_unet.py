@@ -90,10 +90,14 @@ class ConditionedUNet(nn.Module):
         label: Tensor | None = None,
     ) -> Tensor:
         cond = {"context": context, "context_mask": context_mask, "pooled": pooled, "level": level, "label": label}
+        return self.predict(*self.prepare(x, time, concat, cond))
+
+    def prepare(self, x: Tensor, time: Tensor, concat: Tensor | None, cond: dict[str, Tensor | None]) -> tuple:
+        """What `predict` takes, of what `forward` does."""
         self.check(x, concat=concat, **cond)
-        embedding, tokens = self.embed(x, time, **cond), self.project_context(context, label)
+        embedding, tokens = self.embed(x, time, **cond), self.project_context(cond.get("context"), cond.get("label"))
         x = x if concat is None else torch.cat([x, concat], dim=1)
-        return self.predict(x, embedding, tokens, context_mask)
+        return x, embedding, tokens, cond.get("context_mask")
 
     def check(self, x: Tensor, **conditions: Tensor | None) -> None:
         """Raise a `ValueError` for a condition that the network was not built for."""

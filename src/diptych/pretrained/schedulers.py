@@ -43,7 +43,7 @@ CLASSES = {
     "HeunDiscreteScheduler": SchedulerKind("heun", betas=SD_BETAS),
     "KDPM2AncestralDiscreteScheduler": SchedulerKind("euler-ancestral", same=False, betas=SD_BETAS),
     "KDPM2DiscreteScheduler": SchedulerKind("heun", same=False, betas=SD_BETAS),
-    "LCMScheduler": SchedulerKind("euler-ancestral", same=False, betas=("scaled_linear", 0.00085, 0.012)),
+    "LCMScheduler": SchedulerKind("lcm", betas=("scaled_linear", 0.00085, 0.012)),
     "LMSDiscreteScheduler": SchedulerKind("euler", same=False),
     "PNDMScheduler": SchedulerKind("ddim", same=False),
     "SASolverScheduler": SchedulerKind("dpmpp-2m-sde", same=False),
@@ -65,7 +65,8 @@ CURVED += ("KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", *SOLVERS)
 """Those that follow curves of sigmas."""
 CLIPPING = (DDIM, "DDIMParallelScheduler", DDPM, "DDPMParallelScheduler")
 """Those that clip the estimate by default."""
-THRESHOLDING = (*CLIPPING, "LCMScheduler", "TCDScheduler", *SOLVERS)
+LCM = ("LCMScheduler", "TCDScheduler")
+THRESHOLDING = (*CLIPPING, *LCM, *SOLVERS)
 """Those that can bound it dynamically."""
 
 SAVED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,6 +85,7 @@ SAVED: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": (EULER, {}),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
     "unipc": (UNIPC, {}),
     "unipc-bh1": (UNIPC, {"solver_type": "bh1"}),
 }
@@ -185,8 +187,8 @@ SETTINGS = {
     "use_dynamic_shifting": Setting("without effect", None, "of flow matching alone"),
     "time_shift_type": Setting("without effect", None, "of flow matching alone"),
     "skip_prk_steps": Setting("without effect", None, "PNDM's first steps, for which `ddim` stands in"),
-    "original_inference_steps": Setting("without effect", None, "the times of LCM and TCD, which have a stand-in"),
-    "timestep_scaling": Setting("without effect", None, "of LCM and TCD, likewise"),
+    "original_inference_steps": Setting("refused", (50,), "the times of LCM; TCD has a stand-in", LCM),
+    "timestep_scaling": Setting("refused", (10.0,), "of LCM, likewise", LCM),
     "predictor_order": Setting("without effect", None, "of SA-Solver, likewise"),
     "corrector_order": Setting("without effect", None, "of SA-Solver, likewise"),
     "tau_func": Setting("without effect", None, "of SA-Solver, likewise"),

@@ -8,7 +8,8 @@ from diptych.core.errors import UserError
 from diptych.encoders.base import PromptOptions
 from diptych.encoders.prompt_weights import encode_prompts, encoder_name
 from diptych.encoders.tokenizers import chunk_ends, encode_text
-from diptych.models.request import Request, warn_of_size
+from diptych.models.request import Request
+from diptych.models.size_warning import warn_of_size
 from diptych.studio.public_text import without_paths
 from diptych.studio.recorded_warnings import recorded_warnings
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.core.errors import UserError
-from diptych.core.values import integers
+from diptych.core.values import Number, checked, integers
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.evaluation import plots
 from diptych.evaluation.condition_sweep import THRESHOLDS, ConditionSweep, seen_drawings, sweep_head
@@ -32,7 +32,6 @@ from diptych.evaluation.runner import (
 from diptych.models.judge import Judge
 from diptych.models.pixel_request import one_each
 from diptych.models.provenance import save_generated
-from diptych.models.request import read_number
 
 
 def sweep_guidance(
@@ -283,7 +282,7 @@ def sweep_sheet(cells: MeasuredCells, prompts: Sequence[str]) -> Image.Image:
 
 def numbers(name: str, values: Sequence[float]) -> list[float]:
     """Different finite numbers in order; a `UserError` for anything else."""
-    ordered = sorted({read_number(name, value) for value in values})
+    ordered = sorted({checked(name, Number().check, value) for value in values})
     if not ordered:
         raise UserError(f"{name} is empty: give at least one number")
     return ordered
