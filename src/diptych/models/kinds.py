@@ -36,6 +36,9 @@ MODEL_KINDS = {
         model="diptych.models.latent_diffusion:LatentDiffusion",
         first_stage="autoencoder",
     ),
+    "latent-lora": ModelKind(
+        "diptych.pretrained.adapted_model:AdaptedConfig", model="diptych.pretrained.adapted_model:AdaptedModel"
+    ),
     "stage": ModelKind(
         "diptych.models.pixel_config:PixelDiffusionConfig", model="diptych.models.pixel_diffusion:PixelDiffusion"
     ),

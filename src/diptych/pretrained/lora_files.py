@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError, pick
-from diptych.core.values import short_repr
+from diptych.core.values import Number, checked, short_repr
 from diptych.encoders.base import network_of
 from diptych.models.latent_diffusion import LatentDiffusion
-from diptych.models.request import read_number
 from diptych.networks.lora import AdaptableLayer, Adapter, LowRank, adapt, adapted, adapters
 from diptych.networks.unet import UNet
 from diptych.pretrained.lora_settings import LoraSettings, stated_settings
@@ -121,7 +121,7 @@ class LoRA:
 
     @classmethod
     def open(cls, path: str | Path, allow_pickle: bool = False) -> LoRA:
-        """Read a file, or a folder as diffusers or PEFT saves one. It is known by its path from then on.
+        """Read a file, or a folder as diffusers or PEFT saves one. It is known by the path of the file from then on.
 
         What a file of PEFT's states in adapter_config.json beside it, and one of diffusers' in its header, is followed.
 
@@ -145,7 +145,7 @@ class LoRA:
             raise UserError(f"{file.source} holds no tensors, and so no LoRA")
         of_peft = name == NAMES_IN_FOLDER[1] or any(key.startswith(PEFT) for key in file)
         settings = stated_settings(place, of_peft)
-        return cls({layer: pair(layer, keys, file, settings) for layer, keys in parts.items()}, identity(path))
+        return cls({layer: pair(layer, keys, file, settings) for layer, keys in parts.items()}, identity(place))
 
     def attach(self, system: Any, scale: float = 1.0) -> None:
         """Apply it live: each layer's output becomes W x + scale alpha / rank B A x. The weights are not touched.
@@ -220,7 +220,7 @@ class LoRA:
 
 def apply(loras: Iterable[tuple[LoRA, float]], system: Any, live: bool) -> None:
     """Apply several, live or merged, once all of them are known to fit."""
-    ready = [(lora.name, read_number("scale", scale), lora.changes(system)) for lora, scale in loras]
+    ready = [(lora.name, checked("scale", Number().check, scale), lora.changes(system)) for lora, scale in loras]
     for name, scale, changes in ready:
         for layer, change in changes.items():
             adapt(layer, name, Adapter(change, scale, live))
@@ -318,9 +318,11 @@ def pair(layer: str, keys: Mapping[str, str], file: LazyCheckpoint, settings: Lo
 
 
 def named_layers(system: Any) -> Iterator[tuple[list[str], AdaptableLayer]]:
-    """Each layer of a model that a LoRA can change, with its names: diffusers', kohya's, and others that are in use."""
+    """Each layer of a model that a LoRA can change, with its names: diffusers', kohya's, and others that are in use.
+
+    Layers that published U-Nets have not, such as that of a pooled condition, have no names."""
     unet, *texts = read_networks(system)
-    config = system.unet.config
+    config = replace(system.unet.config, pooled_width=None, augmented=False, context_norm=False)
     compvis = compvis_unet(config, prefix="")
     ours = layers(unet)
     for tensor, piece in diffusers_unet(config).items():

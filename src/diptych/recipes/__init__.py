@@ -13,6 +13,7 @@ def all_recipes() -> dict[str, Recipe]:
     from diptych.recipes.emoji import class_conditional as emoji_classes
     from diptych.recipes.emoji import classifiers as guides
     from diptych.recipes.emoji import distilled_decoder as tiny
+    from diptych.recipes.emoji import few_step_students as students
     from diptych.recipes.emoji import latent as emoji
     from diptych.recipes.emoji import pixel_cascade as emoji_cascade
     from diptych.recipes.emoji import vqgan as emoji_codes
@@ -20,7 +21,7 @@ def all_recipes() -> dict[str, Recipe]:
     from diptych.recipes.papers import ldm as latent_diffusion
     from diptych.recipes.papers import stable_diffusion as published
 
-    ours = (emoji, emoji_classes, emoji_first_stages, emoji_cascade, emoji_codes, inpainting, tiny, guides)
+    ours = (emoji, emoji_classes, emoji_first_stages, emoji_cascade, emoji_codes, inpainting, tiny, students, guides)
     theirs = (first_stages, published, latent_diffusion, taming, imagen, deepfloyd, adm, glide)
     tasks = (super_resolution, layouts)
     return {name: recipe for module in (*ours, *theirs, *tasks) for name, recipe in module.RECIPES.items()}

@@ -34,6 +34,7 @@ PARTS = (
     *(glob for part in ("unet", "autoencoder", "transformer", "network", "decoder") for glob in within(part, *WEIGHTS)),
     *within("text", *WEIGHTS, *TEXT),
     *within("scheduler", "scheduler_config.json"),
+    "pytorch_lora_weights.safetensors",
     *within("tiny_decoder", "config.json", *within("decoder", *WEIGHTS)),
 )
 """Files of a finished model of any kind but a cascade."""
@@ -47,7 +48,7 @@ CASCADE = Written(
 )
 
 
-KINDS = ("latent", "stage", "cascade", "autoregressive", "autoencoder", "tiny-decoder", "guide", "judge")
+KINDS = ("latent", "latent-lora", "stage", "cascade", "autoregressive", "autoencoder", "tiny-decoder", "guide", "judge")
 """Values of `kind` in the config.json of a model folder."""
 
 

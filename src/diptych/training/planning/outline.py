@@ -29,20 +29,22 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.noisy_guide import NoisyGuide, NoisyGuideConfig
 from diptych.models.pixel_diffusion import PixelDiffusion
 from diptych.networks.lpips import Lpips
+from diptych.pretrained.adapted_model import latent_config
 from diptych.training.experiment_config import (
     AutoregressiveTraining,
     LatentTraining,
     PixelTraining,
     Recipe,
-    SecondStageTraining,
 )
 from diptych.training.guided_model import guided_model
+from diptych.training.model_training import SecondStageTraining
 from diptych.training.read_text import FEW, Embedding, ahead
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from diptych.training.tasks.codes import CodesTask
 from diptych.training.tasks.contrastive import ContrastConfig, JudgeTrainable
 from diptych.training.tasks.diffusion import DiffusionTask
 from diptych.training.tasks.distillation import Distillation, DistillationConfig
+from diptych.training.tasks.few_steps import FewStepTask, FewStepTraining
 from diptych.training.tasks.guide_training import GuideTask, GuideTraining
 from diptych.training.tasks.perceptual import JudgeDistance, PerceptualConfig
 from diptych.training.trainable import Trainable
@@ -222,6 +224,18 @@ def _(system: DistillationConfig, run: Situation) -> Outline:
     task = Distillation(system, teacher, distance)
     frozen: dict[str, nn.Module] = {"teacher": task.teacher}
     return Outline(task, {"decoder": task.module}, frozen if distance is None else {**frozen, "perceptual": distance})
+
+
+@outline_of.register
+def _(system: FewStepTraining, run: Situation) -> Outline:
+    config, precomputed = latent_config(system.teacher), system.precomputed is not None
+    autoencoder, reader = config.autoencoder.build(), text_of(config.text, system.texts_stored, run)
+    teacher, kept = LatentDiffusion(config, autoencoder, reader.encoder), system.kept_shape()
+    task = FewStepTask(system, teacher, reader.encoder)
+    trained: nn.Module = task.system.unet if task.lora is None else task.lora
+    outline = reader.outline(task, {"student": trained}, autoencoder, kept, kept if precomputed else None)
+    outline.frozen["teacher"] = task.teacher
+    return outline
 
 
 @outline_of.register

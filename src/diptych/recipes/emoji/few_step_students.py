@@ -1,0 +1,77 @@
+"""Students of the default latent model that need 4 or 8 steps, and one call of the network in each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diptych.networks.lora_training import LoraConfig
+from diptych.recipes.emoji.latent import DATA, PROMPTS
+from diptych.training.experiment_config import Recipe
+from diptych.training.tasks.few_steps import FewStepTraining
+from diptych.training.training_config import TrainingConfig
+
+LATENTS = "cache/emoji-latent"
+"""What `diptych precompute emoji-latent system.autoencoder=latent` writes: latents of the default's own first stage."""
+
+
+def student(description: str, learning_rate: float, updates: int, **system: Any) -> Recipe:
+    return Recipe(
+        description=description,
+        system=FewStepTraining(prompts=PROMPTS, precomputed=LATENTS, **system),
+        data=DATA,
+        training=TrainingConfig(
+            steps=updates,
+            batch_size=32,
+            learning_rate=learning_rate,
+            warmup=20,
+            cooldown=0.3,
+            weight_decay=0.0,
+            ema=0.99,
+            validate_every=250,
+            validation_images=64,
+            sample_every=250,
+            checkpoint_every=50,
+            log_every=10,
+        ),
+    )
+
+
+RECIPES = {
+    "emoji-lcm": student(
+        "the default in 4 steps by consistency distillation", 1e-4, 3000, method="consistency", steps=4
+    ),
+    "emoji-lcm-lora": student(
+        "the default in 4 steps by consistency distillation of a LoRA (LCM-LoRA)",
+        1e-3,
+        3000,
+        method="consistency",
+        steps=4,
+        lora=LoraConfig(rank=8),
+    ),
+    "emoji-progressive-8": student(
+        "the default in 8 steps by progressive distillation: first of two rounds",
+        2e-4,
+        2000,
+        method="progressive",
+        steps=8,
+        teacher_steps=16,
+    ),
+    "emoji-progressive-4": student(
+        "emoji-progressive-8 in 4 steps: second round",
+        2e-4,
+        2000,
+        method="progressive",
+        teacher="runs/emoji-progressive-8",
+        steps=4,
+        teacher_steps=8,
+    ),
+    "emoji-progressive-lora": student(
+        "the default in 8 steps by progressive distillation of a LoRA, in one round",
+        1e-3,
+        3000,
+        method="progressive",
+        steps=8,
+        teacher_steps=16,
+        lora=LoraConfig(rank=8),
+    ),
+}
