@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "data": {"core"},
     "serving": {"core"},
     "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
+    "engines": {"core", "encoders", "networks"},
     "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
     "metrics": {"core", "weights", "networks", "encoders", "data", "models", "pretrained"},
     "training": {

@@ -89,14 +89,22 @@ class Cascade(OneLineRepr):
     def stage(self, number: int) -> PixelDiffusion:
         """Stage `number`, from 0, opened if it is not in memory."""
         if number not in self._open:
-            self._open[number] = open_stage(self.folders[number]).to(self.device)
+            self._open[number] = self.place(open_stage(self.folders[number]))
         return self._open[number]
+
+    def place(self, stage: PixelDiffusion) -> PixelDiffusion:
+        """A stage that was opened, on the device; `engines.placement` puts another way in its place."""
+        return stage.to(self.device)
 
     def encoder(self, text: Any) -> Any:
         """The frozen text encoder of a config, opened if it is not in memory."""
         if text not in self._encoders:
-            self._encoders[text] = build_encoder(text, device=self.device)
+            self._encoders[text] = self.open_encoder(text)
         return self._encoders[text]
+
+    def open_encoder(self, config: Any) -> Any:
+        """A frozen text encoder on the device, as `place`."""
+        return build_encoder(config, device=self.device)
 
     @property
     def text(self) -> Any:

@@ -163,6 +163,6 @@ def read_stage(folder: Path) -> PixelDiffusionConfig:
 
 def require_trained(network: nn.Module, what: str) -> None:
     """Raise a `UserError` if a network was never trained: it would paint noise, as its last layer is all zeros."""
-    last = network.state_dict()["conv_out.weight"]
+    last = network.get_parameter("conv_out.weight")
     if not last.is_meta and not last.any():
         raise UserError(f"{what} was never trained: its last layer is still all zeros")

@@ -66,8 +66,12 @@ class PixelDiffusion(OneLineRepr, FrozenModules):
         if self.joint_text is not None:
             return self.joint_text
         if self._frozen["text"] is None and self.config.text is not None:
-            self.text = build_encoder(self.config.text, device=self.device)
+            self.text = self.open_encoder(self.config.text)
         return self._frozen["text"]
+
+    def open_encoder(self, config: Any) -> Any:
+        """A frozen text encoder on the device; `engines.placement` puts another way to open it in its place."""
+        return build_encoder(config, device=self.device)
 
     @text.setter
     def text(self, encoder) -> None:

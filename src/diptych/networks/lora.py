@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from diptych.core.errors import UserError
+
 AdaptableLayer = nn.Linear | nn.Conv2d
 """Layers that a low-rank change applies to; convolutions of one group."""
 PLACE = "low_rank"
@@ -81,6 +83,8 @@ def adapt(layer: AdaptableLayer, name: str, adapter: Adapter | None) -> None:
     The layer's original weight is never written to. Merged changes replace it by a new one, computed from it and all of
     them; when the last is removed, the original is restored to the bit.
     """
+    if adapter is not None and not adapter.live and layer.weight.numel() > 1 and not any(layer.weight.stride()):
+        raise UserError("weights that are offloaded or in 8 bits take no merged LoRA: apply it live")
     carried: LayerAdapters = vars(layer).setdefault(PLACE, LayerAdapters())
     carried.adapters.pop(name, None)
     if adapter is not None:
