@@ -109,10 +109,10 @@ define install
 endef
 
 $(VENV)/.installed: $(PINS) | $(BIN)/python
-	$(call install,)
+	$(call install,[cpu])
 
 $(VENV)/.installed-data: $(PINS) | $(BIN)/python
-	$(call install,[data$(COMMA)evaluate$(COMMA)serve])
+	$(call install,[cpu$(COMMA)data$(COMMA)evaluate$(COMMA)serve])
 
 # The references for LPIPS, FID and resizing go in without what they ask for: torchvision has no CPU build beside CPU torch.
 REFERENCES := lpips==0.1.4 torch-fidelity==0.4.0 clean-fid==0.1.35

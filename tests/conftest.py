@@ -41,6 +41,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests keep text embeddings and downloads apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DIPTYCH_ENGINE", "pytorch")  # most models here are used once: compiling them takes longer
         yield
 
 

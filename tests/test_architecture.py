@@ -21,8 +21,8 @@ MAY_IMPORT = {
     "data": {"core"},
     "serving": {"core"},
     "models": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "data"},
-    "engines": {"core", "encoders", "networks"},
-    "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models"},
+    "engines": {"core", "weights", "networks", "encoders"},
+    "pretrained": {"core", "weights", "diffusion", "networks", "conditioning", "encoders", "models", "engines"},
     "metrics": {"core", "weights", "networks", "encoders", "data", "models", "pretrained"},
     "training": {
         *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained", "metrics"),

@@ -50,6 +50,8 @@ def load(
     dtype: str = "float32",
     ema: bool = False,
     prediction: Literal["eps", "v"] | None = None,
+    engine: Literal["auto", "pytorch", "openvino", "compile"] = "auto",
+    precision: Literal["auto", "float32", "bf16", "int8"] = "auto",
     lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] | None = None,
 ) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
     """Open a model of any kind.
@@ -66,6 +68,10 @@ def load(
         dtype: of a published model's networks: "float32", "float16" or "bfloat16".
         ema: the averaged weights of a CompVis file that holds both.
         prediction: what the U-Net of a single file predicts, where the file does not say: "eps" or "v".
+        engine: what runs its networks: "openvino" (on CPUs), "compile" (torch.compile), "pytorch", or "auto":
+            OpenVINO on CPUs where it is installed (`pip install 'diptych[cpu]'`), else PyTorch.
+        precision: in which they compute: "float32" (also "auto"), which changes no image by more than rounding; "bf16",
+            where the processor or GPU is made for it; "int8", on CPUs.
         lora: LoRA files for a latent model, each alone (at scale 1) or as (file, scale); applied live, as
             `diptych.pretrained.lora_files.LoRA.attach` does.
 
@@ -88,5 +94,7 @@ def load(
         dtype=dtype,
         ema=ema,
         prediction=prediction,
+        engine=engine,
+        precision=precision,
         lora=lora,
     )

@@ -20,6 +20,8 @@ FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
 OPENING = ("revision", "offline", "allow_pickle", "tokenizer", "dtype", "ema", "prediction")
 """Arguments of `add_opening`, under the names that `diptych.load` has for them."""
+RUNNING = ("engine", "precision")
+"""Those of `add_engine`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -194,10 +196,28 @@ def add_reading(command: Any) -> None:
     command.add_argument("--offline", **FLAG, help="use only the local cache of the hub")
 
 
-def add_device(command: Parser) -> None:
+def add_device(command: Parser, engines: bool = True) -> None:
+    """`--device`, and what runs the networks there."""
     command.add_argument(
         "--device", metavar="D", default="auto", help="cpu, cuda, mps, or auto (default): cuda if there is one"
     )
+    if not engines:
+        return
+    group = command.add_argument_group("speed", "docs/speed.md says what each is worth")
+    group.add_argument(
+        "--engine",
+        metavar="E",
+        help="what runs the networks: openvino (CPUs), compile (torch.compile), pytorch, or auto (default): OpenVINO "
+        "on CPUs where it is installed",
+    )
+    group.add_argument(
+        "--precision", metavar="P", help="float32 (auto, default): the same images; bf16, int8: faster, other images"
+    )
+
+
+def opening_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `diptych.load` that were given, but for the model, its device and LoRA files."""
+    return given(arguments, *(name for name in (*OPENING, *RUNNING) if hasattr(arguments, name)))
 
 
 def add_study(command: Parser, images: str) -> None:

@@ -25,6 +25,7 @@ from diptych.cli.arguments import (
     add_weights,
     argument_type,
     given,
+    opening_given,
     options_given,
 )
 from diptych.cli.measure_commands import NETWORKS, named
@@ -170,7 +171,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     name, options = arguments.model or "default", options_given(arguments)
     check_study(arguments, "prompts", options)
-    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    model = diptych.load(arguments.model, arguments.device, **opening_given(arguments), **given(arguments, "lora"))
     options = accepted_options(model, name, options)
     settings = given(arguments, "images", "scenes", "seed", "judge", "batch")
     prompts.evaluate(model, arguments.data, arguments.out, name=name, **settings, **options)
@@ -200,7 +201,7 @@ def evaluate_inpainting(arguments: argparse.Namespace) -> None:
     inception = open_inception(arguments)
     names: list[str] = arguments.models or []
     names = names if "latent" in names else [*names, "latent"]
-    models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
+    models = [(name, diptych.load(name, arguments.device, **opening_given(arguments))) for name in names]
     settings = given(arguments, "images", "seeds", "judge", "seed", "batch", "steps")
     settings |= {"perceptual": open_distance(arguments), "inception": inception}
     evaluate_inpainting(models, arguments.data, arguments.out, **settings)
@@ -213,7 +214,7 @@ def evaluate_super_resolution(arguments: argparse.Namespace) -> None:
     check_study(arguments, "super-resolution", given(arguments, "sampler", "steps"))
     inception = open_inception(arguments)
     names = dict.fromkeys(arguments.models)
-    models = [(name, diptych.load(name, arguments.device, **given(arguments, *OPENING))) for name in names]
+    models = [(name, diptych.load(name, arguments.device, **opening_given(arguments))) for name in names]
     settings = given(arguments, "images", "seeds", "split", "degradation", "judge", "seed", "batch", "steps", "sampler")
     perceptual = open_distance(arguments)
     evaluate_super_resolution(
@@ -231,7 +232,7 @@ def evaluate_layout(arguments: argparse.Namespace) -> None:
     options = options_given(arguments)
     check_study(arguments, "layouts", options)
     inception = open_inception(arguments)
-    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    model = diptych.load(arguments.model, arguments.device, **opening_given(arguments), **given(arguments, "lora"))
     options = accepted_options(model, arguments.model, options)
     words = None if arguments.words is None else diptych.load(arguments.words, arguments.device)
     settings = given(arguments, "seeds", "seed", "judge", "batch") | {"inception": inception}
@@ -265,7 +266,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
     name, options = arguments.model or "default", options_given(arguments)
     check_study(arguments, arguments.sweep, options)
-    model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+    model = diptych.load(arguments.model, arguments.device, **opening_given(arguments), **given(arguments, "lora"))
     options = accepted_options(model, name, options)
     settings = given(arguments, *arguments.swept, "images", "seed", "judge", "batch")
     run = {"guidance": sweeps.sweep_guidance, "augmentation": sweeps.sweep_augmentation}[arguments.sweep]

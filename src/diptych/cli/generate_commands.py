@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.cli.arguments import (
-    OPENING,
     Parser,
     add_checks,
     add_integer,
@@ -19,6 +18,7 @@ from diptych.cli.arguments import (
     add_options,
     add_output,
     given,
+    opening_given,
     options_given,
 )
 from diptych.cli.image_list import apply_variations, read_image_list
@@ -132,7 +132,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
         checks, options = ImageChecks.open(arguments, wanted), options_given(arguments)
         check_options(options, lora_files(arguments))
-        model = diptych.load(arguments.model, arguments.device, **given(arguments, *OPENING, "lora"))
+        model = diptych.load(arguments.model, arguments.device, **opening_given(arguments), **given(arguments, "lora"))
         options |= open_guides(arguments)
     options = options if recorded is None else recorded.fitting(model, options)
     options = accepted_options(model, arguments.model or "latent", options)
@@ -192,7 +192,7 @@ def demo(arguments: argparse.Namespace) -> None:
     for name in DEFAULT_MODELS:
         try:
             with loading(name):
-                model = diptych.load(name, arguments.device)
+                model = diptych.load(name, arguments.device, **opening_given(arguments))
         except NotFound as error:
             print_err(f"diptych: {error}")
             continue

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import diptych
-from diptych.cli.arguments import OPENING, given, options_given
+from diptych.cli.arguments import given, opening_given, options_given
 from diptych.cli.option_checks import accepted_options, check_options
 from diptych.core.errors import UserError
 from diptych.core.terminal import print_err, print_out
@@ -48,7 +48,7 @@ def generate_set(arguments: argparse.Namespace) -> None:
     from diptych.training.distributed import own_device
 
     device = str(own_device(arguments.device)) if torchrun else arguments.device
-    model = diptych.load(arguments.model, device, **given(arguments, *OPENING, "lora"))
+    model = diptych.load(arguments.model, device, **opening_given(arguments), **given(arguments, "lora"))
     options = accepted_options(model, arguments.model or "latent", options | open_guides(arguments))
     done = generated_set.generate_set(
         model,

@@ -82,7 +82,7 @@ def add_commands(commands: Any) -> None:
     add_integer(settings, "--seed", 0, 2**32 - 1, help="of KID's draws and the Inception Score's order (default: 2020)")
     add_integer(settings, "--bootstrap", 2, 10_000, help="resamples for FID's standard error (default: none)")
     add_integer(settings, "--batch", 1, 4096, help="images a network reads at a time (default: 32)")
-    add_device(command)
+    add_device(command, engines=False)
     command.add_argument("--statistics", metavar="NPZ", type=Path, help="also save the reference's mean and covariance")
     command.add_argument("--out", metavar="JSON", type=Path, help="file of the results")
     command.set_defaults(command=measure, more="sets", warns=True)

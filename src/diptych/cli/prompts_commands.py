@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cli.arguments import (
-    OPENING,
     add_device,
     add_integer,
     add_kinds,
@@ -16,6 +15,7 @@ from diptych.cli.arguments import (
     add_seed,
     argument_type,
     given,
+    opening_given,
     options_given,
 )
 from diptych.core.errors import UserError
@@ -153,7 +153,7 @@ def evaluate_drawbench(arguments: argparse.Namespace) -> None:
     require_same(arguments.out, "drawbench")
     read_categories(arguments.prompts)
     reader = {"on": require_reader, "off": lambda: None}.get(arguments.ocr or "auto", open_reader)()
-    opening = given(arguments, *OPENING)
+    opening = opening_given(arguments)
     where = given(arguments, "revision", "offline", "allow_pickle") if arguments.scorer else {}
     scorer = open_scorer(arguments.scorer or "judge", arguments.device, **where)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from diptych.cli.argument_values import Several
 from diptych.cli.arguments import (
-    OPENING,
     Parser,
     add_device,
     add_integer,
@@ -20,6 +19,7 @@ from diptych.cli.arguments import (
     add_weights,
     argument_type,
     given,
+    opening_given,
     options_given,
 )
 from diptych.cli.measure_commands import METRICS, NETWORKS, RESIZES, named
@@ -251,7 +251,7 @@ def opened(arguments: argparse.Namespace, options: dict[str, Any]) -> tuple[Any,
     from diptych.training.distributed import own_device
 
     device = str(own_device(arguments.device)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else arguments.device
-    model = diptych.load(arguments.model, device, **given(arguments, *OPENING, "lora"))
+    model = diptych.load(arguments.model, device, **opening_given(arguments), **given(arguments, "lora"))
     return model, accepted_options(model, arguments.model or "latent", options)
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.arguments import OPENING, add_checks, add_device, add_integer, add_opening, given
+from diptych.cli.arguments import add_checks, add_device, add_integer, add_opening, opening_given
 from diptych.core.errors import UserError
 
 PORT = 8765
@@ -86,7 +86,7 @@ def serve(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         styles=arguments.styles,
         memory=None if arguments.memory is None else arguments.memory * 2**30,
-        opening=given(arguments, *OPENING),
+        opening=opening_given(arguments),
         safety=safety,
         signer=open_signer(arguments.c2pa_certificate, arguments.c2pa_key),
     )

@@ -66,6 +66,18 @@ class Cascade(OneLineRepr):
         self._encoders: dict[FrozenConfig | JointTransformerConfig | ClassConfig, Any] = {}  # frozen ones
         self.device = torch.device("cpu")
         self.familiar: PromptDomain | None = None
+        self._on_open: Callable[[PixelDiffusion], None] = lambda stage: None
+
+    @property
+    def on_open(self) -> Callable[[PixelDiffusion], None]:
+        """Called with each stage when it is in memory; setting it calls it with those that are."""
+        return self._on_open
+
+    @on_open.setter
+    def on_open(self, call: Callable[[PixelDiffusion], None]) -> None:
+        self._on_open = call
+        for stage in self._open.values():
+            call(stage)
 
     @classmethod
     def of(cls, stages: Sequence[PixelDiffusion]) -> Cascade:
@@ -90,6 +102,7 @@ class Cascade(OneLineRepr):
         """Stage `number`, from 0, opened if it is not in memory."""
         if number not in self._open:
             self._open[number] = self.place(open_stage(self.folders[number]))
+            self.on_open(self._open[number])
         return self._open[number]
 
     def place(self, stage: PixelDiffusion) -> PixelDiffusion:

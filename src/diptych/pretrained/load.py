@@ -162,15 +162,27 @@ def open_model(
 
 
 def load(
-    source: str | Path | None = None, device: str = "auto", *, lora: Any = None, **opening: Any
+    source: str | Path | None = None,
+    device: str = "auto",
+    *,
+    lora: Any = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    **opening: Any,
 ) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
-    """The model of `open_model` on a device, with LoRA files on it: what `diptych.load` does, which says the rest."""
+    """The model of `open_model` on a device, with LoRA files on it, run by an engine: what `diptych.load` does, which
+    says the rest."""
+    from diptych.engines.accelerate import accelerate, choose_engine
+    from diptych.engines.compute_precision import choose_precision
+
     where = find_device(device)
-    model = open_model(source, **opening).to(where)
+    choose_engine(engine, where, choose_precision(precision, where))  # or an error, before anything is read
+    model: Any = open_model(source, **opening).to(where)
     if lora is not None:
         from diptych.pretrained.lora_files import attach_files
 
         attach_files(model, lora, opening.get("allow_pickle", False))
+    model.origin = model.origin.with_options(accelerate(model, engine, precision))
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -28,6 +29,10 @@ class Origin:
     """The folder or file that was opened."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of opening that differ from the defaults."""
+
+    def with_options(self, more: Mapping[str, Any]) -> Origin:
+        """The same source, with more options."""
+        return dataclasses.replace(self, options={**self.options, **more})
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -1,0 +1,90 @@
+"""Choosing what runs the networks of a model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.errors import UserError, pick
+from diptych.engines.compute_precision import Precision, choose_precision
+from diptych.engines.parts import parts
+from diptych.engines.replace import Part, Runner, replace
+
+ENGINES = ("auto", "pytorch", "openvino", "compile")
+"""auto: $DIPTYCH_ENGINE, or OpenVINO on CPUs where it is installed, else PyTorch."""
+LEAST_PARAMETERS = 500_000
+"""Smaller networks are not worth a compilation, unless an engine is named."""
+
+
+def accelerate(model: Any, engine: str = "auto", precision: str = "auto") -> dict[str, str]:
+    """Have an engine run the networks of a model, whenever no gradients are asked of them.
+
+    Returns what was chosen, where it is not PyTorch in the type of the weights, for the metadata of images. Raises a
+    `UserError` for an engine or precision that there is not, or that cannot be had here.
+    """
+    device = model.device
+    chosen = choose_precision(precision, device)
+    kind = choose_engine(engine, device, chosen)
+    least = LEAST_PARAMETERS if engine == precision == "auto" else 0
+
+    def on(system: Any) -> None:
+        for part in parts(system):
+            if (runner := runner_for(kind, part, chosen)) is not None and size(part.module) >= least:
+                replace(part, runner)
+
+    on(model)
+    if hasattr(model, "on_open"):  # a cascade, which opens its stages late
+        model.on_open = on
+    said = {"engine": kind if kind != "pytorch" else None, "precision": chosen if chosen != "float32" else None}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def choose_engine(engine: str, device: torch.device, precision: Precision) -> str:
+    """`pytorch`, `openvino` or `compile`: what is meant on a device. A `UserError` where it cannot be had."""
+    if engine == "auto":
+        engine = pick("$DIPTYCH_ENGINE", os.environ.get("DIPTYCH_ENGINE") or "auto", ENGINES)
+    pick("engine", engine, ENGINES)
+    here = importlib.util.find_spec("openvino") is not None
+    missing = "is not installed: pip install 'diptych[cpu]'"
+    if engine == "openvino":
+        if device.type != "cpu":
+            raise UserError(f"the engine openvino runs on CPUs, and the model is on {device}")
+        if not here:
+            raise UserError(f"OpenVINO {missing}")
+    if precision == "int8" and (engine in ("pytorch", "compile") or device.type != "cpu" or not here):
+        why = (
+            f"the engine {engine} does not"
+            if engine in ("pytorch", "compile")
+            else f"on CPUs, where OpenVINO {missing}"
+        )
+        raise UserError(f"OpenVINO computes in int8, {why}")
+    if engine == "auto":
+        return "openvino" if device.type == "cpu" and here else "pytorch"
+    return engine
+
+
+def runner_for(kind: str, part: Part, precision: Precision) -> Runner | None:
+    """What runs a part; none for PyTorch itself, in the type of the weights."""
+    if kind == "openvino":
+        from diptych.engines.openvino_network import OpenVINOMethod
+
+        return OpenVINOMethod(part, precision)
+    return InBfloat16(part) if precision == "bf16" else None
+
+
+class InBfloat16(Runner):
+    """Runs a part's method in PyTorch, with matrix products and convolutions in bfloat16."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        device = next(self.part.module.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16):
+            return self.part.eager(*args, **kwargs).float()
+
+
+def size(module: nn.Module) -> int:
+    """Its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

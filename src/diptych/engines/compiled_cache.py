@@ -1,0 +1,95 @@
+"""Compiled networks on disk: opened in half the time that compiling takes.
+
+A file is a line of JSON, which says what it holds and the hash of what follows. Whatever differs (a version, the
+processor, a cut or changed file) makes it as good as not there: it is compiled and written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.core.caches import cache_folder, short_hash
+
+SUFFIX = ".compiled"
+MOST_BYTES = 4 * 2**30
+"""Of all files together; those unused for longest go first. $DIPTYCH_COMPILED_BYTES says otherwise."""
+LARGEST_BYTES = 2**30
+"""Of one: larger networks are compiled in about the time in which so much is read."""
+SOURCES = ("networks", "engines")
+"""Rooms whose code decides what is compiled."""
+
+
+def folder() -> Path:
+    return cache_folder("compiled")
+
+
+@functools.cache
+def code_hash() -> str:
+    """A hash of the code of `SOURCES`."""
+    digest, package = hashlib.sha256(), Path(__file__).resolve().parent.parent
+    for path in sorted(path for room in SOURCES for path in (package / room).glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read(key: Mapping[str, Any]) -> tuple[np.ndarray | None, str | None]:
+    """The bytes that were stored under a key, and what is wrong with a file that cannot be used."""
+    path = _path(key)
+    try:
+        with open(path, "rb") as file:
+            head = json.loads(file.readline(1_000_000))
+            body = np.fromfile(file, np.uint8)
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError) as error:
+        return None, f"{path} cannot be read ({str(error)[:80]})"
+    if not isinstance(head, dict) or head.get("sha256") != hashlib.sha256(body.data).hexdigest():
+        return None, f"{path} is damaged"
+    if head.get("key") != dict(key):
+        return None, None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used just now
+    return body, None
+
+
+def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
+    """Store bytes under a key, where they are not too many; the files that were unused for longest make room. A disk
+    that is full or may not be written costs nothing but the time to compile again."""
+    most = int(os.environ.get("DIPTYCH_COMPILED_BYTES", MOST_BYTES))
+    if len(body) > min(LARGEST_BYTES, most):
+        return
+    path = _path(key)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    head = json.dumps({"sha256": hashlib.sha256(body).hexdigest(), "key": dict(key)})
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_room(most - len(body))
+        with open(part, "wb") as file:
+            file.write(head.encode() + b"\n")
+            file.write(body)
+        os.replace(part, path)
+    with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
+
+
+def make_room(most: int) -> None:
+    """Remove the files that were unused for longest, until the others have at most so many bytes together."""
+    files = [(path.stat(), path) for path in folder().glob(f"*{SUFFIX}")]
+    used = 0
+    for stat, path in sorted(files, key=lambda pair: pair[0].st_mtime, reverse=True):
+        used += stat.st_size
+        if used > most:
+            path.unlink(missing_ok=True)
+
+
+def _path(key: Mapping[str, Any]) -> Path:
+    return folder() / f"{short_hash(json.dumps(dict(key), sort_keys=True))}{SUFFIX}"

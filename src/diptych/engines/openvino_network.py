@@ -1,0 +1,190 @@
+"""A method of a network, compiled by OpenVINO for the CPU, once a shape."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import openvino as ov
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.core.devices import free_memory
+from diptych.core.processors import processor_name
+from diptych.core.terminal import print_err
+from diptych.engines import compiled_cache, openvino_graph, winograd
+from diptych.engines.compute_precision import Precision
+from diptych.engines.replace import Part, Runner, Unfit
+from diptych.networks.lora import adapters
+
+TOKENS = 16
+"""Contexts with a mask are padded to multiples of so many tokens, so that few shapes occur."""
+MOST_SHAPES = 6
+"""Compiled at a time; each holds weights of its own."""
+HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
+COPIES = 2.5
+"""Memory that compiling takes, in sizes of the weights: those that are laid out anew, and Winograd's, which are 4 times
+as large as the kernels that they stand for."""
+
+
+class OpenVINOMethod(Runner):
+    """Runs a part's method row by row: what an image becomes does not depend on those beside it, not in the last bit,
+    and one shape is compiled whatever the size of the batch. On CPUs, batches of these networks would be no faster.
+
+    Weights may change between calls (LoRA): what was compiled from others is not used again.
+    """
+
+    def __init__(self, part: Part, precision: Precision = "float32") -> None:
+        super().__init__(part)
+        self.precision: Precision = precision
+        self._compiled: OrderedDict[Any, ov.InferRequest | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def again(self, part: Part) -> OpenVINOMethod:
+        return OpenVINOMethod(part, self.precision)
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        inputs = self._read(args, kwargs)
+        rows = len(next(iter(inputs.values())))
+        shapes = {name: ((1, *value.shape[1:]), value.dtype) for name, value in inputs.items()}
+        with self._lock:
+            request = self._request(shapes)
+            out: list[Tensor] = []
+            for row in range(rows):
+                one = {name: value[row : row + 1].numpy() for name, value in inputs.items()}
+                result = request.infer(one, share_inputs=True)
+                out.append(torch.from_numpy(result[0].copy()))
+        return torch.cat(out)
+
+    def _read(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        """The tensors of a call by their names, ready for OpenVINO; `Unfit` if some are not for it."""
+        names = _signature(type(self.part.module), self.part.method)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        inputs = {name: value for name, value in given.items() if value is not None}
+        tensors = all(
+            isinstance(value, Tensor) and value.device.type == "cpu" and value.ndim for value in inputs.values()
+        )
+        if not inputs or not tensors or any(value.dtype not in openvino_graph.TYPES for value in inputs.values()):
+            raise Unfit
+        if len({len(value) for value in inputs.values()}) != 1:
+            raise Unfit
+        if "context" in inputs and "context_mask" in inputs:
+            behind = -inputs["context"].shape[1] % TOKENS
+            inputs["context"] = F.pad(inputs["context"], (0, 0, 0, behind))
+            inputs["context_mask"] = F.pad(inputs["context_mask"], (0, behind))  # not attended to
+        return {name: value.contiguous() for name, value in inputs.items()}
+
+    def _request(self, shapes: Mapping[str, Any]) -> ov.InferRequest:
+        """What runs on these shapes, compiled if it is not; `Unfit` where that cannot be done."""
+        module = self.part.module
+        key = (tuple(shapes.items()), weights_state(module), torch.get_num_threads())
+        if key not in self._compiled:
+            for old in [other for other in self._compiled if other[1:] != key[1:]]:
+                del self._compiled[old]
+            while len(self._compiled) >= MOST_SHAPES:
+                self._compiled.popitem(last=False)
+            self._compiled[key] = self._compile(shapes)
+        self._compiled.move_to_end(key)
+        if (request := self._compiled[key]) is None:
+            raise Unfit
+        return request
+
+    def _compile(self, shapes: Mapping[str, Any]) -> ov.InferRequest | None:
+        part = self.part
+        state = part.module.state_dict()
+        needed = COPIES * sum(value.numel() * value.element_size() for value in state.values())
+        if (free := free_memory()) is not None and needed > free:
+            sizes = f"{needed / 2**30:.1f} GiB to compile, {free / 2**30:.1f} are free"
+            tell(f"the {part.name} runs in PyTorch: it would take {sizes}")
+            return None
+        options = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        key = {
+            "openvino": ov.__version__,
+            "processor": processor_name(),
+            "code": compiled_cache.code_hash(),
+            "network": f"{type(part.module).__qualname__}.{part.method}",
+            "config": _config(part.module),
+            "weights": weights_hash(part.module),
+            "inputs": json.loads(json.dumps({name: [shape, str(dtype)] for name, (shape, dtype) in shapes.items()})),
+            "options": options,
+            "precision": self.precision,
+        }
+        stored, fault = compiled_cache.read(key)
+        if fault is not None:
+            tell(f"{fault}: compiled again")
+        if stored is not None:
+            try:
+                return core().import_model(ov.Tensor(stored), "CPU", options).create_infer_request()
+            except RuntimeError as error:
+                tell(f"a compiled network could not be opened ({str(error).splitlines()[0][:100]}): compiled again")
+        try:
+            graph = openvino_graph.record(part.module, part.eager, shapes, winograd.convolution)
+        except openvino_graph.Untranslatable as error:
+            tell(f"the {part.name} runs in PyTorch: OpenVINO has no translation of {error}")
+            return None
+        compiled = core().compile_model(graph, "CPU", options)
+        compiled_cache.write(key, _bytes(compiled.export_model()))
+        return compiled.create_infer_request()
+
+
+def _bytes(exported: Any) -> bytes | memoryview:
+    return exported.getbuffer() if hasattr(exported, "getbuffer") else exported
+
+
+def _config(module: nn.Module) -> Any:
+    config = getattr(module, "config", None)
+    return repr(module) if config is None else json.loads(config.to_json())
+
+
+@functools.cache
+def core() -> ov.Core:
+    return ov.Core()
+
+
+@functools.cache
+def _signature(kind: type, method: str) -> tuple[str, ...]:
+    """The names of a method's arguments, without itself."""
+    return tuple(inspect.signature(getattr(kind, method)).parameters)[1:]
+
+
+def weights_state(module: nn.Module) -> int:
+    """A number that is another one after the weights, or what LoRA adds to them, have changed."""
+    changes = [(name, each) for layer in module.modules() for name, each in adapters(layer)]
+    added = [tensor for _, each in changes for tensor in (each.change.down, each.change.up)]
+    tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers(), *added)]
+    middles = [tensor.flatten()[tensor.numel() // 2 :][:1].float() for tensor in tensors] or [torch.zeros(1)]
+    marks = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    scales = tuple((name, each.scale, each.live, each.change.alpha) for name, each in changes)
+    return hash((marks, scales, torch.cat(middles).numpy().tobytes()))  # the last for changes behind PyTorch's back
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Of all tensors and of what LoRA adds to them."""
+    from diptych.weights.fingerprint import fingerprint
+
+    changes = [
+        (name, str(place), each.scale, each.live, fingerprint(each.change))
+        for place, layer in module.named_modules()
+        for name, each in adapters(layer)
+    ]
+    return fingerprint(module) + (compiled_cache.short_hash(repr(changes)) if changes else "")
+
+
+_told: set[str] = set()
+
+
+def tell(text: str) -> None:
+    """A line on standard error, once."""
+    if text not in _told:
+        _told.add(text)
+        print_err(f"diptych: {text}")

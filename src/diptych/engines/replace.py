@@ -1,0 +1,70 @@
+"""Another way to run a method of one module: put in its place on the instance, and taken away again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A method of a network, tensors in, one tensor out, the first axis of each being the batch."""
+
+    module: nn.Module
+    method: str
+    name: str
+    """As a message calls it: `U-Net`, `decoder`."""
+
+    def eager(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The method itself, as its class has it."""
+        return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+
+
+class Runner:
+    """Stands in the place of a part's method, for calls whose result is all that is asked.
+
+    Gradients, training and autocast are left to the method itself. Subclasses define `run`; `Unfit` raised there leaves
+    a call to the method too.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        module = self.part.module
+        eager = module.training or torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+        if not eager:
+            try:
+                return self.run(*args, **kwargs)
+            except Unfit:
+                pass
+        return self.part.eager(*args, **kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def again(self, part: Part) -> Runner:
+        """The same for another part: a copy of the module has a runner of its own."""
+        return type(self)(part)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
+        return self.again(Part(copy.deepcopy(self.part.module, memo), self.part.method, self.part.name))
+
+
+class Unfit(Exception):
+    """Inputs that a runner is not for."""
+
+
+def replace(part: Part, runner: Callable[..., Tensor]) -> None:
+    """Have a runner answer in the place of a part's method."""
+    vars(part.module)[part.method] = runner
+
+
+def restore(part: Part) -> None:
+    """Have the method answer itself again."""
+    vars(part.module).pop(part.method, None)

@@ -1,0 +1,329 @@
+"""Networks run by engines: graphs of OpenVINO, Winograd's convolution, the cache of what was compiled, fallbacks."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import diptych
+from diptych.core.errors import UserError
+from diptych.engines import accelerate as choosing
+from diptych.engines import compiled_cache
+from diptych.engines.accelerate import accelerate
+from diptych.engines.replace import Part, Runner, replace, restore
+from diptych.networks.autoencoder import AutoencoderConfig
+from diptych.networks.efficient_unet import EfficientUNetConfig
+from diptych.networks.lora import Adapter, LowRank, adapt
+from diptych.networks.unet import UNetConfig
+
+openvino = pytest.importorskip("openvino")
+
+from diptych.engines import openvino_graph, openvino_network, winograd  # noqa: E402
+
+UNET = UNetConfig(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1,), heads=4, context_width=16)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DIPTYCH_ENGINE")
+    openvino_network._told.clear()
+    return tmp_path / "cache" / "compiled"
+
+
+def random_weights(module: nn.Module) -> Any:
+    """Layers that begin as zeros would hide what stands before them."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.05 if parameter.ndim > 1 else 0.3)
+    return module.eval().requires_grad_(False)
+
+
+def compiled(module: nn.Module, method: str = "forward", precision: Any = "float32") -> Any:
+    return openvino_network.OpenVINOMethod(Part(module, method, "network"), precision)
+
+
+def unet_inputs(rows: int = 3, tokens: int = 5, side: int = 8) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        "x": torch.randn(rows, 4, side, side),
+        "time": torch.rand(rows) * 1000,
+        "context": torch.randn(rows, tokens, 16),
+        "context_mask": torch.arange(tokens) < torch.tensor([[tokens], [2], [1]])[:rows],
+    }
+
+
+def close(made: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    return bool((made - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@torch.no_grad()
+def test_a_unet_gives_the_same() -> None:
+    unet = random_weights(UNET.build())
+    inputs = unet_inputs()
+    assert close(compiled(unet)(**inputs), unet(**inputs))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_pixel_stage_gives_the_same(augmented: bool) -> None:
+    config = EfficientUNetConfig(
+        channels=32,
+        multipliers=(1, 2),
+        blocks=(1, 1),
+        self_attention_levels=(1,),
+        cross_attention_levels=(1,),
+        head_width=16,
+        context_width=16,
+        pooled_width=16,
+        concat_channels=3 if augmented else 0,
+        augmented=augmented,
+    )
+    network = random_weights(config.build())
+    inputs = {**unet_inputs(side=16), "pooled": torch.randn(3, 16)}
+    inputs["x"] = torch.randn(3, 3, 16, 16)
+    inputs |= {"concat": torch.randn(3, 3, 16, 16), "level": torch.rand(3)} if augmented else {}
+    assert close(compiled(network)(**inputs), network(**inputs))
+
+
+@torch.no_grad()
+def test_an_autoencoder_gives_the_same() -> None:
+    config = AutoencoderConfig(channels=32, multipliers=(1, 2), blocks=1, norm_groups=8, attention=True)
+    autoencoder = random_weights(config.build())
+    images = torch.randn(2, 3, 16, 16)
+    latents = torch.randn(2, config.latent_channels, 16 // config.factor, 16 // config.factor)
+    assert close(compiled(autoencoder, "decode")(latents), autoencoder.decode(latents))
+    assert close(compiled(autoencoder, "moments")(images), autoencoder.moments(images))
+
+
+@torch.no_grad()
+def test_rows_do_not_depend_on_those_beside_them() -> None:
+    run, inputs = compiled(random_weights(UNET.build())), unet_inputs()
+    together = run(**inputs)
+    for row in range(3):
+        alone = run(**{name: value[row : row + 1] for name, value in inputs.items()})
+        assert torch.equal(alone, together[row : row + 1])
+    assert len(run._compiled) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 16, 16), (2, 64, 18, 21)])
+def test_winograds_convolution(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(shape[1], 96, 3, padding=1).requires_grad_(False)
+    x = torch.randn(shape)
+    used = []
+
+    def convolution(graph: Any, *arguments: Any) -> Any:
+        used.append(winograd.convolution(graph, *arguments))
+        return used[-1]
+
+    inputs = {"input": (shape, torch.float32)}
+    graph = openvino_graph.record(layer, lambda input: nn.Conv2d.forward(layer, input), inputs, convolution)
+    request = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    made = torch.from_numpy(request.infer({"input": x.numpy()})[0])
+    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1).float()
+    assert used[0] is not None
+    assert close(made, exact, 5e-6)
+
+
+def test_winograds_transforms_are_exact_in_rational_numbers() -> None:
+    at, g, bt = winograd.transforms()
+    rng = np.random.default_rng(0)
+    d, kernel = rng.integers(-9, 9, 6).astype(float), rng.integers(-9, 9, 3).astype(float)
+    assert np.allclose(at @ ((g @ kernel) * (bt @ d)), np.correlate(d, kernel), atol=1e-12)
+
+
+@torch.no_grad()
+def test_changed_weights_are_seen() -> None:
+    network, x = random_weights(nn.Sequential(nn.Conv2d(3, 6, 3), nn.SiLU())), torch.randn(2, 3, 4, 4)
+    run = compiled(network)
+    before = run(x)
+    network[0].weight.mul_(1.5)
+    assert close(run(x), network(x))
+    network[0].weight.data.mul_(1.5)  # which leaves its version as it was
+    assert close(run(x), network(x))
+    assert not close(run(x), before, 1e-3)
+
+
+@torch.no_grad()
+def test_lora_live_and_merged_and_its_scale() -> None:
+    network = random_weights(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(96, 4)))
+    run, x = compiled(network), torch.randn(2, 3, 4, 4)
+    plain = run(x)
+    for layer in (network[0], network[3]):
+        change = LowRank(
+            torch.randn(2, *layer.weight.shape[1:]), torch.randn(len(layer.weight), 2, *[1] * (layer.weight.ndim - 2))
+        )
+        for live in (True, False):
+            for scale in (1.0, 0.5):
+                adapt(layer, "style", Adapter(change, scale, live))
+                assert close(run(x), network(x))
+                assert not close(run(x), plain, 1e-3)
+            adapt(layer, "style", None)
+    assert torch.equal(run(x), plain)
+
+
+def test_gradients_training_and_autocast_are_left_to_pytorch() -> None:
+    calls = []
+
+    class Counting(Runner):
+        def run(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            calls.append(1)
+            return self.part.eager(*args, **kwargs)
+
+    layer = nn.Linear(3, 3)
+    part = Part(layer, "forward", "layer")
+    replace(part, Counting(part))
+    x = torch.randn(2, 3, requires_grad=True)
+    layer.eval()(x).sum().backward()
+    assert x.grad is not None and not calls
+    with torch.no_grad():
+        layer.train()(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer.eval()(x)
+        assert not calls
+        layer.eval()(x)
+        assert len(calls) == 1
+        copied = copy.deepcopy(layer)
+        assert vars(copied)["forward"].part.module is copied
+        restore(part)
+        layer(x)
+        assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_what_was_compiled_is_kept_and_a_damaged_file_is_made_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer, x = random_weights(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU())), torch.randn(1, 3, 8, 8)
+    expected = compiled(layer)(x)
+    (file,) = cache.iterdir()
+    recorded = []
+    record = openvino_graph.record
+    monkeypatch.setattr(openvino_graph, "record", lambda *arguments: recorded.append(1) or record(*arguments))
+    assert torch.equal(compiled(layer)(x), expected) and not recorded
+
+    whole = file.read_bytes()
+    wrong_name = json.loads(whole.split(b"\n")[0])
+    wrong_name["key"]["openvino"] = "0"
+    damages = (
+        whole[: len(whole) // 2],
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+        b"",
+        b"{",
+        b"[]\n",
+        json.dumps(wrong_name).encode() + b"\n" + whole.split(b"\n", 1)[1],
+    )
+    for number, damage in enumerate(damages, 1):
+        file.write_bytes(damage)
+        openvino_network._told.clear()
+        assert torch.equal(compiled(layer)(x), expected)
+        assert len(recorded) == number
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == (number < len(damages)) and all("compiled again" in line for line in lines)
+
+
+@torch.no_grad()
+def test_the_cache_is_bounded_and_optional(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        compiled_cache.write({"number": number}, bytes(1000))
+    monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", "2500")
+    compiled_cache.write({"number": 4}, bytes(1000))
+    assert sum(path.stat().st_size for path in cache.iterdir()) < 2500
+    assert compiled_cache.read({"number": 4})[0] is not None
+    monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", "10")
+    compiled_cache.write({"number": 5}, bytes(1000))
+    assert compiled_cache.read({"number": 5}) == (None, None)
+    monkeypatch.setenv("DIPTYCH_CACHE", "/dev/null/nowhere")
+    layer, x = random_weights(nn.Linear(3, 4)), torch.randn(1, 3)
+    assert close(compiled(layer)(x), layer(x))
+
+
+@torch.no_grad()
+def test_what_cannot_be_translated_or_does_not_fit_runs_in_pytorch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sort().values
+
+    x = torch.randn(2, 9)
+    assert torch.equal(compiled(Sorted().eval())(x), x.sort().values)
+    assert capsys.readouterr().err.count("runs in PyTorch: OpenVINO has no translation of the operation aten.sort") == 1
+
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    assert torch.equal(compiled(Branching().eval())(x), torch.stack([x, x]).sum(0) / 2 + (1 if x.sum() > 0 else -1))
+    assert "runs in PyTorch" in capsys.readouterr().err
+
+    monkeypatch.setattr(openvino_network, "free_memory", lambda: 1000)
+    unet, inputs = random_weights(UNET.build()), unet_inputs()
+    assert torch.equal(compiled(unet)(**inputs), unet(**inputs))
+    assert "GiB to compile, 0.0 are free" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_inputs_that_are_not_for_it_run_in_pytorch() -> None:
+    unet, inputs = random_weights(UNET.build()), unet_inputs()
+    run = compiled(unet)
+    assert torch.equal(
+        run(inputs["x"], inputs["time"][:1], context=inputs["context"]),
+        unet(inputs["x"], inputs["time"][:1], context=inputs["context"]),
+    )
+    assert not run._compiled
+
+
+def test_engines_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for engine, device, precision, words in (
+        ("openvno", cpu, "float32", "openvino"),
+        ("openvino", gpu, "float32", "runs on CPUs"),
+        ("pytorch", cpu, "int8", "OpenVINO computes in int8"),
+        ("auto", gpu, "int8", "on CPUs"),
+    ):
+        with pytest.raises(UserError, match=words):
+            choosing.choose_engine(engine, device, precision)  # type: ignore[arg-type]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choosing.choose_engine("auto", cpu, "float32") == "pytorch"
+    for engine, precision in (("openvino", "float32"), ("auto", "int8")):
+        with pytest.raises(UserError, match=r"pip install 'diptych\[cpu\]'"):
+            choosing.choose_engine(engine, cpu, precision)  # type: ignore[arg-type]
+    monkeypatch.setattr("diptych.engines.compute_precision.fast_bf16", lambda device: False)
+    with pytest.raises(UserError, match="emulated"):
+        diptych.load(precision="bf16", device="cpu")
+    with pytest.raises(UserError, match="float32"):
+        diptych.load(precision="float33", device="cpu")  # type: ignore[arg-type]
+
+
+def test_the_defaults_images_are_the_same_by_openvino() -> None:
+    model = diptych.load(device="cpu", engine="pytorch")
+    (expected,) = model.generate(["a red apple"], seeds=[3], steps=2).images
+    chosen = accelerate(model)
+    assert chosen == {"engine": "openvino"}
+    (made,) = model.generate(["a red apple"], seeds=[3], steps=2).images
+    assert np.abs(np.asarray(made).astype(int) - np.asarray(expected)).max() <= 1
+    loaded = diptych.load(device="cpu")
+    result = loaded.generate(["a red apple"], seeds=[3], steps=2)
+    assert np.array_equal(np.asarray(result.images[0]), np.asarray(made))
+    assert result.metadata[0]["model"]["engine"] == "openvino"
+
+
+def test_a_cascade_runs_its_stages_by_openvino() -> None:
+    images = {}
+    for engine in ("pytorch", "openvino"):
+        model = diptych.load("cascade", device="cpu", engine=engine)  # type: ignore[arg-type]
+        images[engine] = np.asarray(model.generate(["a red apple"], seeds=[0], steps=2, stop=2).images[0]).astype(int)
+    assert "forward" in vars(model.stage(0).network)
+    assert np.abs(images["pytorch"] - images["openvino"]).max() <= 1
