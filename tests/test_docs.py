@@ -196,7 +196,7 @@ def test_what_a_sampler_runs_is_in_the_table(newcomer: ModuleType) -> None:
 
     ran = called(sample)
     assert ("diffusion/samplers.py", "ancestral") in ran
-    given = {"diffusion/denoiser.py", "core/random.py", "core/errors.py"}
+    given = {"diffusion/denoiser.py", "core/devices.py", "core/random.py", "core/errors.py"}
     assert not unlisted(newcomer, "a sampler", ran, given)
     assert not idle(newcomer, "a sampler", ran)
 
