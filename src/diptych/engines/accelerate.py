@@ -50,6 +50,8 @@ def choose_engine(engine: str, device: torch.device, precision: Precision) -> st
     pick("engine", engine, ENGINES)
     here = importlib.util.find_spec("openvino") is not None
     missing = "is not installed: pip install 'diptych[cpu]'"
+    if engine == "compile":
+        require_cuda(device)
     if engine == "openvino":
         if device.type != "cpu":
             raise UserError(f"the engine openvino runs on CPUs, and the model is on {device}")
@@ -73,7 +75,19 @@ def runner_for(kind: str, part: Part, precision: Precision) -> Runner | None:
         from diptych.engines.openvino_network import OpenVINOMethod
 
         return OpenVINOMethod(part, precision)
+    if kind == "compile":
+        from diptych.engines.cuda_method import CudaMethod
+
+        return CudaMethod(part, bf16=precision == "bf16")
     return InBfloat16(part) if precision == "bf16" else None
+
+
+def require_cuda(device: torch.device) -> None:
+    """Raise a `UserError` where the engine compile cannot run."""
+    if device.type != "cuda":
+        raise UserError(f"the engine compile is for CUDA devices, and the model is on {device}: leave it out")
+    if importlib.util.find_spec("triton") is None:
+        raise UserError("the engine compile needs triton, which this PyTorch came without: install a build for CUDA")
 
 
 class InBfloat16(Runner):

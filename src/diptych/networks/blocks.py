@@ -14,8 +14,9 @@ BLOCKS = (ResidualBlock, SpatialTransformer, AdmAttention, TextTransformerBlock,
 """Modules of which networks have many. They keep no state between calls, and nothing reads their weights but they."""
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks in a module that are trained, outermost ones, in the order in which it holds them."""
+def blocks_of(module: nn.Module, frozen: bool = False) -> list[nn.Module]:
+    """The blocks in a module that are trained, or all of them (`frozen`): outermost ones, in the order in which it
+    holds them."""
     if isinstance(module, BLOCKS):
-        return [module] if any(p.requires_grad for p in module.parameters()) else []
-    return [block for part in module.children() for block in blocks_of(part)]
+        return [module] if frozen or any(p.requires_grad for p in module.parameters()) else []
+    return [block for part in module.children() for block in blocks_of(part, frozen)]

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.core.errors import UserError
 from diptych.networks.blocks import blocks_of
+from diptych.networks.compiled_blocks import allow_recompiling
 from diptych.training.cuda_graphs import GraphedNetwork
 from diptych.training.trainable import Trainable
 from diptych.training.training_config import TrainingConfig
@@ -74,14 +75,10 @@ def compiling(config: TrainingConfig) -> str:
 
 def compile_each(blocks: list[nn.Module], shapes: int = 1) -> None:
     """Compile each block in place for the shapes that it meets; blocks of equal shape share what is compiled. shapes:
-    of images; beyond its limit PyTorch would run others as they are."""
-    import torch._dynamo
+    of images."""
     import torch._functorch.config
 
-    dynamo = torch._dynamo.config
-    most = 8 * len(blocks) * shapes  # train, eval, a last smaller batch; by default 8 in all
-    dynamo.recompile_limit = max(dynamo.recompile_limit, most)  # type: ignore[assignment]
-    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, most)  # type: ignore[assignment]
+    allow_recompiling(len(blocks), shapes)
     torch._functorch.config.donated_buffer = False  # adaptive weights take several gradients of one graph
     for block in blocks:
         block.compile(dynamic=False, backend=BACKEND)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from diptych.core.terminal import print_err
+from diptych.networks.compiled_blocks import reason, relative
 
 TOLERANCE = 1e-2
 """Largest distance of captured outputs and gradients from eager ones, by their norm: they may be of bfloat16."""
@@ -51,8 +51,7 @@ class GraphedNetwork(nn.Module):
             try:
                 passes = self._capture(self.network, given)
             except (RuntimeError, AssertionError) as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print_err(f"training.cuda_graphs: the network runs without, as it cannot be captured ({reason})")
+                print_err(f"training.cuda_graphs: the network runs without, as it cannot be captured ({reason(error)})")
                 return
             if (distance := self.distance(passes, given)) > TOLERANCE:
                 print_err(
@@ -73,14 +72,6 @@ class GraphedNetwork(nn.Module):
             outputs.append(output.detach().float().clone())
             gradients.append(torch.cat([grad.detach().float().flatten() for grad in grads if grad is not None]))
         return max(relative(*outputs), relative(*gradients))
-
-
-def relative(own: Tensor, other: Tensor) -> float:
-    """|own - other| / |own|; infinite where they cannot be compared."""
-    if own.shape != other.shape:
-        return math.inf
-    off, size = float((own - other).norm()), float(own.norm())
-    return 0.0 if off == 0 else off / size if size and math.isfinite(off) else math.inf
 
 
 class Positional(nn.Module):
