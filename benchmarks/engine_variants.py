@@ -1,0 +1,103 @@
+"""The ways in which diptych runs a model on a CPU, each on a copy that shares the model's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from benchmarks.side_by_side import BF16, FLOAT32, Contestant, Work
+from diptych.engines.accelerate import accelerate
+from diptych.engines.parts import parts
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Variant(NamedTuple):
+    """An engine with a precision."""
+
+    name: str
+    engine: str
+    precision: str
+    tolerance: float
+    """Of a forward, in units of the largest value."""
+    exact: bool
+    """Whether whole images may be held against the reference's, within 1 of 255."""
+
+
+VARIANTS = {
+    "pytorch": Variant("diptych, PyTorch", "pytorch", "float32", FLOAT32, True),
+    "float32": Variant("diptych, OpenVINO float32", "openvino", "float32", FLOAT32, True),
+    "bf16": Variant("diptych, OpenVINO bf16", "openvino", "bf16", BF16, False),
+    "int8": Variant("diptych, OpenVINO int8", "openvino", "int8", 1e-1, False),
+}
+"""By the names that --engines takes."""
+
+
+def chosen(names: list[str] | None) -> list[Variant]:
+    """The variants of --engines."""
+    if unknown := set(names or ()) - set(VARIANTS):
+        raise SystemExit(f"no engine {', '.join(sorted(unknown))}: the engines are {', '.join(VARIANTS)}")
+    return [VARIANTS[name] for name in names or VARIANTS]
+
+
+def sharing_copy(model: M) -> M:
+    """A copy of a model with the same tensors, on which an engine may be put without the other noticing."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for part in getattr(model, "_frozen", {}).values():  # parts that are no submodules
+        module = part if isinstance(part, nn.Module) else getattr(part, "model", None)
+        tensors += [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+class EagerCalls:
+    """Counts the convolutions that PyTorch computes in a model's networks: of compiled ones, none."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def watch(self, model: Any) -> None:
+        for part in parts(model):
+            for module in part.module.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.register_forward_hook(self.called)
+
+    def called(self, *_: Any) -> None:
+        self.count += 1
+
+    def fault(self) -> str | None:
+        """Whether there were some since the last call."""
+        count, self.count = self.count, 0
+        return f"its networks ran in PyTorch ({count} convolutions)" if count else None
+
+
+def on_engine(model: M, variant: Variant, calls: EagerCalls) -> M:
+    """A model as a variant runs it, with the weights of the one that is given. `calls` counts what falls back."""
+    other = sharing_copy(model)
+    accelerate(other, variant.engine, variant.precision)
+    if variant.engine != "pytorch":
+        calls.watch(other)
+    return other
+
+
+def entrants(
+    model: M,
+    variants: Sequence[Variant],
+    work: Callable[[M], Work],
+    bounds: tuple[float, float] | None = None,
+    **about: Any,
+) -> list[Contestant]:
+    """diptych's contestants: `work` of the model on each variant. bounds: the tolerance of exact variants and of the
+    others, where it is not that of a forward."""
+    made = []
+    for variant in variants:
+        calls = EagerCalls()
+
+        def prepare(variant: Variant = variant, calls: EagerCalls = calls) -> Work:
+            return work(on_engine(model, variant, calls))
+
+        tolerance = variant.tolerance if bounds is None else bounds[not variant.exact]
+        made.append(Contestant(name=variant.name, prepare=prepare, tolerance=tolerance, about=about, fault=calls.fault))
+    return made
