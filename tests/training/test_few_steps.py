@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import diptych
@@ -20,11 +21,13 @@ from diptych.diffusion.steps import NoiseSource
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.lora_training import LoraConfig
 from diptych.recipes import get
+from diptych.training import experiment
 from diptych.training.tasks.few_steps import SAMPLER, FewStepTask, FewStepTraining
 from diptych.training.trainer import train
 from diptych.training.training_config import TrainingConfig
-from tests.models.latents import CAPTIONS, arrays, system, toy_batch
+from tests.models.latents import CAPTIONS, arrays, system, toy_batch, write_images
 from tests.networks.reference import randomised
+from tests.pretrained.sd_models import folder
 
 LORA = LoraConfig(rank=2)
 KINDS: dict[str, dict[str, Any]] = {
@@ -193,3 +196,27 @@ def test_a_consistency_model_knows_the_image_at_once() -> None:
         source = NoiseSource([0], (4, 8, 8))
         made = SAMPLERS["lcm"](lambda x, t: image, source.draw(), times, schedule, noise=source)
         assert torch.allclose(made, image, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", ["lora.rank=2", "lora=none"])
+def test_a_published_model_is_a_teacher_with_its_own_text_encoder(lora: str, tmp_path: Path) -> None:
+    folder(tmp_path / "published", "sd2")
+    write_images(tmp_path / "images", count=4, held_out=0)
+    teacher = diptych.load(tmp_path / "published")
+    assert isinstance(teacher, LatentDiffusion)
+    for path in (tmp_path / "images").glob("*.png"):
+        with Image.open(path) as image:
+            image.resize((teacher.config.size,) * 2).save(path)
+    recipe = get("emoji-lcm-lora").override(
+        [
+            *(f"system.teacher={tmp_path / 'published'}", f"data.path={tmp_path / 'images'}", f"system.{lora}"),
+            *(f"data.size={teacher.config.size}", "data.held_out=0", "data.in_memory=false"),
+            *("system.precomputed=none", "system.prompts=", "system.teacher_steps=8", "training.steps=1"),
+            *("training.batch_size=2", "training.validate_every=0", "training.sample_every=0"),
+            *("training.precision=fp32", "training.device=cpu", "training.workers=0"),
+        ]
+    )
+    made = experiment.train(recipe, tmp_path / "run")
+    row = diptych.load(made).generate("a red house").metadata[0]
+    assert (row["sampler"], row["steps"], row["guidance"]) == ("lcm", 4, 1.0)
+    assert (made / "text").is_dir() == (lora == "lora=none"), "a whole model brings its text encoder"

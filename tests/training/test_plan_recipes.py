@@ -14,6 +14,7 @@ from diptych.core.errors import UserError
 from diptych.recipes import all_recipes
 from diptych.training.planning.cards import card
 from diptych.training.planning.plan import Cluster, Plan, make_plan
+from diptych.training.tasks.few_steps import FewStepTraining
 
 CLUSTERS = ((1, "no"), (8, "fsdp"), (256, "hsdp"))
 """GPUs, and how what is trained is divided among them."""
@@ -41,7 +42,9 @@ def require_sense(name: str, plan: Plan, capsys: pytest.CaptureFixture[str]) -> 
         assert math.isfinite(value) and value >= 0, (what, value)
     trained = sum(plan.parameters.values())
     forward = sum(flops for part, flops in plan.step.forward.items() if part in plan.parameters)
-    assert 1.2 * forward < plan.step.backward < 3.2 * forward
+    # a student's target may come from itself, and most weights beneath a LoRA have no gradient
+    least = 0.4 if isinstance(plan.recipe.system, FewStepTraining) else 1.2
+    assert least * forward < plan.step.backward < 3.2 * forward
     others = plan.step.forward.keys() - plan.parameters.keys() - plan.frozen_parameters.keys()
     assert sum(plan.step.forward[part] for part in others) < 0.2 * sum(plan.step.forward.values()), others
     assert plan.parameters.keys() <= plan.step.forward.keys()

@@ -57,11 +57,10 @@ RECIPES = {
         teacher_steps=16,
     ),
     "emoji-progressive-4": student(
-        "emoji-progressive-8 in 4 steps: second round",
+        "the same in 4 steps; the second round with system.teacher=runs/emoji-progressive-8",
         2e-4,
         2000,
         method="progressive",
-        teacher="runs/emoji-progressive-8",
         steps=4,
         teacher_steps=8,
     ),

@@ -64,6 +64,8 @@ class Outline:
     """Trained networks by name."""
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     """Frozen networks that lie on the device, and run in every step unless they are `idle`."""
+    watched: dict[str, nn.Module] = field(default_factory=dict)
+    """What runs for a trained network that is none by itself, as a LoRA, by its name."""
     idle: dict[str, nn.Module] = field(default_factory=dict)
     """Frozen networks whose results are read from disk."""
     latent: tuple[int, ...] | None = None
@@ -235,6 +237,7 @@ def _(system: FewStepTraining, run: Situation) -> Outline:
     trained: nn.Module = task.system.unet if task.lora is None else task.lora
     outline = reader.outline(task, {"student": trained}, autoencoder, kept, kept if precomputed else None)
     outline.frozen["teacher"] = task.teacher
+    outline.watched["student"] = task.system.unet
     return outline
 
 

@@ -229,7 +229,7 @@ def measure(
     for network in outline.frozen.values():
         before += [*network.parameters(), *network.buffers()]
     meter, gathering = Meter(before), None
-    for name, network in (outline.trained | outline.frozen).items():
+    for name, network in (outline.trained | outline.frozen | outline.watched).items():
         meter.watch(name, network)
     if group > 1:
         from diptych.training.planning.gathering import Gathering  # FSDP takes a second to import

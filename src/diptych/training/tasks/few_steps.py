@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.core.config import Within
 from diptych.core.counter_random import Draws, draws_of
 from diptych.core.devices import settled
 from diptych.core.errors import UserError
 from diptych.core.random import DROP, NOISE, TIME
+from diptych.data.caption_text import Fit
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.conditions import cat_conditions
 from diptych.diffusion.denoiser import Cond, Denoiser
 from diptych.diffusion.samplers import consistency_scalings
 from diptych.diffusion.times import TimesConfig, timesteps
+from diptych.encoders.configs import ClipTextConfig
 from diptych.models.latent_config import LatentConfig
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.lora_training import LoraConfig, LoraLayers, sharing_weights
@@ -106,6 +108,19 @@ class FewStepTraining(SecondStageTraining):
     def bucket_multiple(self) -> int | None:
         return None
 
+    @property
+    def text_beside(self) -> bool:
+        """Whether the text encoder came with a published teacher and is opened with it alone."""
+        text = self.model.text
+        return isinstance(text, ClipTextConfig) and text.path is None
+
+    @property
+    def precomputable(self) -> bool:
+        return not self.text_beside
+
+    def caption_fit(self) -> Fit | None:
+        return None if self.text_beside else super().caption_fit()  # else the opened encoder cuts captions
+
     def check_data(self, data: DataConfig) -> None:
         try:
             size = self.model.size
@@ -121,11 +136,13 @@ class FewStepTraining(SecondStageTraining):
         if not isinstance(teacher, LatentDiffusion):
             raise UserError(f"{self.teacher} is no latent model: it can be no teacher")
         self.require_frozen()
-        if teacher.joint_text is None:
-            _, text = self.parts(data, seed)
-        else:
+        if teacher.joint_text is not None or self.text_beside:
             data.encoded_by(teacher.autoencoder, self.kept, self.kept_shape())
-            text = teacher.joint_text.requires_grad_(False)
+            text = teacher.text
+            if isinstance(text, nn.Module):
+                text.requires_grad_(False)
+        else:
+            _, text = self.parts(data, seed)
         with first_weights(seed):
             return FewStepTask(self, teacher, text)
 
