@@ -43,9 +43,9 @@ MAY_IMPORT = {
         "pretrained",
         "training",
     },
-    "diptych": {"core", "models", "pretrained"},
+    "diptych": {"core", "models", "engines", "pretrained"},
     "cli": {
-        *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained"),
+        *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "engines", "pretrained"),
         *("metrics", "training", "evaluation", "recipes", "diptych", "serving", "studio"),
     },
     "__main__": {"cli"},

@@ -82,7 +82,10 @@ def load(
     from diptych.core.startup import collector_paused
 
     with collector_paused():
-        from diptych.pretrained.load import load as open_source
+        from diptych.engines.open_ahead import open_ahead
+
+    open_ahead(str(source or "latent"), engine)
+    from diptych.pretrained.load import load as open_source
 
     return open_source(
         source,

@@ -205,7 +205,7 @@ def test_what_was_compiled_is_kept_and_a_damaged_file_is_made_again(
 ) -> None:
     layer, x = random_weights(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU())), torch.randn(1, 3, 8, 8)
     expected = compiled(layer)(x)
-    (file,) = cache.iterdir()
+    (file,) = cache.glob("*.compiled")
     recorded = []
     record = openvino_graph.record
     monkeypatch.setattr(openvino_graph, "record", lambda *arguments: recorded.append(1) or record(*arguments))
@@ -240,10 +240,10 @@ def test_the_cache_is_bounded_and_optional(
     monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", "2500")
     compiled_cache.write({"number": 4}, bytes(1000))
     assert sum(path.stat().st_size for path in cache.iterdir()) < 2500
-    assert compiled_cache.read({"number": 4})[0] is not None
+    assert compiled_cache.read({"number": 4}) is not None
     monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", "10")
     compiled_cache.write({"number": 5}, bytes(1000))
-    assert compiled_cache.read({"number": 5}) == (None, None)
+    assert compiled_cache.read({"number": 5}) is None
     monkeypatch.setenv("DIPTYCH_CACHE", "/dev/null/nowhere")
     layer, x = random_weights(nn.Linear(3, 4)), torch.randn(1, 3)
     assert close(compiled(layer)(x), layer(x))

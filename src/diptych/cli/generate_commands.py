@@ -123,7 +123,7 @@ def generate(arguments: argparse.Namespace) -> None:
     wanted = read_image_list(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    with loading(arguments.model or "latent"):
+    with loading(arguments.model or "latent", arguments.engine):
         import diptych
         from diptych.cli.image_checks import ImageChecks
         from diptych.cli.option_checks import accepted_options, check_options
@@ -152,12 +152,14 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def loading(model: str) -> Iterator[None]:
+def loading(model: str, engine: str | None = None) -> Iterator[None]:
     """Within, PyTorch is imported and a model opened: seconds, which a terminal is told of."""
     from diptych.core.progress import waiting
     from diptych.core.startup import collector_paused, yield_when_busy
+    from diptych.engines.open_ahead import open_ahead
 
     yield_when_busy()
+    open_ahead(model, engine)
     with collector_paused(), waiting(f"loading {model}", in_files=False):
         yield
 
@@ -184,14 +186,14 @@ def demo(arguments: argparse.Namespace) -> None:
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    with loading(DEFAULT_MODELS[0]):
+    with loading(DEFAULT_MODELS[0], arguments.engine):
         import diptych
         from diptych.cli.output import comparison_sheet, file_stem, generate_images, save_image
 
     images: dict[str, list[Image]] = {}
     for name in DEFAULT_MODELS:
         try:
-            with loading(name):
+            with loading(name, arguments.engine):
                 model = diptych.load(name, arguments.device, **opening_given(arguments))
         except NotFound as error:
             print_err(f"diptych: {error}")

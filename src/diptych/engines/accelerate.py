@@ -31,9 +31,11 @@ def accelerate(model: Any, engine: str = "auto", precision: str = "auto") -> dic
     kind = choose_engine(engine, device, chosen)
     least = LEAST_PARAMETERS if engine == precision == "auto" else 0
 
+    source = model.origin.source if getattr(model, "origin", None) else ""
+
     def on(system: Any) -> None:
         for part in parts(system):
-            if (runner := runner_for(kind, part, chosen)) is not None and size(part.module) >= least:
+            if (runner := runner_for(kind, part, chosen, source)) is not None and size(part.module) >= least:
                 replace(part, runner)
 
     on(model)
@@ -69,12 +71,12 @@ def choose_engine(engine: str, device: torch.device, precision: Precision) -> st
     return engine
 
 
-def runner_for(kind: str, part: Part, precision: Precision) -> Runner | None:
+def runner_for(kind: str, part: Part, precision: Precision, source: str = "") -> Runner | None:
     """What runs a part; none for PyTorch itself, in the type of the weights."""
     if kind == "openvino":
         from diptych.engines.openvino_network import OpenVINOMethod
 
-        return OpenVINOMethod(part, precision)
+        return OpenVINOMethod(part, precision, source)
     if kind == "compile":
         from diptych.engines.cuda_method import CudaMethod
 

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,10 +28,6 @@ SOURCES = ("networks", "engines")
 """Rooms whose code decides what is compiled."""
 
 
-def folder() -> Path:
-    return cache_folder("compiled")
-
-
 @functools.cache
 def code_hash() -> str:
     """A hash of the code of `SOURCES`."""
@@ -41,24 +37,38 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def read(key: Mapping[str, Any]) -> tuple[np.ndarray | None, str | None]:
-    """The bytes that were stored under a key, and what is wrong with a file that cannot be used."""
-    path = _path(key)
+class Stored(NamedTuple):
+    """The content of a file."""
+
+    key: dict[str, Any]
+    body: np.ndarray
+
+
+def read(key: Mapping[str, Any]) -> np.ndarray | None:
+    """The bytes that were stored under a key, if any were. A `ValueError` says what is wrong with a file."""
+    path = path_of(key)
+    stored = read_file(path)
+    if stored is None or stored.key != dict(key):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used just now
+    return stored.body
+
+
+def read_file(path: Path) -> Stored | None:
+    """A file, none where there is none. A `ValueError` says what is wrong with it."""
     try:
         with open(path, "rb") as file:
             head = json.loads(file.readline(1_000_000))
             body = np.fromfile(file, np.uint8)
     except FileNotFoundError:
-        return None, None
+        return None
     except (OSError, ValueError) as error:
-        return None, f"{path} cannot be read ({str(error)[:80]})"
-    if not isinstance(head, dict) or head.get("sha256") != hashlib.sha256(body.data).hexdigest():
-        return None, f"{path} is damaged"
-    if head.get("key") != dict(key):
-        return None, None
-    with contextlib.suppress(OSError):
-        os.utime(path)  # used just now
-    return body, None
+        raise ValueError(f"{path} cannot be read ({str(error)[:80]})") from None
+    known = isinstance(head, dict) and isinstance(head.get("key"), dict)
+    if not known or head.get("sha256") != hashlib.sha256(body.data).hexdigest():
+        raise ValueError(f"{path} is damaged")
+    return Stored(head["key"], body)
 
 
 def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
@@ -67,7 +77,7 @@ def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
     most = int(os.environ.get("DIPTYCH_COMPILED_BYTES", MOST_BYTES))
     if len(body) > min(LARGEST_BYTES, most):
         return
-    path = _path(key)
+    path = path_of(key)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     head = json.dumps({"sha256": hashlib.sha256(body).hexdigest(), "key": dict(key)})
     with contextlib.suppress(OSError):
@@ -83,7 +93,7 @@ def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
 
 def make_room(most: int) -> None:
     """Remove the files that were unused for longest, until the others have at most so many bytes together."""
-    files = [(path.stat(), path) for path in folder().glob(f"*{SUFFIX}")]
+    files = [(path.stat(), path) for path in cache_folder("compiled").glob(f"*{SUFFIX}")]
     used = 0
     for stat, path in sorted(files, key=lambda pair: pair[0].st_mtime, reverse=True):
         used += stat.st_size
@@ -91,5 +101,6 @@ def make_room(most: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _path(key: Mapping[str, Any]) -> Path:
-    return folder() / f"{short_hash(json.dumps(dict(key), sort_keys=True))}{SUFFIX}"
+def path_of(key: Mapping[str, Any]) -> Path:
+    """The file of a key."""
+    return cache_folder("compiled") / f"{short_hash(json.dumps(dict(key), sort_keys=True))}{SUFFIX}"

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from diptych.core.devices import free_memory
 from diptych.core.processors import processor_name
 from diptych.core.terminal import print_err
-from diptych.engines import compiled_cache, openvino_graph, winograd
+from diptych.engines import compiled_cache, open_ahead, openvino_graph, winograd
 from diptych.engines.compute_precision import Precision
+from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
 from diptych.engines.replace import Part, Runner, Unfit
 from diptych.networks.lora import adapters
 
@@ -27,7 +28,6 @@ TOKENS = 16
 """Contexts with a mask are padded to multiples of so many tokens, so that few shapes occur."""
 MOST_SHAPES = 6
 """Compiled at a time; each holds weights of its own."""
-HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 COPIES = 2.5
 """Memory that compiling takes, in sizes of the weights: those that are laid out anew, and Winograd's, which are 4 times
 as large as the kernels that they stand for."""
@@ -40,14 +40,15 @@ class OpenVINOMethod(Runner):
     Weights may change between calls (LoRA): what was compiled from others is not used again.
     """
 
-    def __init__(self, part: Part, precision: Precision = "float32") -> None:
+    def __init__(self, part: Part, precision: Precision = "float32", source: str = "") -> None:
         super().__init__(part)
+        self.source = source  # of the model, by which what it used last is opened ahead
         self.precision: Precision = precision
         self._compiled: OrderedDict[Any, ov.InferRequest | None] = OrderedDict()
         self._lock = threading.Lock()
 
     def again(self, part: Part) -> OpenVINOMethod:
-        return OpenVINOMethod(part, self.precision)
+        return OpenVINOMethod(part, self.precision, self.source)
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         inputs = self._read(args, kwargs)
@@ -103,11 +104,7 @@ class OpenVINOMethod(Runner):
             sizes = f"{needed / 2**30:.1f} GiB to compile, {free / 2**30:.1f} are free"
             tell(f"the {part.name} runs in PyTorch: it would take {sizes}")
             return None
-        options = {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
+        options = compile_options(self.precision, torch.get_num_threads())
         key = {
             "openvino": ov.__version__,
             "processor": processor_name(),
@@ -119,36 +116,35 @@ class OpenVINOMethod(Runner):
             "options": options,
             "precision": self.precision,
         }
-        stored, fault = compiled_cache.read(key)
-        if fault is not None:
-            tell(f"{fault}: compiled again")
-        if stored is not None:
+        compiled = self._compiled_before(key)
+        if compiled is None:
             try:
-                return core().import_model(ov.Tensor(stored), "CPU", options).create_infer_request()
-            except RuntimeError as error:
-                tell(f"a compiled network could not be opened ({str(error).splitlines()[0][:100]}): compiled again")
-        try:
-            graph = openvino_graph.record(part.module, part.eager, shapes, winograd.convolution)
-        except openvino_graph.Untranslatable as error:
-            tell(f"the {part.name} runs in PyTorch: OpenVINO has no translation of {error}")
-            return None
-        compiled = core().compile_model(graph, "CPU", options)
-        compiled_cache.write(key, _bytes(compiled.export_model()))
+                graph = openvino_graph.record(part.module, part.eager, shapes, winograd.convolution)
+            except openvino_graph.Untranslatable as error:
+                tell(f"the {part.name} runs in PyTorch: OpenVINO has no translation of {error}")
+                return None
+            compiled = core().compile_model(graph, DEVICE, options)
+            compiled_cache.write(key, exported(compiled))
+        open_ahead.note(self.source, part.name, compiled_cache.path_of(key))
         return compiled.create_infer_request()
 
-
-def _bytes(exported: Any) -> bytes | memoryview:
-    return exported.getbuffer() if hasattr(exported, "getbuffer") else exported
+    def _compiled_before(self, key: dict[str, Any]) -> ov.CompiledModel | None:
+        """What was compiled under this key in this process, ahead of its use, or in an earlier one."""
+        if (compiled := open_ahead.take(self.source, compiled_cache.path_of(key), key)) is not None:
+            return compiled
+        try:
+            body = compiled_cache.read(key)
+            return None if body is None else open_compiled(compiled_cache.Stored(key, body))
+        except ValueError as error:
+            tell(f"{error}: compiled again")
+        except RuntimeError as error:
+            tell(f"a compiled network could not be opened ({str(error).splitlines()[0][:100]}): compiled again")
+        return None
 
 
 def _config(module: nn.Module) -> Any:
     config = getattr(module, "config", None)
     return repr(module) if config is None else json.loads(config.to_json())
-
-
-@functools.cache
-def core() -> ov.Core:
-    return ov.Core()
 
 
 @functools.cache

@@ -1,0 +1,38 @@
+"""OpenVINO's runtime on the CPU. Nothing here imports PyTorch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import openvino as ov
+
+from diptych.engines.compiled_cache import Stored
+
+DEVICE = "CPU"
+HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+@functools.cache
+def core() -> ov.Core:
+    return ov.Core()
+
+
+def compile_options(precision: str, threads: int) -> dict[str, Any]:
+    """How a network is compiled: in a precision, for one image as soon as possible."""
+    return {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+
+
+def open_compiled(stored: Stored) -> ov.CompiledModel:
+    """What was compiled earlier. A `RuntimeError` if OpenVINO cannot read it."""
+    return core().import_model(ov.Tensor(stored.body), DEVICE, stored.key["options"])
+
+
+def exported(compiled: ov.CompiledModel) -> bytes | memoryview:
+    """What `open_compiled` opens, as bytes."""
+    stream: Any = compiled.export_model()
+    return stream.getbuffer() if hasattr(stream, "getbuffer") else stream
