@@ -21,7 +21,7 @@ _threads: dict[str, threading.Thread] = {}
 _last: dict[str, dict[str, str]] = {}
 
 
-def prefetch(source: str, engine: str | None = None) -> None:
+def open_ahead(source: str, engine: str | None = None) -> None:
     """Begin to open, in a thread, what was compiled for the model of a source when it was last used."""
     chosen = engine if engine not in (None, "auto") else os.environ.get("DIPTYCH_ENGINE") or "auto"
     if source in _threads or chosen not in ("auto", "openvino") or importlib.util.find_spec("openvino") is None:
