@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "metrics": {"core", "weights", "networks", "encoders", "data", "models", "pretrained"},
     "training": {
         *("core", "weights", "diffusion", "networks", "encoders", "data", "models", "pretrained", "metrics"),
+        "engines",
     },
     "evaluation": {
         *("core", "weights", "diffusion", "conditioning", "encoders", "data", "models", "pretrained"),

@@ -52,6 +52,8 @@ def load(
     prediction: Literal["eps", "v"] | None = None,
     engine: Literal["auto", "pytorch", "openvino", "compile"] = "auto",
     precision: Literal["auto", "float32", "bf16", "int8"] = "auto",
+    offload: Literal["none", "parts", "layers"] = "none",
+    weight_precision: Literal["stored", "float8", "int8"] = "stored",
     lora: str | Path | Sequence[str | Path | tuple[str | Path, float]] | None = None,
 ) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
     """Open a model of any kind.
@@ -72,6 +74,10 @@ def load(
             OpenVINO on CPUs where it is installed (`pip install 'diptych[cpu]'`), else PyTorch.
         precision: in which they compute: "float32" (also "auto"), which changes no image by more than rounding; "bf16",
             where the processor or GPU is made for it; "int8", on CPUs.
+        offload: what a GPU with little memory holds at a time: all of the model, one of its "parts" (text encoder,
+            U-Net, decoder, a stage) or some of its "layers"; the rest waits on the host. The same images, later.
+        weight_precision: "int8" or "float8" rounds the weights of all but the first and last layers and autoencoders,
+            for half the memory of 16 bits; they compute in the type that they had.
         lora: LoRA files for a latent model, each alone (at scale 1) or as (file, scale); applied live, as
             `diptych.pretrained.lora_files.LoRA.attach` does.
 
@@ -99,5 +105,7 @@ def load(
         prediction=prediction,
         engine=engine,
         precision=precision,
+        offload=offload,
+        weight_precision=weight_precision,
         lora=lora,
     )

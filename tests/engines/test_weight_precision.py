@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import diptych
+from diptych.cli import main as cli
 from diptych.core.errors import UserError
 from diptych.encoders.configs import T5Config
 from diptych.engines import weight_precision
 from diptych.engines.offload import LayersOffload, PartsOffload, tensor_bytes
 from diptych.engines.placement import Placement, place
 from diptych.engines.weight_precision import LARGEST, QuantisedLayer, quantise, quantise_layer, quantise_networks
+from diptych.models.metadata import read_metadata
 from diptych.networks.lora import Adapter, LowRank, adapt
 from tests.encoders.tiny_encoders import t5_folder
 from tests.models import codes, latents, stages
@@ -137,7 +139,7 @@ def test_rounded_weights_are_not_saved(tmp_path: Path) -> None:
     model = place(latents.system(), CPU, weights="int8")
     with pytest.raises(UserError, match="weights were rounded to int8: open the model without"):
         model.save(tmp_path / "model")
-    with pytest.raises(UserError, match="unknown weights 'int4': choose one of float8, int8, stored"):
+    with pytest.raises(UserError, match="unknown weight precision 'int4': choose one of float8, int8, stored"):
         place(latents.system(), CPU, weights="int4")
 
 
@@ -160,3 +162,20 @@ def test_encoders_and_stages_that_are_opened_later_are_rounded(tmp_path: Path) -
     assert any(isinstance(layer, QuantisedLayer) for layer in model.text.model.modules())
     assert model.text.config == text
     assert 0 < float((tokens.sequence - rounded.sequence).norm() / tokens.sequence.norm()) < 0.05
+
+
+def test_the_option_is_recorded_and_generates_an_image_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(["generate", "a red apple", "--steps", "2", "--weight-precision", "int8", *words]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert read_metadata(path)["model"]["weight_precision"] == "int8"
+    assert "engine" not in read_metadata(path)["model"]
+    assert cli.main(["generate", "--from", str(path), *words]) == 0
+    printed = capsys.readouterr()
+    assert path.read_bytes() == Path(printed.out.strip()).read_bytes() and "differs" not in printed.err
+    assert cli.main(["generate", "--from", str(path), "--weight-precision", "stored", *words]) == 0
+    assert path.read_bytes() != Path(capsys.readouterr().out.strip()).read_bytes()
+    assert cli.main(["generate", "a red apple", "--offload", "part", *words]) == 2
+    assert "unknown offload 'part'" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from benchmarks.plan_memory import COMMON, SHARDED, run
 from diptych.cli import main as cli
 from diptych.cli.plan_report import as_values, time_rows
+from diptych.engines.accounting import Meter, OnMeta
 from diptych.recipes import get
-from diptych.training.planning.accounting import Meter, OnMeta
 from diptych.training.planning.cards import CARDS, card
 from diptych.training.planning.outline import outlined
 from diptych.training.planning.plan import Cluster, Plan, advice, make_plan, measure, memory_of

@@ -20,7 +20,7 @@ FLAG: dict[str, Any] = {"action": "store_const", "const": True}
 """An option without a value, none where it is not given."""
 OPENING = ("revision", "offline", "allow_pickle", "tokenizer", "dtype", "ema", "prediction")
 """Arguments of `add_opening`, under the names that `diptych.load` has for them."""
-RUNNING = ("engine", "precision")
+RUNNING = ("engine", "precision", "offload", "weight_precision")
 """Those of `add_engine`."""
 
 
@@ -212,6 +212,16 @@ def add_device(command: Parser, engines: bool = True) -> None:
     )
     group.add_argument(
         "--precision", metavar="P", help="float32 (auto, default): the same images; bf16, int8: faster, other images"
+    )
+    group = command.add_argument_group("memory of a GPU", "docs/memory.md says what each takes")
+    group.add_argument(
+        "--offload",
+        metavar="WAY",
+        help="parts (text encoder, U-Net, decoder, stages) or layers are on the GPU only while they work: the same "
+        "images, later (default: none)",
+    )
+    group.add_argument(
+        "--weight-precision", metavar="P", help="int8 or float8: weights in 8 bits, other images (default: stored)"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.cli.arguments import (
+    FLAG,
     Parser,
     add_checks,
     add_integer,
@@ -65,6 +66,7 @@ def add_commands(commands: Any) -> None:
     )
     add_model(command)
     add_output(command, BATCH)
+    command.add_argument("--peak-memory", **FLAG, help="print the most memory that was used; always on a GPU")
     add_integer(command, "--variations", 1, help="N images like --image: --count N with --strength 0.6")
     add_set(command)
     add_checks(command)
@@ -149,6 +151,15 @@ def generate(arguments: argparse.Namespace) -> None:
         for number, stage_image in enumerate(earlier, 1):
             row = of_stage(metadata, number, stage_image)
             save_image(stage_image, arguments.out, path.stem + stage_suffix(row), row, checks.signer)
+    tell_peak(model.device, bool(arguments.peak_memory))
+
+
+def tell_peak(device: Any, asked: bool) -> None:
+    """The most memory that was used, where it was asked for or is a GPU's."""
+    if asked or device.type == "cuda":
+        from diptych.core.memory_use import peak_line
+
+        print_err(peak_line(device))
 
 
 @contextlib.contextmanager

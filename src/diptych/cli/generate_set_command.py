@@ -36,7 +36,7 @@ def generate_set(arguments: argparse.Namespace) -> None:
     if arguments.quality is not None and arguments.format != "jpeg":
         raise UserError("--quality goes with --format jpeg")
     options = options_given(arguments)
-    from diptych.cli.generate_commands import lora_files, open_guides
+    from diptych.cli.generate_commands import lora_files, open_guides, tell_peak
     from diptych.evaluation.set_files import require_ours
 
     check_options(options, lora_files(arguments))
@@ -69,6 +69,8 @@ def generate_set(arguments: argparse.Namespace) -> None:
         say_duplicates(rows)
     for name in done.damaged:
         print_err(f"{done.out / name} was damaged: it was made again")
+    if not torchrun or place == 0:
+        tell_peak(model.device, bool(arguments.peak_memory))
 
 
 def base_seed(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 
 from diptych.cli.parser import build_parser
 from diptych.core.errors import DiptychWarning, UserError, disk_error
+from diptych.core.memory_use import lacks_memory, memory_error
 from diptych.core.terminal import log_here, print_err, printable
 
 PATIENCE = 10.0
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:  # a full disk, a name that is too long, a file where a folder should be, ...
         return report(str(disk_error(error)))
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if lacks_memory(error):
+            return report(str(memory_error(error)))
         if not str(error).startswith("Symlink loop"):  # what Python before 3.13 raises of links in a circle
             raise
         return report(f"{error}: name another place")

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.arguments import FLAG, OPENING, add_opening, given
+from diptych.cli.arguments import FLAG, OPENING, add_integer, add_opening, argument_type, given
+from diptych.core.errors import UserError
 from diptych.core.terminal import print_out
+from diptych.core.values import Size
 
 
 def add_commands(commands: Any) -> None:
@@ -19,6 +21,11 @@ def add_commands(commands: Any) -> None:
     )
     add_opening(command)
     command.add_argument("--json", action="store_true", help="print JSON")
+    group = command.add_argument_group("memory", "counted without weights or a GPU; docs/memory.md explains it")
+    group.add_argument("--memory", **FLAG, help="what sampling takes of a GPU, by parts and by the ways to run them")
+    add_integer(group, "--batch", 1, 4096, help="images at a time (default: 1)")
+    group.add_argument("--size", metavar="WxH", type=argument_type(Size()), help="width and height (default: trained)")
+    add_integer(group, "--tile", 1, help="pixels a side of the tiles that are decoded")
     command.set_defaults(command=info)
 
     command = commands.add_parser("convert", help="convert a Stable Diffusion model to another layout")
@@ -57,6 +64,10 @@ def info(arguments: argparse.Namespace) -> None:
         print_out(json.dumps(row, indent=2) if arguments.json else infotext(row))
         return
 
+    if arguments.memory:
+        return info_memory(arguments)
+    if given(arguments, "batch", "size", "tile"):
+        raise UserError("--batch, --size and --tile go with --memory: give that too")
     from diptych.cli.describe import describe, print_networks
 
     described = describe(arguments.name, **given(arguments, *OPENING))
@@ -64,6 +75,26 @@ def info(arguments: argparse.Namespace) -> None:
         print_out(json.dumps(described, indent=2))
     else:
         print_networks(described)
+
+
+def info_memory(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from diptych.cli.memory_report import as_values, memory_of, print_memory
+    from diptych.core.errors import pick
+    from diptych.core.progress import waiting
+    from diptych.engines.sampling_memory import Sampling
+    from diptych.pretrained.load import DTYPES
+
+    dtype = getattr(torch, pick("dtype", arguments.dtype or "float32", DTYPES))
+    sampling = Sampling(dtype=dtype, **given(arguments, "batch", "size", "tile"))
+    opening = {name: value for name, value in given(arguments, *OPENING).items() if name != "dtype"}
+    with waiting(f"counting what {arguments.name} takes"):
+        found = memory_of(arguments.name, sampling, **opening)
+    if arguments.json:
+        print_out(json.dumps(as_values(found), indent=2))
+    else:
+        print_memory(found)
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -53,6 +53,7 @@ class HostWeights:
         for parameter, place, empty in zip(self.parameters, self.places, self.placeholders, strict=True):
             self._store(parameter.detach(), place)
             parameter.data = empty  # frees what it had
+            parameter.requires_grad_(False)  # autocast would keep copies of those that are trained
         self._place_of = dict(zip(self.parameters, self.places, strict=True))
         for owner in {one for module in modules for one in module.modules() if one._parameters}:
             owner.register_state_dict_post_hook(partial(self._into_state_dict))

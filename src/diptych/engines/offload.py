@@ -19,7 +19,6 @@ from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.blocks import BLOCKS
 from diptych.networks.quantizer import VectorQuantizer
 
-OFFLOADS = ("none", "parts", "layers")
 SMALL = 32 * 2**20
 """Bytes below which a network stays on the device: a tiny decoder, say."""
 SMALL_LAYER = 2**20
@@ -113,7 +112,7 @@ class LayersOffload:
     def add(self, module: nn.Module) -> None:
         owners: dict[nn.Parameter, Block] = {}
         for part in blocks(module):
-            if tensor_bytes([part]) > (0 if list(part.children()) else self.small):
+            if moves(part, self.small):
                 first = next(part.parameters())
                 block = owners.get(first) or Block(part, self.device)  # of layers that share one table, say
                 owners |= dict.fromkeys(block.parameters, block)
@@ -226,3 +225,22 @@ def text_network(encoder: Any) -> nn.Module | None:
 def tensor_bytes(modules: Iterable[nn.Module]) -> int:
     """Bytes of the parameters of modules, each once."""
     return sum(p.numel() * p.element_size() for p in {p: None for m in modules for p in m.parameters()})
+
+
+def weight_bytes(found: Iterable[nn.Module]) -> dict[str, int]:
+    """Bytes of the weights of networks that are on a device at a time, by the way to offload them."""
+    found = list(found)
+    parts = [tensor_bytes(entries) for network in found for entries in entry_modules(network)]
+    single = [tensor_bytes([block]) for network in found for block in blocks(network) if moves(block)]
+    total = tensor_bytes(found)
+    small = sum(size for size in parts if size <= SMALL)
+    return {
+        "none": total,
+        "parts": small + max((size for size in parts if size > SMALL), default=0),
+        "layers": total - sum(single) + 2 * max(single, default=0),
+    }
+
+
+def moves(block: nn.Module, small: int = SMALL_LAYER) -> bool:
+    """Whether a block is worth moving by itself."""
+    return tensor_bytes([block]) > (0 if list(block.children()) else small)

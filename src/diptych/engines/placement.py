@@ -6,49 +6,84 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import nn
 
-from diptych.core.errors import pick, warn
+from diptych.core.errors import UserError, warn
+from diptych.core.memory_use import free_device_memory, gib
 from diptych.encoders.configs import T5Config
 from diptych.encoders.t5 import compute_dtype
-from diptych.engines.offload import OFFLOADS, LayersOffload, Offload, PartsOffload, networks, text_network
-from diptych.engines.weight_precision import WEIGHTS, quantise, quantise_networks
+from diptych.engines.attention_chunks import attend_in_chunks
+from diptych.engines.memory_options import check_options
+from diptych.engines.offload import (
+    LayersOffload,
+    Offload,
+    PartsOffload,
+    entry_modules,
+    networks,
+    text_network,
+    weight_bytes,
+)
+from diptych.engines.sliced_decoding import decode_in_slices
+from diptych.engines.weight_precision import quantise, quantise_networks
+
+LEAST_LEFT = 2**28
+"""Bytes beside the weights below which a model is hardly going to run: one line warns of it."""
 
 
-def place(model: Any, device: torch.device, offload: str = "none", weights: str = "stored") -> Any:
-    """A model that was opened on the host, on a device: its weights rounded first where `weights` says so, and where
-    `offload` says so there only while they are needed.
+def place(
+    model: Any, device: torch.device, offload: str = "none", weights: str = "stored", sparing: bool = True
+) -> Any:
+    """A model that was opened on the host, on a device: its weights rounded first where `weights` says so, and
+    where `offload` says so there only while they are needed.
 
-    Stages and text encoders that are opened later are placed likewise. Raises a `UserError` for a way that there is
-    not.
+    Stages and text encoders that are opened later are placed likewise. `sparing`: whether it decodes image by image and
+    attends in chunks where memory is short, which compiled networks cannot. Raises a `UserError` for a way that there
+    is not, and where the device has not the memory for the weights alone.
     """
-    pick("offload", offload, OFFLOADS)
-    pick("weights", weights, WEIGHTS)
+    check_options(offload, weights)
     if offload != "none" and device.type != "cuda":
         warn(f"offload={offload} is for CUDA devices: on {device} it changes nothing")
         offload = "none"
     ways = {"parts": PartsOffload, "layers": LayersOffload}
-    return Placement(device, ways[offload](device) if offload != "none" else None, weights).apply(model)
+    way = ways[offload](device) if offload != "none" else None
+    return Placement(device, way, weights, sparing).apply(model)
 
 
 class Placement:
     """How a model comes to a device."""
 
-    def __init__(self, device: torch.device, offload: Offload | None = None, weights: str = "stored") -> None:
-        self.device, self.offload, self.weights = device, offload, weights
+    def __init__(
+        self,
+        device: torch.device,
+        offload: Offload | None = None,
+        weights: str = "stored",
+        sparing: bool = True,
+    ) -> None:
+        self.device, self.offload, self.weights, self.sparing = device, offload, weights, sparing
 
     def apply(self, model: Any) -> Any:
         """The model on the device."""
         if self.weights != "stored":
             quantise_networks(model, self.weights)
-        if self.offload is not None:
-            for network in networks(model):
-                self.offload.add(network)
-        if self.offload is not None or self.weights != "stored":
-            if hasattr(model, "place"):  # a cascade's stages
-                model.place = self.apply
-            if hasattr(model, "open_encoder"):
-                model.open_encoder = self.open_encoder
+        if self.device.type != "cpu":
+            self.require_room(networks(model))
+            if self.sparing:
+                decode_in_slices(model)
+        for network in networks(model):
+            self.prepare(network)
+        if hasattr(model, "place"):  # a cascade's stages
+            model.place = self.apply
+        if hasattr(model, "open_encoder"):
+            model.open_encoder = self.open_encoder
         return model.to(self.device)
+
+    def prepare(self, network: nn.Module) -> None:
+        """What there is to do with a network while it lies on the host."""
+        if self.offload is not None:
+            self.offload.add(network)
+        for entries in entry_modules(network) if self.sparing else ():
+            for entry in entries:
+                attend_in_chunks(entry, self.device)
 
     def open_encoder(self, config: Any) -> Any:
         """A frozen text encoder, on the device as its weights are to be."""
@@ -57,10 +92,27 @@ class Placement:
         if network is not None:
             if self.weights != "stored":
                 quantise(network, self.weights)
-            if self.offload is not None:
-                self.offload.add(network)
+            if self.device.type != "cpu":
+                self.require_room([network])
+            self.prepare(network)
             network.to(self.device)
         return encoder
+
+    def require_room(self, found: list[nn.Module]) -> None:
+        """Raise a `UserError` where a device has not the memory for weights alone, or warn where it has little more."""
+        if (free := free_device_memory(self.device)) is None:
+            return
+        ways = weight_bytes(found)
+        way = {PartsOffload: "parts", LayersOffload: "layers"}.get(type(self.offload), "none")  # type: ignore[arg-type]
+        need, have = ways[way], f"{self.device} has {gib(free)} free"
+        others = [f"offload={name} takes {gib(size)}" for name, size in ways.items() if size < 0.9 * need]
+        if self.weights == "stored":
+            others.append("weight_precision=int8 takes about a half of 16-bit weights, a quarter of 32-bit ones")
+        what = f"the weights take {gib(need)}, and {have}"
+        if need > free:
+            raise UserError(f"{what}: {', '.join(others) or 'close other programs that use it'}")
+        if need + LEAST_LEFT > free:
+            warn(f"{what}, so that little is left for the images; {', '.join(others)}")
 
 
 def built_on_host(config: Any, device: torch.device) -> Any:

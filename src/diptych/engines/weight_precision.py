@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from diptych.core.errors import UserError, pick
 from diptych.engines.host_weights import placeholder
+from diptych.engines.memory_options import PRECISIONS
 from diptych.engines.offload import networks
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.tiny_decoder import TinyDecoder
 
-WEIGHTS = ("stored", "float8", "int8")
 LARGEST = {"float8": 448.0, "int8": 127.0}
 """The largest numbers of each kind."""
 AT_ONCE = 2**24
@@ -56,7 +56,9 @@ class QuantisedLayer(nn.Module):
         return full
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        raise UserError(f"these weights were rounded to {self.kind}: open the model without `weights` to save it")
+        raise UserError(
+            f"these weights were rounded to {self.kind}: open the model without weight_precision to save it"
+        )
 
 
 class QuantisedLinear(QuantisedLayer, nn.Linear):
@@ -97,7 +99,7 @@ def quantise(module: nn.Module, kind: str) -> None:
     """Round the weights of the layers that a network repeats. The others (the first and last, those of times, classes
     and tokens, norms, biases) are few, and what is lost in them is lost in all that follows."""
     for layer in repeated_layers(module):
-        quantise_layer(layer, pick("weights", kind, WEIGHTS[1:]))
+        quantise_layer(layer, pick("weight precision", kind, PRECISIONS[1:]))
 
 
 def quantise_networks(model: Any, kind: str) -> None:

@@ -168,16 +168,19 @@ def load(
     lora: Any = None,
     engine: str = "auto",
     precision: str = "auto",
+    offload: str = "none",
+    weight_precision: str = "stored",
     **opening: Any,
 ) -> LatentDiffusion | PixelDiffusion | Cascade | Autoregressive:
     """The model of `open_model` on a device, with LoRA files on it, run by an engine: what `diptych.load` does, which
     says the rest."""
     from diptych.engines.accelerate import accelerate, choose_engine
     from diptych.engines.compute_precision import choose_precision
+    from diptych.engines.memory_options import engine_for, placed
 
-    where = find_device(device)
+    where, engine = find_device(device), engine_for(engine, offload, weight_precision)
     choose_engine(engine, where, choose_precision(precision, where))  # or an error, before anything is read
-    model: Any = open_model(source, **opening).to(where)
+    model: Any = placed(open_model(source, **opening), where, engine, offload, weight_precision)
     if lora is not None:
         from diptych.pretrained.lora_files import attach_files
 

@@ -15,6 +15,7 @@ from typing import Any
 from PIL.Image import Image
 
 from diptych.core.errors import UserError, disk_error
+from diptych.core.memory_use import lacks_memory, memory_error
 from diptych.models.safety_check import SafetyCheck
 from diptych.studio.fair_queue import FairQueue, QueueOverflow
 from diptych.studio.history import History
@@ -265,6 +266,8 @@ class Engine:
         return None
 
     def _fail(self, images: Sequence[QueuedImage], error: Exception) -> None:
+        if lacks_memory(error):
+            error = memory_error(error)
         if isinstance(error, OSError) and error.errno is not None:
             error = disk_error(OSError(error.errno, error.strerror), "the image")  # without a path of this machine
         message = str(error) if isinstance(error, UserError) else f"generating failed ({type(error).__name__})"

@@ -7,14 +7,11 @@ import re
 import socket
 from collections.abc import Iterator
 
-import torch
-
 from diptych.core.errors import UserError
+from diptych.core.memory_use import lacks_memory
 from diptych.training.distributed import Team
 from diptych.training.training_config import TrainingConfig
 
-NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
-"""What PyTorch says of the memory of CPUs, whose errors have no type of their own."""
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|remote process exited|socket timeout", re.IGNORECASE)
 """What gloo and NCCL say where another process is gone."""
 
@@ -35,12 +32,6 @@ def named_faults(team: Team, config: TrainingConfig) -> Iterator[None]:
                 "checkpoint stays, and the same command goes on from it"
             ) from error
         raise
-
-
-def lacks_memory(error: Exception) -> bool:
-    """Whether it is a lack of memory, of a GPU or of the host."""
-    typed = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return typed or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def remedies(team: Team, config: TrainingConfig) -> str:

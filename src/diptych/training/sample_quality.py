@@ -19,13 +19,13 @@ from PIL import Image
 from diptych.core.devices import settled
 from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
+from diptych.core.memory_use import lacks_memory
 from diptych.core.terminal import print_err
 from diptych.metrics.feature_networks import ClipFeatures, JudgeFeatures, open_features
 from diptych.metrics.frechet import frechet_distance
 from diptych.metrics.kernels import kernel_inception_distance
 from diptych.metrics.pixel_measures import WINDOW, image_psnr, ssim
 from diptych.training.distributed import Team
-from diptych.training.faults import lacks_memory
 from diptych.training.prefetch import BatchAt, prefetched
 from diptych.training.tasks.perceptual import JudgeDistance
 from diptych.training.trainable import Generating, Trainable, preparation

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.training.planning.accounting import Kind, Meter, own_rows
+from diptych.engines.accounting import Kind, Meter, own_rows
 from diptych.training.sharding import kept_whole, require_shardable, units_of
 
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import UserError
+from diptych.engines.accounting import Meter, OnMeta, own_rows
 from diptych.training.acceleration import recompute, require_blocks
 from diptych.training.adafactor import Adafactor
 from diptych.training.experiment_config import Recipe
 from diptych.training.optim import build_optimizer, state_shapes
 from diptych.training.parallel import ALONE
 from diptych.training.parallel import shard_group as processes_of_a_copy
-from diptych.training.planning.accounting import Meter, OnMeta, own_rows
 from diptych.training.planning.cards import CARDS, Card
 from diptych.training.planning.outline import Outline, outlined
 

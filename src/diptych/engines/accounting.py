@@ -291,3 +291,12 @@ def autocast_on_meta(mode: OnMeta, real: type[torch.autocast]) -> type[torch.aut
             return out
 
     return Autocast
+
+
+def peak_of(call: Callable[[], Any], network: nn.Module) -> int:
+    """Bytes that are alive at the peak of a call, beside the network."""
+    meter = Meter([*network.parameters(), *network.buffers()])
+    with torch.no_grad(), OnMeta("cuda", meter), meter:
+        kept = call()
+    del kept
+    return meter.peak_bytes
