@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diptych.core.startup import without_dynamo
 from diptych.networks.lora import adapters
 
 TYPES = {
@@ -195,7 +196,7 @@ def record(
         stand_ins[name] = recorder.bind(recorder.empty(shape, dtype), parameters[-1])
     tensors = {**dict(bound.named_parameters()), **dict(bound.named_buffers())}
     weights = {name: recorder.weight(tensor) for name, tensor in tensors.items()}
-    with torch.no_grad(), recorder, WholeFunctions(recorder), untranslatable():
+    with torch.no_grad(), without_dynamo(), recorder, WholeFunctions(recorder), untranslatable():
         out = torch.func.functional_call(bound, weights, (), stand_ins)
     return ov.Model([op.result(recorder.nodes[id(out)])], parameters, type(module).__name__)  # type: ignore[reportGeneralTypeIssues]
 
