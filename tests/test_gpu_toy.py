@@ -54,11 +54,15 @@ def test_the_loan_from_data_to_what_is_brought_back(tmp_path: Path, monkeypatch)
     assert code == 0
     measured = states["measure-training"]["result"]
     assert measured["sd1-512"]["ours_over_theirs"] > 0 and measured["about"]["toy"]
+    sampled = states["measure-sampling"]["result"]
+    assert not [part for part, found in sampled.items() if {"error", "skipped"} & set(found)]
+    assert sampled["ratios"]["images, both compiled, batch 1: diptych compiled over diffusers compiled"] > 0
+    assert sampled["agree, diffusers compiled"]["step"] < 1e-4
     pieces = b"".join(piece.read_bytes() for piece in sorted(pack.glob("gpu.tar.*")))
     with tarfile.open(fileobj=io.BytesIO(pieces)) as tar:
         tar.extractall(tmp_path / "home", filter="data")
     for model in ("runs/latent/model", "runs/cascade"):
-        image = load(tmp_path / "home" / model).generate("a cat", seeds=[1], steps=1).images[0]
+        image = load(tmp_path / "home" / model).generate("a cat", seeds=[1], steps=1).images[0]  # type: ignore[call-arg]
         assert image.size
     assert json.loads((pack / "packed.json").read_text())["left out"] == {}
     assert (tmp_path / "home" / "runs" / "study-latent-new" / "results.json").is_file()

@@ -27,8 +27,9 @@ MOST_SHAPES = 8
 """For which graphs are kept: with guidance and without, a batch of one and a larger one, two sizes."""
 MOST_CHANGES = 4
 """Calls in a row that find other weights than the last, after which graphs are given up."""
-TOLERANCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 3e-2}
-"""Largest distance from the method itself, by the norm. In float32 a GPU may multiply in TF32."""
+TOLERANCE = {torch.float32: 2e-2, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""Largest distance from the method itself, by the norm: several times what rounding amounts to in a U-Net. In float32 a
+GPU may multiply in TF32. A graph that reads the wrong memory is off by about 1."""
 BACKEND = "inductor"
 """Of torch.compile."""
 
