@@ -4,8 +4,10 @@ PROMPT ?= a red apple
 BUDGET ?= 13
 OUT ?= out
 MARKED ?= not slow
-# What is imported is compiled then: to compile all of PyTorch and transformers in advance takes a minute.
+# To compile all of PyTorch and transformers takes a minute: modules are compiled when they are imported, and those that
+# a first image imports (FIRST) by the install.
 PIP_FLAGS ?= -qq --disable-pip-version-check --no-compile
+FIRST := diptych.cli.output, diptych.encoders.bert, diptych.models.cascade, diptych.models.latent_diffusion
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread: the tests' tensors are tiny, and a busy machine makes more threads wait for each other. So the cores take
@@ -105,6 +107,7 @@ define install
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".$(1)" \
 	  $(if $(2),&& $(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(2)) || \
 	  { echo "diptych: the install failed: see above, then run make again" >&2; exit 2; }
+	@$(BIN)/python -c "import $(FIRST)"
 	@touch $@
 endef
 

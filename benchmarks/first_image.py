@@ -16,8 +16,8 @@ and in these states:
 - new: as cold, and without compiled Python modules, as after an install that makes none.
 
 `phases` are of further, warm runs of `generate` and `cascade` in which the time is taken between: interpreter (until
-the first line runs), torch (its import), loading (our own modules, and opening the model), text, sampling, decoding,
-writing (from pixels to the file), end (until the process has ended).
+the first line runs), torch (reading the command, and the import of PyTorch), loading (our own modules, and opening the
+model), text, sampling, decoding, writing (from pixels to the file), end (until the process has ended).
 """
 
 from __future__ import annotations
@@ -47,15 +47,10 @@ CACHES = "DIPTYCH_CACHE"
 """The variable with the folder for all caches of diptych, that of compiled networks included."""
 
 PROBE = """
-import json, sys, time
+import contextlib, json, sys, time
 marks, spent = {"interpreter": time.monotonic()}, {"loading": 0.0, "text": 0.0, "decoding": 0.0}
-import torch
-marks["torch"] = time.monotonic()
-import diptych.pretrained.load
+from diptych.cli import generate_commands
 from diptych.cli.main import main
-from diptych.encoders import prompt_weights
-from diptych.models.cascade import Cascade
-from diptych.networks.autoencoder import Autoencoder
 
 def timed(owner, name, phase):
     function = getattr(owner, name)
@@ -67,19 +62,33 @@ def timed(owner, name, phase):
             spent[phase] = spent.get(phase, 0.0) + time.monotonic() - began
     setattr(owner, name, wrapper)
 
-def opened(*args, load=diptych.pretrained.load.load, **kwargs):
-    model = load(*args, **kwargs)
-    marks["loading"] = time.monotonic()
-    spent["loading"] = 0.0  # a cascade opens its stages later, when each is needed
-    timed(type(model), "generate", "generate")
-    return model
+@contextlib.contextmanager
+def loading(*args, original=generate_commands.loading, **kwargs):
+    with original(*args, **kwargs):  # what opens ahead, does so from here on
+        import torch
+        marks["torch"] = time.monotonic()
+        import diptych.pretrained.load
+        from diptych.encoders import prompt_weights
+        from diptych.models.cascade import Cascade
+        from diptych.networks.autoencoder import Autoencoder
 
-diptych.pretrained.load.load = opened
-for owner, name, phase in (
-    (Cascade, "stage", "loading"), (Cascade, "encoder", "loading"), (prompt_weights, "encode_prompts", "text"),
-    (Autoencoder, "decode", "decoding"),
-):
-    timed(owner, name, phase)
+        def opened(*args, load=diptych.pretrained.load.load, **kwargs):
+            model = load(*args, **kwargs)
+            marks["loading"] = time.monotonic()
+            spent["loading"] = 0.0  # a cascade opens its stages later, when each is needed
+            timed(type(model), "generate", "generate")
+            if hasattr(model, "autoencoder"):  # or what an engine has put in its place
+                timed(model.autoencoder, "decode", "decoding")
+            return model
+
+        diptych.pretrained.load.load = opened
+        for owner, name, phase in (
+            (Cascade, "stage", "loading"), (Cascade, "encoder", "loading"), (prompt_weights, "encode_prompts", "text"),
+        ):
+            timed(owner, name, phase)
+        yield
+
+generate_commands.loading = loading
 assert main(sys.argv[1:]) == 0
 marks["writing"] = time.monotonic()
 print("PHASES" + json.dumps([marks, spent]), file=sys.stderr)
