@@ -6,13 +6,10 @@ import atexit
 import contextlib
 import functools
 import gc
-import importlib
 import os
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 
 @contextlib.contextmanager
@@ -35,44 +32,6 @@ def collector_paused() -> Iterator[None]:
 def freeze_at_exit() -> None:
     """When the process ends, its memory is given back as a whole and not object by object."""
     atexit.register(gc.freeze)
-
-
-@contextlib.contextmanager
-def without_dynamo() -> Iterator[None]:
-    """Within, operations on tensors of the meta device do not import torch._dynamo, which takes most of a second.
-
-    Those that PyTorch has in Python ask it to leave them out of what `torch.compile` compiles. Where nothing is being
-    compiled, a stand-in gives them back as they are, and they ask again later. It makes way for the module as soon as
-    anything else of it is asked for.
-    """
-    import torch
-
-    name, asked = "torch._dynamo", list[Any]()
-    if name in sys.modules:
-        yield
-        return
-
-    def disable(function: Any, recursive: bool = True, **options: Any) -> Any:
-        asked.append(function)
-        return function
-
-    def make_way() -> None:
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name], torch._dynamo
-
-    def imported(attribute: str) -> Any:
-        make_way()
-        return getattr(importlib.import_module(name), attribute)
-
-    stand_in: Any = types.ModuleType(name)
-    stand_in.disable, stand_in.__getattr__ = disable, imported
-    sys.modules[name] = torch._dynamo = stand_in
-    try:
-        yield
-    finally:
-        make_way()
-        for function in asked:
-            vars(function).pop("__dynamo_disable", None)  # where torch._compile remembers the answer
 
 
 def yield_when_busy() -> None:

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diptych.core.startup import without_dynamo
 from diptych.networks.lora import adapters
 
 TYPES = {
@@ -50,6 +49,10 @@ class Recorder(TorchDispatchMode):
         self.nodes: dict[int, Any] = {}
         self._kept: list[Tensor] = []  # an id is that of one tensor only as long as it lives
         self._silent = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or PyTorch imports its compiler, seconds, to leave this out of what it compiles
 
     def bind(self, tensor: Tensor, node: Any) -> Tensor:
         """Have a node stand for a tensor."""
@@ -90,21 +93,23 @@ class Recorder(TorchDispatchMode):
         if self._silent:
             return func(*args, **kwargs)
         tensors = list(_tensors(args))
-        if not any(tensor.device.type == "meta" for tensor in tensors):
-            made_here = str(kwargs.get("device")) == "meta"
-            out = func(*args, **({**kwargs, "device": "cpu"} if made_here else kwargs))
-            # A table, such as of frequencies: computed now, a constant of the graph.
-            return self.bind(self.empty(out.shape, out.dtype), self.node(out)) if made_here else out
+        if not any(
+            tensor.device.type == "meta" for tensor in tensors
+        ):  # a table: computed now, a constant of the graph
+            return func(*args, **({**kwargs, "device": "cpu"} if "device" in kwargs else kwargs))
         from diptych.engines.openvino_ops import translation
 
-        translate = translation(func)
-        args = tuple(self._stand_in(value) for value in args)
-        out = func(*args, **kwargs)
-        made = translate(self, out, *args, **kwargs)
-        for tensor, node in zip(*((out, made) if isinstance(out, (tuple, list)) else ((out,), (made,))), strict=False):
-            if node is not None:
-                self.bind(tensor, node)
-        return out
+        # OpenVINO knows the shapes. PyTorch asks Python code that imports its compiler, which takes seconds.
+        made = translation(func)(self, *(self._stand_in(value) for value in args), **kwargs)
+        return tuple(self.result(node) for node in made) if isinstance(made, tuple) else self.result(made)
+
+    def result(self, node: Any) -> Tensor:
+        """A tensor for what a node gives; an empty one for what nobody reads."""
+        if node is None:
+            return self.empty((0,), torch.float32)
+        output = node if isinstance(node, ov.Output) else node.output(0)
+        dtype = next(torch_type for torch_type, (_, kind) in TYPES.items() if kind == output.get_element_type())
+        return self.bind(self.empty(tuple(output.get_shape()), dtype), node)
 
     def _stand_in(self, value: Any) -> Any:
         """Constants among arguments as tensors of the device of the others."""
@@ -139,8 +144,7 @@ class WholeFunctions(TorchFunctionMode):
 
     def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         node = op.matmul(self.recorder.node(input), self.recorder.node(weight), False, True)
-        node = node if bias is None else op.add(node, self.recorder.node(bias))
-        return self.recorder.bind(self.recorder.empty((*input.shape[:-1], weight.shape[0]), input.dtype), node)
+        return self.recorder.result(node if bias is None else op.add(node, self.recorder.node(bias)))
 
     def attention(
         self,
@@ -160,8 +164,7 @@ class WholeFunctions(TorchFunctionMode):
             arguments.append(mask)
         if scale is not None:
             arguments[0] = op.multiply(arguments[0], op.constant(np.float32(scale * query.shape[-1] ** 0.5)))
-        node = op.scaled_dot_product_attention(*arguments, causal=is_causal)
-        return self.recorder.bind(self.recorder.empty((*query.shape[:-1], value.shape[-1]), query.dtype), node)
+        return self.recorder.result(op.scaled_dot_product_attention(*arguments, causal=is_causal))
 
 
 LEAST = -1e30
@@ -196,7 +199,7 @@ def record(
         stand_ins[name] = recorder.bind(recorder.empty(shape, dtype), parameters[-1])
     tensors = {**dict(bound.named_parameters()), **dict(bound.named_buffers())}
     weights = {name: recorder.weight(tensor) for name, tensor in tensors.items()}
-    with torch.no_grad(), without_dynamo(), recorder, WholeFunctions(recorder), untranslatable():
+    with torch.no_grad(), recorder, WholeFunctions(recorder), untranslatable():
         out = torch.func.functional_call(bound, weights, (), stand_ins)
     return ov.Model([op.result(recorder.nodes[id(out)])], parameters, type(module).__name__)  # type: ignore[reportGeneralTypeIssues]
 
