@@ -161,7 +161,15 @@ class Study:
                 return {"skipped": f"{error.name} is not installed"}
             if not self.sides:
                 self.about["rounding"] = rounding(side, self.case)
+            device = self.case.device
+            before, began = allocated(device), time.monotonic()
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             found = errors(side, self.sides.get(EAGER[0], side), self.case, self.about["rounding"])
+            found["seconds"] = time.monotonic() - began  # of compiling above all
+            if device.type == "cuda":
+                found["peak_bytes_beyond_weights"] = torch.cuda.max_memory_allocated(device) - before
+                found["kept_bytes"] = allocated(device) - before
             self.sides[name] = side
             return found
 

@@ -138,8 +138,7 @@ class Ours(Side):
             raise UserError(f"{self.name}: {'; '.join(notes)}")
 
     def step(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        mask = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)  # as `generate` gives it
-        return self.mine().unet(x, time, context=context, context_mask=mask)
+        return self.mine().unet(x, time, context=context)  # without a mask, as `generate` on a GPU
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.mine().autoencoder.decode(latents)
@@ -184,7 +183,7 @@ class Theirs(Side):
 
     def step(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         mark_step()
-        return self.unet(x, time, encoder_hidden_states=context, return_dict=False)[0].clone()
+        return self.unet(x, time[0], encoder_hidden_states=context, return_dict=False)[0].clone()  # as its pipeline
 
     def decode(self, latents: Tensor) -> Tensor:
         mark_step()

@@ -55,7 +55,7 @@ PARTS = (
                 "ClassifierFreeGuidance.__init__",
                 "ClassifierFreeGuidance.estimate",
             ),
-            "diffusion/conditions.py": ("expand_condition", "cat_conditions"),
+            "diffusion/conditions.py": ("expand_condition", "cat_conditions", "without_full_masks"),
         },
         given="the denoiser, `(x, t, cond) -> x_0`; a noise level, `(t, alpha, sigma)`",
     ),

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from diptych.core.errors import UserError
+from diptych.diffusion import conditions
 from diptych.diffusion.conditions import cat_conditions, expand_condition
 from diptych.diffusion.denoiser import Denoiser
 from diptych.diffusion.guidance import ClassifierFreeGuidance
@@ -177,3 +178,34 @@ def test_wrappers_stack_and_sample():
     assert got.shape == (3, 3, 4, 4) and got.abs().max() <= 1
     guided = int(((times[:-1] >= 0.25) & (times[:-1] <= 0.75)).sum())
     assert stacked.calls == denoiser.calls == 3 * (8 + guided)
+
+
+class Reads:
+    """A network that notes which conditions it got."""
+
+    def __init__(self) -> None:
+        self.given = list[dict[str, torch.Tensor]]()
+
+    def __call__(self, x, time, **cond):
+        self.given.append(cond)
+        mask = cond.get("context_mask", torch.ones(cond["context"].shape[:2], dtype=torch.bool))
+        return x * (cond["context"] * mask[..., None]).sum((1, 2))[:, None, None, None]
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 2)])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_mask_that_leaves_nothing_out_does_not_go_to_a_gpu(full: bool, lengths: tuple[int, int], monkeypatch) -> None:
+    made = torch.Generator().manual_seed(3)
+    cond, uncond = (
+        {"context": torch.randn(2, each, 4, generator=made), "context_mask": torch.ones(2, each, dtype=torch.bool)}
+        for each in lengths
+    )
+    cond["context_mask"][1, -1] = full
+    answers = list[torch.Tensor]()
+    for gpus in (("cuda",), ("cpu",)):
+        monkeypatch.setattr(conditions, "GPUS", gpus)
+        net = Reads()
+        answers.append(ClassifierFreeGuidance(Denoiser(net, SCHEDULE), cond, uncond, 7.5)(image(2), 0.4))
+        dropped = full and gpus == ("cpu",) and lengths[0] == lengths[1]  # else what pads the shorter is masked
+        assert ("context_mask" in net.given[0]) is not dropped
+    assert torch.equal(*answers)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
-from diptych.diffusion.conditions import cat_conditions, expand_condition
+from diptych.diffusion.conditions import cat_conditions, expand_condition, without_full_masks
 from diptych.diffusion.denoiser import Cond, Denoising, Estimate, Time, sent_like
 
 
@@ -63,7 +63,8 @@ class ClassifierFreeGuidance(Wrapper):
         super().__init__(denoiser)
         if not 0 <= interval[0] <= interval[1] <= 1:
             raise UserError(f"the guidance interval must lie within 0 and 1, low before high, not {interval}")
-        self.cond, self.uncond, self.scale, self.interval = cond, uncond, scale, interval
+        self.cond, self.uncond = without_full_masks(cond, uncond)
+        self.scale, self.interval = scale, interval
 
     def estimate(self, x: Tensor, t: Time, cond: Cond | None = None) -> Estimate:
         low, high = self.interval
