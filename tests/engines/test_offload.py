@@ -255,6 +255,12 @@ def test_weights_of_any_layout_come_back_as_they_were(monkeypatch: pytest.Monkey
     assert is_placeholder(module[0])
 
 
+def test_buffers_go_to_the_device_for_good() -> None:
+    module = nn.BatchNorm2d(3, affine=False)  # which has no parameters: these could not be on the meta device
+    HostWeights([nn.Sequential(module)], torch.device("meta"))
+    assert module.running_mean is not None and module.running_mean.is_meta
+
+
 def test_a_stage_that_is_dropped_takes_its_weights_along(saved: Path) -> None:
     way = LayersOffload(CPU, 0)
     model = Placement(CPU, way).apply(diptych.load(saved, "cpu"))

@@ -44,7 +44,7 @@ class HostWeights:
     """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        """Take over all parameters of the modules."""
+        """Take over all parameters of the modules. Buffers, which are small, move to the device for good."""
         self.device, modules = device, list(modules)
         self.parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
         self.places, self.bytes = laid_out(self.parameters)
@@ -54,6 +54,8 @@ class HostWeights:
             self._store(parameter.detach(), place)
             parameter.data = empty  # frees what it had
             parameter.requires_grad_(False)  # autocast would keep copies of those that are trained
+        for owner in {one for module in modules for one in module.modules() if one._buffers}:
+            owner._buffers.update({name: b if b is None else b.to(device) for name, b in owner._buffers.items()})
         self._place_of = dict(zip(self.parameters, self.places, strict=True))
         for owner in {one for module in modules for one in module.modules() if one._parameters}:
             owner.register_state_dict_post_hook(partial(self._into_state_dict))
