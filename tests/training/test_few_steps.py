@@ -198,7 +198,7 @@ def test_a_consistency_model_knows_the_image_at_once() -> None:
         assert torch.allclose(made, image, atol=1e-5)
 
 
-@pytest.mark.parametrize("lora", ["lora.rank=2", "lora=none"])
+@pytest.mark.parametrize("lora", ["lora.rank=2", pytest.param("lora=none", marks=pytest.mark.slow)])
 def test_a_published_model_is_a_teacher_with_its_own_text_encoder(lora: str, tmp_path: Path) -> None:
     folder(tmp_path / "published", "sd2")
     write_images(tmp_path / "images", count=4, held_out=0)
