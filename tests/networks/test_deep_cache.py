@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from diptych.networks.adm import AdmUNet, AdmUNetConfig
-from diptych.networks.deep_cache import FeatureCache, cut
+from diptych.networks.deep_cache import cut
 from diptych.networks.efficient_unet import EfficientUNet, EfficientUNetConfig
+from diptych.networks.feature_cache import PLACE, FeatureCache
 from diptych.networks.unet import UNet, UNetConfig
 from tests.networks.reference import noise, randomised, relative_error
 
@@ -56,10 +58,11 @@ def test_the_halves_are_the_network(name: str) -> None:
     network = randomised(NETWORKS[name]()).eval()
     x, time, cond = inputs()
     expected = network(x, time, **cond)
-    output, deep = cut(network).full(x, time, **cond)
+    halves = cut(network)
+    output, deep = halves.unpacked(halves.full(x, time, **cond), x)
     assert torch.equal(output, expected)
-    assert relative_error(cut(network).shallow(deep, x, time, **cond), expected) < 1e-6
-    later = cut(network).shallow(deep, x + 1, time - 10, **cond)
+    assert relative_error(halves.shallow(x, time, deep, **cond), expected) < 1e-6
+    later = halves.shallow(x + 1, time - 10, deep, **cond)
     assert relative_error(later, expected) > 1e-3, "what is outermost is computed anew"
     assert relative_error(later, network(x + 1, time - 10, **cond)) > 1e-4, "and what is deep is not"
 
@@ -74,3 +77,4 @@ def test_each_call_that_is_due_is_full_and_one_of_another_batch() -> None:
     assert torch.equal(cache(x[:1], time[:1], **half), network(x[:1], time[:1], **half)), "another number of rows"
     assert not torch.equal(cache(x[:1] + 1, time[:1], **half), network(x[:1] + 1, time[:1], **half))
     assert list(cache.state_dict()) == [f"network.{key}" for key in network.state_dict()], "a cache has no weights"
+    assert not any(PLACE in key for key in network.state_dict()) and copy.deepcopy(network) is not network

@@ -154,7 +154,7 @@ def sample(
     from diptych.diffusion.finite_check import FiniteCheck
 
     if settings.cache_interval > 1:
-        from diptych.networks.deep_cache import with_cache
+        from diptych.networks.feature_cache import with_cache
 
         denoiser = with_cache(denoiser, settings.cache_interval)
     first = source.draw()  # drawn also where noise is given, so that the sampler draws other numbers

@@ -1,14 +1,11 @@
-"""Feature caching of U-Nets: what is deep in them changes little from step to step (DeepCache: Ma et al. 2023).
+"""U-Nets cut in two, between their outermost blocks and all that is beneath (DeepCache: Ma et al. 2023, section 3.2).
 
-A U-Net is cut (section 3.2) between its outermost blocks, which run in every call, and all that is beneath them, which
-runs in every N-th. A network has no state: its two halves take and give tensors, so that each can be compiled, and
-`FeatureCache` lives as long as one sampling.
+A half takes tensors and gives one, as an engine runs methods, and remembers nothing.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,32 +17,57 @@ from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.layers import Downsample, Upsample
 from diptych.networks.unet import UNet
 
-D = TypeVar("D", bound="HasNetwork")
 
-
-class HasNetwork(Protocol):
-    """A denoiser."""
-
-    network: Any
-
-
-class CutUNet:
+class CutUNet(nn.Module):
     """The two halves of a network. Both take the arguments of its `forward`."""
 
+    shrunk: ClassVar[int] = 1
+    """How many times smaller the sides of what is cached are than those of x."""
+
     def __init__(self, network: Any) -> None:
-        self.network = network
+        super().__init__()
+        self.network, self.config = network, network.config
 
-    def full(self, x: Tensor, time: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's output (B, out_channels, H, W), and what comes up from beneath the cut (B, C, h, w)."""
-        return self.all_blocks(*self.prepare(x, time, cond))
+    def full(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        concat: Tensor | None = None,
+        level: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """The network's output and what comes up from beneath the cut in one tensor (B, K), for `unpacked`."""
+        cond = {"context": context, "context_mask": context_mask, "pooled": pooled, "level": level, "label": label}
+        output, deep = self.all_blocks(*self.network.prepare(x, time, concat, cond))
+        return torch.cat([output.flatten(1), deep.flatten(1)], dim=1)
 
-    def shallow(self, deep: Tensor, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
+    def unpacked(self, packed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `full`, the output (B, out_channels, H, W), and what comes up from beneath the cut (B, C, h, w)."""
+        height, width = x.shape[-2:]
+        output, deep = packed.split([size := self.config.out_channels * height * width, packed.shape[1] - size], dim=1)
+        sides = height // self.shrunk, width // self.shrunk
+        return output.unflatten(1, (-1, height, width)), deep.unflatten(1, (-1, *sides))
+
+    def shallow(
+        self,
+        x: Tensor,
+        time: Tensor,
+        deep: Tensor,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        concat: Tensor | None = None,
+        level: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
         """The output by the outermost blocks, with what came up from beneath the cut in an earlier call."""
-        return self.outer_blocks(deep, *self.prepare(x, time, cond))
-
-    def prepare(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> tuple:
-        conditions: dict[str, Tensor | None] = {key: value for key, value in cond.items() if key != "concat"}
-        return self.network.prepare(x, time, cond.get("concat"), conditions)
+        cond = {"context": context, "context_mask": context_mask, "pooled": pooled, "level": level, "label": label}
+        return self.outer_blocks(deep, *self.network.prepare(x, time, concat, cond))
 
     def all_blocks(
         self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None
@@ -136,6 +158,7 @@ class EfficientCut(CutUNet):
     last on the way up, and the resampling around them."""
 
     network: EfficientUNet
+    shrunk = 2
 
     def all_blocks(
         self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None
@@ -178,7 +201,7 @@ def attended(level: Any, x: Tensor, context: Tensor | None, mask: Tensor | None)
 
 
 def cut(network: nn.Module) -> CutUNet:
-    """The halves of a network. A `UserError` for one that cannot be cut."""
+    """The halves of a network as PyTorch runs them. A `UserError` for one that cannot be cut."""
     if isinstance(network, UNet):
         return PlainCut(network)
     if isinstance(network, AdmUNet):
@@ -187,33 +210,3 @@ def cut(network: nn.Module) -> CutUNet:
         return EfficientCut(network)
     what = f"{type(network).__name__} with one skip connection a level" if isinstance(network, EfficientUNet) else ""
     raise UserError(f"cache_interval has no effect on a {what or type(network).__name__}: leave it out")
-
-
-class FeatureCache(nn.Module):
-    """A network of which every `interval`-th call is full and the others are shallow, in one sampling.
-
-    A call with another number of rows than the one before, where guidance begins or ends within a sampling, is full.
-    Gradients do not reach into what is cached.
-    """
-
-    def __init__(self, network: nn.Module, interval: int) -> None:
-        super().__init__()
-        self.network, self.halves, self.interval = network, cut(network), interval
-        self.deep: Tensor | None = None
-        self.since = 0
-        """Calls since the last full one, itself among them."""
-
-    def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
-        if self.deep is None or self.since >= self.interval or len(self.deep) != len(x):
-            output, deep = self.halves.full(x, time, **cond)
-            self.deep, self.since = deep.detach(), 1
-            return output
-        self.since += 1
-        return self.halves.shallow(self.deep, x, time, **cond)
-
-
-def with_cache(denoiser: D, interval: int) -> D:
-    """The same denoiser, and count of calls, with a cache that begins empty."""
-    cached = copy.copy(denoiser)
-    cached.network = FeatureCache(denoiser.network, interval)
-    return cached
