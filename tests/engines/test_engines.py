@@ -19,6 +19,7 @@ from diptych.engines import accelerate as choosing
 from diptych.engines import compiled_cache
 from diptych.engines.accelerate import accelerate
 from diptych.engines.replace import Part, Runner, replace, restore
+from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.lora import Adapter, LowRank, adapt
@@ -92,6 +93,44 @@ def test_a_pixel_stage_gives_the_same(augmented: bool) -> None:
     inputs["x"] = torch.randn(3, 3, 16, 16)
     inputs |= {"concat": torch.randn(3, 3, 16, 16), "level": torch.rand(3)} if augmented else {}
     assert close(compiled(network)(**inputs), network(**inputs))
+
+
+SMALL = {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,), "head_width": 16}
+ADM = {
+    "adm": AdmUNetConfig(**SMALL, classes=10),
+    "imagen": AdmUNetConfig(
+        **SMALL, context_width=16, context_projection=32, context_norm_kind="layer", text_pooling_heads=4
+    ),
+    "deepfloyd": AdmUNetConfig(
+        **SMALL, context_width=16, text_pooling_heads=4, activation="gelu", preactivated=True, residual_scale=2**-0.5
+    ),
+    "imagen-sr": EfficientUNetConfig(
+        channels=32,
+        multipliers=(1, 2),
+        blocks=(1, 1),
+        self_attention_levels=(1,),
+        cross_attention_levels=(1,),
+        head_width=16,
+        context_width=16,
+        text_pooling_heads=4,
+        scale_shift=True,
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ADM)
+def test_networks_whose_time_scales_and_shifts_are_compiled(name: str) -> None:
+    config = ADM[name]
+    network = random_weights(config.build())
+    inputs = {**unet_inputs(), "x": torch.randn(3, 3, 8, 8)}
+    if config.context_width is None:
+        inputs = {"x": inputs["x"], "time": inputs["time"], "label": torch.tensor([1, 2, 3])}
+    if config.concat_channels:
+        inputs |= {"concat": torch.randn(3, 3, 8, 8), "level": torch.rand(3)}
+    runner = compiled(network)
+    assert close(runner(**inputs), network(**inputs))
+    assert None not in runner._compiled.values(), "it ran in PyTorch"
 
 
 @torch.no_grad()

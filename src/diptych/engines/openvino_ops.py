@@ -239,6 +239,13 @@ def _(graph: Recorder, x: Tensor, size: Sequence[int] | None, scales: Any = None
     return op.interpolate(graph.node(x), whole(size), "nearest", "sizes", axes=whole([2, 3]), **options)
 
 
+@translates(aten.avg_pool2d)
+def _(graph: Recorder, x: Tensor, size: Sequence[int], stride: Sequence[int] = (), *how: Any) -> Any:
+    if how:
+        raise Untranslatable("an average over windows with a border")
+    return op.avg_pool(graph.node(x), list(stride or size), [0, 0], [0, 0], list(size), exclude_pad=True)
+
+
 @translates(aten.pixel_shuffle)
 def _(graph: Recorder, x: Tensor, factor: int) -> Any:
     return op.depth_to_space(graph.node(x), "depth_first", factor)
@@ -261,6 +268,12 @@ def _(graph: Recorder, x: Tensor, dims: Sequence[int] | None = None, keep: bool 
 def _(graph: Recorder, x: Tensor, dims: Sequence[int] | None = None, keep: bool = False, **how: Any) -> Any:
     kept = x.dtype if x.is_floating_point() else torch.int64
     return op.reduce_sum(graph.node(x, kept), whole(axes_of(x, dims)), keep)
+
+
+@translates(aten.all)
+def _(graph: Recorder, x: Tensor, dim: int | None = None, keep: bool = False) -> Any:
+    axes = axes_of(x, None if dim is None else [dim])
+    return op.reduce_logical_and(graph.node(x, torch.bool), whole(axes), keep)
 
 
 def axes_of(x: Tensor, dims: Sequence[int] | None) -> list[int]:

@@ -100,8 +100,8 @@ class AdmAttention(nn.Module):
         if self.self_attention:
             keys, values = [*keys, self.key(tokens)], [*values, self.value(tokens)]
         if mask is not None:
-            pixels = mask.new_ones(len(mask), tokens.shape[1] if self.self_attention else 0)
-            mask = torch.cat([mask, pixels], 1)[:, None, None]  # (B, 1, 1, L + H W)
+            pixels = tokens.shape[1] if self.self_attention else 0
+            mask = F.pad(mask, (0, pixels), value=True)[:, None, None]  # (B, 1, 1, L + H W)
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(tokens), torch.cat(keys, 1), torch.cat(values, 1))

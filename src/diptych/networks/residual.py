@@ -50,8 +50,8 @@ class ResidualBlock(nn.Module):
         if self.time is None:
             return self.norm2(h)
         assert embedding is not None, "this block was built for a time embedding"
-        time = self.time(embedding)[:, :, None, None]
+        time = self.time(embedding)
         if not self.scale_shift:
-            return self.norm2(h + time)
+            return self.norm2(h + time[:, :, None, None])
         scale, shift = time.chunk(2, dim=1)
-        return self.norm2(h) * (1 + scale) + shift
+        return self.norm2(h) * (1 + scale)[:, :, None, None] + shift[:, :, None, None]  # in this order for OpenVINO
