@@ -27,6 +27,8 @@ READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.t
 """Small files of a folder that its embeddings depend on."""
 PATHS = ("path", "tokenizer")
 """Fields of a config with paths."""
+FEW = 16
+"""Prompts that are read one by one, so that not even the last bit depends on those beside it."""
 LENGTHS = 8
 """Tokens by which `encode_at_once` pads."""
 
@@ -67,10 +69,11 @@ class FrozenText:
         ids, mask = tokenize(self.tokenizer, prompts, self.max_tokens, self.device)
         sequence = torch.zeros(*ids.shape, self.width, device=self.device)
         lengths = mask.sum(1)
-        for length in filter(
-            None, lengths.unique().tolist()
-        ):  # none is padded: what it gives does not depend on the others
-            some = lengths == length
+        groups = torch.arange(len(prompts)) if len(prompts) <= FEW else lengths.cpu()
+        for group in groups.unique():  # none is padded: what it gives does not depend on the others
+            some = groups == group
+            if not (length := int(lengths[some][0])):
+                continue
             with self.precision():
                 hidden = self.model(input_ids=ids[some, :length], attention_mask=mask[some, :length].long())
             sequence[some, :length] = hidden.last_hidden_state.float()
