@@ -29,6 +29,7 @@ from benchmarks.gpu_memory import MEMORY, peak_of
 from benchmarks.gpu_training import matmul_tflops, synchronize
 from benchmarks.sampling_sides import Case, Ours, Side, Theirs, cases
 from diptych.core.errors import UserError
+from diptych.engines.cuda_capture import Graph
 from diptych.engines.cuda_method import CudaMethod
 from diptych.engines.replace import Part
 from diptych.networks.compiled_blocks import reason, relative
@@ -234,7 +235,13 @@ def errors(side: Side, against: Side, case: Case, rounded: dict[str, float]) -> 
 
 
 EAGER = ("diptych", "diptych channels_last", "diffusers", "diffusers channels_last")
-COMPILING = {"diptych graphs": 10, "diptych compiled": 50, "diffusers compiled": 60, "diptych compiled whole": 60}
+COMPILING = {
+    "diptych graphs": 10,
+    "diptych compiled": 50,
+    "diptych tuned": 20,
+    "diffusers compiled": 60,
+    "diptych compiled whole": 60,
+}
 """About how many seconds it takes to compile a side for one batch."""
 TUNING = 300
 """The same for diffusers with max-autotune."""
@@ -245,8 +252,8 @@ def sides(case: Case, toy: bool) -> dict[str, Callable[[], Side]]:
     model, last = case.model(), case.model()
     last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def ours(name: str, regions: Any) -> Callable[[], Side]:
-        return lambda: Ours(name, case, last, engine("none" if toy else regions, toy))
+    def ours(name: str, regions: Any, tuned: bool = False) -> Callable[[], Side]:
+        return lambda: Ours(name, case, last, engine("none" if toy else regions, toy, tuned))
 
     def theirs(name: str, channels_last: bool = True, mode: str = "") -> Callable[[], Side]:
         return lambda: Theirs(name, case, model, channels_last, mode)
@@ -258,6 +265,7 @@ def sides(case: Case, toy: bool) -> dict[str, Callable[[], Side]]:
         "diffusers channels_last": theirs("diffusers channels_last"),
         "diptych graphs": ours("diptych graphs", "none"),
         "diptych compiled": ours("diptych compiled", "blocks"),
+        "diptych tuned": ours("diptych tuned", "blocks", tuned=True),
         "diptych compiled whole": ours("diptych compiled whole", "whole"),
         "diffusers compiled": theirs("diffusers compiled", mode="reduce-overhead"),
         "diffusers tuned": theirs("diffusers tuned", mode="max-autotune-no-cudagraphs" if toy else "max-autotune"),
@@ -288,6 +296,8 @@ def study(case: Case, seconds: float, out: Path, toy: bool) -> dict[str, Any]:
         it.measure("images, compiled", it.images, (ours,), many, COMPILING[ours])
         it.measure("images, both compiled", it.images, (ours, theirs), many, COMPILING[theirs])
         it.measure("images, eager", it.images, EAGER[1:], many)
+        it.compare("diptych tuned", COMPILING["diptych tuned"])
+        it.measure("images, tuned convolutions", it.images, (ours, "diptych tuned"), one)
         it.compare(whole, COMPILING[whole])
         it.measure("images, whole", it.images, (ours, whole), one)
         it.compare(tuned, TUNING)
@@ -302,13 +312,13 @@ def study(case: Case, seconds: float, out: Path, toy: bool) -> dict[str, Any]:
     return it.done
 
 
-def engine(regions: Any, toy: bool) -> Callable[[Part], CudaMethod]:
+def engine(regions: Any, toy: bool, tuned: bool = False) -> Callable[[Part], CudaMethod]:
     """Makes what runs a part; on a CPU a graph is the call itself."""
 
     def plain(call: Callable[..., Tensor], given: Any, pool: Any) -> Callable[[Any], Tensor]:
         return lambda given: call(**given)
 
-    return lambda part: CudaMethod(part, regions, capture=plain) if toy else CudaMethod(part, regions)
+    return lambda part: CudaMethod(part, regions, tuned=tuned, capture=plain if toy else Graph)
 
 
 def ratios(done: dict[str, Any], batches: tuple[int, ...]) -> dict[str, Any]:

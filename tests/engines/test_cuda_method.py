@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diptych.core.errors import UserError
 from diptych.engines import cuda_method
-from diptych.engines.accelerate import accelerate
+from diptych.engines.accelerate import accelerate, runner_for
 from diptych.engines.cuda_method import MOST_CHANGES, MOST_SHAPES, CudaMethod
 from diptych.engines.parts import parts
 from diptych.engines.replace import Part, replace, restore
@@ -233,6 +233,28 @@ def test_bfloat16_is_computed_within_the_graph(graphs: type[CpuGraph]) -> None:
     exact, rounded = own(*args, **kwargs), [made(*args, **kwargs) for _ in range(2)]
     assert graphs.captured == 1 and torch.equal(*rounded) and rounded[0].dtype == torch.float32
     assert 1e-4 < (rounded[0] - exact).norm() / exact.norm() < 3e-2
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_convolutions_are_tried_within_a_capture_alone(tuned: bool) -> None:
+    seen = list[bool]()
+
+    def call_again(call: Any, given: Any, pool: Any) -> Any:
+        seen.append(torch.backends.cudnn.benchmark)
+        output = call(**given)
+        return lambda given: output
+
+    made, own = network(), network()
+    graphed(made, tuned=tuned, capture=call_again)
+    assert same(made, own) and seen == [tuned] and not torch.backends.cudnn.benchmark
+
+
+def test_the_engine_compile_has_a_runner_for_each_part() -> None:
+    model = latents.system()
+    for precision in ("float32", "bf16"):
+        runners = [runner_for("compile", part, precision) for part in parts(model)]
+        assert len(runners) == 3
+        assert all(isinstance(runner, CudaMethod) and runner.bf16 == (precision == "bf16") for runner in runners)
 
 
 def test_a_cpu_is_refused() -> None:

@@ -42,9 +42,11 @@ def key_of(module: nn.Module, method: str, shapes: Any, regions: str) -> dict[st
 def load(key: dict[str, Any], name: str) -> bool:
     """Give PyTorch the artifacts that were stored under a key; whether there were any. name: of the network, for what
     is said of a damaged file."""
-    body, wrong = compiled_cache.read(key)
-    if wrong is not None:
-        print_err(f"the compiled {name} is made again: {wrong}")
+    try:
+        body = compiled_cache.read(key)
+    except ValueError as error:
+        print_err(f"the compiled {name} is made again: {error}")
+        return False
     if body is None:
         return False
     try:

@@ -48,14 +48,16 @@ class CudaMethod(Runner):
         regions: Regions = "blocks",
         *,
         bf16: bool = False,
+        tuned: bool = False,
         capture: Capture = Graph,
         cached: bool = True,
     ) -> None:
-        """bf16: matrix products and convolutions are in bfloat16, whatever the weights are. capture: tests on a CPU
-        have another. cached: compiled kernels are kept for the next process."""
+        """bf16: matrix products and convolutions are in bfloat16, whatever the weights are. tuned: cuDNN tries which of
+        its convolutions is the fastest, so that last bits may differ between processes. capture: tests on a CPU have
+        another. cached: compiled kernels are kept for the next process."""
         super().__init__(part)
         self.regions: Regions = regions
-        self.bf16, self.capture, self.cached = bf16, capture, cached
+        self.bf16, self.tuned, self.capture, self.cached = bf16, tuned, capture, cached
         self.graphs: dict[tuple[Any, ...], Callable[[Given], Tensor] | None] = {}
         """By shapes; none for one that could not be captured."""
         self.weights: Weights | None = None  # of a copy, the module is not whole yet
@@ -66,7 +68,8 @@ class CudaMethod(Runner):
         self.lock = threading.Lock()
 
     def again(self, part: Part) -> CudaMethod:
-        return CudaMethod(part, self.regions, bf16=self.bf16, capture=self.capture, cached=self.cached)
+        how: Any = {"bf16": self.bf16, "tuned": self.tuned, "capture": self.capture, "cached": self.cached}
+        return CudaMethod(part, self.regions, **how)
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         given = self.named(args, kwargs)
@@ -134,7 +137,8 @@ class CudaMethod(Runner):
             for regions in (self.regions, "none")[self.regions == "none" :]:
                 how = "as a CUDA graph" if regions == "none" else "compiled"
                 try:
-                    graph = self.compiled_graph(regions, given, shapes)
+                    with fastest_convolutions(self.tuned):
+                        graph = self.compiled_graph(regions, given, shapes)
                     off = relative(own, graph(given))
                 except Exception as error:  # compilers and CUDA raise many kinds
                     self.tell(f"cannot run {how} here ({reason(error)})")
@@ -208,6 +212,17 @@ class Weights:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function by torch.compile, for each shape by itself."""
     return torch.compile(function, dynamic=False, backend=BACKEND)
+
+
+@contextlib.contextmanager
+def fastest_convolutions(tried: bool) -> Iterator[None]:
+    """Within, cuDNN tries its convolutions at the first call of each, if `tried`; a graph keeps the chosen ones."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or tried
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextlib.contextmanager
