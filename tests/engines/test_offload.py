@@ -169,6 +169,13 @@ def test_tiles_and_previews_in_between_change_nothing(way: str, watch: Watch) ->
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_parts_of_a_network_that_run_alone_find_their_weights(way: str, watch: Watch) -> None:
+    options: dict[str, Any] = {"cache_interval": 2, "steps": 4}
+    ours = offloaded(latents.system(), way).generate(PROMPTS, **options)
+    assert stages.equal(latents.system().generate(PROMPTS, **options).images, ours.images) and watch.most == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("told", ["words", "class"])
 def test_a_model_of_codes_makes_the_same_bits(way: str, told: str, watch: Watch) -> None:
     prompts = PROMPTS if told == "words" else ["red", "blue"]

@@ -151,12 +151,13 @@ def generate(arguments: argparse.Namespace) -> None:
         for number, stage_image in enumerate(earlier, 1):
             row = of_stage(metadata, number, stage_image)
             save_image(stage_image, arguments.out, path.stem + stage_suffix(row), row, checks.signer)
-    tell_peak(model.device, bool(arguments.peak_memory))
+    tell_peak(model, bool(arguments.peak_memory))
 
 
-def tell_peak(device: Any, asked: bool) -> None:
-    """The most memory that was used, where it was asked for or is a GPU's."""
-    if asked or device.type == "cuda":
+def tell_peak(model: Any, asked: bool) -> None:
+    """The most memory that a model used, where that was asked for or it is on a GPU."""
+    device = getattr(model, "device", None)
+    if device is not None and (asked or device.type == "cuda"):
         from diptych.core.memory_use import peak_line
 
         print_err(peak_line(device))

@@ -70,7 +70,7 @@ def generate_set(arguments: argparse.Namespace) -> None:
     for name in done.damaged:
         print_err(f"{done.out / name} was damaged: it was made again")
     if not torchrun or place == 0:
-        tell_peak(model.device, bool(arguments.peak_memory))
+        tell_peak(model, bool(arguments.peak_memory))
 
 
 def base_seed(arguments: argparse.Namespace) -> int:

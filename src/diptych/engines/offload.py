@@ -49,12 +49,18 @@ class PartsOffload:
         for entries in entry_modules(module):
             if tensor_bytes(entries) > self.small:
                 weights = HostWeights(entries, self.device)
+                inner = [
+                    block for entry in entries for block in blocks(entry)
+                ]  # called alone where features are cached
+                for called in dict.fromkeys([*entries, *inner]):
+                    called.register_forward_pre_hook(partial(self._enter, weights))
                 for entry in entries:
-                    entry.register_forward_pre_hook(partial(self._enter, weights))
                     stay_on(entry, self.device)
 
     def _enter(self, weights: HostWeights, module: nn.Module, inputs: Any) -> None:
         gradients = torch.is_grad_enabled()
+        if len(self.resident) == 1 and self.resident.get(weights) is gradients:
+            return
         for other, held in list(self.resident.items()):
             if other is not weights and not (gradients and held):
                 other.unbind()
