@@ -22,6 +22,7 @@ from diptych.engines import compiled_cache, open_ahead, openvino_graph, winograd
 from diptych.engines.compute_precision import Precision
 from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
 from diptych.engines.replace import Part, Runner, Unfit
+from diptych.engines.weights_watch import WeightsWatch
 from diptych.networks.lora import adapters
 
 TOKENS = 16
@@ -48,7 +49,7 @@ class OpenVINOMethod(Runner):
         self.source = source  # of the model, by which what it used last is opened ahead
         self.precision: Precision = precision
         self._compiled: OrderedDict[Any, list[ov.InferRequest]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._watch = threading.Lock(), WeightsWatch(part.module)
 
     def again(self, part: Part) -> OpenVINOMethod:
         return OpenVINOMethod(part, self.precision, self.source)
@@ -93,7 +94,7 @@ class OpenVINOMethod(Runner):
     def _requests(self, shapes: Mapping[str, Any], rows: int) -> list[ov.InferRequest]:
         """What runs on these shapes, each a row at a time, compiled if it is not; `Unfit` where that cannot be done."""
         streams = min(STREAMS, rows, torch.get_num_threads())
-        state = weights_state(self.part.module), torch.get_num_threads()
+        state = self._watch.state(), torch.get_num_threads()
         key = (tuple(shapes.items()), streams, state)
         if key not in self._compiled:
             for old in [other for other in self._compiled if other[-1] != state]:
@@ -167,17 +168,6 @@ def _config(module: nn.Module) -> Any:
 def _signature(kind: type, method: str) -> tuple[str, ...]:
     """The names of a method's arguments, without itself."""
     return tuple(inspect.signature(getattr(kind, method)).parameters)[1:]
-
-
-def weights_state(module: nn.Module) -> int:
-    """A number that is another one after the weights, or what LoRA adds to them, have changed."""
-    changes = [(name, each) for layer in module.modules() for name, each in adapters(layer)]
-    added = [tensor for _, each in changes for tensor in (each.change.down, each.change.up)]
-    tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers(), *added)]
-    middles = [tensor.flatten()[tensor.numel() // 2 :][:1].float() for tensor in tensors] or [torch.zeros(1)]
-    marks = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-    scales = tuple((name, each.scale, each.live, each.change.alpha) for name, each in changes)
-    return hash((marks, scales, torch.cat(middles).numpy().tobytes()))  # the last for changes behind PyTorch's back
 
 
 def weights_hash(module: nn.Module) -> str:
