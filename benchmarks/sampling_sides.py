@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.core.errors import UserError
+from diptych.core.random import NoiseSource
 from diptych.encoders.base import TextEmbedding
 from diptych.engines.parts import parts
 from diptych.engines.replace import Part, replace, restore
@@ -177,7 +178,7 @@ class Theirs(Side):
             self.vae.decoder.forward = torch.compile(self.vae.decoder.forward, **how)
         self.scheduler: Any = diffusers.DDIMScheduler(  # type: ignore[attr-defined]
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-            set_alpha_to_one=False, steps_offset=1,
+            timestep_spacing="trailing",
         )  # fmt: skip
         self.text, self.scale = model.text, float(model.scale)
 
@@ -195,7 +196,7 @@ class Theirs(Side):
         context = both.repeat_interleave(batch, 0)
         self.scheduler.set_timesteps(case.steps, device=case.device)
         shape = (batch, case.config.unet.in_channels, case.side, case.side)
-        latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(case.device, case.dtype)
+        latents = NoiseSource(range(batch), shape[1:], case.device, case.dtype).draw()  # as ours
         for t in self.scheduler.timesteps:
             mark_step()
             x = self.scheduler.scale_model_input(torch.cat([latents] * 2), t)

@@ -58,6 +58,7 @@ def test_the_loan_from_data_to_what_is_brought_back(tmp_path: Path, monkeypatch)
     assert not [part for part, found in sampled.items() if {"error", "skipped"} & set(found)]
     assert sampled["ratios"]["images, both compiled, batch 1: diptych compiled over diffusers compiled"] > 0
     assert sampled["agree, diffusers compiled"]["step"] < 1e-4
+    assert sampled["agree, diffusers"]["images, largest of 255"] <= 1
     pieces = b"".join(piece.read_bytes() for piece in sorted(pack.glob("gpu.tar.*")))
     with tarfile.open(fileobj=io.BytesIO(pieces)) as tar:
         tar.extractall(tmp_path / "home", filter="data")
