@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.cli import main as cli
+from diptych.cli.generate_commands import tell_peak
 from diptych.cli.memory_report import memory_of
 from diptych.core import memory_use
 from diptych.core.errors import DiptychWarning, UserError
@@ -208,23 +209,12 @@ def test_a_lack_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert error.startswith("diptych: cuda:1 has no memory left") and error.count("\n") == 1
 
 
-def test_the_peak_is_told_where_it_is_asked_for(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "generate",
-        "a red apple",
-        "--device",
-        "cpu",
-        "--steps",
-        "1",
-        "--engine",
-        "pytorch",
-        "--out",
-        str(tmp_path),
-    ]
-    assert cli.main(words) == 0
-    assert "peak memory" not in capsys.readouterr().err
+def test_the_peak_is_told_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_peak(latents.system(), asked=False)
+    tell_peak(object(), asked=True)  # of no device
+    assert capsys.readouterr().err == ""
     before = peak_memory(CPU)
-    assert cli.main([*words, "--peak-memory"]) == 0
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    tell_peak(latents.system(), asked=True)
+    line = capsys.readouterr().err.strip()
     assert line == memory_use.peak_line(CPU) and line.startswith("peak memory ") and line.endswith(" (cpu)")
     assert peak_memory(CPU) >= before > 50 * 2**20

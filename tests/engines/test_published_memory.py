@@ -46,6 +46,7 @@ def test_they_make_the_same_bits_offloaded(folder: Path) -> None:
     assert any(isinstance(layer, QuantisedLayer) for layer in text_of(rounded).modules())
 
 
+@pytest.mark.slow
 def test_they_are_counted_without_their_weights(folder: Path) -> None:
     model: Any = diptych.load(folder, "cpu", engine="pytorch")
     parts = {part.name: part for part in memory_of(str(folder), Sampling(batch=2))["parts"]["stored"]}

@@ -141,6 +141,8 @@ def test_rounded_weights_are_not_saved(tmp_path: Path) -> None:
         model.save(tmp_path / "model")
     with pytest.raises(UserError, match="unknown weight precision 'int4': choose one of float8, int8, stored"):
         place(latents.system(), CPU, weights="int4")
+    with pytest.raises(UserError, match="mps has no float8: take weight_precision=int8"):
+        place(latents.system(), torch.device("mps"), weights="float8")
 
 
 def test_a_type_of_the_whole_model_leaves_the_bytes_alone() -> None:
@@ -168,14 +170,12 @@ def test_the_option_is_recorded_and_generates_an_image_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--device", "cpu", "--out", str(tmp_path)]
-    assert cli.main(["generate", "a red apple", "--steps", "2", "--weight-precision", "int8", *words]) == 0
+    assert cli.main(["generate", "a red apple", "--steps", "1", "--weight-precision", "int8", *words]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert read_metadata(path)["model"]["weight_precision"] == "int8"
     assert "engine" not in read_metadata(path)["model"]
     assert cli.main(["generate", "--from", str(path), *words]) == 0
     printed = capsys.readouterr()
     assert path.read_bytes() == Path(printed.out.strip()).read_bytes() and "differs" not in printed.err
-    assert cli.main(["generate", "--from", str(path), "--weight-precision", "stored", *words]) == 0
-    assert path.read_bytes() != Path(capsys.readouterr().out.strip()).read_bytes()
     assert cli.main(["generate", "a red apple", "--offload", "part", *words]) == 2
     assert "unknown offload 'part'" in capsys.readouterr().err

@@ -44,6 +44,8 @@ def place(
     if offload != "none" and device.type != "cuda":
         warn(f"offload={offload} is for CUDA devices: on {device} it changes nothing")
         offload = "none"
+    if weights == "float8" and device.type == "mps":
+        raise UserError("mps has no float8: take weight_precision=int8")
     ways = {"parts": PartsOffload, "layers": LayersOffload}
     way = ways[offload](device) if offload != "none" else None
     return Placement(device, way, weights, sparing).apply(model)
