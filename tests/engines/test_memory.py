@@ -20,12 +20,12 @@ from diptych.engines import attention_chunks, placement, sliced_decoding
 from diptych.engines.accounting import peak_of
 from diptych.engines.attention_chunks import attend, attend_in_chunks, head_widths
 from diptych.engines.memory_options import engine_for
-from diptych.engines.offload import LayersOffload, PartsOffload, weight_bytes
+from diptych.engines.offload import LayersOffload, PartsOffload, networks, weight_bytes
 from diptych.engines.placement import Placement
 from diptych.engines.sampling_memory import CONTEXT, FRAGMENTED, PartMemory, Sampling, ways
 from diptych.engines.sliced_decoding import decode_in_slices, decoding_bytes
 from diptych.networks.autoencoder import AutoencoderConfig
-from tests.models import latents, stages
+from tests.models import codes, latents, stages
 
 CPU = torch.device("cpu")
 
@@ -118,9 +118,37 @@ def test_weights_without_room_are_refused_before_work(way: str, monkeypatch: pyt
     with pytest.raises(UserError, match=r"the weights take .* and cpu has .* free: ") as refused:
         place.require_room([network])
     assert ("offload=layers takes 31 MiB" in str(refused.value)) == (way != "layers")
-    monkeypatch.setattr(placement, "free_device_memory", lambda device: need[way] + 1)
-    with pytest.warns(DiptychWarning, match="so that little is left for the images"):
-        place.require_room([network])
+    monkeypatch.setattr(placement, "free_device_memory", lambda device: need[way])
+    place.require_room([network])
+
+
+def test_a_warning_says_where_an_image_may_have_no_room(monkeypatch: pytest.MonkeyPatch, recwarn: Any) -> None:
+    model = latents.system()
+    need = weight_bytes(networks(model))["none"]
+    images = placement.image_bytes(model)
+    assert 4 * 8 * 16**2 < images < 2**20  # the decoder's last layers at least
+    monkeypatch.setattr(placement, "free_device_memory", lambda device: need + images)
+    Placement(CPU).require_room(networks(model), model)
+    assert not recwarn.list
+    monkeypatch.setattr(placement, "free_device_memory", lambda device: need + images - 1)
+    with pytest.warns(DiptychWarning, match=r"one image of 16 px takes .* more, so that memory may run out: offload="):
+        Placement(CPU).require_room(networks(model), model)
+    for build in (codes.system, lambda: stages.stage(stages.base())):
+        assert placement.image_bytes(build()) > 0
+    assert placement.image_bytes(stages.cascade()) == 0  # its stages are asked one by one
+
+
+def test_what_is_there_makes_room_for_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for way in (PartsOffload(CPU, 0), LayersOffload(CPU, 0)):
+        model = Placement(CPU, way).apply(latents.system())
+        assert way.present == 0
+        model.generate("a red picture")
+        assert way.present > 0
+        network = nn.Linear(10, 10)
+        monkeypatch.setattr(placement, "free_device_memory", lambda device: 0)
+        Placement(CPU, way).require_room([network])
+        with pytest.raises(UserError, match="cpu has 0 MiB free"):
+            Placement(CPU).require_room([network])
 
 
 def test_other_engines_do_not_go_with_moved_or_rounded_weights() -> None:

@@ -28,6 +28,11 @@ SMALL_LAYER = 2**20
 class Offload(Protocol):
     """A way to offload networks."""
 
+    @property
+    def present(self) -> int:
+        """Bytes on the device that make room for, or are used by, what comes next."""
+        ...
+
     def add(self, module: nn.Module) -> None:
         """Offload a network, which lies on the host. What stays of it is left there, to be moved with the model."""
         ...
@@ -44,6 +49,10 @@ class PartsOffload:
         self.device, self.small = device, small
         self.resident: dict[HostWeights, bool] = {}
         """What is on the device, and whether gradients may lead through it."""
+
+    @property
+    def present(self) -> int:
+        return sum(weights.bytes for weights in self.resident)
 
     def add(self, module: nn.Module) -> None:
         for entries in entry_modules(module):
@@ -114,6 +123,10 @@ class LayersOffload:
         self.last: Block | None = None
         self.held: list[Block] = []
         """Blocks that stay for the backward pass."""
+
+    @property
+    def present(self) -> int:
+        return sum(len(slot.flat) for slot in self.slots)
 
     def add(self, module: nn.Module) -> None:
         owners: dict[nn.Parameter, Block] = {}

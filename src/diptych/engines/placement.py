@@ -26,8 +26,8 @@ from diptych.engines.offload import (
 from diptych.engines.sliced_decoding import decode_in_slices
 from diptych.engines.weight_precision import quantise, quantise_networks
 
-LEAST_LEFT = 2**28
-"""Bytes beside the weights below which a model is hardly going to run: one line warns of it."""
+PLENTY = 4 * 2**30
+"""Bytes beside the weights above which nobody counts what one image takes."""
 
 
 def place(
@@ -68,7 +68,7 @@ class Placement:
         if self.weights != "stored":
             quantise_networks(model, self.weights)
         if self.device.type != "cpu":
-            self.require_room(networks(model))
+            self.require_room(networks(model), model)
             if self.sparing:
                 decode_in_slices(model)
         for network in networks(model):
@@ -100,21 +100,40 @@ class Placement:
             network.to(self.device)
         return encoder
 
-    def require_room(self, found: list[nn.Module]) -> None:
-        """Raise a `UserError` where a device has not the memory for weights alone, or warn where it has little more."""
+    def require_room(self, found: list[nn.Module], model: Any = None) -> None:
+        """Raise a `UserError` where a device has not the memory for the weights of networks alone, or warn where it has
+        not as much more as an image of a model takes."""
         if (free := free_device_memory(self.device)) is None:
             return
         ways = weight_bytes(found)
         way = {PartsOffload: "parts", LayersOffload: "layers"}.get(type(self.offload), "none")  # type: ignore[arg-type]
-        need, have = ways[way], f"{self.device} has {gib(free)} free"
+        free, need = free + (0 if self.offload is None else self.offload.present), ways[way]
         others = [f"offload={name} takes {gib(size)}" for name, size in ways.items() if size < 0.9 * need]
         if self.weights == "stored":
             others.append("weight_precision=int8 takes about a half of 16-bit weights, a quarter of 32-bit ones")
-        what = f"the weights take {gib(need)}, and {have}"
+        what = f"the weights take {gib(need)}, and {self.device} has {gib(free)} free"
         if need > free:
             raise UserError(f"{what}: {', '.join(others) or 'close other programs that use it'}")
-        if need + LEAST_LEFT > free:
-            warn(f"{what}, so that little is left for the images; {', '.join(others)}")
+        if free - need < PLENTY and (images := image_bytes(model)) > free - need:
+            more = f"one image of {model.config.size} px takes {gib(images)} more"
+            warn(f"{what}; {more}, so that memory may run out: {', '.join(others) or 'take a smaller size'}")
+
+
+def image_bytes(model: Any) -> int:
+    """What making one image of the training size takes beside a model's weights, counted; 0 for a cascade, whose stages
+    are asked one by one."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return 0
+    from diptych.engines.sampling_memory import Sampling, counted, model_passes
+
+    built = dict[str, nn.Module]()
+    for name in ("unet", "network", "transformer", "autoencoder"):
+        if (part := getattr(model, name, None)) is not None:
+            with torch.device("meta"):
+                built[name] = part.config.build()
+    dtype = next(model.parameters()).dtype
+    return max(counted(one).activations for one in model_passes(config, built, Sampling(dtype=dtype)))
 
 
 def built_on_host(config: Any, device: torch.device) -> Any:
