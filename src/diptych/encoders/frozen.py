@@ -21,7 +21,7 @@ from diptych.core.errors import UserError
 from diptych.core.values import short_repr
 from diptych.encoders.base import TextEmbedding
 from diptych.encoders.tokenizers import first_line, require_no_code, tokenize
-from diptych.weights.lazy import LazyCheckpoint, fill, require_shapes, weight_files
+from diptych.weights.lazy import DRAWN, LazyCheckpoint, fill, require_shapes, weight_files
 
 READ = ("config.json", "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 """Small files of a folder that its embeddings depend on."""
@@ -210,10 +210,6 @@ def load_frozen(
             model = build()
     fill(model, tensors, checkpoint.source, dtype)
     return model.eval().requires_grad_(False)
-
-
-DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, torch.Tensor.normal_, torch.Tensor.uniform_)
-"""What draws the first weights of a layer."""
 
 
 class Unallocated(TorchFunctionMode):

@@ -74,6 +74,7 @@ def choose_engine(engine: str, device: torch.device, precision: Precision) -> st
 def runner_for(kind: str, part: Part, precision: Precision, source: str = "") -> Runner | None:
     """What runs a part; none for PyTorch itself, in the type of the weights."""
     if kind == "openvino":
+        from diptych.engines import openvino_core  # noqa: F401  before others import OpenVINO with all that it has
         from diptych.engines.openvino_network import OpenVINOMethod
 
         return OpenVINOMethod(part, precision, source)

@@ -1,6 +1,6 @@
 """Compiled networks on disk: opened in half the time that compiling takes.
 
-A file is a line of JSON, which says what it holds and the hash of what follows. Whatever differs (a version, the
+A file is a line of JSON, which says what it holds and the checksum of what follows. Whatever differs (a version, the
 processor, a cut or changed file) makes it as good as not there: it is compiled and written again.
 """
 
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def read_file(path: Path) -> Stored | None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({str(error)[:80]})") from None
     known = isinstance(head, dict) and isinstance(head.get("key"), dict)
-    if not known or head.get("sha256") != hashlib.sha256(body.data).hexdigest():
+    if not known or head.get("crc32") != zlib.crc32(body.data):
         raise ValueError(f"{path} is damaged")
     return Stored(head["key"], body)
 
@@ -79,7 +80,7 @@ def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
         return
     path = path_of(key)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    head = json.dumps({"sha256": hashlib.sha256(body).hexdigest(), "key": dict(key)})
+    head = json.dumps({"crc32": zlib.crc32(body), "key": dict(key)})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         make_room(most - len(body))

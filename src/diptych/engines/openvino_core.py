@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
-
-import openvino as ov
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
 from diptych.engines.compiled_cache import Stored
+
+CONVERTER = "openvino.tools.ovc"
+
+
+def import_openvino() -> Any:
+    """OpenVINO without its converter of other formats, which is not needed: with what reports its use over the network,
+    it takes as long to import as the rest."""
+    missing = CONVERTER not in sys.modules
+    if missing:
+        sys.modules[CONVERTER] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if missing:
+            del sys.modules[CONVERTER]
+
+
+if TYPE_CHECKING:
+    import openvino as ov
+else:
+    ov = import_openvino()
 
 DEVICE = "CPU"
 HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}

@@ -29,7 +29,7 @@ from diptych.models.token_sampling import GumbelSource, TokenSampling, guided_lo
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.weights.identity import identity
-from diptych.weights.lazy import load_module
+from diptych.weights.lazy import load_module, on_meta
 from diptych.weights.model_folder import model_place
 from diptych.weights.save import save_weights
 
@@ -170,7 +170,7 @@ class Autoregressive(OverFirstStage):
         """
         try:
             config = AutoregressiveConfig.from_dict(values)
-            with torch.device("meta"):  # shapes alone, until the files are known to have them
+            with on_meta():  # shapes alone, until the files are known to have them
                 autoencoder, transformer = Autoencoder(config.autoencoder), CodeTransformer(config.transformer)
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from None

@@ -16,7 +16,7 @@ from diptych.core.values import short_repr
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from diptych.weights.fingerprint import fingerprint
-from diptych.weights.lazy import load_module
+from diptych.weights.lazy import load_module, on_meta
 from diptych.weights.save import save_weights
 
 
@@ -27,7 +27,7 @@ def save_autoencoder(module: Autoencoder, folder: Path, dtype: str = "float32") 
 
 def load_autoencoder(config: AutoencoderConfig, folder: Path) -> Autoencoder:
     """Build an autoencoder and fill it from `folder`/autoencoder; raises a `UserError` that names what does not fit."""
-    with torch.device("meta"):
+    with on_meta():
         module = Autoencoder(config)
     load_module(module, folder / "autoencoder")
     return module.eval()
@@ -58,7 +58,7 @@ def load_tiny_decoder(source: Path | str) -> TinyDecoder:
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise UserError(f"{folder} holds another kind of model, not a tiny decoder")
     config = TinyDecoderConfig.from_dict(values.get("network", {}))
-    with torch.device("meta"):
+    with on_meta():
         module = TinyDecoder(config)
     load_module(module, folder / "decoder")
     return module.eval()

@@ -27,7 +27,7 @@ from diptych.core.errors import UserError
 from diptych.core.images import to_tensor
 from diptych.models.word_features import WordFeatures
 from diptych.weights.fingerprint import fingerprint
-from diptych.weights.lazy import load_module
+from diptych.weights.lazy import load_module, on_meta
 from diptych.weights.model_folder import model_place
 from diptych.weights.save import save_weights
 
@@ -253,7 +253,7 @@ def load_judge(path: Path | None = None, words: WordFeatures | None = None) -> J
         UserError: there is no judge there, or its files are damaged.
     """
     folder, config = judge_config(path)
-    with torch.device("meta"):
+    with on_meta():
         judge = Judge(config, words)
     load_module(judge, folder)
     return judge.eval()

@@ -27,7 +27,7 @@ from diptych.models.request import LatentRequest, Request
 from diptych.models.result import Result
 from diptych.models.sampling import InitState, sample
 from diptych.networks.autoencoder import Autoencoder, Posterior
-from diptych.weights.lazy import load_module
+from diptych.weights.lazy import load_module, on_meta
 
 if TYPE_CHECKING:
     from diptych.core.counter_random import Draws
@@ -302,7 +302,7 @@ class LatentDiffusion(OverFirstStage):
             raise UserError(f"{source}: scale must be a positive number, not {short_repr(scale)}")
         try:
             config = LatentConfig.from_dict(values)
-            with torch.device("meta"):  # shapes alone, until the files are known to have them
+            with on_meta():  # shapes alone, until the files are known to have them
                 autoencoder, unet = Autoencoder(config.autoencoder), config.unet.build()
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None

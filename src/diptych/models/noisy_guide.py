@@ -29,7 +29,7 @@ from diptych.encoders.configs import FrozenConfig, build_encoder
 from diptych.models.frozen_parts import FrozenModules
 from diptych.models.guides import Space
 from diptych.networks.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
-from diptych.weights.lazy import load_module
+from diptych.weights.lazy import load_module, on_meta
 from diptych.weights.model_folder import model_place
 from diptych.weights.save import save_weights
 
@@ -195,7 +195,7 @@ class NoisyGuide(FrozenModules):
             config = NoisyGuideConfig.from_dict(values)
         except UserError as error:
             raise UserError(f"{folder / 'config.json'}: {error}") from None
-        with torch.device("meta"):  # shapes alone, until the files are known to have them
+        with on_meta():  # shapes alone, until the files are known to have them
             module = cls(config, name=name or folder.name)
         load_module(module, folder / "network")
         return module.eval().requires_grad_(False)

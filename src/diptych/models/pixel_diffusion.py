@@ -40,7 +40,7 @@ from diptych.networks.adm import AdmUNet
 from diptych.networks.efficient_unet import EfficientUNet
 from diptych.networks.unet import UNet
 from diptych.weights.files import load_header_values
-from diptych.weights.lazy import load_module
+from diptych.weights.lazy import load_module, on_meta
 from diptych.weights.model_folder import model_place
 from diptych.weights.save import save_weights
 
@@ -312,7 +312,7 @@ class PixelDiffusion(OneLineRepr, FrozenModules):
         source = folder / "config.json"
         try:
             config = PixelDiffusionConfig.from_dict(values)
-            with torch.device("meta"):  # shapes alone, until the files are known to have them
+            with on_meta():  # shapes alone, until the files are known to have them
                 network = config.network.build()
         except (UserError, RuntimeError, TypeError) as error:  # the latter two for sizes beyond all bounds
             raise UserError(f"{source}: {str(error).splitlines()[0]}") from None

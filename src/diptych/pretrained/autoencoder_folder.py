@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
 from diptych.networks.autoencoder import Autoencoder
 from diptych.pretrained.key_map import pieces
 from diptych.pretrained.source import Family, Source
 from diptych.pretrained.stable_diffusion.config_json import autoencoder_config
 from diptych.pretrained.stable_diffusion.diffusers_folder import CLASSES, OLDER
 from diptych.pretrained.stable_diffusion.state_dict_keys import diffusers_autoencoder
-from diptych.weights.lazy import fill
+from diptych.weights.lazy import fill, on_meta
 
 
 def fits(source: Source) -> bool:
@@ -22,7 +20,7 @@ def read(source: Source) -> Autoencoder:
     """The autoencoder in a folder. A `UserError` names the file, field or key at fault."""
     config = autoencoder_config(source.config(""), f"{source.path / 'config.json'}")
     stored = source.part("")
-    with torch.device("meta"):  # shapes alone, until the files are known to have them
+    with on_meta():  # shapes alone, until the files are known to have them
         autoencoder = Autoencoder(config)
     layout = diffusers_autoencoder(config, OLDER in stored)
     fill(autoencoder, pieces(layout, stored), stored.source, source.options.dtype)

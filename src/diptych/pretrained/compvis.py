@@ -46,7 +46,7 @@ from diptych.pretrained.stable_diffusion.state_dict_keys import (
     names,
 )
 from diptych.weights.hub import cached_snapshot
-from diptych.weights.lazy import LazyCheckpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill, on_meta
 
 CONDITION = "cond_stage_model."
 TEXT = CONDITION + "transformer."
@@ -250,7 +250,7 @@ def latent_scale(checkpoint: LazyCheckpoint, config: LatentConfig) -> float:
 def read_first_stage(stored: LazyCheckpoint, prefix: str, dtype: torch.dtype | None) -> Autoencoder:
     """The autoencoder in tensors whose names all begin with `prefix`."""
     config = autoencoder_of_shapes(stored.shapes, stored.source, prefix)
-    with torch.device("meta"):
+    with on_meta():
         autoencoder = Autoencoder(config)
     fill(autoencoder, pieces(compvis_autoencoder(config, prefix), stored), stored.source, dtype)
     return autoencoder
@@ -258,7 +258,7 @@ def read_first_stage(stored: LazyCheckpoint, prefix: str, dtype: torch.dtype | N
 
 def read_unet(config: UNetConfig | AdmUNetConfig, source: Source) -> UNet | AdmUNet:
     """The U-Net, with the embedding of its classes where it has one."""
-    with torch.device("meta"):
+    with on_meta():
         unet = UNet(config) if isinstance(config, UNetConfig) else AdmUNet(config)
     if isinstance(unet, AdmUNet):
         layout = compvis_adm(unet, UNET)
@@ -271,7 +271,7 @@ def read_unet(config: UNetConfig | AdmUNetConfig, source: Source) -> UNet | AdmU
 
 def read_text(config: JointTransformerConfig, stored: LazyCheckpoint, options: Options) -> JointTransformer:
     """The text transformer with its tokenizer, which the file does not hold."""
-    with torch.device("meta"):
+    with on_meta():
         text = JointTransformer(config)
     fill(text.network, pieces(bert_layout(config.network), stored), stored.source, options.dtype)
     if not text.network.position.is_meta:  # else nothing is read with it

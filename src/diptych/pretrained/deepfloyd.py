@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
 from diptych.core.errors import UserError
 from diptych.diffusion.schedules import ScheduleConfig
@@ -24,7 +22,7 @@ from diptych.pretrained import schedulers
 from diptych.pretrained.adm_keys import diffusers_adm
 from diptych.pretrained.key_map import pieces
 from diptych.pretrained.source import Family, Source
-from diptych.weights.lazy import fill
+from diptych.weights.lazy import fill, on_meta
 
 BASE = ("IFPipeline", "IFImg2ImgPipeline", "IFInpaintingPipeline")
 ENLARGING = ("IFSuperResolutionPipeline", "IFImg2ImgSuperResolutionPipeline", "IFInpaintingSuperResolutionPipeline")
@@ -71,7 +69,7 @@ def fits(source: Source) -> bool:
 def read(source: Source) -> PixelDiffusion:
     """The stage in a folder. Its text encoder stays where it lies until prompts are read."""
     config = stage_config(source)
-    with torch.device("meta"):
+    with on_meta():
         network = AdmUNet(cast(AdmUNetConfig, config.network))
     tensors = pieces(diffusers_adm(network), source.part("unet"))
     fill(network, tensors, tensors.source, source.options.dtype)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import torch
 from torch import nn
 
 from diptych.conditioning.lowres_augmentation import AugmentationConfig
@@ -32,7 +31,7 @@ from diptych.pretrained.adm_keys import adm_of_shapes, compvis_adm, encoder_of_s
 from diptych.pretrained.key_map import Layout, Piece, pieces
 from diptych.pretrained.source import Family, Source, read_object
 from diptych.pretrained.stable_diffusion.infer_shapes import PrefixedShapes
-from diptych.weights.lazy import fill
+from diptych.weights.lazy import fill, on_meta
 
 PIXELS = 3
 """Channels of an image."""
@@ -90,7 +89,7 @@ def read(source: Source) -> PixelDiffusion | NoisyClassifier:
 def read_stage(source: Source) -> PixelDiffusion:
     """A U-Net as a base or super-resolution stage."""
     config, older = stage_config(source)
-    with torch.device("meta"):
+    with on_meta():
         network = AdmUNet(config.network)  # type: ignore[arg-type]
     network = filled(network, compvis_adm(network, older_attention=older), source)
     require_trained(network, str(source.path))
@@ -138,7 +137,7 @@ def adm_stage(network: AdmUNetConfig, facts: Facts) -> PixelDiffusionConfig:
 def read_classifier(source: Source) -> NoisyClassifier:
     """A classifier of noisy images, for guidance."""
     config, older = classifier_config(source)
-    with torch.device("meta"):
+    with on_meta():
         network = NoisyClassifier(config)
     return filled(network, classifier_layout(network, older), source).eval()
 

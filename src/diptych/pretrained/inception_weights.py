@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.core.errors import UserError
 from diptych.networks.inception import CLASSES, InceptionV3
-from diptych.weights.lazy import LazyCheckpoint, fill, require_shapes
+from diptych.weights.lazy import LazyCheckpoint, fill, on_meta, require_shapes
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's, on its release page; pytorch-fid's pt_inception-2015-12-05-6726825d.pth holds the same tensors."""
@@ -42,7 +42,7 @@ def read_inception(path: str | Path, allow_pickle: bool = False) -> InceptionV3:
         raise UserError(
             f"{path} is an InceptionV3 of {classes} classes: distances are measured with the one of {CLASSES}, {FILE}"
         )
-    with torch.device("meta"):
+    with on_meta():
         network = InceptionV3()
     expected = network.state_dict()
     require_shapes(_stored(expected), tensors.only(key for key in tensors if not UNUSED.search(key)), str(path), KIND)

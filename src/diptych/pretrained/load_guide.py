@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diptych.core.config import read_json
 from diptych.core.errors import UserError
 from diptych.encoders.class_configs import ClassConfig
@@ -24,6 +22,7 @@ from diptych.pretrained.families import open_published
 from diptych.pretrained.guided_diffusion import COSINE, LINEAR
 from diptych.pretrained.load import find, is_published, read_config, read_options
 from diptych.weights.identity import Origin
+from diptych.weights.lazy import on_meta
 
 JUDGE = "judge"
 """The name of the judge in the package."""
@@ -83,7 +82,7 @@ def published_guide(network: NoisyClassifier, name: str) -> NoisyGuide:
         classes=ClassConfig(classes=network.config.classes),
         schedule=COSINE if network.config.size == 64 else LINEAR,
     )
-    with torch.device("meta"):
+    with on_meta():
         guide = NoisyGuide(config, name=name)
     guide.network = network
     return guide.eval().requires_grad_(False)

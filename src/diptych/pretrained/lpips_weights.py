@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import torch
-
 from diptych.core.errors import UserError
 from diptych.networks.lpips import STAGES, Lpips
 from diptych.pretrained.key_map import Piece, pieces
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.hub import fetch_model, hub_id
-from diptych.weights.lazy import LazyCheckpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill, on_meta
 
 UNUSED = ("classifier.", "pre_logits.", "head.")
 """Of VGG16, what follows the convolutions: in torchvision's file, and in timm's."""
@@ -37,7 +35,7 @@ def read_lpips(vgg16: str | Path, heads: str | Path | None = None, allow_pickle:
     Raises:
         UserError: something is not there, is damaged, is a pickle without leave, or are the weights of another network.
     """
-    with torch.device("meta"):
+    with on_meta():
         distance = Lpips()
     trunk = LazyCheckpoint.open(vgg16_path(vgg16, allow_pickle), allow_pickle=allow_pickle)
     fill(distance.vgg16, trunk.only(key for key in trunk if not key.startswith(UNUSED)), trunk.source)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from diptych.core.errors import UserError
 from diptych.networks.vgg import Vgg16Features
 from diptych.pretrained.lpips_weights import EXAMPLE, vgg16_path
-from diptych.weights.lazy import LazyCheckpoint, fill
+from diptych.weights.lazy import LazyCheckpoint, fill, on_meta
 
 HIDDEN = {"fc1": ("classifier.0", "pre_logits.fc1"), "fc2": ("classifier.3", "pre_logits.fc2")}
 """Our hidden layers in torchvision's file, and in timm's, where they are convolutions."""
@@ -27,7 +26,7 @@ def read_vgg16(path: str | Path, allow_pickle: bool = False) -> Vgg16Features:
     Raises:
         UserError: there is no such file, it is damaged, a pickle without leave, or the weights of another network.
     """
-    with torch.device("meta"):
+    with on_meta():
         network = Vgg16Features()
     tensors = LazyCheckpoint.open(vgg16_path(path, allow_pickle), allow_pickle=allow_pickle)
     fill(network, _translated(tensors), tensors.source)

@@ -7,9 +7,11 @@ import contextvars
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diptych.core.errors import UserError
 from diptych.weights.files import shard_files
@@ -31,6 +33,25 @@ def shapes_only() -> Iterator[None]:
         yield
     finally:
         _NOTHING_READ.reset(token)
+
+
+DRAWN = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+"""What draws the first weights of a layer."""
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Within, tensors without memory are not filled: PyTorch does that in Python, a tenth of a second a U-Net."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        weight = {"tensor": args[0] if args else None, **(kwargs or {})}["tensor"] if func in DRAWN else None
+        return weight if weight is not None and weight.is_meta else func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Within, tensors have shapes alone: a network is built until files are known to fill it."""
+    with torch.device("meta"), NothingDrawn():
+        yield
 
 
 def reading_shapes() -> bool:

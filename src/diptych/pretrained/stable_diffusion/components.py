@@ -14,7 +14,7 @@ from diptych.encoders.configs import ClipTextConfig
 from diptych.models.latent_diffusion import LatentConfig, LatentDiffusion
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.unet import UNet, UNetConfig
-from diptych.weights.lazy import LazyCheckpoint, fill, reading_shapes
+from diptych.weights.lazy import LazyCheckpoint, fill, on_meta, reading_shapes
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig
@@ -43,7 +43,7 @@ class Parts:
 
 def first_stage(parts: Parts, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
     """The autoencoder alone, on the CPU, of `dtype` (none: as stored). A `UserError` names the key at fault."""
-    with torch.device("meta"):
+    with on_meta():
         autoencoder = Autoencoder(parts.config.autoencoder)
     fill(autoencoder, parts.autoencoder, parts.autoencoder.source, dtype)
     return autoencoder.eval()
@@ -55,7 +55,7 @@ def system(parts: Parts, dtype: torch.dtype | None = torch.float32) -> LatentDif
     assert isinstance(config.text, ClipTextConfig) and isinstance(config.unet, UNetConfig)
     if parts.tokenizer is None and not reading_shapes():
         raise UserError(f"{parts.unet.source} has no tokenizer: give its folder by --tokenizer FOLDER (tokenizer=)")
-    with torch.device("meta"):  # shapes alone, until the files are known to have them
+    with on_meta():  # shapes alone, until the files are known to have them
         unet = UNet(config.unet)
     text = ClipText.of(config.text, parts.shape, parts.text, parts.tokenizer, parts.text.source, dtype)
     autoencoder = first_stage(parts, dtype)

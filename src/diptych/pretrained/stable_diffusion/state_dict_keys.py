@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from diptych.core.errors import UserError
 from diptych.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.networks.unet import UNet, UNetConfig
 from diptych.pretrained.key_map import Layout, Piece
+from diptych.weights.lazy import on_meta
 
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
@@ -224,7 +224,7 @@ UNET_PARTS = ("conv_in", "down", "middle", "up", "norm_out", "conv_out", "time")
 
 def names(build: Callable[[], nn.Module]) -> list[str]:
     """The names of a module's tensors, without making any."""
-    with torch.device("meta"):
+    with on_meta():
         return list(build().state_dict())
 
 
