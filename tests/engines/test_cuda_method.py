@@ -85,6 +85,20 @@ def test_other_shapes_have_graphs_of_their_own_up_to_a_number(graphs: type[CpuGr
     ]
 
 
+def test_prompts_of_many_lengths_share_a_graph(graphs: type[CpuGraph]) -> None:
+    made, own = network(), network()
+    graphed(made)
+    for tokens in (3, 4, 9, 16):
+        args, _ = inputs()
+        context = torch.randn(2, tokens, 6, generator=torch.Generator().manual_seed(tokens))
+        mask = torch.arange(tokens) < torch.tensor([[tokens], [2]])
+        answers = [net(*args, context=context, context_mask=mask) for net in (made, own)]
+        assert torch.allclose(*answers, atol=1e-6)
+    assert graphs.captured == 1
+    plain = [net(*inputs()[0], context=context) for net in (made, own)]  # nothing says what would be padding
+    assert torch.allclose(*plain, atol=1e-6) and graphs.captured == 2
+
+
 def change(made: UNet, scale: float | None, live: bool = False) -> None:
     layer: Any = made.up[0].transformer.project_in  # type: ignore[union-attr]
     down, up = (

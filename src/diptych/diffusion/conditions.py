@@ -31,7 +31,8 @@ def cat_conditions(first: Cond, second: Cond, batch: int) -> dict[str, Tensor]:
 def without_full_masks(first: Cond, second: Cond) -> tuple[Cond, Cond]:
     """Two conditions, on a GPU without masks that leave nothing out: attention without takes fewer kernels."""
     masks = [each["context_mask"] for each in (first, second) if "context_mask" in each]
-    if len(masks) < 2 or masks[0].device.type not in GPUS or not all(bool(mask.all()) for mask in masks):
+    alike = len(masks) == 2 and masks[0].shape[1] == masks[1].shape[1]  # else the shorter is going to be padded
+    if not alike or masks[0].device.type not in GPUS or not all(bool(mask.all()) for mask in masks):
         return first, second
     first, second = ({key: each[key] for key in each if key != "context_mask"} for each in (first, second))
     return first, second

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diptych.core.terminal import print_err
 from diptych.engines import cuda_artifacts
 from diptych.engines.cuda_capture import Call, Given, Graph, new_pool
-from diptych.engines.replace import Part, Runner, Unfit
+from diptych.engines.replace import Part, Runner, Unfit, pad_context
 from diptych.networks.blocks import blocks_of
 from diptych.networks.compiled_blocks import allow_recompiling, reason, relative
 
@@ -88,12 +88,12 @@ class CudaMethod(Runner):
             return graph(given)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        """The tensors among the arguments, in one order; `Unfit` where there is something else among them."""
+        """The tensors among the arguments, in one order, the context padded; `Unfit` where there is something else."""
         named: dict[str, Any] = {f"_{place}": value for place, value in enumerate(args)}
         named |= {name: kwargs[name] for name in sorted(kwargs) if kwargs[name] is not None}
         if not args or not all(isinstance(value, Tensor) for value in named.values()):
             raise Unfit
-        return named
+        return pad_context(named)
 
     def call(self, **given: Tensor) -> Tensor:
         """The method, of `named` arguments."""

@@ -13,7 +13,6 @@ from typing import Any
 import openvino as ov
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diptych.core.devices import free_memory
 from diptych.core.processors import processor_name
@@ -21,12 +20,10 @@ from diptych.core.terminal import print_err
 from diptych.engines import compiled_cache, open_ahead, openvino_graph, winograd
 from diptych.engines.compute_precision import Precision
 from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
-from diptych.engines.replace import Part, Runner, Unfit
+from diptych.engines.replace import Part, Runner, Unfit, pad_context
 from diptych.engines.weights_watch import WeightsWatch
 from diptych.networks.lora import adapters
 
-TOKENS = 16
-"""Contexts with a mask are padded to multiples of so many tokens, so that few shapes occur."""
 MOST_SHAPES = 6
 """Compiled at a time; each holds weights of its own."""
 STREAMS = 2
@@ -85,11 +82,7 @@ class OpenVINOMethod(Runner):
             raise Unfit
         if len({len(value) for value in inputs.values()}) != 1:
             raise Unfit
-        if "context" in inputs and "context_mask" in inputs:
-            behind = -inputs["context"].shape[1] % TOKENS
-            inputs["context"] = F.pad(inputs["context"], (0, 0, 0, behind))
-            inputs["context_mask"] = F.pad(inputs["context_mask"], (0, behind))  # not attended to
-        return {name: value.contiguous() for name, value in inputs.items()}
+        return {name: value.contiguous() for name, value in pad_context(inputs).items()}
 
     def _requests(self, shapes: Mapping[str, Any], rows: int) -> list[ov.InferRequest]:
         """What runs on these shapes, each a row at a time, compiled if it is not; `Unfit` where that cannot be done."""

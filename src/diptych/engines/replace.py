@@ -56,6 +56,19 @@ class Runner:
         return self.again(Part(copy.deepcopy(self.part.module, memo), self.part.method, self.part.name))
 
 
+TOKENS = 16
+
+
+def pad_context(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs of a network, a `context` with a mask padded to a multiple of `TOKENS` tokens, which are not attended
+    to: so that prompts of many lengths have few shapes."""
+    if "context" not in named or "context_mask" not in named:
+        return named
+    behind = -named["context"].shape[1] % TOKENS
+    context = nn.functional.pad(named["context"], (0, 0, 0, behind))
+    return {**named, "context": context, "context_mask": nn.functional.pad(named["context_mask"], (0, behind))}
+
+
 class Unfit(Exception):
     """Inputs that a runner is not for."""
 
