@@ -209,3 +209,23 @@ def test_the_request_is_kept_as_json(engine: Engine) -> None:
     assert json.loads(json.dumps(request.to_json()))["options"] == {
         "steps": 2, "guidance": 2.5, "size": [32, 16], "sampler": "ddim",
     }  # fmt: skip
+
+
+def test_a_lack_of_memory_says_what_needs_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    engine = opened(tmp_path)
+    model = engine.pool.open(engine.pool.default)
+
+    def fail(*given: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 1 GiB.")
+
+    monkeypatch.setattr(model, "generate", fail)
+    try:
+        engine.start()
+        job = engine.submit(wanted(engine), "someone")
+        ended(job)
+        assert job.state == "failed" and job.error is not None
+        assert job.error["message"].startswith("cuda:0 has no memory left for 2.00 GiB more: make fewer images at once")
+    finally:
+        engine.close()
