@@ -222,6 +222,7 @@ def heat(job: Job, reference: Work, expected: Tensor, challenger: Contestant, ro
         "apart": apart,
         "tolerance": None if job.different is not None else challenger.tolerance,
         "prepare_seconds": prepared,
+        "rounds": rounds,
         "seconds": told(taken["challenger"], own_flop),
         "reference_seconds": told(taken["reference"], job.flop),
         "ratio": statistics.median(clock for clock, _ in ratios),
@@ -250,7 +251,6 @@ def run(job: Job, rounds: int, side: int = LIMIT_SIDE) -> dict[str, Any]:
             "versions": versions(),
             "time": time.strftime("%Y-%m-%d %H:%M"),
         },
-        "rounds": rounds,
         "items": job.items,
         "flop": job.flop,
         "measure": job.measure.__name__,
@@ -258,6 +258,20 @@ def run(job: Job, rounds: int, side: int = LIMIT_SIDE) -> dict[str, Any]:
         "reference": {"name": job.reference.name, **job.reference.about},
         "challengers": results,
     }
+
+
+def merged(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A result with the stored one's challengers that did not run this time, if it is of the same machine and work.
+    Compiled networks may be too large to be measured in one process."""
+    if not path.is_file():
+        return result
+    before = json.loads(path.read_text())
+    machines = [{**one["machine"], "time": None} for one in (before, result)]
+    if machines[0] != machines[1] or any(before[key] != result[key] for key in ("what", "flop", "reference")):
+        return result
+    ran = {one["name"] for one in result["challengers"]}
+    kept = [one for one in before["challengers"] if one["name"] not in ran]
+    return {**result, "challengers": [*kept, *result["challengers"]]}
 
 
 def rows(result: dict[str, Any]) -> Iterator[list[str]]:
@@ -334,7 +348,8 @@ def run_all(jobs: dict[str, tuple[int, Callable[[], Job]]], given: argparse.Name
         print(table([result]), flush=True)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            path = out / f"{name}.json"
+            path.write_text(json.dumps(merged(result, path), indent=1) + "\n")
         gc.collect()
     return code
 

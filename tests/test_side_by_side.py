@@ -94,6 +94,16 @@ def test_a_result_is_written_and_printed_again(tmp_path: Path, capsys: pytest.Ca
     assert "| a toy | fast / slow | 0 |" in capsys.readouterr().out
 
 
+def test_a_rerun_keeps_who_did_not_run(tmp_path: Path) -> None:
+    given = side_by_side.parser("Toys.", "nowhere").parse_args(["--quick", "--threads", "1", "--out", str(tmp_path)])
+    for names, flop in ((("a", "b"), 1e6), (("b", "c"), 1e6), (("d",), 2e6)):
+        made = job(*(contestant(name, X) for name in names), flop=flop)
+        assert run_all({"toy": (1, lambda made=made: made)}, given) == 0
+        stored = json.loads((tmp_path / "toy.json").read_text())["challengers"]
+        expected = {"a": ["a", "b"], "b": ["a", "b", "c"], "d": ["d"]}[names[0]]  # the last is other work
+        assert [one["name"] for one in stored] == expected
+
+
 def test_products_attention_and_convolutions_are_counted() -> None:
     q = torch.empty(1, 2, 16, 8)
     assert flops(lambda: nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 2 * 2 * 16 * 16 * 8
