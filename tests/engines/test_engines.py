@@ -17,6 +17,7 @@ import diptych
 from diptych.core.errors import UserError
 from diptych.engines import accelerate as choosing
 from diptych.engines import compiled_cache
+from diptych.engines import replace as engine_lines
 from diptych.engines.accelerate import accelerate
 from diptych.engines.replace import Part, Runner, replace, restore
 from diptych.networks.adm_config import AdmUNetConfig
@@ -36,7 +37,7 @@ UNET = UNetConfig(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DIPTYCH_ENGINE")
-    openvino_network._told.clear()
+    engine_lines._told.clear()
     return tmp_path / "cache" / "compiled"
 
 
@@ -266,7 +267,7 @@ def test_what_was_compiled_is_kept_and_a_damaged_file_is_made_again(
     )
     for number, damage in enumerate(damages, 1):
         file.write_bytes(damage)
-        openvino_network._told.clear()
+        engine_lines._told.clear()
         assert torch.equal(compiled(layer)(x), expected)
         assert len(recorded) == number
         lines = capsys.readouterr().err.strip().splitlines()
@@ -373,3 +374,17 @@ def test_a_cascade_runs_its_stages_by_openvino() -> None:
         images[engine] = np.asarray(model.generate(["a red apple"], seeds=[0], steps=2, stop=2).images[0]).astype(int)
     assert "forward" in vars(model.stage(0).network)
     assert np.abs(images["pytorch"] - images["openvino"]).max() <= 1
+
+
+def test_without_openvino_a_line_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for _ in range(2):
+        model = diptych.load(device="cpu")
+    assert capsys.readouterr().err.count("pip install 'diptych[cpu]'") == 1
+    assert "forward" not in vars(model.unet)
+    monkeypatch.setenv("DIPTYCH_ENGINE", "pytorch")
+    engine_lines._told.clear()
+    diptych.load(device="cpu")
+    assert not capsys.readouterr().err

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diptych.core.errors import UserError, pick
 from diptych.engines.compute_precision import Precision, choose_precision
 from diptych.engines.parts import parts
-from diptych.engines.replace import Part, Runner, replace
+from diptych.engines.replace import Part, Runner, replace, tell
 
 ENGINES = ("auto", "pytorch", "openvino", "compile")
 """auto: $DIPTYCH_ENGINE, or OpenVINO on CPUs where it is installed, else PyTorch."""
@@ -30,7 +30,8 @@ def accelerate(model: Any, engine: str = "auto", precision: str = "auto") -> dic
     chosen = choose_precision(precision, device)
     kind = choose_engine(engine, device, chosen)
     least = LEAST_PARAMETERS if engine == precision == "auto" else 0
-
+    if kind == "pytorch" and engine == "auto" and device.type == "cpu" and not os.environ.get("DIPTYCH_ENGINE"):
+        tell("networks run in PyTorch: pip install 'diptych[cpu]', for OpenVINO, makes them faster")
     source = model.origin.source if getattr(model, "origin", None) else ""
 
     def on(system: Any) -> None:

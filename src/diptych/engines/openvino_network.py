@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from diptych.core.devices import free_memory
 from diptych.core.processors import processor_name
-from diptych.core.terminal import print_err
 from diptych.engines import compiled_cache, open_ahead, openvino_graph, winograd
 from diptych.engines.compute_precision import Precision
 from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
-from diptych.engines.replace import Part, Runner, Unfit, pad_context
+from diptych.engines.replace import Part, Runner, Unfit, pad_context, tell
 from diptych.engines.weights_watch import WeightsWatch
 from diptych.networks.lora import adapters
 
@@ -173,13 +172,3 @@ def weights_hash(module: nn.Module) -> str:
         for name, each in adapters(layer)
     ]
     return fingerprint(module) + (compiled_cache.short_hash(repr(changes)) if changes else "")
-
-
-_told: set[str] = set()
-
-
-def tell(text: str) -> None:
-    """A line on standard error, once."""
-    if text not in _told:
-        _told.add(text)
-        print_err(f"diptych: {text}")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diptych.core.terminal import print_err
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -81,3 +83,13 @@ def replace(part: Part, runner: Callable[..., Tensor]) -> None:
 def restore(part: Part) -> None:
     """Have the method answer itself again."""
     vars(part.module).pop(part.method, None)
+
+
+_told: set[str] = set()
+
+
+def tell(text: str) -> None:
+    """A line on standard error, once."""
+    if text not in _told:
+        _told.add(text)
+        print_err(f"diptych: {text}")
