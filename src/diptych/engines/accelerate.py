@@ -33,6 +33,10 @@ def accelerate(model: Any, engine: str = "auto", precision: str = "auto") -> dic
     if kind == "pytorch" and engine == "auto" and device.type == "cpu" and not os.environ.get("DIPTYCH_ENGINE"):
         tell("networks run in PyTorch: pip install 'diptych[cpu]', for OpenVINO, makes them faster")
     source = model.origin.source if getattr(model, "origin", None) else ""
+    if chosen == "int8":
+        from diptych.engines.calibration import require_ranges
+
+        require_ranges(model)
 
     def on(system: Any) -> None:
         for part in parts(system):
@@ -78,7 +82,13 @@ def runner_for(kind: str, part: Part, precision: Precision, source: str = "") ->
         from diptych.engines import openvino_core  # noqa: F401  before others import OpenVINO with all that it has
         from diptych.engines.openvino_network import OpenVINOMethod
 
-        return OpenVINOMethod(part, precision, source)
+        if precision != "int8":
+            return OpenVINOMethod(part, precision, source)
+        from diptych.engines.calibration import is_int8
+        from diptych.engines.int8_ranges import read_ranges
+
+        ranges = read_ranges(part) if is_int8(part) else None
+        return OpenVINOMethod(part, "float32" if ranges is None else "int8", source, ranges)
     if kind == "compile":
         from diptych.engines.cuda_method import CudaMethod
 

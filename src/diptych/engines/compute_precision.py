@@ -19,8 +19,6 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
     pick("precision", precision, PRECISIONS)
     if precision == "auto":
         return "float32"
-    if precision == "int8":
-        raise UserError("int8 is not available yet: use precision float32, or bf16 where the processor is made for it")
     if precision == "bf16" and not fast_bf16(device):
-        raise UserError(f"bf16 is emulated on {device} here, slower than float32: use precision float32")
+        raise UserError(f"bf16 is emulated on {device} here, slower than float32: use precision float32 or int8")
     return precision  # type: ignore[return-value]

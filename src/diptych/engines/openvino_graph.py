@@ -39,13 +39,18 @@ class Recorder(TorchDispatchMode):
     """Within, operations on tensors of the `meta` device become nodes of a graph.
 
     convolution: makes the node of a 3x3 convolution of stride 1, given (recorder, input, weight); none for OpenVINO's.
+    int8: makes inputs and weights of some layers integers (`int8_graph.Int8Layers`).
     """
 
-    def __init__(self, convolution: Callable[[Recorder, Tensor, Tensor], Any] | None = None) -> None:
+    def __init__(
+        self, convolution: Callable[[Recorder, Tensor, Tensor], Any] | None = None, int8: Any | None = None
+    ) -> None:
         super().__init__()
-        self.convolution = convolution
+        self.convolution, self.int8 = convolution, int8
         self.values: dict[int, Tensor] = {}
         """Weights, by the id of the tensor that stands for each."""
+        self.names: dict[int, str] = {}
+        """Their names in the module, likewise."""
         self.nodes: dict[int, Any] = {}
         self._kept: list[Tensor] = []  # an id is that of one tensor only as long as it lives
         self._silent = False
@@ -60,13 +65,25 @@ class Recorder(TorchDispatchMode):
         self._kept.append(tensor)
         return tensor
 
-    def weight(self, value: Tensor) -> Tensor:
+    def operands(self, x: Tensor, weight: Tensor) -> tuple[Any, Any]:
+        """The nodes of a layer's input and weight."""
+        name = self.int8_name(weight)
+        if name is None or self.int8 is None:
+            return self.node(x), self.node(weight)
+        return self.int8.input(self, x, name), self.int8.weight(self.values[id(weight)])
+
+    def int8_name(self, weight: Tensor) -> str | None:
+        """The name of a weight whose layer is to compute with integers; none for others."""
+        name = self.names.get(id(weight))
+        return name if self.int8 is not None and name in self.int8 else None
+
+    def weight(self, value: Tensor, name: str = "") -> Tensor:
         """What stands for a weight, whose memory the graph shares."""
         if value.dtype not in TYPES:
             raise Untranslatable(f"weights of {value.dtype}")
         value = value.detach().contiguous()
         stand_in = self.empty(value.shape, value.dtype)
-        self.values[id(stand_in)] = value
+        self.values[id(stand_in)], self.names[id(stand_in)] = value, name
         return self.bind(stand_in, op.constant(value.numpy(), shared_memory=True))
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -143,7 +160,7 @@ class WholeFunctions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        node = op.matmul(self.recorder.node(input), self.recorder.node(weight), False, True)
+        node = op.matmul(*self.recorder.operands(input, weight), False, True)
         return self.recorder.result(node if bias is None else op.add(node, self.recorder.node(bias)))
 
     def attention(
@@ -188,17 +205,18 @@ def record(
     method: Callable[..., Tensor],
     inputs: Mapping[str, tuple[Sequence[int], torch.dtype]],
     convolution: Callable[[Recorder, Tensor, Tensor], Any] | None = None,
+    int8: Any | None = None,
 ) -> ov.Model:
     """The graph of a method of a module, for inputs of these shapes and types, in this order. It shares the memory of
     the weights. Raises `Untranslatable`.
     """
-    recorder, bound = Recorder(convolution), _Bound(module, method)
+    recorder, bound = Recorder(convolution, int8), _Bound(module, method)
     parameters, stand_ins = [], {}
     for name, (shape, dtype) in inputs.items():
         parameters.append(op.parameter(list(shape), TYPES[dtype][1], name=name))
         stand_ins[name] = recorder.bind(recorder.empty(shape, dtype), parameters[-1])
     tensors = {**dict(bound.named_parameters()), **dict(bound.named_buffers())}
-    weights = {name: recorder.weight(tensor) for name, tensor in tensors.items()}
+    weights = {name: recorder.weight(tensor, name.removeprefix("module.")) for name, tensor in tensors.items()}
     with torch.no_grad(), recorder, WholeFunctions(recorder), untranslatable():
         out = torch.func.functional_call(bound, weights, (), stand_ins)
     return ov.Model([op.result(recorder.nodes[id(out)])], parameters, type(module).__name__)  # type: ignore[reportGeneralTypeIssues]

@@ -12,23 +12,27 @@ from typing import Any
 
 import openvino as ov
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from diptych.core.caches import short_hash
 from diptych.core.devices import free_memory
 from diptych.core.processors import processor_name
 from diptych.engines import compiled_cache, open_ahead, openvino_graph, winograd
 from diptych.engines.compute_precision import Precision
+from diptych.engines.int8_graph import Int8Layers
+from diptych.engines.int8_ranges import NetworkRanges
+from diptych.engines.network_hash import network_config, weights_hash
 from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
 from diptych.engines.replace import Part, Runner, Unfit, pad_context, tell
 from diptych.engines.weights_watch import WeightsWatch
-from diptych.networks.lora import adapters
 
 MOST_SHAPES = 6
 """Compiled at a time; each holds weights of its own."""
 STREAMS = 2
 """Rows that run at a time, with half of the threads each: a tenth faster than one after the other with all of them."""
-COPIES = 2.0
-"""Memory that compiling takes, in sizes of the weights: those laid out anew, and those of Winograd's convolutions."""
+COPIES, INT8_COPIES = 2.0, 1.0
+"""Memory that compiling takes, in sizes of the weights: those laid out anew, and those of Winograd's convolutions. In
+int8 a weight is a quarter of itself."""
 
 
 class OpenVINOMethod(Runner):
@@ -40,15 +44,22 @@ class OpenVINOMethod(Runner):
     Weights may change between calls (LoRA): what was compiled from others is not used again.
     """
 
-    def __init__(self, part: Part, precision: Precision = "float32", source: str = "") -> None:
+    def __init__(
+        self,
+        part: Part,
+        precision: Precision = "float32",
+        source: str = "",
+        ranges: NetworkRanges | None = None,
+    ) -> None:
         super().__init__(part)
+        self.ranges = ranges  # of the layers that compute in int8
         self.source = source  # of the model, by which what it used last is opened ahead
         self.precision: Precision = precision
         self._compiled: OrderedDict[Any, list[ov.InferRequest]] = OrderedDict()
         self._lock, self._watch = threading.Lock(), WeightsWatch(part.module)
 
     def again(self, part: Part) -> OpenVINOMethod:
-        return OpenVINOMethod(part, self.precision, self.source)
+        return OpenVINOMethod(part, self.precision, self.source, self.ranges)
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
         inputs = self._read(args, kwargs)
@@ -102,7 +113,8 @@ class OpenVINOMethod(Runner):
     def _has_memory(self) -> bool:
         """Whether the network can be compiled; those for other shapes make room."""
         state = self.part.module.state_dict()
-        needed = COPIES * sum(value.numel() * value.element_size() for value in state.values())
+        copies = COPIES if self.ranges is None else INT8_COPIES
+        needed = copies * sum(value.numel() * value.element_size() for value in state.values())
         while (free := free_memory()) is not None and needed > free:
             if not self._compiled:
                 sizes = f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
@@ -119,16 +131,22 @@ class OpenVINOMethod(Runner):
             "processor": processor_name(),
             "code": compiled_cache.code_hash(),
             "network": f"{type(part.module).__qualname__}.{part.method}",
-            "config": _config(part.module),
+            "config": network_config(part.module),
             "weights": weights_hash(part.module),
             "inputs": json.loads(json.dumps({name: [shape, str(dtype)] for name, (shape, dtype) in shapes.items()})),
             "options": options,
             "precision": self.precision,
         }
+        int8 = None
+        if self.ranges is not None:
+            int8 = Int8Layers(self.ranges.layers)
+            key["int8"] = short_hash(repr(sorted(self.ranges.layers.items())))
+            if self.ranges.weights != key["weights"]:
+                tell(f"int8: the {part.name} was measured without its LoRA: `diptych calibrate --lora` does so with it")
         compiled = self._compiled_before(key)
         if compiled is None:
             try:
-                graph = openvino_graph.record(part.module, part.eager, shapes, winograd.convolution)
+                graph = openvino_graph.record(part.module, part.eager, shapes, winograd.convolution, int8)
             except openvino_graph.Untranslatable as error:
                 tell(f"the {part.name} runs in PyTorch: OpenVINO has no translation of {error}")
                 return []
@@ -151,24 +169,7 @@ class OpenVINOMethod(Runner):
         return None
 
 
-def _config(module: nn.Module) -> Any:
-    config = getattr(module, "config", None)
-    return repr(module) if config is None else json.loads(config.to_json())
-
-
 @functools.cache
 def _signature(kind: type, method: str) -> tuple[str, ...]:
     """The names of a method's arguments, without itself."""
     return tuple(inspect.signature(getattr(kind, method)).parameters)[1:]
-
-
-def weights_hash(module: nn.Module) -> str:
-    """Of all tensors and of what LoRA adds to them."""
-    from diptych.weights.fingerprint import fingerprint
-
-    changes = [
-        (name, str(place), each.scale, each.live, fingerprint(each.change))
-        for place, layer in module.named_modules()
-        for name, each in adapters(layer)
-    ]
-    return fingerprint(module) + (compiled_cache.short_hash(repr(changes)) if changes else "")

@@ -337,9 +337,10 @@ def _(
         raise Untranslatable("a transposed convolution")
     how = [list(stride), list(padding), list(padding), list(dilation)]
     plain = groups == 1 and list(weight.shape[2:]) == [3, 3] and how == [[1, 1]] * 4
+    plain = plain and graph.int8_name(weight) is None
     node = graph.convolution(graph, x, weight) if plain and graph.convolution else None
     if node is None and groups == 1:
-        node = op.convolution(graph.node(x), graph.node(weight), *how)
+        node = op.convolution(*graph.operands(x, weight), *how)
     elif node is None:
         shape = whole([groups, weight.shape[0] // groups, *weight.shape[1:]])
         node = op.group_convolution(graph.node(x), op.reshape(graph.node(weight), shape, False), *how)
