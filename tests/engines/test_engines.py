@@ -177,6 +177,26 @@ def test_winograds_convolution(shape: tuple[int, ...]) -> None:
     assert close(made, exact, 5e-6)
 
 
+def test_winograd_is_for_large_images_and_where_memory_allows_for_many_channels() -> None:
+    def used(side: int, channels: int, memory: int = 2**30) -> int:
+        layers = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)))
+        counted = []
+        convolutions = winograd.Convolutions(memory)
+
+        def convolution(graph: Any, *arguments: Any) -> Any:
+            counted.append(convolutions(graph, *arguments))
+            return counted[-1]
+
+        inputs = {"input": ((1, channels, side, side), torch.float32)}
+        openvino_graph.record(layers, lambda input: nn.Sequential.forward(layers, input), inputs, convolution)
+        return sum(node is not None for node in counted)
+
+    assert [used(32, 64), used(31, 64), used(32, 32), used(8, 256)] == [2, 0, 0, 0]
+    kernels = 36 * 256 * 256 * 4
+    assert [used(16, 256), used(16, 256, kernels), used(16, 256, kernels - 1)] == [2, 1, 0]
+    assert winograd.total_memory() > 2**28
+
+
 def test_winograds_transforms_are_exact_in_rational_numbers() -> None:
     at, g, bt = winograd.transforms()
     rng = np.random.default_rng(0)

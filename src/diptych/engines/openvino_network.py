@@ -146,7 +146,7 @@ class OpenVINOMethod(Runner):
         compiled = self._compiled_before(key)
         if compiled is None:
             try:
-                graph = openvino_graph.record(part.module, part.eager, shapes, winograd.convolution, int8)
+                graph = openvino_graph.record(part.module, part.eager, shapes, winograd.Convolutions(), int8)
             except openvino_graph.Untranslatable as error:
                 tell(f"the {part.name} runs in PyTorch: OpenVINO has no translation of {error}")
                 return []

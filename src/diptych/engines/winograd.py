@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from fractions import Fraction
 from typing import Any
 
@@ -25,8 +26,12 @@ OUT, TAPS = 4, 3
 TILE = OUT + TAPS - 1
 """Pixels a side of a tile: 6."""
 LEAST_SIDE, LEAST_CHANNELS = 32, 64
-"""Smaller images and fewer channels are as fast by OpenVINO's own convolution; and the smallest images have the largest
-kernels, which take four times their memory here."""
+"""Smaller images and fewer channels are as fast by OpenVINO's own convolution."""
+SMALL_SIDE, SMALL_CHANNELS = 16, 256
+"""Images of this side are faster too where so many channels are multiplied. Their kernels are the largest of a network,
+and take four times their memory here: those of Stable Diffusion 1.x 3 GB."""
+SHARE = 8
+"""Kernels for small images may take this part of the machine's memory."""
 
 
 @functools.cache
@@ -63,13 +68,38 @@ def kernel_transform(weight: Tensor) -> np.ndarray:
     return made.numpy()
 
 
+class Convolutions:
+    """Makes the nodes of a network's convolutions, where this is faster.
+
+    memory: bytes that kernels for small images may take; a share of the machine's if none, so that the same machine
+      always chooses the same.
+    """
+
+    def __init__(self, memory: int | None = None) -> None:
+        self.left = total_memory() // SHARE if memory is None else memory
+
+    def __call__(self, graph: Recorder, x: Tensor, weight: Tensor) -> Any:
+        """The node of a 3x3 convolution of stride 1 with a border of zeros, or none where OpenVINO's own is to be."""
+        side, channels = min(x.shape[-2:]), min(weight.shape[:2])
+        if id(weight) not in graph.values or side < SMALL_SIDE or channels < LEAST_CHANNELS:
+            return None
+        if side < LEAST_SIDE:
+            bytes_needed = 4 * TILE * TILE * weight.shape[0] * weight.shape[1]
+            if channels < SMALL_CHANNELS or bytes_needed > self.left:
+                return None
+            self.left -= bytes_needed
+        return convolution(graph, x, weight)
+
+
+def total_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def convolution(graph: Recorder, x: Tensor, weight: Tensor) -> Any:
-    """The node of a 3x3 convolution of stride 1 with a border of zeros, or none where it would not be faster."""
+    """The node of a 3x3 convolution of stride 1 with a border of zeros."""
     rows, channels, height, width = x.shape
     made = weight.shape[0]
-    known = graph.values.get(id(weight))
-    if known is None or min(height, width) < LEAST_SIDE or min(channels, made) < LEAST_CHANNELS:
-        return None
     at, _, bt = transforms()
     high, wide = -(-height // OUT), -(-width // OUT)  # tiles
     tiles, square = rows * high * wide, TILE * TILE
@@ -84,7 +114,7 @@ def convolution(graph: Recorder, x: Tensor, weight: Tensor) -> Any:
         node = op.reshape(node, whole([square, rows, channels, high * wide]), False)
         node = op.transpose(node, whole([0, 2, 1, 3]))
     node = op.reshape(node, whole([square, channels, tiles]), False)
-    node = op.matmul(op.constant(kernel_transform(known)), node, False, False)  # (36, O, tiles)
+    node = op.matmul(op.constant(kernel_transform(graph.values[id(weight)])), node, False, False)  # (36, O, tiles)
     node = op.reshape(node, whole([square, made * tiles]), False)
     node = op.matmul(op.constant(np.kron(at, at).astype(np.float32)), node, False, False)  # A^T m A
     node = op.reshape(node, whole([OUT, OUT, made, rows, high, wide]), False)
