@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import pickle
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import diptych
 from diptych.core.errors import UserError
 from diptych.engines import accelerate as choosing
-from diptych.engines import compiled_cache
-from diptych.engines import replace as engine_lines
+from diptych.engines import compiled_cache, say_once
 from diptych.engines.accelerate import accelerate
 from diptych.engines.replace import Part, Runner, replace, restore
 from diptych.networks.adm_config import AdmUNetConfig
@@ -37,7 +42,7 @@ UNET = UNetConfig(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DIPTYCH_ENGINE")
-    engine_lines._told.clear()
+    say_once.told.clear()
     return tmp_path / "cache" / "compiled"
 
 
@@ -234,6 +239,117 @@ def test_lora_live_and_merged_and_its_scale() -> None:
     assert torch.equal(run(x), plain)
 
 
+@torch.no_grad()
+def test_the_alpha_of_live_lora_is_part_of_what_is_kept_on_disk() -> None:
+    network, x = random_weights(nn.Sequential(nn.Linear(8, 6))), torch.randn(2, 8)
+    down, up = torch.randn(2, 8), torch.randn(6, 2)
+    for alpha in (2.0, 4.0):
+        adapt(network[0], "style", Adapter(LowRank(down, up, alpha), 1.0, True))
+        assert close(compiled(network)(x), network(x))
+
+
+@torch.no_grad()
+def test_replaced_layers_are_seen() -> None:
+    network, x = random_weights(nn.Sequential(nn.Linear(8, 6), nn.SiLU())), torch.randn(2, 8)
+    network.config = UNET  # type: ignore[assignment]
+    run = compiled(network)
+    run(x)
+    network[1] = nn.ReLU()
+    assert close(run(x), network(x))
+    assert close(compiled(network)(x), network(x)), "what is on disk is of the layer before"
+
+
+@torch.no_grad()
+def test_hooked_layers_run_in_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
+    network, x, seen = random_weights(nn.Sequential(nn.Linear(8, 6), nn.SiLU())), torch.randn(2, 8), []
+    run = compiled(network)
+    hook = network[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert torch.equal(run(x), network(x)) and len(seen) == 2
+    assert "runs in PyTorch as long as something is hooked" in capsys.readouterr().err
+    hook.remove()
+    assert close(run(x), network(x)) and run._compiled
+    prune.l1_unstructured(network[0], "weight", 0.5)
+    assert torch.equal(run(x), network(x))
+
+
+@torch.no_grad()
+def test_where_nothing_is_attended_to() -> None:
+    unet, inputs = random_weights(UNET.build()), unet_inputs()
+    inputs["context_mask"][1] = False
+    assert close(compiled(unet)(**inputs), unet(**inputs))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_other_types_run_in_pytorch(dtype: torch.dtype, capsys: pytest.CaptureFixture[str]) -> None:
+    layer, x = random_weights(nn.Linear(8, 6)).to(dtype), torch.randn(2, 8, dtype=dtype)
+    assert torch.equal(compiled(layer)(x), layer(x))
+    assert str(dtype) in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_what_follows_operations_sees_those_of_pytorch() -> None:
+    layer, x = random_weights(nn.Linear(8, 6)), torch.randn(3, 2, 8)
+    plain = copy.deepcopy(layer)
+    run = compiled(layer)
+    replace(run.part, run)
+    assert close(torch.func.vmap(layer)(x), plain(x))
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 6 * 8 * 6 and not run._compiled
+
+
+def test_weights_made_for_inference_alone() -> None:
+    with torch.inference_mode():
+        layer, x = random_weights(nn.Linear(8, 6)), torch.randn(2, 8)
+        assert close(compiled(layer)(x), layer(x))
+
+
+@torch.no_grad()
+def test_a_model_that_has_run_can_be_pickled() -> None:
+    layer, x = random_weights(nn.Linear(8, 6)), torch.randn(2, 8)
+    run = compiled(layer)
+    replace(run.part, run)
+    expected = layer(x)
+    read = pickle.loads(pickle.dumps(layer))
+    assert vars(read)["forward"].part.module is read
+    assert torch.equal(read(x), expected)
+
+
+@torch.no_grad()
+def test_a_fork_does_not_wait_for_ever(capfd: pytest.CaptureFixture[str]) -> None:
+    layer, x = random_weights(nn.Linear(8, 6)), torch.randn(1, 8)
+    run = compiled(layer)
+    run(x)
+    if (child := os.fork()) == 0:
+        os._exit(0 if torch.equal(run(x), layer(x)) else 1)
+    for _ in range(100):
+        if (ended := os.waitpid(child, os.WNOHANG))[0]:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        ended = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert "fork" in capfd.readouterr().err
+
+
+@torch.no_grad()
+def test_what_openvino_cannot_compile_runs_in_pytorch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def compile_model(self, *how: Any) -> Any:
+            raise RuntimeError("out of something\nat a place")
+
+    monkeypatch.setattr(openvino_network, "core", Broken)
+    layer, x = random_weights(nn.Linear(8, 6)), torch.randn(2, 8)
+    assert torch.equal(compiled(layer)(x), layer(x))
+    assert capsys.readouterr().err.splitlines() == [
+        "diptych: the network runs in PyTorch: OpenVINO cannot compile it (out of something)"
+    ]
+
+
 def test_gradients_training_and_autocast_are_left_to_pytorch() -> None:
     calls = []
 
@@ -283,11 +399,12 @@ def test_what_was_compiled_is_kept_and_a_damaged_file_is_made_again(
         b"",
         b"{",
         b"[]\n",
+        b"[" * 900_000 + b"\n",
         json.dumps(wrong_name).encode() + b"\n" + whole.split(b"\n", 1)[1],
     )
     for number, damage in enumerate(damages, 1):
         file.write_bytes(damage)
-        engine_lines._told.clear()
+        say_once.told.clear()
         assert torch.equal(compiled(layer)(x), expected)
         assert len(recorded) == number
         lines = capsys.readouterr().err.strip().splitlines()
@@ -304,6 +421,10 @@ def test_the_cache_is_bounded_and_optional(
     compiled_cache.write({"number": 4}, bytes(1000))
     assert sum(path.stat().st_size for path in cache.iterdir()) < 2500
     assert compiled_cache.read({"number": 4}) is not None
+    for wrong in ("plenty", ""):
+        monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", wrong)
+        compiled_cache.write({"number": 6}, bytes(1000))
+        assert capsys.readouterr().err.count("is 'plenty', no number of bytes") == bool(wrong)
     monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", "10")
     compiled_cache.write({"number": 5}, bytes(1000))
     assert compiled_cache.read({"number": 5}) is None
@@ -403,6 +524,6 @@ def test_without_openvino_a_line_says_so_once(
     assert capsys.readouterr().err.count("pip install 'diptych[cpu]'") == 1
     assert "forward" not in vars(model.unet)
     monkeypatch.setenv("DIPTYCH_ENGINE", "pytorch")
-    engine_lines._told.clear()
+    say_once.told.clear()
     diptych.load(device="cpu")
     assert not capsys.readouterr().err

@@ -14,8 +14,7 @@ from torch import nn
 
 import diptych
 from diptych.core.errors import UserError
-from diptych.engines import calibration, int8_ranges
-from diptych.engines import replace as engine_lines
+from diptych.engines import calibration, int8_ranges, say_once
 from diptych.engines.accelerate import accelerate
 from diptych.engines.calibration import RangeCollector, calibrate, expected_error, int8_parts, require_ranges
 from diptych.engines.int8_ranges import NetworkRanges, read_ranges, weights_hash, write_ranges
@@ -36,7 +35,7 @@ UNET = UNetConfig(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DIPTYCH_ENGINE")
-    engine_lines._told.clear()
+    say_once.told.clear()
     return tmp_path / "cache" / "int8"
 
 

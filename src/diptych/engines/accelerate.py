@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from diptych.core.errors import UserError, pick
 from diptych.engines.compute_precision import Precision, choose_precision
 from diptych.engines.parts import parts
-from diptych.engines.replace import Part, Runner, replace, tell
+from diptych.engines.replace import Part, Runner, replace
+from diptych.engines.say_once import tell
 
 ENGINES = ("auto", "pytorch", "openvino", "compile")
 """auto: $DIPTYCH_ENGINE, or OpenVINO on CPUs where it is installed, else PyTorch."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diptych.core.caches import cache_folder, short_hash
+from diptych.engines.say_once import tell
 
 SUFFIX = ".compiled"
 MOST_BYTES = 4 * 2**30
@@ -64,7 +65,7 @@ def read_file(path: Path) -> Stored | None:
             body = np.fromfile(file, np.uint8)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({str(error)[:80]})") from None
     known = isinstance(head, dict) and isinstance(head.get("key"), dict)
     if not known or head.get("crc32") != zlib.crc32(body.data):
@@ -75,7 +76,7 @@ def read_file(path: Path) -> Stored | None:
 def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
     """Store bytes under a key, where they are not too many; the files that were unused for longest make room. A disk
     that is full or may not be written costs nothing but the time to compile again."""
-    most = int(os.environ.get("DIPTYCH_COMPILED_BYTES", MOST_BYTES))
+    most = most_bytes()
     if len(body) > min(LARGEST_BYTES, most):
         return
     path = path_of(key)
@@ -90,6 +91,16 @@ def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
         os.replace(part, path)
     with contextlib.suppress(OSError):
         part.unlink(missing_ok=True)
+
+
+def most_bytes() -> int:
+    """$DIPTYCH_COMPILED_BYTES, where that is a number; else `MOST_BYTES`."""
+    said = os.environ.get("DIPTYCH_COMPILED_BYTES") or str(MOST_BYTES)
+    try:
+        return int(said)
+    except ValueError:
+        tell(f"$DIPTYCH_COMPILED_BYTES is {said[:40]!r}, no number of bytes: {MOST_BYTES} are kept")
+        return MOST_BYTES
 
 
 def make_room(most: int) -> None:

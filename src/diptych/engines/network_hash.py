@@ -21,7 +21,7 @@ def network_config(module: nn.Module) -> Any:
 def weights_hash(module: nn.Module) -> str:
     """Of all tensors and of what LoRA adds to them."""
     changes = [
-        (name, str(place), each.scale, each.live, fingerprint(each.change))
+        (name, str(place), each.scale, each.live, each.change.alpha, fingerprint(each.change))
         for place, layer in module.named_modules()
         for name, each in adapters(layer)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,19 @@ HINTS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}
 @functools.cache
 def core() -> ov.Core:
     return ov.Core()
+
+
+forked = False
+"""Whether this process was forked from one in which OpenVINO ran: its threads are not here, and it would wait for them
+for ever."""
+
+
+def after_fork() -> None:
+    global forked
+    forked = core.cache_info().currsize > 0
+
+
+os.register_at_fork(after_in_child=after_fork)
 
 
 def compile_options(precision: str, threads: int, streams: int = 1) -> dict[str, Any]:

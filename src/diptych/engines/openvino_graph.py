@@ -79,7 +79,7 @@ class Recorder(TorchDispatchMode):
 
     def weight(self, value: Tensor, name: str = "") -> Tensor:
         """What stands for a weight, whose memory the graph shares."""
-        if value.dtype not in TYPES:
+        if value.dtype not in TYPES or value.dtype == torch.float64:  # which the CPU would compute in float32
             raise Untranslatable(f"weights of {value.dtype}")
         value = value.detach().contiguous()
         stand_in = self.empty(value.shape, value.dtype)

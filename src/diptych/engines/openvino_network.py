@@ -17,13 +17,14 @@ from torch import Tensor
 from diptych.core.caches import short_hash
 from diptych.core.devices import free_memory
 from diptych.core.processors import processor_name
-from diptych.engines import compiled_cache, open_ahead, openvino_graph, winograd
+from diptych.engines import compiled_cache, open_ahead, openvino_core, openvino_graph, winograd
 from diptych.engines.compute_precision import Precision
 from diptych.engines.int8_graph import Int8Layers
 from diptych.engines.int8_ranges import NetworkRanges
 from diptych.engines.network_hash import network_config, weights_hash
 from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
-from diptych.engines.replace import Part, Runner, Unfit, pad_context, tell
+from diptych.engines.replace import Part, Runner, Unfit, pad_context
+from diptych.engines.say_once import tell
 from diptych.engines.weights_watch import WeightsWatch
 
 MOST_SHAPES = 6
@@ -61,7 +62,13 @@ class OpenVINOMethod(Runner):
     def again(self, part: Part) -> OpenVINOMethod:
         return OpenVINOMethod(part, self.precision, self.source, self.ranges)
 
+    def __reduce__(self) -> Any:
+        return OpenVINOMethod, (self.part, self.precision, self.source, self.ranges)
+
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        if openvino_core.forked:
+            tell("networks run in PyTorch: OpenVINO does not outlive a fork; start processes by spawn")
+            raise Unfit
         inputs = self._read(args, kwargs)
         rows = len(next(iter(inputs.values())))
         shapes = {name: ((1, *value.shape[1:]), value.dtype) for name, value in inputs.items()}
@@ -88,16 +95,25 @@ class OpenVINOMethod(Runner):
         tensors = all(
             isinstance(value, Tensor) and value.device.type == "cpu" and value.ndim for value in inputs.values()
         )
-        if not inputs or not tensors or any(value.dtype not in openvino_graph.TYPES for value in inputs.values()):
+        if not inputs or not tensors:
             raise Unfit
+        for value in inputs.values():
+            if value.dtype not in openvino_graph.TYPES:
+                tell(f"the {self.part.name} runs in PyTorch, since OpenVINO is given no {value.dtype}")
+                raise Unfit
         if len({len(value) for value in inputs.values()}) != 1:
             raise Unfit
+        if "context_mask" in inputs and not inputs["context_mask"].any(1).all():
+            raise Unfit  # where nothing is attended to, PyTorch's attention gives zeros, OpenVINO's an average
         return {name: value.contiguous() for name, value in pad_context(inputs).items()}
 
     def _requests(self, shapes: Mapping[str, Any], rows: int) -> list[ov.InferRequest]:
         """What runs on these shapes, each a row at a time, compiled if it is not; `Unfit` where that cannot be done."""
         streams = min(STREAMS, rows, torch.get_num_threads())
         state = self._watch.state(), torch.get_num_threads()
+        if self._watch.hooked:
+            tell(f"the {self.part.name} runs in PyTorch as long as something is hooked into its layers")
+            raise Unfit
         key = (tuple(shapes.items()), streams, state)
         if key not in self._compiled:
             for old in [other for other in self._compiled if other[-1] != state]:
@@ -132,6 +148,7 @@ class OpenVINOMethod(Runner):
             "code": compiled_cache.code_hash(),
             "network": f"{type(part.module).__qualname__}.{part.method}",
             "config": network_config(part.module),
+            "layers": short_hash(repr(part.module)),  # which may have been replaced
             "weights": weights_hash(part.module),
             "inputs": json.loads(json.dumps({name: [shape, str(dtype)] for name, (shape, dtype) in shapes.items()})),
             "options": options,
@@ -150,7 +167,11 @@ class OpenVINOMethod(Runner):
             except openvino_graph.Untranslatable as error:
                 tell(f"the {part.name} runs in PyTorch: OpenVINO has no translation of {error}")
                 return []
-            compiled = core().compile_model(graph, DEVICE, options)
+            try:
+                compiled = core().compile_model(graph, DEVICE, options)
+            except RuntimeError as error:
+                tell(f"the {part.name} runs in PyTorch: OpenVINO cannot compile it ({short(error)})")
+                return []
             compiled_cache.write(key, exported(compiled))
         open_ahead.note(self.source, f"{part.name} {streams}", compiled_cache.path_of(key))
         return [compiled.create_infer_request() for _ in range(streams)]
@@ -165,8 +186,13 @@ class OpenVINOMethod(Runner):
         except ValueError as error:
             tell(f"{error}: compiled again")
         except RuntimeError as error:
-            tell(f"a compiled network could not be opened ({str(error).splitlines()[0][:100]}): compiled again")
+            tell(f"a compiled network could not be opened ({short(error)}): compiled again")
         return None
+
+
+def short(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:100]
 
 
 @functools.cache

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.core.terminal import print_err
-
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -30,8 +28,8 @@ class Part:
 class Runner:
     """Stands in the place of a part's method, for calls whose result is all that is asked.
 
-    Gradients, training and autocast are left to the method itself. Subclasses define `run`; `Unfit` raised there leaves
-    a call to the method too.
+    Gradients, training, autocast and what follows the operations of PyTorch (`observed`) are left to the method itself.
+    Subclasses define `run`; `Unfit` raised there leaves a call to the method too.
     """
 
     def __init__(self, part: Part) -> None:
@@ -40,7 +38,7 @@ class Runner:
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         module = self.part.module
         eager = module.training or torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
-        if not eager:
+        if not eager and not observed():
             try:
                 return self.run(*args, **kwargs)
             except Unfit:
@@ -56,6 +54,14 @@ class Runner:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
         return self.again(Part(copy.deepcopy(self.part.module, memo), self.part.method, self.part.name))
+
+
+def observed() -> bool:
+    """Whether something follows the operations of PyTorch that a call makes: a trace, a compiler, a count of them (any
+    dispatch mode), a transform such as `torch.func.vmap`."""
+    inside: Any = torch._C  # whose stubs do not have all
+    modes, transforms = inside._len_torch_dispatch_stack(), inside._functorch.peek_interpreter_stack()
+    return modes > 0 or transforms is not None or inside._is_tracing() or torch.compiler.is_compiling()
 
 
 TOKENS = 16
@@ -83,13 +89,3 @@ def replace(part: Part, runner: Callable[..., Tensor]) -> None:
 def restore(part: Part) -> None:
     """Have the method answer itself again."""
     vars(part.module).pop(part.method, None)
-
-
-_told: set[str] = set()
-
-
-def tell(text: str) -> None:
-    """A line on standard error, once."""
-    if text not in _told:
-        _told.add(text)
-        print_err(f"diptych: {text}")

@@ -7,41 +7,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.networks.lora import adapters
+from diptych.networks.lora import adapters, add_live_adapters
 
 
 class WeightsWatch:
-    """Watches the parameters and buffers of a module, and what LoRA adds to its layers."""
+    """Watches the layers of a module, their parameters and buffers, and what LoRA adds to them.
+
+    hooked: after `state`, whether a layer within has hooks other than LoRA's.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.hooked = False
+        self._modules: list[nn.Module] = []
+        self._replaced = 0  # times that layers were
         self._addresses: list[int] = []
         self._middles: list[Tensor] = []
 
     def state(self) -> int:
         """A number that is another one after any of them was replaced, changed or scaled.
 
-        A change that PyTorch does not count (`weight.data.mul_`) is seen where it reaches the middle of the tensor.
+        A change that PyTorch does not count (`weight.data.mul_`) is seen where it reaches the middle of the tensor. One
+        of a layer's attributes (`norm.eps`) is not.
         """
-        tensors, scales = self._watched()
+        modules, tensors, scales = self._watched()
+        if modules != self._modules:
+            self._modules, self._replaced = modules, self._replaced + 1
         addresses = [tensor.data_ptr() for tensor in tensors]
         if addresses != self._addresses:
             self._addresses = addresses
             self._middles = [tensor.detach().flatten()[tensor.numel() // 2 :][:1] for tensor in tensors]
-        versions = tuple(tensor._version for tensor in tensors)
+        versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
         middles = torch.cat(self._middles).float().numpy().tobytes() if self._middles else b""
-        return hash((tuple(addresses), versions, middles, tuple(scales)))
+        return hash((self._replaced, tuple(addresses), versions, middles, tuple(scales)))
 
-    def _watched(self) -> tuple[list[Tensor], list[Any]]:
-        """The tensors, and the names and scales of what LoRA adds. PyTorch's own walk through modules takes ten times
-        as long."""
-        tensors, scales, waiting = list[Tensor | None](), list[Any](), [self.module]
+    def _watched(self) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
+        """The layers, the tensors, and the names and scales of what LoRA adds. PyTorch's own walk through modules takes
+        ten times as long."""
+        modules, tensors, scales, waiting = list[nn.Module](), list[Tensor | None](), list[Any](), [self.module]
+        self.hooked = False
         while waiting:
             module = waiting.pop()
+            modules.append(module)
+            if (module._forward_hooks or module._forward_pre_hooks) and module is not self.module:
+                self.hooked |= bool(module._forward_pre_hooks)
+                self.hooked |= any(hook is not add_live_adapters for hook in module._forward_hooks.values())
             waiting += [child for child in module._modules.values() if child is not None]
             tensors += module._parameters.values()
             tensors += module._buffers.values()
             for name, each in adapters(module):
                 scales.append((name, each.scale, each.live, each.change.alpha))
                 tensors += [each.change.down, each.change.up]
-        return [tensor for tensor in tensors if tensor is not None], scales
+        return modules, [tensor for tensor in tensors if tensor is not None], scales

@@ -1,0 +1,14 @@
+"""Lines on standard error about what is not run as asked."""
+
+from __future__ import annotations
+
+from diptych.core.terminal import print_err
+
+told: set[str] = set()
+
+
+def tell(text: str) -> None:
+    """A line on standard error, once."""
+    if text not in told:
+        told.add(text)
+        print_err(f"diptych: {text}")
