@@ -13,12 +13,15 @@ import torch
 from torch import nn
 
 import diptych
+from diptych.cli.main import main
 from diptych.core.errors import UserError
 from diptych.engines import calibration, int8_ranges, say_once
 from diptych.engines.accelerate import accelerate
 from diptych.engines.calibration import RangeCollector, calibrate, expected_error, int8_parts, require_ranges
-from diptych.engines.int8_ranges import NetworkRanges, read_ranges, weights_hash, write_ranges
-from diptych.engines.replace import Part
+from diptych.engines.int8_ranges import NetworkRanges, read_ranges, write_ranges
+from diptych.engines.network_hash import lora_hash
+from diptych.engines.replace import Part, replace
+from diptych.networks.feature_cache import FeatureCache
 from diptych.networks.lora import Adapter, LowRank, adapt
 from diptych.networks.unet import UNetConfig
 from tests.models import latents, stages
@@ -58,7 +61,7 @@ def small_network() -> Any:
 def measured(module: nn.Module, *args: Any, **kwargs: Any) -> NetworkRanges:
     with torch.no_grad(), RangeCollector(module) as collector:
         module(*args, **kwargs)
-    return NetworkRanges(weights=weights_hash(module), layers=collector.ranges())
+    return NetworkRanges(layers=collector.ranges(), lora=lora_hash(module))
 
 
 def relative(made: torch.Tensor, expected: torch.Tensor) -> float:
@@ -128,10 +131,20 @@ def test_a_unet_is_a_little_off_and_a_layer_with_a_large_error_is_not_rounded() 
     run = openvino_network.OpenVINOMethod(Part(unet, "forward", "U-Net"), "int8", ranges=ranges)
     assert 1e-4 < relative(run(**inputs), unet(**inputs)) < 0.03
     none = {name: layer._replace(error=1.0) for name, layer in ranges.layers.items()}
-    exact = openvino_network.OpenVINOMethod(
-        Part(unet, "forward", "U-Net"), "int8", ranges=NetworkRanges(weights=ranges.weights, layers=none)
-    )
+    exact = openvino_network.OpenVINOMethod(Part(unet, "forward", "U-Net"), "int8", ranges=NetworkRanges(layers=none))
     assert relative(exact(**inputs), unet(**inputs)) < 1e-5
+
+
+@torch.no_grad()
+def test_the_halves_of_a_feature_cache_have_the_ranges_of_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    unet = random_weights(UNET.build())
+    inputs = {"x": torch.randn(2, 4, 8, 8), "time": torch.rand(2), "context": torch.randn(2, 5, 16)}
+    part = Part(unet, "forward", "U-Net")
+    replace(part, openvino_network.OpenVINOMethod(part, "int8", ranges=measured(unet, **inputs)))
+    cache = FeatureCache(unet, 2)
+    for _ in range(2):  # a full call and a shallow one
+        assert 1e-4 < relative(cache(**inputs), part.eager(**inputs)) < 0.03
+    assert "LoRA" not in capsys.readouterr().err
 
 
 @torch.no_grad()
@@ -154,13 +167,15 @@ def test_ranges_are_kept_by_weights_and_what_is_wrong_is_told(cache: Path, capsy
     path = write_ranges(part, ranges.layers)
     assert path.parent == cache
     stored = read_ranges(part)
-    assert stored is not None and stored.weights == ranges.weights
+    assert stored is not None and stored.lora == ""
     for name, layer in stored.layers.items():
         assert layer == pytest.approx(ranges.layers[name], rel=1e-3)
 
     change = Adapter(LowRank(torch.randn(2, 64), torch.randn(48, 2)), 1.0, True)
     adapt(network[4], "style", change)
-    assert (without := read_ranges(part)) and without.weights == ranges.weights != weights_hash(network)
+    assert (without := read_ranges(part)) and without == stored
+    write_ranges(part, measured(network, torch.randn(1, 3, 8, 8)).layers)
+    assert (with_lora := read_ranges(part)) and with_lora.lora == lora_hash(network) and with_lora != stored
     adapt(network[4], "style", None)
 
     whole = path.read_text()
@@ -220,3 +235,20 @@ def test_the_models_of_the_package_come_with_ranges(
         assert all(len(ranges.layers) > 5 for part in int8_parts(model) if (ranges := read_ranges(part)))
     assert not capsys.readouterr().err
     assert len(list(int8_ranges.SHIPPED.iterdir())) == 5
+
+
+def test_the_command_measures_on_prompts_of_a_file(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents.system("minilm").save(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red picture\n")
+    line = ["calibrate", "--model", str(tmp_path / "model"), "--steps", "2"]
+    assert main([*line, "--prompts", str(tmp_path / "prompts.txt")]) == 0
+    paths = capsys.readouterr().out.split()
+    assert sorted(paths) == sorted(map(str, cache.iterdir())) and len(paths) == 2
+    model = diptych.load(tmp_path / "model", device="cpu", precision="int8")
+    assert "measuring" not in capsys.readouterr().err
+    assert model.origin is not None and model.origin.options["precision"] == "int8"
+    for wrong in (["--prompts", "nowhere.txt"], ["--stop", "1"]):
+        assert main([*line, *wrong]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1

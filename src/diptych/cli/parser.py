@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from diptych.cli import (
+    calibrate_commands,
     curves_commands,
     data_commands,
     evaluate_commands,
@@ -34,6 +35,7 @@ COMMANDS = (
     curves_commands,
     study_commands,
     model_commands,
+    calibrate_commands,
     data_commands,
 )
 """Modules of commands, in the order of the help."""

@@ -18,7 +18,7 @@ from torch import nn
 from diptych.core.caches import cache_folder, short_hash
 from diptych.core.disk import write_text
 from diptych.core.terminal import print_err
-from diptych.engines.network_hash import network_config, weights_hash
+from diptych.engines.network_hash import lora_hash, network_config, weights_hash
 from diptych.engines.replace import Part
 from diptych.weights.fingerprint import fingerprint
 
@@ -42,10 +42,19 @@ class LayerRange(NamedTuple):
 class NetworkRanges:
     """Of the layers of a network."""
 
-    weights: str
-    """The `weights_hash` of the network when it was measured."""
     layers: Mapping[str, LayerRange]
     """By the names of their weights."""
+    lora: str = ""
+    """The `lora_hash` of the network when it was measured."""
+
+    def again(self, module: nn.Module, other: nn.Module) -> NetworkRanges:
+        """The ranges of a module as those of another one: a copy, or one that shares layers under other names."""
+        names = {id(tensor): name for name, tensor in module.named_parameters()}
+        shared = {name: names[id(tensor)] for name, tensor in other.named_parameters() if id(tensor) in names}
+        if not shared:
+            return self
+        layers = {name: self.layers[own] for name, own in shared.items() if own in self.layers}
+        return NetworkRanges(layers=layers, lora=self.lora)
 
 
 def folder() -> Path:
@@ -61,13 +70,14 @@ def identity_of(part: Part, weights: str) -> dict[str, Any]:
 def read_ranges(part: Part) -> NetworkRanges | None:
     """The ranges of a network, or of the same without its LoRA, if there are any. Says in one line why a file is not
     used."""
-    for weights in dict.fromkeys((weights_hash(part.module), fingerprint(part.module))):
-        identity = identity_of(part, weights)
+    plain = fingerprint(part.module)
+    for weights in dict.fromkeys((weights_hash(part.module), plain)):
+        identity, lora = identity_of(part, weights), "" if weights == plain else lora_hash(part.module)
         for place in (folder(), SHIPPED):
             path = place / file_name(identity)
             try:
                 stored = json.loads(path.read_text(encoding="utf-8"))
-                return NetworkRanges(weights=weights, layers=checked(stored, identity, part.module))
+                return NetworkRanges(layers=checked(stored, identity, part.module), lora=lora)
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -26,3 +26,13 @@ def weights_hash(module: nn.Module) -> str:
         for name, each in adapters(layer)
     ]
     return fingerprint(module) + (short_hash(repr(changes)) if changes else "")
+
+
+def lora_hash(module: nn.Module) -> str:
+    """Of what LoRA adds, wherever its layers are; empty without."""
+    changes = sorted(
+        (name, each.scale, each.live, fingerprint(each.change))
+        for layer in module.modules()
+        for name, each in adapters(layer)
+    )
+    return short_hash(repr(changes)) if changes else ""

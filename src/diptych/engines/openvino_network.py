@@ -21,7 +21,7 @@ from diptych.engines import compiled_cache, open_ahead, openvino_core, openvino_
 from diptych.engines.compute_precision import Precision
 from diptych.engines.int8_graph import Int8Layers
 from diptych.engines.int8_ranges import NetworkRanges
-from diptych.engines.network_hash import network_config, weights_hash
+from diptych.engines.network_hash import lora_hash, network_config, weights_hash
 from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
 from diptych.engines.replace import Part, Runner, Unfit, pad_context
 from diptych.engines.say_once import tell
@@ -60,7 +60,8 @@ class OpenVINOMethod(Runner):
         self._lock, self._watch = threading.Lock(), WeightsWatch(part.module)
 
     def again(self, part: Part) -> OpenVINOMethod:
-        return OpenVINOMethod(part, self.precision, self.source, self.ranges)
+        ranges = None if self.ranges is None else self.ranges.again(self.part.module, part.module)
+        return OpenVINOMethod(part, self.precision, self.source, ranges)
 
     def __reduce__(self) -> Any:
         return OpenVINOMethod, (self.part, self.precision, self.source, self.ranges)
@@ -158,7 +159,7 @@ class OpenVINOMethod(Runner):
         if self.ranges is not None:
             int8 = Int8Layers(self.ranges.layers)
             key["int8"] = short_hash(repr(sorted(self.ranges.layers.items())))
-            if self.ranges.weights != key["weights"]:
+            if lora_hash(part.module) not in ("", self.ranges.lora):
                 tell(f"int8: the {part.name} was measured without its LoRA: `diptych calibrate --lora` does so with it")
         compiled = self._compiled_before(key)
         if compiled is None:
