@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -489,6 +490,35 @@ def test_engines_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch)
         diptych.load(precision="bf16", device="cpu")
     with pytest.raises(UserError, match="float32"):
         diptych.load(precision="float33", device="cpu")  # type: ignore[arg-type]
+
+
+def test_an_openvino_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "openvino.py").write_text("raise ImportError('libtbb.so.12 is not there')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "openvino" or "openvino_" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    model = diptych.load(device="cpu")
+    assert "forward" not in vars(model.unet) and "engine" not in model.origin.options
+    assert capsys.readouterr().err.splitlines() == [
+        "diptych: OpenVINO cannot be imported (libtbb.so.12 is not there): networks run in PyTorch"
+    ]
+    for engine in ("openvino", "auto"):
+        with pytest.raises(UserError, match=r"libtbb.so.12 is not there\): install it again"):
+            accelerate(model, engine)
+        monkeypatch.setenv("DIPTYCH_ENGINE", "openvino")
+
+
+def test_models_whose_weights_are_of_another_type(capsys: pytest.CaptureFixture[str]) -> None:
+    model = diptych.load(device="cpu", engine="pytorch")
+    model.unet.to(torch.bfloat16), model.autoencoder.to(torch.bfloat16)
+    assert accelerate(model) == {} and "forward" not in vars(model.unet)
+    assert capsys.readouterr().err.splitlines() == [
+        "diptych: networks with weights in bfloat16 run in PyTorch: OpenVINO is for float32"
+    ]
+    with pytest.raises(UserError, match="the engine openvino is for weights in float32, and these are in bfloat16"):
+        accelerate(model, "openvino")
 
 
 def test_the_defaults_images_are_the_same_by_openvino() -> None:

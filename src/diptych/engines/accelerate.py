@@ -33,20 +33,32 @@ def accelerate(model: Any, engine: str = "auto", precision: str = "auto") -> dic
     least = LEAST_PARAMETERS if engine == precision == "auto" else 0
     if kind == "pytorch" and engine == "auto" and device.type == "cpu" and not os.environ.get("DIPTYCH_ENGINE"):
         tell("networks run in PyTorch: pip install 'diptych[cpu]', for OpenVINO, makes them faster")
+    kind = importable(kind, engine, chosen)
     source = model.origin.source if getattr(model, "origin", None) else ""
     if chosen == "int8":
         from diptych.engines.calibration import require_ranges
 
         require_ranges(model)
 
-    def on(system: Any) -> None:
+    def on(system: Any) -> bool:
+        """Whether any part of a system is run by the engine."""
+        some = False
         for part in parts(system):
-            if (runner := runner_for(kind, part, chosen, source)) is not None and size(part.module) >= least:
+            if kind == "openvino" and (others := other_types(part.module)):
+                tell(f"networks with weights in {others} run in PyTorch: OpenVINO is for float32")
+            elif size(part.module) >= least and (runner := runner_for(kind, part, chosen, source)) is not None:
                 replace(part, runner)
+                some = True
+        return some
 
-    on(model)
+    others = [types for part in parts(model) if (types := other_types(part.module))]
+    if others and kind == "openvino" and (engine == kind or chosen == "int8"):
+        asked = f"the engine {kind}" if engine == kind else "int8"
+        raise UserError(f"{asked} is for weights in float32, and these are in {others[0]}: leave out one of the two")
+    some = on(model)
     if hasattr(model, "on_open"):  # a cascade, which opens its stages late
-        model.on_open = on
+        model.on_open, some = on, True
+    kind = kind if some else "pytorch"
     said = {"engine": kind if kind != "pytorch" else None, "precision": chosen if chosen != "float32" else None}
     return {name: value for name, value in said.items() if value is not None}
 
@@ -77,10 +89,31 @@ def choose_engine(engine: str, device: torch.device, precision: Precision) -> st
     return engine
 
 
+def importable(kind: str, engine: str, precision: Precision) -> str:
+    """The engine, or PyTorch in the place of an OpenVINO that cannot be imported; a `UserError` if that was asked
+    for."""
+    if kind != "openvino":
+        return kind
+    try:
+        importlib.import_module("diptych.engines.openvino_core")  # before others import OpenVINO with all that it has
+    except Exception as error:  # of whatever is missing, mostly a library
+        said = f"OpenVINO cannot be imported ({next(iter(str(error).splitlines()), type(error).__name__)[:100]})"
+        if "openvino" in (engine, os.environ.get("DIPTYCH_ENGINE")) or precision == "int8":
+            raise UserError(f"{said}: install it again, or choose the engine pytorch") from None
+        tell(f"{said}: networks run in PyTorch")
+        return "pytorch"
+    return kind
+
+
+def other_types(module: nn.Module) -> str:
+    """The types of a module's weights other than float32, as a text."""
+    types = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()} - {"float32"}
+    return ", ".join(sorted(types))
+
+
 def runner_for(kind: str, part: Part, precision: Precision, source: str = "") -> Runner | None:
     """What runs a part; none for PyTorch itself, in the type of the weights."""
     if kind == "openvino":
-        from diptych.engines import openvino_core  # noqa: F401  before others import OpenVINO with all that it has
         from diptych.engines.openvino_network import OpenVINOMethod
 
         if precision != "int8":
