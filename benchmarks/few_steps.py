@@ -41,13 +41,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "8 steps, guidance 0.25:1": {"steps": 8, "guidance_interval": "0.25:1"},
     "12 steps, cache every 2nd": {"steps": 12, "cache_interval": 2},
     "8 steps, unipc": {"steps": 8, "sampler": "unipc"},
+    "4 steps, unipc": {"steps": 4, "sampler": "unipc"},
+    "6 steps, unipc": {"steps": 6, "sampler": "unipc"},
+    "8 steps, unipc, guidance 0.25:1": {"steps": 8, "sampler": "unipc", "guidance_interval": "0.25:1"},
     "cache every 2nd": {"cache_interval": 2},
     "guidance 0.25:1": {"guidance_interval": "0.25:1"},
     "12 steps": {"steps": 12},
     "cache every 3rd": {"cache_interval": 3},
     "guidance 0:0.75": {"guidance_interval": "0:0.75"},
     "8 steps, euler": {"steps": 8, "sampler": "euler"},
-    "4 steps, unipc": {"steps": 4, "sampler": "unipc"},
 }
 """Of the latent default: dpmpp-2m, guidance 7, 24 steps."""
 
@@ -97,11 +99,12 @@ def seconds(model: Any, group: PromptGroup, options: dict[str, Any]) -> float:
 
 def summary(row: dict[str, Any], full: dict[str, Any]) -> list[str]:
     """The cells of a method in the table."""
-    rank, before = torch.tensor(row["ranks"]), torch.tensor(full["ranks"])
+    count = len(row["ranks"])  # a method may have been measured on the first prompts alone
+    rank, before = torch.tensor(row["ranks"]), torch.tensor(full["ranks"])[:count]
     top1, top5 = Share.of(rank < 1), Share.of(rank < 5)
     alignment = torch.tensor(row["alignment"], dtype=torch.float64)
     kept5, _ = bootstrap_ratio((before < 5).double(), (rank < 5).double())
-    kept, _ = bootstrap_ratio(torch.tensor(full["alignment"], dtype=torch.float64), alignment)
+    kept, _ = bootstrap_ratio(torch.tensor(full["alignment"], dtype=torch.float64)[:count], alignment)
     mean = Mean.of(alignment)
 
     def percent(one: Any) -> str:
@@ -109,18 +112,30 @@ def summary(row: dict[str, Any], full: dict[str, Any]) -> list[str]:
 
     return [
         row["method"],
+        str(count),
         str(row["calls"]),
         f"{row['seconds']:.2f}" if "seconds" in row else "",
         f"{100 * top1.value:.1f}±{100 * top1.error:.1f}",
         f"{100 * top5.value:.1f}±{100 * top5.error:.1f}",
         f"{mean.value:.3f}±{mean.error:.3f}",
-        f"{row['frechet']:.1f}±{row['frechet_error']:.1f}",
+        f"{row['frechet']:.1f}±{row['frechet_error']:.1f}" if count == len(full["ranks"]) else "",
         percent(kept5) if row is not full else "100",
         percent(kept) if row is not full else "100",
     ]
 
 
-HEAD = ["method", "calls", "s", "top-1, %", "top-5, %", "alignment", "Fréchet", "of full: top-5, %", "alignment, %"]
+HEAD = [
+    "method",
+    "images",
+    "calls",
+    "s",
+    "top-1, %",
+    "top-5, %",
+    "alignment",
+    "Fréchet",
+    "of full: top-5, %",
+    "alignment, %",
+]
 
 
 def report(out: Path) -> None:
@@ -132,7 +147,7 @@ def report(out: Path) -> None:
     lines = ["| " + " | ".join(HEAD) + " |", "|-" + "|-:" * (len(HEAD) - 1) + "|"]
     lines += ["| " + " | ".join(summary(row, full)) + " |" for row in rows]
     under = (
-        f"{stated['images']} seen prompts. Calls: images that the U-Net processes for one; a shallow pass of a cache "
+        "Of full: on the same prompts. Calls: images that the U-Net processes for one; a shallow pass of a cache "
         f"counts as one. s: processor seconds of an image in float32 on one thread of {stated['processor']}, the "
         "least of interleaved rounds while others used the machine. The U-Net of images that were scored: "
         f"{stated['precision']}. ± are standard errors."
@@ -165,7 +180,7 @@ def main() -> None:
         models = {source: diptych.load(source) for source in dict.fromkeys(source for source, _ in methods.values())}
         scores = Scores(options.data, options.images)
         half = options.precision == "bf16"
-        settings = {"images": options.images, "processor": processor(), "precision": options.precision}
+        settings = {"processor": processor(), "precision": options.precision}
         if stated and stated != settings:
             raise UserError(f"{options.out} holds results of {stated}: name another folder")
         if options.time:
@@ -184,7 +199,7 @@ def main() -> None:
                 row = {"method": name, "options": given, "calls": metadata["cost"]["calls"]}
                 rows.append({**row, **scores.measure(images)})
                 save(options.out, settings, rows)
-                print(name, *summary(rows[-1], rows[0])[3:], flush=True)
+                print(name, *summary(rows[-1], rows[0])[4:], flush=True)
     report(options.out)
 
 
