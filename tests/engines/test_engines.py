@@ -422,6 +422,13 @@ def test_the_cache_is_bounded_and_optional(
     compiled_cache.write({"number": 4}, bytes(1000))
     assert sum(path.stat().st_size for path in cache.iterdir()) < 2500
     assert compiled_cache.read({"number": 4}) is not None
+    stale, fresh = cache / "a.compiled.1.part", cache / "a.compiled.2.part"
+    stale.write_bytes(bytes(10)), fresh.write_bytes(bytes(10))
+    os.utime(stale, (0, 0))
+    (cache / "dangling.compiled").symlink_to(cache / "nothing")  # as one that another process just removed
+    compiled_cache.write({"number": 7}, bytes(1000))
+    assert compiled_cache.read({"number": 7}) is not None
+    assert fresh.exists() and not stale.exists()
     for wrong in ("plenty", ""):
         monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", wrong)
         compiled_cache.write({"number": 6}, bytes(1000))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,16 @@ def test_nothing_is_opened_for_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIPTYCH_ENGINE", "pytorch")
     open_ahead.open_ahead("a model")
     assert not open_ahead._threads
+
+
+def test_the_end_of_a_process_waits_for_what_is_being_opened() -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from diptych.engines import open_ahead
+open_ahead._notes = lambda source: Path(sys.executable)
+open_ahead._open = lambda source: (time.sleep(0.3), print("opened", flush=True))
+open_ahead.open_ahead("a model")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "opened\n", "")

@@ -228,11 +228,12 @@ class Recorded:
             warn(f"the image is of {image.size} pixels, and {self.path} of {before.size}")
         elif most := int(np.abs(np.asarray(before, np.int16) - np.asarray(image, np.int16)).max()):
             version = self.row.get("diptych", "of an older version")
-            device = (self.row.get("model") or {}).get("device", "?")
+            made = self.row.get("model") or {}
+            how = [made.get("device", "?"), *(str(made[name]) for name in ("engine", "precision") if name in made)]
             why = ", perhaps in a batch, which rounds otherwise" if most == 1 else ""
             warn(
                 f"the image differs from {self.path} by up to {most} of 255, which diptych {version} made on "
-                f"{device}{why}"
+                f"{', '.join(how)}{why}"
             )
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ import numpy as np
 from diptych.core.caches import cache_folder, short_hash
 from diptych.engines.say_once import tell
 
-SUFFIX = ".compiled"
+SUFFIX, PART = ".compiled", ".part"
+STALE = 3600
+"""Seconds after which a file that is being written is of a process that ended in the midst of it."""
 MOST_BYTES = 4 * 2**30
 """Of all files together; those unused for longest go first. $DIPTYCH_COMPILED_BYTES says otherwise."""
 LARGEST_BYTES = 2**30
@@ -80,7 +83,7 @@ def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
     if len(body) > min(LARGEST_BYTES, most):
         return
     path = path_of(key)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     head = json.dumps({"crc32": zlib.crc32(body), "key": dict(key)})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,8 +108,14 @@ def most_bytes() -> int:
 
 def make_room(most: int) -> None:
     """Remove the files that were unused for longest, until the others have at most so many bytes together."""
-    files = [(path.stat(), path) for path in cache_folder("compiled").glob(f"*{SUFFIX}")]
-    used = 0
+    files, used = list[tuple[os.stat_result, Path]](), 0
+    for path in cache_folder("compiled").iterdir():
+        with contextlib.suppress(OSError):  # another process may have removed it
+            stat = path.stat()
+            if path.suffix == SUFFIX:
+                files.append((stat, path))
+            elif path.suffix == PART and stat.st_mtime < time.time() - STALE:
+                path.unlink(missing_ok=True)
     for stat, path in sorted(files, key=lambda pair: pair[0].st_mtime, reverse=True):
         used += stat.st_size
         if used > most:

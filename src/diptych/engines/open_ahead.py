@@ -27,7 +27,8 @@ def open_ahead(source: str, engine: str | None = None) -> None:
     if source in _threads or chosen not in ("auto", "openvino") or importlib.util.find_spec("openvino") is None:
         return
     if _notes(source).is_file():
-        _threads[source] = threading.Thread(target=_open, args=(source,), daemon=True)
+        # Waited for at exit: a process that ends while OpenVINO reads may crash.
+        _threads[source] = threading.Thread(target=_open, args=(source,))
         _threads[source].start()
 
 
