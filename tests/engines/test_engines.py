@@ -223,6 +223,17 @@ def test_changed_weights_are_seen() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("part", [0, 2, -1])
+def test_parts_of_weights_that_change_uncounted_are_seen(part: int) -> None:
+    network, x = random_weights(nn.Sequential(nn.Conv2d(4, 6, 3), nn.SiLU())), torch.randn(2, 4, 4, 4)
+    network.to(memory_format=torch.channels_last)
+    run = compiled(network)
+    run(x)
+    network[0].weight.data[part] *= 5
+    assert close(run(x), network(x))
+
+
+@torch.no_grad()
 def test_lora_live_and_merged_and_its_scale() -> None:
     network = random_weights(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(96, 4)))
     run, x = compiled(network), torch.randn(2, 3, 4, 4)

@@ -22,13 +22,13 @@ class WeightsWatch:
         self._modules: list[nn.Module] = []
         self._replaced = 0  # times that layers were
         self._addresses: list[int] = []
-        self._middles: list[Tensor] = []
+        self._samples: list[Tensor] = []
 
     def state(self) -> int:
         """A number that is another one after any of them was replaced, changed or scaled.
 
-        A change that PyTorch does not count (`weight.data.mul_`) is seen where it reaches the middle of the tensor. One
-        of a layer's attributes (`norm.eps`) is not.
+        A change that PyTorch does not count (`weight.data.mul_`) is seen where it reaches the beginning, the middle or
+        the end of the tensor. One of a layer's attributes (`norm.eps`) is not.
         """
         modules, tensors, scales = self._watched()
         if modules != self._modules:
@@ -36,10 +36,10 @@ class WeightsWatch:
         addresses = [tensor.data_ptr() for tensor in tensors]
         if addresses != self._addresses:
             self._addresses = addresses
-            self._middles = [tensor.detach().flatten()[tensor.numel() // 2 :][:1] for tensor in tensors]
+            self._samples = [samples(tensor) for tensor in tensors]
         versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
-        middles = torch.cat(self._middles).float().numpy().tobytes() if self._middles else b""
-        return hash((self._replaced, tuple(addresses), versions, middles, tuple(scales)))
+        values = torch.cat(self._samples).float().numpy().tobytes() if self._samples else b""
+        return hash((self._replaced, tuple(addresses), versions, values, tuple(scales)))
 
     def _watched(self) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
         """The layers, the tensors, and the names and scales of what LoRA adds. PyTorch's own walk through modules takes
@@ -59,3 +59,13 @@ class WeightsWatch:
                 scales.append((name, each.scale, each.live, each.change.alpha))
                 tensors += [each.change.down, each.change.up]
         return modules, [tensor for tensor in tensors if tensor is not None], scales
+
+
+def samples(tensor: Tensor) -> Tensor:
+    """A view of the first, the middle and the last value in memory; `flatten` copies layouts such as channels_last,
+    whose copy would stay as it was."""
+    if tensor.numel() == 0:
+        return tensor.detach().flatten()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    step = max(1, last // 2)
+    return tensor.detach().as_strided((1 + min(2, last // step),), (step,))
