@@ -1,4 +1,4 @@
-"""Noticing that the weights of a network have changed, in less than a millisecond."""
+"""Noticing that the weights of a network have changed, in about a millisecond for one of 600 tensors."""
 
 from __future__ import annotations
 
