@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from benchmarks.side_by_side import BF16, FLOAT32, Contestant, Work
+from benchmarks.side_by_side import BF16, FLOAT32, Contestant, NotHere, Work
 from diptych.engines.accelerate import accelerate
+from diptych.engines.calibration import int8_parts, measuring
+from diptych.engines.int8_ranges import NetworkRanges
 from diptych.engines.parts import parts
+from diptych.engines.replace import replace
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,13 +63,15 @@ class EagerCalls:
         self.count = 0
 
     def watch(self, model: Any) -> None:
+        """Without hooks: engines leave layers that have some to PyTorch."""
         for part in parts(model):
             for module in part.module.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.register_forward_hook(self.called)
+                    vars(module)["_conv_forward"] = functools.partial(self.called, module)
 
-    def called(self, *_: Any) -> None:
+    def called(self, module: nn.Conv2d, *arguments: Any) -> Any:
         self.count += 1
+        return type(module)._conv_forward(module, *arguments)
 
     def fault(self) -> str | None:
         """Whether there were some since the last call."""
@@ -73,10 +79,27 @@ class EagerCalls:
         return f"its networks ran in PyTorch ({count} convolutions)" if count else None
 
 
-def on_engine(model: M, variant: Variant, calls: EagerCalls) -> M:
-    """A model as a variant runs it, with the weights of the one that is given. `calls` counts what falls back."""
+def in_int8(model: Any, work: Work) -> None:
+    """Measure what the networks of a model read in its work, and have them run in int8."""
+    try:
+        from diptych.engines.openvino_network import OpenVINOMethod
+    except ImportError as missing:
+        raise NotHere(f"needs diptych[cpu]: {missing}") from None
+    with measuring(list(int8_parts(model))) as collectors:
+        work()
+    for part, collector in collectors.items():
+        if collector.measures:
+            replace(part, OpenVINOMethod(part, "int8", ranges=NetworkRanges(layers=collector.ranges())))
+
+
+def on_engine(model: M, variant: Variant, calls: EagerCalls, work: Callable[[M], Work]) -> M:
+    """A model as a variant runs it, with the weights of the one that is given. `calls` counts what falls back. Int8 is
+    calibrated on the work itself: what a model of random weights generates has other values than the work's inputs."""
     other = sharing_copy(model)
-    accelerate(other, variant.engine, variant.precision)
+    if variant.precision == "int8":
+        in_int8(other, work(other))
+    else:
+        accelerate(other, variant.engine, variant.precision)
     if variant.engine != "pytorch":
         calls.watch(other)
     return other
@@ -96,7 +119,7 @@ def entrants(
         calls = EagerCalls()
 
         def prepare(variant: Variant = variant, calls: EagerCalls = calls) -> Work:
-            return work(on_engine(model, variant, calls))
+            return work(on_engine(model, variant, calls, work))
 
         tolerance = variant.tolerance if bounds is None else bounds[not variant.exact]
         made.append(Contestant(name=variant.name, prepare=prepare, tolerance=tolerance, about=about, fault=calls.fault))

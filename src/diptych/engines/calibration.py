@@ -80,7 +80,8 @@ def calibrate(
         warnings.simplefilter("ignore", DiptychWarning)  # of prompts: only their activations matter
         for seed, prompt in enumerate(prompts):
             model.generate([prompt], seeds=[seed], **options)
-    return [write_ranges(part, collector.ranges(), place) for part, collector in collectors.items()]
+    ran = {part: collector for part, collector in collectors.items() if collector.measures}
+    return [write_ranges(part, collector.ranges(), place) for part, collector in ran.items()]
 
 
 def own_prompts(model: Any) -> Sequence[str]:
