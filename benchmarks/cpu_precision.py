@@ -57,7 +57,8 @@ def report(path: Path) -> None:
     for file in sorted(path.glob("*.json")):
         stored = json.loads(file.read_text())
         rows = [{**row, "method": row["precision"], "calls": ""} for row in stored["rows"]]
-        lines += ["", f"{stored['settings']}", "", f"| {' | '.join((*HEAD, *APART))} |", f"|-{'|-:' * 9}|"]
+        told = ", ".join(f"{name} {value}" for name, value in stored["settings"].items())
+        lines += ["", told, "", f"| {' | '.join((*HEAD, *APART))} |", f"|-{'|-:' * 9}|"]
         for row in rows:
             cells = summary(row, rows[0])
             apart = [str(row["apart"][name]) for name in ("mean", "worst", "largest")]
