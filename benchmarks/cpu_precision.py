@@ -62,7 +62,7 @@ def report(path: Path) -> None:
         for row in rows:
             cells = summary(row, rows[0])
             apart = [str(row["apart"][name]) for name in ("mean", "worst", "largest")]
-            lines.append(f"| {' | '.join([cells[0], *cells[3:], *apart])} |")
+            lines.append(f"| {' | '.join([cells[0], *cells[-6:], *apart])} |")
     text = "\n".join(lines).lstrip() + "\n\n± are standard errors; differences are in levels of 255.\n"
     write_text(path / "results.md", text)
     print(text)
