@@ -1,6 +1,6 @@
 """Ways to do the same work, timed beside one another in one process, after their outputs were compared.
 
-    python -m benchmarks.side_by_side benchmarks/results/cpu-*      prints the stored results as a table
+    python -m benchmarks.side_by_side benchmarks/results/cpu-diffusers      prints the stored results as a table
 
 A script describes jobs: a reference, challengers, and the floating-point operations of the work. Each challenger meets
 the reference in rounds of its own: both do the work in every round, who begins changes, and the limit of the machine
