@@ -253,6 +253,7 @@ def subclasses(cls: type[Config]) -> Iterator[type[Config]]:
 
 def number_fields() -> Iterator[tuple[type[Config], str]]:
     """Each field of each config of diptych's that may be a number."""
+    import diptych.networks.bert_network
     import diptych.recipes.papers.adm
     import diptych.training.experiment  # bring all of them  # noqa: F401
 

@@ -120,7 +120,7 @@ def described_option(model: Any, name: str, value: Any) -> Any:
     """An option as `set.json` has it: files by their content."""
     option = next((table[name] for kind in MODELS.values() if name in (table := options_of(kind))), None)
     if option is not None and isinstance(option.value, ImageFile):
-        from diptych.models.request import given_metadata
+        from diptych.models.given_files import given_metadata
 
         return [one.get("sha256") for one in given_metadata(value, 1)]
     if name == "guides":

@@ -40,7 +40,7 @@ class BertShape(Config):
     """Longest sequence, special tokens included."""
     type_vocab_size: Annotated[int, Within(1)] = 2
     """Number of segments that have an embedding; a prompt is the first."""
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: Annotated[float, Within(0)] = 1e-12
     """Added to the variance in layer norms."""
 
     def check(self) -> None:
