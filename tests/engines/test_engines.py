@@ -30,13 +30,11 @@ from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig
 from diptych.networks.efficient_unet import EfficientUNetConfig
 from diptych.networks.lora import Adapter, LowRank, adapt
-from diptych.networks.unet import UNetConfig
+from tests.engines.small_networks import UNET, random_weights
 
 openvino = pytest.importorskip("openvino")
 
 from diptych.engines import openvino_graph, openvino_network, winograd  # noqa: E402
-
-UNET = UNetConfig(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1,), heads=4, context_width=16)
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +43,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DIPTYCH_ENGINE")
     say_once.told.clear()
     return tmp_path / "cache" / "compiled"
-
-
-def random_weights(module: nn.Module) -> Any:
-    """Layers that begin as zeros would hide what stands before them."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.05 if parameter.ndim > 1 else 0.3)
-    return module.eval().requires_grad_(False)
 
 
 def compiled(module: nn.Module, method: str = "forward", precision: Any = "float32") -> Any:

@@ -23,15 +23,13 @@ from diptych.engines.network_hash import lora_hash
 from diptych.engines.replace import Part, replace
 from diptych.networks.feature_cache import FeatureCache
 from diptych.networks.lora import Adapter, LowRank, adapt
-from diptych.networks.unet import UNetConfig
+from tests.engines.small_networks import UNET, random_weights
 from tests.models import latents, stages
 
 openvino = pytest.importorskip("openvino")
 
 from diptych.engines import openvino_graph, openvino_network  # noqa: E402
 from diptych.engines.int8_graph import Int8Layers, rounded_weight  # noqa: E402
-
-UNET = UNetConfig(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1,), heads=4, context_width=16)
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +38,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DIPTYCH_ENGINE")
     say_once.told.clear()
     return tmp_path / "cache" / "int8"
-
-
-def random_weights(module: nn.Module) -> Any:
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.05 if parameter.ndim > 1 else 0.3)
-    return module.eval().requires_grad_(False)
 
 
 def small_network() -> Any:

@@ -13,7 +13,7 @@ from diptych.core.errors import UserError, pick
 from diptych.engines.compute_precision import Precision, choose_precision
 from diptych.engines.parts import parts
 from diptych.engines.replace import Part, Runner, replace
-from diptych.engines.say_once import tell
+from diptych.engines.say_once import short, tell
 
 ENGINES = ("auto", "pytorch", "openvino", "compile")
 """auto: $DIPTYCH_ENGINE, or OpenVINO on CPUs where it is installed, else PyTorch."""
@@ -97,7 +97,7 @@ def importable(kind: str, engine: str, precision: Precision) -> str:
     try:
         importlib.import_module("diptych.engines.openvino_core")  # before others import OpenVINO with all that it has
     except Exception as error:  # of whatever is missing, mostly a library
-        said = f"OpenVINO cannot be imported ({next(iter(str(error).splitlines()), type(error).__name__)[:100]})"
+        said = f"OpenVINO cannot be imported ({short(error)})"
         if "openvino" in (engine, os.environ.get("DIPTYCH_ENGINE")) or precision == "int8":
             raise UserError(f"{said}: install it again, or choose the engine pytorch") from None
         tell(f"{said}: networks run in PyTorch")

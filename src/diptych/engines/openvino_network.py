@@ -24,7 +24,7 @@ from diptych.engines.int8_ranges import NetworkRanges
 from diptych.engines.network_hash import lora_hash, network_config, weights_hash
 from diptych.engines.openvino_core import DEVICE, compile_options, core, exported, open_compiled
 from diptych.engines.replace import Part, Runner, Unfit, pad_context
-from diptych.engines.say_once import tell
+from diptych.engines.say_once import short, tell
 from diptych.engines.weights_watch import WeightsWatch
 
 MOST_SHAPES = 6
@@ -189,11 +189,6 @@ class OpenVINOMethod(Runner):
         except RuntimeError as error:
             tell(f"a compiled network could not be opened ({short(error)}): compiled again")
         return None
-
-
-def short(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:100]
 
 
 @functools.cache

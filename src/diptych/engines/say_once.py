@@ -12,3 +12,8 @@ def tell(text: str) -> None:
     if text not in told:
         told.add(text)
         print_err(f"diptych: {text}")
+
+
+def short(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:100]

@@ -80,7 +80,29 @@ class CutUNet(nn.Module):
         raise NotImplementedError
 
 
-class PlainCut(CutUNet):
+class OuterBlocksCut(CutUNet):
+    """Of a network in which one block on the way down and two on the way up are the outermost."""
+
+    def outer_blocks(
+        self, deep: Tensor, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        first = self.network.conv_in(x)
+        skips = [first, self.network.down[0](first, embedding, context, mask)]
+        return self.ending(deep, skips, embedding, context, mask)
+
+    def ending(
+        self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        for block in self.network.up[-2:]:
+            x = block(torch.cat([x, skips.pop()], dim=1), embedding, context, mask)
+        return self.output(x)
+
+    def output(self, x: Tensor) -> Tensor:
+        """The network's output (B, out_channels, H, W) from what its last block gives."""
+        raise NotImplementedError
+
+
+class PlainCut(OuterBlocksCut):
     """Of a `UNet`: its first block on the way down and its last two on the way up are the outermost."""
 
     network: UNet
@@ -105,23 +127,12 @@ class PlainCut(CutUNet):
                 x = block.resample(x, skips[-1].shape[-2:])
         return self.ending(x, skips, embedding, context, mask), x
 
-    def outer_blocks(
-        self, deep: Tensor, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        first = self.network.conv_in(x)
-        skips = [first, self.network.down[0](first, embedding, context, mask)]
-        return self.ending(deep, skips, embedding, context, mask)
-
-    def ending(
-        self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
+    def output(self, x: Tensor) -> Tensor:
         net = self.network
-        for block in net.up[-2:]:
-            x = block(torch.cat([x, skips.pop()], dim=1), embedding, context, mask)
         return net.conv_out(F.silu(net.norm_out(x)))
 
 
-class AdmCut(CutUNet):
+class AdmCut(OuterBlocksCut):
     """The same of an `AdmUNet`."""
 
     network: AdmUNet
@@ -137,19 +148,8 @@ class AdmCut(CutUNet):
             x = block(x, embedding, context, mask)
         return self.ending(x, skips, embedding, context, mask), x
 
-    def outer_blocks(
-        self, deep: Tensor, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        first = self.network.conv_in(x)
-        skips = [first, self.network.down[0](first, embedding, context, mask)]
-        return self.ending(deep, skips, embedding, context, mask)
-
-    def ending(
-        self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
+    def output(self, x: Tensor) -> Tensor:
         net = self.network
-        for block in net.up[-2:]:
-            x = block(torch.cat([x, skips.pop()], dim=1), embedding, context, mask)
         return net.conv_out(net.activated(net.norm_out(x)))
 
 
