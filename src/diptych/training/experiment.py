@@ -31,6 +31,7 @@ from diptych.training.precompute_texts import PRECOMPUTED_TEXTS, precompute_text
 from diptych.training.run_checkpoint import has_checkpoint, require_run
 from diptych.training.trainer import train as train_task
 from diptych.training.training_config import EXAMPLES, as_begun
+from diptych.training.trajectories import Teacher, keep_trajectories
 
 
 def train(recipe: Recipe, folder: str | Path) -> Path:
@@ -53,9 +54,9 @@ def train(recipe: Recipe, folder: str | Path) -> Path:
 
 
 def precompute(recipe: Recipe, out: Path) -> Path:
-    """Latents or codes and, for a frozen text encoder, embeddings of the recipe's data, in a folder for
-    `system.precomputed`; of a pixel model the embeddings alone. Under torchrun all processes share the work. The
-    autoencoder runs in float32, or in bfloat16 with training.precision=bf16, and `training.workers` decode ahead."""
+    """Latents, codes or a teacher's trajectories and, for a frozen text encoder, embeddings of the recipe's data, in a
+    folder for `system.precomputed`; of a pixel model the embeddings alone. Under torchrun all processes share the work.
+    Networks run in float32, or in bfloat16 with training.precision=bf16, and `training.workers` decode ahead."""
     system, settings = recipe.system, recipe.training
     if not system.precomputable:
         system.precomputing()
@@ -69,9 +70,11 @@ def precompute(recipe: Recipe, out: Path) -> Path:
         here = Team(0, 1, find_device(settings.device)) if alone else stack.enter_context(team(settings.device))
         datasets = open_splits(recipe, out.with_name(f"{out.name}.{QUARANTINE}"))
         with waiting("loading the frozen networks", in_files=False):
-            autoencoder, text, kept = system.precomputing()
+            autoencoder, text, kept, count = system.precomputing()
         if autoencoder is None:
             return precompute_texts(datasets, text, out, here)
+        if isinstance(autoencoder, Teacher):
+            return keep_trajectories(datasets, autoencoder, text, out, count, here, settings.precision == "bf16")
         bf16, reader = settings.precision == "bf16", system.text_config
         fitted = reader.fingerprint() if text is None and isinstance(reader, FrozenConfig) else None
         return precompute_data(datasets, autoencoder, text, out, here.device, kept, here, settings, bf16, fitted)

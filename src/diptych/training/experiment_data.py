@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from diptych.core.disk import values_of
 from diptych.core.errors import NotFound, UserError
@@ -25,7 +26,6 @@ from diptych.data.stream import ImageBatches
 from diptych.encoders.cache import CachedTexts
 from diptych.encoders.class_configs import ClassConfig
 from diptych.encoders.configs import FrozenConfig, FrozenTextConfig, JointTransformerConfig, TextConfig, build_encoder
-from diptych.networks.autoencoder import Autoencoder
 from diptych.training.distributed import own_device
 from diptych.training.precompute import EmbeddedTexts
 from diptych.training.precomputed import Examples, Kept, PrecomputedLatents, precomputed_splits, spaced
@@ -79,9 +79,7 @@ class ImageData:
     def captions(self, *splits: str, cut: bool = False, examples: int | None = None) -> list[str]:
         return all_captions(*(self.splits[split] for split in splits or self.splits), examples=examples)
 
-    def encoded_by(
-        self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
-    ) -> None:
+    def encoded_by(self, autoencoder: nn.Module, kept: Kept = "latents", shape: tuple[int, ...] | None = None) -> None:
         """Nothing is encoded yet."""
 
     def embedded(self, config: TextConfig | ClassConfig | None, online: bool = False) -> Any:
@@ -132,9 +130,7 @@ class PrecomputedData:
         rows = (rows.captions(row) for rows in stored for row in spaced(range(len(rows)), examples))
         return sorted({caption for row in rows for caption in row})
 
-    def encoded_by(
-        self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
-    ) -> None:
+    def encoded_by(self, autoencoder: nn.Module, kept: Kept = "latents", shape: tuple[int, ...] | None = None) -> None:
         for split in ("train", *(name for name in precomputed_splits(self.store) if name == "held-out")):
             flip = self.config.flip if split == "train" else 0.0  # images of validation are not mirrored
             self.splits[split] = PrecomputedLatents(

@@ -107,13 +107,17 @@ class SecondStageTraining(ModelTraining):
         """The first stage and what reads the prompts."""
         autoencoder = self.first_stage()
         data.encoded_by(autoencoder, self.kept, self.kept_shape())
+        return autoencoder, self.reader(data, seed)
+
+    def reader(self, data: TrainingData, seed: int) -> Any:
+        """What reads the prompts."""
         text = self.model.text
         with first_weights(seed, OF_TEXT):
             if isinstance(text, LearnedConfig):
-                return autoencoder, text.from_captions(self.learned_from(data))
+                return text.from_captions(self.learned_from(data))
             if isinstance(text, FrozenConfig) and self.embed_text == "ahead":
-                return autoencoder, data.read_text(text, "ahead", self.prompts)
-            return autoencoder, data.embedded(text, online=self.embed_text == "online")
+                return data.read_text(text, "ahead", self.prompts)
+            return data.embedded(text, online=self.embed_text == "online")
 
 
 def require_null(field: str, text: Config | None, dropout: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.core.errors import UserError
 from diptych.data.augment import flipped
@@ -19,15 +19,15 @@ from diptych.data.caption_text import fit_captions
 from diptych.data.stream import SampleStream, texts
 from diptych.data.stream_order import KeyedOrder
 from diptych.encoders.cache_part import read_precomputed
-from diptych.networks.autoencoder import Autoencoder
 from diptych.weights.files import load_safetensors
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.packed_texts import PackedTexts, text_hashes
 from diptych.weights.part_files import MAPPED, PartFiles
 
-Kept = Literal["latents", "codes"]
-"""What is kept of an image: the encoder's moments in half precision, or the codes of a VQ."""
-NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes")}
+Kept = Literal["latents", "codes", "trajectories"]
+"""What is kept of an image: the encoder's moments in half precision, or the codes of a VQ; or of a caption, where a
+teacher's sampling leads."""
+NAMES = {"latents": ("moments", "latent"), "codes": ("codes", "codes"), "trajectories": ("trajectory", "trajectory")}
 """How it is called in its file, and in a batch."""
 FLIPPED = "_flipped"
 """Behind that name in its file: the same of the mirror images."""
@@ -175,7 +175,7 @@ class PrecomputedLatents:
         folder: Path,
         split: str,
         seed: int,
-        autoencoder: Autoencoder,
+        autoencoder: nn.Module,
         kept: Kept = "latents",
         flip: float = 0.0,
         random: str = "generator",
@@ -186,7 +186,8 @@ class PrecomputedLatents:
         if made_by is None:
             raise UserError(f"{folder} holds texts alone, and no {kept}: name another folder")
         if made_by != fingerprint(autoencoder):
-            raise UserError(f"{folder} was made with another autoencoder: {AGAIN}")
+            other = "teacher, or its other sampling" if kept == "trajectories" else "autoencoder"
+            raise UserError(f"{folder} was made with another {other}: {AGAIN}")
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}: choose one of {', '.join(splits)}")
         self.name, self.key = NAMES[kept]

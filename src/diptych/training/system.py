@@ -21,6 +21,7 @@ from diptych.training.precompute import Kept
 from diptych.training.prefetch import BatchAt
 from diptych.training.read_text import Embedding
 from diptych.training.trainable import Trainable
+from diptych.training.trajectories import Teacher
 
 Shape = tuple[int, ...]
 
@@ -39,11 +40,9 @@ class TrainingData(Protocol):
         split, evenly spaced."""
         ...
 
-    def encoded_by(
-        self, autoencoder: Autoencoder, kept: Kept = "latents", shape: tuple[int, ...] | None = None
-    ) -> None:
-        """State which first stage is in use. A `UserError` where data were precomputed with another, or have another
-        shape."""
+    def encoded_by(self, autoencoder: nn.Module, kept: Kept = "latents", shape: tuple[int, ...] | None = None) -> None:
+        """State which first stage, or teacher, is in use. A `UserError` where data were precomputed with another, or
+        have another shape."""
         ...
 
     def embedded(self, config: TextConfig | ClassConfig | None, online: bool = False) -> Any:
@@ -74,11 +73,13 @@ class TrainingData(Protocol):
 class Precomputing(NamedTuple):
     """What `diptych precompute` runs."""
 
-    autoencoder: Autoencoder | None
-    """None where images are read as they are, and the text encoder's embeddings are all that is kept."""
+    autoencoder: Autoencoder | Teacher | None
+    """Or the teacher whose trajectories are kept; none where the text encoder's embeddings are all that is kept."""
     text: Any
     """The frozen text encoder; none where captions are not embedded."""
     kept: Kept = "latents"
+    count: int = 0
+    """Of trajectories."""
 
 
 class TrainingSystem(Config):

@@ -38,6 +38,7 @@ from diptych.training.experiment_config import (
 )
 from diptych.training.guided_model import guided_model
 from diptych.training.model_training import SecondStageTraining
+from diptych.training.precomputed import NAMES, Kept
 from diptych.training.read_text import FEW, Embedding, ahead
 from diptych.training.tasks.autoencoding import FirstStage, FirstStageConfig
 from diptych.training.tasks.codes import CodesTask
@@ -72,8 +73,8 @@ class Outline:
     """Shape of what is precomputed of an image, where that is read instead of it."""
     kept: tuple[int, ...] | None = None
     """Shape of what `diptych precompute` keeps of an image; none where it keeps nothing."""
-    codes: bool = False
-    """Whether that are codes."""
+    kept_as: Kept = "latents"
+    """What that is."""
     tokens: int = 0
     """Tokens of a caption as its encoder reads it."""
     token_width: int = 0
@@ -94,8 +95,8 @@ class Outline:
         if self.latent is None:
             side = recipe.data.side
             return {**batch, "picture": torch.zeros(images, 3, side, side, device=self.place)}
-        name, dtype = ("codes", torch.int16) if self.codes else ("latent", torch.float16)
-        return {**batch, name: torch.zeros(images, *self.latent, dtype=dtype, device=self.place)}
+        dtype = torch.int16 if self.kept_as == "codes" else torch.float16
+        return {**batch, NAMES[self.kept_as][1]: torch.zeros(images, *self.latent, dtype=dtype, device=self.place)}
 
 
 class FrozenOutline:
@@ -194,7 +195,7 @@ def _(system: AutoregressiveTraining, run: Situation) -> Outline:
         kept,
         kept if precomputed else None,
     )
-    outline.codes = True
+    outline.kept_as = "codes"
     return outline
 
 
@@ -238,6 +239,9 @@ def _(system: FewStepTraining, run: Situation) -> Outline:
     outline = reader.outline(task, {"student": trained}, autoencoder, kept, kept if precomputed else None)
     outline.frozen["teacher"] = task.teacher
     outline.watched["student"] = task.system.unet
+    outline.kept_as = system.kept
+    if system.kept == "trajectories":  # whose teacher rests
+        outline.idle["teacher"] = outline.frozen.pop("teacher")
     return outline
 
 

@@ -366,12 +366,12 @@ def advice(plan: Plan) -> list[str]:
 
 
 def example_bytes(outline: Outline, recipe: Recipe, tokens: int) -> dict[str, int]:
-    """Bytes that are kept of an example: latents or codes, and the embedding of a caption of so many tokens, in half
-    precision; an encoder that pads keeps the padding."""
+    """Bytes that are kept of an example: latents, codes or a trajectory, and the embedding of a caption of so many
+    tokens, in half precision; an encoder that pads keeps the padding."""
     kept: dict[str, int] = {}
     if outline.kept is not None:
         mirrored = 2 if recipe.data.flip else 1
-        kept["codes" if outline.codes else "latents"] = HALF * math.prod(outline.kept) * mirrored
+        kept[outline.kept_as] = HALF * math.prod(outline.kept) * mirrored
     if outline.token_width:
         kept["text"] = HALF * outline.token_width * kept_tokens(outline, tokens)
     return kept

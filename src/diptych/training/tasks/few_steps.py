@@ -2,6 +2,8 @@
 
     consistency   |f(z_t, t) - f(z_s, s)|, z_s by a guided DDIM step of the teacher (Song et al. 2023; Luo et al. 2023)
     progressive   |x_0(z_t, t) - x~|, where x~ takes DDIM to where some steps of the teacher's end (Salimans & Ho 2022)
+    distillation  the same at each z_t of the teacher's own sampling from noise, which `diptych precompute` kept
+                  (knowledge distillation, Luhman & Luhman 2021, of each of the student's steps)
 
 What is trained is a whole U-Net or a LoRA on the teacher's (Luo et al. 2023b); the weight of classifier-free guidance
 is distilled in, so that the student needs one call a step.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +28,9 @@ from diptych.data.caption_text import Fit
 from diptych.data.dataset import DataConfig
 from diptych.diffusion.conditions import cat_conditions
 from diptych.diffusion.denoiser import Cond, Denoiser
-from diptych.diffusion.samplers import consistency_scalings
-from diptych.diffusion.times import TimesConfig, timesteps
-from diptych.encoders.configs import ClipTextConfig
+from diptych.diffusion.samplers import SAMPLERS, consistency_scalings
+from diptych.diffusion.times import timesteps
+from diptych.encoders.configs import ClipTextConfig, build_encoder
 from diptych.models.latent_config import LatentConfig
 from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.lora_training import LoraConfig, LoraLayers, sharing_weights
@@ -45,13 +47,15 @@ from diptych.pretrained.lora_files import named_layers
 from diptych.training.model_training import SecondStageTraining
 from diptych.training.precompute import Kept
 from diptych.training.read_text import Embedding
-from diptych.training.system import TrainingData, first_weights, require_side
+from diptych.training.system import Precomputing, TrainingData, first_weights, require_side
 from diptych.training.tasks.diffusion import DiffusionTask, DiffusionTraining
+from diptych.training.trajectories import TRAILING, Teacher
 from diptych.weights.fingerprint import fingerprint
 
-SAMPLER = {"consistency": "lcm", "progressive": "ddim"}
+SAMPLER = {"consistency": "lcm", "progressive": "ddim", "distillation": "ddim"}
 """What a student of each method is sampled with."""
-TRAILING = TimesConfig(spacing="trailing")
+STARTS = ("latent", "trajectory")
+"""What a batch may have in the place of images."""
 VALIDATED = 8
 """At most so many times of the validation loss."""
 
@@ -60,20 +64,25 @@ VALIDATED = 8
 class FewStepTraining(SecondStageTraining):
     """A student of few steps, and the latent model that is its teacher."""
 
-    kept: ClassVar[Kept] = "latents"
-
     kind: Literal["few-steps"] = "few-steps"
     """Which system this is."""
     teacher: str = "latent"
     """The latent model to distil: a run or model folder, a published model, or one in the package. The student has its
     shape, text encoder and first stage, and begins as it."""
-    method: Literal["consistency", "progressive"] = "consistency"
-    """Consistency distillation, sampled with `lcm`, or progressive distillation, sampled with `ddim`."""
+    method: Literal["consistency", "progressive", "distillation"] = "consistency"
+    """Consistency distillation, sampled with `lcm`; progressive distillation, or knowledge distillation of trajectories
+    that `diptych precompute` kept, sampled with `ddim`."""
     steps: Annotated[int, Within(1, 1000)] = 4
     """Sampling steps of the student."""
     teacher_steps: Annotated[int, Within(2, 1000)] = 48
-    """DDIM steps of the teacher, a multiple of `steps`. consistency: neighbours among their times are made to agree.
-    progressive: so many of them as are in one of the student's are done at once (Salimans & Ho 2022, Alg. 2: two)."""
+    """Steps of the teacher, DDIM's but for `distillation`, a multiple of `steps`. consistency: neighbours among their
+    times are made to agree. progressive, distillation: so many of them as are in one of the student's are done at once
+    (Salimans & Ho 2022, Alg. 2: two)."""
+    teacher_sampler: str | None = None
+    """distillation only: the sampler of the trajectories, of one call a step; none is the teacher's own."""
+    trajectories: Annotated[int, Within(1, 2**31)] = 5000
+    """distillation only: of how many training captions, evenly spaced, `diptych precompute` keeps where the teacher's
+    sampling leads; and for validation of a sixteenth as many held-out ones."""
     guidance: float | None = None
     """Weight of classifier-free guidance that is distilled in; none is the teacher's own, 1 none at all."""
     lora: LoraConfig | None = None
@@ -94,6 +103,16 @@ class FewStepTraining(SecondStageTraining):
     def check(self) -> None:
         whole = self.teacher_steps % self.steps == 0 and self.teacher_steps > self.steps
         self.require(whole, "teacher_steps", f"be a multiple of steps ({self.steps}), and more")
+        known = self.teacher_sampler is None or self.teacher_sampler in SAMPLERS
+        self.require(known, "teacher_sampler", f"be one of {', '.join(SAMPLERS)}")
+        if self.method == "distillation":
+            self.require(self.caption_dropout == 0, "caption_dropout", "be 0: each trajectory is one of its caption")
+        else:
+            self.require(self.teacher_sampler is None, "teacher_sampler", "be none but for method=distillation")
+
+    @property
+    def kept(self) -> Kept:  # type: ignore[override]
+        return "trajectories" if self.method == "distillation" else "latents"
 
     @property
     def model(self) -> LatentConfig:  # type: ignore[override]
@@ -129,20 +148,42 @@ class FewStepTraining(SecondStageTraining):
         require_side(data, "the teacher's size", size)
 
     def kept_shape(self) -> tuple[int, ...]:
-        return (self.model.autoencoder.moment_channels, self.model.latent_size, self.model.latent_size)
+        first_stage, side = self.model.autoencoder, self.model.latent_size
+        if self.kept == "trajectories":
+            return (self.teacher_steps + 1, first_stage.latent_channels, side, side)
+        return (first_stage.moment_channels, side, side)
 
-    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> FewStepTask:
+    def precomputing(self) -> Precomputing:
+        if self.kept == "latents":
+            return super().precomputing()
+        text = build_encoder(self.model.text) if self.texts_precomputable else None
+        return Precomputing(self.sampled(self.opened()), text, self.kept, self.trajectories)
+
+    def sampled(self, teacher: LatentDiffusion) -> Teacher:
+        """The teacher as it is sampled for its trajectories."""
+        return Teacher(teacher, self.teacher_steps, self.teacher_sampler, self.guidance)
+
+    def opened(self) -> LatentDiffusion:
+        """The teacher. A `UserError` where it is no latent model."""
         teacher = open_model(self.teacher)
         if not isinstance(teacher, LatentDiffusion):
             raise UserError(f"{self.teacher} is no latent model: it can be no teacher")
+        return teacher
+
+    def build(self, data: TrainingData, seed: int, resuming: bool = False) -> FewStepTask:
+        teacher = self.opened()
         self.require_frozen()
+        if self.kept == "trajectories":
+            wanted = "name the folder that `diptych precompute` wrote: trajectories are sampled once, and kept"
+            self.require(self.precomputed is not None, "precomputed", wanted)
+        made_by = self.sampled(teacher) if self.kept == "trajectories" else teacher.autoencoder
+        data.encoded_by(made_by, self.kept, self.kept_shape())
         if teacher.joint_text is not None or self.text_beside:
-            data.encoded_by(teacher.autoencoder, self.kept, self.kept_shape())
             text = teacher.text
             if isinstance(text, nn.Module):
                 text.requires_grad_(False)
         else:
-            _, text = self.parts(data, seed)
+            text = self.reader(data, seed)
         with first_weights(seed):
             return FewStepTask(self, teacher, text)
 
@@ -179,15 +220,18 @@ class FewStepTask(DiffusionTask):
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         draws, config = draws_of(batch), self.distillation
         dropped = draws.host.uniform(DROP) < config.caption_dropout
-        points = config.teacher_steps if config.method == "consistency" else config.steps
+        points = self.points
         place = (draws.uniform(TIME).double() * points).long().clamp(max=points - 1)  # (B,)
         return self.errors(batch, draws, place, dropped), {}
 
     def errors(self, batch: dict[str, Any], draws: Draws, place: Tensor, dropped: Tensor) -> Tensor:
         """(B,) losses of images whose student is asked at these places (B,) of its times."""
-        device = batch["latent" if "latent" in batch else "picture"].device
+        device = next(batch[name] for name in (*STARTS, "picture") if name in batch).device
         settled(self.system, device)
         self.times, place = self.times.to(device), place.to(device)
+        if "trajectory" in batch:
+            cond = self.system.embed(self.system.kept_captions(batch, dropped))
+            return self.along(batch["trajectory"].float(), place, cond)
         x0, cond = self.system.prepare(batch, draws, dropped)
         noise = draws.normal(x0, NOISE)
         return getattr(self, self.distillation.method)(x0, noise, place, cond)
@@ -225,21 +269,43 @@ class FewStepTask(DiffusionTask):
 
     def progressive(self, x0: Tensor, noise: Tensor, place: Tensor, cond: Cond) -> Tensor:
         """Salimans & Ho 2022, Alg. 2, with any number of the teacher's steps in one of the student's."""
-        student, config = self.system.denoiser, self.distillation
-        jump = config.teacher_steps // config.steps
-        t, end = self.times[place * jump], self.times[(place + 1) * jump]
-        z = student.add_noise(x0, noise, t)
+        t, end = self.ends(place)
+        z = self.system.denoiser.add_noise(x0, noise, t)
         with torch.no_grad():
             then = z
-            for step in range(jump):
-                now, next_ = self.times[place * jump + step], self.times[place * jump + step + 1]
+            for step in range(self.jump):
+                now, next_ = self.times[place * self.jump + step], self.times[place * self.jump + step + 1]
                 then = self.ddim(then, self.guided(then, now, cond), now, next_)
-            alpha, sigma = self.levels(t, z)
-            alpha_end, sigma_end = self.levels(end, z)
-            ratio = sigma_end / sigma
-            target = (then - ratio * z) / (alpha_end - ratio * alpha)
+        return self.to_there(z, then, t, end, cond)
+
+    def along(self, trajectory: Tensor, place: Tensor, cond: Cond) -> Tensor:
+        """`progressive` at points of trajectories (B, K + 1, C, h, w), which the teacher took already."""
+        rows = torch.arange(len(place), device=place.device)
+        z, then = trajectory[rows, place * self.jump], trajectory[rows, (place + 1) * self.jump]
+        return self.to_there(z, then, *self.ends(place), cond)
+
+    @property
+    def points(self) -> int:
+        """How many of its times the loss looks at."""
+        config = self.distillation
+        return config.teacher_steps if config.method == "consistency" else config.steps
+
+    @property
+    def jump(self) -> int:
+        """The teacher's steps in one of the student's."""
+        return self.distillation.teacher_steps // self.distillation.steps
+
+    def ends(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """The times (B,) at which these of the student's steps begin and end."""
+        return self.times[place * self.jump], self.times[(place + 1) * self.jump]
+
+    def to_there(self, z: Tensor, then: Tensor, t: Tensor, end: Tensor, cond: Cond) -> Tensor:
+        """(B,) losses of the student, whose step from z at times t is to lead to `then`."""
+        (alpha, sigma), (alpha_end, sigma_end) = self.levels(t, z), self.levels(end, z)
+        ratio = sigma_end / sigma
+        target = (then - ratio * z) / (alpha_end - ratio * alpha)
         weight = (alpha / sigma).square().clamp(min=1)  # truncated SNR (Eq. 9)
-        return (weight * (student(z, t, cond) - target).square()).flatten(1).mean(1)
+        return (weight * (self.system.denoiser(z, t, cond) - target).square()).flatten(1).mean(1)
 
     def ddim(self, z: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """z at times s (B,), by DDIM from times t (B,)."""
@@ -256,7 +322,7 @@ class FewStepTask(DiffusionTask):
         """The loss at some of its times with fixed noise, and their mean."""
         draws, count, config = draws_of(batch), len(batch["seed"]), self.distillation
         none = torch.zeros(count, dtype=torch.bool)
-        points = config.teacher_steps if config.method == "consistency" else config.steps
+        points = self.points
         losses: dict[str, float] = {}
         for place in range(0, points, max(1, points // VALIDATED)):
             at = float(self.times[place * (config.teacher_steps // points)])
