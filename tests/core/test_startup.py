@@ -77,3 +77,20 @@ def test_threads_sleep_on_a_busy_machine_unless_the_user_says_otherwise(monkeypa
     monkeypatch.setattr(startup, "is_busy", lambda loads, count: False)
     yield_when_busy()
     assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_what_importing_pytorch_made_is_not_looked_through_again() -> None:
+    code = """
+import gc, weakref
+from diptych.core.startup import collector_paused
+with collector_paused():
+    import torch
+assert gc.get_freeze_count() > 100_000, gc.get_freeze_count()
+class Node: pass
+one = Node(); one.self = one; gone = weakref.ref(one)
+del one
+gc.collect()
+print(gone() is None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stdout + done.stderr

@@ -15,16 +15,20 @@ from pathlib import Path
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
     """Within, Python looks for no garbage: what an import makes stays, and to look through it again and again takes a
-    tenth of the import of PyTorch. At the end of the process it looks for none either, which would take longer still.
+    tenth of the import of PyTorch. If PyTorch is imported within, what there is then is not looked through later
+    either, a twelfth of a second each time; nor is anything at the end of the process, which would take longer still.
     """
     freeze_at_exit()
     if not gc.isenabled():  # by whoever will enable it
         yield
         return
     gc.disable()
+    before = "torch" in sys.modules
     try:
         yield
     finally:
+        if not before and "torch" in sys.modules:
+            gc.freeze()
         gc.enable()
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from diptych.core.caches import cache_folder, short_hash
 from diptych.core.errors import UserError
 
-REMEMBERED = 2**24
-"""Bytes from which on the hash of a file is kept beside its size and time, so that gigabytes are read once."""
+REMEMBERED = 2**20
+"""Bytes from which on the hash of a file is kept beside its size and time, so that models are read for it once."""
 
 
 def named_file(path: str | Path) -> dict[str, str]:
