@@ -1,7 +1,7 @@
 """What fewer calls of the network cost: fewer steps, guidance within an interval, cached features, distilled students.
 
     python -m benchmarks.few_steps --data data/emoji-128
-    python -m benchmarks.few_steps --student "8-step student=runs/emoji-progressive-lora"
+    python -m benchmarks.few_steps --methods "full model, 24 steps" --student "4-step student=runs/emoji-4-steps"
     python -m benchmarks.few_steps --time                  seconds an image of each method, interleaved
     python -m benchmarks.few_steps --report                the table again, from what is stored
 
@@ -170,7 +170,10 @@ def save(out: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Non
 
 def main() -> None:
     options = read_options()
-    methods: dict[str, tuple[str, dict[str, Any]]] = {name: (options.model, given) for name, given in METHODS.items()}
+    unknown = [name for name in options.methods if name not in METHODS]
+    if unknown:
+        raise UserError(f"no method is called {unknown[0]!r}: choose among {', '.join(map(repr, METHODS))}")
+    methods: dict[str, tuple[str, dict[str, Any]]] = {name: (options.model, METHODS[name]) for name in options.methods}
     for student in options.student:
         name, _, source = student.partition("=")
         methods[name] = (source, {})
@@ -206,6 +209,7 @@ def main() -> None:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="latent")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), metavar="NAME", help="default: all")
     parser.add_argument("--student", action="append", default=[], help="NAME=run or model folder; may be repeated")
     parser.add_argument("--data", type=Path, default=Path("data/emoji-128"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few-steps"))

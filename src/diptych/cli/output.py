@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from diptych.core.disk import write_new
 from diptych.core.progress import bar
+from diptych.core.steady import looks_on
 from diptych.core.terminal import print_out
 from diptych.models.metadata import png_texts
 from diptych.models.provenance import png_bytes
@@ -30,6 +31,7 @@ def generate_images(
             part = wanted[start : start + batch]
             done, batches = start // batch, -(-len(wanted) // batch)
 
+            @looks_on
             def advance(step: int, steps: int, x0: Any, done: int = done, batches: int = batches) -> None:
                 progress.update(task, completed=done * steps + step + 1, total=batches * steps)
 

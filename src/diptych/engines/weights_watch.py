@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diptych.core.steady import steady_period
 from diptych.networks.lora import adapters, add_live_adapters
 
 
@@ -19,6 +20,7 @@ class WeightsWatch:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.hooked = False
+        self._known: tuple[object, int] | None = None  # a period without changes, and the state in it
         self._modules: list[nn.Module] = []
         self._replaced = 0  # times that layers were
         self._addresses: list[int] = []
@@ -28,8 +30,14 @@ class WeightsWatch:
         """A number that is another one after any of them was replaced, changed or scaled.
 
         A change that PyTorch does not count (`weight.data.mul_`) is seen where it reaches the beginning, the middle or
-        the end of the tensor. One of a layer's attributes (`norm.eps`) is not.
+        the end of the tensor. One of a layer's attributes (`norm.eps`) is not. Where weights are steady it looks once.
         """
+        period = steady_period()
+        if period is None or self._known is None or self._known[0] is not period:
+            self._known = period, self._state()
+        return self._known[1]
+
+    def _state(self) -> int:
         modules, tensors, scales = self._watched()
         if modules != self._modules:
             self._modules, self._replaced = modules, self._replaced + 1

@@ -21,6 +21,7 @@ from typing import Any
 from diptych.core.disk import sweep, write_text
 from diptych.core.errors import DiptychWarning, UserError
 from diptych.core.progress import bar, waiting
+from diptych.core.steady import looks_on
 from diptych.core.values import MOST, Integer, checked
 from diptych.data.prompt_files import PromptRow, read_prompts
 from diptych.encoders.base import PromptOptions
@@ -211,7 +212,7 @@ class _Run:
         result = self.model.generate(
             [image.prompt for image in images],
             seeds=[image.seed for image in images],
-            callback=lambda step, steps, x0: advance(len(todo), step, steps),
+            callback=looks_on(lambda step, steps, x0: advance(len(todo), step, steps)),
             **options,
         )
         calls: list[Callable[[], None]] = []

@@ -151,6 +151,7 @@ def sample(
     sampler_options: the model's own; those of the settings come first.
     name: of the model, for errors. A `UserError` is raised where an estimate or the result is not finite.
     """
+    from diptych.core.steady import only_looks_on, steady_weights
     from diptych.diffusion.finite_check import FiniteCheck
 
     if settings.cache_interval > 1:
@@ -170,14 +171,15 @@ def sample(
     function = partial(SAMPLERS[settings.sampler], schedule=denoiser.schedule, noise=source, callback=callback)
     sampler = check.wrap_sampler(partial(function, **options))
     x = plan.init_noise_sigma * noise
-    if init is None:
-        x0 = sampler(guided, x, plan.times)
-    else:
-        from diptych.diffusion.inpainting import sample_from_image
+    with steady_weights(guide is None and only_looks_on(callback)):
+        if init is None:
+            x0 = sampler(guided, x, plan.times)
+        else:
+            from diptych.diffusion.inpainting import sample_from_image
 
-        start = x if init.from_noise else None
-        remaining, add_noise = init.remaining(plan.times), denoiser.add_noise
-        x0 = sample_from_image(sampler, guided, init.x0, noise, remaining, add_noise, mask=init.mask, start=start)
+            start = x if init.from_noise else None
+            remaining, add_noise = init.remaining(plan.times), denoiser.add_noise
+            x0 = sample_from_image(sampler, guided, init.x0, noise, remaining, add_noise, mask=init.mask, start=start)
     return x0, cost.metadata(len(noise))
 
 

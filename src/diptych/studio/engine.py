@@ -281,6 +281,9 @@ class Engine:
 class Follower:
     """The callback of `generate`: publishes each step, and stops where nobody waits any more."""
 
+    looks_on = True
+    """It changes no weights (`diptych.core.steady`)."""
+
     def __init__(self, engine: Engine, model: Any, images: list[QueuedImage]) -> None:
         self.engine, self.model, self.images = engine, model, images
         self.previewer = Previewer(model)
