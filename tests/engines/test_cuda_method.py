@@ -233,7 +233,7 @@ def test_images_of_a_model_stay_as_they_are(make: Any, graphs: type[CpuGraph]) -
 
 def test_tiles_have_graphs_of_their_own(graphs: type[CpuGraph]) -> None:
     own, made = latents.system().eval(), latents.system().eval()
-    replace(part := Part(made.autoencoder, "decode", "decoder"), CudaMethod(part, "none"))
+    replace(part := Part(made.autoencoder, "decode_entries", "decoder"), CudaMethod(part, "none"))
     tile = 8 * made.factor
     size = (2 * tile + made.factor * 2, tile)
     a, b = (model.generate("a red picture", steps=1, tile=tile, size=size) for model in (own, made))

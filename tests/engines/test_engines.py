@@ -25,6 +25,7 @@ from diptych.core.errors import UserError
 from diptych.engines import accelerate as choosing
 from diptych.engines import compiled_cache, say_once
 from diptych.engines.accelerate import accelerate
+from diptych.engines.parts import parts
 from diptych.engines.replace import Part, Runner, replace, restore
 from diptych.networks.adm_config import AdmUNetConfig
 from diptych.networks.autoencoder import AutoencoderConfig
@@ -138,6 +139,21 @@ def test_an_autoencoder_gives_the_same() -> None:
     latents = torch.randn(2, config.latent_channels, 16 // config.factor, 16 // config.factor)
     assert close(compiled(autoencoder, "decode")(latents), autoencoder.decode(latents))
     assert close(compiled(autoencoder, "moments")(images), autoencoder.moments(images))
+
+
+@torch.no_grad()
+def test_a_vq_is_quantised_by_pytorch_and_decoded_by_the_engine(capfd: pytest.CaptureFixture[str]) -> None:
+    config = AutoencoderConfig(channels=32, multipliers=(1, 2), blocks=1, norm_groups=8, codebook=16)
+    model = nn.Module()
+    model.autoencoder = autoencoder = random_weights(config.build())
+    latents = torch.randn(2, config.latent_channels, 8, 8)
+    plain = autoencoder.decode(latents)
+    decoder = next(part for part in parts(model) if part.name == "decoder")
+    runner = compiled(autoencoder, decoder.method)
+    replace(decoder, runner)
+    assert close(autoencoder.decode(latents), plain)
+    assert len(runner._compiled) == 1 and None not in runner._compiled.values(), "it ran in PyTorch"
+    assert "runs in PyTorch" not in capfd.readouterr().err
 
 
 @torch.no_grad()

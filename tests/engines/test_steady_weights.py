@@ -14,7 +14,7 @@ from diptych.engines import say_once
 from diptych.engines.accelerate import accelerate
 from diptych.engines.weights_watch import WeightsWatch
 from tests.engines.small_networks import UNET, random_weights
-from tests.models.latents import arrays, system
+from tests.models.latents import CAPTIONS, arrays, system
 
 pytest.importorskip("openvino")
 
@@ -54,7 +54,7 @@ def test_weights_that_a_callback_changes(own: bool, tmp_path: Path, monkeypatch:
                     model.unet.conv_in.weight.mul_(1.5)
 
         looked.clear()
-        return arrays(model.generate("a red one", steps=6, callback=looks_on(callback) if own else callback))
+        return arrays(model.generate(CAPTIONS[0], steps=6, callback=looks_on(callback) if own else callback))
 
     made = images("openvino")
     decodes = 1

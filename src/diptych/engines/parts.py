@@ -21,7 +21,7 @@ def parts(model: Any) -> Iterator[Part]:
     if isinstance(network := getattr(model, "network", None), nn.Module):
         yield Part(network, "forward", f"stage {model.config.name}")
     if isinstance(autoencoder := getattr(model, "autoencoder", None), nn.Module):
-        yield Part(autoencoder, "decode", "decoder")
+        yield Part(autoencoder, "decode_entries", "decoder")
         yield Part(autoencoder, "moments", "encoder")
     if isinstance(tiny := getattr(model, "tiny", None), nn.Module):
         yield Part(tiny, "decode", "tiny decoder")
