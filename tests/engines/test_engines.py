@@ -249,7 +249,7 @@ def test_lora_live_and_merged_and_its_scale() -> None:
             torch.randn(2, *layer.weight.shape[1:]), torch.randn(len(layer.weight), 2, *[1] * (layer.weight.ndim - 2))
         )
         for live in (True, False):
-            for scale in (1.0, 0.5):
+            for scale in (1.0, 0.5, -1.0, -2.0):  # of which the last two have the same hash
                 adapt(layer, "style", Adapter(change, scale, live))
                 assert close(run(x), network(x))
                 assert not close(run(x), plain, 1e-3)
@@ -275,6 +275,24 @@ def test_replaced_layers_are_seen() -> None:
     network[1] = nn.ReLU()
     assert close(run(x), network(x))
     assert close(compiled(network)(x), network(x)), "what is on disk is of the layer before"
+
+
+@torch.no_grad()
+def test_numbers_of_layers_that_change_are_seen() -> None:
+    class Scaled(nn.Sequential):
+        scale = 1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * super().forward(x)
+
+    network, x = random_weights(Scaled(nn.Linear(8, 6), nn.LayerNorm(6))), torch.randn(2, 8)
+    network.scale, network.config = 2.0, UNET  # type: ignore[assignment]
+    run = compiled(network)
+    run(x)
+    for layer, name in ((network[1], "eps"), (network, "scale")):
+        setattr(layer, name, 0.5)
+        assert close(run(x), network(x)), name
+        assert close(compiled(network)(x), network(x)), f"what is on disk is of another {name}"
 
 
 @torch.no_grad()
@@ -366,6 +384,60 @@ def test_what_openvino_cannot_compile_runs_in_pytorch(
     assert capsys.readouterr().err.splitlines() == [
         "diptych: the network runs in PyTorch: OpenVINO cannot compile it (out of something)"
     ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("error", [RuntimeError("Exception from src/a.cpp:1:\nno memory\n"), MemoryError()])
+def test_what_openvino_fails_at_runs_in_pytorch(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    layer, x = random_weights(nn.Linear(8, 6)), torch.randn(3, 8)
+    run = compiled(layer)
+    run(x)
+    monkeypatch.setattr(openvino_network, "infer", fail)
+    for _ in range(2):
+        assert torch.equal(run(x), layer(x))
+    assert capsys.readouterr().err.splitlines() == [
+        f"diptych: the network runs in PyTorch: OpenVINO failed ({str(error)[-10:-1] or 'MemoryError'})"
+    ]
+    monkeypatch.setattr(compiled_cache, "code_hash", fail)
+    assert torch.equal(compiled(layer)(x), layer(x))
+    assert "OpenVINO cannot compile it" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_after_an_interrupt_no_request_is_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer = random_weights(nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4))))
+    run, x = compiled(layer), torch.randn(2, 64, 96, 96)
+    run(x)
+    ((requests,),) = [run._compiled.values()]
+    first, second = ({"input": row} for row in x.split(1))
+
+    class Interrupted:
+        waited = 0
+
+        def start_async(self, *how: Any, **more: Any) -> None:
+            requests[0].start_async(*how, **more)
+
+        def wait(self) -> None:
+            self.waited += 1
+            if self.waited == 1:
+                raise KeyboardInterrupt
+            requests[0].wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        openvino_network.infer([Interrupted(), requests[1]], [first, second])  # type: ignore[list-item]
+    assert all(request.wait_for(0) for request in requests)
+
+
+@torch.no_grad()
+def test_no_rows_give_none() -> None:
+    layer = random_weights(nn.Linear(8, 6))
+    assert compiled(layer)(torch.empty(0, 8)).shape == (0, 6)
 
 
 def test_gradients_training_and_autocast_are_left_to_pytorch() -> None:

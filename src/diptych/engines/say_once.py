@@ -15,5 +15,6 @@ def tell(text: str) -> None:
 
 
 def short(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:100]
+    """The first line of what an error says, after those of OpenVINO about where it was."""
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith("Exception from ")]
+    return next(filter(None, lines), type(error).__name__)[:100]

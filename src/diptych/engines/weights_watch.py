@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diptych.core.steady import steady_period
-from diptych.networks.lora import adapters, add_live_adapters
+from diptych.networks.lora import PLACE, adapters, add_live_adapters
 
 
 class WeightsWatch:
-    """Watches the layers of a module, their parameters and buffers, and what LoRA adds to them.
+    """Watches the layers of a module, their numbers, parameters and buffers, and what LoRA adds to them.
 
     hooked: after `state`, whether a layer within has hooks other than LoRA's.
     """
@@ -20,34 +21,39 @@ class WeightsWatch:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.hooked = False
-        self._known: tuple[object, int] | None = None  # a period without changes, and the state in it
+        self._known: tuple[object, Hashable] | None = None  # a period without changes, and the state in it
         self._modules: list[nn.Module] = []
         self._replaced = 0  # times that layers were
+        self._numbers: list[tuple[dict[str, Any], str]] = []  # attributes of layers, each by where it is looked up
         self._addresses: list[int] = []
         self._samples: list[Tensor] = []
 
-    def state(self) -> int:
-        """A number that is another one after any of them was replaced, changed or scaled.
+    def state(self) -> Hashable:
+        """What is something else after any of them was replaced, changed or scaled.
 
         A change that PyTorch does not count (`weight.data.mul_`) is seen where it reaches the beginning, the middle or
-        the end of the tensor. One of a layer's attributes (`norm.eps`) is not. Where weights are steady it looks once.
+        the end of the tensor. One of a layer's attributes is where it is a number (`norm.eps`). Where weights are
+        steady it looks once.
         """
         period = steady_period()
         if period is None or self._known is None or self._known[0] is not period:
             self._known = period, self._state()
         return self._known[1]
 
-    def _state(self) -> int:
+    def _state(self) -> Hashable:
         modules, tensors, scales = self._watched()
         if modules != self._modules:
             self._modules, self._replaced = modules, self._replaced + 1
+            self._numbers = [(vars(layer), name) for layer in modules for name in numbers(layer)]
         addresses = [tensor.data_ptr() for tensor in tensors]
         if addresses != self._addresses:
             self._addresses = addresses
             self._samples = [samples(tensor) for tensor in tensors]
         versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
         values = torch.cat(self._samples).float().numpy().tobytes() if self._samples else b""
-        return hash((self._replaced, tuple(addresses), versions, values, tuple(scales)))
+        numbers_now = tuple(attributes.get(name) for attributes, name in self._numbers)
+        # The values, not their hash: those of -1 and -2 are the same.
+        return self._replaced, tuple(addresses), versions, values, tuple(scales), numbers_now
 
     def _watched(self) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
         """The layers, the tensors, and the names and scales of what LoRA adds. PyTorch's own walk through modules takes
@@ -63,10 +69,16 @@ class WeightsWatch:
             waiting += [child for child in module._modules.values() if child is not None]
             tensors += module._parameters.values()
             tensors += module._buffers.values()
-            for name, each in adapters(module):
-                scales.append((name, each.scale, each.live, each.change.alpha))
-                tensors += [each.change.down, each.change.up]
+            if PLACE in vars(module):
+                for name, each in adapters(module):
+                    scales.append((name, each.scale, each.live, each.change.alpha))
+                    tensors += [each.change.down, each.change.up]
         return modules, [tensor for tensor in tensors if tensor is not None], scales
+
+
+def numbers(layer: nn.Module) -> dict[str, float]:
+    """Those of its attributes that are numbers, such as the `eps` of a norm."""
+    return {name: value for name, value in vars(layer).items() if isinstance(value, (float, int))}
 
 
 def samples(tensor: Tensor) -> Tensor:
