@@ -139,6 +139,33 @@ def test_the_halves_of_a_feature_cache_have_the_ranges_of_the_network(capsys: py
 
 
 @torch.no_grad()
+def test_ranges_are_of_all_calls_and_take_no_more_memory_with_each() -> None:
+    layer = random_weights(nn.Linear(32, 32))
+    calls = [scale * torch.randn(1, 4, 32) for scale in (1.0, 3.0, 2.0)]
+    with RangeCollector(layer) as collector:
+        for x in calls:
+            layer(x)
+    low, high, error = collector.ranges()["weight"]
+    assert (low, high) == (torch.cat(calls).min().item(), torch.cat(calls).max().item())
+    made = torch.cat([layer(x) for x in calls])
+    squares = [values.square().mean().item() for values in (torch.cat(calls), made)]
+    assert error == pytest.approx(expected_error(layer.weight, low, high, *squares), rel=1e-4)
+    assert collector.measures["weight"].numel() == 5
+    with collector:
+        layer(calls[0] * torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        collector.ranges()
+
+
+def test_the_hash_of_lora_is_another_with_its_alpha() -> None:
+    layer, hashes = nn.Linear(8, 6), set[str]()
+    for alpha in (2.0, 4.0):
+        adapt(layer, "style", Adapter(LowRank(torch.ones(2, 8), torch.ones(6, 2), alpha), 1.0, True))
+        hashes.add(lora_hash(layer))
+    assert len(hashes) == 2
+
+
+@torch.no_grad()
 def test_lora_is_applied_and_a_line_says_that_ranges_are_without_it(capsys: pytest.CaptureFixture[str]) -> None:
     network, x = small_network(), torch.randn(1, 3, 8, 8)
     part = Part(network, "forward", "network")

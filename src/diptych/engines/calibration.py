@@ -132,8 +132,10 @@ class RangeCollector(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.weights = {tensor.data_ptr(): (name, tensor) for name, tensor in module.named_parameters()}
-        self.measures: dict[str, list[Tensor]] = {}
-        """For each call: least and largest value read, mean square of what was read and of what was made."""
+        self.measures: dict[str, Tensor] = {}
+        """Of all calls: least and largest value read, sums of the mean squares of what was read and of what was made,
+        and their number. A tensor for each call, however small, would keep the memory of others from being used again.
+        """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -141,20 +143,25 @@ class RangeCollector(TorchFunctionMode):
             name, weight = self.weights.get(args[1].data_ptr(), (None, None))
             if name is not None and weight is not None and worth_int8(args[0], weight):
                 x, made = args[0].detach().float(), out.detach().float()
-                values = torch.stack([*x.aminmax(), x.square().mean(), made.square().mean()])
-                self.measures.setdefault(name, []).append(values)
+                squares = torch.stack([x.square().mean(), made.square().mean(), torch.ones((), device=x.device)])
+                values = torch.cat([torch.stack(x.aminmax()), squares]).double().cpu()
+                known = self.measures.setdefault(name, values)
+                if known is not values:
+                    torch.minimum(known[0], values[0], out=known[0])
+                    torch.maximum(known[1], values[1], out=known[1])
+                    known[2:] += values[2:]
         return out
 
     def ranges(self) -> dict[str, LayerRange]:
         """Of all layers that ran. A `UserError` where they read values that are not finite."""
         weights = dict(self.weights.values())
         made = {}
-        for name, measures in self.measures.items():
-            values = torch.stack(measures)
+        for name, values in self.measures.items():
             if not values.isfinite().all():
                 raise UserError(f"the layer {name} reads values that are not finite: no range can be measured")
-            low, high = min(values[:, 0].min().item(), 0.0), max(values[:, 1].max().item(), 0.0)  # 0 is in each border
-            read, written = (square.item() for square in values[:, 2:].mean(0))
+            low, high, *squares, calls = values.tolist()
+            low, high = min(low, 0.0), max(high, 0.0)  # 0 is in each border
+            read, written = (square / calls for square in squares)
             made[name] = LayerRange(low, high, expected_error(weights[name], low, high, read, written))
         return made
 

@@ -31,7 +31,7 @@ def weights_hash(module: nn.Module) -> str:
 def lora_hash(module: nn.Module) -> str:
     """Of what LoRA adds, wherever its layers are; empty without."""
     changes = sorted(
-        (name, each.scale, each.live, fingerprint(each.change))
+        (name, each.scale, each.live, each.change.alpha, fingerprint(each.change))
         for layer in module.modules()
         for name, each in adapters(layer)
     )
