@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from diptych.core.errors import UserError
+from diptych.studio import previews
 from diptych.studio.engine import Engine
 from diptych.studio.fair_queue import FairQueue
 from diptych.studio.history import DATABASE, History
@@ -21,7 +23,7 @@ from diptych.studio.image_request import ImageRequest
 from diptych.studio.job import Job, QueuedImage
 from diptych.studio.limits import Limits, QueueFull
 from diptych.studio.model_pool import ModelPool, model_bytes
-from tests.models import latents
+from tests.models import latents, stages
 from tests.models.latents import same_image
 from tests.studio.conftest import opened, pool
 
@@ -145,6 +147,51 @@ def test_memory_is_bounded_by_closing_what_was_used_least_recently() -> None:
         models.open(name)
         assert models.used() <= 2 * size + 10
     assert opened_names == ["a", "b", "c", "b"] and models.loaded() == ["a", "b"]
+
+
+def test_the_memory_of_a_model_is_that_of_all_its_networks_and_of_what_was_compiled() -> None:
+    def weights(*networks: Any) -> int:
+        return sum(t.numel() * t.element_size() for network in networks for t in network.state_dict().values())
+
+    class Compiled:
+        compiled_bytes = 1000
+
+    model = latents.system("minilm")
+    size = weights(model, model.autoencoder, model.text.model)
+    assert model_bytes(model) == size
+    vars(model.unet)["forward"] = vars(model.autoencoder)["decode"] = Compiled()
+    assert model_bytes(model) == size + 1000
+    vars(model.autoencoder)["decode"] = Compiled()
+    assert model_bytes(model) == size + 2000
+
+    stage = stages.stage(stages.base())
+    words = weights(stage.text.model)
+    assert model_bytes(stage) == weights(stage) + words
+    stage.set_frozen(text=None)
+    stage.open_encoder = lambda config: pytest.fail("a text encoder is opened to be counted")  # type: ignore
+    assert model_bytes(stage) == weights(stage)
+    cascade = stages.cascade()
+    assert model_bytes(cascade) == weights(*map(cascade.stage, range(3))) + words
+
+
+def test_the_first_preview_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what an engine compiles for it."""
+    now, cost, model = [0.0], [30.0], latents.system()
+    monkeypatch.setattr(previews.time, "monotonic", lambda: now[0])
+
+    def decode(latents: Any, **how: Any) -> Any:
+        now[0] += cost[0]
+        return torch.zeros(1, 3, 16, 16)
+
+    monkeypatch.setattr(model, "decode", decode)
+    previewer, x0 = previews.Previewer(model), torch.zeros(1, 4, 8, 8)
+    previewer.images(x0)
+    assert previewer.due(x0)
+    cost[0] = 1.0
+    previewer.images(x0)
+    assert not previewer.due(x0), "a second of one"
+    now[0] += 4
+    assert previewer.due(x0), "a second of five"
 
 
 def test_what_a_killed_server_leaves(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from diptych.core.errors import UserError
+from diptych.encoders.base import network_of
 from diptych.studio.limits import FieldError
 from diptych.studio.styles import FILE, Style, read_styles
 
@@ -92,15 +93,17 @@ class ModelPool:
 
 
 def model_bytes(model: Any) -> int:
-    """Bytes of the parameters and buffers of a model, or of the open stages of a cascade."""
-    modules: list[nn.Module] = []
-    if isinstance(model, nn.Module):
-        modules.append(model)
-    modules += [stage for stage in getattr(model, "_open", {}).values() if isinstance(stage, nn.Module)]
-    encoders = [*getattr(model, "_encoders", {}).values(), getattr(model, "text", None)]
-    modules += [one for one in encoders if isinstance(one, nn.Module)]
-    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    """Bytes of the parameters and buffers of a model, or of the open stages of a cascade, with first stages and text
+    encoders, and of what engines compiled of them."""
+    stages = [model] if isinstance(model, nn.Module) else list(getattr(model, "_open", {}).values())
+    frozen = [part for stage in stages for part in getattr(stage, "_frozen", {}).values()]
+    parts = [*stages, *frozen, *getattr(model, "_encoders", {}).values()]
+    modules = [part if isinstance(part, nn.Module) else network_of(part) for part in parts]
+    every = {id(each): each for module in modules if module is not None for each in module.modules()}
+    tensors = {id(t): t for each in every.values() for t in (*each.parameters(False), *each.buffers(False))}
+    runners = {id(value): value for each in every.values() for value in vars(each).values()}
+    compiled = sum(getattr(runner, "compiled_bytes", 0) for runner in runners.values())
+    return compiled + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def own_styles(source: str) -> dict[str, Style]:

@@ -28,18 +28,20 @@ class Previewer:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.began = time.monotonic()
+        """When the first of these estimates was shown."""
         self.spent = 0.0
         self.side = 0
         """Of the estimates that were shown last."""
 
     def due(self, x0: Tensor) -> bool:
-        """Whether one more keeps within the share. The first is always due, of each stage of a cascade."""
+        """Whether one more keeps within the share. The first is always due, of each stage of a cascade, and does not
+        count: an engine may compile the decoder for it."""
         return x0.shape[-1] != self.side or self.spent <= SHARE * (time.monotonic() - self.began)
 
     @torch.no_grad()
     def images(self, x0: Tensor) -> list[Image.Image]:
         """Estimates (B, C, h, w), latents or pixels, as images of at most `SIDE` pixels a side."""
-        began, self.side = time.monotonic(), x0.shape[-1]
+        began, first, self.side = time.monotonic(), x0.shape[-1] != self.side, x0.shape[-1]
         try:
             x0 = torch.nan_to_num(x0.float())
             if isinstance(self.model, LatentDiffusion):
@@ -52,7 +54,11 @@ class Previewer:
                 image.thumbnail((SIDE, SIDE))
             return images
         finally:
-            self.spent += time.monotonic() - began
+            now = time.monotonic()
+            if first:
+                self.began, self.spent = now, 0.0
+            else:
+                self.spent += now - began
 
 
 def data_url(image: Image.Image) -> str:
