@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.steady import steady_period
+from diptych.networks.deep_cache import CutUNet
 from diptych.networks.lora import PLACE, adapters, add_live_adapters
 
 
 class WeightsWatch:
     """Watches the layers of a module, their numbers, parameters and buffers, and what LoRA adds to them.
 
-    hooked: after `state`, whether a layer within has hooks other than LoRA's.
+    hooked: after `state`, whether a layer within has hooks other than LoRA's. Those of the module itself are called
+      whatever runs its method; those of a network that is cut are not, by its halves.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._outermost = (module, module.network) if isinstance(module, CutUNet) else (module,)
         self.hooked = False
         self._known: tuple[object, Hashable] | None = None  # a period without changes, and the state in it
         self._modules: list[nn.Module] = []
@@ -63,7 +66,7 @@ class WeightsWatch:
         while waiting:
             module = waiting.pop()
             modules.append(module)
-            if (module._forward_hooks or module._forward_pre_hooks) and module is not self.module:
+            if (module._forward_hooks or module._forward_pre_hooks) and module not in self._outermost:
                 self.hooked |= bool(module._forward_pre_hooks)
                 self.hooked |= any(hook is not add_live_adapters for hook in module._forward_hooks.values())
             waiting += [child for child in module._modules.values() if child is not None]
