@@ -157,6 +157,8 @@ def test_other_engines_do_not_go_with_moved_or_rounded_weights() -> None:
         engine_for("compile", "layers", "stored")
     with pytest.raises(UserError, match="weight_precision=int8 does not go with the engine openvino"):
         engine_for("openvino", "none", "int8")
+    with pytest.raises(UserError, match="weight_precision=int8 does not go with precision=int8: leave one of them out"):
+        engine_for("auto", "none", "int8", "int8")
 
 
 def test_images_without_room_are_decoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

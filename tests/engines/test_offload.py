@@ -277,9 +277,17 @@ def test_a_stage_that_is_dropped_takes_its_weights_along(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_on_a_cpu_nothing_is_offloaded_and_one_line_says_so(way: str) -> None:
+def test_on_a_cpu_nothing_is_offloaded_and_one_line_says_so(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
     with pytest.warns(DiptychWarning, match=f"offload={way} is for CUDA devices: on cpu it changes nothing"):
         model = place(latents.system(), CPU, offload=way)
+    monkeypatch.delenv("DIPTYCH_ENGINE", raising=False)
+    latents.system().save(tmp_path / "model")
+    with pytest.warns(DiptychWarning, match=f"offload={way} is for CUDA devices") as warned:
+        same = diptych.load(tmp_path / "model", "cpu", offload=way, engine="openvino", precision="float32")
+    assert len(warned) == 1 and same.origin is not None and same.origin.options["engine"] == "openvino"
     assert not is_placeholder(model.unet.conv_in.weight)
     with pytest.raises(UserError, match="unknown offload 'part': choose one of layers, none, parts"):
         place(latents.system(), CPU, offload="part")

@@ -13,7 +13,7 @@ from diptych.core.memory_use import free_device_memory, gib
 from diptych.encoders.configs import T5Config
 from diptych.encoders.t5 import compute_dtype
 from diptych.engines.attention_chunks import attend_in_chunks
-from diptych.engines.memory_options import check_options
+from diptych.engines.memory_options import check_options, offload_on
 from diptych.engines.offload import (
     LayersOffload,
     Offload,
@@ -41,9 +41,7 @@ def place(
     is not, and where the device has not the memory for the weights alone.
     """
     check_options(offload, weights)
-    if offload != "none" and device.type != "cuda":
-        warn(f"offload={offload} is for CUDA devices: on {device} it changes nothing")
-        offload = "none"
+    offload = offload_on(device, offload)
     if weights == "float8" and device.type == "mps":
         raise UserError("mps has no float8: take weight_precision=int8")
     ways = {"parts": PartsOffload, "layers": LayersOffload}

@@ -176,9 +176,11 @@ def load(
     says the rest."""
     from diptych.engines.accelerate import accelerate, choose_engine
     from diptych.engines.compute_precision import choose_precision
-    from diptych.engines.memory_options import engine_for, placed
+    from diptych.engines.memory_options import engine_for, offload_on, placed
 
-    where, engine = find_device(device), engine_for(engine, offload, weight_precision)
+    where = find_device(device)
+    offload = offload_on(where, offload)
+    engine = engine_for(engine, offload, weight_precision, precision)
     choose_engine(engine, where, choose_precision(precision, where))  # or an error, before anything is read
     model: Any = placed(open_model(source, **opening), where, engine, offload, weight_precision)
     if lora is not None:
