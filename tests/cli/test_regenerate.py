@@ -93,3 +93,15 @@ def test_the_recorded_model_takes_all_that_was_recorded(tmp_path: Path) -> None:
     image.complete(arguments)
     options = options_given(arguments)
     assert image.fitting(object.__new__(type("Other", (), {"generate": lambda self: None})), options) == options != {}
+
+
+def test_what_ran_in_another_precision_runs_in_it_again(tmp_path: Path) -> None:
+    image = recorded(tmp_path, model={"source": "latent", "precision": "int8"})
+    for words, precision, changed in (
+        ([], "int8", False),
+        (["--precision", "float32"], "float32", True),
+        (["--model", "cascade"], None, False),
+    ):
+        image.changed, arguments = False, parse(["generate", "--from", "a.png", *words])
+        image.complete(arguments)
+        assert (arguments.precision, image.changed) == (precision, changed), words

@@ -21,7 +21,7 @@ from diptych.models.options import KNOBS
 from diptych.weights.file_hash import file_sha256
 from diptych.weights.identity import Origin
 
-OPENING = ("revision", "dtype", "ema", "prediction", "weight_precision")
+OPENING = ("revision", "dtype", "ema", "prediction", "precision", "weight_precision")
 """Metadata of a model that are options by the same name. Whether pickles may be read is not for an image to say."""
 WITHOUT_EFFECT = ("keep_stages", "one_at_a_time")
 """Options that change no image, and are not recorded."""
