@@ -9,7 +9,7 @@ from pathlib import Path
 
 def cache_folder(*names: str) -> Path:
     """A folder or file under $DIPTYCH_CACHE, else ~/.cache/diptych. Nothing is made."""
-    return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych").joinpath(*names)
+    return Path(os.path.expanduser(os.environ.get("DIPTYCH_CACHE") or "~/.cache/diptych"), *names)
 
 
 def short_hash(text: str, length: int = 20) -> str:
