@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from diptych.core.errors import DiptychWarning, UserError
+from diptych.core.progress import bar
+from diptych.core.steady import looks_on
 from diptych.core.terminal import print_err
 from diptych.engines.int8_ranges import LayerRange, folder, read_ranges, write_ranges
 from diptych.engines.parts import parts
@@ -76,10 +78,17 @@ def calibrate(
     if large and "steps" not in options and not hasattr(model, "transformer"):
         options["steps"] = LARGE_STEPS
     prompts = own_prompts(model)[: LARGE_PROMPTS if large else None] if prompts is None else prompts
-    with measuring(measured) as collectors, warnings.catch_warnings():
+    (place or folder()).mkdir(parents=True, exist_ok=True)  # or an error, before all the work
+    with measuring(measured) as collectors, warnings.catch_warnings(), bar() as progress:
         warnings.simplefilter("ignore", DiptychWarning)  # of prompts: only their activations matter
+        task = progress.add_task("measuring", total=None)
         for seed, prompt in enumerate(prompts):
-            model.generate([prompt], seeds=[seed], **options)
+
+            @looks_on
+            def advance(step: int, steps: int, x0: Any, seed: int = seed) -> None:
+                progress.update(task, completed=seed * steps + step + 1, total=len(prompts) * steps)
+
+            model.generate([prompt], seeds=[seed], callback=advance, **options)
     ran = {part: collector for part, collector in collectors.items() if collector.measures}
     return [write_ranges(part, collector.ranges(), place) for part, collector in ran.items()]
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from diptych.core.caches import cache_folder, short_hash
 from diptych.core.disk import write_text
-from diptych.core.terminal import print_err
 from diptych.engines.network_hash import lora_hash, network_config, weights_hash
 from diptych.engines.replace import Part
+from diptych.engines.say_once import tell
 from diptych.weights.fingerprint import fingerprint
 
 RULES = 1
@@ -81,7 +81,7 @@ def read_ranges(part: Part) -> NetworkRanges | None:
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, TypeError, RecursionError) as error:
-                print_err(f"diptych: {path} is not used: {' '.join(str(error).split())[:100]}")
+                tell(f"{path} is not used: {' '.join(str(error).split())[:100]}")
     return None
 
 
