@@ -527,7 +527,12 @@ def test_the_cache_is_bounded_and_optional(
     assert compiled_cache.read({"number": 5}) is None
     monkeypatch.setenv("DIPTYCH_CACHE", "/dev/null/nowhere")
     layer, x = random_weights(nn.Linear(3, 4)), torch.randn(1, 3)
-    assert close(compiled(layer)(x), layer(x))
+    monkeypatch.delenv("DIPTYCH_COMPILED_BYTES")
+    capsys.readouterr()
+    for _ in range(2):
+        assert close(compiled(layer)(x), layer(x))
+    said = "what is compiled cannot be kept in /dev/null/nowhere/compiled (Not a directory)"
+    assert capsys.readouterr().err.splitlines() == [f"diptych: {said}: the next process compiles it again"]
 
 
 @torch.no_grad()
@@ -576,6 +581,11 @@ def test_engines_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch)
     ):
         with pytest.raises(UserError, match=words):
             choosing.choose_engine(engine, device, precision)  # type: ignore[arg-type]
+    for engine, precision in (("compile", "float32"), ("pytorch", "int8")):
+        monkeypatch.setenv("DIPTYCH_ENGINE", engine)
+        with pytest.raises(UserError, match=rf"the engine {engine} of \$DIPTYCH_ENGINE"):
+            choosing.choose_engine("auto", cpu, precision)  # type: ignore[arg-type]
+    monkeypatch.delenv("DIPTYCH_ENGINE")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choosing.choose_engine("auto", cpu, "float32") == "pytorch"
     for engine, precision in (("openvino", "float32"), ("auto", "int8")):

@@ -65,23 +65,23 @@ def accelerate(model: Any, engine: str = "auto", precision: str = "auto") -> dic
 
 def choose_engine(engine: str, device: torch.device, precision: Precision) -> str:
     """`pytorch`, `openvino` or `compile`: what is meant on a device. A `UserError` where it cannot be had."""
+    named = engine
     if engine == "auto":
         engine = pick("$DIPTYCH_ENGINE", os.environ.get("DIPTYCH_ENGINE") or "auto", ENGINES)
+        named = f"{engine} of $DIPTYCH_ENGINE"
     pick("engine", engine, ENGINES)
     here = importlib.util.find_spec("openvino") is not None
     missing = "is not installed: pip install 'diptych[cpu]'"
     if engine == "compile":
-        require_cuda(device)
+        require_cuda(device, named)
     if engine == "openvino":
         if device.type != "cpu":
-            raise UserError(f"the engine openvino runs on CPUs, and the model is on {device}")
+            raise UserError(f"the engine {named} runs on CPUs, and the model is on {device}")
         if not here:
             raise UserError(f"OpenVINO {missing}")
     if precision == "int8" and (engine in ("pytorch", "compile") or device.type != "cpu" or not here):
         why = (
-            f"the engine {engine} does not"
-            if engine in ("pytorch", "compile")
-            else f"on CPUs, where OpenVINO {missing}"
+            f"the engine {named} does not" if engine in ("pytorch", "compile") else f"on CPUs, where OpenVINO {missing}"
         )
         raise UserError(f"OpenVINO computes in int8, {why}")
     if engine == "auto":
@@ -130,12 +130,12 @@ def runner_for(kind: str, part: Part, precision: Precision, source: str = "") ->
     return InBfloat16(part) if precision == "bf16" else None
 
 
-def require_cuda(device: torch.device) -> None:
+def require_cuda(device: torch.device, named: str = "compile") -> None:
     """Raise a `UserError` where the engine compile cannot run."""
     if device.type != "cuda":
-        raise UserError(f"the engine compile is for CUDA devices, and the model is on {device}: leave it out")
+        raise UserError(f"the engine {named} is for CUDA devices, and the model is on {device}: leave it out")
     if importlib.util.find_spec("triton") is None:
-        raise UserError("the engine compile needs triton, which this PyTorch came without: install a build for CUDA")
+        raise UserError(f"the engine {named} needs triton, which this PyTorch came without: install a build for CUDA")
 
 
 class InBfloat16(Runner):

@@ -66,10 +66,12 @@ def read_file(path: Path) -> Stored | None:
         with open(path, "rb") as file:
             head = json.loads(file.readline(1_000_000))
             body = np.fromfile(file, np.uint8)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error)[:80]})") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is damaged") from None
     known = isinstance(head, dict) and isinstance(head.get("key"), dict)
     if not known or head.get("crc32") != zlib.crc32(body.data):
         raise ValueError(f"{path} is damaged")
@@ -78,20 +80,22 @@ def read_file(path: Path) -> Stored | None:
 
 def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
     """Store bytes under a key, where they are not too many; the files that were unused for longest make room. A disk
-    that is full or may not be written costs nothing but the time to compile again."""
+    that is full or may not be written costs nothing but the time to compile again, and a line says so."""
     most = most_bytes()
     if len(body) > min(LARGEST_BYTES, most):
         return
     path = path_of(key)
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     head = json.dumps({"crc32": zlib.crc32(body), "key": dict(key)})
-    with contextlib.suppress(OSError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         make_room(most - len(body))
         with open(part, "wb") as file:
             file.write(head.encode() + b"\n")
             file.write(body)
         os.replace(part, path)
+    except OSError as error:
+        tell(f"what is compiled cannot be kept in {path.parent} ({error.strerror or error}): the next process compiles it again")
     with contextlib.suppress(OSError):
         part.unlink(missing_ok=True)
 
