@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import pickle
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +352,24 @@ def test_a_model_that_has_run_can_be_pickled() -> None:
     read = pickle.loads(pickle.dumps(layer))
     assert vars(read)["forward"].part.module is read
     assert torch.equal(read(x), expected)
+
+
+@torch.no_grad()
+def test_a_network_that_is_no_longer_used_is_freed_at_once() -> None:
+    layer = random_weights(nn.Sequential(nn.Linear(8, 6), nn.SiLU()))
+    run = compiled(layer)
+    replace(run.part, run)
+    copied = copy.deepcopy(layer)
+    seen = [weakref.ref(each) for each in (layer, copied, run)]
+    gc.disable()
+    try:
+        for network in (layer, copied):
+            network(torch.randn(2, 8))
+            assert vars(network)["forward"]._compiled
+        del layer, copied, network, run
+        assert [each() for each in seen] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import json
 import threading
@@ -140,6 +141,8 @@ class OpenVINOMethod(Runner):
     def _has_memory(self) -> bool:
         """Whether the network can be compiled; those for other shapes make room."""
         needed = self._bytes_of_one()
+        if (free := free_memory()) is not None and needed > free:
+            gc.collect()  # of models that are no longer used
         while (free := free_memory()) is not None and needed > free:
             if not self._compiled:
                 sizes = f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True, eq=False)
 class Part:
-    """A method of a network, tensors in, one tensor out, the first axis of each being the batch."""
+    """A method of a network, tensors in, one tensor out, the first axis of each being the batch.
 
-    module: nn.Module
-    method: str
-    name: str
-    """As a message calls it: `U-Net`, `decoder`."""
+    name: as a message calls it: `U-Net`, `decoder`.
+    """
+
+    def __init__(self, module: nn.Module, method: str, name: str, *, held: bool = True) -> None:
+        """held: whether it keeps the network alive, which what the network itself holds should not: such circles stay
+        in memory until Python looks for them."""
+        self.method, self.name = method, name
+        self._held, self._module = module if held else None, weakref.ref(module)
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        assert module is not None, "a part is used after its network"
+        return module
+
+    def loose(self) -> Part:
+        """The same, which does not keep its network alive."""
+        return Part(self.module, self.method, self.name, held=False)
+
+    def __reduce__(self) -> Any:
+        return _part, (self.module, self.method, self.name, self._held is not None)
 
     def eager(self, *args: Any, **kwargs: Any) -> Tensor:
         """The method itself, as its class has it."""
         return getattr(type(self.module), self.method)(self.module, *args, **kwargs)
+
+
+def _part(module: nn.Module, method: str, name: str, held: bool) -> Part:
+    return Part(module, method, name, held=held)
 
 
 class Runner:
@@ -53,7 +73,7 @@ class Runner:
         return type(self)(part)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
-        return self.again(Part(copy.deepcopy(self.part.module, memo), self.part.method, self.part.name))
+        return self.again(Part(copy.deepcopy(self.part.module, memo), self.part.method, self.part.name).loose())
 
 
 def observed() -> bool:
@@ -83,6 +103,8 @@ class Unfit(Exception):
 
 def replace(part: Part, runner: Callable[..., Tensor]) -> None:
     """Have a runner answer in the place of a part's method."""
+    if isinstance(runner, Runner):
+        runner.part = runner.part.loose()
     vars(part.module)[part.method] = runner
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable
 from typing import Any
 
@@ -21,11 +22,10 @@ class WeightsWatch:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self._outermost = (module, module.network) if isinstance(module, CutUNet) else (module,)
+        self._module = weakref.ref(module)  # which holds what holds this
         self.hooked = False
         self._known: tuple[object, Hashable] | None = None  # a period without changes, and the state in it
-        self._modules: list[nn.Module] = []
+        self._layers: list[nn.Module] = []
         self._replaced = 0  # times that layers were
         self._numbers: list[tuple[dict[str, Any], str]] = []  # attributes of layers, each by where it is looked up
         self._addresses: list[int] = []
@@ -44,10 +44,12 @@ class WeightsWatch:
         return self._known[1]
 
     def _state(self) -> Hashable:
-        modules, tensors, scales = self._watched()
-        if modules != self._modules:
-            self._modules, self._replaced = modules, self._replaced + 1
-            self._numbers = [(vars(layer), name) for layer in modules for name in numbers(layer)]
+        module = self._module()
+        assert module is not None, "a network is watched that is no more"
+        layers, tensors, scales = self._watched(module)
+        if layers != self._layers:
+            self._layers, self._replaced = layers, self._replaced + 1
+            self._numbers = [(vars(layer), name) for layer in layers for name in numbers(layer)]
         addresses = [tensor.data_ptr() for tensor in tensors]
         if addresses != self._addresses:
             self._addresses = addresses
@@ -55,18 +57,21 @@ class WeightsWatch:
         versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
         values = torch.cat(self._samples).float().numpy().tobytes() if self._samples else b""
         numbers_now = tuple(attributes.get(name) for attributes, name in self._numbers)
+        scales.append(tuple(numbers(module).values()))
         # The values, not their hash: those of -1 and -2 are the same.
         return self._replaced, tuple(addresses), versions, values, tuple(scales), numbers_now
 
-    def _watched(self) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
-        """The layers, the tensors, and the names and scales of what LoRA adds. PyTorch's own walk through modules takes
-        ten times as long."""
-        modules, tensors, scales, waiting = list[nn.Module](), list[Tensor | None](), list[Any](), [self.module]
+    def _watched(self, root: nn.Module) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
+        """The layers within, the tensors, and the names and scales of what LoRA adds. PyTorch's own walk through
+        modules takes ten times as long."""
+        layers, tensors, scales, waiting = list[nn.Module](), list[Tensor | None](), list[Any](), [root]
+        outermost = (root, root.network) if isinstance(root, CutUNet) else (root,)
         self.hooked = False
         while waiting:
             module = waiting.pop()
-            modules.append(module)
-            if (module._forward_hooks or module._forward_pre_hooks) and module not in self._outermost:
+            if module is not root:
+                layers.append(module)
+            if (module._forward_hooks or module._forward_pre_hooks) and module not in outermost:
                 self.hooked |= bool(module._forward_pre_hooks)
                 self.hooked |= any(hook is not add_live_adapters for hook in module._forward_hooks.values())
             waiting += [child for child in module._modules.values() if child is not None]
@@ -76,7 +81,7 @@ class WeightsWatch:
                 for name, each in adapters(module):
                     scales.append((name, each.scale, each.live, each.change.alpha))
                     tensors += [each.change.down, each.change.up]
-        return modules, [tensor for tensor in tensors if tensor is not None], scales
+        return layers, [tensor for tensor in tensors if tensor is not None], scales
 
 
 def numbers(layer: nn.Module) -> dict[str, float]:

@@ -34,7 +34,7 @@ def halves_of(network: nn.Module) -> CutUNet:
         if hasattr(runner, "again"):
             for method in ("full", "shallow"):
                 part = type(runner.part)(halves, method, f"{runner.part.name}, {method} pass")
-                vars(halves)[method] = runner.again(part)
+                vars(halves)[method] = runner.again(part.loose())
         vars(network)[PLACE] = known = runner, halves  # no submodule: the state dict stays what it is
     known[1].training = network.training
     return known[1]
