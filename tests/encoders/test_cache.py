@@ -374,3 +374,13 @@ def test_means_are_those_of_any_embedding_and_a_prompt_is_looked_at_once(monkeyp
         found = texts.encode(WORDS)
         assert torch.equal(found.pooled, TextEmbedding.from_sequence(found.sequence, found.mask).pooled)
     assert len(looked) == 2, "tokens and means, the first time"
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_prompts_are_embedded_alike_under_autocast(padded: bool) -> None:
+    """As those of sample grids are, which no caption of the data asked for."""
+    many = [f"a picture number {number}" for number in range(3 * module.BATCH)]
+    plain = CachedTexts(Letters(padded=padded)).encode(many)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = EmbeddedTexts(CachedTexts(Letters(padded=padded))).encode(many)
+    assert torch.equal(within.sequence, plain.sequence) and torch.equal(within.pooled, plain.pooled)

@@ -48,6 +48,7 @@ class CachePart(NamedTuple):
         )
 
     @classmethod
+    @torch.autocast("cpu", enabled=False)  # which joins no tensors in float16
     def join(cls, parts: Iterable[CachePart]) -> CachePart:
         """All their prompts, in order."""
         parts = list(parts)
@@ -59,6 +60,7 @@ class CachePart(NamedTuple):
         prompts = [prompt for part in parts for prompt in part.prompts]
         return cls(prompts, torch.cat([part.tokens for part in parts]), ends(lengths), pooled)
 
+    @torch.autocast("cpu", enabled=False)
     def means(self) -> Tensor:
         return half(torch.stack([self.row(i).float().mean(0) for i in range(len(self.prompts))]))
 

@@ -95,7 +95,8 @@ def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
             file.write(body)
         os.replace(part, path)
     except OSError as error:
-        tell(f"what is compiled cannot be kept in {path.parent} ({error.strerror or error}): the next process compiles it again")
+        why = error.strerror or error
+        tell(f"what is compiled cannot be kept in {path.parent} ({why}): the next process compiles it again")
     with contextlib.suppress(OSError):
         part.unlink(missing_ok=True)
 
