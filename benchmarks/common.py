@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diptych.core.errors import UserError
 from diptych.core.processors import processor_name
 
 processor = processor_name
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script; what its user got wrong is one line and exit code 2, as of diptych's own commands."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def logged(run: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import diptych
-from benchmarks.common import processor
+from benchmarks.common import processor, run_script
 from benchmarks.few_steps import Scores, summary
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
@@ -107,4 +107,4 @@ def read_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

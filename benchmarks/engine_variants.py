@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,7 +44,8 @@ VARIANTS = {
 def chosen(names: list[str] | None) -> list[Variant]:
     """The variants of --engines."""
     if unknown := set(names or ()) - set(VARIANTS):
-        raise SystemExit(f"no engine {', '.join(sorted(unknown))}: the engines are {', '.join(VARIANTS)}")
+        print(f"no engine {', '.join(sorted(unknown))}: the engines are {', '.join(VARIANTS)}", file=sys.stderr)
+        raise SystemExit(2)
     return [VARIANTS[name] for name in names or VARIANTS]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import diptych
-from benchmarks.common import processor
+from benchmarks.common import processor, run_script
 from diptych.core.disk import write_text
 from diptych.core.errors import UserError
 from diptych.data.caption_text import concept_of
@@ -223,4 +223,4 @@ def read_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

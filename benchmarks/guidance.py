@@ -37,7 +37,7 @@ from diptych.models.pair_guide import PairGuide
 from diptych.pretrained.load_guide import open_guide
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the next line, where this is run as a file
-from benchmarks.common import axes, save
+from benchmarks.common import axes, run_script, save
 
 FREE = "classifier-free"
 SCALES: dict[str, tuple[float, ...]] = {
@@ -256,7 +256,4 @@ def read_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"guidance: {error}")
+    run_script(main)

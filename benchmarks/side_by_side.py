@@ -318,23 +318,30 @@ def read(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
+def positive(text: str) -> int:
+    """A count of a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
+    return int(text)
+
+
 def parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
     """The options of every script of jobs."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument("--jobs", type=lambda text: text.split(","), help="of them, with commas between; all if none")
     made.add_argument("--engines", type=lambda text: text.split(","), help="of the challengers; all if none")
-    made.add_argument("--rounds", type=int, help="how often each does the work (a number for each job)")
-    made.add_argument("--threads", type=int, default=cores(), help="of PyTorch and the engines (all cores)")
+    made.add_argument("--rounds", type=positive, help="how often each does the work (a number for each job)")
+    made.add_argument("--threads", type=positive, default=cores(), help="of PyTorch and the engines (all cores)")
     made.add_argument("--quick", action="store_true", help="toys instead of networks, which tries the script alone")
     made.add_argument("--out", type=Path, help=f"folder of the results ({folder}; with --quick nowhere)")
-    made.set_defaults(folder=Path(folder))
+    made.set_defaults(folder=Path(folder), parser=made)
     return made
 
 
 def run_all(jobs: dict[str, tuple[int, Callable[[], Job]]], given: argparse.Namespace) -> int:
     """Run the chosen jobs, each built when its turn comes; write and print each result. Exit code: 1 if any differs."""
     if unknown := set(given.jobs or ()) - set(jobs):
-        raise SystemExit(f"no job {', '.join(sorted(unknown))}: the jobs are {', '.join(jobs)}")
+        given.parser.error(f"no job {', '.join(sorted(unknown))}: the jobs are {', '.join(jobs)}")
     torch.set_num_threads(given.threads)
     out, code = given.out or (None if given.quick else given.folder), 0
     for name in given.jobs or list(jobs):
@@ -357,9 +364,9 @@ def run_all(jobs: dict[str, tuple[int, Callable[[], Job]]], given: argparse.Name
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description="Print stored results as a table.")
     made.add_argument("folders", nargs="+", type=Path, help="with results, or single files")
-    results = read(made.parse_args(argv).folders)
-    if not results:
-        raise SystemExit("there are no results there")
+    folders = made.parse_args(argv).folders
+    if not (results := read(folders)):
+        made.error(f"there are no results in {', '.join(map(str, folders))}")
     print(table(results), end="")
     return 0
 

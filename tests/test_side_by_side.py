@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import cpu_default, cpu_diffusers, cpu_imagen_pytorch, side_by_side
+from benchmarks.common import run_script
 from benchmarks.engine_variants import EagerCalls, sharing_copy
 from benchmarks.side_by_side import Contestant, Job, NotHere, OutputsDiffer, flops, levels, run, run_all, table
+from diptych.core.errors import UserError
 from diptych.networks.unet import UNet
 
 X = torch.linspace(-1, 1, 64).view(8, 8)
@@ -92,6 +94,31 @@ def test_a_result_is_written_and_printed_again(tmp_path: Path, capsys: pytest.Ca
     assert "wrong is 1 from slow" in capsys.readouterr().err
     assert side_by_side.main([str(tmp_path)]) == 0
     assert "| a toy | fast / slow | 0 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["--rounds", "0"], "at least 1, not '0'"), (["--threads", "two"], "at least 1, not 'two'"),
+     (["--jobs", "latent-9"], "no job latent-9: the jobs are latent-1"), (["--engines", "foo"], "no engine foo")],
+)  # fmt: skip
+def test_wrong_options_of_a_script_are_refused_in_a_line(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cpu_default.main(["--quick", *words])
+    assert ended.value.code == 2 and reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_a_user_got_wrong_in_a_study_is_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main() -> None:
+        raise UserError("no data at data/emoji-128")
+
+    monkeypatch.setattr("sys.argv", ["benchmarks/few_steps.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    assert ended.value.code == 2 and capsys.readouterr().err == "few_steps: no data at data/emoji-128\n"
 
 
 def test_a_rerun_keeps_who_did_not_run(tmp_path: Path) -> None:
