@@ -109,6 +109,15 @@ def test_wrong_options_of_a_script_are_refused_in_a_line(
     assert ended.value.code == 2 and reason in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_what_is_not_installed_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> Job:
+        raise NotHere("needs diptych[dev]: diffusers")
+
+    given = side_by_side.parser("Toys.", "nowhere").parse_args(["--quick", "--threads", "1"])
+    assert run_all({"one": (1, job), "two": (1, job)}, given) == 2
+    assert capsys.readouterr().err == "needs diptych[dev]: diffusers\n"
+
+
 def test_what_a_user_got_wrong_in_a_study_is_a_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +192,7 @@ def test_the_default_beside_itself(tmp_path: Path, one_thread: list[str]) -> Non
 def test_without_imagen_pytorch_it_says_what_to_do(
     tmp_path: Path, one_thread: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cpu_imagen_pytorch.main([*one_thread, "--jobs", "base-forward", "--imagen", str(tmp_path)]) == 1
+    assert cpu_imagen_pytorch.main([*one_thread, "--jobs", "base-forward", "--imagen", str(tmp_path)]) == 2
     assert f"there is no imagen_pytorch in {tmp_path}" in capsys.readouterr().err
 
 

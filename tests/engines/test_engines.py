@@ -538,10 +538,10 @@ def test_the_cache_is_bounded_and_optional(
     compiled_cache.write({"number": 7}, bytes(1000))
     assert compiled_cache.read({"number": 7}) is not None
     assert fresh.exists() and not stale.exists()
-    for wrong in ("plenty", ""):
+    for wrong in ("plenty", "-1", ""):
         monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", wrong)
         compiled_cache.write({"number": 6}, bytes(1000))
-        assert capsys.readouterr().err.count("is 'plenty', no number of bytes") == bool(wrong)
+        assert capsys.readouterr().err.count(f"is {wrong!r}, no number of bytes") == bool(wrong)
     monkeypatch.setenv("DIPTYCH_COMPILED_BYTES", "10")
     compiled_cache.write({"number": 5}, bytes(1000))
     assert compiled_cache.read({"number": 5}) is None

@@ -104,11 +104,10 @@ def write(key: Mapping[str, Any], body: bytes | memoryview) -> None:
 def most_bytes() -> int:
     """$DIPTYCH_COMPILED_BYTES, where that is a number; else `MOST_BYTES`."""
     said = os.environ.get("DIPTYCH_COMPILED_BYTES") or str(MOST_BYTES)
-    try:
+    if said.strip().isdecimal():
         return int(said)
-    except ValueError:
-        tell(f"$DIPTYCH_COMPILED_BYTES is {said[:40]!r}, no number of bytes: {MOST_BYTES} are kept")
-        return MOST_BYTES
+    tell(f"$DIPTYCH_COMPILED_BYTES is {said[:40]!r}, no number of bytes: {MOST_BYTES} are kept")
+    return MOST_BYTES
 
 
 def make_room(most: int) -> None:

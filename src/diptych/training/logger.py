@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from diptych.core.progress import bar, waiting
 from diptych.core.terminal import print_err
 from diptych.models.provenance import save_generated
 from diptych.training.distributed import Team
+
+Counted = Callable[[int, int], None]
+"""Called with how many of a work's parts are done, and of how many."""
 
 
 class Journal:
@@ -68,17 +71,19 @@ class Journal:
         return rate
 
     @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Within, the bar says what is done between steps; elsewhere a line does, if it takes a while."""
+    def doing(self, what: str) -> Iterator[Counted]:
+        """Within, the bar says what is done between steps, and how much of it, by the function that is given; elsewhere
+        lines do, if it takes a while."""
         if self.folder is None:
-            yield
+            yield lambda done, total: None
         elif self.bar.disable:
-            with waiting(what):
-                yield
+            with waiting(what), bar() as lines:
+                task = lines.add_task(what, total=None)
+                yield lambda done, total: lines.update(task, completed=done, total=total)
         else:
             before = self.bar.tasks[self.task].description
             self.bar.update(self.task, description=what)
-            yield
+            yield lambda done, total: self.bar.update(self.task, description=f"{what} ({done:,} of {total:,})")
             self.bar.update(self.task, description=before)
 
     def metrics(self, step: int, values: dict[str, float], kind: str = "train") -> None:

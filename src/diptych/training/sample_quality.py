@@ -26,6 +26,7 @@ from diptych.metrics.frechet import frechet_distance
 from diptych.metrics.kernels import kernel_inception_distance
 from diptych.metrics.pixel_measures import WINDOW, image_psnr, ssim
 from diptych.training.distributed import Team
+from diptych.training.logger import Counted
 from diptych.training.prefetch import BatchAt, prefetched
 from diptych.training.tasks.perceptual import JudgeDistance
 from diptych.training.trainable import Generating, Trainable, preparation
@@ -73,12 +74,12 @@ class SampleQuality:
         self._perceptual: JudgeDistance | None = None
         self._warned = False
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, counted: Counted) -> dict[str, float]:
         """Generate and compare, with the weights that the module has now. To be called in all processes; the numbers
         are the main one's."""
         began, failed, mine = time.monotonic(), None, dict[int, MeasuredBatch]()
         try:
-            mine = self._own_rows()
+            mine = self._own_rows(counted)
         except Exception as error:  # all processes are to hear of it, and not wait
             failed, cause = self._said(error), error
         else:
@@ -101,7 +102,7 @@ class SampleQuality:
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0]}"
 
-    def _own_rows(self) -> dict[int, MeasuredBatch]:
+    def _own_rows(self, counted: Counted) -> dict[int, MeasuredBatch]:
         """What this process measures: batch number -> rows."""
         count, size = self.config.evaluation.images, self.config.evaluation.batch
         parts = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
@@ -111,7 +112,11 @@ class SampleQuality:
         self.network.to(self.team.device)
         try:
             with contextlib.closing(prefetched(self.batch_at, pieces, threads, self.team.device, prepare)) as batches:
-                return {number: self._rows(parts[number], batch) for number, batch in zip(mine, batches, strict=True)}
+                rows = dict[int, MeasuredBatch]()
+                for number, batch in zip(mine, batches, strict=True):
+                    rows[number] = self._rows(parts[number], batch)
+                    counted(min(count, len(rows) * size * self.team.size), count)
+                return rows
         finally:
             self.network.to("cpu")  # the memory is for training
 

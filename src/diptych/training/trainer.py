@@ -170,8 +170,8 @@ class Run:
                     journal.metrics(self.step, self.logged.take(self.team) | {"images_per_second": speed})
                 for kind, doing, every, take in self.measures:
                     if self.due(every):
-                        with self.averaged(), journal.doing(doing):
-                            found = take()
+                        with self.averaged(), journal.doing(doing) as counted:
+                            found = take(counted)
                         journal.metrics(self.step, found, kind)
                 if self.due(config.sample_every):
                     with self.averaged(), journal.doing("generating samples"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from diptych.training.distributed import Team
-from diptych.training.logger import Means
+from diptych.training.logger import Counted, Means
 from diptych.training.prefetch import BatchAt, prefetched
 from diptych.training.trainable import Trainable, preparation
 from diptych.training.training_config import TrainingConfig
@@ -23,7 +23,7 @@ class Measure(NamedTuple):
     doing: str
     every: int
     """Steps between two; 0 is never."""
-    take: Callable[[], dict[str, float]]
+    take: Callable[[Counted], dict[str, float]]
     """Gives the numbers; called in all processes, and they are the main one's."""
 
 
@@ -41,7 +41,9 @@ def measures(trainable: Trainable, batch_at: BatchAt | None, config: TrainingCon
     return found
 
 
-def validate(trainable: Trainable, batch_at: BatchAt, config: TrainingConfig, team: Team) -> dict[str, float]:
+def validate(
+    trainable: Trainable, batch_at: BatchAt, config: TrainingConfig, team: Team, counted: Counted
+) -> dict[str, float]:
     """Means over the first validation images, always the same, each process taking its share: with the weights that
     the module has now."""
     size = -(-config.batch_size // (team.size * config.accumulation))
@@ -49,6 +51,7 @@ def validate(trainable: Trainable, batch_at: BatchAt, config: TrainingConfig, te
     parts = [mine[start : start + size] for start in range(0, len(mine), size)]
     threads = dataclasses.replace(config, worker_kind="threads")  # for few images: those of training go on
     with contextlib.closing(prefetched(batch_at, parts, threads, team.device, preparation(trainable))) as batches:
-        for part, batch in zip(parts, batches, strict=True):
+        for number, (part, batch) in enumerate(zip(parts, batches, strict=True), 1):
             means.add(trainable.validation(batch), len(part))
+            counted(min(number * size * team.size, config.validation_images), config.validation_images)
     return means.take(team)
