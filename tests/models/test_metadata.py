@@ -80,6 +80,13 @@ def test_galleries_read_the_settings() -> None:
     }
 
 
+def test_what_else_decides_an_image_is_in_the_settings() -> None:
+    model = {**ROW["model"], "precision": "int8", "weight_precision": "float8"}
+    last = infotext({**ROW, "model": model, "cache_interval": 3, "guidance_interval": "0.25:1.0"}).splitlines()[-1]
+    said = 'Guidance interval: "0.25:1.0", Cache interval: 3, Precision: int8, Weight precision: float8, Version: '
+    assert said in last
+
+
 @pytest.mark.parametrize("format", ["webp", "jpeg"])
 def test_other_formats_hold_the_same_texts(tmp_path: Path, format: Any) -> None:
     """And what they say of the image's source: XMP is carried over."""

@@ -138,6 +138,9 @@ def pairs(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "Denoising strength", f"{row['strength']:g}"
     if row.get("lora"):
         yield "Lora hashes", ", ".join(f"{Path(one['file']).stem}: {lora_hash(one)}" for one in row["lora"])
+    for name in ("guidance_interval", "cache_interval", "precision", "weight_precision"):
+        if (value := first.get(name, model.get(name))) is not None:
+            yield name.replace("_", " ").capitalize(), value
     yield "Version", f"diptych {version()}"
 
 
