@@ -17,7 +17,7 @@ from diptych.core.errors import UserError
 from diptych.studio.engine import Engine
 from diptych.studio.image_request import ImageRequest
 from diptych.studio.limits import FieldError
-from diptych.studio.model_pool import own_styles
+from diptych.studio.model_pool import file_bytes, own_styles
 from diptych.studio.styles import read_styles
 from tests.models.latents import same_image
 from tests.studio.conftest import LIMITS, pool
@@ -179,6 +179,20 @@ def test_the_styles_of_the_package_are_words_of_its_training_captions() -> None:
         assert [one.apply("x", "")[0] for one in styles.values()] == [
             f"x, in the style of {one.caption_name}" for one in SETS
         ]
+
+
+@pytest.mark.parametrize("place", [".", "model"], ids=["a model folder", "a run"])
+def test_a_folder_with_a_lora_has_the_styles_and_the_size_of_its_base(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / place
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"kind": "latent-lora", "base": "latent"}))
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(bytes(100))
+    assert list(own_styles(str(tmp_path / "run"))) == list(own_styles("latent"))
+    assert file_bytes(str(tmp_path / "run")) == 100 + file_bytes("latent")
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "one.safetensors").write_bytes(bytes(10))
+    (folder / "config.json").write_text(json.dumps({"kind": "latent-lora", "base": str(tmp_path / "beside")}))
+    assert file_bytes(str(tmp_path / "run")) == 110 and not own_styles(str(tmp_path / "run"))
 
 
 def test_large_seeds_are_text_which_no_client_rounds(client: Any) -> None:

@@ -116,12 +116,17 @@ def read_adapted(values: Mapping[str, Any], folder: Path) -> AdaptedConfig:
 
 
 def open_base(base: str, folder: Path) -> LatentDiffusion:
-    """The base model of a folder: by its name, from a path as it was typed or from the folder, or the hub's cache."""
-    beside = folder / base
-    model = open_model(beside if beside.exists() and not Path(base).exists() else base, offline=True)
+    """The base model of a folder."""
+    model = open_model(base_place(base, folder), offline=True)
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"{folder / 'config.json'}: its base {base} is no latent model")
     return model
+
+
+def base_place(base: str, folder: Path) -> str | Path:
+    """Where the base model of a folder is: its name, a path as it was typed or from the folder, or an id of the hub."""
+    beside = folder / base
+    return beside if beside.exists() and not Path(base).exists() else base
 
 
 def base_fingerprint(model: LatentDiffusion) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from diptych.core.disk import values_of
 from diptych.core.errors import UserError
 from diptych.encoders.base import network_of
 from diptych.studio.limits import FieldError
@@ -112,6 +113,8 @@ def own_styles(source: str) -> dict[str, Style]:
 
     folder = EMBEDDED.get(source, Path(source))
     files = [file for file in (folder / FILE, folder / "model" / FILE) if file.is_file()]
+    if not files and (base := base_of(folder)) is not None:
+        return own_styles(base)
     return read_styles(files[0]) if files else {}
 
 
@@ -121,4 +124,16 @@ def file_bytes(source: str) -> int:
 
     path = EMBEDDED.get(source, Path(source))
     files = [path] if path.is_file() else path.rglob("*.safetensors") if path.is_dir() else []
-    return sum(file.stat().st_size for file in files)
+    base = base_of(path)
+    return sum(file.stat().st_size for file in files) + (0 if base is None else file_bytes(base))
+
+
+def base_of(folder: Path) -> str | None:
+    """The model that a folder with a LoRA changes, as `diptych.load` takes it; none of any other folder."""
+    from diptych.pretrained.adapted_model import base_place
+
+    for place in (folder, folder / "model"):
+        values = values_of(place / "config.json")
+        if values.get("kind") == "latent-lora" and isinstance(base := values.get("base"), str):
+            return str(base_place(base, place))
+    return None
