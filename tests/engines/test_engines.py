@@ -260,6 +260,23 @@ def test_lora_live_and_merged_and_its_scale() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_lora_in_16_bits_as_most_files_have_it(dtype: torch.dtype) -> None:
+    unet = random_weights(UNET.build())
+    runner, inputs, plain = compiled(unet), unet_inputs(), unet(**unet_inputs())
+    for layer in unet.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.shape[1] >= 4:
+            kernel = layer.weight.shape[2:]
+            down = 0.1 * torch.randn(2, layer.weight.shape[1], *kernel)
+            up = 0.1 * torch.randn(layer.weight.shape[0], 2, *([1] * len(kernel)))
+            adapt(layer, "style", Adapter(LowRank(down.to(dtype), up.to(dtype)), 0.7, True))
+    changed = unet(**inputs)
+    assert not close(changed, plain, 1e-2) and close(runner(**inputs), changed)
+    assert None not in runner._compiled.values() and all(runner._compiled.values()), "it ran in PyTorch"
+
+
+@torch.no_grad()
 def test_the_alpha_of_live_lora_is_part_of_what_is_kept_on_disk() -> None:
     network, x = random_weights(nn.Sequential(nn.Linear(8, 6))), torch.randn(2, 8)
     down, up = torch.randn(2, 8), torch.randn(6, 2)

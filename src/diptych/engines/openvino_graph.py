@@ -78,11 +78,14 @@ class Recorder(TorchDispatchMode):
         return name if self.int8 is not None and name in self.int8 else None
 
     def weight(self, value: Tensor, name: str = "") -> Tensor:
-        """What stands for a weight, whose memory the graph shares."""
+        """What stands for a weight, whose memory the graph shares. LoRA's may be in 16 bits: it converts them."""
+        stored = value.dtype
+        if name.startswith("changes.") and stored in (torch.float16, torch.bfloat16):
+            value = value.float()
         if value.dtype not in TYPES or value.dtype == torch.float64:  # which the CPU would compute in float32
             raise Untranslatable(f"weights of {value.dtype}")
         value = value.detach().contiguous()
-        stand_in = self.empty(value.shape, value.dtype)
+        stand_in = self.empty(value.shape, stored)
         self.values[id(stand_in)], self.names[id(stand_in)] = value, name
         return self.bind(stand_in, op.constant(value.numpy(), shared_memory=True))
 
