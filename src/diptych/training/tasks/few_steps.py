@@ -77,7 +77,7 @@ class FewStepTraining(SecondStageTraining):
     teacher_steps: Annotated[int, Within(2, 1000)] = 48
     """Steps of the teacher, DDIM's but for `distillation`, a multiple of `steps`. consistency: neighbours among their
     times are made to agree. progressive, distillation: so many of them as are in one of the student's are done at once
-    (Salimans & Ho 2022, Alg. 2: two)."""
+    (Salimans & Ho 2022, Alg. 2: two); with distillation one is possible, a step of guided calls in one call."""
     teacher_sampler: str | None = None
     """distillation only: the sampler of the trajectories, of one call a step; none is the teacher's own."""
     trajectories: Annotated[int, Within(1, 2**31)] = 5000
@@ -101,8 +101,10 @@ class FewStepTraining(SecondStageTraining):
     """When a frozen text encoder reads the captions, as in the training of a latent model."""
 
     def check(self) -> None:
-        whole = self.teacher_steps % self.steps == 0 and self.teacher_steps > self.steps
-        self.require(whole, "teacher_steps", f"be a multiple of steps ({self.steps}), and more")
+        least = self.steps if self.method == "distillation" else self.steps + 1  # there guidance alone is distilled
+        whole = self.teacher_steps % self.steps == 0 and self.teacher_steps >= least
+        more = "" if least == self.steps else ", and more"
+        self.require(whole, "teacher_steps", f"be a multiple of steps ({self.steps}){more}")
         known = self.teacher_sampler is None or self.teacher_sampler in SAMPLERS
         self.require(known, "teacher_sampler", f"be one of {', '.join(SAMPLERS)}")
         if self.method == "distillation":
