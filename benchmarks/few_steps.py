@@ -149,7 +149,7 @@ def report(out: Path) -> None:
     under = (
         "Of full: on the same prompts. Calls: images that the U-Net processes for one; a shallow pass of a cache "
         f"counts as one. s: processor seconds of an image in float32 on one thread of {stated['processor']}, the "
-        "least of interleaved rounds while others used the machine. The U-Net of images that were scored: "
+        "least of interleaved rounds. The U-Net of images that were scored: "
         f"{stated['precision']}. ± are standard errors."
     )
     text = "\n".join([*lines, "", under]) + "\n"
