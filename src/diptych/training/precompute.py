@@ -106,15 +106,23 @@ def precompute(
             encode_dataset(dataset, autoencoder, device, kept, work, split, team, settings, bf16)
         agreed(team)  # all parts are there
         stated: dict[str, Any] = {key: asked[key] for key in ("autoencoder", "captions") if key in asked}
-        stated["examples"] = {split: len(dataset) for split, dataset in datasets.items()}
-        sizes = {split: sizes_of(work, f"{kept}-{split}", -(-len(datasets[split]) // PART)) for split in datasets}
-        stated["parts"] = {"size": PART, "bytes": sizes}
-        if text is not None:
-            sources = [(f"{kept}-{split}", len(sizes[split])) for split in datasets]
-            stated["texts"] = embed_captions(text, sources, out, work, team)
-        return stated
+        counts = {split: len(dataset) for split, dataset in datasets.items()}
+        return stated | parts_stated(kept, counts, PART, text, out, work, team)
 
     return made_once(out, PRECOMPUTED, team, asked, make)
+
+
+def parts_stated(
+    kept: Kept, counts: dict[str, int], size: int, text: TextEncoder | None, out: Path, work: Path, team: Team
+) -> dict[str, Any]:
+    """What `config.json` says of the parts in `work`, of `size` examples each, `counts` in all by split; their captions
+    are embedded, where there is an encoder for them."""
+    sizes = {split: sizes_of(work, f"{kept}-{split}", -(-count // size)) for split, count in counts.items()}
+    stated: dict[str, Any] = {"examples": counts, "parts": {"size": size, "bytes": sizes}}
+    if text is not None:
+        sources = [(f"{kept}-{split}", len(sizes[split])) for split in counts]
+        stated["texts"] = embed_captions(text, sources, out, work, team)
+    return stated
 
 
 @torch.no_grad()

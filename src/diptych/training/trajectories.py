@@ -27,8 +27,9 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.models.sampling import read_settings, sample
 from diptych.training.distributed import Team
 from diptych.training.precision import autocast
-from diptych.training.precompute import PRECOMPUTED, embed_captions, save_examples, showing
-from diptych.training.precompute_folder import agreed, contents_of, made_once, missing_parts, sizes_of
+from diptych.training.precompute import PRECOMPUTED, parts_stated, save_examples, showing
+from diptych.training.precompute_folder import agreed, contents_of, made_once, missing_parts
+from diptych.training.precomputed import spaced
 from diptych.weights.fingerprint import fingerprint
 from diptych.weights.part_files import part_name
 
@@ -74,8 +75,7 @@ class Teacher(nn.Module):
         self.settings = read_settings(model.config, given)
         self.model = [model]  # no submodule: its first stage and text encoder decide nothing else
         self.steps = steps
-        said = f"{self.settings.metadata()}"
-        self.register_buffer("said", torch.tensor(list(said.encode()), dtype=torch.uint8))
+        self.register_buffer("said", torch.tensor(list(str(self.settings.metadata()).encode()), dtype=torch.uint8))
         self.register_buffer("scale", model.scale)
         plan = TRAILING.plan(model.schedule, steps, self.settings.sampler, "trailing")
         self.plain = torch.equal(plan.times, timesteps(model.schedule, steps, "trailing"))
@@ -117,7 +117,7 @@ def keep_trajectories(
     """Write at most `count` trajectories for captions of evenly spaced training examples, and a sixteenth of that for
     held-out ones, into the folder `out`, with embeddings of the captions; resumes as `precompute` does."""
     chosen = {
-        split: evenly(len(dataset), count if split == "train" else -(-count // HELD_OUT))
+        split: list(spaced(range(len(dataset)), count if split == "train" else -(-count // HELD_OUT)))
         for split, dataset in datasets.items()
     }
 
@@ -137,26 +137,11 @@ def keep_trajectories(
             with autocast(bf16 and team.device.type != "cpu", team.device)():
                 write_split(dataset, chosen[split], teacher, work, split, team)
         agreed(team)  # all parts are there
-        parts = {split: -(-len(rows) // PART) for split, rows in chosen.items()}
-        stated: dict[str, Any] = {
-            "autoencoder": asked["autoencoder"],
-            "examples": {split: len(rows) for split, rows in chosen.items()},
-            "parts": {
-                "size": PART,
-                "bytes": {split: sizes_of(work, f"trajectories-{split}", number) for split, number in parts.items()},
-            },
-        }
-        if text is not None:
-            sources = [(f"trajectories-{split}", number) for split, number in parts.items()]
-            stated["texts"] = embed_captions(text, sources, out, work, team)
-        return stated
+        counts = {split: len(rows) for split, rows in chosen.items()}
+        stated = {"autoencoder": asked["autoencoder"]}
+        return stated | parts_stated("trajectories", counts, PART, text, out, work, team)
 
     return made_once(out, PRECOMPUTED, team, asked, make)
-
-
-def evenly(examples: int, count: int) -> list[int]:
-    """At most so many of the numbers of examples, evenly spaced."""
-    return list(range(examples)) if examples <= count else [number * examples // count for number in range(count)]
 
 
 def write_split(
