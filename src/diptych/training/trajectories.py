@@ -67,8 +67,7 @@ class Teacher(nn.Module):
     """A latent model with all that says where its sampling leads. Its fingerprint changes with any of these."""
 
     def __init__(self, model: LatentDiffusion, steps: int, sampler: str | None, guidance: float | None) -> None:
-        """sampler, guidance: the model's own where none is given. A `UserError` where the sampler takes other times
-        than trailing ones, or more calls than steps."""
+        """sampler, guidance: the model's own where none is given."""
         super().__init__()
         self.unet = model.unet
         given = {"steps": steps, "sampler": sampler, "guidance": guidance, "schedule_type": "trailing"}
@@ -87,7 +86,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def trajectories(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """(B, steps + 1, C, h, w), float16: the inputs of the network, from noise on, and the latents that come out."""
+        """(B, steps + 1, C, h, w), float16: the inputs of the network, from noise on, and the latents that come out.
+        A `UserError` where the sampler takes other times than trailing ones or more calls than steps, or draws noise.
+        """
         model, recordings = self.model[0], list[Recording]()
 
         def recorded(denoiser: Denoising) -> Denoising:
