@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import sqlite3
@@ -49,6 +50,27 @@ def started(folder: Path, **options: Any) -> Engine:
     engine = opened(folder, **options)
     engine.start()
     return engine
+
+
+def test_who_follows_while_the_end_is_written_hears_of_it(engine: Engine) -> None:
+    """A slow disk must not close a stream that was not told how its job ended."""
+    writing, written = threading.Event(), threading.Event()
+
+    def slow(job: Job) -> None:
+        writing.set()
+        assert written.wait(20)
+
+    job = Job(wanted(engine), "slow", on_end=slow)
+
+    async def heard() -> list[str]:
+        ending = asyncio.create_task(asyncio.to_thread(job.end, "cancelled"))
+        await asyncio.to_thread(writing.wait, 20)
+        asyncio.get_running_loop().call_later(0.2, written.set)
+        told = [event["type"] async for event in job.follow()]
+        await ending
+        return told
+
+    assert asyncio.run(heard()) == ["cancelled"]
 
 
 def test_clients_take_turns(engine: Engine) -> None:

@@ -204,7 +204,7 @@ def test_escape_stops_the_sampling(page: Browser, studio: Studio) -> None:
     images = len(studio.history.images())
     page.run("fill(option('steps'), '1000'); document.getElementById('prompt').focus()")
     page.key("Enter")
-    page.wait("document.querySelector('.progress-words').textContent.includes('of 1000')")
+    page.wait("!idle() && document.querySelector('.progress-words').textContent.includes('of 1000')")
     page.key("Escape")
     page.wait("idle() && document.querySelector('.notes').textContent.includes('Cancelled')")
     steps = studio.engine.counts["steps"]
@@ -216,11 +216,11 @@ def test_escape_stops_the_sampling(page: Browser, studio: Studio) -> None:
 def test_a_reload_in_the_middle_goes_on(page: Browser, studio: Studio) -> None:
     page.run("document.getElementById('prompt').focus()")
     page.key("Enter")
-    page.wait("document.querySelector('.progress-words').textContent.includes('of 1000')")
+    page.wait("!idle() && document.querySelector('.progress-words').textContent.includes('of 1000')")
     page.reload()
     ready(page)
     assert page.run("document.querySelector(option('steps')).value") == "1000"
-    page.wait("document.querySelector('.progress-words').textContent.includes('of 1000')")
+    page.wait("!idle() && document.querySelector('.progress-words').textContent.includes('of 1000')")
     (job,) = [job for job in studio.engine.jobs.values() if not job.ended]
     page.run("document.getElementById('prompt').focus()")
     page.key("Enter")  # another: the first goes on out of sight
@@ -235,6 +235,25 @@ def test_a_reload_in_the_middle_goes_on(page: Browser, studio: Studio) -> None:
     page.wait("!document.querySelector('.recent .waiting')")
     assert job.state == "cancelled"
     page.run("fill(option('steps'), '')")
+
+
+def test_an_answer_that_comes_after_the_end_does_not_open_a_job_again(page: Browser, studio: Studio) -> None:
+    page.run("fill(option('steps'), '1000'); document.getElementById('prompt').focus()")
+    page.key("Enter")
+    page.wait("!idle() && document.querySelector('.progress-words').textContent.includes('of 1000')")
+    page.run(
+        "window.fetched = window.fetch; window.late = 0;"
+        "window.fetch = async (...asked) => {"
+        "  const answer = await fetched(...asked);"
+        "  if (asked[1]?.method !== 'DELETE') return answer;"
+        "  while (!idle()) await new Promise((resolve) => setTimeout(resolve, 10));"
+        "  await new Promise((resolve) => setTimeout(resolve, 500));"  # whatever else is asked at the end
+        "  setTimeout(() => (late += 1), 50);"
+        "  return answer; }; document.getElementById('cancel').click()"
+    )
+    page.wait("late === 1")
+    assert page.run("idle() && document.querySelector('.notes').textContent.includes('Cancelled')")
+    page.run("window.fetch = window.fetched; fill(option('steps'), '')")
 
 
 def test_a_lost_job_is_shown_and_can_be_run_again(page: Browser, studio: Studio) -> None:

@@ -102,6 +102,12 @@ class Job:
             first = bisect.bisect_right(self._events, after, key=lambda event: event["number"])
             return [dict(event) for event in self._events[first:]]
 
+    @property
+    def _told_end(self) -> bool:
+        """Whether the last event is there: it follows the state, once the history has been written."""
+        with self._lock:
+            return bool(self._events) and self._events[-1]["type"] in ENDED
+
     def forget_steps(self) -> None:
         """Of a job that has ended keep what it came to: its steps are in the history."""
         with self._lock:
@@ -120,14 +126,10 @@ class Job:
         try:
             while True:
                 here[1].clear()
-                ended = self.ended  # before the events: what ends a job is published after it
                 for event in self.events(after):
                     after = event["number"]
                     yield event
-                    if event["type"] in ENDED:
-                        return
-                if ended and not self.events(after):
-                    await asyncio.sleep(0.01)
+                if self._told_end:
                     if not self.events(after):
                         return
                     continue

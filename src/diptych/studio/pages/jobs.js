@@ -17,7 +17,9 @@ class Job extends EventTarget {
 		this.take(row);
 	}
 
+	/** What the server says. An answer that was under way when the job ended does not open it again. */
 	take(row) {
+		if (this.ended && !ENDED.has(row.state)) return;
 		Object.assign(this, { id: row.id, request: row.request, warnings: row.warnings ?? [], error: row.error ?? null });
 		if (row.position !== undefined) this.position = row.position;
 		this.secondsLeft = row.seconds_left ?? null;
@@ -44,6 +46,7 @@ class Job extends EventTarget {
 	}
 
 	event(type, data) {
+		if (this.ended) return;
 		const image = this.images[data.image];
 		if (type === "queued") this.position = data.position;
 		else if (type === "started") this.state = "running";
