@@ -173,6 +173,43 @@ def test_a_run_is_saved_as_a_model_with_its_own_defaults(method: Any, lora: Any,
             diptych.load(tmp_path / "run")
 
 
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0)], ids=["whole", "lora"])
+def test_a_student_begins_as_another(lora: LoraConfig | None, tmp_path: Path) -> None:
+    teacher = system(prediction="v")
+    teacher.save(tmp_path / "teacher")
+
+    def student(**changes: Any) -> FewStepTask:
+        config = FewStepTraining(
+            teacher=str(tmp_path / "teacher"), **{"lora": lora, "save_dtype": "float32", **changes}
+        )
+        opened = config.opened()
+        return FewStepTask(config, opened, opened.text)
+
+    first, second = student(steps=8), student(steps=4)
+    with torch.no_grad():
+        for parameter in first.module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    first.save(tmp_path / "first")
+    x, time, cond = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 20.0]), first.system.embed(list(CAPTIONS))
+    before = second.system.unet(x, time, **cond)
+    second.begin_as(str(tmp_path / "first"))
+    after = second.system.unet(x, time, **cond)
+    assert torch.allclose(after, first.system.unet(x, time, **cond), atol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-3)
+    if lora is None:
+        return
+    with pytest.raises(UserError, match="of other layers or another rank"):
+        student(lora=LoraConfig(rank=3)).begin_as(str(tmp_path / "first"))
+    with pytest.raises(UserError, match="no folder of a LoRA"):
+        second.begin_as(str(tmp_path / "teacher"))
+    with pytest.raises(UserError, match="nowhere"):
+        second.begin_as(str(tmp_path / "nowhere"))
+    teacher.unet.conv_in.weight.data += 1
+    teacher.save(tmp_path / "teacher")
+    with pytest.raises(UserError, match="student of another teacher"):
+        student().begin_as(str(tmp_path / "first"))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -36,14 +36,17 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.lora_training import LoraConfig, LoraLayers, sharing_weights
 from diptych.networks.unet import UNet
 from diptych.pretrained.adapted_model import (
+    FILE,
     AdaptedConfig,
     AdaptedModel,
     base_fingerprint,
     few_step_config,
     latent_config,
+    read_adapted,
 )
-from diptych.pretrained.load import open_model
-from diptych.pretrained.lora_files import named_layers
+from diptych.pretrained.load import find, open_model, read_config
+from diptych.pretrained.lora_files import LoRA, named_layers
+from diptych.training.init_from import init_latent
 from diptych.training.model_training import SecondStageTraining
 from diptych.training.precompute import Kept
 from diptych.training.read_text import Embedding
@@ -87,6 +90,9 @@ class FewStepTraining(SecondStageTraining):
     """Weight of classifier-free guidance that is distilled in; none is the teacher's own, 1 none at all."""
     lora: LoraConfig | None = None
     """Train a LoRA on the teacher's U-Net, or none to train all of its weights."""
+    init_from: str | None = None
+    """Another student of the same teacher to begin as: its run or folder, one of more steps for instance (Salimans & Ho
+    2022, section 3). None begins as the teacher. A LoRA begins as one of its own rank."""
     huber: Annotated[float, Within(0)] = 0.001
     """consistency only: c of the pseudo-Huber loss sqrt(d^2 + c^2) - c (Song & Dhariwal 2023, Eq. 7); 0 is d^2."""
     caption_dropout: Annotated[float, Within(0, 1)] = 0.0
@@ -187,7 +193,10 @@ class FewStepTraining(SecondStageTraining):
         else:
             text = self.reader(data, seed)
         with first_weights(seed):
-            return FewStepTask(self, teacher, text)
+            task = FewStepTask(self, teacher, text)
+        if self.init_from is not None and not resuming:
+            task.begin_as(self.init_from)
+        return task
 
 
 class FewStepTask(DiffusionTask):
@@ -213,6 +222,28 @@ class FewStepTask(DiffusionTask):
         else:
             self.module = self.lora
         self.times = timesteps(system.schedule, config.teacher_steps, "trailing")  # (K + 1,), falling
+
+    def begin_as(self, source: str) -> None:
+        """Take the weights of another student of this teacher. A `UserError` where it is none, or of another shape."""
+        if self.lora is None:
+            return init_latent(self.system, source)
+        if not ((path := find(source)) / FILE).is_file():
+            raise UserError(f"{source} is no folder of a LoRA: a student that is one cannot begin as it")
+        config = read_adapted(read_config(path), path)
+        if config.base_weights not in (None, base_fingerprint(self.system)):
+            raise UserError(f"{source} is a student of another teacher than {self.distillation.teacher}")
+        given = LoRA.open(path / FILE).changes(self.system)
+        layers = {names[0].removeprefix("unet."): layer for names, layer in named_layers(self.system)}
+        mine = {layers[name]: change for name, change in self.lora.named_changes().items()}
+        if {layer: change.down.shape for layer, change in given.items()} != {
+            layer: change.down.shape for layer, change in mine.items()
+        }:
+            raise UserError(f"{source} is a LoRA of other layers or another rank than FewStepTraining.lora")
+        with torch.no_grad():
+            for layer, change in given.items():
+                to = mine[layer]
+                to.down.copy_(change.down)
+                to.up.copy_(change.up * (change.alpha / change.rank) / (to.alpha / to.rank))
 
     @property
     def facts(self) -> dict[str, Any]:
