@@ -1,6 +1,6 @@
 // What the server is asked, and this browser's storage. Every failure is an ApiError whose message is for the user.
 
-import { button, dialog, element, on, span } from "./dom.js";
+import { alarm, button, dialog, element, on, span } from "./dom.js";
 
 export class ApiError extends Error {
 	constructor(message, { status = 0, field = null, code = null, wait = 0 } = {}) {
@@ -43,7 +43,7 @@ let signingIn = null;
 function signIn() {
 	signingIn ??= new Promise((resolve) => {
 		const input = element("input", { type: "password", autocomplete: "current-password", required: true });
-		const problem = element("p", { className: "error", role: "alert" });
+		const problem = alarm();
 		const form = element("form", { className: "sign-in" });
 		form.append(
 			element("p", { text: "This server asks for its token: the word that was printed when it was started." }),

@@ -1,7 +1,7 @@
 // Comparison grids: one image for each pair of two settings' values, all else equal.
 
 import { api, imageUrl, schemaOf, store, stored } from "./api.js";
-import { announce, button, choice, div, element, on, p, save, textInput, toast } from "./dom.js";
+import { alarm, announce, button, choice, div, element, on, p, save, textInput, toast } from "./dom.js";
 import { labelOf, mark } from "./fields.js";
 import { promptKind, requestOf, state } from "./form-state.js";
 import { gridPicture } from "./grid-picture.js";
@@ -53,7 +53,7 @@ export class Compare {
 		this.plan = stored("grid", { x: { axis: "steps", text: "4, 8, 16" }, y: { axis: "guidance", text: "1, 4, 8" }, made: null });
 		this.axes = { x: this.axisField("x", "Across"), y: this.axisField("y", "Down") };
 		this.say = element("p", { className: "soft", id: "grid-words" });
-		this.problem = element("p", { className: "error", role: "alert" });
+		this.problem = alarm();
 		this.start = button({ text: "Make the grid", className: "primary", type: "submit", id: "make-grid" });
 		this.halt = button({ text: "Cancel", id: "cancel-grid", hidden: true, on: () => this.cancel() });
 		this.file = button({ text: "Download as PNG", icon: "download", id: "grid-png", hidden: true, on: () => this.download() });

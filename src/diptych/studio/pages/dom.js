@@ -49,6 +49,7 @@ export const byId = (id) => document.getElementById(id);
 export const div = (className, ...children) => element("div", { className }, ...children);
 export const p = (className, text) => element("p", { className, text });
 
+export const alarm = (text) => element("p", { className: "error", role: "alert", text });
 export const span = (text, className = "") => element("span", { className, text });
 export const choice = (value, text = value) => element("option", { value, text });
 export const textInput = (options) => element("input", { type: "text", autocomplete: "off", ...options });
@@ -72,7 +73,7 @@ export function icon(name) {
 export function button({ label, text, icon: name, className = "", on, ...attributes }) {
 	const made = element("button", { type: "button", className, title: text ? null : label, ...attributes });
 	if (name) made.append(icon(name));
-	if (text) made.append(element("span", { text }));
+	if (text) made.append(span(text));
 	if (label && label !== text) made.setAttribute("aria-label", label);
 	if (on) made.addEventListener("click", on);
 	return made;
@@ -97,7 +98,7 @@ export function toast(text, { action = null, problem = false, seconds = 6, over 
 		over?.();
 	};
 	const made = element("div", { className: problem ? "toast problem" : "toast", role: problem ? "alert" : "status" });
-	made.append(element("span", { text }));
+	made.append(span(text));
 	if (action) {
 		const act = () => {
 			over = null;

@@ -1,7 +1,7 @@
 // Dropped or pasted files: a PNG restores its settings, or is the init image.
 
 import { api } from "./api.js";
-import { announce, byId, element, on, toast } from "./dom.js";
+import { announce, byId, element, on, span, toast } from "./dom.js";
 import { dropTarget, send } from "./inputs.js";
 
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
@@ -10,7 +10,7 @@ export class Drops {
 	constructor(form) {
 		this.form = form;
 		const zone = (name, title, text) => {
-			const made = element("div", { className: "zone", "data-zone": name }, element("strong", { text: title }), element("span", { text }));
+			const made = element("div", { className: "zone", "data-zone": name }, element("strong", { text: title }), span(text));
 			dropTarget(made, (file) => (name === "restore" ? this.restore(file) : this.start(file)));
 			return made;
 		};

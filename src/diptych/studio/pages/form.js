@@ -3,7 +3,7 @@
 import { api, schemaOf, store, stored } from "./api.js";
 import { Basics, simpleField } from "./basics.js";
 import { BoxCanvas } from "./boxes.js";
-import { announce, button, byId, choice, debounced, div, element, on, textInput, toast } from "./dom.js";
+import { announce, button, byId, choice, debounced, div, element, on, span, textInput, toast } from "./dom.js";
 import { mark, optionField } from "./fields.js";
 import { adopt, keep, nextSeed, promptKind, requestOf, state } from "./form-state.js";
 import { InputSlots } from "./inputs.js";
@@ -190,12 +190,13 @@ export class Form {
 		const { size } = state.options[schema.name] ?? {};
 		const body = { model: schema.name, prompt: state.prompts[kind] ?? "" };
 		if (Array.isArray(size) && size.every(Number.isInteger)) body.size = size;
+		this.checked = body;
 		const row = await api("check", { json: body }).catch(() => null);
-		if (!row || schema !== this.schema || body.prompt !== (state.prompts[kind] ?? "")) return;
+		if (!row || body !== this.checked || schema !== this.schema || body.prompt !== (state.prompts[kind] ?? "")) return;
 		this.tokens.textContent = row.limit ? `${row.tokens ?? 0} of ${row.limit} tokens` : "";
 		this.tokens.classList.toggle("over", Boolean(row.cut));
 		const cut = row.cut ? [`Too long: the model would not read “${row.cut}”.`] : [];
-		this.warning.replaceChildren(...[...cut, row.error, ...(row.warnings ?? [])].filter(Boolean).map((text) => element("span", { text })));
+		this.warning.replaceChildren(...[...cut, row.error, ...(row.warnings ?? [])].filter(Boolean).map((text) => span(text)));
 	}
 
 	/** The bodies of requests, one for each model. A new seed is drawn first, unless it is locked. */

@@ -17,9 +17,8 @@ class Job extends EventTarget {
 		this.take(row);
 	}
 
-	/** What the server says. An answer that was under way when the job ended does not open it again. */
 	take(row) {
-		if (this.ended && !ENDED.has(row.state)) return;
+		if (this.ended && !ENDED.has(row.state)) return; // answers may overtake each other
 		Object.assign(this, { id: row.id, request: row.request, warnings: row.warnings ?? [], error: row.error ?? null });
 		if (row.position !== undefined) this.position = row.position;
 		this.secondsLeft = row.seconds_left ?? null;

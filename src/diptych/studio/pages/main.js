@@ -41,8 +41,12 @@ async function run(bodies) {
 
 const showRecent = () => stage.showRecent(recent.filter((row) => !isLeaving(row.id)));
 
+let asked;
 async function loadRecent() {
-	recent = await api("images?limit=24").catch(() => recent);
+	const turn = (asked = {});
+	const rows = await api("images?limit=24").catch(() => recent);
+	if (turn !== asked) return; // answers may overtake each other
+	recent = rows;
 	showRecent();
 }
 

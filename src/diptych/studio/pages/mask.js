@@ -1,6 +1,6 @@
 // The mask brush: paint over an image what shall be generated anew. The result is a PNG, white there and black elsewhere.
 
-import { announce, button, dialog, div, element, on, setPressed, span } from "./dom.js";
+import { alarm, announce, button, dialog, div, element, on, setPressed, span } from "./dom.js";
 
 const LEAST = 256; // sides of the canvas: small images are painted on finer than their pixels
 const SHADE = "#ff3d8b";
@@ -197,7 +197,7 @@ export async function editMask(imageUrl, maskUrl) {
 	const eraser = button({ text: "Erase", icon: "erase", "aria-pressed": "false", on: () => mode(true) });
 	const undo = button({ label: "Undo", icon: "undo", on: () => painter.step(true) });
 	const redo = button({ label: "Redo", icon: "redo", on: () => painter.step(false) });
-	const problem = element("p", { className: "error", role: "alert" });
+	const problem = alarm();
 	const finish = button({ text: "Use this mask", className: "primary", id: "use-mask" });
 	const tools = div("brushes",
 		div("segments", brush, eraser),

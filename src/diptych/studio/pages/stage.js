@@ -1,7 +1,7 @@
 // The result: images as they come to be, and what one may do next.
 
 import { api, imageUrl, schemaOf, thumbnailUrl } from "./api.js";
-import { announce, button, div, element, on, p, reducedMotion, refill, span } from "./dom.js";
+import { alarm, announce, button, div, element, on, p, reducedMotion, refill, span } from "./dom.js";
 import { EXAMPLES } from "./form-state.js";
 import { imageTools, metaLine } from "./image-tools.js";
 import { openJobs } from "./jobs.js";
@@ -90,14 +90,18 @@ export class Stage {
 		this.panes.replaceChildren(div("empty", div("leaves", leaf(), leaf()), ...words));
 	}
 
-	/** Show jobs side by side. */
-	async show(jobs) {
-		this.jobs.forEach((job) => job.removeEventListener("change", this.listener));
+	turnTo(jobs) {
+		for (const job of this.jobs) job.removeEventListener("change", this.listener);
 		this.jobs = jobs;
 		this.chosen = null;
+		this.notes.replaceChildren();
+	}
+
+	/** Show jobs side by side. */
+	async show(jobs) {
+		this.turnTo(jobs);
 		this.strip.hide();
 		this.caption.replaceChildren();
-		this.notes.replaceChildren();
 		this.quarter = -1;
 		const sizes = await Promise.all(jobs.map((job) => sizeOf(job.request)));
 		if (this.jobs !== jobs) return;
@@ -174,7 +178,7 @@ export class Stage {
 		const notes = [];
 		for (const job of this.jobs.filter((one) => one.ended)) {
 			const named = this.jobs.length > 1 ? `${job.request.model}: ` : "";
-			if (job.state === "failed") notes.push(element("p", { className: "error", role: "alert", text: named + (job.error?.message ?? "failed") }));
+			if (job.state === "failed") notes.push(alarm(named + (job.error?.message ?? "failed")));
 			if (job.state === "cancelled") notes.push(p("soft", `${named}Cancelled.`));
 			if (job.state === "lost") notes.push(p("error", `${named}The server stopped before this was done.`));
 			if (["failed", "cancelled", "lost"].includes(job.state)) {
@@ -212,14 +216,11 @@ export class Stage {
 	async showImage(row) {
 		const images = [{ index: 0, seed: row.seed, state: "done", id: row.id, step: 0 }];
 		const job = Object.assign(new EventTarget(), { id: row.job, request: row.request, images, state: "done", ended: true, warnings: [] });
-		this.jobs.forEach((one) => one.removeEventListener("change", this.listener));
-		this.jobs = [job];
+		this.turnTo([job]);
 		this.actions.moved();
-		this.chosen = null;
 		this.tiles = [[new Tile(this, job, 0, [row.width, row.height])]];
 		this.panes.replaceChildren(this.pane(job, this.tiles[0], false));
 		this.panes.dataset.count = "1";
-		this.notes.replaceChildren();
 		this.showProgress();
 		if (row.stages) this.earlierStages(row);
 		await this.choose(row.id);
@@ -231,7 +232,7 @@ export class Stage {
 		list.hidden = false;
 		for (let stage = 1; stage <= row.stages; stage += 1) {
 			const picture = element("img", { src: `${imageUrl(row.id)}?stage=${stage}`, alt: `Stage ${stage}` });
-			list.append(element("li", {}, picture, element("span", { text: `stage ${stage}` })));
+			list.append(element("li", {}, picture, span(`stage ${stage}`)));
 		}
 	}
 

@@ -6,18 +6,19 @@ import { button, div, element, on, reducedMotion, setIcon, span, svg } from "./d
 const WIDTH = 600;
 const HEIGHT = 64;
 const FRAMES = 12;
+const percent = (value) => `${Math.round(value * 1000) / 10} %`;
 const LINES = [
 	{
 		key: "guidance_delta",
 		name: "Guidance",
 		help: "How much the prompt pulls: the difference between the estimates with the prompt and without it, relative to the first.",
-		show: (value) => `${Math.round(value * 1000) / 10} %`,
+		show: percent,
 	},
 	{
 		key: "clipped",
 		name: "Threshold",
 		help: "The share of values that lay outside the range of an image and were clipped.",
-		show: (value) => `${Math.round(value * 1000) / 10} %`,
+		show: percent,
 	},
 ];
 
@@ -27,7 +28,7 @@ export class StepStrip {
 		this.scrub = scrub;
 		this.rows = [];
 		this.play = button({ label: "Play the steps", icon: "play", className: "bare", on: () => (this.timer ? this.stop() : this.start()) });
-		this.now = element("span", { className: "soft" });
+		this.now = span("", "soft");
 		this.film = element("div", { className: "film", "aria-hidden": "true" });
 		this.range = element("input", { type: "range", min: "0", step: "1", className: "scrubber", id: "scrubber", "aria-label": "Step" });
 		on(this.range, "input", () => {

@@ -41,7 +41,7 @@ export function openViewer(ids, id, actions) {
 		const row = await api(`images/${id}`).catch(() => null);
 		if (ids[place] !== id) return;
 		if (!row) {
-			side.replaceChildren(element("p", { text: "This image was deleted." }));
+			side.replaceChildren(p("", "This image was deleted."));
 			return;
 		}
 		picture.alt = row.prompt;
