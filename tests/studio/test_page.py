@@ -214,7 +214,7 @@ def test_escape_stops_the_sampling(page: Browser, studio: Studio) -> None:
 
 
 def test_a_reload_in_the_middle_goes_on(page: Browser, studio: Studio) -> None:
-    page.run("document.getElementById('prompt').focus()")
+    page.run("fill(option('steps'), '1000'); document.getElementById('prompt').focus()")
     page.key("Enter")
     page.wait("!idle() && document.querySelector('.progress-words').textContent.includes('of 1000')")
     page.reload()
