@@ -40,6 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "4 steps": {"steps": 4},
     "8 steps, guidance 0.25:1": {"steps": 8, "guidance_interval": "0.25:1"},
     "12 steps, cache every 2nd": {"steps": 12, "cache_interval": 2},
+    "16 steps, unipc": {"steps": 16, "sampler": "unipc"},
     "8 steps, unipc": {"steps": 8, "sampler": "unipc"},
     "4 steps, unipc": {"steps": 4, "sampler": "unipc"},
     "6 steps, unipc": {"steps": 6, "sampler": "unipc"},
