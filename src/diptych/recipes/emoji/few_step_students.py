@@ -25,14 +25,14 @@ SAMPLED: dict[str, Any] = {
 }
 
 
-def student(description: str, learning_rate: float, updates: int, **system: Any) -> Recipe:
+def student(description: str, learning_rate: float, updates: int, batch: int = 32, **system: Any) -> Recipe:
     return Recipe(
         description=description,
         system=FewStepTraining(**{"prompts": PROMPTS, "precomputed": LATENTS, **system}),
         data=DATA,
         training=TrainingConfig(
             steps=updates,
-            batch_size=32,
+            batch_size=batch,
             learning_rate=learning_rate,
             warmup=20,
             cooldown=0.3,
@@ -51,7 +51,8 @@ RECIPES = {
     "emoji-4-steps": student(
         "the default in 4 steps, as a LoRA, by distillation of its own sampling",
         1e-3,
-        4000,
+        8000,
+        batch=16,
         steps=4,
         lora=LoraConfig(rank=16),
         **SAMPLED,
@@ -59,7 +60,8 @@ RECIPES = {
     "emoji-8-steps": student(
         "the default in 8 steps of one call, as a LoRA, by distillation of its own sampling",
         1e-3,
-        2000,
+        8000,
+        batch=16,
         steps=8,
         lora=LoraConfig(rank=16),
         **SAMPLED,
