@@ -21,7 +21,7 @@ override OUT := $(value OUT)
 export PROMPT OUT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test tests test-all lint format gpu gpu-check wheel default-model default-cascade clean
+.PHONY: help demo install test tests test-all lint format gpu gpu-check wheel default-model default-cascade default-4-steps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,14 @@ default-cascade: $(VENV)/.installed-data ## as default-model, for the cascade in
 	$(BIN)/diptych assemble runs/emoji-base runs/emoji-sr-128 runs/emoji-sr-512 --out src/diptych/assets/cascade
 	@echo "Bring MODEL_CARD.md in src/diptych/assets/cascade up to date."
 	$(BIN)/diptych evaluate --model cascade --stop 2 --data data/emoji-512 --out runs/emoji-cascade/evaluation
+
+default-4-steps: $(VENV)/.installed-data ## as default-model, for the LoRA of 4 steps in src/diptych/assets (hours on a CPU)
+	$(BIN)/diptych data emoji --size 128 --scenes 5000 --out data/emoji-128
+	$(BIN)/diptych precompute emoji-4-steps --out cache/emoji-trajectories
+	$(BIN)/diptych train emoji-4-steps --run-dir runs/emoji-4-steps
+	cp -r runs/emoji-4-steps/model/. src/diptych/assets/latent-4-steps
+	@echo "Bring MODEL_CARD.md in src/diptych/assets/latent-4-steps up to date."
+	$(BIN)/python -m benchmarks.few_steps --methods "full model, 24 steps" --student "4-step student=latent-4-steps"
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) dist build out

@@ -59,7 +59,7 @@ def load(
     """Open a model of any kind.
 
     Args:
-        source: a run folder or model folder, "latent" (also if none) or "cascade" for the defaults in the package, a
+        source: a run folder or model folder, "latent" (also if none), "latent-4-steps" or "cascade" of the package, a
             published model as a folder of diffusers or a single file, or its id on the hub: "owner/name", or
             "owner/name/file.safetensors" for one file of several.
         device: where its tensors go: "cpu", "cuda", or "auto" for CUDA where there is one.

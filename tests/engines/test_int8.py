@@ -24,6 +24,7 @@ from diptych.engines.network_hash import lora_hash
 from diptych.engines.replace import Part, replace
 from diptych.networks.feature_cache import FeatureCache
 from diptych.networks.lora import Adapter, LowRank, adapt
+from diptych.pretrained.load import EMBEDDED
 from tests.engines.small_networks import UNET, random_weights
 from tests.models import latents, stages
 
@@ -250,12 +251,12 @@ def test_the_models_of_the_package_come_with_ranges(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "calibrate", lambda model: pytest.fail("calibrates"))
-    for name in ("latent", "cascade"):
+    for name in EMBEDDED:
         model = diptych.load(name, device="cpu", engine="pytorch")
         require_ranges(model)
         assert all(len(ranges.layers) > 5 for part in int8_parts(model) if (ranges := read_ranges(part)))
     assert not capsys.readouterr().err
-    assert len(list(int8_ranges.SHIPPED.iterdir())) == 5
+    assert len(list(int8_ranges.SHIPPED.iterdir())) == 6
 
 
 def test_the_command_measures_on_prompts_of_a_file(

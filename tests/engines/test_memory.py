@@ -72,7 +72,9 @@ def latents_of_default() -> Any:
 
 
 @pytest.mark.every(3)
-@pytest.mark.parametrize("name", ["emoji-codes", "emoji-class", "cascade", "ddpm", "emoji-layout", "glide-base-small"])
+@pytest.mark.parametrize(
+    "name", ["emoji-codes", "emoji-class", "cascade", "ddpm", "emoji-layout", "glide-base-small", "latent-4-steps"]
+)
 def test_every_kind_of_model_has_a_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", name, "--memory", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

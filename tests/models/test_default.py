@@ -32,7 +32,7 @@ def middle(image: Image.Image) -> np.ndarray:
 
 def test_the_shipped_weights_stay_light_and_have_a_card() -> None:
     assert 0 < sum(file.stat().st_size for file in ASSETS.rglob("*.safetensors")) < LIMIT
-    for folder in ("latent", "cascade", "judge"):
+    for folder in ("latent", "latent-4-steps", "cascade", "judge"):
         assert (ASSETS / folder / "MODEL_CARD.md").is_file()
 
 
@@ -42,6 +42,17 @@ def test_it_paints_what_is_asked(model: LatentDiffusion) -> None:
     assert red[0] > red[1] + 60 and red[0] > red[2] + 60
     assert blue[2] > blue[0] + 30
     assert yellow[0] > yellow[2] + 60 and yellow[1] > yellow[2] + 30
+
+
+def test_its_student_paints_much_the_same_in_four_calls(model: LatentDiffusion) -> None:
+    student = diptych.load("latent-4-steps", device="cpu")
+    prompts = ["a red heart", "a blue heart", "a grinning face"]
+    own, result = model.generate(prompts, seeds=[0, 1, 2], steps=8), student.generate(prompts, seeds=[0, 1, 2])
+    assert result.metadata[0]["cost"]["calls"] == 4
+    for one, other in zip(result.images, own.images, strict=True):
+        assert np.abs(middle(one) - middle(other)).max() < 60
+    red, blue, yellow = map(middle, result.images)
+    assert red[0] > red[1] + 60 and blue[2] > blue[0] + 30 and yellow[0] > yellow[2] + 60
 
 
 @pytest.mark.slow

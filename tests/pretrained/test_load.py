@@ -21,7 +21,7 @@ from diptych.models.latent_diffusion import LatentDiffusion
 from diptych.networks.unet import UNet
 from diptych.pretrained import families as published
 from diptych.pretrained import load as opening
-from diptych.pretrained.load import EMBEDDED, model_folder
+from diptych.pretrained.load import EMBEDDED, MADE_BY, model_folder
 from diptych.pretrained.source import Family, Options, Source
 from diptych.weights.files import load_safetensors
 from diptych.weights.lazy import fill, load_weights
@@ -78,7 +78,7 @@ def test_the_default_and_its_name_are_the_model_in_the_package() -> None:
     assert model_folder(None) == model_folder("latent") == EMBEDDED["latent"]
 
 
-@pytest.mark.parametrize(("panel", "target"), [("latent", "default-model"), ("cascade", "default-cascade")])
+@pytest.mark.parametrize(("panel", "target"), MADE_BY.items())
 def test_a_default_that_is_not_in_the_package_says_how_to_make_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, panel: str, target: str
 ) -> None:

@@ -117,8 +117,8 @@ def add_model(command: Parser) -> None:
     command.add_argument(
         "--model",
         metavar="M",
-        help="latent, cascade, a run or model folder, a published folder or file, or owner/name on the hub "
-        "(default: latent)",
+        help="latent, latent-4-steps, cascade, a run or model folder, a published folder or file, or owner/name on the "
+        "hub (default: latent)",
     )
     command.add_argument(
         "--lora",

@@ -14,6 +14,7 @@ from diptych.core.terminal import console, print_out
 from diptych.encoders.base import network_of
 from diptych.engines.sampling_memory import DECODER, SIZES, PartMemory, Sampling, Way, counted, model_passes, ways
 from diptych.models.cascade import Cascade
+from diptych.pretrained.adapted_model import AdaptedConfig, latent_config
 from diptych.pretrained.families import open_published
 from diptych.pretrained.load import is_published, located
 from diptych.recipes import all_recipes, get
@@ -64,6 +65,7 @@ def configs_and_networks(name: str, **opening: Any) -> Iterator[tuple[Any, dict[
             yield stage.config, published(stage, name)
         return
     config, _ = saved(path)
+    config = latent_config(str(path)) if isinstance(config, AdaptedConfig) else config
     yield from (own(one, name) for one in (config if isinstance(config, list) else [config]))
 
 

@@ -146,7 +146,7 @@ def latent_config(source: str) -> LatentConfig:
         values = read_config(path)
         if values["kind"] == "latent-lora":
             adapted = read_adapted(values, path)
-            return adapted.adapted(latent_config(adapted.base))
+            return adapted.adapted(latent_config(str(base_place(adapted.base, path))))
         if values["kind"] == "latent":
             return LatentConfig.from_dict({key: value for key, value in values.items() if key != "scale"})
     raise UserError(f"{source} is no latent model: it can be no teacher")

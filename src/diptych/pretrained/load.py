@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from diptych.pretrained.source import Options
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-EMBEDDED = {"latent": ASSETS / "latent", "cascade": ASSETS / "cascade"}
-MADE_BY = {"latent": "default-model", "cascade": "default-cascade"}
+EMBEDDED = {name: ASSETS / name for name in ("latent", "latent-4-steps", "cascade")}
+MADE_BY = {"latent": "default-model", "latent-4-steps": "default-4-steps", "cascade": "default-cascade"}
 DTYPES = ("float32", "float16", "bfloat16")
 """What networks may be of."""
 OTHER_NETWORKS = {"Autoencoder": "an autoencoder or first stage", "NoisyClassifier": "a noisy classifier"}
