@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.core.errors import UserError
+from diptych.core.errors import DiptychWarning, UserError
 from diptych.diffusion.steps import NoiseSource
 from diptych.diffusion.thresholding import ThresholdConfig
 from diptych.models.cascade import Cascade
@@ -92,6 +92,8 @@ def test_negative_prompts_steer_the_stages_that_are_guided(model: Cascade) -> No
     for a, b in zip(usual.stages, one.stages, strict=True):
         assert not same_image(a[0], b[0]) and all(close(x, y) for x, y in zip(a[1:], b[1:], strict=True))
     assert [told["negative"] for told in one.metadata] == ["a dog in a very long story", None, None]
+    with pytest.warns(DiptychWarning, match="the negative prompt has no effect"):
+        model.generate(PROMPTS, negative="a dog", guidance=1.0)
 
 
 def test_given_noise_is_the_first_stages(model: Cascade) -> None:

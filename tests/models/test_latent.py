@@ -125,6 +125,9 @@ def test_negative_prompts_steer(model: LatentDiffusion) -> None:
     assert same_image(one.images[0], steered.images[0]) and same_image(one.images[1], usual.images[1])
     assert [told["negative"] for told in one.metadata] == ["a cat", None]
     plain = model.generate(CAPTIONS[0], guidance=1.0)
+    with pytest.warns(DiptychWarning, match="the negative prompt has no effect"):
+        unread = model.generate(CAPTIONS[0], guidance=1.0, negative="a cat")
+    assert same_image(unread.images[0], plain.images[0])
     assert same_image(model.generate(CAPTIONS[0], negative=CAPTIONS[0], guidance=9.0).images[0], plain.images[0])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import diptych
-from diptych.core.errors import UserError
+from diptych.core.errors import DiptychWarning, UserError
 from diptych.core.images import to_images, to_tensor
 from diptych.diffusion.guidance import ClassifierFreeGuidance
 from diptych.diffusion.samplers import SAMPLERS
@@ -191,7 +191,8 @@ def test_negative_prompts_steer(painter: PixelDiffusion) -> None:
     one = painter.generate(list(CAPTIONS), negative=["a cat in a long sentence", ""])
     assert same_image(one.images[0], steered.images[0]) and same_image(one.images[1], usual.images[1])
     assert [told["negative"] for told in one.metadata] == ["a cat in a long sentence", None]
-    plain = painter.generate("red", guidance=1.0)
+    with pytest.warns(DiptychWarning, match="the negative prompt has no effect"):
+        plain = painter.generate("red", guidance=1.0, negative="blue")
     assert same_image(painter.generate("red", negative="red", guidance=9.0).images[0], plain.images[0])
 
 

@@ -26,6 +26,7 @@ from diptych.models.options import AutoregressiveOptions, read_options
 from diptych.models.request import Request, read_size
 from diptych.models.result import Result
 from diptych.models.token_sampling import GumbelSource, TokenSampling, guided_logits
+from diptych.models.unguided_warning import warn_of_unguided
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.weights.identity import identity
@@ -198,7 +199,9 @@ class AutoregressiveRequest(Request):
             raise UserError(f"size must be at least the training size, {config.size} x {config.size}, not {size}")
         guidance = own.pop("guidance")
         guidance = guidance if config.guidable else 1.0  # there is nothing to guide away from
-        return cls.of(prompts, values, sampling=TokenSampling(**own), guidance=guidance, size=size)
+        request = cls.of(prompts, values, sampling=TokenSampling(**own), guidance=guidance, size=size)
+        warn_of_unguided(request.negatives, [guidance])
+        return request
 
     def result(self, model: Autoregressive, images: list[Image.Image]) -> Result:
         """The images that a model has made, with their metadata."""

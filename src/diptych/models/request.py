@@ -136,6 +136,10 @@ class LatentRequest(Request):
         values, config, factor = read_options(LatentOptions, options), model.config, model.config.autoencoder.factor
         request = Request.of(prompts, values, empty=values["image"] is not None or values["low_res"] is not None)
         settings = read_settings(config, values)
+        if any(request.negatives):
+            from diptych.models.unguided_warning import warn_of_unguided
+
+            warn_of_unguided(request.negatives, [settings.guidance])
         size = read_size((config.size, config.size) if values["size"] is None else values["size"], config.multiple)
         init_image = low_res = fit = tiling = None
         if config.concat_condition is not None or any(is_given(values[name]) for name in IMAGE_OPTIONS):
