@@ -140,7 +140,7 @@ def test_samplers_that_draw_or_look_twice_have_no_trajectories(recipe: Recipe, s
         (["system.caption_dropout=0.1"], "caption_dropout must be 0"),
         (["system.method=progressive"], "teacher_sampler must be none but for method=distillation"),
         (["system.trajectories=0"], "trajectories must lie between 1 and"),
-        (["system.steps=16"], r"teacher_steps must be a multiple of steps \(16\), not"),
+        (["system.steps=32"], r"teacher_steps must be a multiple of steps \(32\), not"),
     ],
 )
 def test_settings_without_sense_are_refused(changes: list[str], says: str) -> None:
