@@ -24,7 +24,7 @@ export PROMPT OUT PYTHON
 .PHONY: help demo install test tests test-all lint format gpu gpu-check wheel default-model default-cascade default-4-steps clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables: PROMPT="a red apple"  OUT=out  PYTHON=python3  BUDGET=13'
 
 demo: $(VENV)/.installed ## install, then generate PROMPT with both default models into OUT
