@@ -26,7 +26,6 @@ from diptych.models.options import AutoregressiveOptions, read_options
 from diptych.models.request import Request, read_size
 from diptych.models.result import Result
 from diptych.models.token_sampling import GumbelSource, TokenSampling, guided_logits
-from diptych.models.unguided_warning import warn_of_unguided
 from diptych.networks.autoencoder import Autoencoder
 from diptych.networks.code_transformer import CodeTransformer
 from diptych.weights.identity import identity
@@ -200,7 +199,7 @@ class AutoregressiveRequest(Request):
         guidance = own.pop("guidance")
         guidance = guidance if config.guidable else 1.0  # there is nothing to guide away from
         request = cls.of(prompts, values, sampling=TokenSampling(**own), guidance=guidance, size=size)
-        warn_of_unguided(request.negatives, [guidance])
+        request.warn_if_unguided(guidance)
         return request
 
     def result(self, model: Autoregressive, images: list[Image.Image]) -> Result:

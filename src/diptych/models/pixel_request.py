@@ -22,7 +22,6 @@ from diptych.models.request import Request, read_size
 from diptych.models.result import Result
 from diptych.models.sampling import SamplingSettings, read_settings, steps_taken
 from diptych.models.size_warning import warn_of_size
-from diptych.models.unguided_warning import warn_of_unguided
 from diptych.weights.identity import identity
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class PixelRequest(Request):
         empty = values["image"] is not None or (values["low_res"] is not None and config.text is None)
         request = Request.of(prompts, values, empty)
         settings = read_pixel_settings(config, values)
-        warn_of_unguided(request.negatives, [settings.guidance])
+        request.warn_if_unguided(settings.guidance)
         init_image = read_pixel_image([config], len(request), settings.steps, values)
         low_res, fit = read_pixel_low_res([config], len(request), values)
         if init_image is not None:
@@ -119,7 +118,7 @@ class CascadeRequest(Request):
         stages = read_stages(configs, values)
         each = {name: one_each(name, values[name], stages, len(configs)) for name in StageOptions.__annotations__}
         sampling = {n: read_pixel_settings(configs[n], {name: each[name][n] for name in each}) for n in stages}
-        warn_of_unguided(request.negatives, [one.guidance for one in sampling.values()])
+        request.warn_if_unguided(*(one.guidance for one in sampling.values()))
         running = configs[stages.start : stages.stop]
         low_res, fit = read_pixel_low_res(running, len(request), values)
         init_image = read_pixel_image(running, len(request), sampling[stages.start].steps, values)

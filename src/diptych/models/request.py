@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.core.checks import initial
-from diptych.core.errors import UserError
+from diptych.core.errors import UserError, warn
 from diptych.core.values import LONGEST_SIDE, integers, short_repr, texts
 from diptych.encoders.base import PromptOptions
 from diptych.models.options import LatentOptions, read_options
@@ -89,6 +89,11 @@ class Request:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def warn_if_unguided(self, *guidance: float) -> None:
+        """Warn of negative prompts where no stage guides: a weight of 1 computes the half with the prompt alone."""
+        if any(self.negatives) and all(weight == 1 for weight in guidance):
+            warn("the negative prompt has no effect: this generates without guidance (its weight is 1)")
+
     def metadata(self, model: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         """All that makes each image again: what it was asked for, the settings of all, and which model it was."""
         common = {**settings, **self.reading.metadata(), **({"model": model} if model else {})}
@@ -136,10 +141,7 @@ class LatentRequest(Request):
         values, config, factor = read_options(LatentOptions, options), model.config, model.config.autoencoder.factor
         request = Request.of(prompts, values, empty=values["image"] is not None or values["low_res"] is not None)
         settings = read_settings(config, values)
-        if any(request.negatives):
-            from diptych.models.unguided_warning import warn_of_unguided
-
-            warn_of_unguided(request.negatives, [settings.guidance])
+        request.warn_if_unguided(settings.guidance)
         size = read_size((config.size, config.size) if values["size"] is None else values["size"], config.multiple)
         init_image = low_res = fit = tiling = None
         if config.concat_condition is not None or any(is_given(values[name]) for name in IMAGE_OPTIONS):

@@ -51,6 +51,10 @@ class AdaptedConfig(Config):
         self.require(self.steps >= 1, "steps", "be at least 1")
         self.require(self.sampler in SAMPLERS, "sampler", f"be one of {', '.join(SAMPLERS)}")
 
+    def fits(self, model: LatentDiffusion) -> bool:
+        """Whether a model has the weights that the LoRA was trained for, or any will do."""
+        return self.base_weights in (None, base_fingerprint(model))
+
     def networks(self) -> dict[str, nn.Module]:
         """Those of the base model: call it on the meta device."""
         return latent_config(self.base).networks()
@@ -84,7 +88,7 @@ class AdaptedModel:
         """The base model with the LoRA in its weights, ready to generate. A `UserError` names what does not fit."""
         config = read_adapted(values, folder)
         model = open_base(config.base, folder)
-        if config.base_weights not in (None, base_fingerprint(model)):
+        if not config.fits(model):
             raise UserError(f"{folder} was trained for other weights than those of {config.base} here")
         with torch.no_grad():
             for layer, change in LoRA.open(folder).changes(model).items():

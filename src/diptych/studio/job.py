@@ -103,7 +103,7 @@ class Job:
             return [dict(event) for event in self._events[first:]]
 
     @property
-    def _told_end(self) -> bool:
+    def _end_published(self) -> bool:
         """Whether the last event is there: it follows the state, once the history has been written."""
         with self._lock:
             return bool(self._events) and self._events[-1]["type"] in ENDED
@@ -126,13 +126,12 @@ class Job:
         try:
             while True:
                 here[1].clear()
+                ended = self._end_published  # before the events, of which the end is the last
                 for event in self.events(after):
                     after = event["number"]
                     yield event
-                if self._told_end:
-                    if not self.events(after):
-                        return
-                    continue
+                if ended:
+                    return
                 await here[1].wait()
         finally:
             with self._lock:

@@ -16,13 +16,6 @@ LATENTS = "cache/emoji-latent"
 
 TRAJECTORIES = "cache/emoji-trajectories"
 """What `diptych precompute` writes of either recipe: where the default's own sampling leads, in 16 steps of UniPC."""
-SAMPLED: dict[str, Any] = {
-    "method": "distillation",
-    "teacher_sampler": "unipc",
-    "teacher_steps": 16,
-    "trajectories": 6500,
-    "precomputed": TRAJECTORIES,
-}
 
 
 def student(description: str, learning_rate: float, updates: int, batch: int = 32, **system: Any) -> Recipe:
@@ -47,24 +40,27 @@ def student(description: str, learning_rate: float, updates: int, batch: int = 3
     )
 
 
+def follower(description: str, steps: int) -> Recipe:
+    """A student of the default's own sampling."""
+    return student(
+        description,
+        1e-3,
+        8000,
+        batch=16,
+        method="distillation",
+        steps=steps,
+        teacher_steps=16,
+        teacher_sampler="unipc",
+        trajectories=6500,
+        precomputed=TRAJECTORIES,
+        lora=LoraConfig(rank=16),
+    )
+
+
 RECIPES = {
-    "emoji-4-steps": student(
-        "the default in 4 steps, as a LoRA, by distillation of its own sampling",
-        1e-3,
-        8000,
-        batch=16,
-        steps=4,
-        lora=LoraConfig(rank=16),
-        **SAMPLED,
-    ),
-    "emoji-8-steps": student(
-        "the default in 8 steps of one call, as a LoRA, by distillation of its own sampling",
-        1e-3,
-        8000,
-        batch=16,
-        steps=8,
-        lora=LoraConfig(rank=16),
-        **SAMPLED,
+    "emoji-4-steps": follower("the default in 4 steps, as a LoRA, by distillation of its own sampling", steps=4),
+    "emoji-8-steps": follower(
+        "the default in 8 steps of one call, as a LoRA, by distillation of its own sampling", steps=8
     ),
     "emoji-lcm": student(
         "the default in 4 steps by consistency distillation", 1e-4, 3000, method="consistency", steps=4

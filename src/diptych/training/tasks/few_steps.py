@@ -33,6 +33,7 @@ from diptych.diffusion.times import timesteps
 from diptych.encoders.configs import ClipTextConfig, build_encoder
 from diptych.models.latent_config import LatentConfig
 from diptych.models.latent_diffusion import LatentDiffusion
+from diptych.networks.lora import adapters
 from diptych.networks.lora_training import LoraConfig, LoraLayers, sharing_weights
 from diptych.networks.unet import UNet
 from diptych.pretrained.adapted_model import (
@@ -229,15 +230,12 @@ class FewStepTask(DiffusionTask):
             return init_latent(self.system, source)
         if not ((path := find(source)) / FILE).is_file():
             raise UserError(f"{source} is no folder of a LoRA: a student that is one cannot begin as it")
-        config = read_adapted(read_config(path), path)
-        if config.base_weights not in (None, base_fingerprint(self.system)):
+        if not read_adapted(read_config(path), path).fits(self.system):
             raise UserError(f"{source} is a student of another teacher than {self.distillation.teacher}")
         given = LoRA.open(path / FILE).changes(self.system)
-        layers = {names[0].removeprefix("unet."): layer for names, layer in named_layers(self.system)}
-        mine = {layers[name]: change for name, change in self.lora.named_changes().items()}
-        if {layer: change.down.shape for layer, change in given.items()} != {
-            layer: change.down.shape for layer, change in mine.items()
-        }:
+        mine = {layer: each.change for layer in self.system.unet.modules() for _, each in adapters(layer)}
+        shapes, own_shapes = ({layer: one.down.shape for layer, one in each.items()} for each in (given, mine))
+        if shapes != own_shapes:
             raise UserError(f"{source} is a LoRA of other layers or another rank than FewStepTraining.lora")
         with torch.no_grad():
             for layer, change in given.items():
