@@ -93,7 +93,7 @@ default-4-steps: $(VENV)/.installed-data ## as default-model, for the LoRA of 4 
 	$(BIN)/diptych train emoji-4-steps --run-dir runs/emoji-4-steps
 	cp -r runs/emoji-4-steps/model/. src/diptych/assets/latent-4-steps
 	@echo "Bring MODEL_CARD.md in src/diptych/assets/latent-4-steps up to date."
-	$(BIN)/python -m benchmarks.few_steps --methods "full model, 24 steps" --student "4-step student=latent-4-steps"
+	$(BIN)/python -m benchmarks.few_steps --images 600 --methods "full model, 24 steps" --student "4-step student=latent-4-steps" --out runs/emoji-4-steps/evaluation
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) dist build out
